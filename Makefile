@@ -1,0 +1,58 @@
+# `make` alone lists the targets. Everything runs in .venv, which `make demo` creates by itself.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH := torch==2.13.0
+STAMP := $(VENV)/.medmoe-installed
+# Two workers on two cores: more threads per worker would only fight for them.
+TEST_ENV := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
+PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo install test check fix stress bench lock tree clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+
+demo: $(STAMP)  ## install, then train, evaluate and report a tiny model (under 10 minutes, no download of data)
+	HF_HUB_OFFLINE=1 $(BIN)/medmoe demo --out runs/demo
+
+install: $(STAMP)  ## create .venv and install the package
+
+# torch first and pinned: no later resolution may pull another build of it.
+$(STAMP): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "medmoe needs Python 3.11 or newer: give one by make PYTHON=python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q $(TORCH)
+	$(BIN)/python -m pip install -q -r requirements.lock
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+test: $(STAMP)  ## everything that proves the product right (at most 10 minutes, no network)
+	$(PYTEST) -n 2 --dist loadscope --ignore=tests/stress $(ARGS)
+
+check: $(STAMP)  ## lint, format, types, import rule
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
+
+fix: $(STAMP)  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+stress: $(STAMP)  ## the long runs
+	$(PYTEST) tests/stress $(ARGS)
+
+bench: $(STAMP)  ## print the benchmark ratios of benchmarks/
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+lock: $(STAMP)  ## write requirements.lock from what .venv holds
+	$(BIN)/python scripts/lock.py
+
+tree: $(STAMP)  ## bring the file tree of README.md up to date
+	$(BIN)/python scripts/readme_tree.py
+
+clean:  ## remove what was built, but neither .venv nor runs/
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,118 @@
+"""What `medmoe demo` shows in the terminal: the plan, a bar per phase, the result table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from medmoe.config.schema import PHASES, PhaseName
+from medmoe.experiments.demo import DemoPlan
+from medmoe.training.trainable import TRAINABLE
+
+#: What the result table shows: one headline metric per subset.
+HEADLINES = {("strict", "accuracy"), ("strict", "exact_match"), ("label_score", "accuracy"), ("label_score", "auc")}
+
+
+class Display:
+    """Terminal output of one demonstration."""
+
+    def __init__(self, plan: DemoPlan) -> None:
+        self._plan = plan
+        self._console = Console()
+        self._bars = Progress(
+            TextColumn("{task.description:<20}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:>5.0f}/{task.total:.0f} steps"),
+            TextColumn("{task.fields[loss]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._tasks: dict[PhaseName, TaskID] = {}
+
+    def opening(self) -> None:
+        """Print what will be done, on which data, and how long it should take."""
+        plan = self._plan
+        where = "the embedded phantom" if plan.root is None else str(plan.root)
+        self._console.print(f"[bold]medmoe demo[/] on {where}, seed {plan.seed}")
+        self._console.print(
+            f"Step plan for {plan.minutes} minutes on two cores (the steps are fixed, the time is an "
+            "estimate). What trains:"
+        )
+        for phase in PHASES:
+            parts = ", ".join(part.strip(".") or "everything" for part in TRAINABLE[phase])
+            self._console.print(f"  {phase:<20}{plan.steps.steps[phase]:>6} steps   {parts}")
+
+    def __enter__(self) -> Display:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def progress(self, phase: PhaseName, step: int, steps: int, loss: float | None) -> None:
+        """Move a phase's bar."""
+        if phase not in self._tasks:
+            self._tasks[phase] = self._bars.add_task(phase, total=steps, loss="")
+        shown = {} if loss is None else {"loss": f"loss {loss:.3f}"}
+        self._bars.update(self._tasks[phase], completed=step, **shown)
+
+    def closing(
+        self, summary: dict[str, Any], out: Path, seconds: float, next_steps: list[str]
+    ) -> None:
+        """Print the result table and where everything is."""
+        self._console.print(result_table(summary))
+        router = summary["router"]
+        self._console.print(
+            f"router: {router['accuracy']:.1f} % [{router['low']:.1f}, {router['high']:.1f}] "
+            f"of {router['n']} images; parameters: {summary['parameters']['total']:,} in all, "
+            f"{summary['parameters']['activated']:,} activated per token"
+        )
+        limit = 60 * self._plan.minutes
+        late = f", over the plan's {self._plan.minutes} minutes" if seconds > limit else ""
+        self._console.print(f"done in {seconds / 60:.1f} minutes{late}")
+        self._console.print(f"report: {out / 'report.html'}   model: {out / 'model'}")
+        for line in next_steps:
+            self._console.print(f"  - {line.replace('`', '')}", highlight=False, markup=False)
+        self._console.print("Research use only, not a medical device.")
+
+
+def result_table(summary: dict[str, Any]) -> Table:
+    """Return the headline scores with intervals and baselines, one row each."""
+    table = Table(title="scores in percent, 95 % intervals clustered on the image")
+    for name in ("task", "system", "subset", "metric"):
+        table.add_column(name)
+    for name in ("value", "interval", "n", "constant", "question only"):
+        table.add_column(name, justify="right")
+    for row in summary["scores"]:
+        if (row["protocol"], row["metric"]) not in HEADLINES:
+            continue
+        if row["subset"] not in ("closed", "open", "all"):
+            continue
+        system = f"{row['system']}, {row['control']} image" if row["control"] else row["system"]
+        table.add_row(
+            f"{row['task']} ({row['split']})",
+            system,
+            row["subset"],
+            row["metric"],
+            _number(row["value"]),
+            f"[{_number(row['low'])}, {_number(row['high'])}]",
+            str(row["n"]),
+            _number(row["constant_baseline"]),
+            _number(row["question_only_baseline"]),
+        )
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"

@@ -1,0 +1,92 @@
+"""`medmoe doctor`: versions, hardware and data found, what is missing and how to mend it.
+
+It ends with 0 if the demo can run here and with 1 if something that it needs is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from medmoe.cli import flags
+from medmoe.cli.machine import Check, check_machine
+from medmoe.errors import DataError
+
+MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "missing": "[bold red]missing[/]"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `doctor`."""
+    flags.add_data(parser)
+    flags.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report, write `--json`, and return 1 if something required is missing.
+
+    Raises:
+        DataError: The folder of `--data` does not exist or holds no data set.
+    """
+    checks = [*check_data(args.data), *check_machine(Path.cwd())]
+    usable = not any(check.status == "missing" for check in checks)
+    flags.write_json(args.json, as_json(checks, usable))
+    show(checks, usable)
+    return 0 if usable else 1
+
+
+def check_data(explicit: Path | None) -> list[Check]:
+    """Return a row on the data folder, and one per data set where there is such a folder.
+
+    Raises:
+        DataError: The folder was given by `--data` and cannot be used. One that `$MEDMOE_DATA`
+            names is a row of the report instead: finding it is what `doctor` is for.
+    """
+    from medmoe.data.registry import READERS, available, find_data
+
+    try:
+        root = find_data(explicit)
+    except DataError as error:
+        if explicit is not None:
+            raise
+        return [Check("data", str(error), "missing", "unset MEDMOE_DATA, or set it to the folder")]
+    if root is None:
+        return [Check("data", "embedded phantom (for real data: --data DIR or $MEDMOE_DATA)")]
+    rows = [Check("data", str(root))]
+    for name, there in available(root).items():
+        marker = READERS[name].MARKER
+        rows.append(
+            Check(f"data {name}", READERS[name].LICENCE)
+            if there
+            else Check(f"data {name}", "not found", "note", f"put it at {root / marker}")
+        )
+    return rows
+
+
+def as_json(checks: list[Check], usable: bool) -> dict[str, Any]:
+    """Return the report as the object that `--json` writes."""
+    rows = [
+        {"name": check.name, "value": check.value, "status": check.status, "fix": check.fix}
+        for check in checks
+    ]
+    return {"version": 1, "usable": usable, "checks": rows}
+
+
+def show(checks: list[Check], usable: bool) -> None:
+    """Print the report as a table, and the verdict under it."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("what", "status", "found", "to mend it"):
+        table.add_column(title, overflow="fold")
+    for check in checks:
+        table.add_row(
+            escape(check.name), MARKS[check.status], escape(check.value), escape(check.fix)
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        "\nReady: try `medmoe demo`." if usable else "\nNot ready: mend what is marked missing."
+    )

@@ -1,0 +1,90 @@
+"""`medmoe VERB …`: finds the verb's module, parses its flags, turns errors into exit codes.
+
+A verb's module has `add_arguments(parser)` and `run(args) -> int`, and imports torch and its like
+inside `run` only, so that `--help` answers at once. Exit codes: 0 done, 1 ran and found a failure,
+2 wrong use or bad input, 3 stopped by a guard, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from medmoe import __version__
+from medmoe.cli.parser import FOOTER, Parser
+from medmoe.errors import ConfigError, MedMoeError, one_of
+
+#: verb -> (module, help), in the order a new user meets them.
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("medmoe.cli.demo", "train, evaluate and show a tiny Med-MoE, end to end"),
+    "ask": ("medmoe.cli.ask", "answer a question about an image with a trained model"),
+    "doctor": ("medmoe.cli.doctor", "show versions, hardware and data, and what is missing"),
+}
+
+INTERRUPTED = 130
+
+
+def help_text() -> str:
+    """Return the text of `medmoe --help`, without importing any verb."""
+    width = max(map(len, VERBS))
+    rows = "\n".join(f"  {verb:<{width}}  {line}" for verb, (_, line) in VERBS.items())
+    return (
+        "usage: medmoe VERB [flags]\n\n"
+        "Med-MoE: lightweight medical vision-language models with domain experts.\n\n"
+        f"verbs:\n{rows}\n\n"
+        "  medmoe VERB --help  shows the flags of a verb\n"
+        "  medmoe --version    shows the version\n\n"
+        f"{FOOTER}"
+    )
+
+
+def parser_of(verb: str) -> Parser:
+    """Return the parser of one verb.
+
+    Raises:
+        ConfigError: There is no such verb.
+    """
+    if verb not in VERBS:
+        raise ConfigError(one_of(verb, VERBS, "verb"))
+    module, line = VERBS[verb]
+    parser = Parser(prog=f"medmoe {verb}", description=f"{line[0].upper()}{line[1:]}.")
+    import_module(module).add_arguments(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        argv: The words after `medmoe`; those of the process by default.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(words)
+        sys.stdout.flush()  # here, so that a closed pipe is met inside this `try`
+        return code
+    except MedMoeError as error:
+        # One line whatever the message holds: logs and scripts read it.
+        print(f"medmoe: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("medmoe: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`medmoe … | head`) has left; keep the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in {"-h", "--help"}:
+        print(help_text())
+        return 0
+    verb, *rest = words
+    if verb == "--version":
+        print(f"medmoe {__version__}")
+        return 0
+    args = parser_of(verb).parse_strictly(rest)
+    return int(import_module(VERBS[verb][0]).run(args))

@@ -1,0 +1,46 @@
+"""The list of domains: its order is the index of the domain expert (paper, section 3.3).
+
+Modalities that are no domain (ultrasound, angiography, …) keep their own name in the data, take
+part in training and scoring, and carry no router label.
+"""
+
+from __future__ import annotations
+
+DOMAINS: tuple[str, ...] = ("ct", "mri", "pathology", "xray")
+
+#: What data sets and DICOM headers call a modality -> our name. Keys are upper case.
+MODALITY_NAMES: dict[str, str] = {
+    "CT": "ct",
+    "MR": "mri",
+    "MRI": "mri",
+    "HISTOLOGY": "pathology",
+    "PATHOLOGY": "pathology",
+    "XR": "xray",
+    "CR": "xray",
+    "DX": "xray",
+    "MG": "xray",
+    "MAMMOGRAM": "xray",
+    "MAMMOGRAPHY": "xray",
+    "RADIOGRAPH": "xray",
+    "X-RAY": "xray",
+    "US": "ultrasound",
+    "ULTRASOUND": "ultrasound",
+    "XA": "angiography",
+    "AN": "angiography",
+    "ANGIOGRAPHY": "angiography",
+    "FL": "fluoroscopy",
+    "RF": "fluoroscopy",
+    "NM": "nuclear",
+    "PT": "nuclear",
+    "OP": "fundus",
+}
+
+
+def modality_name(raw: str) -> str:
+    """Return our name of a modality; a name we do not know is kept, in lower case."""
+    return MODALITY_NAMES.get(raw.strip().upper(), raw.strip().lower())
+
+
+def domain_index(modality: str | None, domains: tuple[str, ...] = DOMAINS) -> int | None:
+    """Return the index of a modality's domain expert, or None where it has none."""
+    return domains.index(modality) if modality in domains else None

@@ -1,0 +1,55 @@
+"""The family of errors a user can meet, each with its exit code.
+
+A message gives the value, the rule and the fix, in one line; the command line prints it without a
+traceback. Assertions are kept for our own invariants.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MedMoeError(Exception):
+    """Base of all errors that a user's input or environment can cause."""
+
+    exit_code = 2
+
+
+class ConfigError(MedMoeError):
+    """A recipe, flag or configuration value breaks a rule."""
+
+
+class DataError(MedMoeError):
+    """A data folder, a row or a split is missing or malformed."""
+
+
+class ImageError(MedMoeError):
+    """An image cannot be used.
+
+    Args:
+        code: Stable machine-readable code, e.g. ``empty_or_malformed_image``.
+        message: One line for people.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class CheckpointError(MedMoeError):
+    """A model directory is incomplete, altered or of another shape than its config says."""
+
+
+class GuardError(MedMoeError):
+    """Training was stopped by a guard (non-finite loss, full disk)."""
+
+    exit_code = 3
+
+
+def one_of(value: str, choices: Iterable[str], what: str) -> str:
+    """Return the line for an unknown name: the value, the choices and the nearest of them."""
+    names = sorted(choices)
+    near = difflib.get_close_matches(value, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {what} {value!r}; choose one of: {', '.join(names)}{hint}"

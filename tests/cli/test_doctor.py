@@ -1,0 +1,159 @@
+"""`medmoe doctor`: what it finds, what it misses, and how it says so."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from medmoe.cli import doctor, machine
+from medmoe.cli.machine import Check
+from medmoe.cli.main import main
+from medmoe.data.registry import READERS
+
+
+@pytest.fixture(autouse=True)
+def no_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEDMOE_DATA", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def report(path: Path, *words: str) -> tuple[int, dict[str, dict[str, str]]]:
+    """Run `doctor` and return its exit code and the rows of its JSON by name."""
+    code = main(["doctor", "--json", str(path), *words])
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content["usable"] is (code == 0)
+    return code, {row["name"]: row for row in content["checks"]}
+
+
+def test_this_environment_is_usable_and_every_dependency_is_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, rows = report(tmp_path / "doctor.json")
+    assert code == 0
+    for name in ("python", "medmoe", "torch", "transformers", "accelerate", "cores", "memory"):
+        assert rows[name]["status"] == "ok"
+    assert rows["torch"]["value"] == metadata.version("torch")
+    assert "CPU capability" in rows["torch build"]["value"]
+    assert "embedded phantom" in rows["data"]["value"]
+    assert "Ready" in capsys.readouterr().out
+
+
+def test_a_missing_package_ends_with_1_and_names_the_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = machine.version
+
+    def version(name: str) -> str:
+        if name == "accelerate":
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(machine, "version", version)
+    code, rows = report(tmp_path / "doctor.json")
+    assert code == 1
+    assert rows["accelerate"]["status"] == "missing"
+    assert rows["accelerate"]["value"] == "not installed"
+    assert rows["accelerate"]["fix"].startswith("pip install 'accelerate>=")
+    assert "Not ready" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("found", "status"), [("4.57.1", "missing"), ("5.17.0", "ok")])
+def test_a_version_outside_the_declared_range_is_missing(
+    monkeypatch: pytest.MonkeyPatch, found: str, status: str
+) -> None:
+    real = machine.version
+    monkeypatch.setattr(
+        machine, "version", lambda name: found if name == "transformers" else real(name)
+    )
+    row = next(check for check in machine.check_packages() if check.name == "transformers")
+    assert row.status == status
+    assert found in row.value
+
+
+def test_an_absent_extra_is_a_note_and_not_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = machine.version
+
+    def version(name: str) -> str:
+        if name == "captum":
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(machine, "version", version)
+    row = next(check for check in machine.check_packages() if check.name == "extra eval")
+    assert row == Check("extra eval", "without captum", "note", "pip install 'medmoe[eval]'")
+
+
+def test_a_package_that_is_not_installed_itself_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(machine, "version", version)
+    assert machine.check_packages() == [
+        Check("medmoe", "not installed", "missing", "pip install -e .")
+    ]
+
+
+def test_a_torch_that_cannot_be_imported_is_a_row_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (row,) = machine.check_torch()
+    assert row.status == "missing"
+    assert row.value.startswith("cannot be imported: ")
+
+
+@pytest.mark.parametrize(
+    ("constant", "name"), [("MIN_MEMORY_GIB", "memory"), ("MIN_DISK_GIB", "disk")]
+)
+def test_too_little_room_is_a_note_with_the_amount(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, constant: str, name: str
+) -> None:
+    monkeypatch.setattr(machine, constant, 10**6)
+    row = next(check for check in machine.check_hardware(tmp_path) if check.name == name)
+    assert row.status == "note"
+    assert "1000000 GiB" in row.fix
+
+
+def test_data_sets_are_found_by_their_marker(tmp_path: Path) -> None:
+    there, *absent = READERS
+    marker = tmp_path / READERS[there].MARKER
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+    rows = {check.name: check for check in doctor.check_data(tmp_path)}
+    assert rows[f"data {there}"].status == "ok"
+    for name in absent:
+        assert rows[f"data {name}"].status == "note"
+        assert str(tmp_path / READERS[name].MARKER) in rows[f"data {name}"].fix
+
+
+def test_all_shared_sets_are_found(shared: Path) -> None:
+    statuses = {check.name: check.status for check in doctor.check_data(shared / "data")}
+    assert statuses == {"data": "ok", **{f"data {name}": "ok" for name in READERS}}
+
+
+def test_a_wrong_folder_of_the_flag_is_bad_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", "--data", str(tmp_path / "none")]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert str(tmp_path / "none") in line
+
+
+def test_a_wrong_folder_of_the_environment_is_what_doctor_finds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MEDMOE_DATA", str(tmp_path / "none"))
+    code, rows = report(tmp_path / "doctor.json")
+    assert code == 1
+    assert rows["data"]["status"] == "missing"
+    assert "unset MEDMOE_DATA" in rows["data"]["fix"]
+
+
+def test_markup_in_a_path_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    doctor.show([Check("data", "/a/[bold]b")], usable=True)
+    assert "/a/[bold]b" in capsys.readouterr().out

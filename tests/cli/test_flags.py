@@ -1,0 +1,95 @@
+"""The common flags: their values, their limits, and where a result may be written."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentTypeError
+from pathlib import Path
+
+import pytest
+
+from medmoe.cli import flags
+from medmoe.cli.parser import Parser
+from medmoe.errors import ConfigError
+
+
+@pytest.fixture
+def parser() -> Parser:
+    made = Parser(prog="medmoe probe")
+    flags.add_data(made)
+    flags.add_out(made, "runs/probe")
+    flags.add_seed(made)
+    flags.add_json(made)
+    return made
+
+
+def test_defaults_are_those_that_the_help_names(parser: Parser) -> None:
+    values = parser.parse_strictly([])
+    assert vars(values) == {"data": None, "out": Path("runs/probe"), "seed": 7, "json": None}
+    assert "runs/probe" in parser.format_help()
+
+
+@pytest.mark.parametrize("text", ["0", "7", "4294967295"])
+def test_seed_takes_every_number_that_numpy_takes(text: str) -> None:
+    assert flags.seed(text) == int(text)
+
+
+@pytest.mark.parametrize("text", ["-1", "4294967296", "1.5", "seven", ""])
+def test_seed_refuses_what_numpy_refuses(text: str, parser: Parser) -> None:
+    with pytest.raises(ConfigError, match="is not a whole number from 0 to 4294967295"):
+        parser.parse_strictly([f"--seed={text}"])
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "1.5", "x"])
+def test_positive_int_refuses(text: str) -> None:
+    with pytest.raises(ArgumentTypeError, match="whole number of at least 1"):
+        flags.positive_int(text)
+
+
+@pytest.mark.parametrize("text", ["0", "-0.1", "nan", "inf", "x"])
+def test_positive_float_refuses(text: str) -> None:
+    with pytest.raises(ArgumentTypeError, match="is not a number above 0"):
+        flags.positive_float(text)
+
+
+def test_positive_numbers_are_read() -> None:
+    assert flags.positive_int("12") == 12
+    assert flags.positive_float("0.5") == 0.5
+
+
+def test_unexpected_word_is_named(parser: Parser) -> None:
+    with pytest.raises(
+        ConfigError, match=r"unexpected argument 'extra'; see `medmoe probe --help`"
+    ):
+        parser.parse_strictly(["extra"])
+
+
+def test_out_folder_is_made_with_its_parents(tmp_path: Path) -> None:
+    assert flags.make_out_dir(tmp_path / "a" / "b").is_dir()
+    assert flags.make_out_dir(tmp_path / "a" / "b").is_dir()
+
+
+def test_out_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(
+        ConfigError, match=r"cannot write to .*file.*; give another folder by --out"
+    ):
+        flags.make_out_dir(file)
+
+
+def test_json_is_written_where_asked_and_nowhere_else(tmp_path: Path) -> None:
+    flags.write_json(None, {"a": 1})
+    flags.write_json(tmp_path / "new" / "x.json", {"a": "é"})
+    assert json.loads((tmp_path / "new" / "x.json").read_text(encoding="utf-8")) == {"a": "é"}
+    assert list(tmp_path.iterdir()) == [tmp_path / "new"]
+
+
+def test_json_on_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot write .*; give another file by --json FILE"):
+        flags.write_json(tmp_path, {})
+
+
+def test_json_holds_no_not_a_number(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        flags.write_json(tmp_path / "x.json", {"a": float("nan")})

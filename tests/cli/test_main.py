@@ -1,0 +1,182 @@
+"""The front door: verbs, exit codes and one-line errors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+
+from medmoe import __version__
+from medmoe.cli import main as cli
+from medmoe.errors import ConfigError, DataError, GuardError, ImageError, MedMoeError
+
+
+@pytest.fixture
+def verb_that(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Namespace], int]], None]:
+    """Add a verb `probe`, with a flag `--size`, which runs the given function."""
+
+    def add(run: Callable[[Namespace], int]) -> None:
+        def add_arguments(parser: ArgumentParser) -> None:
+            parser.add_argument("--size", type=int, default=1)
+
+        module = ModuleType("medmoe_probe_verb")
+        module.__dict__.update(add_arguments=add_arguments, run=run)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setitem(cli.VERBS, "probe", (module.__name__, "probe the front door"))
+
+    return add
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the only line on stderr; nothing may stand on stdout."""
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_help_lists_every_verb_and_says_research_use(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 0
+    text = capsys.readouterr().out
+    for verb, (_, line) in cli.VERBS.items():
+        assert f"  {verb}" in text
+        assert line in text
+    assert text.endswith("Research use only, not a medical device.\n")
+
+
+def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"medmoe {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("verb", "hint"), [("dmeo", "did you mean 'demo'"), ("doktor", "did you mean 'doctor'")]
+)
+def test_unknown_verb_is_one_line_with_the_nearest(
+    verb: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([verb]) == 2
+    line = one_line(capsys)
+    assert line.startswith(f"medmoe: error: unknown verb '{verb}'; choose one of: ")
+    assert hint in line
+
+
+def test_a_verb_far_from_all_others_gets_the_list_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["zzzzzz"]) == 2
+    assert "did you mean" not in one_line(capsys)
+
+
+def test_unknown_flag_is_one_line_with_the_nearest(
+    verb_that: Callable[[Callable[[Namespace], int]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb_that(lambda args: 0)
+    assert cli.main(["probe", "--sise=3"]) == 2
+    line = one_line(capsys)
+    assert "unexpected argument '--sise'; did you mean --size?" in line
+    assert "`medmoe probe --help`" in line
+
+
+def test_a_flag_is_never_guessed_from_its_beginning(
+    verb_that: Callable[[Callable[[Namespace], int]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb_that(lambda args: 0)
+    assert cli.main(["probe", "--siz", "3"]) == 2
+    assert "unexpected argument '--siz'" in one_line(capsys)
+
+
+def test_malformed_value_is_one_line_without_usage(
+    verb_that: Callable[[Callable[[Namespace], int]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb_that(lambda args: 0)
+    assert cli.main(["probe", "--size", "big"]) == 2
+    line = one_line(capsys)
+    assert "argument --size: invalid int value: 'big'" in line
+    assert "usage" not in line
+
+
+def test_the_verb_gets_its_flags_and_gives_the_exit_code(
+    verb_that: Callable[[Callable[[Namespace], int]], None],
+) -> None:
+    verb_that(lambda args: args.size)
+    assert cli.main(["probe"]) == 1
+    assert cli.main(["probe", "--size", "0"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (MedMoeError("size (9) is too big"), 2),
+        (ConfigError("size (9) is too big"), 2),
+        (DataError("size (9) is too big"), 2),
+        (ImageError("bad_size", "size (9) is too big"), 2),
+        (GuardError("size (9) is too big"), 3),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_its_exit_code(
+    verb_that: Callable[[Callable[[Namespace], int]], None],
+    capsys: pytest.CaptureFixture[str],
+    error: MedMoeError,
+    code: int,
+) -> None:
+    def run(args: Namespace) -> int:
+        raise error
+
+    verb_that(run)
+    assert cli.main(["probe"]) == code
+    assert one_line(capsys) == "medmoe: error: size (9) is too big\n"
+
+
+def test_a_message_of_several_lines_is_printed_as_one(
+    verb_that: Callable[[Callable[[Namespace], int]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(args: Namespace) -> int:
+        raise ConfigError("first\n  second")
+
+    verb_that(run)
+    assert cli.main(["probe"]) == 2
+    assert one_line(capsys) == "medmoe: error: first second\n"
+
+
+def test_interruption_ends_with_130(
+    verb_that: Callable[[Callable[[Namespace], int]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(args: Namespace) -> int:
+        raise KeyboardInterrupt
+
+    verb_that(run)
+    assert cli.main(["probe"]) == 130
+    assert one_line(capsys) == "medmoe: interrupted\n"
+
+
+def test_our_own_bug_keeps_its_traceback(
+    verb_that: Callable[[Callable[[Namespace], int]], None],
+) -> None:
+    def run(args: Namespace) -> int:
+        raise ZeroDivisionError
+
+    verb_that(run)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["probe"])
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "medmoe", "--help"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
