@@ -1,0 +1,42 @@
+"""The two kinds of FFN that stock decoders have, told apart by the names of their parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from medmoe.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class FfnFamily:
+    """Names of the linear parts of a stock FFN module.
+
+    Attributes:
+        gated: SwiGLU without bias if true, else two linear layers with biases.
+        parts: Attribute names of the linear layers, in the order of the forward pass.
+    """
+
+    gated: bool
+    parts: tuple[str, ...]
+
+
+GATED = FfnFamily(gated=True, parts=("gate_proj", "up_proj", "down_proj"))
+PLAIN = FfnFamily(gated=False, parts=("fc1", "fc2"))
+
+
+def ffn_family(ffn: Any) -> FfnFamily:
+    """Return the family of a decoder layer's FFN module.
+
+    Raises:
+        ConfigError: The module is of neither family, so its experts could not be exact copies.
+    """
+    for family in (GATED, PLAIN):
+        parts = [getattr(ffn, name, None) for name in family.parts]
+        if all(part is not None and (part.bias is None) == family.gated for part in parts):
+            return family
+    names = ", ".join(name for name, _ in ffn.named_children())
+    raise ConfigError(
+        f"the FFN {type(ffn).__name__} has the parts ({names}); an expert needs gate_proj, "
+        "up_proj, down_proj without bias, or fc1, fc2 with bias: choose another language model"
+    )

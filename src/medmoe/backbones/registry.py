@@ -1,0 +1,48 @@
+"""Backbones by exact name.
+
+Adding one = one small file with a `LanguageBackbone` or `VisionBackbone` and one line here.
+"""
+
+from __future__ import annotations
+
+from medmoe.backbones.clip_large import CLIP_LARGE_336
+from medmoe.backbones.phi2 import PHI2
+from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
+from medmoe.backbones.stablelm2 import STABLELM2
+from medmoe.backbones.tiny_language import TINY_STABLELM
+from medmoe.backbones.tiny_vision import TINY_CLIP_64, TINY_CLIP_128
+from medmoe.errors import ConfigError, one_of
+
+LANGUAGE_BACKBONES: dict[str, LanguageBackbone] = {
+    "phi2_2_7b": PHI2,
+    "stablelm2_1_6b": STABLELM2,
+    "tiny_stablelm": TINY_STABLELM,
+}
+
+VISION_BACKBONES: dict[str, VisionBackbone] = {
+    "clip_large_336": CLIP_LARGE_336,
+    "tiny_clip_64": TINY_CLIP_64,
+    "tiny_clip_128": TINY_CLIP_128,
+}
+
+
+def language_backbone(name: str) -> LanguageBackbone:
+    """Return a language backbone by its exact name.
+
+    Raises:
+        ConfigError: No such name; the message lists the choices.
+    """
+    if name not in LANGUAGE_BACKBONES:
+        raise ConfigError(one_of(name, LANGUAGE_BACKBONES, "language model"))
+    return LANGUAGE_BACKBONES[name]
+
+
+def vision_backbone(name: str) -> VisionBackbone:
+    """Return a vision backbone by its exact name.
+
+    Raises:
+        ConfigError: No such name; the message lists the choices.
+    """
+    if name not in VISION_BACKBONES:
+        raise ConfigError(one_of(name, VISION_BACKBONES, "vision encoder"))
+    return VISION_BACKBONES[name]

@@ -1,0 +1,120 @@
+"""Reads recipes: YAML → ``--set`` overrides → checked specification.
+
+Recipes are package data, so an installed wheel carries them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from medmoe.errors import ConfigError, one_of
+
+Spec = TypeVar("Spec", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads ``2e-5`` as the number it is (YAML 1.1 reads a string)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str, name: str) -> dict[str, Any]:
+    """Return a YAML mapping.
+
+    Raises:
+        ConfigError: The text is not YAML, or not a mapping.
+    """
+    try:
+        data = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{name}: not readable as YAML: {reason}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{name}: must be a mapping of keys to values, got {type(data).__name__}")
+    return data
+
+
+def recipe(kind: str, name: str) -> dict[str, Any]:
+    """Return a recipe of the package by kind (``models``, ``experiments``) and exact name.
+
+    Raises:
+        ConfigError: There is none; the message lists the choices.
+    """
+    folder = resources.files("medmoe.recipes") / kind
+    files = {path.name.removesuffix(".yaml"): path for path in folder.iterdir()}
+    if name not in files:
+        raise ConfigError(one_of(name, files, f"recipe in {kind}"))
+    return parse_yaml(files[name].read_text(encoding="utf-8"), f"recipes/{kind}/{name}.yaml")
+
+
+def apply_overrides(data: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """Return ``data`` with ``key.path=value`` settings applied; values are read as YAML.
+
+    Raises:
+        ConfigError: A setting has no ``=`` or its path leads into a plain value.
+    """
+    result: dict[str, Any] = json.loads(json.dumps(data))
+    for setting in settings:
+        path, equals, raw = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {setting!r} must read key=value, e.g. model.router_layers=2")
+        *parents, last = path.split(".")
+        place: Any = result
+        for key in parents:
+            place = place.setdefault(key, {}) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            raise ConfigError(f"--set {setting!r}: {'.'.join(parents)} is a value, not a group")
+        place[last] = yaml.load(raw, _Loader)
+    return result
+
+
+def check(spec: type[Spec], data: Mapping[str, Any], name: str) -> Spec:
+    """Return the checked specification.
+
+    Raises:
+        ConfigError: One line for the first problem: where, which value, which rule, what to do.
+    """
+    try:
+        return spec.model_validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        raise ConfigError(f"{name}: {_first_problem(spec, error)}") from None
+
+
+def config_hash(*specs: BaseModel) -> str:
+    """Return the SHA-256 of the resolved configuration."""
+    text = json.dumps([spec.model_dump(mode="json") for spec in specs], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _first_problem(spec: type[BaseModel], error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in problem["loc"]) or "recipe"
+    if problem["type"] == "extra_forbidden":
+        *parents, key = (str(part) for part in problem["loc"])
+        known = _known_keys(spec, parents)
+        return one_of(key, known, f"key at {'.'.join(parents) or 'top level'}:")
+    if problem["type"] == "missing":
+        return f"{where} is missing; add it"
+    return f"{where} = {problem.get('input')!r}: {problem['msg']}"
+
+
+def _known_keys(spec: type[BaseModel], parents: Sequence[str]) -> list[str]:
+    current: Any = spec
+    for part in parents:
+        fields = getattr(current, "model_fields", None)
+        if fields and part in fields:
+            annotation: Any = fields[part].annotation
+            arguments = getattr(annotation, "__args__", ())
+            current = arguments[-1] if arguments else annotation
+    return list(getattr(current, "model_fields", {}))

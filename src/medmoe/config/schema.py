@@ -1,0 +1,128 @@
+"""What a recipe may say. Every key is declared here; an unknown one is an error.
+
+Config is data (YAML under ``recipes/``), schema is code. The paper's hyperparameters have no hidden
+defaults: a phase states them all.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+PhaseName = Literal[
+    "phase0_encoder",
+    "phase0_language",
+    "phase1_alignment",
+    "phase2_instruction",
+    "phase2_router",
+    "phase3_moe",
+    "sft",
+]
+PHASES: tuple[PhaseName, ...] = (
+    "phase0_encoder",
+    "phase0_language",
+    "phase1_alignment",
+    "phase2_instruction",
+    "phase2_router",
+    "phase3_moe",
+    "sft",
+)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelSpec(_Strict):
+    """The parts of a model and its MoE layers (paper, section 3.3 and Table 9).
+
+    Attributes:
+        language_model: Name of a language backbone.
+        vision_encoder: Name of a vision backbone.
+        moe_layers: Decoder layers with a MoE block; the paper takes 0, 2, 4, ….
+        domains: One domain expert each; the order is the expert index.
+        num_experts_per_tok: k of top-k, beside the always-on meta expert.
+        router_layers: Depth of the router MLP.
+        upcycle_init: ``copy`` (paper) or ``function_preserving`` (ours).
+    """
+
+    language_model: str
+    vision_encoder: str
+    moe_layers: tuple[int, ...]
+    domains: tuple[str, ...]
+    num_experts_per_tok: Positive
+    router_layers: Annotated[int, Field(ge=1, le=3)]
+    upcycle_init: Literal["copy", "function_preserving"]
+
+
+class PhaseSpec(_Strict):
+    """Optimisation of one phase (paper, Table 11): AdamW, cosine schedule with warm-up.
+
+    Attributes:
+        batch_size: Images per step (questions are packed behind their image).
+        warmup_ratio: Share of the steps with rising learning rate.
+        augment: Strength 0–1 of shifts, zooms and exposure changes of training pictures.
+        label_smoothing: Of the encoder's attribute heads.
+    """
+
+    learning_rate: Annotated[float, Field(gt=0)]
+    batch_size: Positive
+    warmup_ratio: Share
+    weight_decay: Annotated[float, Field(ge=0)]
+    max_grad_norm: Annotated[float, Field(gt=0)]
+    augment: Share = 0.0
+    label_smoothing: Share = 0.0
+
+
+class StepPlan(_Strict):
+    """Fixed amounts of work for one value of ``--minutes``: never a clock.
+
+    Attributes:
+        train_images, test_images: How many embedded pictures (0 where real data is read).
+        max_questions: Questions packed behind one image in a step.
+        steps: Optimiser steps by phase.
+    """
+
+    train_images: Annotated[int, Field(ge=0)]
+    test_images: Annotated[int, Field(ge=0)]
+    max_questions: Positive
+    steps: dict[PhaseName, Positive]
+
+    @model_validator(mode="after")
+    def _all_phases(self) -> Self:
+        missing = sorted(set(PHASES) - set(self.steps))
+        if missing:
+            raise ValueError(f"steps of {', '.join(missing)} are missing")
+        return self
+
+
+class DemoSpec(_Strict):
+    """A whole demonstration: model, tokenizer, phases and the step plans to choose from.
+
+    Attributes:
+        model: Name of a file under ``recipes/models``.
+        vocab_size: Upper bound of the tokenizer trained on the training texts.
+        router_images: Labelled images the router may see (paper: at most 1,000).
+        repeats: How often a data set's images come in one epoch (1 where not named).
+        limits: At most so many training images of a data set.
+        plans: Step plan by minutes on two cores.
+    """
+
+    description: str
+    model: str
+    vocab_size: Positive
+    router_images: Positive
+    repeats: dict[str, Positive] = {}
+    limits: dict[str, Positive] = {}
+    phases: dict[PhaseName, PhaseSpec]
+    plans: dict[int, StepPlan]
+
+    @model_validator(mode="after")
+    def _all_phases(self) -> Self:
+        missing = sorted(set(PHASES) - set(self.phases))
+        if missing:
+            raise ValueError(f"phases {', '.join(missing)} are missing")
+        return self

@@ -1,0 +1,89 @@
+"""Builds the dense model of phases 1 and 2 from a vision encoder and a language model.
+
+The parts may come from a hub id, a folder, or memory (the stand-in backbones of ``phase0``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from medmoe.backbones.spec import VisionBackbone
+from medmoe.model.configuration_medmoe import MedMoeConfig
+from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
+from medmoe.model.processing_medmoe import MedMoeProcessor, square_image_processor
+
+IMAGE_TOKEN = "<image>"
+
+
+def build_processor(
+    tokenizer: PreTrainedTokenizerBase, vision: VisionBackbone, chat_template: str
+) -> MedMoeProcessor:
+    """Return the processor of a backbone pair; adds ``<image>`` to the tokenizer if it lacks it."""
+    if IMAGE_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+    has_class_token = vision.select_strategy == "default"
+    return MedMoeProcessor(
+        image_processor=square_image_processor(vision.image_size, vision.mean, vision.std),
+        tokenizer=tokenizer,
+        patch_size=vision.patch_size,
+        vision_feature_select_strategy=vision.select_strategy,
+        chat_template=chat_template,
+        image_token=IMAGE_TOKEN,
+        num_additional_image_tokens=int(has_class_token),
+    )
+
+
+def build_dense(
+    vision_tower: PreTrainedModel,
+    language_model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    vision: VisionBackbone,
+    seed: int,
+) -> MedMoeForConditionalGeneration:
+    """Return a dense model made of trained parts and a fresh projector (start of phase 1).
+
+    Args:
+        vision_tower: The vision encoder; its weights are copied.
+        language_model: A causal language model with its head; its weights are copied. The head's
+            bias is kept (zeros are not invented where there is none).
+        tokenizer: Holds ``<image>``; the vocabulary grows to hold it and never shrinks.
+        vision: Which states of the encoder the projector reads, and the image's size.
+        seed: Draws the projector.
+    """
+    config = dense_config(vision_tower.config, language_model.config, tokenizer, vision)
+    head: Any = language_model.get_output_embeddings()
+    config.lm_head_bias = head.bias is not None
+    language_model.resize_token_embeddings(config.text_config.vocab_size)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = MedMoeForConditionalGeneration(config)
+    inner: Any = model.model
+    inner.vision_tower.load_state_dict(vision_tower.state_dict())
+    inner.language_model.load_state_dict(language_model.base_model.state_dict())
+    model.lm_head.load_state_dict(language_model.get_output_embeddings().state_dict())
+    return model
+
+
+def dense_config(
+    vision_config: Any,
+    text_config: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    vision: VisionBackbone,
+) -> MedMoeConfig:
+    """Return the dense configuration for two backbone configs and a tokenizer with ``<image>``."""
+    text = text_config.to_dict() | {"vocab_size": max(text_config.vocab_size, len(tokenizer))}
+    return MedMoeConfig(
+        vision_config=vision_config.to_dict(),
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+        vision_feature_layer=vision.select_layer,
+        vision_feature_select_strategy=vision.select_strategy,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=text_config.tie_word_embeddings,
+    )

@@ -1,0 +1,95 @@
+"""`MedMoeConfig`: a Llava configuration with the MoE layers of phase 3 (paper, section 3.3).
+
+A config without ``moe_layers`` is the dense model of phases 1 and 2: one class serves all phases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import LlavaConfig
+
+from medmoe.domains import DOMAINS
+from medmoe.errors import ConfigError
+
+
+@strict
+class MedMoeConfig(LlavaConfig):
+    """Configuration of a dense (phases 1, 2) or MoE (phase 3) medical vision-language model.
+
+    Attributes:
+        moe_layers: Indices of the decoder layers whose FFN is a `MoeBlock`; empty = dense.
+        domains: Names of the domain experts; the position is the expert index.
+        num_experts_per_tok: k of the top-k routing, 1 to the number of domains.
+        router_layers: Depth of the router MLP, 1 (paper's default) to 3.
+        lm_head_bias: Whether the output head has a bias (phi-2 has one).
+    """
+
+    model_type = "medmoe"
+    has_no_defaults_at_init: ClassVar[bool] = False
+
+    moe_layers: list[int] | None = None
+    domains: list[str] | None = None
+    num_experts_per_tok: int = 1
+    router_layers: int = 1
+    lm_head_bias: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Fill the defaults and check the rules between the fields."""
+        # Here, not in @strict's own checks: a user must see one line with the fix.
+        _whole_number("num_experts_per_tok", self.num_experts_per_tok)
+        _whole_number("router_layers", self.router_layers)
+        self.moe_layers = sorted(_list_of("moe_layers", self.moe_layers or [], int, "[0,2]"))
+        self.domains = _list_of("domains", self.domains, str, "[ct,mri]", default=DOMAINS)
+        super().__post_init__(**kwargs)
+        self._check()
+
+    @property
+    def num_experts(self) -> int:
+        """Number of domain experts in each MoE layer."""
+        return len(self.domains or [])
+
+    def _check(self) -> None:
+        depth = self.text_config.num_hidden_layers
+        assert self.moe_layers is not None
+        assert self.domains is not None
+        if any(not 0 <= layer < depth for layer in self.moe_layers):
+            raise ConfigError(
+                f"moe_layers {self.moe_layers} must lie in 0..{depth - 1}, "
+                f"the layers of this language model; use --set model.moe_layers=[0,2]"
+            )
+        if len(set(self.moe_layers)) != len(self.moe_layers):
+            raise ConfigError(f"moe_layers {self.moe_layers} name one layer twice; list each once")
+        if len(set(self.domains)) != len(self.domains):
+            raise ConfigError(f"domains {self.domains} name one domain twice; list each once")
+        if not 1 <= self.num_experts_per_tok <= self.num_experts:
+            raise ConfigError(
+                f"num_experts_per_tok ({self.num_experts_per_tok}) must lie between 1 and the "
+                f"number of domains ({self.num_experts}); use --set model.num_experts_per_tok=1"
+            )
+        if not 1 <= self.router_layers <= 3:
+            raise ConfigError(
+                f"router_layers ({self.router_layers}) must be 1, 2 or 3; "
+                f"use --set model.router_layers=1"
+            )
+
+
+def _whole_number(name: str, value: Any) -> None:
+    if type(value) is not int:
+        raise ConfigError(
+            f"{name} ({value!r}) must be a whole number; use --set model.{name}=1"
+        )
+
+
+def _list_of(
+    name: str, values: Any, kind: type, example: str, default: Sequence[Any] = ()
+) -> list[Any]:
+    values = default if values is None else values
+    if not isinstance(values, (list, tuple)) or any(type(value) is not kind for value in values):
+        what = "whole numbers" if kind is int else "names"
+        raise ConfigError(
+            f"{name} ({values!r}) must be a list of {what}; use --set model.{name}={example}"
+        )
+    return list(values)

@@ -1,0 +1,140 @@
+"""`MedMoeForConditionalGeneration`: Llava, with the FFNs of chosen layers replaced by `MoeBlock`.
+
+Composes stock transformers parts: the vision encoder and the language model are built from their
+own configs; only the chosen layers' ``mlp`` attributes are swapped. One class for all phases.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, LlavaForConditionalGeneration, LlavaModel
+from transformers import initialization as init
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from medmoe.backbones.ffn import ffn_family
+from medmoe.errors import CheckpointError
+from medmoe.model.configuration_medmoe import MedMoeConfig
+from medmoe.model.moe import GatedExperts, MoeBlock, PlainExperts
+
+
+class _MedMoePreTrained:
+    """What both model classes share beyond Llava's base."""
+
+    config_class = MedMoeConfig
+    # The router decides in float32 whatever the model's dtype.
+    _keep_in_fp32_modules_strict = ("mlp.gate",)
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # transformers looks for the decorator in this file; ours stands in moe.py.
+        return True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, (GatedExperts, PlainExperts)):
+            for name, stack in module.named_parameters(recurse=False):
+                if name.endswith("_bias"):
+                    init.zeros_(stack)
+                else:
+                    init.normal_(stack, std=self.config.text_config.initializer_range)
+        else:
+            super()._init_weights(module)  # type: ignore[misc]
+
+
+class MedMoeModel(_MedMoePreTrained, LlavaModel):
+    """Vision encoder, projector and language model without the output head."""
+
+    def __init__(self, config: MedMoeConfig) -> None:
+        # differs from Llava: the chosen layers' FFNs are swapped before weights are initialised.
+        super(LlavaModel, self).__init__(config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.multi_modal_projector = LlavaMultiModalProjector(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        for index in config.moe_layers or []:
+            layer = self.language_model.layers[index]
+            layer.mlp = MoeBlock(config, meta_expert=layer.mlp, family=ffn_family(layer.mlp))
+        self.post_init()
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """Return the selected vision states (B, P, D_vision) that the projector reads.
+
+        Args:
+            pixel_values: (B, 3, H, W), normalised by the image processor.
+        """
+        layer = self.config.vision_feature_layer
+        states = self.vision_tower(pixel_values, output_hidden_states=True).hidden_states
+        chosen = [states[i] for i in ([layer] if isinstance(layer, int) else layer)]
+        if self.config.vision_feature_select_strategy == "default":
+            chosen = [state[:, 1:] for state in chosen]
+        return torch.cat(chosen, dim=-1)
+
+    def embed(self, input_ids: Tensor, vision_features: Tensor | None) -> Tensor:
+        """Return token embeddings (B, S, D) with the projected image in the placeholders' place.
+
+        Args:
+            input_ids: (B, S) int64, with one image placeholder per image patch.
+            vision_features: (N, P, D_vision), all images of the batch in order, as
+                `encode_images` gives them; None for text only.
+        """
+        embeds: Tensor = self.get_input_embeddings()(input_ids)
+        if vision_features is None:
+            return embeds
+        image = self.multi_modal_projector(vision_features).to(embeds.device, embeds.dtype)
+        mask = self.get_placeholder_mask(input_ids, inputs_embeds=embeds, image_features=image)
+        return embeds.masked_scatter(mask, image)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        vision_features: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run Llava's forward; ``vision_features`` stands for ``pixel_values`` already encoded."""
+        if vision_features is not None and input_ids is not None:
+            kwargs["inputs_embeds"] = self.embed(input_ids, vision_features)
+            input_ids = None
+        return super().forward(input_ids=input_ids, **kwargs)
+
+
+class MedMoeForConditionalGeneration(_MedMoePreTrained, LlavaForConditionalGeneration):
+    """The whole model: dense in phases 1 and 2, MoE after phase 3.
+
+    Besides Llava's inputs it takes ``vision_features`` (N, P, D_vision) in place of
+    ``pixel_values``, and a 4-D boolean ``attention_mask`` (B, 1, S, S) for packed questions.
+    """
+
+    def __init__(self, config: MedMoeConfig) -> None:
+        # differs from Llava: our inner model, and a head that may have a bias (phi-2).
+        super(LlavaForConditionalGeneration, self).__init__(config)
+        self.model = MedMoeModel(config)
+        text = config.text_config
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=config.lm_head_bias)
+        self.post_init()
+
+    @property
+    def moe_blocks(self) -> dict[int, MoeBlock]:
+        """The MoE blocks by decoder layer index; empty for the dense model."""
+        layers = self.model.language_model.layers
+        return {index: layers[index].mlp for index in self.config.moe_layers}
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a model; every tensor must be found and used.
+
+        Raises:
+            CheckpointError: A tensor is missing, unexpected or of another shape (transformers only
+                warns and leaves random weights).
+        """
+        wanted = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(*args, **kwargs, output_loading_info=True)
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+            if info.get(kind):
+                names = sorted(str(key) for key in info[kind])
+                raise CheckpointError(
+                    f"{args[0] if args else 'checkpoint'}: {len(names)} {kind.replace('_', ' ')}, "
+                    f"first: {names[0]}; this is not a complete checkpoint of its config"
+                )
+        return (model, info) if wanted else model

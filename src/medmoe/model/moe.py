@@ -1,0 +1,182 @@
+"""Router, experts and MoE block: y = Σ_{i in top-k} g_i E_i(x) + E_meta(x) (paper, equation 4).
+
+Nothing here loads, trains or counts; expert parallelism and kernels are transformers' own, reached
+through its experts interface (eager, batched_mm, grouped_mm).
+
+Shapes: B batch, S sequence, T = B·S tokens, D hidden, F FFN width, E domain experts, K top-k.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.activations import ACT2FN
+from transformers.integrations import use_experts_implementation
+
+from medmoe.backbones.ffn import FfnFamily
+from medmoe.model.configuration_medmoe import MedMoeConfig
+
+
+class Router(nn.Module):
+    """Maps a token to its experts: an MLP of 1 to 3 layers, D → E, computed in float32.
+
+    Args:
+        config: Gives D, E, K and the depth.
+    """
+
+    def __init__(self, config: MedMoeConfig) -> None:
+        super().__init__()
+        width = config.text_config.hidden_size
+        self.top_k = config.num_experts_per_tok
+        self.depth = config.router_layers
+        for i in range(1, self.depth):
+            self.add_module(f"fc{i}", nn.Linear(width, width))
+        self.add_module(f"fc{self.depth}", nn.Linear(width, config.num_experts))
+
+    def logits(self, x_BSD: Tensor) -> Tensor:
+        """Return the logits (B, S, E), float32, of normed hidden states of any float dtype."""
+        h = x_BSD.float()
+        for i in range(1, self.depth + 1):
+            layer: Any = getattr(self, f"fc{i}")
+            h = functional.linear(h, layer.weight.float(), layer.bias.float())
+            if i < self.depth:
+                h = functional.gelu(h)
+        return h
+
+    def forward(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Choose the experts of each token.
+
+        Returns:
+            Logits (B, S, E) float32; weights g (B, S, K) float32: for K = 1 the raw softmax
+            probability, for K > 1 renormalised over the chosen ones; expert indices (B, S, K)
+            int64.
+        """
+        logits_BSE = self.logits(x_BSD)
+        probs_BSE = logits_BSE.softmax(dim=-1)
+        weights_BSK, index_BSK = probs_BSE.topk(self.top_k, dim=-1)
+        if self.top_k > 1:
+            weights_BSK = weights_BSK / weights_BSK.sum(dim=-1, keepdim=True)
+        return logits_BSE, weights_BSK, index_BSK
+
+
+def _loop_over_experts(experts: Any, x_TD: Tensor, index_TK: Tensor, weights_TK: Tensor) -> Tensor:
+    """The eager path of the experts interface: one matrix product per expert that has tokens."""
+    out_TD = torch.zeros_like(x_TD)
+    # unbind once: `weight[e]` inside the loop would build a full-size zero gradient per expert.
+    weights = experts.unbind()
+    for e in range(experts.num_experts):
+        token, slot = torch.where(index_TK == e)
+        if token.numel() == 0:
+            continue
+        y = experts.expert(weights[e], x_TD[token]) * weights_TK[token, slot, None]
+        out_TD = out_TD.index_add(0, token, y.to(out_TD.dtype))
+    return out_TD
+
+
+@use_experts_implementation
+class GatedExperts(nn.Module):
+    """E stacked SwiGLU experts without bias (StableLM, Llama, Qwen …)."""
+
+    def __init__(self, config: MedMoeConfig) -> None:
+        super().__init__()
+        text = config.text_config
+        self.num_experts = config.num_experts
+        shape = (config.num_experts, 2 * text.intermediate_size, text.hidden_size)
+        self.gate_up_proj = nn.Parameter(torch.empty(shape))
+        self.down_proj = nn.Parameter(torch.empty(shape[0], shape[2], shape[1] // 2))
+        self.act_fn = ACT2FN[text.hidden_act]
+
+    def unbind(self) -> list[tuple[Tensor, ...]]:
+        """Return each expert's weights: gate-and-up (2F, D) and down (D, F)."""
+        return list(zip(self.gate_up_proj.unbind(0), self.down_proj.unbind(0), strict=True))
+
+    def expert(self, weights: tuple[Tensor, ...], x_ND: Tensor) -> Tensor:
+        """Return one expert's output (N, D)."""
+        gate, up = functional.linear(x_ND, weights[0]).chunk(2, dim=-1)
+        return functional.linear(self.act_fn(gate) * up, weights[1])
+
+    def forward(self, x_TD: Tensor, index_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        """Return Σ_k weights[t, k] · E_{index[t, k]}(x[t]), shape (T, D), dtype of ``x_TD``."""
+        return _loop_over_experts(self, x_TD, index_TK, weights_TK)
+
+
+@use_experts_implementation(has_gate=False, has_bias=True)
+class PlainExperts(nn.Module):
+    """E stacked two-layer experts with biases (Phi).
+
+    Biases stay 2-D: parameters of 3-D only would be taken for SwiGLU experts by vLLM. The experts
+    interface asks for ``up_proj`` and ``down_proj``: these are views of the paper's fc1 and fc2.
+    """
+
+    def __init__(self, config: MedMoeConfig) -> None:
+        super().__init__()
+        text = config.text_config
+        self.num_experts = config.num_experts
+        e, f, d = config.num_experts, text.intermediate_size, text.hidden_size
+        self.fc1_weight = nn.Parameter(torch.empty(e, f, d))
+        self.fc1_bias = nn.Parameter(torch.empty(e, f))
+        self.fc2_weight = nn.Parameter(torch.empty(e, d, f))
+        self.fc2_bias = nn.Parameter(torch.empty(e, d))
+        self.act_fn = ACT2FN[text.hidden_act]
+
+    @property
+    def up_proj(self) -> Tensor:
+        """Weights (E, F, D) of the first layer."""
+        return self.fc1_weight
+
+    @property
+    def up_proj_bias(self) -> Tensor:
+        """Biases (E, F) of the first layer."""
+        return self.fc1_bias
+
+    @property
+    def down_proj(self) -> Tensor:
+        """Weights (E, D, F) of the second layer."""
+        return self.fc2_weight
+
+    @property
+    def down_proj_bias(self) -> Tensor:
+        """Biases (E, D) of the second layer."""
+        return self.fc2_bias
+
+    def unbind(self) -> list[tuple[Tensor, ...]]:
+        """Return each expert's weights: fc1 (F, D), its bias (F), fc2 (D, F), its bias (D)."""
+        stacks = (self.fc1_weight, self.fc1_bias, self.fc2_weight, self.fc2_bias)
+        return list(zip(*(stack.unbind(0) for stack in stacks), strict=True))
+
+    def expert(self, weights: tuple[Tensor, ...], x_ND: Tensor) -> Tensor:
+        """Return one expert's output (N, D)."""
+        h = self.act_fn(functional.linear(x_ND, weights[0], weights[1]))
+        return functional.linear(h, weights[2], weights[3])
+
+    def forward(self, x_TD: Tensor, index_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        """Return Σ_k weights[t, k] · E_{index[t, k]}(x[t]), shape (T, D), dtype of ``x_TD``."""
+        return _loop_over_experts(self, x_TD, index_TK, weights_TK)
+
+
+class MoeBlock(nn.Module):
+    """The FFN of a MoE layer: domain experts chosen by the router, plus the always-on meta expert.
+
+    Args:
+        config: Gives the experts' shapes and K.
+        meta_expert: The layer's own stock FFN module; becomes the meta expert as it is.
+        family: Which kind of FFN the experts are.
+    """
+
+    def __init__(self, config: MedMoeConfig, meta_expert: nn.Module, family: FfnFamily) -> None:
+        super().__init__()
+        self.gate = Router(config)
+        self.experts = GatedExperts(config) if family.gated else PlainExperts(config)
+        self.meta_expert = meta_expert
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        """Return y (B, S, D) of normed hidden states (paper, equation 4)."""
+        _, weights_BSK, index_BSK = self.gate(x_BSD)
+        routed_TD = self.experts(
+            x_BSD.flatten(0, 1), index_BSK.flatten(0, 1), weights_BSK.flatten(0, 1)
+        )
+        y_BSD: Tensor = routed_TD.view_as(x_BSD) + self.meta_expert(x_BSD)
+        return y_BSD

@@ -1,0 +1,138 @@
+"""Upcycling: a dense phase-2 model becomes the MoE model that phase 3 starts from.
+
+A pure function: the dense model is left as it was. ``copy`` is the paper (every routed expert and
+the meta expert start as that layer's FFN, so step 0 gives (1 + p1)·FFN for top-1 and 2·FFN for
+top-2); ``function_preserving`` is ours (routed experts start with a zero output projection, so step
+0 equals phase 2 exactly).
+
+Shapes: E domain experts; other axes are those of the stock FFN's weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from medmoe.backbones.ffn import FfnFamily, ffn_family
+from medmoe.errors import ConfigError
+from medmoe.model.configuration_medmoe import MedMoeConfig
+from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
+
+UpcycleInit = Literal["copy", "function_preserving"]
+
+
+def upcycle(
+    dense: MedMoeForConditionalGeneration,
+    *,
+    moe_layers: Sequence[int],
+    domains: Sequence[str],
+    num_experts_per_tok: int = 1,
+    init: UpcycleInit = "copy",
+    router: Mapping[str, Tensor] | None = None,
+    router_layers: int = 1,
+    seed: int = 0,
+) -> MedMoeForConditionalGeneration:
+    """Return a MoE model whose experts start from the dense model's FFNs (paper, section 3.3).
+
+    Args:
+        dense: A model without MoE layers.
+        moe_layers: Decoder layers that get a MoE block; the paper takes every second one.
+        domains: One domain expert each, in this order.
+        num_experts_per_tok: k of top-k, beside the always-on meta expert.
+        init: ``copy`` (paper) or ``function_preserving`` (ours).
+        router: One state dict (``fc1.weight`` (E, D), ``fc1.bias`` (E), …), put into every MoE
+            layer; None draws a small random router from ``seed``.
+        router_layers: Depth of the router MLP, 1 to 3.
+        seed: Draws the router where none is given.
+
+    Raises:
+        ConfigError: The model is no dense model, there is no layer to upcycle, or the router has
+            another shape than the config.
+    """
+    if dense.config.moe_layers:
+        raise ConfigError(
+            f"upcycling needs a dense model, this one has MoE layers {dense.config.moe_layers}; "
+            "give the checkpoint of phase 2"
+        )
+    if not moe_layers:
+        raise ConfigError("moe_layers is empty: name at least one decoder layer, e.g. [0, 2]")
+    config = moe_config(dense.config, moe_layers, domains, num_experts_per_tok, router_layers)
+    model = MedMoeForConditionalGeneration(config).to(dense.dtype)
+    state = dict(dense.state_dict())
+    for index, block in model.moe_blocks.items():
+        prefix = f"model.language_model.layers.{index}.mlp."
+        _move_ffn(state, prefix, ffn_family(block.meta_expert), config.num_experts, init)
+        gate = router or _random_router(block.gate.state_dict(), seed)
+        _check_router(gate, block.gate.state_dict())
+        state.update({f"{prefix}gate.{name}": tensor.clone() for name, tensor in gate.items()})
+    model.load_state_dict(state, strict=True)
+    model.train(dense.training)
+    return model
+
+
+def moe_config(
+    dense: MedMoeConfig, layers: Sequence[int], domains: Sequence[str], top_k: int, depth: int
+) -> MedMoeConfig:
+    """Return a dense configuration with MoE layers added.
+
+    Raises:
+        ConfigError: The values break a rule of `MedMoeConfig`.
+    """
+    config = copy.deepcopy(dense)
+    values = config.to_dict()
+    values.update(
+        moe_layers=list(layers),
+        domains=list(domains),
+        num_experts_per_tok=top_k,
+        router_layers=depth,
+    )
+    changed: MedMoeConfig = MedMoeConfig.from_dict(values)
+    return changed
+
+
+def _move_ffn(
+    state: dict[str, Tensor], prefix: str, family: FfnFamily, experts: int, init: UpcycleInit
+) -> None:
+    """Rename one layer's FFN to its meta expert and stack E copies as the domain experts."""
+    kinds = ("weight",) if family.gated else ("weight", "bias")
+    parts = {
+        f"{part}.{kind}": state.pop(f"{prefix}{part}.{kind}")
+        for part in family.parts
+        for kind in kinds
+    }
+    state.update({f"{prefix}meta_expert.{name}": tensor.clone() for name, tensor in parts.items()})
+    if init == "function_preserving":
+        last = family.parts[-1]
+        parts |= {f"{last}.{kind}": torch.zeros_like(parts[f"{last}.{kind}"]) for kind in kinds}
+    if family.gated:
+        gate_up = torch.cat([parts["gate_proj.weight"], parts["up_proj.weight"]])
+        stacks = {"gate_up_proj": gate_up, "down_proj": parts["down_proj.weight"]}
+    else:
+        stacks = {name.replace(".", "_"): tensor for name, tensor in parts.items()}
+    for name, tensor in stacks.items():
+        repeats = (experts, *[1] * tensor.dim())
+        state[f"{prefix}experts.{name}"] = tensor.unsqueeze(0).repeat(repeats)
+
+
+def _random_router(shapes: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.zeros(t.shape)
+        if name.endswith("bias")
+        else torch.randn(t.shape, generator=generator) * 0.02
+        for name, t in shapes.items()
+    }
+
+
+def _check_router(router: Mapping[str, Tensor], shapes: Mapping[str, Tensor]) -> None:
+    given = {name: tuple(tensor.shape) for name, tensor in router.items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in shapes.items()}
+    if given != wanted:
+        raise ConfigError(
+            f"the router has the tensors {given}, this model needs {wanted}; "
+            "train a router on this phase-2 model"
+        )

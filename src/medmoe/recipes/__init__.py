@@ -1,0 +1,1 @@
+"""Package data: models and experiments as YAML files."""
