@@ -1,0 +1,1 @@
+"""From files to training samples: records, readers, images, tokens, packed batches."""

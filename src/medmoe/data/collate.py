@@ -1,0 +1,105 @@
+"""Packs the questions about one image behind one image prefix.
+
+Each question attends to the prefix and to itself only, and its positions restart after the prefix,
+so the loss equals that of unpacked questions while the image is read once, not once per question.
+
+Shapes: B images of the batch, S packed length, P prefix length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medmoe.data.tokenize import Segment
+
+IGNORE = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """One image's prefix and the questions behind it.
+
+    Attributes:
+        image: Row of the image in the feature or pixel table.
+        prefix: Token ids of the prefix, image placeholders included.
+        segments: The questions, with or without answers.
+    """
+
+    image: int
+    prefix: tuple[int, ...]
+    segments: tuple[Segment, ...]
+
+
+def pack_batch(samples: Sequence[Packed], pad_token_id: int) -> dict[str, Tensor]:
+    """Return the model inputs of a batch of packed samples, right-padded.
+
+    Returns:
+        ``input_ids`` (B, S) int64; ``position_ids`` (B, S) int64; ``labels`` (B, S) int64, -100
+        everywhere but on answers; ``attention_mask`` (B, 1, S, S) bool, true where a token (row)
+        may see another (column): padding sees itself only and is seen by none.
+    """
+    length = max(len(s.prefix) + sum(len(q.ids) for q in s.segments) for s in samples)
+    ids = torch.full((len(samples), length), pad_token_id)
+    labels = torch.full((len(samples), length), IGNORE)
+    positions = torch.zeros((len(samples), length), dtype=torch.int64)
+    # 0 = prefix, 1.. = the question a token belongs to, -1 = padding.
+    owner = torch.full((len(samples), length), -1)
+    for row, sample in enumerate(samples):
+        _fill_row(sample, ids[row], labels[row], positions[row], owner[row])
+    return {
+        "input_ids": ids,
+        "position_ids": positions,
+        "labels": labels,
+        "attention_mask": _visible(owner).unsqueeze(1),
+    }
+
+
+def _fill_row(
+    sample: Packed, ids: Tensor, labels: Tensor, positions: Tensor, owner: Tensor
+) -> None:
+    start = len(sample.prefix)
+    ids[:start] = torch.tensor(sample.prefix)
+    positions[:start] = torch.arange(start)
+    owner[:start] = 0
+    at = start
+    for number, segment in enumerate(sample.segments, start=1):
+        end = at + len(segment.ids)
+        ids[at:end] = torch.tensor(segment.ids)
+        positions[at:end] = torch.arange(start, start + len(segment.ids))
+        owner[at:end] = number
+        if segment.answer_length:
+            labels[end - segment.answer_length : end] = ids[end - segment.answer_length : end]
+        at = end
+
+
+def _visible(owner: Tensor) -> Tensor:
+    """Return (B, S, S) bool: causal, within the same question or into the prefix."""
+    length = owner.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    same = owner.unsqueeze(2) == owner.unsqueeze(1)
+    prefix = (owner == 0).unsqueeze(1) & (owner >= 0).unsqueeze(2)
+    padding = (owner < 0).unsqueeze(2)
+    return torch.where(padding, torch.eye(length, dtype=torch.bool), causal & (same | prefix))
+
+
+class PackingCollator:
+    """A Trainer data collator: packed samples plus their images' vision features.
+
+    Args:
+        features: (N, P, D_vision) float32, the frozen encoder's output for all images.
+        pad_token_id: Fills the right end of shorter rows.
+    """
+
+    def __init__(self, features: Tensor, pad_token_id: int) -> None:
+        self._features = features
+        self._pad = pad_token_id
+
+    def __call__(self, samples: Sequence[Packed]) -> dict[str, Any]:
+        """Return `pack_batch`'s tensors and ``vision_features`` (B, P, D_vision)."""
+        rows = torch.tensor([sample.image for sample in samples])
+        return pack_batch(samples, self._pad) | {"vision_features": self._features[rows]}

@@ -1,0 +1,96 @@
+"""The embedded data: pictures of four domains with findings whose truth is known.
+
+It stands in for the medical data sets of the paper (its section 4.1) where nothing can be
+downloaded: it shows that training, routing and evaluation work, and says nothing about patients.
+Everything is drawn on the fly; nothing is read from disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from medmoe.data.phantom import ct, mri, pathology, questions, xray
+from medmoe.data.phantom.anatomy import SPLITS, Split
+from medmoe.data.phantom.canvas import canvas
+from medmoe.data.phantom.plan import FINDINGS, Plan, generator, plan_image
+from medmoe.data.schema import ImageRecord, Pixels, Record
+from medmoe.errors import ConfigError, DataError, one_of
+
+__all__ = ["FINDINGS", "SPLITS", "Split", "anatomy_of", "draw_plan", "read_phantom"]
+
+#: Below this, the smallest findings are thinner than a pixel or two.
+_SMALLEST = 32
+
+_DRAW: dict[str, Callable[..., Pixels]] = {
+    "ct": ct.draw,
+    "mri": mri.draw,
+    "pathology": pathology.draw,
+    "xray": xray.draw,
+}
+
+
+def read_phantom(split: Split, count: int, *, seed: int, size: int = 64) -> list[Record]:
+    """Return the records of the first images of a split.
+
+    Image i of a split depends on the seed, the split and i only. Each image has one caption record,
+    seven or eight ``vqa`` records and one ``classification`` record, in this order.
+
+    Args:
+        split: Splits have no anatomy in common, whatever the seed.
+        count: Number of images, spread evenly over the domains.
+        seed: Non-negative; another seed gives other images.
+        size: Pixels along one side.
+
+    Raises:
+        DataError: The split is unknown.
+        ConfigError: Count or seed is negative, or the size too small to show the findings.
+    """
+    _check(split, count, seed, size)
+    found: list[Record] = []
+    for index in range(count):
+        plan = plan_image(split, index, seed)
+        image = ImageRecord(
+            id=f"phantom/{split}/{index:06d}",
+            source=draw_plan(plan, seed=seed, size=size),
+            modality=plan.domain,
+            organ=plan.organ,
+            labels=questions.labels(plan),
+        )
+        found += questions.records(plan, image, generator(seed, 2, split, index))
+    return found
+
+
+def anatomy_of(image_id: str, seed: int) -> str:
+    """Return the id of the anatomy an image shows; no two splits share one.
+
+    Raises:
+        DataError: The id is not one that `read_phantom` gives.
+    """
+    parts = image_id.split("/")
+    for split in SPLITS:
+        if parts[:2] == ["phantom", split] and len(parts) == 3 and parts[2].isdecimal():
+            return plan_image(split, int(parts[2]), seed).anatomy.id
+    raise DataError(
+        f"image id {image_id!r} is not of the phantom; give one like 'phantom/train/000123'"
+    )
+
+
+def draw_plan(
+    plan: Plan, *, seed: int, size: int = 64, findings: bool = True, noise: bool = True
+) -> Pixels:
+    """Draw one plan; without findings or noise, everything else stays the same."""
+    rng = generator(seed, 1, plan.split, plan.index)
+    return _DRAW[plan.domain](plan, canvas(size), rng, findings=findings, noise=noise)
+
+
+def _check(split: str, count: int, seed: int, size: int) -> None:
+    if split not in SPLITS:
+        raise DataError(one_of(split, SPLITS, "phantom split"))
+    for name, value in (("count", count), ("seed", seed)):
+        if value < 0:
+            raise ConfigError(f"phantom {name} ({value}) must not be negative; use 0 or more")
+    if size < _SMALLEST:
+        raise ConfigError(
+            f"phantom size ({size}) must be at least {_SMALLEST} pixels to show its findings; "
+            f"use size={_SMALLEST} or more"
+        )

@@ -1,0 +1,134 @@
+"""Pathology: a section stained with haematoxylin and eosin, coloured by optical density.
+
+Liver and muscle at low and high power. A scene gives the amount of each stain; light is absorbed as
+Beer and Lambert say, with the stain vectors of Ruifrok and Johnston (2001). Findings are dense
+nests of nuclei; rings enclose an empty lumen. Nuclei are round or spindle-shaped stamps, not cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from medmoe.data.phantom.anatomy import Anatomy
+from medmoe.data.phantom.canvas import Canvas, Field, paint
+from medmoe.data.phantom.plan import Plan
+from medmoe.data.schema import Pixels
+
+_HAEMATOXYLIN = np.array((0.650, 0.704, 0.286), np.float32)
+_EOSIN = np.array((0.072, 0.990, 0.105), np.float32)
+#: Enlargement of the patterns relative to low power.
+_POWER = {"low power": 1.0, "high power": 2.0}
+#: Haematoxylin between the nuclei: at low power, what is too fine to be resolved blurs into haze.
+_HAZE = {1.0: 0.11, 2.0: 0.03}
+
+
+def draw(
+    plan: Plan,
+    board: Canvas,
+    rng: np.random.Generator,
+    *,
+    findings: bool = True,
+    noise: bool = True,
+) -> Pixels:
+    """Draw a plan of domain ``pathology`` as (size, size, 3) colours."""
+    power = _POWER[plan.plane]
+    blue, pink = _SCENES[plan.organ](board, plan.anatomy, power, rng)
+    pink *= 1 + np.float32(0.10) * board.noise(rng, "coarse")
+    nest = _nest(board, power, rng)
+    if findings:
+        dense, core = board.findings(plan)
+        paint(blue, dense, nest)
+        paint(pink, dense, 0.12)
+        paint(blue, core, 0.0)
+        paint(pink, core, 0.02)
+    blue = blue * np.float32(1.55 * rng.uniform(0.9, 1.1))
+    pink = pink * np.float32(1.05 * rng.uniform(0.9, 1.1))
+    grain = board.noise(rng, "fine") * np.float32(0.03)
+    if noise:
+        pink += grain
+        blue += grain * np.float32(0.5)
+    density = np.maximum(blue, 0)[..., None] * _HAEMATOXYLIN
+    density += np.maximum(pink, 0)[..., None] * _EOSIN
+    lamp = np.float32(rng.uniform(243, 252))
+    return np.clip(np.exp(-density) * lamp, 0, 255).astype(np.uint8)
+
+
+def _nest(board: Canvas, power: float, rng: np.random.Generator) -> Field:
+    """Return the haematoxylin of crowded nuclei."""
+    step = 0.075 * power
+    points = _lattice(step, 0.35, rng)
+    return np.float32(1.2) + np.float32(0.3) * _nuclei(board, points, 0.03 * power, 0.03 * power, 0)
+
+
+def _lattice(step: float, jitter: float, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Return (n, 2) points of a shaken triangular lattice over the image."""
+    lines = np.arange(-1, 1, step)
+    grid = np.stack(np.meshgrid(lines, lines), -1)
+    grid[1::2, :, 0] += step / 2
+    shaken = grid.reshape(-1, 2) + rng.uniform(-jitter, jitter, (lines.size**2, 2)) * step
+    kept = np.abs(shaken).max(1) < 1
+    return np.asarray(shaken[kept], np.float64)
+
+
+def _nuclei(
+    board: Canvas, points: npt.NDArray[np.float64], along: float, across: float, tilt: float
+) -> Field:
+    """Return the mask of nuclei of one shape at many points."""
+    return np.clip(board.scatter(points, board.ellipse(0, 0, along, across, tilt)), 0, 1)
+
+
+def _liver(
+    board: Canvas, a: Anatomy, power: float, rng: np.random.Generator
+) -> tuple[Field, Field]:
+    step = (0.160 + 0.012 * a.width) * power
+    points = _lattice(step, 0.20 + 0.06 * a.height, rng)
+    radius = (0.030 + 0.003 * a.organ) * power
+    nuclei = _nuclei(board, points, radius, radius, 0)
+    cells = _nuclei(board, points, step * 0.50, step * 0.50, 0)
+    blue = np.float32(_HAZE[power]) + np.float32(0.55) * nuclei
+    pink = np.float32(0.34) + np.float32(0.26) * cells * (1 - np.float32(0.6) * nuclei)
+    # Sinusoids: pale clefts that wind between the cords of cells.
+    turn = 0.8 + 0.5 * a.lean
+    across = board.x * np.float32(np.cos(turn)) + board.y * np.float32(np.sin(turn))
+    along = board.y * np.float32(np.cos(turn)) - board.x * np.float32(np.sin(turn))
+    bend = np.float32(0.6) * np.sin(along * np.float32(7 / power) + np.float32(2 * a.shift))
+    phase = across * np.float32(2 * np.pi / (2.6 * step)) + bend + np.float32(rng.uniform(0, 6.3))
+    clefts = board.waves(phase, 0.16 + 0.03 * a.wall, 6.0) * (1 - nuclei)
+    paint(pink, clefts, 0.05)
+    return blue, pink
+
+
+def _muscle(
+    board: Canvas, a: Anatomy, power: float, rng: np.random.Generator
+) -> tuple[Field, Field]:
+    step = (0.22 + 0.02 * a.width) * power
+    turn = 0.45 * a.lean
+    cos, sin = float(np.cos(turn)), float(np.sin(turn))
+    along = board.x * np.float32(cos) + board.y * np.float32(sin)
+    across = board.y * np.float32(cos) - board.x * np.float32(sin)
+    wave = np.float32(0.10 * (1 + 0.4 * a.height)) * np.sin(
+        along * np.float32(3.5 / power**0.5) + np.float32(2 * a.shift)
+    )
+    start = rng.uniform(0, step)
+    phase = (across + wave - np.float32(start)) * np.float32(2 * np.pi / step)
+    gaps = board.waves(phase, 0.20 + 0.04 * a.wall, 3.0)
+    pink = np.float32(0.72) - np.float32(0.08) * np.cos(along * np.float32(80 / power))
+    paint(pink, gaps, 0.08)
+    # Nuclei lie flat against the borders of the fibres, as seen in a cut along them.
+    rows = np.arange(-1.6, 1.6, step) + start
+    count = int(5 / power) + 1
+    place = rng.uniform(-1.4, 1.4, (rows.size, count))
+    lift = 0.10 * (1 + 0.4 * a.height) * np.sin(place * 3.5 / power**0.5 + 2 * a.shift)
+    high = rows[:, None] - lift + rng.choice([-0.16, 0.16], place.shape) * step
+    points = np.stack((place * cos - high * sin, place * sin + high * cos), -1).reshape(-1, 2)
+    points = points[np.abs(points).max(1) < 1]
+    length = (0.040 + 0.004 * a.organ) * power
+    nuclei = _nuclei(board, points, length, length * 0.38, turn)
+    return np.float32(_HAZE[power]) + np.float32(0.55) * nuclei, pink
+
+
+_Scene = Callable[[Canvas, Anatomy, float, np.random.Generator], tuple[Field, Field]]
+_SCENES: dict[str, _Scene] = {"liver": _liver, "muscle": _muscle}

@@ -1,0 +1,63 @@
+"""One record per question, one image record shared by all questions on it.
+
+Captions, questions and classification items are all records, told apart by ``task``: phase 1 trains
+on ``caption``, phases 2 and 3 on ``vqa`` and ``classification``, the router on the image's modality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+AnswerType = Literal["open", "closed"]
+Task = Literal["caption", "vqa", "classification"]
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageRecord:
+    """One image and what is known about it.
+
+    Attributes:
+        id: Unique over all data sets, e.g. ``vqa_rad/synpic54610.jpg``.
+        source: A file, or pixels (H, W) or (H, W, 3), uint8.
+        modality: A name of `medmoe.domains` (``ct``, ``ultrasound``, …), None where unknown.
+        organ: Organ or body region, None where unknown.
+        labels: Further facts by name (``plane``, ``finding``, ``side``, …), used only to pretrain
+            the stand-in vision encoder; never shown to the language model as such.
+    """
+
+    id: str
+    source: Path | Pixels
+    modality: str | None = None
+    organ: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Record:
+    """One question (or caption request) about one image.
+
+    Attributes:
+        id: Unique within the data set and split.
+        options: The closed set of answers of a classification item, in label order.
+        references: Further accepted answers besides ``answer``.
+    """
+
+    id: str
+    image: ImageRecord
+    question: str
+    answer: str
+    answer_type: AnswerType
+    question_type: str
+    task: Task
+    dataset: str
+    split: str
+    licence: str
+    options: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()

@@ -1,0 +1,129 @@
+"""Conversations to token ids: one path for training, inference and scoring.
+
+The prompt is the chat template's rendering, so a model is trained on exactly what it is asked with.
+A prompt is cut after its last image token: what stands before (the prefix) is the same for all
+questions about one image, which is what packing rests on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import TokenizersBackend
+
+from medmoe.errors import DataError
+
+PAD, END, IMAGE = "<pad>", "</s>", "<image>"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One question after the image prefix: its token ids, and how many of them are the answer.
+
+    The answer (with its end token) is the tail of ``ids``; only it is trained on.
+    """
+
+    ids: tuple[int, ...]
+    answer_length: int
+
+
+class ConversationTokenizer:
+    """Renders and tokenises single-turn conversations with a processor's template.
+
+    Args:
+        processor: Gives the chat template and the tokenizer.
+        image_tokens: How many ``<image>`` tokens stand for one image.
+    """
+
+    def __init__(self, processor: Any, image_tokens: int) -> None:
+        self._processor = processor
+        self._tokenizer: Any = processor.tokenizer
+        self._image_tokens = image_tokens
+        self._image_id: int = processor.image_token_id
+        self._prompts: dict[tuple[str, bool], tuple[int, ...]] = {}
+
+    def prompt(self, question: str, *, with_image: bool = True) -> tuple[int, ...]:
+        """Return the ids of a whole prompt, the image as ``image_tokens`` placeholders.
+
+        An ``<image>`` inside the question is text, not a placeholder: its brackets are parted.
+        """
+        key = (question, with_image)
+        if key not in self._prompts:
+            text = self._render(question, None, with_image)
+            text = text.replace(IMAGE, IMAGE * self._image_tokens)
+            self._prompts[key] = tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
+        return self._prompts[key]
+
+    def prefix(self) -> tuple[int, ...]:
+        """Return the ids up to the last image token: the same for every question."""
+        ids = self.prompt("?")
+        return ids[: self._prefix_length(ids)]
+
+    def segment(self, question: str, answer: str | None) -> Segment:
+        """Return the ids after the prefix; with ``answer`` None, the bare question."""
+        prompt = self.prompt(question)
+        tail = prompt[self._prefix_length(prompt) :]
+        if answer is None:
+            return Segment(tail, 0)
+        rendered = self._render(question, answer, with_image=True)
+        bare = self._render(question, None, with_image=True)
+        if not rendered.startswith(bare):
+            raise DataError(
+                "the chat template renders an answered prompt unlike the open one; "
+                "its generation prompt must be how the answer begins"
+            )
+        ids = tuple(self._tokenizer(rendered[len(bare) :], add_special_tokens=False).input_ids)
+        return Segment(tail + ids, len(ids))
+
+    def text_only(self, question: str, answer: str) -> tuple[int, ...]:
+        """Return the ids of a whole conversation without an image."""
+        text = self._render(question, answer, with_image=False)
+        return tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _render(self, question: str, answer: str | None, with_image: bool) -> str:
+        content: list[dict[str, str]] = [{"type": "image"}] if with_image else []
+        content.append({"type": "text", "text": question.replace(IMAGE, "< image >")})
+        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if answer is not None:
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        text: str = self._processor.apply_chat_template(
+            messages, add_generation_prompt=answer is None, tokenize=False
+        )
+        return text
+
+    def _prefix_length(self, ids: Sequence[int]) -> int:
+        return len(ids) - tuple(reversed(ids)).index(self._image_id)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> TokenizersBackend:
+    """Train a lower-casing byte-level BPE tokenizer on the training texts; no token is unknown.
+
+    Args:
+        texts: The training texts, and no others: the tokenizer is part of what is learned.
+        vocab_size: Upper bound, the special tokens and the 256 bytes included.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    # Case tells nothing that is asked here, and data sets write one answer in several cases.
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, END, IMAGE],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return TokenizersBackend(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        additional_special_tokens=[IMAGE],
+        padding_side="left",
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )

@@ -1,0 +1,12 @@
+"""How a record is put to the model, the same in training and in evaluation."""
+
+from __future__ import annotations
+
+from medmoe.data.schema import Record
+
+
+def question_text(record: Record) -> str:
+    """Return the question as asked: a classification item lists its options."""
+    if record.task == "classification":
+        return f"{record.question} Options: {', '.join(record.options)}."
+    return record.question

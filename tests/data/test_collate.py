@@ -1,0 +1,3 @@
+from tests.model.tiny import dense_model
+def test_x():
+    assert dense_model("phi")

@@ -1,0 +1,113 @@
+"""Where data is looked for, what can be read, and validation images held out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medmoe.data import registry
+from medmoe.data.schema import ImageRecord, Record
+from medmoe.errors import DataError
+
+
+def data_folder(root: Path) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "pneumoniamnist.npz").write_bytes(b"x")
+    return root
+
+
+def records(images: int, each: int = 3) -> list[Record]:
+    pixels = np.zeros((28, 28), np.uint8)
+    return [
+        Record(
+            id=f"{number}/{question}",
+            image=ImageRecord(id=f"set/{number}", source=pixels),
+            question="?",
+            answer="yes",
+            answer_type="closed",
+            question_type="presence",
+            task="vqa",
+            dataset="set",
+            split="train",
+            licence="CC0-1.0",
+        )
+        for number in range(images)
+        for question in range(each)
+    ]
+
+
+def test_every_reader_is_registered_under_its_name() -> None:
+    assert {name: reader.NAME for name, reader in registry.READERS.items()} == {
+        name: name for name in ("lc25000", "mednist", "pneumoniamnist", "vqa_med_2019", "vqa_rad")
+    }
+
+
+def test_flag_goes_before_environment_before_phantom(tmp_path: Path) -> None:
+    flag, variable = data_folder(tmp_path / "flag"), data_folder(tmp_path / "variable")
+    environ = {"MEDMOE_DATA": str(variable)}
+    assert registry.find_data(flag, environ) == flag
+    assert registry.find_data(None, environ) == variable
+    assert registry.find_data(None, {"MEDMOE_DATA": ""}) is None
+    assert registry.find_data(None, {}) is None
+
+
+@pytest.mark.parametrize("origin", ["--data", r"\$MEDMOE_DATA"])
+def test_wrong_folder_says_where_it_came_from_and_what_was_looked_for(
+    tmp_path: Path, origin: str
+) -> None:
+    def find(path: Path) -> Path | None:
+        if origin == "--data":
+            return registry.find_data(path, {})
+        return registry.find_data(None, {"MEDMOE_DATA": str(path)})
+
+    with pytest.raises(DataError, match=rf"^{origin} .*gone: no such folder; give the folder"):
+        find(tmp_path / "gone")
+    with pytest.raises(DataError, match=rf"^{origin} .*looked for .*vqa-rad/trainset\.json"):
+        find(tmp_path)
+
+
+def test_available_looks_for_each_marker(tmp_path: Path) -> None:
+    found = registry.available(data_folder(tmp_path))
+    assert found.pop("pneumoniamnist") is True
+    assert set(found.values()) == {False}
+
+
+def test_unknown_set_lists_the_choices(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"unknown data set 'vqarad'.*did you mean 'vqa_rad'"):
+        registry.read("vqarad", tmp_path, "train")
+
+
+def test_read_passes_on_to_the_reader(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"mednist: no mednist-6k\.npz"):
+        registry.read("mednist", tmp_path, "train")
+
+
+def test_held_out_images_take_all_their_records_with_them() -> None:
+    everything = records(300)
+    train, validation = registry.hold_out(everything, 0.2, seed=7)
+    assert len(train) + len(validation) == len(everything)
+    assert not {r.image.id for r in train} & {r.image.id for r in validation}
+    # 300 images at 0.2: 60 expected, standard deviation 6.9; the bound is 4 of them.
+    assert len(validation) / 3 == pytest.approx(60, abs=28)
+
+
+def test_hold_out_depends_on_seed_but_not_on_order_or_company() -> None:
+    everything = records(100)
+    held = {r.image.id for r in registry.hold_out(everything, 0.3, seed=1)[1]}
+    assert {r.image.id for r in registry.hold_out(everything[::-1], 0.3, seed=1)[1]} == held
+    half = everything[:150]
+    kept = {r.image.id for r in registry.hold_out(half, 0.3, seed=1)[1]}
+    assert kept == held & {r.image.id for r in half}
+    assert {r.image.id for r in registry.hold_out(everything, 0.3, seed=2)[1]} != held
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
+def test_hold_out_refuses_a_fraction_outside_zero_to_one(fraction: float) -> None:
+    with pytest.raises(DataError, match="hold_out fraction"):
+        registry.hold_out(records(2), fraction, seed=0)
+
+
+def test_no_fraction_holds_nothing_out() -> None:
+    assert registry.hold_out(records(20), 0.0, seed=0)[1] == []
