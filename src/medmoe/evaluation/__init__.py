@@ -1,0 +1,1 @@
+"""Scores that can be trusted: protocols, intervals, baselines and the report."""

@@ -1,0 +1,122 @@
+"""What can be scored without looking at the picture: constant answers and the question alone.
+
+A model that does not clear these has learned nothing from images (the paper reports none of them).
+Each function returns predictions ``{record id: answer}`` that are scored like any system's.
+Answers are counted by their normalised form and given back in their most frequent spelling; ties
+go to the first in alphabetical order, so that results do not depend on the order of the data.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+
+from medmoe.data.schema import Record
+from medmoe.errors import DataError
+from medmoe.evaluation.metrics import normalise
+
+Predictions = dict[str, str]
+Predictor = Callable[[Sequence[Record], Sequence[Record]], Predictions]
+
+
+def most_frequent(answers: Iterable[str]) -> str:
+    """Return the most frequent answer.
+
+    Raises:
+        DataError: There are no answers.
+    """
+    spellings: dict[str, Counter[str]] = defaultdict(Counter)
+    for answer in answers:
+        spellings[normalise(answer)][answer] += 1
+    if not spellings:
+        raise DataError("no training answers to choose from; give the records of the train split")
+    _, counts = min(spellings.items(), key=lambda item: (-item[1].total(), item[0]))
+    return min(counts, key=lambda spelling: (-counts[spelling], spelling))
+
+
+def always(answer: str, test: Sequence[Record]) -> Predictions:
+    """Predict one answer everywhere."""
+    return {record.id: answer for record in test}
+
+
+def always_yes(train: Sequence[Record], test: Sequence[Record]) -> Predictions:
+    """Predict ``yes`` everywhere; needs no training answers."""
+    return always("yes", test)
+
+
+def always_no(train: Sequence[Record], test: Sequence[Record]) -> Predictions:
+    """Predict ``no`` everywhere; needs no training answers."""
+    return always("no", test)
+
+
+def most_frequent_per_type(train: Sequence[Record], test: Sequence[Record]) -> Predictions:
+    """Predict the most frequent training answer of the question type.
+
+    Open and closed questions of one type are counted apart (which of them a question is can be
+    told from its words), which makes the baseline stronger. A type that training does not hold
+    falls back on the answer type, then on all training answers.
+
+    Raises:
+        DataError: ``train`` is empty.
+    """
+    return _backed_off(train, test, (_type_key, _answer_type_key, _any_key))
+
+
+def question_only(train: Sequence[Record], test: Sequence[Record]) -> Predictions:
+    """Predict the most frequent training answer to that very question.
+
+    Questions are the same up to case and closing punctuation. A question that training does not
+    hold falls back as in `most_frequent_per_type`.
+
+    Raises:
+        DataError: ``train`` is empty.
+    """
+    return _backed_off(train, test, (_question_key, _type_key, _answer_type_key, _any_key))
+
+
+#: The constant-answer baselines by name.
+CONSTANTS: Mapping[str, Predictor] = {
+    "always_yes": always_yes,
+    "always_no": always_no,
+    "most_frequent_per_type": most_frequent_per_type,
+}
+
+
+def _question_key(record: Record) -> Hashable:
+    # Not `normalise`: what it merges (articles, inner spacing) a model can tell apart too, and the
+    # baseline should know all that the words give away.
+    return record.question.casefold().strip().rstrip(" ?.!:")
+
+
+def _type_key(record: Record) -> Hashable:
+    return record.answer_type, record.question_type
+
+
+def _answer_type_key(record: Record) -> Hashable:
+    return record.answer_type
+
+
+def _any_key(record: Record) -> Hashable:
+    return None
+
+
+def _backed_off(
+    train: Sequence[Record],
+    test: Sequence[Record],
+    keys: Sequence[Callable[[Record], Hashable]],
+) -> Predictions:
+    """Answer by the first key that training holds."""
+    if not train:
+        raise DataError("no training records; this baseline needs those of the train split")
+    tables = [(key, _answers_by(train, key)) for key in keys]
+    return {
+        record.id: next(table[key(record)] for key, table in tables if key(record) in table)
+        for record in test
+    }
+
+
+def _answers_by(train: Sequence[Record], key: Callable[[Record], Hashable]) -> dict[Hashable, str]:
+    groups: dict[Hashable, list[str]] = defaultdict(list)
+    for record in train:
+        groups[key(record)].append(record.answer)
+    return {name: most_frequent(answers) for name, answers in groups.items()}

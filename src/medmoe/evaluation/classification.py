@@ -1,0 +1,201 @@
+"""Accuracy and AUC of image classification by label score, as MedMNIST's Evaluator has them.
+
+The score of a label is the softmax over the options' summed log-likelihoods (the paper's table 3
+gives accuracy only, and its code has no classification). Binary: accuracy at a threshold of 0.5,
+AUC of the last class's score. More classes: accuracy of the largest score, AUC as the plain mean
+of one-vs-rest AUCs. Multi-label tasks are not covered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from medmoe.errors import DataError
+from medmoe.evaluation.statistics import (
+    Floats,
+    Indices,
+    cluster_indices,
+    percentile_interval,
+    resampled_clusters,
+)
+
+#: Below this share of usable resamples an AUC interval would describe a biased selection.
+_MIN_USABLE = 0.9
+#: Cells of a block of resampling weights held in memory at once.
+_BLOCK = 1 << 21
+
+
+@dataclass(frozen=True, slots=True)
+class Auc:
+    """An AUC with its interval, each from 0 to 1.
+
+    Attributes:
+        value: None where it is not defined.
+        low: Lower end, None where the value or its spread is not defined.
+        high: Upper end, None as ``low``.
+        reason: Why something is None.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    reason: str | None = None
+
+
+def label_probabilities(option_scores: Sequence[Sequence[float]] | Floats) -> Floats:
+    """Return the softmax over options (n, options) of summed label log-likelihoods.
+
+    Raises:
+        DataError: Fewer than two options, not one row per record, or a score is not finite.
+    """
+    try:
+        scores = np.asarray(option_scores, dtype=np.float64)
+    except ValueError as error:
+        raise DataError("rows of option scores differ in length; give one per option") from error
+    if scores.ndim != 2 or scores.shape[1] < 2:
+        raise DataError(
+            f"option scores of shape {scores.shape}; give (n, options), 2 or more options"
+        )
+    if not np.isfinite(scores).all():
+        raise DataError("an option score is not finite; check the model's log-likelihoods")
+    shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float64)
+
+
+def predicted_labels(probabilities: Floats) -> Indices:
+    """Return the index of each row's largest probability; the first of equals, as MedMNIST."""
+    return np.asarray(probabilities.argmax(axis=1), dtype=np.int64)
+
+
+def accuracy(truth: Sequence[int] | Indices, probabilities: Floats) -> float:
+    """Return the share of rows whose largest probability is the true label.
+
+    Raises:
+        DataError: No rows, another number of labels than rows, or a label that is no option.
+    """
+    return float((predicted_labels(probabilities) == _labels(truth, probabilities)).mean())
+
+
+def auc(truth: Sequence[int] | Indices, probabilities: Floats) -> Auc:
+    """Return the AUC without an interval; its value is None where a class has no such record.
+
+    Raises:
+        DataError: As `accuracy`.
+    """
+    labels = _labels(truth, probabilities)
+    reason = _undefined(labels, probabilities.shape[1])
+    if reason is not None:
+        return Auc(None, reason=reason)
+    from sklearn.metrics import roc_auc_score  # a second to import
+
+    scored = _scored_classes(probabilities.shape[1])
+    each = [roc_auc_score(labels == c, probabilities[:, c]) for c in scored]
+    return Auc(float(np.mean(each)))
+
+
+def auc_with_interval(
+    truth: Sequence[int] | Indices,
+    probabilities: Floats,
+    clusters: Sequence[Hashable],
+    *,
+    seed: int,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+) -> Auc:
+    """Return the AUC with an interval by a bootstrap over clusters (images).
+
+    Resamples in which a class is missing have no AUC and are left out; where they are more than
+    one in ten, no interval is given.
+
+    Raises:
+        DataError: As `accuracy`, or not one cluster per row.
+    """
+    labels = _labels(truth, probabilities)
+    if len(clusters) != labels.size:
+        raise DataError(f"{labels.size} rows with {len(clusters)} clusters; give one per row")
+    point = auc(labels, probabilities)
+    if point.value is None:
+        return point
+    samples = _resampled(labels, probabilities, clusters, seed=seed, resamples=resamples)
+    usable = samples[np.isfinite(samples)]
+    if usable.size < _MIN_USABLE * resamples:
+        return Auc(point.value, reason="too few images of some class for an interval")
+    low, high = percentile_interval(usable, confidence)
+    return Auc(point.value, low, high)
+
+
+def weighted_auc(positive: Sequence[bool] | Indices, scores: Floats, weights: Floats) -> Floats:
+    """Return the AUC (R,) of one class under each of R rows of item weights (R, n).
+
+    The share of positive-negative pairs in the right order, a tie counted as half; nan where all
+    weight lies on one side.
+    """
+    order = np.argsort(scores, kind="stable")
+    ranked = np.asarray(scores)[order]
+    is_positive = np.asarray(positive, dtype=bool)[order]
+    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
+    by_rank = weights[:, order]
+    above = np.add.reduceat(np.where(is_positive, by_rank, 0.0), starts, axis=1)
+    below = np.add.reduceat(np.where(is_positive, 0.0, by_rank), starts, axis=1)
+    pairs = above.sum(axis=1) * below.sum(axis=1)
+    won = (above * (np.cumsum(below, axis=1) - 0.5 * below)).sum(axis=1)
+    defined = pairs > 0
+    return np.asarray(np.where(defined, won / np.where(defined, pairs, 1.0), np.nan))
+
+
+def _resampled(
+    labels: Indices,
+    probabilities: Floats,
+    clusters: Sequence[Hashable],
+    *,
+    seed: int,
+    resamples: int,
+) -> Floats:
+    index, count = cluster_indices(clusters)
+    if count < 2:
+        return np.full(resamples, np.nan)
+    step = max(1, _BLOCK // labels.size)
+    found = []
+    for block in resampled_clusters(count, seed=seed, resamples=resamples):
+        for start in range(0, len(block), step):
+            drawn = block[start : start + step]
+            times = np.stack([np.bincount(row, minlength=count) for row in drawn])
+            weights = times[:, index].astype(np.float64)
+            each = [
+                weighted_auc(labels == c, probabilities[:, c], weights)
+                for c in _scored_classes(probabilities.shape[1])
+            ]
+            found.append(np.mean(each, axis=0))
+    return np.concatenate(found)
+
+
+def _scored_classes(options: int) -> range:
+    # Two classes: MedMNIST scores the last one only; more: each against the rest.
+    return range(1, 2) if options == 2 else range(options)
+
+
+def _labels(truth: Sequence[int] | Indices, probabilities: Floats) -> Indices:
+    labels = np.asarray(truth, dtype=np.int64)
+    if labels.size == 0 or labels.shape != probabilities.shape[:1]:
+        raise DataError(
+            f"{labels.size} labels for {len(probabilities)} rows of scores; give one label per row"
+        )
+    if labels.min() < 0 or labels.max() >= probabilities.shape[1]:
+        raise DataError(
+            f"labels from {labels.min()} to {labels.max()} with {probabilities.shape[1]} options; "
+            "number labels from 0 in the order of the options"
+        )
+    return labels
+
+
+def _undefined(labels: Indices, options: int) -> str | None:
+    present = np.unique(labels)
+    if present.size == 1:
+        return f"one class only in the truth (label {present[0]}): AUC is not defined"
+    absent = sorted(set(range(options)) - set(present.tolist()))
+    if absent:
+        return f"no record of label {', '.join(map(str, absent))}: AUC is not defined"
+    return None

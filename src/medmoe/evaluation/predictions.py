@@ -1,0 +1,157 @@
+"""Predictions, their pairing with the truth by id, and their file.
+
+The file is JSON Lines and holds the truth beside each prediction, so that it serves as both the
+prediction and the truth file of ``medmoe score``. It holds no question and no pixels. The paper's
+released code pairs by position and cuts the longer list silently; here that is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medmoe.data.schema import Record
+from medmoe.errors import DataError
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One answer to one record.
+
+    Attributes:
+        id: The record's id.
+        text: The answer in words.
+        confidence: From 0 to 1, None where the system gives none.
+        option_scores: Summed label log-likelihood of each of the record's options, in their order.
+    """
+
+    id: str
+    text: str
+    confidence: float | None = None
+    option_scores: tuple[float, ...] | None = None
+
+
+def named(ids: Iterable[str]) -> str:
+    """Return the first few ids, and how many more there are, for a message."""
+    every = list(ids)
+    more = f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else ""
+    return ", ".join(repr(i) for i in every[:_SHOWN]) + more
+
+
+def pair(
+    records: Sequence[Record], predictions: Sequence[Prediction]
+) -> list[tuple[Record, Prediction]]:
+    """Return each record with its prediction, in the records' order.
+
+    Raises:
+        DataError: An id is missing, stands twice or is unknown; the message names it.
+    """
+    for ids, what in (
+        ([r.id for r in records], "records"),
+        ([p.id for p in predictions], "predictions"),
+    ):
+        twice = [i for i, count in Counter(ids).items() if count > 1]
+        if twice:
+            raise DataError(f"{what} with a duplicate id: {named(twice)}; keep one of each")
+    by_id = {p.id: p for p in predictions}
+    known = {r.id for r in records}
+    missing = [r.id for r in records if r.id not in by_id]
+    unknown = [i for i in by_id if i not in known]
+    if missing:
+        raise DataError(f"missing predictions for: {named(missing)}; predict every record once")
+    if unknown:
+        raise DataError(f"unknown prediction ids: {named(unknown)}; score the split they are from")
+    return [(r, by_id[r.id]) for r in records]
+
+
+def write_predictions(
+    path: Path, records: Sequence[Record], predictions: Sequence[Prediction]
+) -> None:
+    """Write predictions with their truth, in the records' order, whole or not at all.
+
+    Raises:
+        DataError: The ids do not pair, or a confidence or option score is not finite.
+    """
+    lines = [
+        json.dumps(_row(r, p), ensure_ascii=False) + "\n" for r, p in pair(records, predictions)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(path.name + ".partial")
+    staged.write_text("".join(lines), encoding="utf-8")
+    os.replace(staged, path)
+
+
+def _row(record: Record, prediction: Prediction) -> dict[str, Any]:
+    row: dict[str, Any] = {"id": record.id, "prediction": prediction.text}
+    if prediction.confidence is not None:
+        row["confidence"] = _checked(prediction.confidence, "confidence", record.id)
+    if prediction.option_scores is not None:
+        # Unrounded: a tie made by rounding would change the AUC when the file is scored again.
+        scores = prediction.option_scores
+        row["option_scores"] = [_checked(score, "option_scores", record.id) for score in scores]
+        row["options"] = list(record.options)
+    row |= {"answer": record.answer, "answer_type": record.answer_type}
+    if record.references:
+        row["references"] = list(record.references)
+    return row | {"image": record.image.id, "subset": record.question_type}
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Return the predictions of a JSON Lines file; keys that scoring does not need are ignored.
+
+    Raises:
+        DataError: The file cannot be read, or a line is not a prediction; the message names it.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"cannot read predictions from {path} ({error.__class__.__name__}); give a UTF-8 file "
+            "of JSON lines"
+        ) from error
+    return [
+        _parse(line, f"{path.name} line {number}")
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+
+
+def _parse(line: str, where: str) -> Prediction:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where} is no JSON ({error.msg}); write one object per line") from error
+    if not isinstance(row, dict) or not all(
+        isinstance(row.get(key), str) for key in ("id", "prediction")
+    ):
+        raise DataError(f"{where} lacks an id or a prediction in text; write both as strings")
+    scores = row.get("option_scores")
+    if scores is not None and not isinstance(scores, list):
+        raise DataError(f"{where}: option_scores is no list; write one number per option")
+    confidence = _number(row, "confidence", where)
+    return Prediction(
+        id=row["id"],
+        text=row["prediction"],
+        confidence=confidence,
+        option_scores=None
+        if scores is None
+        else tuple(_checked(score, "option_scores", where) for score in scores),
+    )
+
+
+def _number(row: Mapping[str, Any], key: str, where: str) -> float | None:
+    return None if row.get(key) is None else _checked(row[key], key, where)
+
+
+def _checked(value: object, key: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise DataError(f"{where}: {key} holds {value!r}; write a finite number")
+    return float(value)

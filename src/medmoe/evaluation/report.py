@@ -1,0 +1,228 @@
+"""One self-contained ``report.html``: what a run learned, how well, and which expert did what.
+
+It opens offline in any browser and prints well: no script, font, style or image from elsewhere;
+figures are inline SVG (the paper's figures 4 and 5 among them), pictures are data URIs. It draws no
+conclusion that the intervals do not bear, and it computes no score.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medmoe.errors import DataError, GuardError, MedMoeError
+from medmoe.evaluation.report_rows import interval, percent, results
+from medmoe.routing import figures
+
+Picture = bytes | npt.NDArray[np.uint8]
+
+#: Longest side of an embedded array: sharp at its size on the page, and the file stays small.
+MAX_SIDE = 320
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PHASES = {
+    "phase0": "phase 0, stand-in backbones",
+    "phase1": "phase 1, alignment",
+    "phase2": "phase 2, instruction tuning",
+    "router": "router",
+    "phase3": "phase 3, MoE tuning",
+    "sft": "SFT, the comparison",
+    "eval": "evaluation",
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One answered question.
+
+    Attributes:
+        picture: PNG bytes, or pixels (H, W) or (H, W, 3), uint8.
+        domain: The domain that the router chose for the picture.
+        domain_probability: Its probability, 0 to 1.
+    """
+
+    picture: Picture
+    question: str
+    prediction: str
+    truth: str
+    correct: bool
+    confidence: float | None = None
+    domain: str | None = None
+    domain_probability: float | None = None
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """What the report shows; empty parts are left out of it.
+
+    Attributes:
+        summary: The object of ``summary.json``.
+        curves: Phase → (step, loss) points.
+        expert_share: MoE layer index → shares (modalities, experts), 0 to 1; NaN = no tokens.
+        modalities: Row labels of ``expert_share``.
+        domains: Its column labels, and the labels of ``confusion``, in the order of the experts.
+        confusion: Counts (D, D) of images by true domain (row) and the router's domain (column).
+        sheet: Captions and pictures of the contact sheet.
+        notes: Sentences on this run, shown under the headline.
+        next_steps: What to try next; text in backticks is shown as code.
+    """
+
+    title: str
+    summary: Mapping[str, Any]
+    curves: Mapping[str, list[tuple[int, float]]] = field(default_factory=dict)
+    expert_share: Mapping[int, npt.NDArray[np.float64]] = field(default_factory=dict)
+    modalities: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
+    confusion: npt.NDArray[np.int64] | None = None
+    sheet: list[tuple[str, npt.NDArray[np.uint8]]] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    next_steps: list[str] = field(default_factory=list)
+
+
+def write_report(path: Path, data: ReportData) -> None:
+    """Write the report, whole or not at all; equal data give equal bytes.
+
+    Args:
+        path: The HTML file; an older one is replaced, missing folders are made.
+        data: What to show.
+
+    Raises:
+        DataError: A picture or a table in ``data`` has a shape that cannot be shown.
+        GuardError: The disk is full.
+        MedMoeError: The file cannot be written for another reason.
+    """
+    text = render_report(data)
+    # In the same folder, so that the replace is one atomic step of the file system.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise GuardError(f"{path}: the disk is full; free some space or use --out") from error
+        raise MedMoeError(
+            f"{path}: the report cannot be written ({error.strerror}); use --out with a folder "
+            "that you may write to"
+        ) from error
+
+
+def render_report(data: ReportData) -> str:
+    """Return the report as HTML."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(
+        picture=_data_uri, percent=percent, probability=_probability, code=_code
+    )
+    template = resources.files("medmoe.evaluation").joinpath("templates/report.html.j2")
+    summary = data.summary
+    router = summary.get("router") or {}
+    return environment.from_string(template.read_text(encoding="utf-8")).render(
+        data=data,
+        summary=summary,
+        results=results(summary.get("scores", [])),
+        facts=_facts(summary),
+        times=_times(summary.get("seconds") or {}),
+        router=router if router.get("n") else None,
+        router_interval=interval(router),
+        curves=[Markup(figures.learning_curves({k: v})) for k, v in data.curves.items()],
+        heatmaps=[
+            Markup(figures.expert_heatmap({layer: share}, data.modalities, data.domains))
+            for layer, share in sorted(data.expert_share.items())
+        ],
+        confusion=None
+        if data.confusion is None
+        else Markup(figures.confusion_matrix(data.confusion, data.domains)),
+    )
+
+
+def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the name and value of what identifies the run."""
+    parameters = summary.get("parameters") or {}
+    facts = [("data", summary.get("data")), ("seed", summary.get("seed"))]
+    facts += [
+        (f"parameters {kind}", f"{parameters[kind]:,}".replace(",", " "))
+        for kind in ("total", "activated")
+        if parameters.get(kind) is not None
+    ]
+    facts += [("commit", summary.get("commit")), ("config SHA-256", summary.get("config_sha256"))]
+    return [(name, str(value)) for name, value in facts if value is not None]
+
+
+def _times(seconds: Mapping[str, float]) -> list[tuple[str, str, float]]:
+    """Return each phase's name, its time in words and its share of the whole in percent."""
+    whole = sum(seconds.values())
+    rows = [
+        (PHASES.get(name, name), _minutes(value), 100 * value / whole if whole else 0.0)
+        for name, value in seconds.items()
+    ]
+    return [*rows, ("all", _minutes(whole), 100.0)] if rows else []
+
+
+def _minutes(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{seconds:.1f} s"
+
+
+def _probability(value: float) -> str:
+    """Two decimals, but never a certainty that rounding made."""
+    return "> 0.99" if 0.995 <= value < 1 else f"{value:.2f}"
+
+
+def _code(text: str) -> Any:
+    """Escape a line and set its `…` parts as code."""
+    from markupsafe import Markup, escape
+
+    parts = text.split("`")
+    if len(parts) % 2 == 0:  # a lone backtick is no code
+        return escape(text)
+    code = Markup("<code>{}</code>")
+    return Markup("").join(code.format(p) if i % 2 else escape(p) for i, p in enumerate(parts))
+
+
+def _data_uri(picture: Picture) -> str:
+    return "data:image/png;base64," + base64.b64encode(_png(picture)).decode("ascii")
+
+
+def _png(picture: Picture) -> bytes:
+    """Return PNG bytes of a picture, arrays shrunk to `MAX_SIDE`."""
+    if isinstance(picture, bytes):
+        if not picture.startswith(PNG_SIGNATURE):
+            raise DataError(
+                f"picture bytes start with {picture[:8]!r}, which is no PNG; encode it as PNG or "
+                "give its pixels"
+            )
+        return picture
+    from PIL import Image
+
+    right = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)
+    if not right or picture.dtype != np.uint8 or picture.size == 0:
+        raise DataError(
+            f"picture has shape {picture.shape} and type {picture.dtype}; give (H, W) or "
+            "(H, W, 3) uint8"
+        )
+    image = Image.fromarray(np.ascontiguousarray(picture))
+    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()

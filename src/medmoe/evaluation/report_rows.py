@@ -1,0 +1,267 @@
+"""From the scores of ``summary.json`` to the rows and plain sentences of the report.
+
+A row stands for one task, split, subset, protocol and metric; beside each score stand its interval,
+its n and its baselines, and sentences say what may be claimed from them and what not. No statistics
+are computed here: values, intervals and baselines come with the scores, in percent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Score = Mapping[str, Any]
+Key = tuple[str, ...]
+Table = Mapping[Key, Mapping[str, Score]]  # row → system → score
+
+_KEY = ("task", "split", "subset", "protocol", "metric")
+_BASELINES = {"constant_baseline": "constant-answer", "question_only_baseline": "question-only"}
+_SYSTEMS = {"moe": "MoE", "sft": "SFT"}
+_CONTROLS = {"blank": "blank image", "shuffled": "shuffled images"}
+_OURS = ("strict", "label_score")  # the protocols that our headline scores use
+_LEADING_METRICS = ("accuracy", "exact_match")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The score of one system, ready to print; ``fails`` says that it clears not all baselines."""
+
+    value: str
+    interval: str
+    n: str
+    fails: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """The same score of every system, beside the baselines of its test set."""
+
+    task: str
+    what: str
+    cells: list[tuple[str, Cell | None]]
+    n: str
+    constant: str
+    question_only: str
+
+
+@dataclass(frozen=True)
+class Control:
+    """A score with the images taken away, beside the score with them."""
+
+    task: str
+    what: str
+    system: str
+    control: str
+    n: str
+    with_images: Cell | None
+    without: Cell
+    change: str
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that the report says about scores; ``headlines`` are (name, cell of the MoE model)."""
+
+    systems: list[str]
+    tables: list[tuple[str, list[Row]]]
+    controls: list[Control]
+    headlines: list[tuple[str, Cell]]
+    baseline_sentences: list[str]
+    comparison_sentences: list[str]
+    control_sentences: list[str]
+
+
+def results(scores: Sequence[Score]) -> Results:
+    """Arrange the scores of ``summary.json`` for the report, in the order in which they came."""
+    table: dict[Key, dict[str, Score]] = {}
+    for score in scores:
+        if score.get("control") is None:
+            table.setdefault(_key(score), {})[score["system"]] = score
+    controls = [score for score in scores if score.get("control") is not None]
+    systems = sorted({s for row in table.values() for s in row}, key=_system_order)
+    ours = {key: row for key, row in table.items() if key[3] in _OURS}
+    others = {key: row for key, row in table.items() if key[3] not in _OURS}
+    tables = [
+        ("Our protocol", [_row(by_system, systems) for by_system in ours.values()]),
+        ("Other published protocols", [_row(by_system, systems) for by_system in others.values()]),
+    ]
+    return Results(
+        systems=[system_name(system) for system in systems],
+        tables=[(title, rows) for title, rows in tables if rows],
+        controls=[_control(score, table) for score in controls],
+        headlines=[
+            (f"{row['moe']['task']} {_what(row['moe'])}", _cell(row["moe"], row))
+            for key, row in ours.items()
+            if "moe" in row and key[4] in _LEADING_METRICS
+        ],
+        baseline_sentences=list(_baseline_sentences(table)),
+        comparison_sentences=list(_comparison_sentences(ours)),
+        control_sentences=[line for score in controls if (line := _control_line(score, table))],
+    )
+
+
+def system_name(system: str) -> str:
+    """Return the printed name of a system: MoE, SFT, others as they are."""
+    return _SYSTEMS.get(system, system)
+
+
+def percent(value: float | None) -> str:
+    """Return a value in percent with one decimal; a dash where there is none."""
+    return "–" if value is None else f"{value:.1f}"
+
+
+def interval(score: Score) -> str:
+    """Return ``low–high``, the 95 % interval of a score; empty where it has none."""
+    low, high = score.get("low"), score.get("high")
+    return "" if low is None or high is None else f"{percent(low)}–{percent(high)}"
+
+
+def _key(score: Score) -> Key:
+    return tuple(str(score[name]) for name in _KEY)
+
+
+def _system_order(system: str) -> tuple[bool, bool, str]:
+    return system != "moe", system != "sft", system
+
+
+def _what(score: Score) -> str:
+    metric = str(score["metric"]).replace("_", " ")
+    if score["protocol"] == "label_score":
+        return metric if score["subset"] == "all" else f"{score['subset']} {metric}"
+    return f"{score['subset']} {metric} ({score['protocol']})"
+
+
+def _place(score: Score) -> str:
+    return f"{score['task']} {score['split']}"
+
+
+def _n(score: Score) -> str:
+    return str(score.get("n", "–"))
+
+
+def _number(score: Score) -> str:
+    """Return ``96.2 (94.0–98.1, n = 400)``."""
+    inside = [text for text in (interval(score), f"n = {_n(score)}") if text]
+    return f"{percent(score.get('value'))} ({', '.join(inside)})"
+
+
+def _baselines(row: Mapping[str, Score]) -> dict[str, float]:
+    """Return the baselines of a row; they belong to the test set, so any system may carry them."""
+    found: dict[str, float] = {}
+    for field, name in _BASELINES.items():
+        values = [s[field] for s in row.values() if s.get(field) is not None]
+        if values:
+            found[name] = float(values[0])
+    return found
+
+
+def _clears(score: Score, baseline: float) -> bool:
+    low = score.get("low")
+    return low is not None and low > baseline
+
+
+def _cell(score: Score, row: Mapping[str, Score]) -> Cell:
+    fails = not all(_clears(score, baseline) for baseline in _baselines(row).values())
+    return Cell(percent(score.get("value")), interval(score), _n(score), fails)
+
+
+def _row(row: Mapping[str, Score], systems: Sequence[str]) -> Row:
+    first = next(iter(row.values()))
+    baselines = _baselines(row)
+    sizes = list(dict.fromkeys(_n(score) for score in row.values()))
+    return Row(
+        task=_place(first),
+        what=_what(first),
+        cells=[(system_name(s), _cell(row[s], row) if s in row else None) for s in systems],
+        n=" / ".join(sizes),
+        constant=percent(baselines.get("constant-answer")),
+        question_only=percent(baselines.get("question-only")),
+    )
+
+
+def _baseline_sentences(table: Table) -> Iterator[str]:
+    """Say of each score whether a baseline is as good, or that there is none to compare with."""
+    for row in table.values():
+        baselines = _baselines(row)
+        for system, score in row.items():
+            name = f"{system_name(system)}, {_place(score)}, {_what(score)}: {_number(score)}"
+            beaten = {b: v for b, v in baselines.items() if not _clears(score, v)}
+            if not baselines:
+                yield f"{name} has no baseline beside it, so it cannot be judged here."
+            elif score.get("value") is None or not interval(score):
+                yield f"{name} has no interval, so it cannot be held against its baselines."
+            elif beaten:
+                which = " and the ".join(f"{b} baseline ({percent(v)})" for b, v in beaten.items())
+                yield (
+                    f"{name} does not clear the {which} outside its interval: "
+                    "it does not show that the picture was used."
+                )
+
+
+def _comparison_sentences(table: Table) -> Iterator[str]:
+    """Say of each row that has both what MoE against SFT shows."""
+    for row in table.values():
+        if "moe" not in row or "sft" not in row:
+            continue
+        moe, sft = row["moe"], row["sft"]
+        name = f"{_place(moe)}, {_what(moe)}"
+        if moe.get("value") is None or sft.get("value") is None:
+            yield f"{name}: one of the two has no value, so they cannot be compared."
+            continue
+        difference = f"{name}: {_signed(moe['value'] - sft['value'])} points"
+        if not interval(moe) or not interval(sft):
+            yield f"{difference}; without intervals this shows nothing."
+        elif _overlap(moe, sft):
+            yield (
+                f"{difference}; the intervals overlap, so this run alone does not show that one is "
+                "better."
+            )
+        else:
+            better = "MoE" if moe["value"] > sft["value"] else "SFT"
+            yield f"{difference}; {better} is better, the intervals do not overlap."
+
+
+def _control(score: Score, table: Table) -> Control:
+    full = table.get(_key(score), {}).get(score["system"])
+    change = "–"
+    if full is not None and full.get("value") is not None and score.get("value") is not None:
+        change = _signed(score["value"] - full["value"])
+    return Control(
+        task=_place(score),
+        what=_what(score),
+        system=system_name(score["system"]),
+        control=_control_name(score),
+        n=_n(score),
+        with_images=None if full is None else _cell(full, {}),
+        without=_cell(score, {}),
+        change=change,
+    )
+
+
+def _control_line(score: Score, table: Table) -> str | None:
+    full = table.get(_key(score), {}).get(score["system"])
+    if full is None or full.get("value") is None or score.get("value") is None:
+        return None
+    name = (
+        f"{system_name(score['system'])}, {_place(score)}, {_what(score)}: {_number(full)} with "
+        f"the images, {_number(score)} with {_control_name(score)}"
+    )
+    if interval(full) and interval(score) and not _overlap(full, score):
+        if score["value"] < full["value"]:
+            points = percent(full["value"] - score["value"])
+            return f"{name}. {points} points of the score need the picture."
+        return f"{name}. The score is better without the picture: something is wrong."
+    return f"{name}. This does not show that the score needs the picture."
+
+
+def _control_name(score: Score) -> str:
+    return _CONTROLS.get(score["control"], str(score["control"]))
+
+
+def _overlap(one: Score, other: Score) -> bool:
+    return bool(one["low"] <= other["high"] and other["low"] <= one["high"])
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "−")

@@ -1,0 +1,163 @@
+"""Intervals and tests for scores: how far a number can be trusted.
+
+Questions about one image are not independent, so intervals come from a bootstrap that resamples
+images (clusters). The paper reports no intervals; some of its wins are one question of 416. No
+correction for multiple comparisons is made here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator, Sequence
+from fractions import Fraction
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+
+from medmoe.errors import DataError
+
+Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+#: Cells of a resampling block that are held in memory at once.
+_BLOCK = 1 << 21
+
+
+def cluster_indices(clusters: Sequence[Hashable]) -> tuple[Indices, int]:
+    """Return each item's cluster number, counted by first appearance, and how many there are."""
+    seen: dict[Hashable, int] = {}
+    numbers = [seen.setdefault(name, len(seen)) for name in clusters]
+    return np.asarray(numbers, dtype=np.int64), len(seen)
+
+
+def resampled_clusters(count: int, *, seed: int, resamples: int) -> Iterator[Indices]:
+    """Yield blocks (resamples in the block, count) of cluster numbers drawn with replacement."""
+    rng = np.random.default_rng(seed)
+    step = max(1, _BLOCK // max(count, 1))
+    for start in range(0, resamples, step):
+        yield rng.integers(0, count, size=(min(step, resamples - start), count))
+
+
+def percentile_interval(samples: Floats, confidence: float) -> tuple[float, float]:
+    """Return the central interval that holds a share ``confidence`` of the samples."""
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(samples, [tail, 1.0 - tail])
+    return float(low), float(high)
+
+
+def clustered_bootstrap(
+    values: Sequence[float] | Floats,
+    clusters: Sequence[Hashable],
+    *,
+    seed: int,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Return the interval of the mean of ``values``, by a bootstrap over clusters.
+
+    Clusters are drawn with replacement and each resample's mean is the sum of its values ÷ their
+    number, so clusters of unequal size are treated as they are. Fewer than two clusters tell
+    nothing about the spread: the interval is then (nan, nan).
+
+    Args:
+        values: One value per item.
+        clusters: The cluster of each item, e.g. its image.
+        seed: Of the draws; the same seed gives the same interval.
+        resamples: How many resamples are drawn.
+        confidence: The share of resamples between the two ends.
+
+    Raises:
+        DataError: No values, not a number among them, or not one cluster per value.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    if data.ndim != 1 or data.size == 0 or data.size != len(clusters):
+        raise DataError(
+            f"{data.size} values with {len(clusters)} clusters; give at least one value and one "
+            "cluster for each"
+        )
+    if not np.isfinite(data).all():
+        raise DataError("a value is not finite; drop or mend it before asking for an interval")
+    index, count = cluster_indices(clusters)
+    if count < 2:
+        return math.nan, math.nan
+    sums = np.bincount(index, weights=data, minlength=count)
+    sizes = np.bincount(index, minlength=count).astype(np.float64)
+    means = [
+        sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+        for drawn in resampled_clusters(count, seed=seed, resamples=resamples)
+    ]
+    return percentile_interval(np.concatenate(means), confidence)
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's interval of a share of independent trials (e.g. router accuracy).
+
+    Raises:
+        DataError: ``n`` is below 1, or ``successes`` is not between 0 and ``n``.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise DataError(f"{successes} successes in {n} trials; give n >= 1 and 0 <= successes <= n")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2.0)
+    share = successes / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    # Rounding must not push the ends past the share itself at 0 and n successes.
+    return max(0.0, min(middle - half, share)), min(1.0, max(middle + half, share))
+
+
+def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return the exact two-sided p-value of McNemar's test between two systems' right answers.
+
+    Only items that one system has right and the other wrong count; under the null hypothesis
+    each of them favours either system with probability one half. Questions are taken as
+    independent: with several per image, look at `paired_bootstrap` as well.
+
+    Args:
+        a: 1 where the first system is right, else 0, item by item.
+        b: The same of the second system.
+
+    Raises:
+        DataError: Not the same number of items, or a value other than 0 and 1.
+    """
+    first, second = _paired(a, b)
+    if not np.isin(np.concatenate([first, second]), (0.0, 1.0)).all():
+        raise DataError("McNemar's test takes values 0 and 1 only; use paired_bootstrap for others")
+    only_a, only_b = int((first > second).sum()), int((second > first).sum())
+    discordant = only_a + only_b
+    ways, tail = 1, 0
+    for i in range(min(only_a, only_b) + 1):
+        tail += ways
+        ways = ways * (discordant - i) // (i + 1)
+    return min(1.0, float(Fraction(2 * tail, 1 << discordant)))
+
+
+def paired_bootstrap(
+    a: Sequence[float] | Floats,
+    b: Sequence[float] | Floats,
+    clusters: Sequence[Hashable],
+    seed: int,
+    *,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+) -> tuple[float, float, float]:
+    """Return the mean difference ``a - b`` and its clustered bootstrap interval.
+
+    Raises:
+        DataError: As `clustered_bootstrap`, or ``a`` and ``b`` differ in length.
+    """
+    first, second = _paired(a, b)
+    difference = first - second
+    low, high = clustered_bootstrap(
+        difference, clusters, seed=seed, resamples=resamples, confidence=confidence
+    )
+    return float(difference.mean()), low, high
+
+
+def _paired(a: Sequence[float] | Floats, b: Sequence[float] | Floats) -> tuple[Floats, Floats]:
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.shape != second.shape or first.ndim != 1:
+        raise DataError(
+            f"{first.size} and {second.size} values; a paired test needs both systems' values for "
+            "the same items in the same order"
+        )
+    return first, second

@@ -1,0 +1,315 @@
+"""Record what every router decides: a context manager around any use of a Med-MoE model.
+
+The raw material of the paper's figures 4 and 5. Forward hooks, because transformers' own recording
+(`_can_record_outputs`) returns nothing on Llava subclasses. It changes no output and works under
+``forward`` and ``generate``, one batch after another. It computes no statistics beyond sums: see
+`medmoe.routing.statistics`.
+
+Shapes: B batch, S sequence, T recorded tokens, E experts, K chosen per token, R rows, G groups.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from medmoe.errors import DataError, MedMoeError
+from medmoe.model.moe import MoeBlock
+
+Keep = Literal["tokens", "counts"]
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+class RoutingTrace:
+    """The routers' decisions on all tokens that are not padding, layer by layer.
+
+    A row is one sequence of a batch. Rows are numbered on from batch to batch, so with one image
+    per row the row is the image; the steps of one ``generate`` belong to the rows of its prompt
+    (with ``use_cache=False`` each step is a forward pass of its own and starts new rows). Under
+    beam search each beam is a row. Tokens that ``generate`` feeds to a row whose answer has ended
+    (by the ids of the model's generation config) do not count.
+
+    Attributes:
+        token_mask: Set it before a forward pass, (B, S) boolean, to say yourself which tokens
+            count, e.g. with a 4-D attention mask (where all tokens count otherwise) or for image
+            tokens only. It stays until changed; None goes back to the attention mask. Tokens that
+            ``generate`` makes are not counted while it is set.
+    """
+
+    def __init__(
+        self, blocks: Mapping[int, MoeBlock], keep: Keep, stop_ids: frozenset[int]
+    ) -> None:
+        self.token_mask: Tensor | None = None
+        self._keep = keep
+        self._layers = {i: _Layer.of(block) for i, block in blocks.items()}
+        self._stop_ids = stop_ids
+        self._call: _Call | None = None
+        self._num_rows = 0
+        self._live_B = torch.ones(0, dtype=torch.bool)  # of the last batch: has not ended yet
+        self._cache: Any = None  # that the rows of the last batch live in
+
+    @property
+    def layers(self) -> list[int]:
+        """Decoder layer indices of the MoE layers, in order."""
+        return list(self._layers)
+
+    @property
+    def num_rows(self) -> int:
+        """R, rows seen so far."""
+        return self._num_rows
+
+    @property
+    def rows(self) -> Ints:
+        """Row of each recorded token (T,); the same for all layers."""
+        return self._kept(self.layers[0], "rows").numpy()
+
+    def logits(self, layer: int) -> Floats:
+        """Return the router logits (T, E) of a layer."""
+        return self._kept(layer, "logits").double().numpy()
+
+    def probabilities(self, layer: int) -> Floats:
+        """Return the router probabilities (T, E) of a layer: the float32 softmax of its logits."""
+        return self._kept(layer, "logits").softmax(-1).double().numpy()
+
+    def experts(self, layer: int) -> Ints:
+        """Return the chosen experts (T, K) of a layer, most probable first."""
+        return self._kept(layer, "experts").numpy()
+
+    def row_counts(self, layer: int) -> Ints:
+        """Return how often each row's tokens chose each expert (R, E), in either mode."""
+        return self._layer(layer).counts_RE.copy()
+
+    def row_probabilities(self, layer: int) -> Floats:
+        """Return the mean router probabilities over each row's tokens (R, E), in either mode.
+
+        A row none of whose tokens count is NaN.
+        """
+        data = self._layer(layer)
+        tokens_R1 = data.tokens_R[:, None]
+        empty = np.full_like(data.sums_RE, np.nan)
+        return np.divide(data.sums_RE, tokens_R1, out=empty, where=tokens_R1 > 0)
+
+    def counts(self, layer: int, groups: npt.ArrayLike, num_groups: int | None = None) -> Ints:
+        """Count the choices of each group's tokens, in either mode.
+
+        Args:
+            layer: Decoder layer index.
+            groups: Group index of each row (R,), e.g. its modality; a negative one is left out.
+            num_groups: G; the largest group index + 1 when not given.
+
+        Returns:
+            Counts (G, E).
+
+        Raises:
+            DataError: There is not one group per row, or no such MoE layer.
+        """
+        counts_RE = self._layer(layer).counts_RE
+        group_R = np.asarray(groups, dtype=np.int64)
+        if group_R.shape != (self._num_rows,):
+            raise DataError(
+                f"counts got groups of shape {group_R.shape} for {self._num_rows} recorded rows; "
+                "give one group index per row"
+            )
+        size = int(group_R.max(initial=-1)) + 1 if num_groups is None else num_groups
+        if (group_R >= size).any():
+            raise DataError(
+                f"group index {group_R.max()} is outside 0..{size - 1}; raise num_groups"
+            )
+        total_GE = np.zeros((size, counts_RE.shape[1]), dtype=np.int64)
+        kept = group_R >= 0
+        np.add.at(total_GE, group_R[kept], counts_RE[kept])
+        return total_GE
+
+    def _layer(self, layer: int) -> _Layer:
+        if layer not in self._layers:
+            raise DataError(f"layer {layer} is no MoE layer of this model; choose of {self.layers}")
+        return self._layers[layer]
+
+    def _kept(self, layer: int, name: Literal["logits", "experts", "rows"]) -> Tensor:
+        data = self._layer(layer)
+        if self._keep != "tokens":
+            raise MedMoeError(
+                f"{name} of single tokens were not kept; record with keep='tokens' or use counts()"
+            )
+        return torch.cat(getattr(data, name))
+
+    def _begin(self, inputs: Mapping[str, Any]) -> None:
+        """Note a call of the outer model, before it runs and the cache grows."""
+        cache = inputs.get("past_key_values")
+        cached = 0 if cache is None else cache.get_seq_length()
+        known = self._cache is None or cache is self._cache
+        self._call = _Call(inputs, cache, goes_on=known and cached > 0)
+
+    def _record(self, layer: int, logits_BSE: Tensor, index_BSK: Tensor) -> None:
+        """Take in the decisions of one layer's router."""
+        call = self._call
+        if call is None:
+            raise MedMoeError(
+                f"the router of layer {layer} ran outside the recorded model; "
+                "give record_routing the very model object that you call"
+            )
+        if layer in call.seen:  # gradient checkpointing runs a layer again in the backward pass
+            return
+        call.seen.add(layer)
+        if call.counted_BS is None:
+            call.counted_BS = self._settle(call, *logits_BSE.shape[:2])
+        data, first_row = self._layers[layer], self._num_rows - len(logits_BSE)
+        logits_BSE, index_BSK = logits_BSE.detach().float().cpu(), index_BSK.detach().cpu()
+        data.add(first_row, call.counted_BS, logits_BSE, index_BSK)
+        if self._keep == "tokens":
+            data.logits.append(logits_BSE[call.counted_BS])
+            data.experts.append(index_BSK[call.counted_BS])
+            data.rows.append(call.counted_BS.nonzero()[:, 0] + first_row)
+
+    def _settle(self, call: _Call, batch: int, length: int) -> Tensor:
+        """Number the rows of a call and return which of its tokens count (B, S)."""
+        goes_on = call.goes_on and batch == len(self._live_B)
+        if not goes_on:
+            self._num_rows += batch
+            self._live_B = torch.ones(batch, dtype=torch.bool)
+        self._cache = call.cache
+        if self.token_mask is not None:
+            return self._own_mask(batch, length, goes_on)
+        mask = call.inputs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= length:
+            counted_BS = mask[:, mask.shape[1] - length :].detach().bool().cpu()
+        else:
+            counted_BS = torch.ones(batch, length, dtype=torch.bool)
+        ids = call.inputs.get("input_ids")
+        if goes_on and length == 1 and isinstance(ids, Tensor):
+            # `generate` keeps feeding rows that have ended; alone, such a row would have stopped.
+            ended = [i in self._stop_ids for i in ids[:, -1].tolist()]
+            self._live_B = self._live_B & ~torch.tensor(ended)
+            counted_BS = counted_BS & self._live_B[:, None]
+        return counted_BS
+
+    def _own_mask(self, batch: int, length: int, goes_on: bool) -> Tensor:
+        """Return the caller's token mask, or nothing for tokens made after the prompt."""
+        assert self.token_mask is not None
+        if goes_on:
+            return torch.zeros(batch, length, dtype=torch.bool)
+        if self.token_mask.shape != (batch, length):
+            raise DataError(
+                f"token_mask has shape {tuple(self.token_mask.shape)} but the model runs on "
+                f"{(batch, length)} tokens; set trace.token_mask anew before each forward pass"
+            )
+        return self.token_mask.detach().bool().cpu()
+
+
+@dataclass
+class _Call:
+    """One call of the outer model: its inputs and which of its tokens count, once known."""
+
+    inputs: Mapping[str, Any]
+    cache: Any
+    goes_on: bool  # with the rows of the call before
+    seen: set[int] = field(default_factory=set)
+    counted_BS: Tensor | None = None
+
+
+@dataclass
+class _Layer:
+    """What one MoE layer has decided so far: sums of each row, and single tokens if kept."""
+
+    logits: list[Tensor]
+    experts: list[Tensor]
+    rows: list[Tensor]
+    counts_RE: Ints
+    sums_RE: Floats  # of probabilities
+    tokens_R: Ints
+
+    @classmethod
+    def of(cls, block: MoeBlock) -> _Layer:
+        """Return the empty record of a block."""
+        e, k = block.experts.num_experts, block.gate.top_k
+        return cls(
+            logits=[torch.zeros(0, e)],
+            experts=[torch.zeros(0, k, dtype=torch.long)],
+            rows=[torch.zeros(0, dtype=torch.long)],
+            counts_RE=np.zeros((0, e), dtype=np.int64),
+            sums_RE=np.zeros((0, e)),
+            tokens_R=np.zeros(0, dtype=np.int64),
+        )
+
+    def add(
+        self, first_row: int, counted_BS: Tensor, logits_BSE: Tensor, index_BSK: Tensor
+    ) -> None:
+        """Add one call's decisions to the sums of its rows, growing the table for new rows."""
+        end = first_row + len(logits_BSE)
+        grow = ((0, end - len(self.tokens_R)), (0, 0))
+        self.tokens_R = np.pad(self.tokens_R, grow[:1])
+        self.counts_RE, self.sums_RE = np.pad(self.counts_RE, grow), np.pad(self.sums_RE, grow)
+        chosen_BSE = torch.zeros_like(logits_BSE, dtype=torch.long).scatter_(-1, index_BSK, 1)
+        counted_BS1 = counted_BS[..., None]
+        self.tokens_R[first_row:] += counted_BS.sum(1).numpy()
+        self.counts_RE[first_row:] += (chosen_BSE * counted_BS1).sum(1).numpy()
+        self.sums_RE[first_row:] += (logits_BSE.softmax(-1).double() * counted_BS1).sum(1).numpy()
+
+
+@contextmanager
+def record_routing(model: nn.Module, keep: Keep = "tokens") -> Iterator[RoutingTrace]:
+    """Record the routing of everything the model does inside the ``with`` block.
+
+    Args:
+        model: The model object that is called (or whose ``generate`` is called).
+        keep: ``tokens`` keeps the logits and choices of each token; ``counts`` only sums per row,
+            a few hundred bytes for each image.
+
+    Yields:
+        The trace; it can be read after the block too. The hooks are gone then, also on an error.
+
+    Raises:
+        MedMoeError: The model has no MoE layer.
+    """
+    blocks = {
+        int(re.findall(r"\.(\d+)\.", f".{name}.")[-1]): module
+        for name, module in model.named_modules()
+        if isinstance(module, MoeBlock)
+    }
+    if not blocks:
+        raise MedMoeError(
+            f"{type(model).__name__} has 0 MoE layers and routes nothing; give a phase 3 model"
+        )
+    trace = RoutingTrace(dict(sorted(blocks.items())), keep, _stop_ids(model))
+    signature = inspect.signature(model.forward)
+
+    def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        trace._begin({**signature.bind_partial(*args).arguments, **kwargs})
+
+    handles = [model.register_forward_pre_hook(begin, with_kwargs=True)]
+    for layer, block in blocks.items():
+        handles.append(block.gate.register_forward_hook(_recorder(trace, layer)))
+    try:
+        yield trace
+    finally:
+        for handle in handles:
+            handle.remove()
+        trace._call = trace._cache = None  # they hold the last inputs and the key-value cache
+
+
+def _recorder(trace: RoutingTrace, layer: int) -> Callable[..., None]:
+    def record(module: nn.Module, args: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
+        logits_BSE, _, index_BSK = output
+        trace._record(layer, logits_BSE, index_BSK)
+
+    return record
+
+
+def _stop_ids(model: nn.Module) -> frozenset[int]:
+    """Ids that end an answer or fill up an ended one, as the model's generation config has them."""
+    config = getattr(model, "generation_config", None)
+    ids: set[int] = set()
+    for name in ("eos_token_id", "pad_token_id"):
+        value = getattr(config, name, None)
+        ids.update(value if isinstance(value, (list, tuple)) else [] if value is None else [value])
+    return frozenset(ids)

@@ -1,0 +1,133 @@
+"""The figures are well-formed, deterministic SVG that can stand inline beside each other."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+from medmoe.errors import DataError
+from medmoe.routing import figures
+
+SVG = "{http://www.w3.org/2000/svg}"
+NAMES = ("ct", "mri")
+SHARES = np.array([[0.913, 0.087], [np.nan, np.nan]])
+
+
+def curves() -> str:
+    return figures.learning_curves({"phase1": [(i, 3.0 / (1 + i)) for i in range(90)]})
+
+
+def heatmap() -> str:
+    return figures.expert_heatmap({4: SHARES}, NAMES, NAMES)
+
+
+def confusion() -> str:
+    return figures.confusion_matrix([[41, 2], [3, 57]], NAMES)
+
+
+every_figure = pytest.mark.parametrize("draw", [curves, heatmap, confusion])
+
+
+def texts(svg: str) -> list[str]:
+    return [element.text or "" for element in ET.fromstring(svg).iter(f"{SVG}text")]
+
+
+@every_figure
+def test_figure_is_one_svg_element_with_a_title_for_screen_readers(draw: Callable[[], str]) -> None:
+    root = ET.fromstring(draw())
+    assert root.tag == f"{SVG}svg"
+    assert root.get("role") == "img"
+    title = root.find(f"{SVG}title")
+    assert title is not None
+    assert title.get("id") == root.get("aria-labelledby")
+    assert title.text
+
+
+@every_figure
+def test_figure_is_deterministic(draw: Callable[[], str]) -> None:
+    assert draw() == draw()
+
+
+@every_figure
+def test_figure_ignores_and_keeps_the_users_matplotlib_style(draw: Callable[[], str]) -> None:
+    plain = draw()
+    with mpl.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path"}):
+        assert draw() == plain
+        assert mpl.rcParams["font.size"] == 30
+
+
+@every_figure
+def test_figure_holds_no_metadata_no_page_wide_style_and_no_address(
+    draw: Callable[[], str],
+) -> None:
+    svg = draw()
+    assert not re.search(r"<metadata|<style|<!DOCTYPE|<\?xml", svg)
+    addresses = set(re.findall(r"https?://[^\"' <]+", svg))
+    assert addresses == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+
+
+@every_figure
+def test_every_reference_inside_a_figure_leads_to_an_id_of_it(draw: Callable[[], str]) -> None:
+    svg = draw()
+    ids = re.findall(r'\bid="([^"]+)"', svg)
+    used = re.findall(r'(?:url\(#|href="#)([^")]+)', svg)
+    assert len(ids) == len(set(ids))
+    assert set(used) <= set(ids)
+
+
+def test_figures_on_one_page_share_no_id() -> None:
+    found = [set(re.findall(r'\bid="([^"]+)"', draw())) for draw in (curves, heatmap, confusion)]
+    assert not found[0] & found[1]
+    assert not found[0] & found[2]
+    assert not found[1] & found[2]
+
+
+def test_heatmap_writes_percent_and_a_dash_for_a_row_without_tokens() -> None:
+    written = texts(heatmap())
+    assert {"91", "9", "layer 4", "ct", "mri"} <= set(written)
+    assert written.count("–") == 2
+
+
+def test_heatmap_takes_modalities_that_are_no_domain() -> None:
+    svg = figures.expert_heatmap({0: np.full((3, 2), 0.5)}, (*NAMES, "ultrasound"), NAMES)
+    assert "ultrasound" in texts(svg)
+
+
+def test_confusion_writes_the_counts() -> None:
+    assert {"41", "2", "3", "57"} <= set(texts(confusion()))
+
+
+def test_curve_writes_its_last_value_and_says_what_it_left_out() -> None:
+    svg = figures.learning_curves({"router": [(0, 2.0), (1, float("nan")), (2, 0.125)]})
+    assert {"0.125", "router", "step (1 non-finite points left out)"} <= set(texts(svg))
+
+
+def test_curve_without_points_says_so() -> None:
+    assert "no points" in texts(figures.learning_curves({"phase1": []}))
+
+
+def test_several_panels_stand_in_one_figure() -> None:
+    svg = figures.learning_curves({"first": [(0, 1.0)], "second": [(0, 1.0), (1, 0.5)]})
+    assert {"first", "second"} <= set(texts(svg))
+
+
+def test_names_are_escaped() -> None:
+    root = ET.fromstring(figures.learning_curves({"<b>&": [(0, 1.0)]}))
+    title = root.find(f"{SVG}title")
+    assert title is not None
+    assert "<b>&" in (title.text or "")
+
+
+def test_nothing_to_draw_is_an_error() -> None:
+    with pytest.raises(DataError, match="learning_curves got nothing to draw"):
+        figures.learning_curves({})
+
+
+def test_matrix_that_does_not_fit_its_labels_is_named() -> None:
+    with pytest.raises(DataError, match=r"layer 2 has shape \(2, 2\) but there are 3 row"):
+        figures.expert_heatmap({2: np.eye(2)}, ("a", "b", "c"), NAMES)
