@@ -1,0 +1,1 @@
+"""Whole runs: training and evaluation of all phases in one process."""

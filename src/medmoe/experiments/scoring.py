@@ -1,0 +1,165 @@
+"""Scores the trained models of a demonstration: systems, controls, router, routing pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medmoe.data.schema import ImageRecord, Record
+from medmoe.evaluation.predictions import Prediction, write_predictions
+from medmoe.evaluation.runner import predict
+from medmoe.evaluation.score_row import ScoreRow
+from medmoe.evaluation.scores import score_task
+from medmoe.evaluation.statistics import wilson
+from medmoe.experiments.corpus import Corpus, EvalTask
+from medmoe.experiments.pipeline import Trained
+from medmoe.inference.engine import MedMoe, Routing
+from medmoe.routing.statistics import confusion_matrix, expert_share, router_accuracy
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Scores and what is needed to show them.
+
+    Attributes:
+        rows: Score rows of all systems, tasks and controls.
+        predictions: Of the MoE model by task.
+        router: ``accuracy``, ``low``, ``high`` (percent), ``n`` and the same by data set.
+        confusion: (D, D) images by true domain and the router's.
+        expert_share: MoE layer → share (modality, expert) of image tokens.
+        modalities: Row names of ``expert_share``.
+        routings: Of every image of the router's test, by image id.
+    """
+
+    rows: list[ScoreRow]
+    predictions: dict[str, list[Prediction]]
+    router: dict[str, Any]
+    confusion: npt.NDArray[np.int64]
+    expert_share: dict[int, npt.NDArray[np.float64]]
+    modalities: tuple[str, ...]
+
+
+def score_all(corpus: Corpus, trained: Trained, folder: Path, seed: int) -> Scored:
+    """Ask both systems every question, and the MoE model again with a blank picture.
+
+    Args:
+        folder: Where ``predictions/<system>-<task>.jsonl`` are written.
+    """
+    moe = MedMoe(trained.moe, trained.processor)
+    sft = MedMoe(trained.sft, trained.processor)
+    rows: list[ScoreRow] = []
+    predictions: dict[str, list[Prediction]] = {}
+    for task in corpus.tasks:
+        for name, engine in (("moe", moe), ("sft", sft)):
+            found = predict(engine, task.records, trained.features, trained.rows)
+            rows += _scores(name, task, found, seed)
+            write_predictions(
+                folder / "predictions" / f"{name}-{task.name}.jsonl", task.records, found
+            )
+            if name == "moe":
+                predictions[task.name] = found
+        blank = dict.fromkeys(trained.rows, 0)
+        rows += _scores(
+            "moe", task, predict(moe, task.records, trained.blank, blank), seed, control="blank"
+        )
+    routings = route_images(moe, trained, corpus.router_test)
+    router, confusion = _score_router(corpus.router_test, routings, moe)
+    modalities, share = _shares(corpus.router_test, routings, moe)
+    return Scored(rows, predictions, router, confusion, share, modalities)
+
+
+def route_images(
+    engine: MedMoe, trained: Trained, images: Sequence[ImageRecord]
+) -> list[Routing]:
+    """Return the router's decision on each image."""
+    found = engine.route(trained.features[[trained.rows[image.id] for image in images]])
+    return [routing for routing in found if routing is not None]
+
+
+def _scores(
+    system: str,
+    task: EvalTask,
+    predictions: Sequence[Prediction],
+    seed: int,
+    control: str | None = None,
+) -> list[ScoreRow]:
+    return score_task(
+        system=system,
+        task=task.name,
+        split=task.split,
+        records=task.records,
+        predictions=predictions,
+        train_records=task.train_records,
+        seed=seed,
+        control=control,
+    )
+
+
+def _score_router(
+    images: Sequence[ImageRecord], routings: Sequence[Routing], engine: MedMoe
+) -> tuple[dict[str, Any], npt.NDArray[np.int64]]:
+    domains = list(engine.model.config.domains)
+    pairs = [
+        (image, domains.index(image.modality), domains.index(routing.domain))
+        for image, routing in zip(images, routings, strict=True)
+        if image.modality in domains
+    ]
+    confusion = confusion_matrix([t for _, t, _ in pairs], [p for _, _, p in pairs], len(domains))
+    result = _accuracy(confusion)
+    sets = sorted({_dataset(image) for image, _, _ in pairs})
+    result["by_dataset"] = {
+        name: _accuracy(
+            confusion_matrix(
+                [t for i, t, _ in pairs if _dataset(i) == name],
+                [p for i, _, p in pairs if _dataset(i) == name],
+                len(domains),
+            )
+        )
+        for name in sets
+    }
+    return result, confusion
+
+
+def _dataset(image: ImageRecord) -> str:
+    return image.id.partition("/")[0]
+
+
+def _accuracy(confusion: npt.NDArray[np.int64]) -> dict[str, Any]:
+    n, right = int(confusion.sum()), int(np.trace(confusion))
+    low, high = wilson(right, n)
+    return {
+        "accuracy": 100 * router_accuracy(confusion),
+        "low": 100 * low,
+        "high": 100 * high,
+        "n": n,
+    }
+
+
+def _shares(
+    images: Sequence[ImageRecord], routings: Sequence[Routing], engine: MedMoe
+) -> tuple[tuple[str, ...], dict[int, npt.NDArray[np.float64]]]:
+    """Return, per MoE layer, each modality's mean share of image tokens by expert."""
+    modalities = tuple(sorted({image.modality or "unknown" for image in images}))
+    layers = engine.model.config.moe_layers
+    domains = engine.model.config.domains
+    totals = {layer: np.zeros((len(modalities), len(domains))) for layer in layers}
+    for image, routing in zip(images, routings, strict=True):
+        row = modalities.index(image.modality or "unknown")
+        for layer in layers:
+            totals[layer][row] += [routing.experts[layer][name] for name in domains]
+    return modalities, {layer: expert_share(total) for layer, total in totals.items()}
+
+
+def is_right(record: Record, prediction: Prediction) -> bool:
+    """Return whether an answer counts as right under the strict protocol."""
+    from medmoe.evaluation.scores import record_scores
+
+    if record.task == "classification":
+        return prediction.text == record.answer
+    key = "accuracy" if record.answer_type == "closed" else "exact_match"
+    return bool(record_scores("strict", record, prediction.text)[key] == 1)

@@ -1,0 +1,1 @@
+"""The engine that answers questions about images."""

@@ -1,0 +1,313 @@
+"""One engine for asking, scoring and serving: `MedMoe.load(dir).answer(image, question)`.
+
+An image is encoded once for all its questions; questions are answered in batches. What it does not
+do: sampling, sessions, queues.
+
+Shapes: N images, P patches, B prompts of a batch, S padded prompt length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import medmoe.model  # noqa: F401  (registers the experts' names on disk)
+from medmoe.data.collate import Packed, pack_batch
+from medmoe.data.images import open_image
+from medmoe.data.schema import Pixels
+from medmoe.data.tokenize import ConversationTokenizer
+from medmoe.model.checkpoint import load_model
+from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
+from medmoe.routing.trace import RoutingTrace, record_routing
+
+ImageInput = Path | str | Pixels | Image.Image
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Which domain the router takes an image for.
+
+    Attributes:
+        domain: The most probable domain.
+        domain_probability: Its probability, 0–1: mean over the image's tokens and all MoE layers.
+        probabilities: The same for every domain.
+        experts: With evidence: layer → share of the image's tokens per domain expert.
+    """
+
+    domain: str
+    domain_probability: float
+    probabilities: dict[str, float]
+    experts: dict[int, dict[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer in words. For research use only, not a medical device.
+
+    Attributes:
+        confidence: Probability, 0–1, the model gave to exactly this answer; not calibrated.
+        routing: None for a dense model or a question without an image.
+    """
+
+    text: str
+    confidence: float
+    routing: Routing | None
+
+
+class MedMoe:
+    """A model ready to answer.
+
+    Args:
+        model: Dense or MoE.
+        processor: The model's own.
+        batch_size: Prompts answered together.
+        max_new_tokens: Longest answer.
+    """
+
+    def __init__(
+        self,
+        model: MedMoeForConditionalGeneration,
+        processor: Any,
+        *,
+        batch_size: int = 64,
+        max_new_tokens: int = 24,
+    ) -> None:
+        self.model = model.eval()
+        self.processor = processor
+        self.tokenizer = ConversationTokenizer(processor, model.config.image_seq_length)
+        self._batch_size = batch_size
+        self._max_new_tokens = max_new_tokens
+
+    @classmethod
+    def load(cls, directory: Path | str) -> Self:
+        """Load a model directory, verified against its manifest; a GPU is used if there is one.
+
+        Raises:
+            CheckpointError: The directory is incomplete, altered or not a model.
+        """
+        model, processor = load_model(Path(directory))
+        if torch.cuda.is_available():
+            model.to("cuda")
+        return cls(model, processor)
+
+    def answer(self, image: ImageInput | None, question: str, *, evidence: bool = False) -> Answer:
+        """Answer one question about one image (None: a question in words only).
+
+        Args:
+            image: A PNG or JPEG file, pixels (H, W) or (H, W, 3) uint8, or a PIL image.
+            question: In plain words; an ``<image>`` in it is text.
+            evidence: Also say which expert took which share of the image, layer by layer.
+
+        Raises:
+            ImageError: The image cannot be used.
+        """
+        return self.answer_batch([(image, question)], evidence=evidence)[0]
+
+    def answer_batch(
+        self, questions: Sequence[tuple[ImageInput | None, str]], *, evidence: bool = False
+    ) -> list[Answer]:
+        """Answer questions about images, in order; one image used twice is encoded once."""
+        places: dict[int, int] = {}
+        images: list[ImageInput] = []
+        rows: list[int | None] = []
+        for image, _ in questions:
+            if image is None:
+                rows.append(None)
+                continue
+            if id(image) not in places:
+                places[id(image)] = len(images)
+                images.append(image)
+            rows.append(places[id(image)])
+        features = self.encode(images) if images else None
+        return self.answer_features(features, rows, [q for _, q in questions], evidence=evidence)
+
+    @torch.no_grad()
+    def encode(self, images: Sequence[ImageInput]) -> Tensor:
+        """Return the vision features (N, P, D_vision) of images."""
+        parts = []
+        for start in range(0, len(images), self._batch_size):
+            pictures = [_picture(image) for image in images[start : start + self._batch_size]]
+            pixels = self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+            inner: Any = self.model.model
+            parts.append(inner.encode_images(pixels.to(self.model.device)))
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def answer_features(
+        self,
+        features: Tensor | None,
+        rows: Sequence[int | None],
+        questions: Sequence[str],
+        *,
+        evidence: bool = False,
+    ) -> list[Answer]:
+        """Answer questions about encoded images.
+
+        Args:
+            features: (N, P, D_vision), as `encode` gives them.
+            rows: The image of each question, None for none.
+            questions: One for each of ``rows``.
+            evidence: Also say which expert took which share of the image, layer by layer.
+        """
+        prompts = [
+            self.tokenizer.prompt(question, with_image=row is not None)
+            for question, row in zip(questions, rows, strict=True)
+        ]
+        answers: dict[int, Answer] = {}
+        for batch in self._batches(prompts, rows):
+            with_image = rows[batch[0]] is not None
+            chosen = (
+                features[[rows[i] for i in batch]] if with_image and features is not None else None
+            )
+            found = self._generate([prompts[i] for i in batch], chosen, evidence)
+            answers.update(zip(batch, found, strict=True))
+        return [answers[i] for i in range(len(prompts))]
+
+    @torch.no_grad()
+    def option_scores(
+        self,
+        features: Tensor,
+        rows: Sequence[int],
+        questions: Sequence[str],
+        options: Sequence[Sequence[str]],
+    ) -> list[tuple[float, ...]]:
+        """Return each option's summed log-likelihood as the answer to its question."""
+        prefix = self.tokenizer.prefix()
+        pad = self.processor.tokenizer.pad_token_id
+        scores: list[tuple[float, ...]] = []
+        for start in range(0, len(rows), self._batch_size):
+            part = range(start, min(start + self._batch_size, len(rows)))
+            packed = [
+                Packed(
+                    rows[i],
+                    prefix,
+                    tuple(self.tokenizer.segment(questions[i], option) for option in options[i]),
+                )
+                for i in part
+            ]
+            batch = pack_batch(packed, pad)
+            log_likelihood = self._token_log_likelihood(batch, features[[rows[i] for i in part]])
+            scores.extend(_segment_sums(packed, log_likelihood))
+        return scores
+
+    @torch.no_grad()
+    def route(self, features: Tensor) -> list[Routing | None]:
+        """Return the router's decision on encoded images, without asking anything."""
+        prefix = self.tokenizer.prefix()
+        found: list[Routing | None] = []
+        for start in range(0, len(features), self._batch_size):
+            part = features[start : start + self._batch_size].to(self.model.device)
+            ids = torch.tensor([prefix] * len(part), device=self.model.device)
+            if not self.model.config.moe_layers:
+                found.extend([None] * len(part))
+                continue
+            with record_routing(self.model, keep="counts") as trace:
+                trace.token_mask = ids == self.processor.image_token_id
+                self.model(input_ids=ids, vision_features=part, logits_to_keep=1)
+            found.extend(self._routings(trace, len(part), evidence=True))
+        return found
+
+    def _batches(
+        self, prompts: Sequence[tuple[int, ...]], rows: Sequence[int | None]
+    ) -> Iterable[list[int]]:
+        """Yield indices of prompts of like length, with and without image apart."""
+        order = sorted(range(len(prompts)), key=lambda i: (rows[i] is None, len(prompts[i]), i))
+        for kind in (False, True):
+            group = [i for i in order if (rows[i] is None) == kind]
+            for start in range(0, len(group), self._batch_size):
+                yield group[start : start + self._batch_size]
+
+    def _generate(
+        self, prompts: Sequence[tuple[int, ...]], features: Tensor | None, evidence: bool
+    ) -> list[Answer]:
+        model, tokenizer = self.model, self.processor.tokenizer
+        length = max(len(prompt) for prompt in prompts)
+        ids = torch.full((len(prompts), length), tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, length - len(prompt) :] = torch.tensor(prompt)
+            mask[row, length - len(prompt) :] = 1
+        ids, mask = ids.to(model.device), mask.to(model.device)
+        vision = None if features is None else features.to(model.device)
+        routed = bool(model.config.moe_layers) and vision is not None
+        inner: Any = model.model
+        with record_routing(model, keep="counts") if routed else nullcontext() as trace:
+            if trace is not None:
+                trace.token_mask = ids == self.processor.image_token_id
+            out = model.generate(
+                inputs_embeds=inner.embed(ids, vision),
+                attention_mask=mask,
+                max_new_tokens=self._max_new_tokens,
+                do_sample=False,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+        texts = tokenizer.batch_decode(out.sequences, skip_special_tokens=True)
+        confidences = _confidences(out.sequences, torch.stack(out.logits, 1), tokenizer)
+        routings: Sequence[Routing | None] = [None] * len(prompts)
+        if trace is not None:
+            routings = self._routings(trace, len(prompts), evidence)
+        return [
+            Answer(text.strip(), confidence, routing)
+            for text, confidence, routing in zip(texts, confidences, routings, strict=True)
+        ]
+
+    def _token_log_likelihood(self, batch: dict[str, Tensor], features: Tensor) -> Tensor:
+        """Return (B, S): the log-probability of each token given those it sees."""
+        ids = batch["input_ids"].to(self.model.device)
+        out = self.model(
+            input_ids=ids,
+            position_ids=batch["position_ids"].to(self.model.device),
+            attention_mask=batch["attention_mask"].to(self.model.device),
+            vision_features=features.to(self.model.device),
+        )
+        log_probs = out.logits[:, :-1].float().log_softmax(-1)
+        found = log_probs.gather(-1, ids[:, 1:, None]).squeeze(-1)
+        return torch.nn.functional.pad(found, (1, 0)).cpu()
+
+    def _routings(self, trace: RoutingTrace, count: int, evidence: bool) -> list[Routing | None]:
+        domains = list(self.model.config.domains or [])
+        mean = np.mean([trace.row_probabilities(layer) for layer in trace.layers], axis=0)
+        shares = {layer: trace.row_counts(layer) for layer in trace.layers} if evidence else {}
+        found: list[Routing | None] = []
+        for row in range(count):
+            best = int(mean[row].argmax())
+            experts = {
+                layer: dict(zip(domains, (c[row] / c[row].sum()).tolist(), strict=True))
+                for layer, c in shares.items()
+            }
+            named = dict(zip(domains, mean[row].tolist(), strict=True))
+            found.append(Routing(domains[best], float(mean[row, best]), named, experts))
+        return found
+
+
+def _picture(image: ImageInput) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    return open_image(Path(image) if isinstance(image, str) else image)
+
+
+def _confidences(sequences: Tensor, logits: Tensor, tokenizer: Any) -> list[float]:
+    """Return the probability of each greedy answer up to and with its end token."""
+    log_probs = logits.float().log_softmax(-1).gather(-1, sequences[..., None]).squeeze(-1)
+    ended = (sequences == tokenizer.eos_token_id).cumsum(1)
+    counted = (ended == 0) | ((ended == 1) & (sequences == tokenizer.eos_token_id))
+    return [float(p) for p in (log_probs * counted).sum(1).exp()]
+
+
+def _segment_sums(packed: Sequence[Packed], log_likelihood: Tensor) -> Iterable[tuple[float, ...]]:
+    """Yield the summed log-likelihood of every segment's answer, image by image."""
+    for row, sample in enumerate(packed):
+        sums, at = [], len(sample.prefix)
+        for segment in sample.segments:
+            at += len(segment.ids)
+            sums.append(float(log_likelihood[row, at - segment.answer_length : at].sum()))
+        yield tuple(sums)

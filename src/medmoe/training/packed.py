@@ -1,0 +1,71 @@
+"""What phases 1, 2 and 3 share: next-token training on packed questions about encoded images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from medmoe.config.schema import PhaseName, PhaseSpec
+from medmoe.data.collate import PackingCollator
+from medmoe.data.schema import Record, Task
+from medmoe.data.tokenize import ConversationTokenizer
+from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
+from medmoe.training.samples import packed_schedule
+from medmoe.training.trainer import PhaseResult, Progress, run_phase
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseContext:
+    """A model and everything a phase needs around it.
+
+    Attributes:
+        model: Trained in place.
+        features: (N, P, D_vision) float32, the frozen encoder's output for every image.
+        rows: Row of each image id in ``features``.
+        records: Training records; each phase picks its tasks.
+        repeats: How often a data set's images come in one epoch.
+        specs: Optimisation by phase.
+        steps: Optimiser steps by phase.
+        max_questions: Questions packed behind one image.
+    """
+
+    model: MedMoeForConditionalGeneration
+    processor: Any
+    tokenizer: ConversationTokenizer
+    features: Tensor
+    rows: dict[str, int]
+    records: Sequence[Record]
+    repeats: dict[str, int]
+    specs: dict[PhaseName, PhaseSpec]
+    steps: dict[PhaseName, int]
+    max_questions: int
+    seed: int
+    progress: Progress
+
+    def with_model(self, model: MedMoeForConditionalGeneration) -> PhaseContext:
+        """Return the same surroundings for another model."""
+        return replace(self, model=model)
+
+
+def train_packed(context: PhaseContext, phase: PhaseName, tasks: Sequence[Task]) -> PhaseResult:
+    """Train ``context.model`` in place on the records of some tasks; loss on answers only."""
+    spec, steps = context.specs[phase], context.steps[phase]
+    schedule = packed_schedule(
+        phase,
+        context.records,
+        tasks,
+        context.rows,
+        context.tokenizer,
+        spec,
+        steps,
+        context.max_questions,
+        context.repeats,
+        context.seed,
+    )
+    collate = PackingCollator(context.features, context.processor.tokenizer.pad_token_id)
+    return run_phase(
+        phase, context.model, schedule, collate, spec, steps, context.seed, context.progress
+    )

@@ -1,0 +1,229 @@
+"""Phase 0, first half: a stand-in vision encoder, trained from scratch.
+
+Not in the paper, which starts from CLIP: where no pretrained weights can be had, a small encoder
+learns from the same training pictures by contrastive image-text pairs and by the attributes known of
+them (modality, plane, finding, …). Its heads are thrown away afterwards.
+
+Shapes: B pictures, P patches, D encoder width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from medmoe.backbones.spec import VisionBackbone
+from medmoe.config.schema import PhaseSpec
+from medmoe.data.pixels import PixelTable, augmented, normalise
+from medmoe.data.schema import ImageRecord, Record
+from medmoe.training.trainer import PhaseResult, Progress, Schedule, run_phase
+
+#: An attribute value must be seen on this many pictures to be worth a class.
+MIN_PICTURES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderSample:
+    """One picture: its row, its caption's token ids, its classes (-1 = unknown), its draws."""
+
+    row: int
+    caption: tuple[int, ...]
+    classes: tuple[int, ...]
+    draws: tuple[float, ...]
+
+
+class AttributeHead(nn.Module):
+    """One attribute's throw-away classifier: a learned query looks for it among the patches.
+
+    A query per attribute keeps what is local (a small nodule) in its patch, where the language model
+    will look for it later, instead of asking the mean of all patches for it.
+    """
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(width, 1)
+        self.classify = nn.Linear(width, classes)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Return logits (B, classes) of patches (B, P, D)."""
+        weights = self.query(patches).softmax(dim=1)
+        logits: Tensor = self.classify((weights * patches).sum(dim=1))
+        return logits
+
+
+class EncoderPretraining(nn.Module):
+    """The encoder with its throw-away heads: one per attribute, and one for captions.
+
+    Args:
+        classes: Number of classes of each attribute.
+        vocab_size: Of the tokenizer, for the bag of caption words.
+        label_smoothing: Of the attribute heads.
+    """
+
+    def __init__(
+        self, vision: VisionBackbone, classes: Sequence[int], vocab_size: int, label_smoothing: float
+    ) -> None:
+        super().__init__()
+        config = AutoConfig.for_model(vision.model_type, **vision.config)
+        self.encoder: Any = AutoModel.from_config(config)
+        _place_patches(self.encoder.embeddings.position_embedding.weight)
+        self.select_layer = vision.select_layer
+        width = config.hidden_size
+        self.norm = nn.LayerNorm(width)
+        self.heads = nn.ModuleList(AttributeHead(width, count) for count in classes)
+        self.image_projection = nn.Linear(width, width)
+        self.words = nn.EmbeddingBag(vocab_size, width, mode="mean")
+        self.text_projection = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+        self.log_temperature = nn.Parameter(torch.tensor(2.0))
+        self.smoothing = label_smoothing
+
+    def forward(
+        self, pixel_values: Tensor, words: Tensor, offsets: Tensor, captions: Tensor, classes: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the mean of the attribute losses plus the contrastive loss.
+
+        Args:
+            pixel_values: (B, 3, H, W).
+            words, offsets: The captions' tokens, flat, and where each begins, as EmbeddingBag's.
+            captions: (B,) int64, equal for equal captions, which count as one pair.
+            classes: (B, A) int64, -1 where an attribute is unknown.
+        """
+        patches = self.patches(pixel_values)
+        losses = [
+            functional.cross_entropy(
+                head(patches[known]), classes[known, i], label_smoothing=self.smoothing
+            )
+            for i, head in enumerate(self.heads)
+            if (known := classes[:, i] >= 0).any()
+        ]
+        attributes = torch.stack(losses).mean() if losses else patches.new_zeros(())
+        contrast = self._contrast(patches.mean(dim=1), words, offsets, captions)
+        return {"loss": attributes + 0.2 * contrast}
+
+    def patches(self, pixel_values: Tensor) -> Tensor:
+        """Return the normed patch states (B, P, D), without the class token."""
+        states = self.encoder(pixel_values, output_hidden_states=True).hidden_states
+        normed: Tensor = self.norm(states[self.select_layer][:, 1:])
+        return normed
+
+    def _contrast(self, pooled: Tensor, words: Tensor, offsets: Tensor, captions: Tensor) -> Tensor:
+        image = functional.normalize(self.image_projection(pooled), dim=-1)
+        text = functional.normalize(self.text_projection(self.words(words, offsets)), dim=-1)
+        logits = image @ text.T * self.log_temperature.clamp(max=4.0).exp()
+        same = (captions[:, None] == captions[None, :]).float()
+        target = same / same.sum(dim=1, keepdim=True)
+        return (
+            functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)
+        ) / 2
+
+
+@torch.no_grad()
+def _place_patches(weight: Tensor) -> None:
+    """Start the position embeddings (1 + P, D) from sines of row and column; they train on.
+
+    Where a patch lies is then known from the first step, not learned from few pictures.
+    """
+    side = math.isqrt(len(weight) - 1)
+    quarter = weight.shape[1] // 4
+    rates = 1 / 10_000 ** (torch.arange(quarter) / quarter)
+    angles = torch.arange(side)[:, None] * rates
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows, columns = waves.repeat_interleave(side, dim=0), waves.repeat(side, 1)
+    weight[1:, : 4 * quarter] = 0.5 * torch.cat([rows, columns], dim=1)
+
+
+def attribute_classes(images: Sequence[ImageRecord]) -> dict[str, list[str]]:
+    """Return each attribute's values that are frequent enough to be classes.
+
+    Attributes are the modality, the organ and the records' further labels.
+    """
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for image in images:
+        for name, value in _attributes(image).items():
+            counts[name][value] += 1
+    kept = {
+        name: sorted(value for value, count in values.items() if count >= MIN_PICTURES)
+        for name, values in sorted(counts.items())
+    }
+    return {name: values for name, values in kept.items() if len(values) > 1}
+
+
+def _attributes(image: ImageRecord) -> dict[str, str]:
+    found = dict(image.labels)
+    if image.modality:
+        found["modality"] = image.modality
+    if image.organ:
+        found["organ"] = image.organ
+    return found
+
+
+def train_encoder(
+    vision: VisionBackbone,
+    images: Sequence[ImageRecord],
+    captions: Mapping[str, Sequence[Record]],
+    table: PixelTable,
+    tokenizer: Any,
+    spec: PhaseSpec,
+    steps: int,
+    seed: int,
+    progress: Progress,
+) -> tuple[PreTrainedModel, PhaseResult]:
+    """Return the trained vision encoder (frozen from here on) and its learning curve.
+
+    Args:
+        captions: Caption records by image id; a picture without one is named by its attributes.
+    """
+    classes = attribute_classes(images)
+    torch.manual_seed(seed)
+    model = EncoderPretraining(
+        vision, [len(values) for values in classes.values()], len(tokenizer), spec.label_smoothing
+    )
+    ids = [_caption_ids(image, captions.get(image.id, ()), tokenizer) for image in images]
+    targets = [
+        tuple(_index(values, _attributes(image).get(name)) for name, values in classes.items())
+        for image in images
+    ]
+    numbers = {caption: i for i, caption in enumerate(dict.fromkeys(c for row in ids for c in row))}
+
+    def draw(index: int, rng: np.random.Generator) -> EncoderSample:
+        caption = ids[index][rng.integers(len(ids[index]))]
+        draws = tuple(rng.uniform(-1, 1, size=6).tolist())
+        return EncoderSample(table.rows[images[index].id], caption, targets[index], draws)
+
+    def collate(samples: Sequence[EncoderSample]) -> dict[str, Tensor]:
+        unit = table.pixels[torch.tensor([s.row for s in samples])].float() / 255
+        unit = augmented(unit, torch.tensor([s.draws for s in samples]), spec.augment)
+        starts = np.cumsum([0, *(len(s.caption) for s in samples)])[:-1]
+        return {
+            "pixel_values": normalise(unit, table.mean, table.std),
+            "words": torch.tensor([word for s in samples for word in s.caption]),
+            "offsets": torch.from_numpy(starts),
+            "captions": torch.tensor([numbers[s.caption] for s in samples]),
+            "classes": torch.tensor([s.classes for s in samples]),
+        }
+
+    schedule = Schedule(draw, len(images), steps * spec.batch_size, seed)
+    result = run_phase(
+        "phase0_encoder", model, schedule, collate, spec, steps, seed, progress
+    )
+    return model.encoder, result
+
+
+def _caption_ids(
+    image: ImageRecord, captions: Sequence[Record], tokenizer: Any
+) -> list[tuple[int, ...]]:
+    texts = [record.answer for record in captions] or [" ".join(_attributes(image).values()) or "image"]
+    return [tuple(tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
+
+
+def _index(values: Sequence[str], value: str | None) -> int:
+    return values.index(value) if value in values else -1

@@ -1,0 +1,67 @@
+"""Phase 0, second half: a stand-in language model, trained from scratch on the training texts.
+
+Not in the paper, which starts from Phi-2 or StableLM. It sees questions, answers and captions without
+pictures, so all it can learn is how they are worded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from medmoe.backbones.spec import LanguageBackbone
+from medmoe.config.schema import PhaseSpec
+from medmoe.data.collate import IGNORE
+from medmoe.training.trainer import PhaseResult, Progress, Schedule, run_phase
+
+
+def new_language_model(
+    backbone: LanguageBackbone, tokenizer: Any, seed: int
+) -> PreTrainedModel:
+    """Return a language model of the backbone's shape with random weights from ``seed``."""
+    config = AutoConfig.for_model(
+        backbone.model_type,
+        **backbone.config,
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(seed)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
+
+
+def train_language_model(
+    backbone: LanguageBackbone,
+    conversations: Sequence[tuple[int, ...]],
+    tokenizer: Any,
+    spec: PhaseSpec,
+    steps: int,
+    seed: int,
+    progress: Progress,
+) -> tuple[PreTrainedModel, PhaseResult]:
+    """Return the language model trained on tokenised conversations, and its learning curve."""
+    model = new_language_model(backbone, tokenizer, seed)
+
+    def draw(index: int, rng: np.random.Generator) -> tuple[int, ...]:
+        return conversations[index]
+
+    def collate(samples: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
+        length = max(len(sample) for sample in samples)
+        ids = torch.full((len(samples), length), tokenizer.pad_token_id)
+        labels = torch.full((len(samples), length), IGNORE)
+        for row, sample in enumerate(samples):
+            ids[row, : len(sample)] = labels[row, : len(sample)] = torch.tensor(sample)
+        return {"input_ids": ids, "labels": labels}
+
+    schedule = Schedule(draw, len(conversations), steps * spec.batch_size, seed)
+    result = run_phase(
+        "phase0_language", model, schedule, collate, spec, steps, seed, progress
+    )
+    return model, result

@@ -1,0 +1,61 @@
+"""Turns records into what each phase trains on."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from medmoe.config.schema import PhaseName, PhaseSpec
+from medmoe.data.collate import Packed
+from medmoe.data.schema import Record, Task
+from medmoe.data.tokenize import ConversationTokenizer
+from medmoe.data.wording import question_text
+from medmoe.errors import DataError
+from medmoe.training.trainer import Schedule
+
+
+def packed_schedule(
+    phase: PhaseName,
+    records: Sequence[Record],
+    tasks: Sequence[Task],
+    rows: Mapping[str, int],
+    tokenizer: ConversationTokenizer,
+    spec: PhaseSpec,
+    steps: int,
+    max_questions: int,
+    repeats: Mapping[str, int],
+    seed: int,
+) -> Schedule[Packed]:
+    """Return a phase's samples: one image with up to ``max_questions`` of its questions.
+
+    Args:
+        rows: Row of each image in the feature table.
+        repeats: How often a data set's images come in one epoch, once where not named.
+
+    Raises:
+        DataError: No record has one of the tasks.
+    """
+    by_image: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        if record.task in tasks:
+            by_image[record.image.id].append(record)
+    if not by_image:
+        raise DataError(f"{phase}: no training record of task {' or '.join(tasks)}; check --data")
+    groups = [
+        (image, questions)
+        for image, questions in by_image.items()
+        for _ in range(repeats.get(questions[0].dataset, 1))
+    ]
+    prefix = tokenizer.prefix()
+
+    def draw(index: int, rng: np.random.Generator) -> Packed:
+        image, questions = groups[index]
+        chosen = rng.permutation(len(questions))[:max_questions]
+        segments = tuple(
+            tokenizer.segment(question_text(questions[i]), questions[i].answer) for i in chosen
+        )
+        return Packed(rows[image], prefix, segments)
+
+    return Schedule(draw, len(groups), steps * spec.batch_size, seed)

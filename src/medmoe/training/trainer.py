@@ -1,0 +1,145 @@
+"""Runs one phase on the transformers Trainer.
+
+The order of the samples, and any randomness in them, is a function of (seed, epoch, sample): the same
+arguments give the same weights, whatever ran before.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from medmoe.config.schema import PhaseName, PhaseSpec
+from medmoe.errors import GuardError
+from medmoe.training.trainable import TrainableCount, set_trainable
+
+Sample = TypeVar("Sample")
+Curve = list[tuple[int, float]]
+#: Called with (phase, step, steps, loss); loss is None between logs.
+Progress = Callable[[PhaseName, int, int, float | None], None]
+
+
+class Schedule(Dataset[Sample], Generic[Sample]):
+    """The samples of a whole phase in training order: epoch after epoch, each freshly shuffled.
+
+    Args:
+        draw: Gives sample ``i`` of ``count`` its form in an epoch: ``draw(i, rng)``.
+        count: How many samples there are.
+        total: How many are drawn in the phase (steps x batch size).
+    """
+
+    def __init__(
+        self, draw: Callable[[int, np.random.Generator], Sample], count: int, total: int, seed: int
+    ) -> None:
+        self._draw, self._count, self._total, self._seed = draw, count, total, seed
+        self._orders: dict[int, np.ndarray[Any, np.dtype[np.int64]]] = {}
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __getitem__(self, index: int) -> Sample:
+        epoch, position = divmod(index, self._count)
+        if epoch not in self._orders:
+            self._orders = {epoch: np.random.default_rng((self._seed, epoch)).permutation(self._count)}
+        sample = int(self._orders[epoch][position])
+        return self._draw(sample, np.random.default_rng((self._seed, epoch, sample)))
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseResult:
+    """What a phase leaves besides the trained model: its counts and learning curve."""
+
+    counts: TrainableCount
+    curve: Curve
+
+
+class _OrderedTrainer(Trainer):
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> SequentialSampler:
+        # the order is the schedule's own
+        assert self.train_dataset is not None
+        return SequentialSampler(self.train_dataset)
+
+
+class _Watch(TrainerCallback):
+    """Reports progress and stops at the first non-finite loss."""
+
+    def __init__(self, phase: PhaseName, progress: Progress) -> None:
+        self._phase, self._progress = phase, progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._progress(self._phase, state.global_step, state.max_steps, None)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        loss = (logs or {}).get("loss")
+        if loss is None:
+            return
+        if not math.isfinite(loss):
+            raise GuardError(
+                f"{self._phase}: the loss is {loss} at step {state.global_step}; "
+                "lower the phase's learning_rate with --set"
+            )
+        self._progress(self._phase, state.global_step, state.max_steps, loss)
+
+
+def run_phase(
+    phase: PhaseName,
+    model: nn.Module,
+    samples: Schedule[Any],
+    collate: Callable[[Sequence[Any]], dict[str, Any]],
+    spec: PhaseSpec,
+    steps: int,
+    seed: int,
+    progress: Progress,
+) -> PhaseResult:
+    """Train a model in place for ``steps`` steps and return its learning curve.
+
+    Raises:
+        GuardError: The loss is not finite.
+    """
+    counts = set_trainable(model, phase)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = _OrderedTrainer(
+            model=model,
+            args=_arguments(spec, steps, seed, scratch),
+            train_dataset=samples,
+            data_collator=collate,
+            callbacks=[_Watch(phase, progress)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    log = trainer.state.log_history
+    model.eval()
+    return PhaseResult(counts, [(int(row["step"]), row["loss"]) for row in log if "loss" in row])
+
+
+def _arguments(spec: PhaseSpec, steps: int, seed: int, scratch: str) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=scratch,
+        max_steps=steps,
+        per_device_train_batch_size=spec.batch_size,
+        learning_rate=spec.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(spec.warmup_ratio * steps),
+        weight_decay=spec.weight_decay,
+        max_grad_norm=spec.max_grad_norm,
+        logging_steps=max(1, steps // 50),
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(),
+        seed=seed,
+        dataloader_pin_memory=False,
+    )
