@@ -30,4 +30,4 @@ def _tiny(name: str, image_size: int, patch_size: int, width: int, layers: int) 
 
 
 TINY_CLIP_64 = _tiny("tiny_clip_64", image_size=64, patch_size=8, width=128, layers=4)
-TINY_CLIP_128 = _tiny("tiny_clip_128", image_size=128, patch_size=16, width=192, layers=6)
+TINY_CLIP_128 = _tiny("tiny_clip_128", image_size=128, patch_size=16, width=192, layers=4)

@@ -12,7 +12,9 @@ from medmoe.cli.parser import FOOTER
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `ask`."""
-    parser.add_argument("model", type=Path, metavar="MODEL", help="model folder, e.g. runs/demo/model")
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help="model folder, e.g. runs/demo/model"
+    )
     parser.add_argument("image", type=Path, metavar="IMAGE", help="PNG or JPEG file")
     parser.add_argument("question", metavar="QUESTION", help="the question, in quotes")
     flags.add_json(parser)
@@ -25,12 +27,15 @@ def run(args: argparse.Namespace) -> int:
         CheckpointError: The model folder is incomplete or altered.
         ImageError: The image cannot be used.
     """
+    from transformers.utils.logging import disable_progress_bar
+
     from medmoe.data.images import open_image
     from medmoe.errors import ConfigError
     from medmoe.inference.engine import MedMoe
 
     if not args.question.strip():
         raise ConfigError("the question is empty; give one in quotes")
+    disable_progress_bar()
     picture = open_image(args.image)
     answer = MedMoe.load(args.model).answer(picture, args.question, evidence=True)
     print(answer.text)

@@ -32,10 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demonstration, then print where it went and how it scored."""
+    from transformers.utils.logging import disable_progress_bar
+
     from medmoe.cli.demo_display import Display
     from medmoe.data.registry import find_data
     from medmoe.experiments.demo import next_steps, plan_demo, run_demo
 
+    disable_progress_bar()
     root = find_data(args.data)
     plan = plan_demo(root, args.split, args.minutes, args.seed)
     out = flags.make_out_dir(args.out)

@@ -7,7 +7,14 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from medmoe.config.schema import PHASES, PhaseName
@@ -15,7 +22,12 @@ from medmoe.experiments.demo import DemoPlan
 from medmoe.training.trainable import TRAINABLE
 
 #: What the result table shows: one headline metric per subset.
-HEADLINES = {("strict", "accuracy"), ("strict", "exact_match"), ("label_score", "accuracy"), ("label_score", "auc")}
+HEADLINES = {
+    ("strict", "accuracy"),
+    ("strict", "exact_match"),
+    ("label_score", "accuracy"),
+    ("label_score", "auc"),
+}
 
 
 class Display:
@@ -41,15 +53,16 @@ class Display:
         where = "the embedded phantom" if plan.root is None else str(plan.root)
         self._console.print(f"[bold]medmoe demo[/] on {where}, seed {plan.seed}")
         self._console.print(
-            f"Step plan for {plan.minutes} minutes on two cores (the steps are fixed, the time is an "
-            "estimate). What trains:"
+            f"Step plan for {plan.minutes} minutes on two cores (the steps are fixed, the time is "
+            "an estimate). What trains:"
         )
         for phase in PHASES:
             parts = ", ".join(part.strip(".") or "everything" for part in TRAINABLE[phase])
             self._console.print(f"  {phase:<20}{plan.steps.steps[phase]:>6} steps   {parts}")
 
     def __enter__(self) -> Display:
-        self._bars.start()
+        if self._console.is_terminal:
+            self._bars.start()
         return self
 
     def __exit__(
@@ -62,16 +75,23 @@ class Display:
 
     def progress(self, phase: PhaseName, step: int, steps: int, loss: float | None) -> None:
         """Move a phase's bar."""
+        if not self._console.is_terminal:
+            # A log file gets one line per tenth of a phase instead of a bar.
+            if loss is not None and step % max(1, steps // 10) == 0:
+                self._console.print(f"{phase} {step}/{steps} loss {loss:.3f}", highlight=False)
+            return
         if phase not in self._tasks:
             self._tasks[phase] = self._bars.add_task(phase, total=steps, loss="")
-        shown = {} if loss is None else {"loss": f"loss {loss:.3f}"}
-        self._bars.update(self._tasks[phase], completed=step, **shown)
+        self._bars.update(self._tasks[phase], completed=step)
+        if loss is not None:
+            self._bars.update(self._tasks[phase], loss=f"loss {loss:.3f}")
 
     def closing(
         self, summary: dict[str, Any], out: Path, seconds: float, next_steps: list[str]
     ) -> None:
         """Print the result table and where everything is."""
-        self._console.print(result_table(summary))
+        width = self._console.width if self._console.is_terminal else 120
+        self._console.print(result_table(summary), width=width)
         router = summary["router"]
         self._console.print(
             f"router: {router['accuracy']:.1f} % [{router['low']:.1f}, {router['high']:.1f}] "

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any, TypeVar
@@ -21,7 +22,15 @@ Spec = TypeVar("Spec", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads ``2e-5`` as the number it is (YAML 1.1 reads a string)."""
+    """SafeLoader that reads ``2e-5`` as a number (YAML 1.1: a string) and refuses repeated keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping; of a repeated key plain YAML silently keeps the last value."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = [key for place, key in enumerate(keys) if key in keys[:place]]
+        if repeated:
+            raise yaml.YAMLError(f"key {repeated[0]!r} stands twice{node.start_mark}; keep one")
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -52,7 +61,8 @@ def recipe(kind: str, name: str) -> dict[str, Any]:
         ConfigError: There is none; the message lists the choices.
     """
     folder = resources.files("medmoe.recipes") / kind
-    files = {path.name.removesuffix(".yaml"): path for path in folder.iterdir()}
+    paths = [path for path in folder.iterdir() if path.name.endswith(".yaml")]
+    files = {path.name.removesuffix(".yaml"): path for path in paths}
     if name not in files:
         raise ConfigError(one_of(name, files, f"recipe in {kind}"))
     return parse_yaml(files[name].read_text(encoding="utf-8"), f"recipes/{kind}/{name}.yaml")
@@ -62,12 +72,14 @@ def apply_overrides(data: Mapping[str, Any], settings: Sequence[str]) -> dict[st
     """Return ``data`` with ``key.path=value`` settings applied; values are read as YAML.
 
     Raises:
-        ConfigError: A setting has no ``=`` or its path leads into a plain value.
+        ConfigError: A setting has no ``=``, an empty key, a value that is no YAML, or its path
+            leads into a plain value.
     """
-    result: dict[str, Any] = json.loads(json.dumps(data))
+    # A copy whose keys are all strings, as a path names them (`plans.10`).
+    result: dict[str, Any] = json.loads(json.dumps(data, default=str))
     for setting in settings:
         path, equals, raw = setting.partition("=")
-        if not equals:
+        if not equals or not all(path.split(".")):
             raise ConfigError(f"--set {setting!r} must read key=value, e.g. model.router_layers=2")
         *parents, last = path.split(".")
         place: Any = result
@@ -75,7 +87,7 @@ def apply_overrides(data: Mapping[str, Any], settings: Sequence[str]) -> dict[st
             place = place.setdefault(key, {}) if isinstance(place, dict) else None
         if not isinstance(place, dict):
             raise ConfigError(f"--set {setting!r}: {'.'.join(parents)} is a value, not a group")
-        place[last] = yaml.load(raw, _Loader)
+        place[last] = parse_yaml(f"value: {raw}", f"--set {setting!r}")["value"]
     return result
 
 
@@ -86,14 +98,15 @@ def check(spec: type[Spec], data: Mapping[str, Any], name: str) -> Spec:
         ConfigError: One line for the first problem: where, which value, which rule, what to do.
     """
     try:
-        return spec.model_validate_json(json.dumps(data), strict=True)
+        # As JSON, since lists are tuples there and keys are strings; `str` for YAML's dates.
+        return spec.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
         raise ConfigError(f"{name}: {_first_problem(spec, error)}") from None
 
 
-def config_hash(*specs: BaseModel) -> str:
-    """Return the SHA-256 of the resolved configuration."""
-    text = json.dumps([spec.model_dump(mode="json") for spec in specs], sort_keys=True)
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a resolved configuration, whatever the order of its keys."""
+    text = json.dumps(config, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -104,9 +117,15 @@ def _first_problem(spec: type[BaseModel], error: ValidationError) -> str:
         *parents, key = (str(part) for part in problem["loc"])
         known = _known_keys(spec, parents)
         return one_of(key, known, f"key at {'.'.join(parents) or 'top level'}:")
+    if problem["loc"][-1:] == ("[key]",):  # a mapping whose keys are a fixed set of names
+        known = re.findall(r"'([^']+)'", problem["msg"])
+        return one_of(str(problem["input"]), known, f"key at {'.'.join(where.split('.')[:-2])}:")
     if problem["type"] == "missing":
         return f"{where} is missing; add it"
-    return f"{where} = {problem.get('input')!r}: {problem['msg']}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":  # a rule between keys: its input is the whole group
+        return f"{where}: {message}"
+    return f"{where} = {reprlib.repr(problem.get('input'))}: {message}"
 
 
 def _known_keys(spec: type[BaseModel], parents: Sequence[str]) -> list[str]:

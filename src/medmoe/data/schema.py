@@ -1,7 +1,8 @@
 """One record per question, one image record shared by all questions on it.
 
-Captions, questions and classification items are all records, told apart by ``task``: phase 1 trains
-on ``caption``, phases 2 and 3 on ``vqa`` and ``classification``, the router on the image's modality.
+Captions, questions and classification items are all records, told apart by ``task``: phase 1
+trains on ``caption``, phases 2 and 3 on ``vqa`` and ``classification``, the router on the image's
+modality.
 """
 
 from __future__ import annotations

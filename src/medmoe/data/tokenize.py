@@ -15,6 +15,7 @@ from transformers import TokenizersBackend
 
 from medmoe.errors import DataError
 
+_MAX_KEPT_PROMPTS = 50_000
 PAD, END, IMAGE = "<pad>", "</s>", "<image>"
 
 
@@ -47,10 +48,12 @@ class ConversationTokenizer:
     def prompt(self, question: str, *, with_image: bool = True) -> tuple[int, ...]:
         """Return the ids of a whole prompt, the image as ``image_tokens`` placeholders.
 
-        An ``<image>`` inside the question is text, not a placeholder: its brackets are parted.
+        An ``<image>`` or an end token inside the question is text: its brackets are parted.
         """
         key = (question, with_image)
         if key not in self._prompts:
+            if len(self._prompts) >= _MAX_KEPT_PROMPTS:  # a server is asked without end
+                self._prompts.clear()
             text = self._render(question, None, with_image)
             text = text.replace(IMAGE, IMAGE * self._image_tokens)
             self._prompts[key] = tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
@@ -84,13 +87,21 @@ class ConversationTokenizer:
 
     def _render(self, question: str, answer: str | None, with_image: bool) -> str:
         content: list[dict[str, str]] = [{"type": "image"}] if with_image else []
-        content.append({"type": "text", "text": question.replace(IMAGE, "< image >")})
+        content.append({"type": "text", "text": self._plain(question)})
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if answer is not None:
-            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+            messages.append(
+                {"role": "assistant", "content": [{"type": "text", "text": self._plain(answer)}]}
+            )
         text: str = self._processor.apply_chat_template(
             messages, add_generation_prompt=answer is None, tokenize=False
         )
+        return text
+
+    def _plain(self, text: str) -> str:
+        """Part the special tokens inside a text, so that it tokenises as what it reads."""
+        for token in self._tokenizer.all_special_tokens:
+            text = text.replace(token, f"{token[0]} {token[1:-1]} {token[-1]}")
         return text
 
     def _prefix_length(self, ids: Sequence[int]) -> int:

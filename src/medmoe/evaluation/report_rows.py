@@ -21,6 +21,7 @@ _SYSTEMS = {"moe": "MoE", "sft": "SFT"}
 _CONTROLS = {"blank": "blank image", "shuffled": "shuffled images"}
 _OURS = ("strict", "label_score")  # the protocols that our headline scores use
 _LEADING_METRICS = ("accuracy", "exact_match")
+_MAIN_SUBSETS = ("closed", "open", "all")  # every other subset is a question type
 
 
 @dataclass(frozen=True)
@@ -80,25 +81,44 @@ def results(scores: Sequence[Score]) -> Results:
             table.setdefault(_key(score), {})[score["system"]] = score
     controls = [score for score in scores if score.get("control") is not None]
     systems = sorted({s for row in table.values() for s in row}, key=_system_order)
-    ours = {key: row for key, row in table.items() if key[3] in _OURS}
-    others = {key: row for key, row in table.items() if key[3] not in _OURS}
+    leading = {key: row for key, row in table.items() if _leads(key)}
     tables = [
-        ("Our protocol", [_row(by_system, systems) for by_system in ours.values()]),
-        ("Other published protocols", [_row(by_system, systems) for by_system in others.values()]),
+        (title, [_row(row, systems) for key, row in table.items() if _group(key) == title])
+        for title in ("Our protocol", "Other published protocols", "By question type")
     ]
+    leading_controls = [score for score in controls if _leads(_key(score))]
     return Results(
         systems=[system_name(system) for system in systems],
         tables=[(title, rows) for title, rows in tables if rows],
-        controls=[_control(score, table) for score in controls],
+        controls=[_control(score, table) for score in leading_controls],
         headlines=[
             (f"{row['moe']['task']} {_what(row['moe'])}", _cell(row["moe"], row))
-            for key, row in ours.items()
-            if "moe" in row and key[4] in _LEADING_METRICS
+            for key, row in leading.items()
+            if "moe" in row and key[2:4] != ("all", "strict")
         ],
-        baseline_sentences=list(_baseline_sentences(table)),
-        comparison_sentences=list(_comparison_sentences(ours)),
-        control_sentences=[line for score in controls if (line := _control_line(score, table))],
+        baseline_sentences=list(_baseline_sentences(_judged(table))),
+        comparison_sentences=list(_comparison_sentences(leading)),
+        control_sentences=[
+            line for score in leading_controls if (line := _control_line(score, table))
+        ],
     )
+
+
+def _leads(key: Key) -> bool:
+    """Return whether a row is one of the few that comparisons and controls are told of."""
+    _, _, subset, protocol, metric = key
+    return protocol in _OURS and metric in _LEADING_METRICS and subset in _MAIN_SUBSETS
+
+
+def _group(key: Key) -> str:
+    if key[2] not in _MAIN_SUBSETS:
+        return "By question type"
+    return "Our protocol" if key[3] in _OURS else "Other published protocols"
+
+
+def _judged(table: Table) -> Table:
+    """Return the rows that are held against their baselines in words: those of our protocols."""
+    return {key: row for key, row in table.items() if key[3] in _OURS}
 
 
 def system_name(system: str) -> str:

@@ -1,8 +1,8 @@
 """What a demonstration trains on and what it is scored on, from the phantom or from real data.
 
-Real data obeys two rules: the rows of VQA-Med-2019 that share a picture with VQA-RAD are never read,
-and a training picture that nearly equals a reported test picture is dropped. The one named exception
-is the standard split of VQA-RAD, whose test pictures all stand in its training set.
+Real data obeys two rules: the rows of VQA-Med-2019 that share a picture with VQA-RAD are never
+read, and a training picture that nearly equals a reported test picture is dropped. The one named
+exception is the standard split of VQA-RAD, whose test pictures all stand in its training set.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def real_corpus(root: Path, split: SplitName, spec: DemoSpec, seed: int) -> Corp
     """Return the real data sets under ``root``.
 
     Args:
-        split: ``standard`` and ``disjoint`` name VQA-RAD's splits; ``validation`` scores images held
-            out of the training sets instead of any test set, to choose hyperparameters on.
+        split: ``standard`` and ``disjoint`` name VQA-RAD's splits; ``validation`` scores images
+            held out of the training sets instead of any test set, to choose hyperparameters on.
 
     Raises:
         DataError: A data set is missing or malformed.
@@ -96,7 +96,8 @@ def real_corpus(root: Path, split: SplitName, spec: DemoSpec, seed: int) -> Corp
     med_train = registry.read("vqa_med_2019", root, "train")
     med_test = registry.read("vqa_med_2019", root, "validation")
     mnist = {
-        name: registry.read("pneumoniamnist", root, name) for name in ("train", "validation", "test")
+        name: registry.read("pneumoniamnist", root, name)
+        for name in ("train", "validation", "test")
     }
     extra = [registry.read(name, root, "train") for name in ("mednist", "lc25000")]
     notes = ["Research use only: a tiny model trained from scratch, far below clinical quality."]

@@ -20,9 +20,16 @@ from medmoe.backbones.registry import vision_backbone
 from medmoe.config.load import check, config_hash, recipe
 from medmoe.config.schema import DemoSpec, ModelSpec, StepPlan
 from medmoe.data.images import open_image
+from medmoe.domains import DOMAINS
 from medmoe.errors import ConfigError
 from medmoe.evaluation.report import Example, ReportData, write_report
-from medmoe.experiments.corpus import Corpus, SplitName, phantom_corpus, real_corpus
+from medmoe.experiments.corpus import (
+    Corpus,
+    SplitName,
+    phantom_corpus,
+    real_corpus,
+    unique_images,
+)
 from medmoe.experiments.pipeline import Trained, train_all
 from medmoe.experiments.scoring import Scored, is_right, score_all
 from medmoe.inference.engine import MedMoe
@@ -55,6 +62,11 @@ class DemoPlan:
             "spec": self.spec.model_dump(mode="json", exclude={"plans"}),
             "plan": self.steps.model_dump(mode="json"),
         }
+
+    @property
+    def config_sha256(self) -> str:
+        """Hash of all that shapes the result but the seed."""
+        return config_hash({key: value for key, value in self.config.items() if key != "seed"})
 
 
 def plan_demo(root: Path | None, split: SplitName, minutes: int, seed: int) -> DemoPlan:
@@ -93,6 +105,7 @@ def run_demo(plan: DemoPlan, out: Path, progress: Progress) -> dict[str, Any]:
     save_model(trained.moe, trained.processor, out / "model", _provenance(plan, corpus))
     report = _report(plan, corpus, trained, scored, summary, out)
     write_report(out / "report.html", report)
+    example_pictures(corpus, out / "examples")
     _write_atomically(out / "summary.json", json.dumps(summary, indent=1) + "\n")
     return summary
 
@@ -112,7 +125,7 @@ def _summary(plan: DemoPlan, corpus: Corpus, trained: Trained, scored: Scored) -
         "seed": plan.seed,
         "data": corpus.name,
         "commit": commit,
-        "config_sha256": config_hash(plan.model, plan.spec, plan.steps),
+        "config_sha256": plan.config_sha256,
         "seconds": {name: round(value, 1) for name, value in trained.seconds.items()},
         "parameters": {"total": total, "activated": activated_parameters(trained.moe)},
         "router": scored.router,
@@ -139,7 +152,7 @@ def _provenance(plan: DemoPlan, corpus: Corpus) -> dict[str, Any]:
         "seed": plan.seed,
         "commit": commit,
         "dirty": dirty,
-        "config_sha256": config_hash(plan.model, plan.spec, plan.steps),
+        "config_sha256": plan.config_sha256,
         "use": "Research use only, not a medical device.",
     }
 
@@ -168,9 +181,22 @@ def _report(
     )
 
 
+def example_pictures(corpus: Corpus, folder: Path) -> list[Path]:
+    """Write one scored picture of every domain as ``<domain>.png``, to ask the model about."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scored = unique_images(record for task in corpus.tasks for record in task.records)
+    found: dict[str, Path] = {}
+    for image in [*scored, *corpus.router_test]:
+        if image.modality in DOMAINS and image.modality not in found:
+            found[image.modality] = folder / f"{image.modality}.png"
+            open_image(image.source).save(found[image.modality])
+    return list(found.values())
+
+
 def next_steps(plan: DemoPlan, out: Path) -> list[str]:
     """Return what a user may try next; commands stand in backticks."""
-    steps = [f'Ask the model: `medmoe ask {out / "model"} IMAGE.png "What is shown?"`.']
+    question = "Is there any nodule?" if plan.root is None else "What imaging modality is this?"
+    steps = [f'Ask: `medmoe ask {out / "model"} {out / "examples" / "ct.png"} "{question}"`.']
     if plan.root is None:
         steps.append("Train on real pictures: `medmoe demo --data DIR --minutes 60`.")
     else:

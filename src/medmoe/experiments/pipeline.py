@@ -73,8 +73,12 @@ def train_all(
     corpus: Corpus, model: ModelSpec, spec: DemoSpec, plan: StepPlan, seed: int, progress: Progress
 ) -> Trained:
     """Run every phase in order: 0 (stand-in backbones), 1, 2, router, 3, and the SFT twin."""
-    vision, language = vision_backbone(model.vision_encoder), language_backbone(model.language_model)
-    watch, phases = _Stopwatch(), {}
+    vision, language = (
+        vision_backbone(model.vision_encoder),
+        language_backbone(model.language_model),
+    )
+    watch = _Stopwatch()
+    phases: dict[PhaseName, PhaseResult] = {}
     with watch.time("phase0"):
         processor = _processor(corpus, spec, vision, language)
         table = pixel_table(corpus.images(), processor.image_processor)
@@ -117,9 +121,7 @@ def train_all(
     sft = copy.deepcopy(dense)
     with watch.time("sft"):
         phases["sft"] = train_sft(context.with_model(sft))
-    return Trained(
-        moe, sft, processor, features, table.rows, blank, phases, dict(watch.seconds)
-    )
+    return Trained(moe, sft, processor, features, table.rows, blank, phases, dict(watch.seconds))
 
 
 def _processor(

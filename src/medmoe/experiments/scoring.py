@@ -48,7 +48,7 @@ def score_all(corpus: Corpus, trained: Trained, folder: Path, seed: int) -> Scor
     """Ask both systems every question, and the MoE model again with a blank picture.
 
     Args:
-        folder: Where ``predictions/<system>-<task>.jsonl`` are written.
+        folder: Where ``predictions/<system>-<task>[-<control>].jsonl`` are written.
     """
     moe = MedMoe(trained.moe, trained.processor)
     sft = MedMoe(trained.sft, trained.processor)
@@ -58,27 +58,30 @@ def score_all(corpus: Corpus, trained: Trained, folder: Path, seed: int) -> Scor
         for name, engine in (("moe", moe), ("sft", sft)):
             found = predict(engine, task.records, trained.features, trained.rows)
             rows += _scores(name, task, found, seed)
-            write_predictions(
-                folder / "predictions" / f"{name}-{task.name}.jsonl", task.records, found
-            )
+            _write(folder, task, found, name)
             if name == "moe":
                 predictions[task.name] = found
-        blank = dict.fromkeys(trained.rows, 0)
-        rows += _scores(
-            "moe", task, predict(moe, task.records, trained.blank, blank), seed, control="blank"
-        )
+        nothing = dict.fromkeys(trained.rows, 0)
+        found = predict(moe, task.records, trained.blank, nothing)
+        rows += _scores("moe", task, found, seed, control="blank")
+        _write(folder, task, found, "moe", "blank")
     routings = route_images(moe, trained, corpus.router_test)
     router, confusion = _score_router(corpus.router_test, routings, moe)
     modalities, share = _shares(corpus.router_test, routings, moe)
     return Scored(rows, predictions, router, confusion, share, modalities)
 
 
-def route_images(
-    engine: MedMoe, trained: Trained, images: Sequence[ImageRecord]
-) -> list[Routing]:
+def route_images(engine: MedMoe, trained: Trained, images: Sequence[ImageRecord]) -> list[Routing]:
     """Return the router's decision on each image."""
     found = engine.route(trained.features[[trained.rows[image.id] for image in images]])
     return [routing for routing in found if routing is not None]
+
+
+def _write(
+    folder: Path, task: EvalTask, predictions: Sequence[Prediction], system: str, *control: str
+) -> None:
+    name = "-".join([system, task.name, *control])
+    write_predictions(folder / "predictions" / f"{name}.jsonl", task.records, predictions)
 
 
 def _scores(

@@ -5,6 +5,7 @@ The parts may come from a hub id, a folder, or memory (the stand-in backbones of
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -21,9 +22,21 @@ IMAGE_TOKEN = "<image>"
 def build_processor(
     tokenizer: PreTrainedTokenizerBase, vision: VisionBackbone, chat_template: str
 ) -> MedMoeProcessor:
-    """Return the processor of a backbone pair; adds ``<image>`` to the tokenizer if it lacks it."""
+    """Return the processor of a backbone pair.
+
+    Args:
+        tokenizer: Gets ``<image>`` and a padding token if it lacks them, and pads on the left, as
+            batched generation needs it.
+        vision: Gives the image's size and its number of tokens.
+        chat_template: Jinja template of the language model's prompt.
+    """
     if IMAGE_TOKEN not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+        tokenizer.add_special_tokens(
+            {"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
     has_class_token = vision.select_strategy == "default"
     return MedMoeProcessor(
         image_processor=square_image_processor(vision.image_size, vision.mean, vision.std),
@@ -51,14 +64,16 @@ def build_dense(
             bias is kept (zeros are not invented where there is none).
         tokenizer: Holds ``<image>``; the vocabulary grows to hold it and never shrinks.
         vision: Which states of the encoder the projector reads, and the image's size.
-        seed: Draws the projector.
+        seed: Draws the projector, and the rows of new tokens.
     """
     config = dense_config(vision_tower.config, language_model.config, tokenizer, vision)
     head: Any = language_model.get_output_embeddings()
     config.lm_head_bias = head.bias is not None
-    language_model.resize_token_embeddings(config.text_config.vocab_size)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
+        if config.text_config.vocab_size > language_model.config.vocab_size:
+            language_model = copy.deepcopy(language_model)  # the caller's stays as it is
+            language_model.resize_token_embeddings(config.text_config.vocab_size)
         model = MedMoeForConditionalGeneration(config)
     inner: Any = model.model
     inner.vision_tower.load_state_dict(vision_tower.state_dict())

@@ -15,12 +15,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from medmoe.errors import CheckpointError
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.processing_medmoe import MedMoeProcessor
 
 MANIFEST = "MANIFEST.json"
 PROVENANCE = "medmoe.json"
+_SAFETENSORS = ".safetensors"
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 
 
@@ -37,21 +40,43 @@ def save_model(
         processor: Saved beside the model, so that both are loaded together.
         directory: Where the model stands afterwards; its parents are made.
         provenance: What the model was trained on and how; written beside the domains.
+
+    Raises:
+        CheckpointError: The directory holds something that is no model: it is left alone.
     """
+    if directory.exists() and not (directory / MANIFEST).is_file() and any(directory.iterdir()):
+        raise CheckpointError(
+            f"{directory}: holds files but no {MANIFEST}, so it is no model to replace; "
+            "give an empty or a new directory"
+        )
     directory.parent.mkdir(parents=True, exist_ok=True)
     staging = directory.with_name(f".{directory.name}.staging")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
+    try:
+        _write(model, processor, staging, provenance)
+        _replace_directory(staging, directory)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write(
+    model: MedMoeForConditionalGeneration,
+    processor: MedMoeProcessor,
+    staging: Path,
+    provenance: Mapping[str, Any],
+) -> None:
+    """Fill an empty directory, the manifest last, and hand it to the disk."""
     model.save_pretrained(staging)
     processor.save_pretrained(staging)
     facts = {"domains": model.config.domains, "training": dict(provenance)}
-    (staging / PROVENANCE).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+    _write_json(staging / PROVENANCE, facts)
     files = {path.name: _entry(path) for path in sorted(staging.iterdir())}
-    manifest = json.dumps({"version": 1, "files": files}, indent=1, sort_keys=True)
-    (staging / MANIFEST).write_text(manifest + "\n")
-    for path in [*staging.iterdir(), staging]:
+    for path in staging.iterdir():
         _fsync(path)
-    _replace_directory(staging, directory)
+    _write_json(staging / MANIFEST, {"version": 1, "files": files})
+    for path in (staging / MANIFEST, staging):
+        _fsync(path)
 
 
 def load_model(directory: Path) -> tuple[MedMoeForConditionalGeneration, MedMoeProcessor]:
@@ -62,7 +87,13 @@ def load_model(directory: Path) -> tuple[MedMoeForConditionalGeneration, MedMoeP
     """
     verify(directory)
     model = MedMoeForConditionalGeneration.from_pretrained(directory, local_files_only=True)
-    processor = MedMoeProcessor.from_pretrained(directory, local_files_only=True)
+    try:
+        processor = MedMoeProcessor.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{directory}: no usable processor ({reason}); save the model with its processor"
+        ) from None
     return model.eval(), processor
 
 
@@ -74,7 +105,9 @@ def verify(directory: Path) -> None:
     """
     manifest = directory / MANIFEST
     if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such model directory; give the folder of a model")
+        old = _older(directory)
+        hint = f"rename {old} back to it" if old.is_dir() else "give the folder of a model"
+        raise CheckpointError(f"{directory}: no such model directory; {hint}")
     if not manifest.is_file():
         raise CheckpointError(
             f"{directory}: no {MANIFEST}; this is not a finished medmoe model directory "
@@ -83,29 +116,63 @@ def verify(directory: Path) -> None:
     listed = _read_manifest(manifest)
     present = {path.name for path in directory.iterdir()} - {MANIFEST}
     for name in sorted(present):
-        if Path(name).suffix in _PICKLES:
+        if Path(name).suffix.lower() in _PICKLES:
             raise CheckpointError(f"{directory / name}: pickle files are refused; use safetensors")
     for name in sorted(set(listed) ^ present):
         state = "missing" if name in listed else "not in the manifest"
         raise CheckpointError(f"{directory / name}: {state}; copy the model directory again")
     for name, entry in listed.items():
-        if _entry(directory / name) != entry:
+        if not (directory / name).is_file() or _entry(directory / name) != entry:
             raise CheckpointError(
                 f"{directory / name}: its SHA-256 differs from {MANIFEST}; copy it again"
             )
-    if "auto_map" in json.loads((directory / "config.json").read_text()):
-        raise CheckpointError(f"{directory / 'config.json'}: auto_map (foreign code) is refused")
+        _check_content(directory / name)
+
+
+def _check_content(path: Path) -> None:
+    """Refuse JSON that names foreign code, and weights whose header does not fit the file."""
+    if path.suffix == ".json":
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise CheckpointError(f"{path}: not readable as JSON; copy it again") from None
+        if _has_key(content, "auto_map"):
+            raise CheckpointError(f"{path}: auto_map (foreign code) is refused; remove it")
+    if path.suffix == _SAFETENSORS:
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise CheckpointError(f"{path}: damaged weights ({error}); copy it again") from None
+
+
+def _has_key(content: Any, key: str) -> bool:
+    if isinstance(content, dict):
+        return key in content or any(_has_key(value, key) for value in content.values())
+    return isinstance(content, list) and any(_has_key(value, key) for value in content)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        files = json.loads(path.read_text())["files"]
-        assert isinstance(files, dict)
-    except (ValueError, KeyError, TypeError, AssertionError):
-        raise CheckpointError(f"{path}: not a manifest; copy the model directory again") from None
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    files = content.get("files") if isinstance(content, dict) else None
+    if not isinstance(files, dict):
+        raise CheckpointError(f"{path}: not a manifest; copy the model directory again")
     if "config.json" not in files:
         raise CheckpointError(f"{path}: lists no config.json; copy the model directory again")
     return files
+
+
+def _older(directory: Path) -> Path:
+    """Return where the replaced directory stands for the moment between two renames."""
+    return directory.with_name(f".{directory.name}.old")
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def _entry(path: Path) -> dict[str, Any]:
@@ -123,10 +190,15 @@ def _fsync(path: Path) -> None:
 
 
 def _replace_directory(staging: Path, directory: Path) -> None:
-    old = directory.with_name(f".{directory.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    old = _older(directory)
     if directory.exists():
+        shutil.rmtree(old, ignore_errors=True)
         directory.rename(old)
-    staging.rename(directory)
+    try:
+        staging.rename(directory)
+    except OSError:
+        if old.exists():
+            old.rename(directory)
+        raise
     _fsync(directory.parent)
     shutil.rmtree(old, ignore_errors=True)

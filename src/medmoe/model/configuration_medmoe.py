@@ -78,9 +78,7 @@ class MedMoeConfig(LlavaConfig):
 
 def _whole_number(name: str, value: Any) -> None:
     if type(value) is not int:
-        raise ConfigError(
-            f"{name} ({value!r}) must be a whole number; use --set model.{name}=1"
-        )
+        raise ConfigError(f"{name} ({value!r}) must be a whole number; use --set model.{name}=1")
 
 
 def _list_of(

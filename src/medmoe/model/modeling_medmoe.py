@@ -6,46 +6,80 @@ own configs; only the chosen layers' ``mlp`` attributes are swapped. One class f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel, LlavaForConditionalGeneration, LlavaModel
-from transformers import initialization as init
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from medmoe.backbones.ffn import ffn_family
-from medmoe.errors import CheckpointError
+from medmoe.errors import CheckpointError, ConfigError
 from medmoe.model.configuration_medmoe import MedMoeConfig
-from medmoe.model.moe import GatedExperts, MoeBlock, PlainExperts
+from medmoe.model.moe import MoeBlock
 
 
 class _MedMoePreTrained:
     """What both model classes share beyond Llava's base."""
 
+    config: MedMoeConfig
     config_class = MedMoeConfig
-    # The router decides in float32 whatever the model's dtype.
-    _keep_in_fp32_modules_strict = ("mlp.gate",)
+    # The router decides in float32 whatever the model's dtype. Not "mlp.gate": it is searched for
+    # as a part of names, and would find the `gate_proj` of dense layers too.
+    _keep_in_fp32_modules_strict = ("mlp.gate.fc",)
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
         # transformers looks for the decorator in this file; ours stands in moe.py.
         return True
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, (GatedExperts, PlainExperts)):
-            for name, stack in module.named_parameters(recurse=False):
-                if name.endswith("_bias"):
-                    init.zeros_(stack)
-                else:
-                    init.normal_(stack, std=self.config.text_config.initializer_range)
-        else:
-            super()._init_weights(module)  # type: ignore[misc]
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a model; every tensor must be found and used.
+
+        Raises:
+            CheckpointError: A file is damaged, or a tensor is missing, unexpected or of another
+                shape (transformers only warns and leaves random weights, or prints a report).
+        """
+        wanted = kwargs.pop("output_loading_info", False)
+        source = args[0] if args else kwargs.get("pretrained_model_name_or_path", "checkpoint")
+        # So that tensors of a wrong shape are listed, and refused below by name.
+        kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+        try:
+            model, info = super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"{source}: a weight file is damaged ({error}); copy the model directory again"
+            ) from None
+        except RuntimeError as error:
+            if "conversion of the weights" not in str(error):
+                raise
+            raise CheckpointError(
+                f"{source}: the experts of a layer have different shapes and cannot be stacked; "
+                "this is not a complete checkpoint of its config"
+            ) from None
+        _refuse_incomplete(source, info)
+        return (model, info) if wanted else model
+
+
+def _refuse_incomplete(source: Any, info: Mapping[str, Any]) -> None:
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        # A mismatch is a tuple of name, shape on disk and shape wanted.
+        names = sorted(key if isinstance(key, str) else key[0] for key in info[kind])
+        if names:
+            raise CheckpointError(
+                f"{source}: {len(names)} {kind.replace('_', ' ')}, first: {names[0]}; "
+                "this is not a complete checkpoint of its config"
+            )
 
 
 class MedMoeModel(_MedMoePreTrained, LlavaModel):
     """Vision encoder, projector and language model without the output head."""
+
+    # The whole model's files hold the head too, which has no place here.
+    _keys_to_ignore_on_load_unexpected = (r"^lm_head\.",)
 
     def __init__(self, config: MedMoeConfig) -> None:
         # differs from Llava: the chosen layers' FFNs are swapped before weights are initialised.
@@ -96,7 +130,28 @@ class MedMoeModel(_MedMoePreTrained, LlavaModel):
         if vision_features is not None and input_ids is not None:
             kwargs["inputs_embeds"] = self.embed(input_ids, vision_features)
             input_ids = None
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.dim() == 4:
+            kwargs["attention_mask"] = self._packed_mask(mask)
         return super().forward(input_ids=input_ids, **kwargs)
+
+    def _packed_mask(self, mask: Tensor) -> Tensor:
+        """Return a 4-D boolean mask as the attention in use needs it.
+
+        Raises:
+            ConfigError: The attention in use cannot follow such a mask.
+        """
+        attention = self.config.text_config._attn_implementation
+        if attention == "sdpa" or mask.dtype != torch.bool:
+            return mask
+        if attention == "eager":
+            # It adds the mask to the scores: a boolean one would pass without any effect.
+            hidden = torch.finfo(self.dtype).min
+            return torch.zeros_like(mask, dtype=self.dtype).masked_fill(~mask, hidden)
+        raise ConfigError(
+            f"attention {attention!r} cannot keep packed questions apart; "
+            "load the model with attn_implementation='sdpa'"
+        )
 
 
 class MedMoeForConditionalGeneration(_MedMoePreTrained, LlavaForConditionalGeneration):
@@ -118,23 +173,21 @@ class MedMoeForConditionalGeneration(_MedMoePreTrained, LlavaForConditionalGener
     def moe_blocks(self) -> dict[int, MoeBlock]:
         """The MoE blocks by decoder layer index; empty for the dense model."""
         layers = self.model.language_model.layers
-        return {index: layers[index].mlp for index in self.config.moe_layers}
+        return {index: layers[index].mlp for index in self.config.moe_layers or []}
 
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load a model; every tensor must be found and used.
-
-        Raises:
-            CheckpointError: A tensor is missing, unexpected or of another shape (transformers only
-                warns and leaves random weights).
-        """
-        wanted = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(*args, **kwargs, output_loading_info=True)
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-            if info.get(kind):
-                names = sorted(str(key) for key in info[kind])
-                raise CheckpointError(
-                    f"{args[0] if args else 'checkpoint'}: {len(names)} {kind.replace('_', ' ')}, "
-                    f"first: {names[0]}; this is not a complete checkpoint of its config"
-                )
-        return (model, info) if wanted else model
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        vision_features: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        is_first_iteration: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Prepare a step of ``generate``; images go in with the prompt, then live in the cache."""
+        # `inputs_embeds` is named because `generate` looks for it in this very signature.
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if is_first_iteration or not kwargs.get("use_cache", True):
+            inputs["vision_features"] = vision_features
+        return inputs

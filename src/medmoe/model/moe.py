@@ -62,6 +62,15 @@ class Router(nn.Module):
         return logits_BSE, weights_BSK, index_BSK
 
 
+def _draw(experts: nn.Module, std: float) -> None:
+    """Draw fresh weights: transformers leaves it to the language model, which knows no experts."""
+    for name, stack in experts.named_parameters():
+        if name.endswith("_bias"):
+            nn.init.zeros_(stack)
+        else:
+            nn.init.normal_(stack, std=std)
+
+
 def _loop_over_experts(experts: Any, x_TD: Tensor, index_TK: Tensor, weights_TK: Tensor) -> Tensor:
     """The eager path of the experts interface: one matrix product per expert that has tokens."""
     out_TD = torch.zeros_like(x_TD)
@@ -88,6 +97,7 @@ class GatedExperts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(shape))
         self.down_proj = nn.Parameter(torch.empty(shape[0], shape[2], shape[1] // 2))
         self.act_fn = ACT2FN[text.hidden_act]
+        _draw(self, text.initializer_range)
 
     def unbind(self) -> list[tuple[Tensor, ...]]:
         """Return each expert's weights: gate-and-up (2F, D) and down (D, F)."""
@@ -121,6 +131,7 @@ class PlainExperts(nn.Module):
         self.fc2_weight = nn.Parameter(torch.empty(e, d, f))
         self.fc2_bias = nn.Parameter(torch.empty(e, d))
         self.act_fn = ACT2FN[text.hidden_act]
+        _draw(self, text.initializer_range)
 
     @property
     def up_proj(self) -> Tensor:

@@ -61,15 +61,19 @@ def upcycle(
     if not moe_layers:
         raise ConfigError("moe_layers is empty: name at least one decoder layer, e.g. [0, 2]")
     config = moe_config(dense.config, moe_layers, domains, num_experts_per_tok, router_layers)
-    model = MedMoeForConditionalGeneration(config).to(dense.dtype)
+    with torch.random.fork_rng():  # every weight is overwritten: leave the caller's draws alone
+        model = MedMoeForConditionalGeneration(config)
+    model.to(dense.device, dense.dtype)
     state = dict(dense.state_dict())
     for index, block in model.moe_blocks.items():
         prefix = f"model.language_model.layers.{index}.mlp."
+        block.gate.float()  # the router decides in float32 whatever the model's dtype
         _move_ffn(state, prefix, ffn_family(block.meta_expert), config.num_experts, init)
         gate = router or _random_router(block.gate.state_dict(), seed)
         _check_router(gate, block.gate.state_dict())
         state.update({f"{prefix}gate.{name}": tensor.clone() for name, tensor in gate.items()})
     model.load_state_dict(state, strict=True)
+    model.generation_config = copy.deepcopy(dense.generation_config)
     model.train(dense.training)
     return model
 

@@ -1,8 +1,8 @@
 """Phase 0, first half: a stand-in vision encoder, trained from scratch.
 
 Not in the paper, which starts from CLIP: where no pretrained weights can be had, a small encoder
-learns from the same training pictures by contrastive image-text pairs and by the attributes known of
-them (modality, plane, finding, …). Its heads are thrown away afterwards.
+learns from the same training pictures by contrastive image-text pairs and by the attributes known
+of them (modality, plane, finding, …). Its heads are thrown away afterwards.
 
 Shapes: B pictures, P patches, D encoder width, V vocabulary.
 """
@@ -44,8 +44,8 @@ class EncoderSample:
 class AttributeHead(nn.Module):
     """One attribute's throw-away classifier: a learned query looks for it among the patches.
 
-    A query per attribute keeps what is local (a small nodule) in its patch, where the language model
-    will look for it later, instead of asking the mean of all patches for it.
+    A query per attribute keeps what is local (a small nodule) in its patch, where the language
+    model will look for it later, instead of asking the mean of all patches for it.
     """
 
     def __init__(self, width: int, classes: int) -> None:
@@ -70,7 +70,11 @@ class EncoderPretraining(nn.Module):
     """
 
     def __init__(
-        self, vision: VisionBackbone, classes: Sequence[int], vocab_size: int, label_smoothing: float
+        self,
+        vision: VisionBackbone,
+        classes: Sequence[int],
+        vocab_size: int,
+        label_smoothing: float,
     ) -> None:
         super().__init__()
         config = AutoConfig.for_model(vision.model_type, **vision.config)
@@ -82,12 +86,19 @@ class EncoderPretraining(nn.Module):
         self.heads = nn.ModuleList(AttributeHead(width, count) for count in classes)
         self.image_projection = nn.Linear(width, width)
         self.words = nn.EmbeddingBag(vocab_size, width, mode="mean")
-        self.text_projection = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+        self.text_projection = nn.Sequential(
+            nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)
+        )
         self.log_temperature = nn.Parameter(torch.tensor(2.0))
         self.smoothing = label_smoothing
 
     def forward(
-        self, pixel_values: Tensor, words: Tensor, offsets: Tensor, captions: Tensor, classes: Tensor
+        self,
+        pixel_values: Tensor,
+        words: Tensor,
+        offsets: Tensor,
+        captions: Tensor,
+        classes: Tensor,
     ) -> dict[str, Tensor]:
         """Return the mean of the attribute losses plus the contrastive loss.
 
@@ -212,16 +223,16 @@ def train_encoder(
         }
 
     schedule = Schedule(draw, len(images), steps * spec.batch_size, seed)
-    result = run_phase(
-        "phase0_encoder", model, schedule, collate, spec, steps, seed, progress
-    )
+    result = run_phase("phase0_encoder", model, schedule, collate, spec, steps, seed, progress)
     return model.encoder, result
 
 
 def _caption_ids(
     image: ImageRecord, captions: Sequence[Record], tokenizer: Any
 ) -> list[tuple[int, ...]]:
-    texts = [record.answer for record in captions] or [" ".join(_attributes(image).values()) or "image"]
+    texts = [record.answer for record in captions] or [
+        " ".join(_attributes(image).values()) or "image"
+    ]
     return [tuple(tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
 
 

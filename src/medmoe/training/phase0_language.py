@@ -1,7 +1,7 @@
 """Phase 0, second half: a stand-in language model, trained from scratch on the training texts.
 
-Not in the paper, which starts from Phi-2 or StableLM. It sees questions, answers and captions without
-pictures, so all it can learn is how they are worded.
+Not in the paper, which starts from Phi-2 or StableLM. It sees questions, answers and captions
+without pictures, so all it can learn is how they are worded.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from medmoe.data.collate import IGNORE
 from medmoe.training.trainer import PhaseResult, Progress, Schedule, run_phase
 
 
-def new_language_model(
-    backbone: LanguageBackbone, tokenizer: Any, seed: int
-) -> PreTrainedModel:
+def new_language_model(backbone: LanguageBackbone, tokenizer: Any, seed: int) -> PreTrainedModel:
     """Return a language model of the backbone's shape with random weights from ``seed``."""
     config = AutoConfig.for_model(
         backbone.model_type,
@@ -61,7 +59,5 @@ def train_language_model(
         return {"input_ids": ids, "labels": labels}
 
     schedule = Schedule(draw, len(conversations), steps * spec.batch_size, seed)
-    result = run_phase(
-        "phase0_language", model, schedule, collate, spec, steps, seed, progress
-    )
+    result = run_phase("phase0_language", model, schedule, collate, spec, steps, seed, progress)
     return model, result

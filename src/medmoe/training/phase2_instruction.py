@@ -1,7 +1,7 @@
 """Phase 2, instruction tuning (paper, section 3.2): projector and language model learn to answer.
 
-The result is the dense model: what phase 3 upcycles, and what `train_sft` fine-tunes further for the
-comparison row (paper, Table 4).
+The result is the dense model: what phase 3 upcycles, and what `train_sft` fine-tunes further for
+the comparison row (paper, Table 4).
 """
 
 from __future__ import annotations

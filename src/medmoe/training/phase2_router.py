@@ -1,8 +1,8 @@
 """The router (part of phase 2; paper, section 3.2 and Figure 6): modality from hidden states.
 
-Tokens of at most 1,000 labelled images pass the frozen phase-2 model; what the FFNs of the future MoE
-layers read is kept, and one router, shared by all these layers, learns the image's domain from each
-token. The reference ships router weights but no code to train them.
+Tokens of at most 1,000 labelled images pass the frozen phase-2 model; what the FFNs of the future
+MoE layers read is kept, and one router, shared by all these layers, learns the image's domain from
+each token. The reference ships router weights but no code to train them.
 
 Shapes: B images, T tokens kept per image (all MoE layers together), D hidden, E domains.
 """
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medmoe.config.schema import PhaseSpec
 from medmoe.data.collate import Packed, pack_batch
 from medmoe.data.schema import ImageRecord
 from medmoe.data.wording import question_text
@@ -64,9 +63,7 @@ def choose_labelled(
             f"{', '.join(domains)}; found: {have}; add a data set with modality labels"
         )
     share = limit // len(pools)
-    return [
-        pool[i] for pool in pools.values() for i in rng.permutation(len(pool))[:share].tolist()
-    ]
+    return [pool[i] for pool in pools.values() for i in rng.permutation(len(pool))[:share].tolist()]
 
 
 def train_router(

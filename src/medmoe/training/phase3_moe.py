@@ -1,7 +1,7 @@
 """Phase 3, domain-specific MoE tuning (paper, section 3.3): experts and meta expert train.
 
 Router, attention, embeddings, projector and vision encoder are frozen; there is no load-balancing
-loss. The reference code also trains the projector and the dense layers' FFNs: that is not done here.
+loss. The reference code also trains the projector and the dense layers' FFNs; this does not.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Runs one phase on the transformers Trainer.
 
-The order of the samples, and any randomness in them, is a function of (seed, epoch, sample): the same
-arguments give the same weights, whatever ran before.
+The order of the samples, and any randomness in them, is a function of (seed, epoch, sample): the
+same arguments give the same weights, whatever ran before.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class Schedule(Dataset[Sample], Generic[Sample]):
     def __getitem__(self, index: int) -> Sample:
         epoch, position = divmod(index, self._count)
         if epoch not in self._orders:
-            self._orders = {epoch: np.random.default_rng((self._seed, epoch)).permutation(self._count)}
+            self._orders = {
+                epoch: np.random.default_rng((self._seed, epoch)).permutation(self._count)
+            }
         sample = int(self._orders[epoch][position])
         return self._draw(sample, np.random.default_rng((self._seed, epoch, sample)))
 

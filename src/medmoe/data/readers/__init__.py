@@ -1,0 +1,1 @@
+"""One file per data set: from its files on disk to records."""

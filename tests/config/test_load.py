@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from medmoe.config.load import apply_overrides, check, config_hash, parse_yaml, recipe
+from medmoe.config.schema import DemoSpec, ModelSpec, PhaseSpec, StepPlan
+from medmoe.errors import ConfigError
+
+MODEL: dict[str, Any] = {
+    "language_model": "tiny_stablelm",
+    "vision_encoder": "tiny_clip_64",
+    "moe_layers": [0, 2],
+    "domains": ["ct", "mri"],
+    "num_experts_per_tok": 1,
+    "router_layers": 1,
+    "upcycle_init": "copy",
+}
+PHASE = {
+    "learning_rate": 2e-5,
+    "batch_size": 4,
+    "warmup_ratio": 0.03,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+}
+PHASES = (
+    "phase0_encoder",
+    "phase0_language",
+    "phase1_alignment",
+    "phase2_instruction",
+    "phase2_router",
+    "phase3_moe",
+    "sft",
+)
+DEMO: dict[str, Any] = {
+    "description": "For tests.",
+    "model": "tiny",
+    "vocab_size": 300,
+    "router_images": 10,
+    "phases": dict.fromkeys(PHASES, PHASE),
+    "plans": {
+        10: {
+            "train_images": 8,
+            "test_images": 4,
+            "max_questions": 2,
+            "steps": dict.fromkeys(PHASES, 1),
+        }
+    },
+}
+
+
+def refusal(spec: Any, data: dict[str, Any], *settings: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check(spec, apply_overrides(data, settings), "recipe.yaml")
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("2e-5", 2e-5),
+        ("1E3", 1000.0),
+        ("-1.5e+2", -150.0),
+        ("0.5", 0.5),
+        ("12", 12),
+        ("2e-5x", "2e-5x"),
+        ("e5", "e5"),
+        ("'2e-5'", "2e-5"),
+    ],
+)
+def test_numbers_with_an_exponent_are_numbers(text: str, value: object) -> None:
+    found = parse_yaml(f"key: {text}", "x")["key"]
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", r"^x: not readable as YAML: "),
+        ("a: 1\nb: {c: 1, c: 2}", r"^x: not readable as YAML: key 'c' stands twice"),
+        ("- 1", r"^x: must be a mapping of keys to values, got list$"),
+        ("", r"^x: must be a mapping of keys to values, got NoneType$"),
+        ("a: !!python/object/apply:os.getcwd []", r"^x: not readable as YAML: .*constructor"),
+    ],
+)
+def test_a_text_that_is_no_recipe_is_refused_in_one_line(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse_yaml(text, "x")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_good_recipe_passes_with_lists_as_tuples() -> None:
+    spec = check(ModelSpec, MODEL, "recipe.yaml")
+    assert spec.moe_layers == (0, 2)
+    assert spec.domains == ("ct", "mri")
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_known_one() -> None:
+    message = refusal(ModelSpec, MODEL | {"num_expert_per_tok": 2})
+    assert message.startswith("recipe.yaml: unknown key at top level: 'num_expert_per_tok'; ")
+    assert message.endswith("did you mean 'num_experts_per_tok'?")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            "phases.sft.lerning_rate=1",
+            r"unknown key at phases\.sft: 'lerning_rate'; .*learning_rate.* mean 'learning_rate'\?",
+        ),
+        ("phases.phase3_mo.batch_size=1", r"unknown key at phases: 'phase3_mo'; .*'phase3_moe'\?"),
+        ("plans.10.step.sft=1", r"unknown key at plans\.10: 'step'; .* mean 'steps'\?"),
+        ("plans.10.steps.stf=1", r"unknown key at plans\.10\.steps: 'stf'; .* mean 'sft'\?"),
+    ],
+)
+def test_a_deep_unknown_key_is_refused_with_its_place(setting: str, message: str) -> None:
+    import re
+
+    assert re.search(message, refusal(DemoSpec, DEMO, setting))
+
+
+def test_a_missing_key_is_named() -> None:
+    data = {key: value for key, value in MODEL.items() if key != "domains"}
+    assert refusal(ModelSpec, data) == "recipe.yaml: domains is missing; add it"
+    short = {**DEMO, "phases": {**DEMO["phases"], "sft": {"batch_size": 4}}}
+    assert refusal(DemoSpec, short) == "recipe.yaml: phases.sft.learning_rate is missing; add it"
+
+
+@pytest.mark.parametrize("group", ["phases", "steps"])
+def test_a_phase_left_out_is_named(group: str) -> None:
+    data = apply_overrides(DEMO, [])
+    place = data["phases"] if group == "phases" else data["plans"]["10"]["steps"]
+    del place["phase3_moe"]
+    message = refusal(DemoSpec, data)
+    assert "phase3_moe" in message
+    assert message.endswith("missing")
+    assert len(message) < 120
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("num_experts_per_tok='2'", "num_experts_per_tok = '2': Input should be a valid integer"),
+        ("num_experts_per_tok=0", "num_experts_per_tok = 0: Input should be greater than 0"),
+        ("router_layers=2.5", "router_layers = 2.5: Input should be a valid integer"),
+        ("router_layers=4", "router_layers = 4: Input should be less than or equal to 3"),
+        ("moe_layers=x", "moe_layers = 'x': Input should be a valid array"),
+        ("moe_layers=[0, x]", "moe_layers.1 = 'x': Input should be a valid integer"),
+        ("language_model=3", "language_model = 3: Input should be a valid string"),
+        ("upcycle_init=zero", "upcycle_init = 'zero': Input should be 'copy' or 'function_pres"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_rule(setting: str, message: str) -> None:
+    assert refusal(ModelSpec, MODEL, setting).startswith(f"recipe.yaml: {message}")
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-1e-3", "0", "fast"])
+def test_a_learning_rate_is_a_finite_number_above_zero(value: str) -> None:
+    message = refusal(PhaseSpec, PHASE, f"learning_rate={value}")
+    assert message.startswith("recipe.yaml: learning_rate = ")
+
+
+def test_a_huge_value_does_not_fill_the_screen() -> None:
+    assert len(refusal(ModelSpec, MODEL | {"router_layers": "9" * 5000})) < 200
+
+
+def test_settings_change_values_at_any_depth_and_nothing_else() -> None:
+    changed = apply_overrides(DEMO, ["phases.sft.learning_rate=3e-4", "plans.10.steps.sft=7"])
+    spec = check(DemoSpec, changed, "x")
+    assert spec.phases["sft"].learning_rate == 3e-4
+    assert spec.phases["phase3_moe"].learning_rate == 2e-5
+    assert spec.plans[10].steps["sft"] == 7
+    assert spec.plans[10].steps["phase3_moe"] == 1
+    assert DEMO["phases"]["sft"]["learning_rate"] == 2e-5
+    assert apply_overrides(MODEL, ["domains=[ct, xray]"])["domains"] == ["ct", "xray"]
+    assert apply_overrides(MODEL, ["a=1", "a=2"])["a"] == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("router_layers", r"--set 'router_layers' must read key=value"),
+        ("=3", r"--set '=3' must read key=value"),
+        ("a..b=3", r"--set 'a\.\.b=3' must read key=value"),
+        ("domains.ct=1", r"--set 'domains\.ct=1': domains is a value, not a group"),
+        ("moe_layers=[0,", r"--set 'moe_layers=\[0,': not readable as YAML"),
+        ("language_model=a: b", r"--set 'language_model=a: b': not readable as YAML"),
+    ],
+)
+def test_a_malformed_setting_is_refused(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        apply_overrides(MODEL, [setting])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_date_is_read_as_text() -> None:
+    spec = check(ModelSpec, apply_overrides(MODEL, ["language_model=2024-04-16"]), "x")
+    assert spec.language_model == "2024-04-16"
+
+
+def test_specifications_do_not_change_once_checked() -> None:
+    spec = check(ModelSpec, MODEL, "x")
+    with pytest.raises(ValueError, match="frozen"):
+        spec.router_layers = 2  # type: ignore[misc]
+
+
+def test_the_hash_follows_every_value_and_no_key_order() -> None:
+    first = config_hash(MODEL)
+    assert first == config_hash(dict(reversed(MODEL.items())))
+    assert len(first) == 64
+    nested = config_hash({"a": {"b": 1, "c": 2}})
+    assert nested == config_hash({"a": {"c": 2, "b": 1}})
+    changed = [f"{key}=2" for key in ("num_experts_per_tok", "router_layers")]
+    changed += ["upcycle_init=function_preserving", "domains=[mri, ct]", "moe_layers=[0]"]
+    hashes = {config_hash(apply_overrides(MODEL, [setting])) for setting in changed}
+    assert len(hashes | {first}) == len(changed) + 1
+
+
+def test_every_recipe_of_the_package_is_found_and_an_unknown_one_refused() -> None:
+    assert recipe("models", "tiny")["language_model"] == "tiny_stablelm"
+    with pytest.raises(ConfigError, match=r"unknown recipe in models 'tinny'; .* mean 'tiny'\?"):
+        recipe("models", "tinny")
+
+
+def test_no_hyperparameter_of_the_paper_has_a_hidden_default() -> None:
+    optional = {
+        spec.__name__: {n for n, f in spec.model_fields.items() if not f.is_required()}
+        for spec in (ModelSpec, PhaseSpec, StepPlan)
+    }
+    # Ours, not the paper's: augmentation and label smoothing are off unless a recipe says so.
+    assert optional["ModelSpec"] == optional["StepPlan"] == set()
+    assert optional["PhaseSpec"] == {"augment", "label_smoothing"}
