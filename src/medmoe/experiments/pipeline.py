@@ -146,9 +146,15 @@ def _encoder(
     for record in corpus.train:
         if record.task == "caption":
             captions[record.image.id].append(record)
+    dataset = {record.image.id: record.dataset for record in corpus.train}
+    images = [
+        image
+        for image in unique_images(corpus.train)
+        for _ in range(corpus.repeats.get(dataset[image.id], 1))
+    ]
     return train_encoder(
         vision,
-        unique_images(corpus.train),
+        images,
         captions,
         table,
         processor.tokenizer,

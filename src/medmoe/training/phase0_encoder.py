@@ -158,7 +158,7 @@ def attribute_classes(images: Sequence[ImageRecord]) -> dict[str, list[str]]:
     Attributes are the modality, the organ and the records' further labels.
     """
     counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for image in images:
+    for image in {image.id: image for image in images}.values():
         for name, value in _attributes(image).items():
             counts[name][value] += 1
     kept = {
@@ -191,6 +191,7 @@ def train_encoder(
     """Return the trained vision encoder (frozen from here on) and its learning curve.
 
     Args:
+        images: One epoch; an image that comes more often in it stands there more often.
         captions: Caption records by image id; a picture without one is named by its attributes.
     """
     classes = attribute_classes(images)
