@@ -40,7 +40,12 @@ from medmoe.training.trainer import Progress
 
 @dataclass(frozen=True, slots=True)
 class DemoPlan:
-    """What a demonstration will do, settled before it starts."""
+    """What a demonstration will do, settled before it starts.
+
+    Attributes:
+        source: Commit of the code, None outside a checkout, and whether it has changes: read now,
+            since the checkout may move on while the run lasts.
+    """
 
     root: Path | None
     split: SplitName
@@ -49,6 +54,7 @@ class DemoPlan:
     model: ModelSpec
     spec: DemoSpec
     steps: StepPlan
+    source: tuple[str | None, bool]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -89,7 +95,8 @@ def plan_demo(root: Path | None, split: SplitName, minutes: int, seed: int) -> D
             f"plans: {', '.join(map(str, sorted(spec.plans)))}"
         )
     model = check(ModelSpec, recipe("models", spec.model), spec.model)
-    return DemoPlan(root, split, seed, max(fitting), model, spec, spec.plans[max(fitting)])
+    steps = spec.plans[max(fitting)]
+    return DemoPlan(root, split, seed, max(fitting), model, spec, steps, git_commit())
 
 
 def run_demo(plan: DemoPlan, out: Path, progress: Progress) -> dict[str, Any]:
@@ -101,7 +108,7 @@ def run_demo(plan: DemoPlan, out: Path, progress: Progress) -> dict[str, Any]:
     trained.seconds["eval"] = time.perf_counter() - start
     summary = _summary(plan, corpus, trained, scored)
     data = {"name": corpus.name, "train_records": len(corpus.train), "notes": list(corpus.notes)}
-    write_run(out, plan.config, plan.seed, data, trained.phases)
+    write_run(out, plan.config, plan.seed, plan.source, data, trained.phases)
     save_model(trained.moe, trained.processor, out / "model", _provenance(plan, corpus))
     report = _report(plan, corpus, trained, scored, summary, out)
     write_report(out / "report.html", report)
@@ -118,13 +125,12 @@ def _corpus(plan: DemoPlan) -> Corpus:
 
 
 def _summary(plan: DemoPlan, corpus: Corpus, trained: Trained, scored: Scored) -> dict[str, Any]:
-    commit, _ = git_commit()
     total = sum(p.numel() for p in trained.moe.parameters())
     return {
         "version": 1,
         "seed": plan.seed,
         "data": corpus.name,
-        "commit": commit,
+        "commit": plan.source[0],
         "config_sha256": plan.config_sha256,
         "seconds": {name: round(value, 1) for name, value in trained.seconds.items()},
         "parameters": {"total": total, "activated": activated_parameters(trained.moe)},
@@ -145,13 +151,12 @@ def activated_parameters(model: Any) -> int:
 
 
 def _provenance(plan: DemoPlan, corpus: Corpus) -> dict[str, Any]:
-    commit, dirty = git_commit()
     return {
         "data": corpus.name,
         "notes": list(corpus.notes),
         "seed": plan.seed,
-        "commit": commit,
-        "dirty": dirty,
+        "commit": plan.source[0],
+        "dirty": plan.source[1],
         "config_sha256": plan.config_sha256,
         "use": "Research use only, not a medical device.",
     }

@@ -45,6 +45,7 @@ def write_run(
     folder: Path,
     config: Mapping[str, Any],
     seed: int,
+    source: tuple[str | None, bool],
     data: Mapping[str, Any],
     phases: Mapping[Any, PhaseResult],
 ) -> None:
@@ -52,9 +53,10 @@ def write_run(
 
     Args:
         config: The resolved configuration.
+        source: What `git_commit` said when the run began.
         data: What was read: names and counts.
     """
-    commit, dirty = git_commit()
+    commit, dirty = source
     packages = ("medmoe", "torch", "transformers", "accelerate", "tokenizers", "numpy")
     run = {
         "seed": seed,
