@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -51,7 +52,7 @@ class Display:
         """Print what will be done, on which data, and how long it should take."""
         plan = self._plan
         where = "the embedded phantom" if plan.root is None else str(plan.root)
-        self._console.print(f"[bold]medmoe demo[/] on {where}, seed {plan.seed}")
+        self._console.print(f"[bold]medmoe demo[/] on {escape(where)}, seed {plan.seed}")
         self._console.print(
             f"Step plan for {plan.minutes} minutes on two cores (the steps are fixed, the time is "
             "an estimate). What trains:"
@@ -101,7 +102,8 @@ class Display:
         limit = 60 * self._plan.minutes
         late = f", over the plan's {self._plan.minutes} minutes" if seconds > limit else ""
         self._console.print(f"done in {seconds / 60:.1f} minutes{late}")
-        self._console.print(f"report: {out / 'report.html'}   model: {out / 'model'}")
+        paths = f"report: {out / 'report.html'}   model: {out / 'model'}"
+        self._console.print(paths, highlight=False, markup=False, soft_wrap=True)
         for line in next_steps:
             self._console.print(f"  - {line.replace('`', '')}", highlight=False, markup=False)
         self._console.print("Research use only, not a medical device.")

@@ -102,16 +102,16 @@ def real_corpus(root: Path, split: SplitName, spec: DemoSpec, seed: int) -> Corp
     extra = [registry.read(name, root, "train") for name in ("mednist", "lc25000")]
     notes = ["Research use only: a tiny model trained from scratch, far below clinical quality."]
     if split == "validation":
-        rad_train, rad_test = registry.hold_out(rad_train, _HELD_OUT, seed)
+        rad_train, rad_test = _vqa_rad_held_out(root, rad_train)
         med_train, med_test = registry.hold_out(med_train, _HELD_OUT, seed)
     if split == "standard":
         notes.append(
             "vqa_rad is the standard split: all its test pictures also stand in its training set, "
             "with other questions (shared images); use --split disjoint for the clean one."
         )
-    else:
-        rad_train, count = drop_near_duplicates(rad_train, [*rad_test, *med_test])
-        notes.append(f"{count} VQA-RAD training records nearly equal a scored picture: dropped.")
+    own = [] if split == "standard" else rad_test
+    rad_train, count = drop_near_duplicates(rad_train, [*own, *med_test])
+    notes.append(f"{count} VQA-RAD training records nearly equal a scored picture: dropped.")
     med_train, count = drop_near_duplicates(med_train, [*med_test, *rad_test])
     notes.append(f"{count} VQA-Med-2019 training records nearly equal a scored picture: dropped.")
     train = [*rad_train, *med_train, *mnist["train"], *extra[0], *extra[1]]
@@ -125,11 +125,9 @@ def real_corpus(root: Path, split: SplitName, spec: DemoSpec, seed: int) -> Corp
         ),
         EvalTask("pneumoniamnist", pneumonia, mnist[pneumonia], mnist["train"]),
     ]
-    router_test = [
-        *unique_images(med_test),
-        *unique_images(registry.read("mednist", root, "test")),
-        *unique_images(registry.read("lc25000", root, "test")),
-    ]
+    router_test = unique_images(med_test)
+    for name in ("mednist", "lc25000"):
+        router_test += unique_images(registry.read(name, root, pneumonia))
     return Corpus(
         "vqa_rad, vqa_med_2019, pneumoniamnist, mednist, lc25000",
         _limited(train, spec.limits),
@@ -146,6 +144,19 @@ def _vqa_rad(root: Path, split: SplitName) -> tuple[list[Record], list[Record]]:
         registry.read("vqa_rad", root, f"{prefix}train"),
         registry.read("vqa_rad", root, f"{prefix}test"),
     )
+
+
+def _vqa_rad_held_out(root: Path, train: list[Record]) -> tuple[list[Record], list[Record]]:
+    """Split off the images of the disjoint validation part, and leave out those of its test part.
+
+    So neither a question of the standard test nor a picture of the disjoint one is looked at.
+    """
+    parts = [
+        {record.image.id for record in registry.read("vqa_rad", root, f"disjoint_{part}")}
+        for part in ("train", "validation")
+    ]
+    kept, held = ([record for record in train if record.image.id in part] for part in parts)
+    return kept, held
 
 
 def _of(records: Sequence[Record], task: str) -> list[Record]:

@@ -103,6 +103,9 @@ def run_demo(plan: DemoPlan, out: Path, progress: Progress) -> dict[str, Any]:
     """Train, score and write everything; return the object of ``summary.json``."""
     corpus = _corpus(plan)
     trained = train_all(corpus, plan.model, plan.spec, plan.steps, plan.seed, progress)
+    # From here on the folder is the new run's: no scores of an older one beside its model.
+    for name in ("summary.json", "report.html"):
+        (out / name).unlink(missing_ok=True)
     start = time.perf_counter()
     scored = score_all(corpus, trained, out, plan.seed)
     trained.seconds["eval"] = time.perf_counter() - start

@@ -6,7 +6,6 @@ same arguments give the same weights, whatever ran before.
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -65,14 +64,27 @@ class PhaseResult:
 
 
 class _OrderedTrainer(Trainer):
+    """Trains in the schedule's order and stops at the first non-finite loss."""
+
+    phase: PhaseName
+
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> SequentialSampler:
         # the order is the schedule's own
         assert self.train_dataset is not None
         return SequentialSampler(self.train_dataset)
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss: Tensor = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):  # before the optimiser spoils the weights
+            raise GuardError(
+                f"{self.phase}: the loss is {loss.item()} at step {self.state.global_step + 1}; "
+                "lower the phase's learning_rate with --set"
+            )
+        return loss
+
 
 class _Watch(TrainerCallback):
-    """Reports progress and stops at the first non-finite loss."""
+    """Reports progress."""
 
     def __init__(self, phase: PhaseName, progress: Progress) -> None:
         self._phase, self._progress = phase, progress
@@ -86,11 +98,6 @@ class _Watch(TrainerCallback):
         loss = (logs or {}).get("loss")
         if loss is None:
             return
-        if not math.isfinite(loss):
-            raise GuardError(
-                f"{self._phase}: the loss is {loss} at step {state.global_step}; "
-                "lower the phase's learning_rate with --set"
-            )
         self._progress(self._phase, state.global_step, state.max_steps, loss)
 
 
@@ -118,6 +125,7 @@ def run_phase(
             data_collator=collate,
             callbacks=[_Watch(phase, progress)],
         )
+        trainer.phase = phase
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     log = trainer.state.log_history

@@ -1,0 +1,44 @@
+"""Answering questions in batches against answering them one by one, in the engine.
+
+`MedMoe.answer_features` on images that are encoded already, with the tiny MoE model and random
+weights, eight new tokens an answer: 32 questions about 8 images. How many answers are the same word
+for word is printed beside the ratio: sums of float32 in another order may turn a close choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from support.timing import options, ratios
+from support.tiny import Tiny, tiny
+
+from medmoe.inference.engine import Answer, MedMoe
+
+IMAGES, QUESTIONS, NEW_TOKENS = 8, 32, 8
+BATCHES = (4, 16, 32)
+
+
+def asking(parts: Tiny, batch_size: int) -> Callable[[], list[Answer]]:
+    """Return a function that answers all questions in batches of some size."""
+    engine = MedMoe(parts.moe, parts.processor, batch_size=batch_size, max_new_tokens=NEW_TOKENS)
+    chosen = parts.records[:: max(1, len(parts.records) // QUESTIONS)][:QUESTIONS]
+    rows = [parts.rows[record.image.id] for record in chosen]
+    return lambda: engine.answer_features(parts.features, rows, [r.question for r in chosen])
+
+
+def main() -> None:
+    values = options(__doc__.splitlines()[0])
+    parts = tiny(IMAGES)
+    runs = {size: asking(parts, size) for size in (1, *BATCHES)}
+    texts = {size: [answer.text for answer in run()] for size, run in runs.items()}
+    same = {size: sum(map(str.__eq__, found, texts[1])) for size, found in texts.items()}
+    found = ratios({str(size): run for size, run in runs.items()}, "1", values.repeats)
+    print(f"{'batch':<8}{'same answers':<16}one by one ÷ in batches (speed-up)")
+    for size in BATCHES:
+        ratio = found[str(size)]
+        inverse = f"{1 / ratio.median:6.2f}  [{1 / ratio.high:.2f}, {1 / ratio.low:.2f}]"
+        print(f"{size:<8}{same[size]:>3} of {QUESTIONS:<10}{inverse}")
+
+
+if __name__ == "__main__":
+    main()

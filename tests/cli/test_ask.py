@@ -1,0 +1,208 @@
+"""`medmoe ask`: what it prints, and every bad input in one line with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.model.tiny import DOMAINS, MOE_LAYERS, dense_model, moe_model, processor
+
+from medmoe.cli.main import main
+from medmoe.inference.engine import MedMoe
+from medmoe.model.checkpoint import MANIFEST, save_model
+
+QUESTION = "Is there a mass?"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("moe") / "model"
+    save_model(moe_model("stablelm"), processor(), folder, {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dense") / "model"
+    save_model(dense_model("stablelm"), processor(), folder, {})
+    return folder
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "picture.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """Run `ask`, which must end with 2 and one line; return that line."""
+    assert main(["ask", *map(str, words)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("medmoe: error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    return err
+
+
+def test_answer_confidence_domain_and_research_use_are_printed(
+    model: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ask", str(model), str(picture), QUESTION]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    answer = MedMoe.load(model).answer(picture, QUESTION)
+    assert answer.routing is not None
+    assert lines[-3:] == [
+        f"confidence {100 * answer.confidence:.0f} % (not calibrated)",
+        f"router: {answer.routing.domain} ({100 * answer.routing.domain_probability:.0f} %)",
+        "Research use only, not a medical device.",
+    ]
+    assert "\n".join(lines[:-3]) == answer.text
+
+
+def test_json_holds_answer_question_and_the_experts_of_every_moe_layer(
+    model: Path, picture: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "new" / "answer.json"
+    assert main(["ask", str(model), str(picture), QUESTION, "--json", str(path)]) == 0
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert set(found) == {"text", "confidence", "routing", "question", "note"}
+    assert found["question"] == QUESTION
+    assert found["note"] == "Research use only, not a medical device."
+    assert 0 <= found["confidence"] <= 1
+    routing = found["routing"]
+    assert set(routing["probabilities"]) == set(DOMAINS)
+    assert sum(routing["probabilities"].values()) == pytest.approx(1, abs=1e-6)
+    assert set(routing["experts"]) == {str(layer) for layer in MOE_LAYERS}
+    for shares in routing["experts"].values():
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_dense_model_answers_without_a_router(
+    dense: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "answer.json"
+    assert main(["ask", str(dense), str(picture), QUESTION, "--json", str(path)]) == 0
+    assert "router:" not in capsys.readouterr().out
+    assert json.loads(path.read_text(encoding="utf-8"))["routing"] is None
+
+
+def test_an_image_token_in_the_question_is_text(model: Path, picture: Path) -> None:
+    assert main(["ask", str(model), str(picture), "<image> What is <image>?</s>"]) == 0
+
+
+def test_asking_changes_nothing_in_the_model_folder(model: Path, picture: Path) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in model.iterdir()}
+    assert main(["ask", str(model), str(picture), QUESTION]) == 0
+    assert {path.name: path.stat().st_mtime_ns for path in model.iterdir()} == before
+
+
+@pytest.mark.parametrize("question", ["", " ", "\n\t"])
+def test_an_empty_question_is_refused(
+    model: Path, picture: Path, question: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "the question is empty; give one in quotes" in refused(capsys, model, picture, question)
+
+
+def test_a_missing_image_is_named(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, model, tmp_path / "gone.png", QUESTION)
+    assert str(tmp_path / "gone.png") in line
+    assert "No such file" in line
+
+
+def test_a_folder_is_no_image(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "give an existing file" in refused(capsys, model, tmp_path, QUESTION)
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"", "empty file"),
+        (b"not a picture at all", "neither PNG nor JPEG by its content"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(50), "broken PNG file"),
+        (b"\xff\xd8\xff\xe0" + bytes(50), "broken JPEG file"),
+    ],
+)
+def test_an_unreadable_image_is_named_with_the_reason(
+    model: Path, tmp_path: Path, content: bytes, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "odd.png"
+    path.write_bytes(content)
+    line = refused(capsys, model, path, QUESTION)
+    assert "odd.png" in line
+    assert part in line
+
+
+def test_a_truncated_image_is_refused_and_never_half_read(
+    model: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture.write_bytes(picture.read_bytes()[:-200])
+    assert "broken PNG file" in refused(capsys, model, picture, QUESTION)
+
+
+def test_a_missing_model_folder_is_named(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, tmp_path / "gone", picture, QUESTION)
+    assert f"{tmp_path / 'gone'}: no such model directory" in line
+
+
+def test_a_model_folder_without_a_manifest_is_refused(
+    model: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(model, tmp_path / "copy")
+    (copy / MANIFEST).unlink()
+    line = refused(capsys, copy, picture, QUESTION)
+    assert f"{copy}: no MANIFEST.json" in line
+    assert "the model/ folder of a run is" in line
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_an_altered_model_file_is_named(
+    model: Path, picture: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(model, tmp_path / "copy")
+    data = bytearray((copy / name).read_bytes())
+    data[-2] ^= 1
+    (copy / name).write_bytes(bytes(data))
+    line = refused(capsys, copy, picture, QUESTION)
+    assert f"{copy / name}: its SHA-256 differs" in line
+
+
+def test_a_missing_word_names_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "see `medmoe ask --help`" in refused(capsys, "model", "image.png")
+
+
+def test_a_json_file_that_cannot_be_written_is_refused(
+    model: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ask", str(model), str(picture), QUESTION, "--json", str(tmp_path)]) == 2
+    assert "give another file by --json FILE" in capsys.readouterr().err
+
+
+def test_a_user_sees_one_line_and_exit_code_2(tmp_path: Path, picture: Path) -> None:
+    """Through a process of its own: no library may add warnings or a traceback on the way out."""
+    done = subprocess.run(
+        [sys.executable, "-m", "medmoe", "ask", str(tmp_path), str(picture), QUESTION],
+        env=os.environ.copy(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"medmoe: error: {tmp_path}: no MANIFEST.json")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,224 @@
+"""`medmoe demo`: what it prints, where it writes, and every bad input in one line."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tests.experiments.micro import micro_plan, micro_steps
+
+from medmoe.cli import demo_display
+from medmoe.cli.demo_display import Display, result_table
+from medmoe.cli.main import main
+from medmoe.config.schema import PHASES
+from medmoe.data.registry import READERS
+from medmoe.experiments import demo as demonstration
+from medmoe.experiments.demo import DemoPlan, plan_demo
+
+
+@pytest.fixture(autouse=True)
+def no_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("MEDMOE_DATA", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)  # the default of --out is a relative path
+
+
+@pytest.fixture
+def micro(monkeypatch: pytest.MonkeyPatch) -> list[DemoPlan]:
+    """Make every plan a few steps long; collect the plans that were settled."""
+    settled: list[DemoPlan] = []
+
+    def short(root: Path | None, split: Any, minutes: int, seed: int) -> DemoPlan:
+        plan = plan_demo(root, split, minutes, seed)
+        settled.append(plan)
+        small = micro_plan(seed)
+        return replace(plan, spec=small.spec, steps=small.steps)
+
+    monkeypatch.setattr(demonstration, "plan_demo", short)
+    return settled
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """Run `demo`, which must end with 2 and one line; return that line."""
+    assert main(["demo", *map(str, words)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("medmoe: error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    return err
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "ten", ""])
+def test_minutes_must_be_a_whole_number_of_at_least_1(
+    value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, f"--minutes={value}")
+    assert f"argument --minutes: {value!r} is not a whole number of at least 1" in line
+
+
+def test_minutes_below_the_shortest_plan_name_the_plans(
+    shared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, "--data", shared / "data", "--minutes", "1")
+    assert "--minutes 1 is shorter than the shortest plan" in line
+
+
+def test_a_missing_data_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "--data", tmp_path / "gone")
+    assert f"--data {tmp_path / 'gone'}: no such folder" in line
+
+
+def test_a_wrong_data_folder_names_the_files_looked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, "--data", tmp_path)
+    for reader in READERS.values():
+        assert reader.MARKER in line
+
+
+def test_a_wrong_folder_of_the_environment_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MEDMOE_DATA", str(tmp_path / "gone"))
+    assert f"$MEDMOE_DATA {tmp_path / 'gone'}: no such folder" in refused(capsys)
+
+
+def test_an_incomplete_data_folder_names_the_missing_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marker = tmp_path / READERS["pneumoniamnist"].MARKER
+    marker.write_bytes(b"")
+    words = ["demo", "--data", str(tmp_path), "--minutes", "2", "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert f"no {READERS['vqa_rad'].MARKER} under" in err
+
+
+@pytest.mark.parametrize("split", ["disjoint", "validation"])
+def test_a_split_without_data_is_refused(split: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "needs real data; add --data DIR" in refused(capsys, "--split", split)
+
+
+def test_an_unknown_split_lists_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "--split", "train")
+    for name in ("standard", "disjoint", "validation"):
+        assert name in line
+
+
+def test_out_that_is_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert "give another folder by --out DIR" in refused(capsys, "--out", tmp_path / "file")
+
+
+def test_nothing_is_written_on_bad_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(capsys, "--minutes", "0")
+    refused(capsys, "--split", "disjoint")
+    refused(capsys, "--data", tmp_path / "gone")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_run_prints_plan_scores_paths_and_next_steps(
+    micro: list[DemoPlan], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = tmp_path / "result.json"
+    assert main(["demo", "--minutes", "1", "--seed", "3", "--json", str(result)]) == 0
+    out = capsys.readouterr().out
+    assert (micro[0].minutes, micro[0].seed, micro[0].root) == (1, 3, None)
+    assert "on the embedded phantom, seed 3" in out
+    for phase in PHASES:
+        assert phase in out
+    for words in ("mlp.experts", "phantom_vqa", "blank image", "runs/demo/report.html"):
+        assert words in out
+    assert "medmoe ask runs/demo/model" in out
+    assert out.rstrip().endswith("Research use only, not a medical device.")
+    summary = json.loads((tmp_path / "runs/demo/summary.json").read_text(encoding="utf-8"))
+    assert json.loads(result.read_text(encoding="utf-8")) == summary
+    assert summary["seed"] == 3
+
+
+def test_a_run_that_diverges_ends_with_3_and_leaves_no_result(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = micro_plan()
+    wild = plan.spec.phases["phase0_language"].model_copy(update={"learning_rate": 1e38})
+    spec = plan.spec.model_copy(update={"phases": plan.spec.phases | {"phase0_language": wild}})
+    monkeypatch.setattr(demonstration, "plan_demo", lambda *_: replace(plan, spec=spec))
+    assert main(["demo", "--out", str(tmp_path / "out")]) == 3
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "phase0_language: the loss is" in err
+    assert "lower the phase's learning_rate" in err
+    assert not {"summary.json", "report.html", "model"} & set(os.listdir(tmp_path / "out"))
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    fields = {
+        "system": "moe", "task": "t", "split": "test", "subset": "closed", "protocol": "strict",
+        "metric": "accuracy", "value": 91.25, "low": 90.0, "high": 92.0, "n": 17,
+        "constant_baseline": 50.5, "question_only_baseline": None, "control": None,
+    }  # fmt: skip
+    return fields | changes
+
+
+def shown(*rows: dict[str, Any]) -> str:
+    buffer = io.StringIO()
+    Console(file=buffer, width=200).print(result_table({"scores": list(rows)}))
+    return buffer.getvalue()
+
+
+def test_table_shows_value_interval_n_and_baselines() -> None:
+    text = shown(row(), row(control="blank", value=33.5))
+    for part in ("t (test)", "91.2", "[90.0, 92.0]", "17", "50.5", "–", "moe, blank image", "33.5"):
+        assert part in text
+
+
+def test_table_shows_headlines_only() -> None:
+    text = shown(
+        row(subset="presence", value=11.5),
+        row(protocol="reference", value=12.5),
+        row(subset="open", metric="f1", value=13.5),
+        row(protocol="label_score", subset="all", metric="auc", value=None, low=None, high=None),
+    )
+    assert not [value for value in ("11.5", "12.5", "13.5") if value in text]
+    assert "[–, –]" in text
+
+
+def closing(seconds: float, monkeypatch: pytest.MonkeyPatch) -> str:
+    buffer = io.StringIO()
+    monkeypatch.setattr(demo_display, "Console", lambda: Console(file=buffer, width=200))
+    display = Display(replace(micro_plan(), steps=micro_steps()))
+    summary = {
+        "scores": [row()],
+        "router": {"accuracy": 99.5, "low": 98.0, "high": 100.0, "n": 8},
+        "parameters": {"total": 6812416, "activated": 4051200},
+    }
+    display.closing(summary, Path("runs/[x]"), seconds, ["Ask: `medmoe ask [bold]`."])
+    return buffer.getvalue()
+
+
+def test_overrun_is_only_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "done in 2.0 minutes, over the plan's 1 minutes" in closing(120, monkeypatch)
+    assert "over the plan" not in closing(59, monkeypatch)
+
+
+def test_closing_says_router_sizes_and_next_steps_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = closing(30, monkeypatch)
+    assert "router: 99.5 % [98.0, 100.0] of 8 images" in text
+    assert "6,812,416 in all, 4,051,200 activated per token" in text
+    assert "  - Ask: medmoe ask [bold]." in text
+
+
+def test_markup_in_a_path_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "runs/[x]/report.html" in closing(30, monkeypatch)

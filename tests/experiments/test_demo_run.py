@@ -1,0 +1,327 @@
+"""One whole demonstration of a few steps, end to end: its files, its scores, its model."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from tests.experiments.micro import TEST_IMAGES, TRAIN_IMAGES, comparable, micro_plan, silent
+from tests.stress.kills import fork_and_kill, half_written, is_mixed
+
+from medmoe.cli.main import main
+from medmoe.config.schema import PHASES
+from medmoe.data.images import open_image
+from medmoe.data.phantom import read_phantom
+from medmoe.data.schema import Record
+from medmoe.errors import GuardError
+from medmoe.evaluation.predictions import read_predictions
+from medmoe.evaluation.scores import score_task
+from medmoe.experiments import demo
+from medmoe.experiments.corpus import phantom_corpus
+from medmoe.experiments.demo import DemoPlan, run_demo
+from medmoe.inference.engine import Answer, MedMoe
+from medmoe.model.checkpoint import load_model, save_model, verify
+
+SIZE = 64
+TASKS = ("phantom_vqa", "phantom_classification")
+#: Each system with the control it is asked under.
+SYSTEMS = (("moe", None), ("sft", None), ("moe", "blank"))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished demonstration: what it left on disk and what the model in memory said.
+
+    ``parts`` are what training and scoring returned, by the name of the function.
+    """
+
+    out: Path
+    plan: DemoPlan
+    summary: dict[str, Any]
+    answers: list[Answer]
+    parts: dict[str, Any]
+
+
+def prediction_file(system: str, task: str, control: str | None) -> str:
+    return "-".join(filter(None, (system, task, control))) + ".jsonl"
+
+
+def asked() -> list[Record]:
+    return [r for r in read_phantom("test", 4, seed=7, size=SIZE) if r.task == "vqa"][::5]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Run the demonstration once; keep the answers of the model that was never on disk."""
+    out, plan = tmp_path_factory.mktemp("demo"), micro_plan()
+    answers: list[Answer] = []
+    parts: dict[str, Any] = {}
+
+    def kept(name: str) -> Callable[..., Any]:
+        function = getattr(demo, name)
+
+        def call(*arguments: Any) -> Any:
+            parts[name] = function(*arguments)
+            return parts[name]
+
+        return call
+
+    def ask_and_save(model: Any, processor: Any, *rest: Any) -> None:
+        engine = MedMoe(model, processor)
+        answers.extend(engine.answer(r.image.source, r.question, evidence=True) for r in asked())
+        save_model(model, processor, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "save_model", ask_and_save)
+        for name in ("train_all", "score_all"):
+            patch.setattr(demo, name, kept(name))
+        summary = run_demo(plan, out, silent)
+    return Run(out, plan, summary, answers, parts)
+
+
+def test_the_folder_holds_what_was_promised_and_nothing_half_written(run: Run) -> None:
+    assert sorted(os.listdir(run.out)) == [
+        "config.yaml",
+        "examples",
+        "metrics.jsonl",
+        "model",
+        "predictions",
+        "report.html",
+        "run.json",
+        "summary.json",
+    ]
+    assert sorted(os.listdir(run.out / "predictions")) == sorted(
+        prediction_file(system, task, control) for system, control in SYSTEMS for task in TASKS
+    )
+    assert "MANIFEST.json" in os.listdir(run.out / "model")
+
+
+def test_summary_has_every_key_of_the_contract(run: Run) -> None:
+    summary = json.loads((run.out / "summary.json").read_text(encoding="utf-8"))
+    assert summary == json.loads(json.dumps(run.summary))
+    assert set(summary) >= {
+        "version", "seed", "data", "commit", "config_sha256", "seconds", "parameters", "router",
+        "model", "scores",
+    }  # fmt: skip
+    assert (summary["version"], summary["seed"], summary["data"]) == (1, 7, "phantom")
+    assert set(summary["seconds"]) >= {"phase0", "phase1", "phase2", "router", "phase3", "eval"}
+    assert all(value >= 0 for value in summary["seconds"].values())
+    assert 0 < summary["parameters"]["activated"] < summary["parameters"]["total"]
+    assert set(summary["router"]) >= {"accuracy", "low", "high", "n"}
+    assert summary["router"]["n"] == TEST_IMAGES
+    assert summary["router"]["low"] <= summary["router"]["accuracy"] <= summary["router"]["high"]
+    assert summary["model"] == "model/"
+    assert summary["config_sha256"] == run.plan.config_sha256
+
+
+def test_every_score_has_every_key_and_says_its_n_and_baselines(run: Run) -> None:
+    keys = {
+        "system", "task", "split", "subset", "protocol", "metric", "value", "low", "high", "n",
+        "constant_baseline", "question_only_baseline", "control",
+    }  # fmt: skip
+    for row in run.summary["scores"]:
+        assert set(row) - {"note"} == keys
+        assert row["n"] > 0
+        if row["value"] is None or row["low"] is None:
+            assert row["note"], "what is not known must say why"
+        else:
+            assert 0 <= row["low"] <= row["value"] <= row["high"] <= 100
+            assert row["constant_baseline"] is not None
+            assert row["question_only_baseline"] is not None
+
+
+def test_both_systems_both_tasks_and_the_blank_control_are_scored(run: Run) -> None:
+    headline = {
+        (row["system"], row["task"], row["control"], row["protocol"], row["subset"], row["metric"])
+        for row in run.summary["scores"]
+    }
+    for system, control in SYSTEMS:
+        for protocol, subset, metric in (
+            ("strict", "closed", "accuracy"),
+            ("strict", "open", "exact_match"),
+            ("reference", "open", "recall"),
+        ):
+            assert (system, "phantom_vqa", control, protocol, subset, metric) in headline
+        task = "phantom_classification"
+        assert (system, task, control, "label_score", "all", "accuracy") in headline
+
+
+def test_predictions_on_disk_score_to_the_same_rows(run: Run) -> None:
+    corpus = phantom_corpus(run.plan.steps, run.plan.seed, SIZE)
+    for task in corpus.tasks:
+        for system, control in SYSTEMS:
+            path = run.out / "predictions" / prediction_file(system, task.name, control)
+            again = score_task(
+                system=system,
+                task=task.name,
+                split=task.split,
+                records=task.records,
+                predictions=read_predictions(path),
+                train_records=task.train_records,
+                seed=run.plan.seed,
+                control=control,
+            )
+            assert [row.to_dict() for row in again] == [
+                row
+                for row in run.summary["scores"]
+                if (row["system"], row["task"], row["control"]) == (system, task.name, control)
+            ]
+
+
+def test_run_files_say_how_the_run_was_made(run: Run) -> None:
+    config = yaml.safe_load((run.out / "config.yaml").read_text(encoding="utf-8"))
+    assert config == run.plan.config
+    facts = json.loads((run.out / "run.json").read_text(encoding="utf-8"))
+    assert facts["seed"] == 7
+    assert set(facts["versions"]) >= {"python", "medmoe", "torch", "transformers"}
+    assert set(facts["hardware"]) >= {"cores", "threads", "cpu_capability"}
+    assert facts["data"]["name"] == "phantom"
+
+
+def test_metrics_hold_the_curve_of_every_phase(run: Run) -> None:
+    lines = (run.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert {row["phase"] for row in rows} == set(PHASES)
+    for phase in PHASES:
+        mine = [row for row in rows if row["phase"] == phase]
+        assert [row["step"] for row in mine] == [1, 2, 3]
+        assert all(np.isfinite(row["loss"]) for row in mine)
+
+
+def test_report_shows_pictures_curves_and_scores_and_needs_no_network(run: Run) -> None:
+    html = (run.out / "report.html").read_text(encoding="utf-8")
+    assert html.count("data:image/png;base64,") > TEST_IMAGES
+    for word in (*PHASES, "phantom_vqa", "MoE", "SFT", "medmoe ask", "not a medical device"):
+        assert word in html
+    assert "<script" not in html
+    assert 'src="http' not in html
+
+
+def test_example_pictures_are_one_of_every_domain_and_open(run: Run) -> None:
+    names = sorted(os.listdir(run.out / "examples"))
+    assert names == ["ct.png", "mri.png", "pathology.png", "xray.png"]
+    for name in names:
+        assert open_image(run.out / "examples" / name).size == (SIZE, SIZE)
+
+
+def test_model_on_disk_verifies_and_says_where_it_is_from(run: Run) -> None:
+    folder = run.out / "model"
+    verify(folder)
+    model, _ = load_model(folder)
+    assert model.config.moe_layers == list(run.plan.model.moe_layers)
+    facts = json.loads((folder / "medmoe.json").read_text(encoding="utf-8"))
+    assert facts["domains"] == ["ct", "mri", "pathology", "xray"]
+    assert facts["training"]["seed"] == 7
+    assert facts["training"]["config_sha256"] == run.summary["config_sha256"]
+    assert "not a medical device" in facts["training"]["use"]
+
+
+def test_ask_gives_the_answer_of_the_model_in_memory(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, (record, expected) in enumerate(zip(asked(), run.answers, strict=True)):
+        assert isinstance(record.image.source, np.ndarray)
+        picture = tmp_path / "phantom.png"
+        Image.fromarray(record.image.source).save(picture)
+        result = tmp_path / f"{number}.json"
+        words = ["ask", str(run.out / "model"), str(picture), record.question]
+        assert main([*words, "--json", str(result)]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith(f"{expected.text}\n")
+        assert "Research use only, not a medical device." in out
+        found = json.loads(result.read_text(encoding="utf-8"))
+        assert found["text"] == expected.text
+        # the same weights and pixels on the same threads: float32 rounding only
+        assert found["confidence"] == pytest.approx(expected.confidence, rel=1e-4)
+        assert expected.routing is not None
+        assert found["routing"]["domain"] == expected.routing.domain
+
+
+@pytest.mark.slow
+def test_same_seed_in_another_process_gives_the_same_summary(
+    run: Run, tmp_path: Path, repository: Path
+) -> None:
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{repository}{os.pathsep}{repository / 'src'}",
+    }
+    script = repository / "tests" / "experiments" / "micro.py"
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "again"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["again"], "a run writes into its own folder only"
+    again = json.loads((tmp_path / "again" / "summary.json").read_text(encoding="utf-8"))
+    assert comparable(again) == comparable(run.summary)
+    for file in sorted((run.out / "predictions").iterdir()):
+        assert (tmp_path / "again" / "predictions" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_another_seed_gives_other_pictures_and_scores_the_same_number(run: Run) -> None:
+    other = phantom_corpus(run.plan.steps, 8, SIZE)
+    corpus = phantom_corpus(run.plan.steps, 7, SIZE)
+    assert len(corpus.images()) == len(other.images()) == TRAIN_IMAGES + TEST_IMAGES
+    for one, two in zip(corpus.images(), other.images(), strict=True):
+        assert not np.array_equal(one.source, two.source)  # type: ignore[arg-type]
+
+
+def test_a_folder_never_shows_the_scores_of_one_run_with_the_model_of_another(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise GuardError("the disk is full")
+
+    out = shutil.copytree(run.out, tmp_path / "out")
+    for name, result in run.parts.items():
+        monkeypatch.setattr(demo, name, lambda *_, result=result: result)
+    monkeypatch.setattr(demo, "write_report", full)
+    with pytest.raises(GuardError, match="the disk is full"):
+        run_demo(replace(run.plan, seed=8), out, silent)
+    assert not is_mixed(out)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="killing a copy of this process needs fork")
+def test_a_run_killed_while_it_writes_leaves_nothing_half_written(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sample of `make stress`: training and scoring are done already, all that is left writes."""
+    for name, result in run.parts.items():
+        monkeypatch.setattr(demo, name, lambda *_, result=result: result)
+
+    def write(out: Path) -> None:
+        run_demo(run.plan, out, silent)
+
+    start = time.perf_counter()
+    assert fork_and_kill(lambda: write(tmp_path / "whole"), None)
+    seconds = time.perf_counter() - start
+    assert not half_written(tmp_path / "whole")
+    rng, ended = random.Random(7), 0
+    for number in range(6):
+        out = tmp_path / f"out{number}"
+        if number % 2:
+            shutil.copytree(run.out, out)
+        # the writing of the model, in the first half, is where most can go wrong
+        delay = seconds * rng.uniform(0.0, 0.5 if number < 4 else 1.0)
+        ended += fork_and_kill(partial(write, out), delay)
+        assert half_written(out) == []
+    assert ended < 6, "no run was met alive"

@@ -1,0 +1,187 @@
+"""Phase 0: what the stand-in encoder learns from, where it starts, and that both halves learn."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.model.tiny import VISION, processor
+from tests.training.toy import SPEC, phantom_records, silent
+from torch import Tensor
+
+from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
+from medmoe.backbones.templates import chat_template
+from medmoe.data.pixels import pixel_table
+from medmoe.data.schema import ImageRecord, Record
+from medmoe.data.tokenize import ConversationTokenizer
+from medmoe.training.phase0_encoder import (
+    MIN_PICTURES,
+    AttributeHead,
+    EncoderPretraining,
+    attribute_classes,
+    train_encoder,
+)
+from medmoe.training.phase0_language import new_language_model, train_language_model
+from medmoe.training.trainer import PhaseResult
+
+TINY_VISION: VisionBackbone = replace(
+    VISION,
+    config={
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    },
+)
+TINY_LANGUAGE = LanguageBackbone(
+    name="tiny",
+    hub_id=None,
+    revision=None,
+    model_type="stablelm",
+    config={
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+    },
+    chat_template=chat_template("</s>"),
+)
+
+
+def image(number: int, **facts: Any) -> ImageRecord:
+    return ImageRecord(f"i{number}", Path("none.png"), **facts)
+
+
+def test_rare_values_and_attributes_of_one_value_are_no_classes() -> None:
+    images = [
+        image(n, modality="ct" if n % 2 else "mri", organ="liver", labels={"plane": "axial"})
+        for n in range(2 * MIN_PICTURES)
+    ]
+    images += [
+        image(100 + n, modality="xray", labels={"plane": "frontal"})
+        for n in range(MIN_PICTURES - 1)
+    ]
+    # X-ray and frontal are one short; organ and plane are left with one value: nothing to learn
+    assert attribute_classes(images) == {"modality": ["ct", "mri"]}
+    images.append(image(200, modality="xray", labels={"plane": "frontal"}))
+    assert attribute_classes(images) == {
+        "modality": ["ct", "mri", "xray"],
+        "plane": ["axial", "frontal"],
+    }
+
+
+def test_unlabelled_images_give_no_classes() -> None:
+    assert attribute_classes([image(n) for n in range(50)]) == {}
+
+
+def new_encoder(classes: tuple[int, ...] = (3, 2)) -> EncoderPretraining:
+    torch.manual_seed(1)
+    return EncoderPretraining(TINY_VISION, classes, vocab_size=50, label_smoothing=0.0)
+
+
+def test_positions_start_as_sines_that_tell_row_and_column() -> None:
+    weight = new_encoder().encoder.embeddings.position_embedding.weight.detach()
+    side, width = 4, 32
+    patches = weight[1:]
+    assert patches.shape == (side * side, width)
+    row_half, column_half = patches.view(side, side, width).split(width // 2, dim=-1)
+    # the first half tells the row alone, the second the column alone
+    assert torch.equal(row_half, row_half[:, :1].expand_as(row_half))
+    assert torch.equal(column_half, column_half[:1].expand_as(column_half))
+    angles = torch.arange(side)[:, None] / 10_000 ** (torch.arange(width // 4) / (width // 4))
+    expected = 0.5 * torch.cat([angles.sin(), angles.cos()], dim=1)
+    assert torch.allclose(row_half[:, 0], expected, atol=1e-6)  # float32 rounding
+    assert torch.allclose(column_half[0], expected, atol=1e-6)
+    assert len({tuple(row.tolist()) for row in patches}) == side * side
+
+
+def test_positions_train_on() -> None:
+    assert new_encoder().encoder.embeddings.position_embedding.weight.requires_grad
+
+
+def batch(classes: list[list[int]], captions: list[int]) -> dict[str, Tensor]:
+    size = len(captions)
+    pixels = torch.randn(size, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    return {
+        "pixel_values": pixels,
+        "words": torch.tensor([1 + caption for caption in captions]),
+        "offsets": torch.arange(size),
+        "captions": torch.tensor(captions),
+        "classes": torch.tensor(classes),
+    }
+
+
+def test_an_unknown_attribute_adds_no_loss() -> None:
+    model = new_encoder().eval()
+    known = model(**batch([[0, 1], [2, 0]], [0, 1]))["loss"]
+    half = model(**batch([[0, -1], [2, -1]], [0, 1]))["loss"]
+    none = model(**batch([[-1, -1], [-1, -1]], [0, 1]))["loss"]
+    assert torch.isfinite(none)
+    assert len({round(float(loss.detach()), 6) for loss in (known, half, none)}) == 3
+    half.backward()
+    unused = model.heads[1]
+    assert isinstance(unused, AttributeHead)
+    assert unused.classify.weight.grad is None
+
+
+def fit_encoder(steps: int, seed: int = 5) -> tuple[Any, PhaseResult]:
+    records = phantom_records(32)
+    images = list({r.image.id: r.image for r in records}.values())
+    captions: dict[str, list[Record]] = defaultdict(list)
+    for record in records[: len(records) // 2]:  # the other pictures are named by attributes
+        if record.task == "caption":
+            captions[record.image.id].append(record)
+    return train_encoder(
+        TINY_VISION,
+        images,
+        captions,
+        pixel_table(images, processor().image_processor),
+        processor().tokenizer,
+        SPEC.model_copy(update={"batch_size": 8, "augment": 0.5}),
+        steps,
+        seed,
+        silent,
+    )
+
+
+def test_a_few_steps_of_the_encoder_reduce_the_loss() -> None:
+    encoder, result = fit_encoder(30)
+    losses = [loss for _, loss in result.curve]
+    # means of five steps: one batch's loss is noisy
+    assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
+    assert encoder.config.model_type == "clip_vision_model"
+    assert not encoder.training
+
+
+def test_same_seed_gives_the_same_encoder() -> None:
+    weights = [fit_encoder(3, seed)[0].state_dict() for seed in (5, 5, 6)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
+
+
+def test_a_few_steps_of_the_language_model_reduce_the_loss() -> None:
+    conversations = ConversationTokenizer(processor(), image_tokens=1)
+    texts = [conversations.text_only(r.question, r.answer) for r in phantom_records(8)]
+    model, result = train_language_model(
+        TINY_LANGUAGE, texts, processor().tokenizer, SPEC, 25, 5, silent
+    )
+    losses = [loss for _, loss in result.curve]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert model.config.vocab_size == len(processor().tokenizer)
+
+
+def test_language_model_starts_from_its_seed_and_knows_its_special_tokens() -> None:
+    tokenizer = processor().tokenizer
+    one, two, other = (new_language_model(TINY_LANGUAGE, tokenizer, seed) for seed in (1, 1, 2))
+    state = one.state_dict()
+    assert all(torch.equal(state[name], two.state_dict()[name]) for name in state)
+    assert not all(torch.equal(state[name], other.state_dict()[name]) for name in state)
+    assert one.config.eos_token_id == tokenizer.eos_token_id
+    assert one.config.pad_token_id == tokenizer.pad_token_id

@@ -1,0 +1,153 @@
+"""What a phase trains on: wanted tasks only, images repeated by data set, questions packed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.model.tiny import IMAGE_TOKENS, processor
+from tests.training.toy import SPEC, record
+
+from medmoe.config.schema import PhaseName
+from medmoe.data.collate import Packed
+from medmoe.data.schema import ImageRecord, Record, Task
+from medmoe.data.tokenize import ConversationTokenizer
+from medmoe.errors import DataError
+from medmoe.training.samples import packed_schedule
+from medmoe.training.trainer import Schedule
+
+IMAGES = [ImageRecord(f"i{n}", Path("none.png")) for n in range(3)]
+ROWS = {image.id: 10 + n for n, image in enumerate(IMAGES)}
+RECORDS = [
+    record("c0", IMAGES[0], task="caption", question="Describe.", answer="a chest."),
+    *(record(f"q{n}", IMAGES[0], question=f"question {n}?", answer=f"a{n}") for n in range(5)),
+    record("q5", IMAGES[1], question="question 5?", answer="a5", dataset="rare"),
+    record(
+        "k0",
+        IMAGES[2],
+        task="classification",
+        question="Which?",
+        answer="normal",
+        options=("normal", "nodule"),
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> ConversationTokenizer:
+    return ConversationTokenizer(processor(), IMAGE_TOKENS)
+
+
+def samples(
+    tokenizer: ConversationTokenizer,
+    tasks: Sequence[Task] = ("vqa",),
+    *,
+    records: Sequence[Record] = tuple(RECORDS),
+    steps: int = 3,
+    max_questions: int = 8,
+    repeats: Mapping[str, int] | None = None,
+    phase: PhaseName = "phase2_instruction",
+) -> Schedule[Packed]:
+    return packed_schedule(
+        phase, records, tasks, ROWS, tokenizer, SPEC, steps, max_questions, repeats or {}, seed=4
+    )
+
+
+def text(tokens: Sequence[int]) -> str:
+    decoded: Any = processor().tokenizer.decode(list(tokens))
+    return str(decoded)
+
+
+def asked(schedule: Schedule[Packed]) -> Counter[str]:
+    return Counter(text(s.ids) for i in range(len(schedule)) for s in schedule[i].segments)
+
+
+def test_length_is_steps_times_batch(tokenizer: ConversationTokenizer) -> None:
+    assert len(samples(tokenizer, steps=5)) == 5 * SPEC.batch_size
+
+
+@pytest.mark.parametrize(
+    ("tasks", "rows"),
+    [
+        (("caption",), {10}),
+        (("vqa",), {10, 11}),
+        (("classification",), {12}),
+        (("vqa", "classification"), {10, 11, 12}),
+    ],
+)
+def test_only_wanted_tasks_are_trained_on(
+    tokenizer: ConversationTokenizer, tasks: tuple[Task, ...], rows: set[int]
+) -> None:
+    schedule = samples(tokenizer, tasks)
+    assert {schedule[i].image for i in range(len(schedule))} == rows
+    words = " ".join(asked(schedule))
+    assert ("describe" in words) == ("caption" in tasks)
+    assert ("question" in words) == ("vqa" in tasks)
+    assert ("options: normal, nodule" in words) == ("classification" in tasks)
+
+
+def test_each_sample_is_one_image_behind_its_prefix(tokenizer: ConversationTokenizer) -> None:
+    schedule = samples(tokenizer)
+    assert {schedule[i].prefix for i in range(len(schedule))} == {tokenizer.prefix()}
+    own = {ROWS[image.id]: {r.question for r in RECORDS if r.image is image} for image in IMAGES}
+    for i in range(len(schedule)):
+        for segment in schedule[i].segments:
+            question = text(segment.ids).split(" ASSISTANT")[0].split(" assistant")[0].strip()
+            assert question in own[schedule[i].image]
+
+
+def test_no_question_stands_twice_in_a_sample(tokenizer: ConversationTokenizer) -> None:
+    schedule = samples(tokenizer, steps=6)
+    for i in range(len(schedule)):
+        assert len(set(schedule[i].segments)) == len(schedule[i].segments)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5, 8])
+def test_at_most_so_many_questions_are_packed(tokenizer: ConversationTokenizer, limit: int) -> None:
+    schedule = samples(tokenizer, max_questions=limit)
+    sizes = {schedule[i].image: len(schedule[i].segments) for i in range(len(schedule))}
+    assert sizes == {10: min(5, limit), 11: 1}
+
+
+def test_over_the_epochs_every_question_of_an_image_is_asked(
+    tokenizer: ConversationTokenizer,
+) -> None:
+    assert len(asked(samples(tokenizer, steps=30, max_questions=2))) == 6
+
+
+def test_only_the_answer_is_trained_on(tokenizer: ConversationTokenizer) -> None:
+    schedule = samples(tokenizer)
+    for i in range(len(schedule)):
+        for segment in schedule[i].segments:
+            question, answer = (
+                text(part)
+                for part in (
+                    segment.ids[: -segment.answer_length],
+                    segment.ids[-segment.answer_length :],
+                )
+            )
+            assert question.rstrip().endswith("assistant:")
+            number = question.split("question ")[1][0]
+            assert answer == f" a{number}</s>"
+
+
+def test_images_come_as_often_as_their_data_set_says(tokenizer: ConversationTokenizer) -> None:
+    # one epoch: 1 + 3 groups; three steps of four samples are three epochs
+    schedule = samples(tokenizer, repeats={"rare": 3, "unused": 9})
+    for epoch in range(3):
+        rows = Counter(schedule[4 * epoch + k].image for k in range(4))
+        assert rows == {10: 1, 11: 3}
+
+
+def test_no_record_of_the_wanted_tasks_is_an_error_that_names_phase_and_task(
+    tokenizer: ConversationTokenizer,
+) -> None:
+    questions = [r for r in RECORDS if r.task == "vqa"]
+    message = r"^phase1_alignment: no training record of task caption; check --data$"
+    with pytest.raises(DataError, match=message):
+        samples(tokenizer, ("caption",), records=questions, phase="phase1_alignment")
+    with pytest.raises(DataError, match="of task caption or classification;"):
+        samples(tokenizer, ("caption", "classification"), records=questions)
