@@ -15,8 +15,10 @@ from medmoe.config.load import check, recipe
 from medmoe.config.schema import PHASES, DemoSpec, ModelSpec
 from medmoe.errors import ConfigError
 from medmoe.experiments.corpus import SPLITS
-from medmoe.experiments.demo import activated_parameters, next_steps, plan_demo
+from medmoe.experiments.demo_report import next_steps
+from medmoe.experiments.plan import plan_demo
 from medmoe.model.configuration_medmoe import MedMoeConfig
+from medmoe.model.cost import activated_parameters
 
 
 def names(kind: str) -> list[str]:

@@ -11,7 +11,8 @@ import pytest
 from tests.experiments import miniature
 from tests.experiments.micro import micro_spec, micro_steps, silent
 
-from medmoe.experiments.demo import plan_demo, run_demo
+from medmoe.experiments.demo import run_demo
+from medmoe.experiments.plan import plan_demo
 from medmoe.model.checkpoint import verify
 
 

@@ -32,7 +32,8 @@ from medmoe.evaluation.predictions import read_predictions
 from medmoe.evaluation.scores import score_task
 from medmoe.experiments import demo
 from medmoe.experiments.corpus import phantom_corpus
-from medmoe.experiments.demo import DemoPlan, run_demo
+from medmoe.experiments.demo import run_demo
+from medmoe.experiments.plan import DemoPlan
 from medmoe.inference.engine import Answer, MedMoe
 from medmoe.model.checkpoint import load_model, save_model, verify
 

@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="VQA-RAD's split; validation scores held-out training images (default: standard)",
     )
     flags.add_seed(parser)
+    flags.add_set(parser)
     flags.add_json(parser)
 
 
@@ -36,11 +37,13 @@ def run(args: argparse.Namespace) -> int:
 
     from medmoe.cli.demo_display import Display
     from medmoe.data.registry import find_data
-    from medmoe.experiments.demo import next_steps, plan_demo, run_demo
+    from medmoe.experiments.demo import run_demo
+    from medmoe.experiments.demo_report import next_steps
+    from medmoe.experiments.plan import plan_demo
 
     disable_progress_bar()
     root = find_data(args.data)
-    plan = plan_demo(root, args.split, args.minutes, args.seed)
+    plan = plan_demo(root, args.split, args.minutes, args.seed, args.settings)
     out = flags.make_out_dir(args.out)
     display = Display(plan)
     display.opening()

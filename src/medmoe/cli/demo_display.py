@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,8 +20,7 @@ from rich.progress import (
 from rich.table import Table
 
 from medmoe.config.schema import PHASES, PhaseName
-from medmoe.experiments.demo import DemoPlan
-from medmoe.training.trainable import TRAINABLE
+from medmoe.experiments.plan import DemoPlan
 
 #: What the result table shows: one headline metric per subset.
 HEADLINES = {
@@ -29,6 +29,19 @@ HEADLINES = {
     ("label_score", "accuracy"),
     ("label_score", "auc"),
 }
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints what medmoe logs: what a phase trains, which rows a reader leaves out."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.INFO)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record above the progress bars."""
+        text = record.getMessage()
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class Display:
@@ -47,6 +60,7 @@ class Display:
             console=self._console,
         )
         self._tasks: dict[PhaseName, TaskID] = {}
+        self._log = _ConsoleHandler(self._console)
 
     def opening(self) -> None:
         """Print what will be done, on which data, and how long it should take."""
@@ -54,14 +68,16 @@ class Display:
         where = "the embedded phantom" if plan.root is None else str(plan.root)
         self._console.print(f"[bold]medmoe demo[/] on {escape(where)}, seed {plan.seed}")
         self._console.print(
-            f"Step plan for {plan.minutes} minutes on two cores (the steps are fixed, the time is "
-            "an estimate). What trains:"
+            f"Step plan for {plan.minutes} minutes on two cores; the steps are fixed, the time is "
+            "an estimate:"
         )
-        for phase in PHASES:
-            parts = ", ".join(part.strip(".") or "everything" for part in TRAINABLE[phase])
-            self._console.print(f"  {phase:<20}{plan.steps.steps[phase]:>6} steps   {parts}")
+        steps = ", ".join(f"{phase} {plan.steps.steps[phase]}" for phase in PHASES)
+        self._console.print(f"  {steps}", highlight=False)
 
     def __enter__(self) -> Display:
+        logger = logging.getLogger("medmoe")
+        logger.addHandler(self._log)
+        logger.setLevel(logging.INFO)
         if self._console.is_terminal:
             self._bars.start()
         return self
@@ -73,6 +89,7 @@ class Display:
         trace: TracebackType | None,
     ) -> None:
         self._bars.stop()
+        logging.getLogger("medmoe").removeHandler(self._log)
 
     def progress(self, phase: PhaseName, step: int, steps: int, loss: float | None) -> None:
         """Move a phase's bar."""

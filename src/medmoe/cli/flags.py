@@ -45,6 +45,18 @@ def add_seed(parser: argparse.ArgumentParser, default: int = 7) -> None:
     )
 
 
+def add_set(parser: argparse.ArgumentParser) -> None:
+    """Add `--set key=value`, which changes one value of the recipe; may be given more than once."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="settings",
+        help="change a value of the recipe, e.g. phases.phase3_moe.learning_rate=1e-4",
+    )
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add `--json FILE`, which receives the verb's result as one JSON object."""
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result as JSON")

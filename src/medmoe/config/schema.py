@@ -57,6 +57,18 @@ class ModelSpec(_Strict):
     router_layers: Annotated[int, Field(ge=1, le=3)]
     upcycle_init: Literal["copy", "function_preserving"]
 
+    @model_validator(mode="after")
+    def _rules_between_values(self) -> Self:
+        if self.num_experts_per_tok > len(self.domains):
+            raise ValueError(
+                f"num_experts_per_tok ({self.num_experts_per_tok}) must not exceed the number of "
+                f"domains ({len(self.domains)}); use --set model.num_experts_per_tok=1"
+            )
+        for name, values in (("domains", self.domains), ("moe_layers", self.moe_layers)):
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"{name} {list(values)} must name at least one, and each once")
+        return self
+
 
 class PhaseSpec(_Strict):
     """Optimisation of one phase (paper, Table 11): AdamW, cosine schedule with warm-up.

@@ -44,11 +44,7 @@ def save_model(
     Raises:
         CheckpointError: The directory holds something that is no model: it is left alone.
     """
-    if directory.exists() and not (directory / MANIFEST).is_file() and any(directory.iterdir()):
-        raise CheckpointError(
-            f"{directory}: holds files but no {MANIFEST}, so it is no model to replace; "
-            "give an empty or a new directory"
-        )
+    check_replaceable(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     staging = directory.with_name(f".{directory.name}.staging")
     shutil.rmtree(staging, ignore_errors=True)
@@ -58,6 +54,19 @@ def save_model(
         _replace_directory(staging, directory)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_replaceable(directory: Path) -> None:
+    """Refuse a directory that a model may not be written over.
+
+    Raises:
+        CheckpointError: The directory holds something that is no model.
+    """
+    if directory.exists() and not (directory / MANIFEST).is_file() and any(directory.iterdir()):
+        raise CheckpointError(
+            f"{directory}: holds files but no {MANIFEST}, so it is no model to replace; "
+            "give an empty or a new directory"
+        )
 
 
 def _write(

@@ -65,6 +65,10 @@ def write_run(
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
         "hardware": hardware(),
         "data": dict(data),
+        "weights": {
+            phase: {"trainable": result.counts.trainable, "frozen": result.counts.frozen}
+            for phase, result in phases.items()
+        },
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False))

@@ -6,6 +6,7 @@ same arguments give the same weights, whatever ran before.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from medmoe.config.schema import PhaseName, PhaseSpec
 from medmoe.errors import GuardError
 from medmoe.training.trainable import TrainableCount, set_trainable
+
+logger = logging.getLogger(__name__)
 
 Sample = TypeVar("Sample")
 Curve = list[tuple[int, float]]
@@ -117,6 +120,7 @@ def run_phase(
         GuardError: The loss is not finite.
     """
     counts = set_trainable(model, phase)
+    logger.info("%s", counts.line())
     with tempfile.TemporaryDirectory() as scratch:
         trainer = _OrderedTrainer(
             model=model,
