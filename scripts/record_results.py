@@ -59,17 +59,20 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
         "measured_minutes": round(sum(summary["seconds"].values()) / 60, 1),
         "data_split": "phantom" if summary["data"] == "phantom" else config["split"],
     }
-    router = {
-        "system": "moe",
-        "task": "router",
-        "split": "test",
-        "subset": "all",
-        "protocol": "router",
-        "metric": "accuracy",
-        "value": summary["router"]["accuracy"],
-        **{key: summary["router"][key] for key in ("low", "high", "n")},
-    }
-    rows = [common | row for row in [*summary["scores"], router]]
+    routers = [
+        {
+            "system": "moe",
+            "task": "router",
+            "split": name,
+            "subset": "all",
+            "protocol": "router",
+            "metric": "accuracy",
+            "value": found["accuracy"],
+            **{key: found[key] for key in ("low", "high", "n")},
+        }
+        for name, found in summary["router"]["by_dataset"].items()
+    ]
+    rows = [common | row for row in [*summary["scores"], *routers]]
     return [{name: _plain(row.get(name)) for name in COLUMNS} for row in rows]
 
 

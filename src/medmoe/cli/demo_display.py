@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 
 from medmoe.config.schema import PHASES, PhaseName
+from medmoe.evaluation.report_rows import place, results
 from medmoe.experiments.plan import DemoPlan
 
 #: What the result table shows: one headline metric per subset.
@@ -66,7 +67,8 @@ class Display:
         """Print what will be done, on which data, and how long it should take."""
         plan = self._plan
         where = "the embedded phantom" if plan.root is None else str(plan.root)
-        self._console.print(f"[bold]medmoe demo[/] on {escape(where)}, seed {plan.seed}")
+        split = "" if plan.root is None else f", {plan.split} split"
+        self._console.print(f"[bold]medmoe demo[/] on {escape(where)}{split}, seed {plan.seed}")
         self._console.print(
             f"Step plan for {plan.minutes} minutes on two cores; the steps are fixed, the time is "
             "an estimate:"
@@ -110,12 +112,17 @@ class Display:
         """Print the result table and where everything is."""
         width = self._console.width if self._console.is_terminal else 120
         self._console.print(result_table(summary), width=width)
-        router = summary["router"]
         self._console.print(
-            f"router: {router['accuracy']:.1f} % [{router['low']:.1f}, {router['high']:.1f}] "
-            f"of {router['n']} images; parameters: {summary['parameters']['total']:,} in all, "
+            f"parameters: {summary['parameters']['total']:,} in all, "
             f"{summary['parameters']['activated']:,} activated per token"
         )
+        for name, router in summary["router"]["by_dataset"].items():
+            self._console.print(
+                f"router on {name}: {router['accuracy']:.1f} % "
+                f"[{router['low']:.1f}, {router['high']:.1f}] of {router['n']} images"
+            )
+        for line in plain_words(summary):
+            self._console.print(f"  - {line}", highlight=False, markup=False)
         limit = 60 * self._plan.minutes
         late = f", over the plan's {self._plan.minutes} minutes" if seconds > limit else ""
         self._console.print(f"done in {seconds / 60:.1f} minutes{late}")
@@ -124,6 +131,18 @@ class Display:
         for line in next_steps:
             self._console.print(f"  - {line.replace('`', '')}", highlight=False, markup=False)
         self._console.print("Research use only, not a medical device.")
+
+
+def plain_words(summary: dict[str, Any]) -> list[str]:
+    """Return what must be known beside the scores: the data's notes and what shows nothing."""
+    failing = [name for name, cell in results(summary["scores"]).headlines if cell.fails]
+    lines = [str(note) for note in summary["notes"]]
+    if failing:
+        lines.append(
+            "Not above the baselines outside the interval, so no sign that pictures were used: "
+            + "; ".join(failing)
+        )
+    return lines
 
 
 def result_table(summary: dict[str, Any]) -> Table:
@@ -140,7 +159,7 @@ def result_table(summary: dict[str, Any]) -> Table:
             continue
         system = f"{row['system']}, {row['control']} image" if row["control"] else row["system"]
         table.add_row(
-            f"{row['task']} ({row['split']})",
+            place(row["task"], row["split"]),
             system,
             row["subset"],
             row["metric"],

@@ -140,11 +140,15 @@ def render_report(data: ReportData) -> str:
     return environment.from_string(template.read_text(encoding="utf-8")).render(
         data=data,
         summary=summary,
-        results=results(summary.get("scores", [])),
+        results=results(summary.get("scores", []), summary.get("comparisons", [])),
         facts=_facts(summary),
         times=_times(summary.get("seconds") or {}),
         router=router if router.get("n") else None,
         router_interval=interval(router),
+        router_sets=[
+            (name, percent(found["accuracy"]), interval(found), found["n"])
+            for name, found in (router.get("by_dataset") or {}).items()
+        ],
         curves=[Markup(figures.learning_curves({k: v})) for k, v in data.curves.items()],
         heatmaps=[
             Markup(figures.expert_heatmap({layer: share}, data.modalities, data.domains))

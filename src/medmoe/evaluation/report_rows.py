@@ -73,7 +73,7 @@ class Results:
     control_sentences: list[str]
 
 
-def results(scores: Sequence[Score]) -> Results:
+def results(scores: Sequence[Score], comparisons: Sequence[Mapping[str, Any]] = ()) -> Results:
     """Arrange the scores of ``summary.json`` for the report, in the order in which they came."""
     table: dict[Key, dict[str, Score]] = {}
     for score in scores:
@@ -92,12 +92,12 @@ def results(scores: Sequence[Score]) -> Results:
         tables=[(title, rows) for title, rows in tables if rows],
         controls=[_control(score, table) for score in leading_controls],
         headlines=[
-            (f"{row['moe']['task']} {_what(row['moe'])}", _cell(row["moe"], row))
+            (f"{_place(row['moe'])} {_what(row['moe'])}", _cell(row["moe"], row))
             for key, row in leading.items()
             if "moe" in row and key[2:4] != ("all", "strict")
         ],
         baseline_sentences=list(_baseline_sentences(_judged(table))),
-        comparison_sentences=list(_comparison_sentences(leading)),
+        comparison_sentences=list(_comparison_sentences(comparisons)),
         control_sentences=[
             line for score in leading_controls if (line := _control_line(score, table))
         ],
@@ -153,7 +153,13 @@ def _what(score: Score) -> str:
 
 
 def _place(score: Score) -> str:
-    return f"{score['task']} {score['split']}"
+    return place(str(score["task"]), str(score["split"]))
+
+
+def place(task: str, split: str) -> str:
+    """Return the printed name of a task's split; that of VQA-RAD's standard test warns."""
+    shared = " (shared images)" if (task, split) == ("vqa_rad", "test") else ""
+    return f"{task}{shared} {split}"
 
 
 def _n(score: Score) -> str:
@@ -219,27 +225,20 @@ def _baseline_sentences(table: Table) -> Iterator[str]:
                 )
 
 
-def _comparison_sentences(table: Table) -> Iterator[str]:
-    """Say of each row that has both what MoE against SFT shows."""
-    for row in table.values():
-        if "moe" not in row or "sft" not in row:
+def _comparison_sentences(comparisons: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Say of each paired comparison which system is better, or that none is shown to be."""
+    for row in comparisons:
+        first, second = (system_name(system) for system in row["systems"])
+        name = f"{place(row['task'], row['split'])}, {row['subset']}: {first} against {second}"
+        text = f"{name} {_signed(row['difference'])} points"
+        if row["low"] is None or row["high"] is None:
+            yield f"{text}; a single image gives no interval, so this shows nothing."
             continue
-        moe, sft = row["moe"], row["sft"]
-        name = f"{_place(moe)}, {_what(moe)}"
-        if moe.get("value") is None or sft.get("value") is None:
-            yield f"{name}: one of the two has no value, so they cannot be compared."
-            continue
-        difference = f"{name}: {_signed(moe['value'] - sft['value'])} points"
-        if not interval(moe) or not interval(sft):
-            yield f"{difference}; without intervals this shows nothing."
-        elif _overlap(moe, sft):
-            yield (
-                f"{difference}; the intervals overlap, so this run alone does not show that one is "
-                "better."
-            )
-        else:
-            better = "MoE" if moe["value"] > sft["value"] else "SFT"
-            yield f"{difference}; {better} is better, the intervals do not overlap."
+        inside = f"{_signed(row['low'])} to {_signed(row['high'])}, McNemar p = {row['p']:.2g}"
+        verdict = "the interval holds zero, so neither is shown to be better"
+        if row["low"] > 0 or row["high"] < 0:
+            verdict = f"{first if row['low'] > 0 else second} is better in this run"
+        yield f"{text} ({inside}, n = {row['n']}): {verdict}."
 
 
 def _control(score: Score, table: Table) -> Control:

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 from medmoe.backbones.registry import vision_backbone
 from medmoe.evaluation.report import write_report
-from medmoe.experiments.corpus import Corpus, phantom_corpus, real_corpus
+from medmoe.experiments.corpus import Corpus, phantom_corpus
 from medmoe.experiments.demo_report import example_pictures, report_data
 from medmoe.experiments.pipeline import Trained, train_all
 from medmoe.experiments.plan import DemoPlan
+from medmoe.experiments.real_corpus import real_corpus
 from medmoe.experiments.scoring import Scored, score_all
 from medmoe.model.checkpoint import check_replaceable, save_model
 from medmoe.model.cost import activated_parameters
@@ -32,11 +34,12 @@ def run_demo(plan: DemoPlan, out: Path, progress: Progress) -> dict[str, Any]:
     # From here on the folder is the new run's: no scores of an older one beside its model.
     for name in ("summary.json", "report.html"):
         (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / "predictions", ignore_errors=True)
     start = time.perf_counter()
     scored = score_all(corpus, trained, out, plan.seed)
     trained.seconds["eval"] = time.perf_counter() - start
     summary = _summary(plan, corpus, trained, scored)
-    data = {"name": corpus.name, "train_records": len(corpus.train), "notes": list(corpus.notes)}
+    data = {"name": corpus.name, "sha256": corpus.hashes(), "notes": list(corpus.notes)}
     write_run(out, plan.config, plan.seed, plan.source, data, trained.phases)
     save_model(trained.moe, trained.processor, out / "model", _provenance(plan, corpus))
     report = report_data(plan, corpus, trained, scored, summary, out)
@@ -49,7 +52,7 @@ def run_demo(plan: DemoPlan, out: Path, progress: Progress) -> dict[str, Any]:
 def _corpus(plan: DemoPlan) -> Corpus:
     if plan.root is None:
         size = vision_backbone(plan.model.vision_encoder).image_size
-        return phantom_corpus(plan.steps, plan.seed, size)
+        return phantom_corpus(plan.steps, plan.split, plan.seed, size)
     return real_corpus(plan.root, plan.split, plan.spec, plan.seed)
 
 
@@ -65,6 +68,8 @@ def _summary(plan: DemoPlan, corpus: Corpus, trained: Trained, scored: Scored) -
         "parameters": {"total": total, "activated": activated_parameters(trained.moe)},
         "router": scored.router,
         "model": "model/",
+        "comparisons": scored.comparisons,
+        "notes": list(corpus.notes),
         "scores": [row.to_dict() for row in scored.rows],
     }
 

@@ -10,11 +10,12 @@ import numpy as np
 
 from medmoe.data.images import open_image
 from medmoe.domains import DOMAINS
+from medmoe.evaluation.comparison import is_right
 from medmoe.evaluation.report import Example, ReportData
 from medmoe.experiments.corpus import Corpus, unique_images
 from medmoe.experiments.pipeline import Trained
 from medmoe.experiments.plan import DemoPlan
-from medmoe.experiments.scoring import Scored, is_right
+from medmoe.experiments.scoring import Scored
 from medmoe.inference.engine import MedMoe
 
 
@@ -62,7 +63,8 @@ def next_steps(plan: DemoPlan, out: Path) -> list[str]:
     if plan.root is None:
         steps.append("Train on real pictures: `medmoe demo --data DIR --minutes 60`.")
     else:
-        steps.append("Score the image-disjoint split: `medmoe demo --data DIR --split disjoint`.")
+        command = f"medmoe demo --data DIR --split disjoint --minutes {plan.minutes}"
+        steps.append(f"Score the image-disjoint split: `{command}`.")
     steps.append(f"See the spread of the scores with another seed: `--seed {plan.seed + 1}`.")
     return steps
 

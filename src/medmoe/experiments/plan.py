@@ -73,8 +73,10 @@ def plan_demo(
     of_model = [setting for setting in settings if setting.startswith("model.")]
     of_demo = [setting for setting in settings if setting not in of_model]
     spec = check(DemoSpec, apply_overrides(recipe("experiments", name), of_demo), name)
-    if root is None and split != "standard":
-        raise ConfigError(f"--split {split} needs real data; add --data DIR or leave --split out")
+    if root is None and split == "disjoint":
+        raise ConfigError(
+            "--split disjoint needs real data (the phantom's splits always are); add --data DIR"
+        )
     fitting = [length for length in spec.plans if length <= minutes]
     if not fitting:
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medmoe.data.schema import ImageRecord, Record
+from medmoe.data.schema import ImageRecord
+from medmoe.evaluation.comparison import compare_task
 from medmoe.evaluation.predictions import Prediction, write_predictions
 from medmoe.evaluation.runner import predict
 from medmoe.evaluation.score_row import ScoreRow
@@ -29,15 +31,16 @@ class Scored:
     Attributes:
         rows: Score rows of all systems, tasks and controls.
         predictions: Of the MoE model by task.
+        comparisons: MoE against SFT, paired, by task and subset.
         router: ``accuracy``, ``low``, ``high`` (percent), ``n`` and the same by data set.
         confusion: (D, D) images by true domain and the router's.
         expert_share: MoE layer → share (modality, expert) of image tokens.
         modalities: Row names of ``expert_share``.
-        routings: Of every image of the router's test, by image id.
     """
 
     rows: list[ScoreRow]
     predictions: dict[str, list[Prediction]]
+    comparisons: list[dict[str, Any]]
     router: dict[str, Any]
     confusion: npt.NDArray[np.int64]
     expert_share: dict[int, npt.NDArray[np.float64]]
@@ -54,21 +57,26 @@ def score_all(corpus: Corpus, trained: Trained, folder: Path, seed: int) -> Scor
     sft = MedMoe(trained.sft, trained.processor)
     rows: list[ScoreRow] = []
     predictions: dict[str, list[Prediction]] = {}
+    comparisons: list[dict[str, Any]] = []
     for task in corpus.tasks:
-        for name, engine in (("moe", moe), ("sft", sft)):
-            found = predict(engine, task.records, trained.features, trained.rows)
+        both = {
+            name: predict(engine, task.records, trained.features, trained.rows)
+            for name, engine in (("moe", moe), ("sft", sft))
+        }
+        for name, found in both.items():
             rows += _scores(name, task, found, seed)
             _write(folder, task, found, name)
-            if name == "moe":
-                predictions[task.name] = found
+        predictions[task.name] = both["moe"]
+        comparisons += compare_task(task.name, task.split, task.records, both, seed)
         nothing = dict.fromkeys(trained.rows, 0)
         found = predict(moe, task.records, trained.blank, nothing)
         rows += _scores("moe", task, found, seed, control="blank")
         _write(folder, task, found, "moe", "blank")
     routings = route_images(moe, trained, corpus.router_test)
-    router, confusion = _score_router(corpus.router_test, routings, moe)
+    _write_routings(folder / "predictions" / "moe-router.jsonl", corpus.router_test, routings)
+    router, confusion = _score_router(corpus, routings, moe)
     modalities, share = _shares(corpus.router_test, routings, moe)
-    return Scored(rows, predictions, router, confusion, share, modalities)
+    return Scored(rows, predictions, comparisons, router, confusion, share, modalities)
 
 
 def route_images(engine: MedMoe, trained: Trained, images: Sequence[ImageRecord]) -> list[Routing]:
@@ -82,6 +90,21 @@ def _write(
 ) -> None:
     name = "-".join([system, task.name, *control])
     write_predictions(folder / "predictions" / f"{name}.jsonl", task.records, predictions)
+
+
+def _write_routings(path: Path, images: Sequence[ImageRecord], routings: Sequence[Routing]) -> None:
+    lines = [
+        json.dumps(
+            {
+                "id": image.id,
+                "domain": routing.domain,
+                "domain_probability": round(routing.domain_probability, 6),
+                "modality": image.modality,
+            }
+        )
+        for image, routing in zip(images, routings, strict=True)
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _scores(
@@ -104,8 +127,10 @@ def _scores(
 
 
 def _score_router(
-    images: Sequence[ImageRecord], routings: Sequence[Routing], engine: MedMoe
+    corpus: Corpus, routings: Sequence[Routing], engine: MedMoe
 ) -> tuple[dict[str, Any], npt.NDArray[np.int64]]:
+    """Return the router's accuracy, of the main set and of each set, and the confusion of all."""
+    images = corpus.router_test
     domains = list(engine.model.config.domains)
     pairs = [
         (image, domains.index(image.modality), domains.index(routing.domain))
@@ -113,9 +138,8 @@ def _score_router(
         if image.modality in domains
     ]
     confusion = confusion_matrix([t for _, t, _ in pairs], [p for _, _, p in pairs], len(domains))
-    result = _accuracy(confusion)
     sets = sorted({_dataset(image) for image, _, _ in pairs})
-    result["by_dataset"] = {
+    by_dataset = {
         name: _accuracy(
             confusion_matrix(
                 [t for i, t, _ in pairs if _dataset(i) == name],
@@ -125,7 +149,8 @@ def _score_router(
         )
         for name in sets
     }
-    return result, confusion
+    main = by_dataset[corpus.main_router_set]
+    return main | {"dataset": corpus.main_router_set, "by_dataset": by_dataset}, confusion
 
 
 def _dataset(image: ImageRecord) -> str:
@@ -156,13 +181,3 @@ def _shares(
         for layer in layers:
             totals[layer][row] += [routing.experts[layer][name] for name in domains]
     return modalities, {layer: expert_share(total) for layer, total in totals.items()}
-
-
-def is_right(record: Record, prediction: Prediction) -> bool:
-    """Return whether an answer counts as right under the strict protocol."""
-    from medmoe.evaluation.scores import record_scores
-
-    if record.task == "classification":
-        return prediction.text == record.answer
-    key = "accuracy" if record.answer_type == "closed" else "exact_match"
-    return bool(record_scores("strict", record, prediction.text)[key] == 1)
