@@ -10,13 +10,13 @@ TEST_ENV := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test check fix stress bench lock tree clean
+.PHONY: help demo install test check fix stress bench bench-quick lock tree clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
 demo: $(STAMP)  ## install, then train, evaluate and report a tiny model (under 10 minutes, no download of data)
-	HF_HUB_OFFLINE=1 $(BIN)/medmoe demo --out runs/demo
+	env -u MEDMOE_DATA HF_HUB_OFFLINE=1 $(BIN)/medmoe demo --out runs/demo
 
 install: $(STAMP)  ## create .venv and install the package
 
@@ -47,6 +47,9 @@ stress: $(STAMP)  ## the long runs
 
 bench: $(STAMP)  ## print the benchmark ratios of benchmarks/
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+bench-quick: $(STAMP)  ## the same with fewer repeats
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script --quick; done
 
 lock: $(STAMP)  ## write requirements.lock from what .venv holds
 	$(BIN)/python scripts/lock.py

@@ -1,21 +1,25 @@
-"""Adds a run's scores to results/measured.csv and its predictions to results/predictions/.
+"""Adds a run's scores to results/measured.csv, and renews what is printed from that file.
 
-    python scripts/record_results.py runs/real
+    python scripts/record_results.py [runs/real ...]
 
 Every score keeps what it takes to judge and to repeat it: commit, config hash, seed, hardware,
-minutes, n, interval, baselines. A run that is already there is replaced.
+minutes, n, interval, baselines; its predictions go to results/predictions/. A run of the same
+configuration and seed is replaced. Without a run, results/README.md and the results line of
+README.md are only written anew.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
 COLUMNS = (
     "commit",
     "dirty",
@@ -39,9 +43,19 @@ COLUMNS = (
     "constant_baseline",
     "question_only_baseline",
 )
+#: What identifies a run in the table.
+RUN = ("config_sha256", "seed", "data_split")
+#: Scores that are printed: (protocol, subset, metric) and how they are called.
+HEADLINES = {
+    ("strict", "closed", "accuracy"): "closed",
+    ("strict", "open", "exact_match"): "open",
+    ("label_score", "all", "accuracy"): "accuracy",
+    ("router", "all", "accuracy"): "accuracy",
+}
+Row = dict[str, str]
 
 
-def rows_of(run: Path) -> list[dict[str, Any]]:
+def rows_of(run: Path) -> list[Row]:
     """Return one row per score of a run directory."""
     import yaml
 
@@ -59,50 +73,121 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
         "measured_minutes": round(sum(summary["seconds"].values()) / 60, 1),
         "data_split": "phantom" if summary["data"] == "phantom" else config["split"],
     }
+    router = {"system": "moe", "task": "router", "subset": "all", "protocol": "router"}
     routers = [
-        {
-            "system": "moe",
-            "task": "router",
-            "split": name,
-            "subset": "all",
-            "protocol": "router",
-            "metric": "accuracy",
-            "value": found["accuracy"],
-            **{key: found[key] for key in ("low", "high", "n")},
-        }
+        router | {"split": name, "metric": "accuracy", "value": found["accuracy"]} | found
         for name, found in summary["router"]["by_dataset"].items()
     ]
     rows = [common | row for row in [*summary["scores"], *routers]]
     return [{name: _plain(row.get(name)) for name in COLUMNS} for row in rows]
 
 
-def record(run: Path) -> int:
-    """Write the rows and predictions of a run; return how many rows there are."""
+def record(run: Path) -> None:
+    """Write the rows and the predictions of a run."""
     rows = rows_of(run)
-    table = RESULTS / "measured.csv"
-    kept: list[dict[str, Any]] = []
-    key = ("config_sha256", "seed", "data_split")
-    if table.is_file():
-        with table.open(encoding="utf-8", newline="") as file:
-            kept = [row for row in csv.DictReader(file) if any(row[k] != rows[0][k] for k in key)]
+    kept = [row for row in read() if any(row[key] != rows[0][key] for key in RUN)]
     RESULTS.mkdir(exist_ok=True)
-    with table.open("w", encoding="utf-8", newline="") as file:
+    with (RESULTS / "measured.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows([*kept, *rows])
-    _copy_predictions(run, f"{rows[0]['config_sha256']}", rows[0]["seed"])
-    return len(rows)
-
-
-def _copy_predictions(run: Path, config: str, seed: str) -> None:
-    """Copy ``<system>-<task>[-<control>].jsonl`` as ``<config>-<task>-<seed>[-…].jsonl``."""
     target = RESULTS / "predictions"
     target.mkdir(exist_ok=True)
     for source in sorted((run / "predictions").glob("*.jsonl")):
         system, task, *control = source.stem.split("-")
         which = "-".join(name for name in (system, *control) if name != "moe")
-        suffix = f"-{which}" if which else ""
-        shutil.copyfile(source, target / f"{config}-{task}-{seed}{suffix}.jsonl")
+        name = f"{rows[0]['config_sha256']}-{task}-{rows[0]['seed']}"
+        shutil.copyfile(source, target / f"{name}{f'-{which}' if which else ''}.jsonl")
+
+
+def read() -> list[Row]:
+    """Return the recorded rows."""
+    table = RESULTS / "measured.csv"
+    if not table.is_file():
+        return []
+    with table.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def page(rows: list[Row]) -> str:
+    """Return results/README.md: one table per run, both systems, the control and the baselines."""
+    lines = [
+        "# Measured results",
+        "",
+        "Written by `python scripts/record_results.py` from [measured.csv](measured.csv), which "
+        "holds every",
+        "score; `predictions/` holds the answers, so that each can be scored again untrained.",
+        "Percent; 95 % intervals clustered on the image; `strict` and `label_score` protocols. "
+        "Research use only, not a medical device.",
+    ]
+    for run in dict.fromkeys(tuple(row[key] for key in RUN) for row in rows):
+        own = [row for row in rows if tuple(row[key] for key in RUN) == run]
+        first = own[0]
+        lines += [
+            "",
+            f"## {first['data_split']}, {first['plan_minutes']}-minute plan, seed {first['seed']}",
+            "",
+            f"Commit `{first['commit'][:12]}`, config `{first['config_sha256']}`, "
+            f"{first['hardware']}, {first['measured_minutes']} minutes.",
+            "",
+            "| score | n | MoE | SFT | MoE, blank image | constant | question only |",
+            "|---|---|---|---|---|---|---|",
+            *_table(own),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(rows: list[Row]) -> list[str]:
+    found: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        called = HEADLINES.get((row["protocol"], row["subset"], row["metric"]))
+        if called:
+            systems = found.setdefault((_place(row), called), {})
+            systems[row["control"] or row["system"]] = row
+    return [
+        f"| {place} {called} | {by['moe']['n']} | {_score(by.get('moe'))} "
+        f"| {_score(by.get('sft'))} | {_score(by.get('blank'))} "
+        f"| {_one(by['moe']['constant_baseline'])} | {_one(by['moe']['question_only_baseline'])} |"
+        for (place, called), by in found.items()
+    ]
+
+
+def sentence(rows: list[Row]) -> str:
+    """Return the results line of README.md."""
+    parts = []
+    for run in dict.fromkeys(tuple(row[key] for key in RUN) for row in rows):
+        own = [row for row in rows if tuple(row[key] for key in RUN) == run]
+        scores = [
+            f"{_place(row)} {called} {_score(row)}, question only "
+            f"{_one(row['question_only_baseline'])}"
+            for row in own
+            if row["system"] == "moe" and not row["control"] and row["protocol"] != "router"
+            for called in [HEADLINES.get((row["protocol"], row["subset"], row["metric"]))]
+            if called
+        ]
+        name = f"{own[0]['data_split']} ({own[0]['plan_minutes']}-minute plan)"
+        parts.append(f"**{name}** " + "; ".join(scores))
+    return (
+        "Measured on two cores, percent with 95 % interval, one seed: "
+        + ". ".join(parts)
+        + ". Where the baseline lies inside an interval, nothing was shown to be learned from "
+        "pictures. All rows: [results](results/README.md), [measured.csv](results/measured.csv)."
+    )
+
+
+def _place(row: Row) -> str:
+    shared = " (shared images)" if (row["task"], row["split"]) == ("vqa_rad", "test") else ""
+    return f"{row['task']}{shared} {row['split']}"
+
+
+def _score(row: Row | None) -> str:
+    if row is None or not row["value"]:
+        return "–"
+    return f"{_one(row['value'])} ({_one(row['low'])}–{_one(row['high'])})"
+
+
+def _one(value: str) -> str:
+    return f"{float(value):.1f}" if value else "–"
 
 
 def _plain(value: Any) -> str:
@@ -111,5 +196,20 @@ def _plain(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
+def main(runs: list[str]) -> None:
+    for run in runs:
+        record(Path(run))
+    rows = read()
+    (RESULTS / "README.md").write_text(page(rows), encoding="utf-8")
+    readme = ROOT / "README.md"
+    text = re.sub(
+        r"^Measured on two cores.*$",
+        lambda _: sentence(rows),
+        readme.read_text(encoding="utf-8"),
+        flags=re.MULTILINE,
+    )
+    readme.write_text(text, encoding="utf-8")
+
+
 if __name__ == "__main__":
-    print(f"{record(Path(sys.argv[1]))} rows recorded")
+    main(sys.argv[1:])

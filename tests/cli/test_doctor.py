@@ -126,8 +126,28 @@ def test_data_sets_are_found_by_their_marker(tmp_path: Path) -> None:
     rows = {check.name: check for check in doctor.check_data(tmp_path)}
     assert rows[f"data {there}"].status == "ok"
     for name in absent:
-        assert rows[f"data {name}"].status == "note"
-        assert str(tmp_path / READERS[name].MARKER) in rows[f"data {name}"].fix
+        assert rows[f"data {name}"].status == "missing"
+        assert str(tmp_path / READERS[name].MARKER) in rows[f"data {name}"].value
+        assert "needs all sets" in rows[f"data {name}"].fix
+
+
+@pytest.mark.parametrize("origin", ["flag", "environment"])
+def test_a_folder_without_one_of_the_sets_ends_with_1(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, origin: str
+) -> None:
+    data = tmp_path / "data"
+    absent, *there = READERS
+    for name in there:
+        marker = data / READERS[name].MARKER
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+    monkeypatch.setenv("MEDMOE_DATA", str(data) if origin == "environment" else "")
+    words = ["--data", str(data)] if origin == "flag" else []
+    code, rows = report(tmp_path / "doctor.json", *words)
+    assert code == 1
+    assert [name for name, row in rows.items() if row["status"] == "missing"] == [f"data {absent}"]
+    (data / READERS[absent].MARKER).mkdir(parents=True)
+    assert report(tmp_path / "doctor.json", *words)[0] == 0
 
 
 def test_all_shared_sets_are_found(shared: Path) -> None:

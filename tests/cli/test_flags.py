@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import tempfile
 from argparse import ArgumentTypeError
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from medmoe.cli import flags
 from medmoe.cli.parser import Parser
-from medmoe.errors import ConfigError
+from medmoe.errors import ConfigError, GuardError
 
 
 @pytest.fixture
@@ -67,6 +71,7 @@ def test_unexpected_word_is_named(parser: Parser) -> None:
 def test_out_folder_is_made_with_its_parents(tmp_path: Path) -> None:
     assert flags.make_out_dir(tmp_path / "a" / "b").is_dir()
     assert flags.make_out_dir(tmp_path / "a" / "b").is_dir()
+    assert list((tmp_path / "a" / "b").iterdir()) == [], "the probe is gone"
 
 
 def test_out_that_is_a_file_is_refused(tmp_path: Path) -> None:
@@ -76,6 +81,44 @@ def test_out_that_is_a_file_is_refused(tmp_path: Path) -> None:
         ConfigError, match=r"cannot write to .*file.*; give another folder by --out"
     ):
         flags.make_out_dir(file)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc on this system")
+def test_out_that_takes_no_file_is_refused_even_for_root() -> None:
+    with pytest.raises(ConfigError, match=r"write to '/proc/self' .*another folder by --out"):
+        flags.make_out_dir(Path("/proc/self"))
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "fix"),
+    [
+        (errno.EROFS, ConfigError, "; give another folder by --out DIR"),
+        (errno.ENOSPC, GuardError, "; free some space, or give another folder by --out DIR"),
+    ],
+)
+def test_out_on_a_read_only_or_full_disk_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    kind: type[Exception],
+    fix: str,
+) -> None:
+    def refused(*args: Any, **kwargs: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", refused)
+    with pytest.raises(kind) as caught:
+        flags.make_out_dir(tmp_path)
+    assert str(caught.value) == f"cannot write to {str(tmp_path)!r} ({os.strerror(number)}){fix}"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_json_on_a_full_disk_stops_as_a_guard(tmp_path: Path) -> None:
+    # By a link: what renames a file into place would else replace the device itself.
+    (tmp_path / "x.json").symlink_to("/dev/full")
+    with pytest.raises(GuardError, match=r"cannot write .*x\.json.*; free some space") as caught:
+        flags.write_json(tmp_path / "x.json", {"a": 1})
+    assert caught.value.exit_code == 3
 
 
 def test_json_is_written_where_asked_and_nowhere_else(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -132,6 +134,74 @@ def test_a_users_mistake_is_one_line_and_its_exit_code(
     verb_that(run)
     assert cli.main(["probe"]) == code
     assert one_line(capsys) == "medmoe: error: size (9) is too big\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "fix"),
+    [
+        (errno.ENOSPC, 3, "free some space on the disk and run the command again"),
+        (errno.EDQUOT, 3, "free some space on the disk and run the command again"),
+        (errno.EROFS, 2, "check that it exists, is of the right kind and may be used"),
+        (errno.ENOTDIR, 2, "check that it exists, is of the right kind and may be used"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_with_the_file(
+    verb_that: Callable[[Callable[[Namespace], int]], None],
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    code: int,
+    fix: str,
+) -> None:
+    def run(args: Namespace) -> int:
+        raise OSError(number, os.strerror(number), "runs/x")
+
+    verb_that(run)
+    assert cli.main(["probe"]) == code
+    assert one_line(capsys) == f"medmoe: error: 'runs/x': {os.strerror(number)}; {fix}\n"
+
+
+def test_a_refusal_without_number_or_file_keeps_its_words(
+    verb_that: Callable[[Callable[[Namespace], int]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(args: Namespace) -> int:
+        raise OSError("no such\nthing")
+
+    verb_that(run)
+    assert cli.main(["probe"]) == 2
+    assert one_line(capsys).startswith("medmoe: error: no such thing; check that")
+
+
+def test_a_file_in_the_way_of_a_verb_is_one_line(
+    verb_that: Callable[[Callable[[Namespace], int]], None],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+
+    def run(args: Namespace) -> int:
+        (file / "model").mkdir()
+        return 0
+
+    verb_that(run)
+    assert cli.main(["probe"]) == 2
+    assert f"'{file}/model': Not a directory; " in one_line(capsys)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_disk_under_stdout_ends_with_3_and_one_line() -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "medmoe", "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert done.returncode == 3
+    assert done.stderr.startswith("medmoe: error: No space left on device; free some space")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_message_of_several_lines_is_printed_as_one(

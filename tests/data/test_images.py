@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medmoe.data.images import MAX_FILE_BYTES, open_image
+from medmoe.data.images import MAX_FILE_BYTES, open_image, to_rgb
 from medmoe.errors import ImageError
 
 WIDTH, HEIGHT = 80, 64
@@ -299,6 +299,27 @@ def test_first_frame_of_an_animation_is_taken_and_said(
     data = encoded(smooth(), "PNG", save_all=True, append_images=[other])
     assert open_bytes(tmp_path, data).tobytes() == smooth().tobytes()
     assert "several frames; the first is used" in caplog.text
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "I;16", "I", "F"])
+def test_every_pillow_mode_becomes_rgb_once_and_the_given_image_stays(mode: str) -> None:
+    plain = smooth().convert("L") if mode in ("I;16", "I", "F") else smooth()
+    image = plain.convert(mode)
+    before = image.tobytes()
+    found = to_rgb(image)
+    assert (found.mode, found.size) == ("RGB", image.size)
+    assert to_rgb(found).tobytes() == found.tobytes()
+    assert (image.mode, image.tobytes()) == (mode, before)
+
+
+def test_a_turned_picture_is_turned_once() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(io.BytesIO(encoded(smooth(), "PNG", exif=exif))) as image:
+        found = to_rgb(image)
+    assert found.size == (HEIGHT, WIDTH)
+    assert found.tobytes() == smooth().rotate(-90, expand=True).tobytes()
+    assert to_rgb(found).tobytes() == found.tobytes()
 
 
 def test_reader_pixels_pass_at_any_size() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from medmoe.config.load import check, recipe
 from medmoe.config.schema import DemoSpec
 from medmoe.data import registry
 from medmoe.data.phantom import anatomy_of
-from medmoe.data.schema import Record
+from medmoe.data.schema import ImageRecord, Record
 from medmoe.errors import DataError
 from medmoe.experiments.corpus import (
     SPLITS,
@@ -22,9 +23,9 @@ from medmoe.experiments.corpus import (
     EvalTask,
     SplitName,
     phantom_corpus,
-    real_corpus,
     unique_images,
 )
+from medmoe.experiments.real_corpus import _limited, _shared_images, real_corpus
 
 RAD = "vqa_rad"
 MED = "vqa_med_2019"
@@ -59,7 +60,7 @@ def rad(numbers: range) -> set[str]:
 
 
 def test_phantom_train_and_test_share_neither_image_nor_anatomy() -> None:
-    corpus = phantom_corpus(micro_steps(), 7, 32)
+    corpus = phantom_corpus(micro_steps(), "standard", 7, 32)
     train = image_ids(list(corpus.train))
     test = {r.image.id for t in corpus.tasks for r in t.records}
     assert (len(train), len(test)) == (TRAIN_IMAGES, TEST_IMAGES)
@@ -69,7 +70,7 @@ def test_phantom_train_and_test_share_neither_image_nor_anatomy() -> None:
 
 
 def test_phantom_tasks_hold_their_kind_and_their_baselines_the_same() -> None:
-    corpus = phantom_corpus(micro_steps(), 7, 32)
+    corpus = phantom_corpus(micro_steps(), "standard", 7, 32)
     kinds = {"phantom_vqa": {"vqa"}, "phantom_classification": {"classification"}}
     assert {t.name for t in corpus.tasks} == set(kinds)
     for found in corpus.tasks:
@@ -84,7 +85,7 @@ def test_phantom_tasks_hold_their_kind_and_their_baselines_the_same() -> None:
 
 
 def test_images_come_once_each_in_order_of_appearance() -> None:
-    corpus = phantom_corpus(micro_steps(), 7, 32)
+    corpus = phantom_corpus(micro_steps(), "standard", 7, 32)
     ids = [image.id for image in corpus.images()]
     assert len(ids) == len(set(ids)) == TRAIN_IMAGES + TEST_IMAGES
     assert ids[:TRAIN_IMAGES] == [f"phantom/train/{n:06d}" for n in range(TRAIN_IMAGES)]
@@ -211,7 +212,7 @@ def test_a_training_picture_that_nearly_equals_a_scored_one_is_dropped(
     kept = {f"synpic{n}" for n in miniature.MED_TRAIN} - {f"synpic{miniature.MED_BANNED_TRAIN}"}
     assert names == kept - {"synpic3"}
     # four questions and one caption on the picture
-    assert "5 VQA-Med-2019 training records nearly equal a scored picture: dropped." in corpus.notes
+    assert any(note.endswith("0 of VQA-RAD, 5 of VQA-Med-2019.") for note in corpus.notes)
 
 
 @pytest.mark.parametrize(
@@ -241,9 +242,8 @@ def test_disjoint_split_drops_a_copy_of_its_own_test_picture(
 def test_nothing_is_dropped_where_no_two_pictures_are_alike(
     corpora: dict[SplitName, Corpus], split: SplitName
 ) -> None:
-    dropped = [note for note in corpora[split].notes if "nearly equal" in note]
-    assert dropped
-    assert all(note.startswith("0 ") for note in dropped)
+    (dropped,) = [note for note in corpora[split].notes if "nearly equals" in note]
+    assert dropped.endswith("0 of VQA-RAD, 0 of VQA-Med-2019.")
 
 
 def test_limits_count_images_and_keep_all_records_of_those_kept(root: Path, spec: DemoSpec) -> None:
@@ -260,6 +260,58 @@ def test_limits_count_images_and_keep_all_records_of_those_kept(root: Path, spec
         assert image_ids(list(small.train), name) == image_ids(list(full.train), name)
     per_image = Counter(r.image.id for r in full.train)
     assert all(per_image[name] == n for name, n in Counter(r.image.id for r in small.train).items())
+
+
+def test_a_limit_keeps_every_class_of_a_file_sorted_by_class() -> None:
+    images = [ImageRecord(f"set/{n}", np.zeros((8, 8), np.uint8)) for n in range(400)]
+    records = [
+        Record(
+            f"r{n}",
+            image,
+            "?",
+            str(n // 100),
+            "closed",
+            "kind",
+            "classification",
+            "set",
+            "train",
+            "x",
+        )
+        for n, image in enumerate(images)
+    ]
+    kept = Counter(r.answer for r in _limited(records, {"set": 80}, seed=7))
+    assert sum(kept.values()) == 80
+    # four classes of 100; a draw of 80 leaves each about 20, a cut of the file one class only
+    assert sorted(kept) == ["0", "1", "2", "3"]
+    assert min(kept.values()) >= 10
+
+
+def test_the_standard_splits_note_counts_what_is_shared(root: Path, spec: DemoSpec) -> None:
+    train = registry.read(RAD, root, "train")
+    test = registry.read(RAD, root, "test")
+    copied = replace(train[0], id="copy", split="test")
+    note = _shared_images(train, [*test, copied])
+    known = {r.image.id for r in train}
+    images = {r.image.id for r in [*test, copied]}
+    assert f"{len(images & known)} of its {len(images)} test pictures" in note
+    assert f"1 of {len(test) + 1} test rows" in note
+
+
+def test_phantom_validation_scores_validation_pictures() -> None:
+    corpus = phantom_corpus(micro_steps(), "validation", 7, 32)
+    assert {r.split for t in corpus.tasks for r in t.records} == {"validation"}
+    assert {t.split for t in corpus.tasks} == {"validation"}
+
+
+def test_hashes_change_with_any_question_and_not_with_the_order(
+    corpora: dict[SplitName, Corpus],
+) -> None:
+    corpus = corpora["disjoint"]
+    backwards = replace(corpus, train=list(reversed(corpus.train)))
+    assert backwards.hashes() == corpus.hashes()
+    changed = replace(corpus, train=[replace(corpus.train[0], question="?"), *corpus.train[1:]])
+    differing = {k for k, v in changed.hashes().items() if v != corpus.hashes()[k]}
+    assert differing == {f"train/{corpus.train[0].dataset}"}
 
 
 def test_repeats_are_those_of_the_recipe(corpora: dict[SplitName, Corpus], spec: DemoSpec) -> None:

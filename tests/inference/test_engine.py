@@ -161,6 +161,33 @@ def test_every_kind_of_image_gives_the_same_answer(tmp_path: Path) -> None:
         assert_same(answer, answers[0])
 
 
+def odd_pictures(folder: Path) -> dict[str, Path]:
+    """Return files of the kinds that need more than a plain conversion to RGB."""
+    colour = Image.fromarray(picture(6))
+    deep = np.linspace(1000, 5000, 1200).astype(np.uint16).reshape(40, 30)
+    see_through = colour.copy()
+    see_through.putalpha(Image.fromarray(picture(7)[..., 0]))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    kinds: dict[str, tuple[Image.Image, str, dict[str, Any]]] = {
+        "16-bit": (Image.fromarray(deep), "png", {}),
+        "alpha": (see_through, "png", {}),
+        "EXIF": (colour, "png", {"exif": turned}),
+        "CMYK": (colour.convert("CMYK"), "jpeg", {}),
+    }
+    for name, (image, kind, options) in kinds.items():
+        image.save(folder / f"{name}.{kind}", **options)
+    return {name: folder / f"{name}.{kind}" for name, (_, kind, _) in kinds.items()}
+
+
+@pytest.mark.parametrize("kind", ["16-bit", "alpha", "EXIF", "CMYK"])
+def test_a_pillow_image_is_seen_as_its_file_is(tmp_path: Path, kind: str) -> None:
+    path = odd_pictures(tmp_path)[kind]
+    ours = engine()
+    with Image.open(path) as image:
+        assert torch.equal(ours.encode([image]), ours.encode([path]))
+
+
 def test_an_image_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no picture")
     with pytest.raises(ImageError, match=r"bad\.png"):

@@ -190,6 +190,27 @@ def test_router_decides_in_float32_under_a_bfloat16_model() -> None:
     assert block(x_BSD).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("depth", [1, 3])
+@torch.no_grad()
+def test_router_decides_in_float32_under_autocast(depth: int) -> None:
+    block = moe_model("stablelm", top_k=2, router_layers=depth).moe_blocks[0]
+    x_BSD = hidden_states(2, 3)
+    expected = block.gate(x_BSD)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = block.gate(x_BSD)
+        assert block.meta_expert(x_BSD).dtype == torch.bfloat16, "autocast is on"
+    for ours, plain in zip(found, expected, strict=True):
+        assert ours.dtype == plain.dtype
+        assert torch.equal(ours, plain)
+
+
+@torch.no_grad()
+def test_router_works_on_the_meta_device_which_knows_no_autocast() -> None:
+    block = moe_model("stablelm").moe_blocks[0]
+    logits, _, _ = copy.deepcopy(block.gate).to("meta")(hidden_states(2, 3).to("meta"))
+    assert (logits.device.type, logits.shape) == ("meta", (2, 3, 4))
+
+
 def test_fresh_experts_are_drawn_with_the_language_models_own_spread() -> None:
     block = moe_model("phi").moe_blocks[0]
     model = type(moe_model("phi"))(moe_model("phi").config)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tests.model.tiny import VISION, processor
 from tests.training.toy import SPEC, phantom_records, silent
@@ -113,7 +114,6 @@ def batch(classes: list[list[int]], captions: list[int]) -> dict[str, Tensor]:
         "pixel_values": pixels,
         "words": torch.tensor([1 + caption for caption in captions]),
         "offsets": torch.arange(size),
-        "captions": torch.tensor(captions),
         "classes": torch.tensor(classes),
     }
 
@@ -129,6 +129,29 @@ def test_an_unknown_attribute_adds_no_loss() -> None:
     unused = model.heads[1]
     assert isinstance(unused, AttributeHead)
     assert unused.classify.weight.grad is None
+
+
+def test_contrast_of_equal_captions_equals_that_of_targets_shared_among_them() -> None:
+    """Pictures with the same caption are no wrong answers to each other."""
+    model = new_encoder().eval().requires_grad_(False)
+    captions = torch.tensor([0, 1, 0, 2, 0, 1])
+    pooled = torch.randn(6, 32, generator=torch.Generator().manual_seed(1))
+    image = model.image_projection(pooled)
+    text = model.text_projection(model.words(1 + captions, torch.arange(6)))
+    cosines = torch.nn.functional.cosine_similarity(image[:, None], text[None], dim=-1)
+    logits = cosines * model.log_temperature.exp()
+    same = (captions[:, None] == captions).double()
+    shared = same / same.sum(dim=1, keepdim=True)
+    expected = sum(
+        -(shared * scores.double().log_softmax(-1)).sum(dim=1).mean() / 2
+        for scores in (logits, logits.T)
+    )
+    found = model._contrast(pooled, 1 + captions, torch.arange(6))
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)  # float32 sums
+    unshared = sum(
+        float(-scores.log_softmax(-1).diagonal().mean()) / 2 for scores in (logits, logits.T)
+    )
+    assert float(found) == pytest.approx(unshared, rel=1e-5)
 
 
 def fit_encoder(steps: int, seed: int = 5) -> tuple[Any, PhaseResult]:

@@ -96,9 +96,10 @@ def fit(
     poison_at: int | None = None,
     poison: float = float("nan"),
     progress: Any = silent,
+    learning_rate: float = 0.2,
 ) -> PhaseResult:
     """Train on y = 2x; the batch of step ``poison_at`` makes the loss non-finite."""
-    spec = PhaseSpec(**(SPEC.model_dump() | {"learning_rate": 0.2, "batch_size": BATCH}))
+    spec = PhaseSpec(**(SPEC.model_dump() | {"learning_rate": learning_rate, "batch_size": BATCH}))
 
     class Poisoned(Schedule[tuple[float, float]]):
         def __getitem__(self, index: int) -> tuple[float, float]:
@@ -170,3 +171,52 @@ def test_a_long_phase_stops_within_one_step_of_a_bad_loss() -> None:
     """Losses of long phases are logged every few steps; the guard must not wait for the log."""
     with pytest.raises(GuardError, match="at step 3;"):
         fit(line_model(), 200, poison_at=3)
+
+
+class _BadGradient(_Line):
+    """A finite loss whose gradient is not: the square root at zero."""
+
+    def __init__(self, bad_step: int) -> None:
+        super().__init__()
+        self.calls, self.bad_step = 0, bad_step
+
+    def forward(self, x: Tensor, y: Tensor, poison: Tensor) -> dict[str, Tensor]:
+        self.calls += 1
+        extra = (self.layer.weight * 0).sum().sqrt() if self.calls == self.bad_step else 0
+        return {"loss": super().forward(x, y, poison)["loss"] + extra}
+
+
+@pytest.mark.parametrize("bad_step", [1, 3, 5])
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_spoilt(bad_step: int) -> None:
+    torch.manual_seed(0)
+    model = _BadGradient(bad_step)
+    message = rf"^phase0_language: the gradient is not finite at step {bad_step}; lower the phase's"
+    with pytest.raises(GuardError, match=message):
+        fit(model, 5)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    twin = line_model()
+    if bad_step > 1:  # as far as the steps before
+        assert not torch.equal(model.layer.weight, twin.layer.weight)
+    else:
+        assert torch.equal(model.layer.weight, twin.layer.weight)
+
+
+class _NearTheEdge(nn.Module):
+    """A weight that one large step, along a finite gradient, carries out of float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([3e38]))
+
+    def forward(self, x: Tensor, y: Tensor, poison: Tensor) -> dict[str, Tensor]:
+        return {"loss": -1e-3 * self.weight.sum()}
+
+
+def test_a_weight_that_the_last_step_spoils_stops_the_phase() -> None:
+    message = (
+        r"^phase0_language: 1 of 1 trained tensors are not finite after the last step, "
+        r"first: weight; lower the phase's learning_rate"
+    )
+    with pytest.raises(GuardError, match=message) as caught:
+        fit(_NearTheEdge(), 1, learning_rate=1e38)
+    assert caught.value.exit_code == 3

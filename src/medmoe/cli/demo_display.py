@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -20,16 +21,17 @@ from rich.progress import (
 from rich.table import Table
 
 from medmoe.config.schema import PHASES, PhaseName
-from medmoe.evaluation.report_rows import place, results
+from medmoe.evaluation.report_rows import interval, percent, place, results
 from medmoe.experiments.plan import DemoPlan
 
-#: What the result table shows: one headline metric per subset.
+#: Protocol, subset and metric of what the result table shows.
 HEADLINES = {
-    ("strict", "accuracy"),
-    ("strict", "exact_match"),
-    ("label_score", "accuracy"),
-    ("label_score", "auc"),
+    ("strict", "closed", "accuracy"),
+    ("strict", "open", "exact_match"),
+    ("label_score", "all", "accuracy"),
+    ("label_score", "all", "auc"),
 }
+BASELINES = ("constant_baseline", "question_only_baseline")
 
 
 class _ConsoleHandler(logging.Handler):
@@ -146,31 +148,41 @@ def plain_words(summary: dict[str, Any]) -> list[str]:
 
 
 def result_table(summary: dict[str, Any]) -> Table:
-    """Return the headline scores with intervals and baselines, one row each."""
-    table = Table(title="scores in percent, 95 % intervals clustered on the image")
-    for name in ("task", "system", "subset", "metric"):
-        table.add_column(name)
-    for name in ("value", "interval", "n", "constant", "question only"):
-        table.add_column(name, justify="right")
-    for row in summary["scores"]:
-        if (row["protocol"], row["metric"]) not in HEADLINES:
-            continue
-        if row["subset"] not in ("closed", "open", "all"):
-            continue
-        system = f"{row['system']}, {row['control']} image" if row["control"] else row["system"]
+    """Return the headline scores: both systems with intervals, the control, the baselines, n."""
+    table = Table(
+        title="percent right: closed by accuracy, open by exact match; 95 % intervals",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("score", no_wrap=True)
+    for name in ("MoE", "SFT", "blank\nimage", "const-\nant", "question\nonly", "n"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for key, found in _headline_rows(summary).items():
+        task, split, subset, metric = key
+        moe, sft, blank = (found.get(name) for name in ("moe", "sft", "blank"))
         table.add_row(
-            place(row["task"], row["split"]),
-            system,
-            row["subset"],
-            row["metric"],
-            _number(row["value"]),
-            f"[{_number(row['low'])}, {_number(row['high'])}]",
-            str(row["n"]),
-            _number(row["constant_baseline"]),
-            _number(row["question_only_baseline"]),
+            _what(task, split, subset, metric),
+            *(f"{percent(row['value'])}\n{interval(row)}" if row else "" for row in (moe, sft)),
+            percent(blank["value"]) if blank else "",
+            *(percent(moe[name]) if moe else "" for name in BASELINES),
+            str(moe["n"]) if moe else "",
         )
     return table
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
+def _what(task: str, split: str, subset: str, metric: str) -> str:
+    """Return the two lines that name a score."""
+    first = place(task, split).removesuffix(f" {split}")
+    return f"{first}\n  {split}, {metric if subset == 'all' else subset}"
+
+
+def _headline_rows(summary: dict[str, Any]) -> dict[tuple[str, ...], dict[str, dict[str, Any]]]:
+    """Return the rows of each headline score by system, or by control where there is one."""
+    found: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    for row in summary["scores"]:
+        told = (row["protocol"], row["subset"], row["metric"]) in HEADLINES
+        if told and (row["control"] is None or row["system"] == "moe"):
+            key = (row["task"], row["split"], row["subset"], row["metric"])
+            found.setdefault(key, {})[row["control"] or row["system"]] = row
+    return found

@@ -1,6 +1,7 @@
 """`medmoe doctor`: versions, hardware and data found, what is missing and how to mend it.
 
-It ends with 0 if the demo can run here and with 1 if something that it needs is missing.
+It ends with 0 if the demo can run here and with 1 if something that it needs is missing; where a
+data folder was chosen, that is every data set.
 """
 
 from __future__ import annotations
@@ -58,7 +59,12 @@ def check_data(explicit: Path | None) -> list[Check]:
         rows.append(
             Check(f"data {name}", READERS[name].LICENCE)
             if there
-            else Check(f"data {name}", "not found", "note", f"put it at {root / marker}")
+            else Check(
+                f"data {name}",
+                f"not found: looked for {root / marker}",
+                "missing",
+                "put it there (`medmoe demo --data` needs all sets), or leave the folder out",
+            )
         )
     return rows
 

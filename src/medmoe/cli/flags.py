@@ -1,15 +1,22 @@
-"""The flags that several verbs share, the types of their values, and writing of `--json`."""
+"""The flags that several verbs share, the types of their values, and where verbs write.
+
+What the disk refuses becomes one line here: a full one ends with 3, all else with 2.
+"""
 
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from medmoe.errors import ConfigError
+from medmoe.errors import ConfigError, GuardError, MedMoeError
 
+#: A disk without room, or a user without any left on it.
+FULL = (errno.ENOSPC, errno.EDQUOT)
 MAX_SEED = 2**32 - 1  # what numpy's legacy seeding takes, and therefore transformers' set_seed
 
 
@@ -96,17 +103,20 @@ def positive_float(text: str) -> float:
 
 
 def make_out_dir(path: Path) -> Path:
-    """Create the folder of `--out` where it is missing.
+    """Create the folder of `--out` where it is missing, and prove that it can be written to.
 
     Raises:
-        ConfigError: A file stands there, or the folder cannot be created.
+        ConfigError: A file stands there, or the folder cannot be created or written to.
+        GuardError: The disk is full.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+        # Permissions tell too little (root, network and read-only disks): write, then delete.
+        with tempfile.NamedTemporaryFile(dir=path, prefix=".medmoe-") as probe:
+            probe.write(b"medmoe")
+            probe.flush()
     except OSError as error:
-        raise ConfigError(
-            f"cannot write to {str(path)!r} ({error.strerror}); give another folder by --out DIR"
-        ) from error
+        raise _refused(error, f"write to {str(path)!r}", "folder by --out DIR") from error
     return path
 
 
@@ -115,6 +125,7 @@ def write_json(path: Path | None, result: dict[str, Any]) -> None:
 
     Raises:
         ConfigError: The file cannot be written.
+        GuardError: The disk is full.
     """
     if path is None:
         return
@@ -123,6 +134,20 @@ def write_json(path: Path | None, result: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ConfigError(
-            f"cannot write {str(path)!r} ({error.strerror}); give another file by --json FILE"
-        ) from error
+        raise _refused(error, f"write {str(path)!r}", "file by --json FILE") from error
+
+
+def _refused(error: OSError, what: str, other: str) -> MedMoeError:
+    reason = f"cannot {what} ({error.strerror or error})"
+    if error.errno in FULL:
+        return GuardError(f"{reason}; free some space, or give another {other}")
+    return ConfigError(f"{reason}; give another {other}")
+
+
+def file_error(error: OSError) -> MedMoeError:
+    """Return the one line for what the system refused anywhere else in a verb."""
+    where = f"{str(error.filename)!r}: " if error.filename is not None else ""
+    reason = f"{where}{error.strerror or error}"
+    if error.errno in FULL:
+        return GuardError(f"{reason}; free some space on the disk and run the command again")
+    return ConfigError(f"{reason}; check that it exists, is of the right kind and may be used")

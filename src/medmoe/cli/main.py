@@ -2,7 +2,7 @@
 
 A verb's module has `add_arguments(parser)` and `run(args) -> int`, and imports torch and its like
 inside `run` only, so that `--help` answers at once. Exit codes: 0 done, 1 ran and found a failure,
-2 wrong use or bad input, 3 stopped by a guard, 130 interrupted.
+2 wrong use or bad input, 3 stopped by a guard (a full disk too), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from medmoe import __version__
+from medmoe.cli.flags import file_error
 from medmoe.cli.parser import FOOTER, Parser
 from medmoe.errors import ConfigError, MedMoeError, one_of
 
@@ -66,16 +67,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, so that a closed pipe is met inside this `try`
         return code
     except MedMoeError as error:
-        # One line whatever the message holds: logs and scripts read it.
-        print(f"medmoe: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
+        return _fail(error)
     except KeyboardInterrupt:
         print("medmoe: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader (`medmoe … | head`) has left; keep the interpreter from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()  # the reader (`medmoe … | head`) has left
         return 0
+    except OSError as error:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_stdout()  # it is stdout that cannot be written
+        return _fail(file_error(error))
+
+
+def _fail(error: MedMoeError) -> int:
+    # One line whatever the message holds: logs and scripts read it.
+    print(f"medmoe: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return error.exit_code
+
+
+def _drop_stdout() -> None:
+    """Keep the interpreter from complaining at exit about a stdout that takes nothing."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(words: list[str]) -> int:

@@ -77,7 +77,7 @@ def open_image(source: Path | Pixels) -> Image.Image:
             raise OSError("the picture ends before its last row")
         if getattr(picture, "n_frames", 1) > 1:
             _log.warning("%s holds several frames; the first is used", name)
-        return _to_rgb(ImageOps.exif_transpose(picture))
+        return to_rgb(picture)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(name, "its header claims far more") from None
     except _BROKEN as error:
@@ -220,8 +220,12 @@ def _png_row_bytes(data: bytes) -> int:
     return total
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    """Return the picture as RGB; see the module for the rules."""
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """Return a Pillow image upright and as RGB of 8 bits, by the rules of this module.
+
+    It checks no size and leaves the picture given as it is.
+    """
+    picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):
         return _from_pixels(_stretched(np.asarray(picture)))
     if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:

@@ -10,56 +10,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 import medmoe.model  # noqa: F401  (registers the experts' names on disk)
 from medmoe.data.collate import Packed, pack_batch
-from medmoe.data.images import open_image
+from medmoe.data.images import open_image, to_rgb
 from medmoe.data.schema import Pixels
 from medmoe.data.tokenize import ConversationTokenizer
+from medmoe.inference.answer import Answer, Routing, read_routings
 from medmoe.model.checkpoint import load_model
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
-from medmoe.routing.trace import RoutingTrace, record_routing
+from medmoe.routing.trace import record_routing
+
+__all__ = ["Answer", "ImageInput", "MedMoe", "Routing"]
 
 ImageInput = Path | str | Pixels | Image.Image
-
-
-@dataclass(frozen=True, slots=True)
-class Routing:
-    """Which domain the router takes an image for.
-
-    Attributes:
-        domain: The most probable domain.
-        domain_probability: Its probability, 0–1: mean over the image's tokens and all MoE layers.
-        probabilities: The same for every domain.
-        experts: With evidence: layer → share of the image's tokens per domain expert.
-    """
-
-    domain: str
-    domain_probability: float
-    probabilities: dict[str, float]
-    experts: dict[int, dict[str, float]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer in words. For research use only, not a medical device.
-
-    Attributes:
-        confidence: Probability, 0–1, the model gave to exactly this answer; not calibrated.
-        routing: None for a dense model or a question without an image.
-    """
-
-    text: str
-    confidence: float
-    routing: Routing | None
 
 
 class MedMoe:
@@ -83,6 +53,7 @@ class MedMoe:
         self.model = model.eval()
         self.processor = processor
         self.tokenizer = ConversationTokenizer(processor, model.config.image_seq_length)
+        self._domains = tuple(model.config.domains or ())
         self._batch_size = batch_size
         self._max_new_tokens = max_new_tokens
 
@@ -102,7 +73,8 @@ class MedMoe:
         """Answer one question about one image (None: a question in words only).
 
         Args:
-            image: A PNG or JPEG file, pixels (H, W) or (H, W, 3) uint8, or a PIL image.
+            image: A PNG or JPEG file, pixels (H, W) or (H, W, 3) uint8, or a PIL image, which is
+                converted as a file is (see `medmoe.data.images`).
             question: In plain words; an ``<image>`` in it is text.
             evidence: Also say which expert took which share of the image, layer by layer.
 
@@ -212,7 +184,7 @@ class MedMoe:
             with record_routing(self.model, keep="counts") as trace:
                 trace.token_mask = ids == self.processor.image_token_id
                 self.model(input_ids=ids, vision_features=part, logits_to_keep=1)
-            found.extend(self._routings(trace, len(part), evidence=True))
+            found.extend(read_routings(trace, len(part), self._domains, evidence=True))
         return found
 
     def _batches(
@@ -254,7 +226,7 @@ class MedMoe:
         confidences = _confidences(out.sequences, torch.stack(out.logits, 1), tokenizer)
         routings: Sequence[Routing | None] = [None] * len(prompts)
         if trace is not None:
-            routings = self._routings(trace, len(prompts), evidence)
+            routings = read_routings(trace, len(prompts), self._domains, evidence=evidence)
         return [
             Answer(text.strip(), confidence, routing)
             for text, confidence, routing in zip(texts, confidences, routings, strict=True)
@@ -273,25 +245,10 @@ class MedMoe:
         found = log_probs.gather(-1, ids[:, 1:, None]).squeeze(-1)
         return torch.nn.functional.pad(found, (1, 0)).cpu()
 
-    def _routings(self, trace: RoutingTrace, count: int, evidence: bool) -> list[Routing | None]:
-        domains = list(self.model.config.domains or [])
-        mean = np.mean([trace.row_probabilities(layer) for layer in trace.layers], axis=0)
-        shares = {layer: trace.row_counts(layer) for layer in trace.layers} if evidence else {}
-        found: list[Routing | None] = []
-        for row in range(count):
-            best = int(mean[row].argmax())
-            experts = {
-                layer: dict(zip(domains, (c[row] / c[row].sum()).tolist(), strict=True))
-                for layer, c in shares.items()
-            }
-            named = dict(zip(domains, mean[row].tolist(), strict=True))
-            found.append(Routing(domains[best], float(mean[row, best]), named, experts))
-        return found
-
 
 def _picture(image: ImageInput) -> Image.Image:
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return to_rgb(image)
     return open_image(Path(image) if isinstance(image, str) else image)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.activations import ACT2FN
 from transformers.integrations import use_experts_implementation
+from transformers.utils.generic import maybe_autocast
 
 from medmoe.backbones.ffn import FfnFamily
 from medmoe.model.configuration_medmoe import MedMoeConfig
@@ -38,12 +39,14 @@ class Router(nn.Module):
 
     def logits(self, x_BSD: Tensor) -> Tensor:
         """Return the logits (B, S, E), float32, of normed hidden states of any float dtype."""
-        h = x_BSD.float()
-        for i in range(1, self.depth + 1):
-            layer: Any = getattr(self, f"fc{i}")
-            h = functional.linear(h, layer.weight.float(), layer.bias.float())
-            if i < self.depth:
-                h = functional.gelu(h)
+        # Under autocast the casts alone would not do: `linear` itself goes down to its dtype.
+        with maybe_autocast(x_BSD.device.type, enabled=False):
+            h = x_BSD.float()
+            for i in range(1, self.depth + 1):
+                layer: Any = getattr(self, f"fc{i}")
+                h = functional.linear(h, layer.weight.float(), layer.bias.float())
+                if i < self.depth:
+                    h = functional.gelu(h)
         return h
 
     def forward(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -97,7 +97,6 @@ class EncoderPretraining(nn.Module):
         pixel_values: Tensor,
         words: Tensor,
         offsets: Tensor,
-        captions: Tensor,
         classes: Tensor,
     ) -> dict[str, Tensor]:
         """Return the mean of the attribute losses plus the contrastive loss.
@@ -105,7 +104,6 @@ class EncoderPretraining(nn.Module):
         Args:
             pixel_values: (B, 3, H, W).
             words, offsets: The captions' tokens, flat, and where each begins, as EmbeddingBag's.
-            captions: (B,) int64, equal for equal captions, which count as one pair.
             classes: (B, A) int64, -1 where an attribute is unknown.
         """
         patches = self.patches(pixel_values)
@@ -117,7 +115,7 @@ class EncoderPretraining(nn.Module):
             if (known := classes[:, i] >= 0).any()
         ]
         attributes = torch.stack(losses).mean() if losses else patches.new_zeros(())
-        contrast = self._contrast(patches.mean(dim=1), words, offsets, captions)
+        contrast = self._contrast(patches.mean(dim=1), words, offsets)
         return {"loss": attributes + 0.2 * contrast}
 
     def patches(self, pixel_values: Tensor) -> Tensor:
@@ -126,12 +124,16 @@ class EncoderPretraining(nn.Module):
         normed: Tensor = self.norm(states[self.select_layer][:, 1:])
         return normed
 
-    def _contrast(self, pooled: Tensor, words: Tensor, offsets: Tensor, captions: Tensor) -> Tensor:
+    def _contrast(self, pooled: Tensor, words: Tensor, offsets: Tensor) -> Tensor:
+        """Return the loss of telling each picture's own caption, and each caption's own picture.
+
+        Captions that are equal need no care: their logits are equal too, so targets shared among
+        their pictures would give the same loss.
+        """
         image = functional.normalize(self.image_projection(pooled), dim=-1)
         text = functional.normalize(self.text_projection(self.words(words, offsets)), dim=-1)
         logits = image @ text.T * self.log_temperature.clamp(max=4.0).exp()
-        same = (captions[:, None] == captions[None, :]).float()
-        target = same / same.sum(dim=1, keepdim=True)
+        target = torch.arange(len(logits), device=logits.device)
         return (
             functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)
         ) / 2
@@ -204,7 +206,6 @@ def train_encoder(
         tuple(_index(values, _attributes(image).get(name)) for name, values in classes.items())
         for image in images
     ]
-    numbers = {caption: i for i, caption in enumerate(dict.fromkeys(c for row in ids for c in row))}
 
     def draw(index: int, rng: np.random.Generator) -> EncoderSample:
         caption = ids[index][rng.integers(len(ids[index]))]
@@ -219,7 +220,6 @@ def train_encoder(
             "pixel_values": normalise(unit, table.mean, table.std),
             "words": torch.tensor([word for s in samples for word in s.caption]),
             "offsets": torch.from_numpy(starts),
-            "captions": torch.tensor([numbers[s.caption] for s in samples]),
             "classes": torch.tensor([s.classes for s in samples]),
         }
 

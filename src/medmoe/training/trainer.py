@@ -86,6 +86,24 @@ class _OrderedTrainer(Trainer):
         return loss
 
 
+class _GradientGuard(TrainerCallback):
+    """Stops before the optimiser takes a step along a gradient that is not finite."""
+
+    def __init__(self, phase: PhaseName) -> None:
+        self._phase = phase
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any
+    ) -> None:
+        # After clipping: a norm that is not finite has made not a number of what was infinite.
+        norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        if not torch.isfinite(norm):
+            raise GuardError(
+                f"{self._phase}: the gradient is not finite at step {state.global_step + 1}; "
+                "lower the phase's learning_rate with --set"
+            )
+
+
 class _Watch(TrainerCallback):
     """Reports progress."""
 
@@ -117,7 +135,7 @@ def run_phase(
     """Train a model in place for ``steps`` steps and return its learning curve.
 
     Raises:
-        GuardError: The loss is not finite.
+        GuardError: The loss, the gradient, or a weight after the last step is not finite.
     """
     counts = set_trainable(model, phase)
     logger.info("%s", counts.line())
@@ -127,14 +145,26 @@ def run_phase(
             args=_arguments(spec, steps, seed, scratch),
             train_dataset=samples,
             data_collator=collate,
-            callbacks=[_Watch(phase, progress)],
+            callbacks=[_GradientGuard(phase), _Watch(phase, progress)],
         )
         trainer.phase = phase
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+    _check_weights(phase, model)
     log = trainer.state.log_history
     model.eval()
     return PhaseResult(counts, [(int(row["step"]), row["loss"]) for row in log if "loss" in row])
+
+
+def _check_weights(phase: PhaseName, model: nn.Module) -> None:
+    """Refuse what the last step spoilt: no later loss would tell."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    bad = [name for name, p in trained if not torch.isfinite(p).all()]
+    if bad:
+        raise GuardError(
+            f"{phase}: {len(bad)} of {len(trained)} trained tensors are not finite after the last "
+            f"step, first: {bad[0]}; lower the phase's learning_rate with --set"
+        )
 
 
 def _arguments(spec: PhaseSpec, steps: int, seed: int, scratch: str) -> TrainingArguments:

@@ -57,7 +57,7 @@ def _streaks(board: Canvas, rng: np.random.Generator) -> Field:
 def _torso_axial(board: Canvas, a: Anatomy) -> tuple[Field, float, float]:
     """Return skin, fat and muscle of a transverse slice, and its inner half axes."""
     rx, ry = 0.93 + 0.03 * a.width, 0.83 + 0.03 * a.height
-    wall = 0.07 + 0.015 * a.wall
+    wall = 0.07 + 0.022 * a.wall
     units = board.zeros(_AIR)
     paint(units, board.ellipse(0, 0, rx, ry), _FAT)
     paint(units, board.ellipse(0, 0, rx - wall, ry - wall), _SOFT)
@@ -91,13 +91,13 @@ def _abdomen_axial(board: Canvas, a: Anatomy) -> Field:
     units, rx, ry = _torso_axial(board, a)
     paint(units, board.ellipse(0, -0.04, rx - 0.06, ry - 0.08), -60.0)
     paint(units, board.ellipse(0.24, 0.02, 0.42, 0.48), 25.0)
-    liver_x = 0.40 + 0.03 * a.organ
-    paint(units, board.ellipse(-0.36, -0.12 + 0.04 * a.shift, liver_x, 0.56, 0.2 * a.lean), 100.0)
+    liver_x = 0.40 + 0.05 * a.organ
+    paint(units, board.ellipse(-0.36, -0.12 + 0.04 * a.shift, liver_x, 0.56, 0.3 * a.lean), 100.0)
     paint(units, board.ellipse(0.62, 0.08, 0.19, 0.36, -0.2), 115.0)
     paint(units, board.ellipse(0.28, -0.36, 0.24, 0.2), 20.0)
     paint(units, board.ellipse(0.26, -0.44 + 0.02 * a.shift, 0.16, 0.07), -800.0)
     for side in (-1, 1):
-        kidney = (side * 0.40, 0.40 + 0.03 * a.shift, 0.13 + 0.01 * a.organ, 0.17)
+        kidney = (side * 0.40, 0.40 + 0.03 * a.shift, 0.13 + 0.015 * a.organ, 0.17)
         paint(units, board.ellipse(*kidney, side * 0.3), 145.0)
         paint(units, board.ellipse(kidney[0] - side * 0.06, kidney[1], 0.05, 0.06), 10.0)
     paint(units, board.ellipse(0.06, 0.22, 0.07, 0.07), 150.0)
@@ -105,10 +105,15 @@ def _abdomen_axial(board: Canvas, a: Anatomy) -> Field:
     return units
 
 
+def _coronal_wall(a: Anatomy) -> float:
+    """Return the thickness of skin and fat in a frontal slice."""
+    return 0.07 + 0.03 * a.wall
+
+
 def _torso_coronal(board: Canvas, a: Anatomy, rows: list[float], halves: list[float]) -> Field:
     """Return skin, fat and muscle of a frontal slice, given its half width by height."""
     units = board.zeros(_AIR)
-    wall = 0.07 + 0.015 * a.wall
+    wall = _coronal_wall(a)
     centres = [0.0] * len(rows)
     outer = [half + 0.03 * a.width for half in halves]
     paint(units, board.column(rows, centres, outer), _FAT)
@@ -125,18 +130,23 @@ def _spine(board: Canvas, a: Anatomy, units: Field, top: float) -> None:
 
 
 def _chest_coronal(board: Canvas, a: Anatomy) -> Field:
-    units = _torso_coronal(board, a, [-1.1, -0.86, -0.68, 0, 1.1], [0.28, 0.34, 0.90, 0.88, 0.84])
-    dome = 0.66 + 0.03 * a.shift
+    raised = 0.05 * a.height
+    rows = [-1.1, -0.86 - raised, -0.68 - raised, 0, 1.1]
+    units = _torso_coronal(board, a, rows, [0.28, 0.34, 0.90, 0.88, 0.84])
+    dome = 0.66 + 0.04 * a.shift
     _spine(board, a, units, -1.0)
     for side in (-1, 1):
-        lung = board.ellipse(side * 0.43, 0.02, 0.33 + 0.01 * a.organ, 0.82, side * 0.03)
-        liver = board.ellipse(side * 0.45, dome + 0.36, 0.52, 0.36 + 0.02 * a.height)
+        lung = board.ellipse(side * 0.43, 0.02 - raised / 2, 0.33, 0.82 + raised / 2, side * 0.03)
+        liver = board.ellipse(side * 0.45, dome + 0.36, 0.52, 0.36)
         paint(units, lung, _LUNG)
         paint(units, liver * lung, 70.0)
-    paint(units, board.ellipse(0.10, 0.36, 0.23 + 0.02 * a.organ, 0.28, 0.4 + 0.1 * a.lean), 110.0)
-    paint(units, board.ellipse(0.04, -0.12, 0.09, 0.26), 140.0)
+    heart = (0.31 + 0.045 * a.organ, 0.22 + 0.03 * a.organ)
+    paint(units, board.ellipse(0.11, 0.36, *heart, 0.6 + 0.5 * a.lean), 110.0)
+    paint(units, board.ellipse(0.04, -0.12, 0.10, 0.26, 0.25 * a.lean), 140.0)
     for side in (-1, 1):
-        flank = board.column([-1.1, 1.1], [side * (0.83 + 0.03 * a.width)] * 2, [0.03, 0.03])
+        flank = board.column(
+            [-1.1, 1.1], [side * (0.90 + 0.03 * a.width - _coronal_wall(a))] * 2, [0.03, 0.03]
+        )
         paint(units, flank * board.waves(board.y * np.float32(24), 0.45) * (board.y > -0.6), _BONE)
     return units
 
@@ -148,21 +158,22 @@ def _abdomen_coronal(board: Canvas, a: Anatomy) -> Field:
     for side in (-1, 1):
         paint(units, board.ellipse(side * 0.2, 0.5, 0.10, 0.5, side * -0.2), 60.0)
     _spine(board, a, units, -1.1)
-    liver_x = 0.38 + 0.03 * a.organ
+    pelvis = 0.84 - 0.06 * a.height
+    liver_x = 0.38 + 0.05 * a.organ
     paint(
         units,
-        board.ellipse(-0.38, -0.42 + 0.04 * a.shift, liver_x, 0.40, 0.3 + 0.1 * a.lean),
+        board.ellipse(-0.38, -0.42 + 0.04 * a.shift, liver_x, 0.40, 0.4 + 0.25 * a.lean),
         100.0,
     )
-    paint(units, board.ellipse(0.56, -0.42, 0.17, 0.30 + 0.02 * a.height), 115.0)
+    paint(units, board.ellipse(0.56, -0.42, 0.17, 0.30 + 0.03 * a.height), 115.0)
     for side in (-1, 1):
         base = board.ellipse(side * 0.45, -1.08 + 0.03 * a.shift, 0.36, 0.30)
         paint(units, base, _LUNG)
-        kidney = (side * 0.40, 0.16 + 0.03 * a.shift, 0.13, 0.23 + 0.01 * a.organ)
+        kidney = (side * 0.40, 0.16 + 0.03 * a.shift, 0.13, 0.23 + 0.015 * a.organ)
         paint(units, board.ellipse(*kidney, side * 0.2), 145.0)
         paint(units, board.ellipse(kidney[0] - side * 0.06, kidney[1], 0.04, 0.09), 10.0)
-        paint(units, board.ellipse(side * 0.62, 0.84, 0.24, 0.09, side * -0.9), _BONE)
-    paint(units, board.ellipse(0, 0.9, 0.24, 0.16), 5.0)
+        paint(units, board.ellipse(side * 0.62, pelvis, 0.24, 0.09, side * -0.9), _BONE)
+    paint(units, board.ellipse(0, pelvis + 0.06, 0.24, 0.16), 5.0)
     return units
 
 

@@ -118,13 +118,24 @@ def _brain_axial(board: Canvas, a: Anatomy, tissue: Mapping[str, float], signal:
     paint(signal, board.ellipse(0, 0, rx - 0.03, ry - 0.03), tissue["grey"])
     # The border of the white matter is folded: its radius waves with the direction.
     radius = np.sqrt((board.x / np.float32(rx)) ** 2 + (board.y / np.float32(ry)) ** 2)
-    folds = np.float32(0.78) + np.float32(0.07) * np.cos(board.angle * 16 + np.float32(a.lean))
+    folds = np.float32(0.78) + np.float32(0.08) * np.cos(
+        board.angle * 16 + np.float32(1.6 * a.lean)
+    )
     paint(signal, board.inside((folds - radius) * np.float32(rx)), tissue["white"])
     paint(signal, board.ellipse(0, 0, 0.015, ry), tissue["fluid"])
     for side in (-1, 1):
-        paint(signal, board.ellipse(side * 0.22, 0.08, 0.08, 0.15, side * 0.3), tissue["grey"])
+        paint(
+            signal,
+            board.ellipse(side * 0.22, 0.08, 0.09, 0.16, side * (0.3 + 0.3 * a.lean)),
+            tissue["grey"],
+        )
         for end, turn in ((-0.2, -0.45), (0.24, 0.5)):
-            horn = (side * (0.075 + 0.01 * a.organ), end + 0.04 * a.shift, 0.05, 0.18)
+            horn = (
+                side * (0.075 + 0.015 * a.organ),
+                end + 0.04 * a.shift,
+                0.05 + 0.01 * a.organ,
+                0.18,
+            )
             paint(signal, board.ellipse(*horn, side * turn * -0.6), tissue["fluid"])
 
 
@@ -139,13 +150,27 @@ def _brain_sagittal(board: Canvas, a: Anatomy, tissue: Mapping[str, float], sign
     paint(signal, board.ellipse(0, -0.16, rx, ry), tissue["fluid"])
     paint(signal, board.ellipse(0, -0.18, rx - 0.02, ry - 0.05), tissue["grey"])
     u, v = board.x / np.float32(rx), (board.y + np.float32(0.18)) / np.float32(ry)
-    folds = np.float32(0.76) + np.float32(0.08) * np.cos(board.angle * 18 + np.float32(a.lean))
+    folds = np.float32(0.76) + np.float32(0.08) * np.cos(
+        board.angle * 18 + np.float32(1.6 * a.lean)
+    )
     paint(signal, board.inside((folds - np.sqrt(u * u + v * v)) * np.float32(ry)), tissue["white"])
     middle = -0.12 + 0.03 * a.shift
-    paint(signal, board.ellipse(0, middle, 0.36 + 0.02 * a.organ, 0.20), tissue["grey"])
-    paint(signal, board.ellipse(0, middle + 0.04, 0.28, 0.14), tissue["fluid"])
+    paint(
+        signal,
+        board.ellipse(0, middle, 0.37 + 0.05 * a.organ, 0.20 + 0.02 * a.organ),
+        tissue["grey"],
+    )
+    paint(
+        signal,
+        board.ellipse(0, middle + 0.04, 0.29 + 0.05 * a.organ, 0.14 + 0.02 * a.organ),
+        tissue["fluid"],
+    )
     paint(signal, board.ellipse(0.02, middle + 0.10, 0.20, 0.12), tissue["grey"])
-    paint(signal, board.column([0.1, 1.1], [0.08, 0.24], [0.10, 0.06]), tissue["white"])
+    paint(
+        signal,
+        board.column([0.1, 1.1], [0.08, 0.24 + 0.08 * a.lean], [0.10, 0.06]),
+        tissue["white"],
+    )
     leaves = board.ellipse(0.42, 0.36, 0.24, 0.17, 0.3)
     paint(signal, leaves, tissue["grey"])
     paint(signal, leaves * board.waves(board.y * np.float32(34), 0.45), tissue["white"])
@@ -170,7 +195,7 @@ def _knee_axial(board: Canvas, a: Anatomy, tissue: Mapping[str, float], signal: 
     cartilage = board.zeros()
     marrow = board.zeros()
     for side in (-1, 1):
-        condyle = (side * 0.27, cy + side * 0.03 * a.lean, 0.30 + 0.02 * a.organ, 0.36)
+        condyle = (side * 0.27, cy + side * 0.03 * a.lean, 0.30 + 0.035 * a.organ, 0.36)
         np.maximum(marrow, board.ellipse(*condyle, side * -0.15), out=marrow)
         grown = (condyle[0], condyle[1], condyle[2] + 0.05, condyle[3] + 0.05)
         np.maximum(cartilage, board.ellipse(*grown, side * -0.15), out=cartilage)
@@ -189,21 +214,23 @@ def _knee_sagittal(board: Canvas, a: Anatomy, tissue: Mapping[str, float], signa
     inner = [half - wall, half - wall, half - wall - 0.06]
     paint(signal, board.column(rows, centres, inner), tissue["muscle"])
     joint = 0.10 + 0.04 * a.shift
-    radius = 0.36 + 0.02 * a.organ
+    radius = 0.36 + 0.035 * a.organ
     paint(signal, board.ellipse(-0.3, joint, 0.26, 0.16), tissue["fat"] + 0.06)
     paint(signal, board.ellipse(0, joint - radius, radius + 0.08, radius), tissue["cartilage"])
     femur = np.maximum(
         board.ellipse(0.02, joint - radius - 0.06, radius + 0.04, radius - 0.03),
-        board.column([-1.1, -0.2, -0.15], [-0.05 + 0.05 * a.lean, 0, 0], [0.22, 0.30, 0]),
+        board.column([-1.1, -0.2, -0.15], [-0.05 + 0.07 * a.lean, 0, 0], [0.22, 0.30, 0]),
     )
     _bone(board, tissue, signal, femur)
     tibia = board.column(
         [joint + 0.08, joint + 0.10, joint + 0.3, 1.1],
-        [0.02, 0.02, 0.02, -0.02 + 0.05 * a.lean],
+        [0.02, 0.02, 0.02, -0.02 + 0.07 * a.lean],
         [0, 0.42, 0.34, 0.22],
     )
     _bone(board, tissue, signal, tibia)
-    knee_cap = board.ellipse(-0.60, joint - 0.42, 0.10, 0.20 + 0.02 * a.height, 0.15)
+    knee_cap = board.ellipse(
+        -0.60, joint - 0.42 - 0.09 * a.height, 0.11, 0.20 + 0.04 * a.height, 0.15
+    )
     _bone(board, tissue, signal, knee_cap)
     paint(signal, board.column([-0.1, 0.45], [-0.68, -0.5], [0.03, 0.03]), tissue["bone"])
 

@@ -68,7 +68,9 @@ def _lattice(step: float, jitter: float, rng: np.random.Generator) -> npt.NDArra
     lines = np.arange(-1, 1, step)
     grid = np.stack(np.meshgrid(lines, lines), -1)
     grid[1::2, :, 0] += step / 2
-    shaken = grid.reshape(-1, 2) + rng.uniform(-jitter, jitter, (lines.size**2, 2)) * step
+    # From a generator of its own: how many points there are must not change what is drawn next.
+    shake = rng.spawn(1)[0].uniform(-jitter, jitter, (lines.size**2, 2))
+    shaken = grid.reshape(-1, 2) + shake * step
     kept = np.abs(shaken).max(1) < 1
     return np.asarray(shaken[kept], np.float64)
 
@@ -85,7 +87,7 @@ def _liver(
 ) -> tuple[Field, Field]:
     step = (0.160 + 0.012 * a.width) * power
     points = _lattice(step, 0.20 + 0.06 * a.height, rng)
-    radius = (0.030 + 0.003 * a.organ) * power
+    radius = (0.030 + 0.007 * a.organ) * power
     nuclei = _nuclei(board, points, radius, radius, 0)
     cells = _nuclei(board, points, step * 0.50, step * 0.50, 0)
     blue = np.float32(_HAZE[power]) + np.float32(0.55) * nuclei
@@ -120,12 +122,15 @@ def _muscle(
     # Nuclei lie flat against the borders of the fibres, as seen in a cut along them.
     rows = np.arange(-1.6, 1.6, step) + start
     count = int(5 / power) + 1
-    place = rng.uniform(-1.4, 1.4, (rows.size, count))
+    # From a generator of its own: how many nuclei there are must not change what is drawn next.
+    scattered = rng.spawn(1)[0]
+    place = scattered.uniform(-1.4, 1.4, (rows.size, count))
     lift = 0.10 * (1 + 0.4 * a.height) * np.sin(place * 3.5 / power**0.5 + 2 * a.shift)
-    high = rows[:, None] - lift + rng.choice([-0.16, 0.16], place.shape) * step
+    high = rows[:, None] - lift + scattered.choice([-0.16, 0.16], place.shape) * step
     points = np.stack((place * cos - high * sin, place * sin + high * cos), -1).reshape(-1, 2)
     points = points[np.abs(points).max(1) < 1]
-    length = (0.040 + 0.004 * a.organ) * power
+    # The part that does not grow with the power stands for blur; without it, low power hides size.
+    length = 0.014 + 0.008 * a.organ + (0.036 + 0.010 * a.organ) * power
     nuclei = _nuclei(board, points, length, length * 0.38, turn)
     return np.float32(_HAZE[power]) + np.float32(0.55) * nuclei, pink
 

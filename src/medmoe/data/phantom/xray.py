@@ -55,20 +55,22 @@ def _vertebrae(board: Canvas, centres: list[float], half: float, phase: float) -
 
 def _chest_frontal(board: Canvas, a: Anatomy) -> tuple[Field, Field]:
     rows, halves = [-1.1, -0.88, -0.72, 0.2, 1.1], [0.3, 0.42, 0.96, 0.92, 0.94]
-    trunk = board.column(rows, [0.0] * 5, [half + 0.02 * a.width for half in halves])
+    trunk = board.column(rows, [0.0] * 5, [half + 0.03 * a.width for half in halves])
     roundness = np.sqrt(np.clip(1 - (board.x / np.float32(1.08)) ** 2, 0, 1))
-    soft = trunk * roundness * np.float32(15.5 + 0.8 * a.wall)
+    soft = trunk * roundness * np.float32(15.5 + 0.4 * a.wall)
     lungs, dome = board.zeros(), 0.60 + 0.04 * a.shift
     for side in (-1, 1):
-        lung = board.ellipse(side * 0.45, -0.02, 0.35 + 0.01 * a.organ, 0.78 + 0.02 * a.height)
+        outer = 0.80 - 0.03 * a.wall
+        half = (outer - 0.10) / 2
+        lung = board.ellipse(side * (outer - half), -0.02, half, 0.78 + 0.03 * a.height)
         base = board.ellipse(side * 0.46, dome + 0.42 + 0.03 * side, 0.56, 0.42)
         lungs += lung * (1 - base)
     soft -= lungs * np.float32(8.5)
-    heart = board.dome(0.10, 0.36, 0.40 + 0.03 * a.organ, 0.34, 0.5 + 0.1 * a.lean)
+    heart = board.dome(0.10, 0.36, 0.40 + 0.07 * a.organ, 0.34 + 0.05 * a.organ, 0.5 + 0.1 * a.lean)
     soft += lungs * heart * np.float32(6.5)
     slope = np.abs(board.x) - np.float32(0.45)
     phase = (board.y - np.float32(0.45) * slope * (1 + slope)) * np.float32(24)
-    cage = board.ellipse(0, 0.0, 0.87, 0.88, power=4) * (np.abs(board.x) > 0.13)
+    cage = board.ellipse(0, 0.0, 0.87 - 0.03 * a.wall, 0.88, power=4) * (np.abs(board.x) > 0.13)
     bone = np.float32(0.65) * cage * board.waves(phase + np.float32(a.lean), 0.42)
     bone += np.float32(1.5) * _vertebrae(board, [0.0] * 3, 0.10, a.shift)
     for side in (-1, 1):
@@ -81,15 +83,15 @@ def _chest_lateral(board: Canvas, a: Anatomy) -> tuple[Field, Field]:
     rows, centres = [-1.1, -0.7, 0, 1.1], [0.1, 0.0, 0.0, 0.04]
     halves = [half + 0.02 * a.width for half in (0.5, 0.74, 0.82, 0.78)]
     trunk = board.column(rows, centres, halves)
-    soft = trunk * np.float32(17.0 + 0.8 * a.wall)
-    lung = board.ellipse(0.02, -0.04, 0.62 + 0.01 * a.organ, 0.80 + 0.02 * a.height, 0.08)
+    soft = trunk * np.float32(17.0 + 0.4 * a.wall)
+    lung = board.ellipse(0.02, -0.04, 0.62 - 0.03 * a.wall, 0.80 + 0.03 * a.height, 0.08)
     base = board.ellipse(-0.1, 1.02 + 0.04 * a.shift, 0.86, 0.44, 0.2)
     lung = lung * (1 - base)
     soft -= lung * np.float32(9.5)
-    heart = board.dome(-0.34, 0.40, 0.48 + 0.03 * a.organ, 0.34, -0.7)
+    heart = board.dome(-0.34, 0.40, 0.48 + 0.08 * a.organ, 0.34 + 0.06 * a.organ, -0.7)
     soft += lung * heart * np.float32(4.5)
-    phase = (board.y - np.float32(0.55 + 0.05 * a.lean) * board.x) * np.float32(20)
-    cage = board.ellipse(0.0, 0.0, 0.72, 0.90, power=4)
+    phase = (board.y - np.float32(0.55 + 0.08 * a.lean) * board.x) * np.float32(20)
+    cage = board.ellipse(0.0, 0.0, 0.72 - 0.03 * a.wall, 0.90, power=4)
     bone = np.float32(0.55) * cage * board.waves(phase, 0.35)
     bone += np.float32(2.2) * _vertebrae(board, [0.58, 0.70, 0.55], 0.11, a.shift)
     bone += np.float32(0.9) * board.column([-0.7, 0.4], [-0.58, -0.74], [0.04, 0.04]) * lung
@@ -99,7 +101,7 @@ def _chest_lateral(board: Canvas, a: Anatomy) -> tuple[Field, Field]:
 def _leg(board: Canvas, a: Anatomy, centres: list[float]) -> Field:
     """Return centimetres of soft tissue of a leg through heights -1, 0 and 1."""
     halves = [0.86, 0.78, 0.76]
-    widened = [half + 0.03 * a.width for half in halves]
+    widened = [half + 0.04 * a.width for half in halves]
     limb = board.column([-1.1, 0, 1.1], centres, widened)
     depth = np.clip(1 - (board.x / np.float32(0.98)) ** 2, 0.05, 1)
     soft: Field = limb * np.sqrt(depth) * np.float32(7.5 + 0.5 * a.wall)
@@ -109,51 +111,56 @@ def _leg(board: Canvas, a: Anatomy, centres: list[float]) -> Field:
 def _shaft(board: Canvas, mask: Field, centre: float, half: float) -> Field:
     """Return the bone of a long bone: thicker at its cortex than in its marrow."""
     marrow = board.ellipse(centre, 0, half, 3.0)
-    return mask * (np.float32(2.6) - np.float32(0.8) * marrow)
+    return mask * (np.float32(2.8) - np.float32(1.2) * marrow)
 
 
 def _knee_frontal(board: Canvas, a: Anatomy) -> tuple[Field, Field]:
     soft = _leg(board, a, [0.0, 0.0, 0.0])
     joint = 0.06 + 0.05 * a.shift
-    wide = 0.46 + 0.02 * a.organ
-    thigh = 0.04 * a.lean
+    wide = 0.46 + 0.03 * a.organ
+    thigh = 0.07 * a.lean
+    cortex = 0.03 * a.wall
     femur = board.column(
         [-1.1, joint - 0.55, joint - 0.28, joint - 0.10, joint - 0.03, joint - 0.02],
         [thigh, thigh / 2, 0, 0, 0, 0],
         [0.19, 0.21, wide - 0.03, wide, wide - 0.08, 0],
     )
     notch = board.ellipse(0, joint, 0.09, 0.16)
-    bone = _shaft(board, femur * (1 - notch), 0.0, 0.13)
+    bone = _shaft(board, femur * (1 - notch), 0.0, 0.13 - cortex)
     tibia = board.column(
         [joint + 0.04, joint + 0.05, joint + 0.18, joint + 0.5, 1.1],
         [0, 0, 0, -0.02, -0.03],
         [0, wide, wide - 0.03, 0.21, 0.17],
     )
-    bone += _shaft(board, tibia, -0.02, 0.11)
-    fibula = board.column([joint + 0.22, joint + 0.26, 1.1], [0.44, 0.44, 0.36], [0, 0.09, 0.06])
+    bone += _shaft(board, tibia, -0.02, 0.11 - cortex)
+    head = joint + 0.24 - 0.10 * a.height
+    fibula = board.column([head, head + 0.04, 1.1], [0.44, 0.44, 0.36], [0, 0.09, 0.06])
     bone += np.float32(1.1) * fibula
-    bone += np.float32(0.7) * board.ellipse(0, joint - 0.30, 0.17, 0.18 + 0.01 * a.height)
+    bone += np.float32(1.1) * board.ellipse(0, joint - 0.34 - 0.09 * a.height, 0.17, 0.18)
     return soft, bone
 
 
 def _knee_lateral(board: Canvas, a: Anatomy) -> tuple[Field, Field]:
     soft = _leg(board, a, [0.02, -0.03, 0.12])
     joint = 0.06 + 0.05 * a.shift
-    wide = 0.34 + 0.02 * a.organ
+    wide = 0.34 + 0.03 * a.organ
+    cortex = 0.03 * a.wall
     femur = board.column(
-        [-1.1, joint - 0.6, joint - 0.45], [-0.14 + 0.04 * a.lean, -0.06, 0.0], [0.17, 0.20, 0.27]
+        [-1.1, joint - 0.6, joint - 0.45], [-0.14 + 0.06 * a.lean, -0.06, 0.0], [0.17, 0.20, 0.27]
     ) * (board.y < np.float32(joint - 0.3))
     condyle = board.ellipse(0.04, joint - 0.32, wide, 0.29)
-    bone = _shaft(board, np.maximum(femur, condyle), -0.1, 0.11)
+    bone = _shaft(board, np.maximum(femur, condyle), -0.1, 0.11 - cortex)
     tibia = board.column(
         [joint + 0.04, joint + 0.05, joint + 0.16, joint + 0.45, 1.1],
-        [0.06, 0.06, 0.06, 0.10, 0.20 + 0.04 * a.lean],
+        [0.06, 0.06, 0.06, 0.10, 0.20 + 0.06 * a.lean],
         [0, wide, wide - 0.03, 0.19, 0.15],
     )
-    bone += _shaft(board, tibia, 0.1, 0.10)
-    fibula = board.column([joint + 0.2, joint + 0.25, 1.1], [0.36, 0.36, 0.44], [0, 0.07, 0.05])
+    bone += _shaft(board, tibia, 0.1, 0.10 - cortex)
+    head = joint + 0.22 - 0.08 * a.height
+    fibula = board.column([head, head + 0.05, 1.1], [0.36, 0.36, 0.44], [0, 0.07, 0.05])
     bone += np.float32(0.9) * fibula
-    bone += np.float32(2.0) * board.ellipse(-0.52, joint - 0.36, 0.09, 0.20 + 0.02 * a.height, 0.2)
+    knee_cap = (-0.52, joint - 0.36 - 0.09 * a.height)
+    bone += np.float32(2.0) * board.ellipse(*knee_cap, 0.09, 0.20 + 0.03 * a.height, 0.2)
     return soft, bone
 
 
