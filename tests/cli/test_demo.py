@@ -14,11 +14,11 @@ from rich.console import Console
 from tests.experiments.micro import micro_plan, micro_steps
 
 from medmoe.cli import demo_display
-from medmoe.cli.demo_display import Display, result_table
+from medmoe.cli.demo_display import Display, plain_words, result_table
 from medmoe.cli.main import main
 from medmoe.config.schema import PHASES
 from medmoe.data.registry import READERS
-from medmoe.experiments import demo as demonstration
+from medmoe.experiments import plan as planning
 from medmoe.experiments.plan import DemoPlan, plan_demo
 
 
@@ -34,13 +34,13 @@ def micro(monkeypatch: pytest.MonkeyPatch) -> list[DemoPlan]:
     """Make every plan a few steps long; collect the plans that were settled."""
     settled: list[DemoPlan] = []
 
-    def short(root: Path | None, split: Any, minutes: int, seed: int) -> DemoPlan:
-        plan = plan_demo(root, split, minutes, seed)
+    def short(root: Path | None, split: Any, minutes: int, seed: int, settings: Any) -> DemoPlan:
+        plan = plan_demo(root, split, minutes, seed, settings)
         settled.append(plan)
         small = micro_plan(seed)
         return replace(plan, spec=small.spec, steps=small.steps)
 
-    monkeypatch.setattr(demonstration, "plan_demo", short)
+    monkeypatch.setattr(planning, "plan_demo", short)
     return settled
 
 
@@ -102,9 +102,14 @@ def test_an_incomplete_data_folder_names_the_missing_file(
     assert f"no {READERS['vqa_rad'].MARKER} under" in err
 
 
-@pytest.mark.parametrize("split", ["disjoint", "validation"])
-def test_a_split_without_data_is_refused(split: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "needs real data; add --data DIR" in refused(capsys, "--split", split)
+def test_a_disjoint_split_without_data_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "--split", "disjoint")
+    assert "--split disjoint needs real data" in line
+    assert "add --data DIR" in line
+
+
+def test_a_setting_of_an_unknown_key_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean 'model'" in refused(capsys, "--set", "modle.router_layers=2")
 
 
 def test_an_unknown_split_lists_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,7 +142,7 @@ def test_a_run_prints_plan_scores_paths_and_next_steps(
     assert "on the embedded phantom, seed 3" in out
     for phase in PHASES:
         assert phase in out
-    for words in ("mlp.experts", "phantom_vqa", "blank image", "runs/demo/report.html"):
+    for words in ("mlp.experts", "phantom_vqa", "blank", "runs/demo/report.html"):
         assert words in out
     assert "medmoe ask runs/demo/model" in out
     assert out.rstrip().endswith("Research use only, not a medical device.")
@@ -152,7 +157,7 @@ def test_a_run_that_diverges_ends_with_3_and_leaves_no_result(
     plan = micro_plan()
     wild = plan.spec.phases["phase0_language"].model_copy(update={"learning_rate": 1e38})
     spec = plan.spec.model_copy(update={"phases": plan.spec.phases | {"phase0_language": wild}})
-    monkeypatch.setattr(demonstration, "plan_demo", lambda *_: replace(plan, spec=spec))
+    monkeypatch.setattr(planning, "plan_demo", lambda *_: replace(plan, spec=spec))
     assert main(["demo", "--out", str(tmp_path / "out")]) == 3
     err = capsys.readouterr().err
     assert err.count("\n") == 1
@@ -178,8 +183,10 @@ def shown(*rows: dict[str, Any]) -> str:
 
 def test_table_shows_value_interval_n_and_baselines() -> None:
     text = shown(row(), row(control="blank", value=33.5))
-    for part in ("t (test)", "91.2", "[90.0, 92.0]", "17", "50.5", "–", "moe, blank image", "33.5"):
+    for part in ("t ", "test, closed", "91.2", "90.0–92.0", "17", "50.5", "–", "33.5"):
         assert part in text
+    assert text.count("91.2") == 1
+    assert "88.1" in shown(row(), row(system="sft", value=88.1))
 
 
 def test_table_shows_headlines_only() -> None:
@@ -190,7 +197,8 @@ def test_table_shows_headlines_only() -> None:
         row(protocol="label_score", subset="all", metric="auc", value=None, low=None, high=None),
     )
     assert not [value for value in ("11.5", "12.5", "13.5") if value in text]
-    assert "[–, –]" in text
+    assert "test, auc" in text
+    assert "None" not in text
 
 
 def closing(seconds: float, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -199,7 +207,8 @@ def closing(seconds: float, monkeypatch: pytest.MonkeyPatch) -> str:
     display = Display(replace(micro_plan(), steps=micro_steps()))
     summary = {
         "scores": [row()],
-        "router": {"accuracy": 99.5, "low": 98.0, "high": 100.0, "n": 8},
+        "router": {"by_dataset": {"t": {"accuracy": 99.5, "low": 98.0, "high": 100.0, "n": 8}}},
+        "notes": ["Pictures are drawn."],
         "parameters": {"total": 6812416, "activated": 4051200},
     }
     display.closing(summary, Path("runs/[x]"), seconds, ["Ask: `medmoe ask [bold]`."])
@@ -215,9 +224,17 @@ def test_closing_says_router_sizes_and_next_steps_as_they_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     text = closing(30, monkeypatch)
-    assert "router: 99.5 % [98.0, 100.0] of 8 images" in text
+    assert "router on t: 99.5 % [98.0, 100.0] of 8 images" in text
+    assert "Pictures are drawn." in text
     assert "6,812,416 in all, 4,051,200 activated per token" in text
     assert "  - Ask: medmoe ask [bold]." in text
+
+
+def test_scores_that_do_not_clear_their_baselines_are_named() -> None:
+    summary = {"notes": [], "scores": [row(low=40.0), row(task="u", low=90.0)]}
+    (line,) = plain_words(summary)
+    assert "t test closed accuracy (strict)" in line
+    assert "u test" not in line
 
 
 def test_markup_in_a_path_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.model.tiny import LAYERS, MOE_LAYERS, WIDTH, dense_model, moe_model
@@ -14,7 +13,6 @@ from medmoe.backbones.registry import language_backbone, vision_backbone
 from medmoe.config.load import check, recipe
 from medmoe.config.schema import PHASES, DemoSpec, ModelSpec
 from medmoe.errors import ConfigError
-from medmoe.experiments.corpus import SPLITS
 from medmoe.experiments.demo_report import next_steps
 from medmoe.experiments.plan import plan_demo
 from medmoe.model.configuration_medmoe import MedMoeConfig
@@ -119,11 +117,35 @@ def test_minutes_below_the_shortest_plan_are_refused_with_the_choices() -> None:
         plan_demo(ROOT, "standard", 1, 7)
 
 
-@pytest.mark.parametrize("split", SPLITS[1:])
-def test_a_split_without_data_is_refused_with_the_fix(split: Any) -> None:
-    message = rf"^--split {split} needs real data; add --data DIR or leave --split out$"
+def test_a_disjoint_phantom_is_refused_with_the_fix() -> None:
+    message = r"^--split disjoint needs real data \(.*\); add --data DIR$"
     with pytest.raises(ConfigError, match=message):
-        plan_demo(None, split, 10, 7)
+        plan_demo(None, "disjoint", 10, 7)
+
+
+def test_settings_change_the_recipe_and_the_model() -> None:
+    settings = ["model.num_experts_per_tok=2", "phases.phase3_moe.learning_rate=1e-4"]
+    plan = plan_demo(None, "standard", 10, 7, settings)
+    assert plan.model.num_experts_per_tok == 2
+    assert plan.spec.phases["phase3_moe"].learning_rate == 1e-4
+    assert plan.config_sha256 != plan_demo(None, "standard", 10, 7).config_sha256
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.num_experts_per_tok=9", r"num_experts_per_tok \(9\) must not exceed .* \(4\)"),
+        ("model.moe_layers=[0,9]", r"moe_layers \[0, 9\] must lie in 0\.\.3"),
+        ("model.moe_layers=[0,0]", "each once"),
+        ("model.num_expert=2", "did you mean 'num_experts_per_tok'"),
+        ("phases.phase3.learning_rate=1", "did you mean 'phase3_moe'"),
+    ],
+)
+def test_a_setting_that_breaks_a_rule_is_refused_before_training(
+    setting: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan_demo(None, "standard", 10, 7, [setting])
 
 
 def test_resolved_config_holds_what_was_chosen() -> None:

@@ -16,6 +16,7 @@ from transformers import AutoModel, LlavaForConditionalGeneration, LlavaModel
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from medmoe.backbones.ffn import ffn_family
+from medmoe.backbones.stablelm_layer import pass_keywords
 from medmoe.errors import CheckpointError, ConfigError
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.moe import MoeBlock
@@ -87,6 +88,8 @@ class MedMoeModel(_MedMoePreTrained, LlavaModel):
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.multi_modal_projector = LlavaMultiModalProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
+        for layer in self.language_model.layers:
+            pass_keywords(layer)
         for index in config.moe_layers or []:
             layer = self.language_model.layers[index]
             layer.mlp = MoeBlock(config, meta_expert=layer.mlp, family=ffn_family(layer.mlp))
