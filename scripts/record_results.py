@@ -193,7 +193,7 @@ def _one(value: str) -> str:
 def _plain(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def main(runs: list[str]) -> None:

@@ -117,8 +117,8 @@ def _group(key: Key) -> str:
 
 
 def _judged(table: Table) -> Table:
-    """Return the rows that are held against their baselines in words: those of our protocols."""
-    return {key: row for key, row in table.items() if key[3] in _OURS}
+    """Return the rows held against their baselines in words; the tables mark the others."""
+    return {k: row for k, row in table.items() if k[3] in _OURS and k[2] in _MAIN_SUBSETS}
 
 
 def system_name(system: str) -> str:
