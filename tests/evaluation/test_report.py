@@ -304,13 +304,24 @@ def test_a_score_without_baseline_or_interval_is_said() -> None:
     assert undefined.tables[0][1][0].cells[0][1].value == "–"  # type: ignore[union-attr]
 
 
-def test_moe_against_sft_claims_a_winner_only_where_intervals_are_apart() -> None:
-    (overlap,) = results([score(), score("sft", 94.5)]).comparison_sentences
-    assert "+1.8 points; the intervals overlap, so this run alone does not show" in overlap
-    (apart,) = results([score(), score("sft", 90.0)]).comparison_sentences
-    assert "+6.2 points; MoE is better" in apart
-    (worse,) = results([score(), score("sft", 99.0, half=0.5)]).comparison_sentences
-    assert "−2.8 points; SFT is better" in worse
+def comparison(low: float | None, high: float | None) -> dict[str, Any]:
+    middle = 0.5 if low is None or high is None else (low + high) / 2
+    return {
+        "task": "vqa_rad", "split": "test", "subset": "closed", "systems": ["moe", "sft"],
+        "difference": middle, "low": low, "high": high, "p": 0.4545, "n": 272,
+    }  # fmt: skip
+
+
+def test_moe_against_sft_claims_a_winner_only_where_the_interval_leaves_zero_out() -> None:
+    rows = [comparison(-4.0, 1.0), comparison(1.0, 5.0), comparison(-5.0, -1.0)]
+    none, moe, sft = results([score()], rows).comparison_sentences
+    assert "vqa_rad (shared images) test, closed: MoE against SFT −1.5 points" in none
+    assert "(−4.0 to +1.0, McNemar p = 0.45, n = 272)" in none
+    assert "neither is shown to be better" in none
+    assert moe.endswith("MoE is better in this run.")
+    assert sft.endswith("SFT is better in this run.")
+    (single,) = results([score()], [comparison(None, None)]).comparison_sentences
+    assert "shows nothing" in single
     assert results([score()]).comparison_sentences == []
 
 
