@@ -70,7 +70,7 @@ def rows_of(run: Path) -> list[Row]:
         "seed": summary["seed"],
         "hardware": f"{machine['cores']} cores {machine['cpu_capability']}",
         "plan_minutes": config["minutes"],
-        "measured_minutes": round(sum(summary["seconds"].values()) / 60, 1),
+        "measured_minutes": f"{sum(summary['seconds'].values()) / 60:.1f}",
         "data_split": "phantom" if summary["data"] == "phantom" else config["split"],
     }
     router = {"system": "moe", "task": "router", "subset": "all", "protocol": "router"}
