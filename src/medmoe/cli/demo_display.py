@@ -156,7 +156,7 @@ def result_table(summary: dict[str, Any]) -> Table:
         padding=(0, 1, 0, 0),
     )
     table.add_column("score", no_wrap=True)
-    for name in ("MoE", "SFT", "blank\nimage", "const-\nant", "question\nonly", "n"):
+    for name in ("MoE", "SFT", "blank\nimage", "const-\nant", "quest.\nonly", "n"):
         table.add_column(name, justify="right", no_wrap=True)
     for key, found in _headline_rows(summary).items():
         task, split, subset, metric = key
