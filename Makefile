@@ -54,7 +54,7 @@ bench-quick: $(STAMP)  ## the same with fewer repeats
 lock: $(STAMP)  ## write requirements.lock from what .venv holds
 	$(BIN)/python scripts/lock.py
 
-tree: $(STAMP)  ## bring the file tree of README.md up to date
+tree: $(STAMP)  ## bring the file trees of README.md and docs/files.md up to date
 	$(BIN)/python scripts/readme_tree.py
 
 clean:  ## remove what was built, but neither .venv nor runs/

@@ -1,20 +1,24 @@
-"""Brings the file tree of README.md up to date with src/medmoe: `make tree`.
+"""Brings the two file trees up to date with src/medmoe: `make tree`.
 
-What a line says about a file is kept; a new file gets the first sentence of its docstring, to be
-made short by hand. Recipes and templates are named on the line of their folder.
+docs/files.md has one line per file; README.md one entry per folder, which names its files. What a
+line says about a file is kept; a new file gets the first sentence of its docstring, to be shortened
+by hand in docs/files.md. Recipes and templates are named on the line of their folder.
 """
 
 from __future__ import annotations
 
 import ast
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "medmoe"
+README, FILES = ROOT / "README.md", ROOT / "docs" / "files.md"
 BLOCK = re.compile(r"(?<=```text\n)src/medmoe/.*?(?=```)", re.DOTALL)
 COLUMN = 27
+WIDTH = 100
 DATA_SUFFIXES = {".yaml", ".j2", ".csv"}
 
 
@@ -49,7 +53,7 @@ def described(path: Path, known: str) -> str:
 
 
 def known_lines(block: str) -> dict[str, str]:
-    """Return what the tree in the README says, by path below src/medmoe."""
+    """Return what a tree of one line per file says, by path below src/medmoe."""
     found: dict[str, str] = {}
     folders: list[str] = []
     for line in block.splitlines()[1:]:
@@ -60,20 +64,41 @@ def known_lines(block: str) -> dict[str, str]:
     return found
 
 
-def main() -> None:
-    """Rewrite the tree in README.md."""
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    match = BLOCK.search(text)
-    if match is None:
-        raise SystemExit("README.md has no ```text block that begins with src/medmoe/")
-    known = known_lines(match.group())
+def by_file(known: dict[str, str]) -> list[str]:
+    """Return the tree with one line per file."""
     lines = ["src/medmoe/"]
     for start, path in entries(SOURCE):
         about = described(path, known.get(path.relative_to(SOURCE).as_posix(), ""))
         lines.append(f"{start:<{COLUMN}} {about}".rstrip())
-    tree = "\n".join(lines) + "\n"
-    readme.write_text(text[: match.start()] + tree + text[match.end() :], encoding="utf-8")
+    return lines
+
+
+def by_folder(known: dict[str, str]) -> list[str]:
+    """Return the tree with one entry per folder: what it is, then the names of its modules."""
+    lines = ["src/medmoe/", *_names(SOURCE, "  ")]
+    for start, path in entries(SOURCE):
+        if path.is_dir():
+            about = described(path, known.get(path.relative_to(SOURCE).as_posix(), ""))
+            lines.append(f"{start:<{COLUMN}} {about}".rstrip())
+            lines += _names(path, " " * (len(start) - len(start.lstrip()) + 4))
+    return lines
+
+
+def _names(folder: Path, indent: str) -> list[str]:
+    names = sorted(path.name for path in folder.glob("*.py") if path.name != "__init__.py")
+    return textwrap.wrap(" ".join(names), WIDTH, initial_indent=indent, subsequent_indent=indent)
+
+
+def main() -> None:
+    """Rewrite both trees."""
+    text = FILES.read_text(encoding="utf-8")
+    match = BLOCK.search(text)
+    if match is None:
+        raise SystemExit("docs/files.md has no ```text block that begins with src/medmoe/")
+    known = known_lines(match.group())
+    for path, lines in ((FILES, by_file(known)), (README, by_folder(known))):
+        before, after = BLOCK.split(path.read_text(encoding="utf-8"))
+        path.write_text(before + "\n".join(lines) + "\n" + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from medmoe.cli.main import parser_of
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+FILES = (ROOT / "docs" / "files.md").read_text(encoding="utf-8")
 DOCUMENTS = ["README.md", "CONTRIBUTING.md"]
 MAX_LINES = 150
 FIRST_COMMAND_BEFORE = 40
@@ -46,9 +47,9 @@ def fault(words: list[str]) -> str:
     return "" if Path(program).name in {"pip", "python", "pre-commit"} else f"what is {program!r}?"
 
 
-def tree_in_readme() -> dict[str, str]:
-    """Return the paths that the README's tree names, folders with a slash, and their texts."""
-    (block,) = (text for text in blocks(README, "text") if text.startswith("src/medmoe/"))
+def tree_of(text: str) -> dict[str, str]:
+    """Return the paths that a tree of one line per file names, folders with a slash, and texts."""
+    (block,) = (block for block in blocks(text, "text") if block.startswith("src/medmoe/"))
     found: dict[str, str] = {}
     folders: list[str] = []
     for line in block.splitlines()[1:]:
@@ -58,6 +59,28 @@ def tree_in_readme() -> dict[str, str]:
         folders[depth:] = [name.rstrip("/")]
         found["/".join(folders) + ("/" if name.endswith("/") else "")] = about.strip()
     return found
+
+
+def files_in_readme() -> set[str]:
+    """Return the modules that the README's tree names under their folders."""
+    (block,) = (text for text in blocks(README, "text") if text.startswith("src/medmoe/"))
+    found: set[str] = set()
+    folders: list[str] = []
+    for line in block.splitlines()[1:]:
+        first, *others = line.split()
+        if first.endswith("/"):
+            depth = (len(line) - len(line.lstrip())) // 2 - 1
+            folders[depth:] = [first.rstrip("/")]
+        else:
+            found |= {"/".join([*folders, name]) for name in (first, *others)}
+    return found
+
+
+def modules() -> set[str]:
+    """Return the modules there are, by path below the package."""
+    source = ROOT / "src" / "medmoe"
+    paths = {path for path in source.rglob("*.py") if path.name != "__init__.py"}
+    return {path.relative_to(source).as_posix() for path in paths}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -94,26 +117,22 @@ def test_readme_is_short_and_runs_something_early() -> None:
     assert lines.index("```bash") + 1 < FIRST_COMMAND_BEFORE
 
 
-def test_tree_of_the_readme_is_the_tree() -> None:
+def test_tree_of_the_readme_names_every_module() -> None:
+    assert files_in_readme() == modules(), "run `make tree`"
+
+
+def test_tree_of_one_line_per_file_is_the_tree() -> None:
     source = ROOT / "src" / "medmoe"
-    files = [
-        path
-        for path in source.rglob("*")
-        if path.is_file() and (path.suffix == ".py" or path.suffix in DATA_SUFFIXES)
-    ]
-    real = {
-        path.relative_to(source).as_posix()
-        for path in files
-        if path.suffix == ".py" and path.name != "__init__.py"
-    }
-    for path in files:
-        parents = path.relative_to(source).parents
-        real |= {parent.as_posix() + "/" for parent in parents if parent != Path()}
-    assert set(tree_in_readme()) == real, "run `make tree`"
+    real = modules()
+    for path in source.rglob("*"):
+        if path.is_file() and (path.suffix == ".py" or path.suffix in DATA_SUFFIXES):
+            parents = path.relative_to(source).parents
+            real |= {parent.as_posix() + "/" for parent in parents if parent != Path()}
+    assert set(tree_of(FILES)) == real, "run `make tree`"
 
 
 def test_tree_names_recipes_and_templates_on_the_line_of_their_folder() -> None:
-    tree = tree_in_readme()
+    tree = tree_of(FILES)
     source = ROOT / "src" / "medmoe"
     data = [path for path in source.rglob("*") if path.suffix in DATA_SUFFIXES]
     assert data
@@ -125,7 +144,7 @@ def test_tree_names_recipes_and_templates_on_the_line_of_their_folder() -> None:
 
 
 def test_every_line_of_the_tree_says_something() -> None:
-    assert not [name for name, about in tree_in_readme().items() if not about]
+    assert not [name for name, about in tree_of(FILES).items() if not about]
 
 
 def test_links_of_the_readme_point_at_files_that_exist() -> None:
