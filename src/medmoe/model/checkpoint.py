@@ -29,7 +29,7 @@ _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 
 def save_model(
     model: MedMoeForConditionalGeneration,
-    processor: MedMoeProcessor,
+    processor: MedMoeProcessor | None,
     directory: Path,
     provenance: Mapping[str, Any],
 ) -> None:
@@ -37,7 +37,8 @@ def save_model(
 
     Args:
         model: Dense or MoE, of any dtype.
-        processor: Saved beside the model, so that both are loaded together.
+        processor: Saved beside the model, so that both are loaded together; None where a converted
+            checkpoint has no tokenizer (`load_model` then refuses it, `from_pretrained` does not).
         directory: Where the model stands afterwards; its parents are made.
         provenance: What the model was trained on and how; written beside the domains.
 
@@ -71,13 +72,14 @@ def check_replaceable(directory: Path) -> None:
 
 def _write(
     model: MedMoeForConditionalGeneration,
-    processor: MedMoeProcessor,
+    processor: MedMoeProcessor | None,
     staging: Path,
     provenance: Mapping[str, Any],
 ) -> None:
     """Fill an empty directory, the manifest last, and hand it to the disk."""
     model.save_pretrained(staging)
-    processor.save_pretrained(staging)
+    if processor is not None:
+        processor.save_pretrained(staging)
     facts = {"domains": model.config.domains, "training": dict(provenance)}
     _write_json(staging / PROVENANCE, facts)
     files = {path.name: _entry(path) for path in sorted(staging.iterdir())}
