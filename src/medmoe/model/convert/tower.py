@@ -1,0 +1,172 @@
+"""Where the vision tower of a reference checkpoint comes from: config, weights, normalisation.
+
+The reference writes the tower into its checkpoints but reads it again from ``mm_image_tower``,
+which may be a hub id, or a path of the machine it was trained on. Nothing is fetched here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPVisionConfig
+
+from medmoe.backbones.clip_large import CLIP_LARGE_336
+from medmoe.backbones.registry import VISION_BACKBONES
+from medmoe.backbones.spec import VisionBackbone
+from medmoe.errors import CheckpointError
+from medmoe.model.convert.reference_config import ReferenceConfig
+from medmoe.model.convert.reference_keys import TOWER
+from medmoe.model.convert.source import read_json, read_weights, shown
+
+_INSIDE = "vision_model."
+#: Parts of a whole CLIP that the vision tower is not made of.
+_TEXT_SIDE = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
+
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """A vision tower: its shape, how its pictures are normalised, and where both were found.
+
+    Attributes:
+        config: Of the encoder.
+        vision: The same as a backbone, with the reference's choice of states.
+        weights: By the reference's names, where they come from a folder; None where the
+            checkpoint holds them itself.
+        origin: One line on where weights and config come from.
+    """
+
+    config: CLIPVisionConfig
+    vision: VisionBackbone
+    weights: dict[str, Tensor] | None
+    origin: str
+
+
+def find_tower(
+    source: Path, config: ReferenceConfig, tensors: dict[str, Tensor], given: Path | None
+) -> Tower:
+    """Return the vision tower of a checkpoint.
+
+    Weights: the checkpoint's own, else those of the folder ``given``, else of ``mm_image_tower`` in
+    or beside the checkpoint's folder. Config: of that folder, else of the encoder that
+    ``mm_image_tower`` names.
+
+    Args:
+        source: The checkpoint's folder.
+        config: What its config says.
+        tensors: All of its tensors by the reference's names.
+        given: A folder named by the user.
+
+    Raises:
+        CheckpointError: There is no config or there are no weights; what to give is said.
+    """
+    folder = _folder(source, config.vision_tower, given)
+    if folder is not None:
+        vision_config, vision = _read_folder(folder, config)
+        what = f"config from {folder}"
+    else:
+        vision_config, vision = _known(config)
+        what = f"config of {vision.name} ({config.vision_tower})"
+    inside = any(name.startswith(TOWER) for name in tensors)
+    if inside:
+        differing = _differing(folder, tensors)
+        note = f"; {differing}" if differing else ""
+        return Tower(vision_config, vision, None, f"weights from the checkpoint, {what}{note}")
+    if folder is None:
+        raise CheckpointError(
+            f"{source}: holds no vision tower, and mm_image_tower {config.vision_tower!r} is no "
+            "folder in it or beside it; give the tower's folder by --vision-tower DIR"
+        )
+    return Tower(vision_config, vision, _tower_weights(folder), f"weights and {what}")
+
+
+def _folder(source: Path, named: str, given: Path | None) -> Path | None:
+    if given is not None:
+        if not given.is_dir():
+            raise CheckpointError(
+                f"{given}: no such folder; give the folder of a CLIP vision tower"
+            )
+        return given
+    # The path was relative to where training ran: to the checkpoint's folder or the one above it.
+    for folder in (source / named, source.resolve().parent / named):
+        if folder.is_dir():
+            return folder
+    return None
+
+
+def _read_folder(folder: Path, config: ReferenceConfig) -> tuple[CLIPVisionConfig, VisionBackbone]:
+    raw = read_json(folder / "config.json")
+    kind = raw.get("model_type")
+    if kind == "clip":
+        raw = raw.get("vision_config") or {}
+    elif kind != "clip_vision_model":
+        raise CheckpointError(
+            f"{folder / 'config.json'}: model_type {kind!r} is no CLIP; "
+            "the reference code's vision tower is one"
+        )
+    vision_config = CLIPVisionConfig(**{k: v for k, v in raw.items() if k != "model_type"})
+    mean, std = CLIP_LARGE_336.mean, CLIP_LARGE_336.std
+    if (folder / "preprocessor_config.json").is_file():
+        pictures = read_json(folder / "preprocessor_config.json")
+        mean = tuple(pictures.get("image_mean", mean))
+        std = tuple(pictures.get("image_std", std))
+    return vision_config, _backbone(folder.name, vision_config, mean, std, config)
+
+
+def _known(config: ReferenceConfig) -> tuple[CLIPVisionConfig, VisionBackbone]:
+    """Return the registered encoder that a hub id, or the end of a path, names."""
+    name = config.vision_tower.rstrip("/").rpartition("/")[2]
+    for vision in VISION_BACKBONES.values():
+        if vision.hub_id and vision.hub_id.rpartition("/")[2] == name:
+            made = CLIPVisionConfig(**vision.config)
+            return made, _backbone(vision.name, made, vision.mean, vision.std, config)
+    known = ", ".join(v.hub_id for v in VISION_BACKBONES.values() if v.hub_id)
+    raise CheckpointError(
+        f"mm_image_tower {config.vision_tower!r} is no folder in or beside the checkpoint, and no "
+        f"known encoder ({known}); give the tower's folder by --vision-tower DIR"
+    )
+
+
+def _backbone(
+    name: str, made: CLIPVisionConfig, mean: Any, std: Any, config: ReferenceConfig
+) -> VisionBackbone:
+    return VisionBackbone(
+        name=name,
+        hub_id=None,
+        revision=None,
+        model_type=made.model_type,
+        config={},
+        image_size=made.image_size,
+        patch_size=made.patch_size,
+        select_layer=config.select_layer,
+        select_strategy="default",
+        mean=mean,
+        std=std,
+    )
+
+
+def _tower_weights(folder: Path) -> dict[str, Tensor]:
+    """Return a folder's vision weights by the reference's names; a CLIP's text side is left out."""
+    tensors = read_weights(folder).tensors
+    return {
+        TOWER + name.removeprefix(_INSIDE): tensor
+        for name, tensor in tensors.items()
+        if not name.startswith(_TEXT_SIDE)
+    }
+
+
+def _differing(folder: Path | None, tensors: dict[str, Tensor]) -> str:
+    """Say where the checkpoint's tower is not the folder's, which the reference would read."""
+    try:
+        other = {} if folder is None else _tower_weights(folder)
+    except CheckpointError:
+        return ""  # only the config of this folder is needed
+    names = [
+        name
+        for name, tensor in tensors.items()
+        if name in other and not torch.equal(tensor, other[name].to(tensor.dtype))
+    ]
+    return f"{len(names)} of them differ from {folder}: {shown(names)}" if names else ""
