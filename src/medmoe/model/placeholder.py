@@ -19,6 +19,8 @@ class PlaceholderEmbedding(nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return embeddings (…, D) of ids (…); an image takes the zeros' place afterwards."""
+        if self.placeholder_id < self.num_embeddings:  # the vocabulary has grown since
+            return super().forward(input)
         outside = input == self.placeholder_id
         rows: Tensor = super().forward(input.masked_fill(outside, 0))
         return rows.masked_fill(outside.unsqueeze(-1), 0)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import init_empty_weights
+from transformers.initialization import no_init_weights
 
 from medmoe.errors import CheckpointError, MedMoeError
 from medmoe.model.configuration_medmoe import MedMoeConfig
@@ -74,7 +75,7 @@ def empty_model(config: MedMoeConfig, source: Path) -> MedMoeForConditionalGener
         CheckpointError: The values in the checkpoint's config do not make a model.
     """
     try:
-        with init_empty_weights():
+        with init_empty_weights(), no_init_weights():
             return MedMoeForConditionalGeneration(config)
     except MedMoeError:
         raise
