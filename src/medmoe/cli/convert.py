@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from medmoe.cli import flags
 from medmoe.cli.parser import FOOTER
+from medmoe.errors import ConfigError
 
 if TYPE_CHECKING:
     from medmoe.model.convert.conversion import Conversion
@@ -56,32 +57,35 @@ def run(args: argparse.Namespace) -> int:
         CheckpointError: SRC is not a whole checkpoint of its kind, or DST holds no model.
         ConfigError: A flag does not fit.
     """
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils import logging
 
-    from medmoe.errors import ConfigError
-    from medmoe.model.convert.llava import convert_llava
-    from medmoe.model.convert.reference import convert_reference
-
-    disable_progress_bar()
-    if args.kind == "reference":
-        done = convert_reference(
-            args.source,
-            args.destination,
-            vision_tower=args.vision_tower,
-            router=args.router,
-            top_k=args.top_k,
-        )
-    else:
-        for name in ("vision_tower", "router", "top_k"):
-            if getattr(args, name) is not None:
-                flag = f"--{name.replace('_', '-')}"
-                raise ConfigError(f"{flag} is for `medmoe convert reference`; leave it out")
-        done = convert_llava(args.source, args.destination)
+    logging.disable_progress_bar()
+    loud = logging.get_verbosity()
+    logging.set_verbosity_error()  # what a loader reports stands in our own line or account
+    try:
+        done = convert(args)
+    finally:
+        logging.set_verbosity(loud)
     show(done, args.destination)
     flags.write_json(
         args.json, done.as_dict() | {"destination": str(args.destination), "note": FOOTER}
     )
     return 0
+
+
+def convert(args: argparse.Namespace) -> Conversion:
+    """Run the conversion that the arguments ask for."""
+    from medmoe.model.convert.llava import convert_llava
+    from medmoe.model.convert.reference import convert_reference
+
+    flags_of_reference = {name: getattr(args, name) for name in ("vision_tower", "router", "top_k")}
+    if args.kind == "reference":
+        return convert_reference(args.source, args.destination, **flags_of_reference)
+    for name, value in flags_of_reference.items():
+        if value is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} is for `medmoe convert reference`; leave it out")
+    return convert_llava(args.source, args.destination)
 
 
 def show(done: Conversion, destination: Path) -> None:

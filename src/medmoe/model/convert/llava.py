@@ -1,4 +1,4 @@
-"""`medmoe convert llava`: a stock Llava checkpoint becomes the dense model of phase 2 or 3's start.
+"""`medmoe convert llava`: a stock Llava becomes the dense model that phase 2 or 3 starts from.
 
 Any language model whose FFN an expert can copy (see `medmoe.backbones.ffn`). Weights are read as
 the stock class reads them, older key names included, and the forward pass is the stock one.
