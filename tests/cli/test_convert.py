@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.model.reference_checkpoint import write_reference
-from tests.model.stock_llava import saved, stock
+from tests.model.convert.reference_checkpoint import write_reference
+from tests.model.convert.stock_llava import saved, stock
 
 from medmoe.cli.main import main
 from medmoe.model.checkpoint import PROVENANCE, verify

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.model.reference_checkpoint import (
+from tests.model.convert.reference_checkpoint import (
     FAMILIES,
     Family,
     reference_shapes,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.model.reference_checkpoint import write_reference
+from tests.model.convert.reference_checkpoint import write_reference
 
 from medmoe.data.collate import Packed, pack_batch
 from medmoe.data.tokenize import ConversationTokenizer

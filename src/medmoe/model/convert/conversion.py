@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -68,19 +70,25 @@ class Converted:
     account: Conversion
 
 
-def empty_model(config: MedMoeConfig, source: Path) -> MedMoeForConditionalGeneration:
-    """Return a model whose parameters take no memory until tensors are assigned to them.
+@contextmanager
+def config_of(source: Path) -> Iterator[None]:
+    """Refuse what a checkpoint's config makes transformers' configs and modules raise.
 
     Raises:
-        CheckpointError: The values in the checkpoint's config do not make a model.
+        CheckpointError: In place of whatever they raise on odd sizes, types and names.
     """
     try:
-        with init_empty_weights(), no_init_weights():
-            return MedMoeForConditionalGeneration(config)
+        yield
     except MedMoeError:
         raise
-    except Exception as error:  # whatever transformers' modules raise on odd sizes and names
+    except Exception as error:
         raise CheckpointError(
             f"{source / 'config.json'}: no model can be made from it "
             f"({type(error).__name__}: {first_line(error)}); copy it again"
         ) from None
+
+
+def empty_model(config: MedMoeConfig) -> MedMoeForConditionalGeneration:
+    """Return a model whose parameters take no memory until tensors are assigned to them."""
+    with init_empty_weights(), no_init_weights():
+        return MedMoeForConditionalGeneration(config)

@@ -22,10 +22,16 @@ from medmoe.errors import CheckpointError
 from medmoe.model.build import IMAGE_TOKEN, build_processor
 from medmoe.model.checkpoint import check_replaceable, save_model
 from medmoe.model.configuration_medmoe import MedMoeConfig
-from medmoe.model.convert.conversion import NO_PROCESSOR, Conversion, Converted, empty_model
+from medmoe.model.convert.conversion import (
+    NO_PROCESSOR,
+    Conversion,
+    Converted,
+    config_of,
+    empty_model,
+)
 from medmoe.model.convert.reference_keys import is_by_product
 from medmoe.model.convert.source import check_finite, first_line, read_json, read_weights, shown
-from medmoe.model.convert.tokens import read_chat_template, read_tokenizer
+from medmoe.model.convert.tokens import read_chat_template, read_tokenizer, with_first_token
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.processing_medmoe import MedMoeProcessor
 
@@ -58,11 +64,12 @@ def load_llava(source: Path) -> Converted:
     stock_config = _stock_config(raw, source / "config.json")
     weights = read_weights(source)
     check_finite(source, weights.tensors)
-    stock, bias, dropped = _stock_model(source, stock_config, weights.tensors)
-    for layer in stock.model.language_model.layers:
-        ffn_family(layer.mlp)
-    config = _our_config(stock_config, bias is not None)
-    model = empty_model(config, source)
+    with config_of(source):
+        stock, bias, dropped = _stock_model(source, stock_config, weights.tensors)
+        for layer in stock.model.language_model.layers:
+            ffn_family(layer.mlp)
+        config = _our_config(stock_config, bias is not None)
+        model = empty_model(config)
     state = stock.state_dict() | ({} if bias is None else {_HEAD_BIAS: bias.to(stock.dtype)})
     model.load_state_dict(state, strict=True, assign=True)
     model.tie_weights()
@@ -180,6 +187,7 @@ def _processor(source: Path, config: MedMoeConfig) -> tuple[MedMoeProcessor | No
         std=tuple(pictures["image_std"]),
     )
     template = own or chat_template(str(tokenizer.eos_token), ASSISTANT_SYSTEM)
+    template = with_first_token(template, tokenizer)
     processor = build_processor(tokenizer, vision, template)
     patches = (vision.image_size // vision.patch_size) ** 2
     # The processor counts a class token in before the strategy takes one off.

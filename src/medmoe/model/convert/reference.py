@@ -21,7 +21,13 @@ from medmoe.errors import CheckpointError, ConfigError
 from medmoe.model.build import build_processor
 from medmoe.model.checkpoint import check_replaceable, save_model
 from medmoe.model.configuration_medmoe import MedMoeConfig
-from medmoe.model.convert.conversion import NO_PROCESSOR, Conversion, Converted, empty_model
+from medmoe.model.convert.conversion import (
+    NO_PROCESSOR,
+    Conversion,
+    Converted,
+    config_of,
+    empty_model,
+)
 from medmoe.model.convert.reference_config import ReferenceConfig, parse_config
 from medmoe.model.convert.reference_keys import Shape, assembled, is_by_product, reference_names
 from medmoe.model.convert.source import check_tensors, read_json, read_tensors, read_weights, shown
@@ -96,8 +102,9 @@ def load_reference(
     processor = None
     if tokenizer is not None:
         processor = build_processor(tokenizer, tower.vision, config.backbone.chat_template)
-    made = model_config(config, tower, processor, k, 1 if file is None else file.depth)
-    model = empty_model(made, source)
+    with config_of(source):
+        depth = 1 if file is None else file.depth
+        model = empty_model(model_config(config, tower, processor, k, depth))
     tensors, filled, dropped = _settled(weights.tensors, model.config, tower, file)
     notes = _load(model, tensors, file, source)
     if config.stage == 2 and file is not None:
@@ -240,8 +247,14 @@ def _settled(
     if config.lm_head_bias and _HEAD_BIAS not in kept and _HEAD in kept:
         kept[_HEAD_BIAS] = torch.zeros(kept[_HEAD].shape[:1], dtype=kept[_HEAD].dtype)
         filled.append(f"{_HEAD_BIAS} (zeros: the reference drops phi-2's)")
-    if config.tie_word_embeddings and _HEAD not in kept and _EMBEDDING in kept:
-        kept[_HEAD] = kept[_EMBEDDING]
+    if config.tie_word_embeddings and _EMBEDDING in kept:
+        table = kept[_EMBEDDING]
+        if _HEAD in kept and not torch.equal(kept[_HEAD], table):
+            raise CheckpointError(
+                f"tie_word_embeddings is true, but {_HEAD} differs from {_EMBEDDING}; set it to "
+                "false in the checkpoint's config.json to keep both"
+            )
+        kept[_HEAD] = table
     if file is not None and config.moe_layers:
         replaced = sorted(name for name in kept if _ROUTER in name)
         dropped += [f"{name} (replaced by {file.path})" for name in replaced]

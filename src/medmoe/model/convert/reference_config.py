@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from medmoe.backbones.spec import LanguageBackbone
 from medmoe.backbones.stablelm2 import STABLELM2
 from medmoe.errors import CheckpointError
 
+#: Beyond these nothing real is meant, and building it would not end.
+_LARGEST, DEEPEST = 10**7, 1000
 #: What every language model's config must state; nothing of it can be guessed.
 _NEEDED = (
     "vocab_size",
@@ -67,6 +70,17 @@ FAMILIES: dict[str, Family] = {
         },
     ),
 }
+#: Between what a float must lie, where that is more than 0.
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "rope_theta": (1.0, math.inf),
+    "partial_rotary_factor": (0.01, 1.0),
+    "rope_pct": (0.01, 1.0),
+    "layer_norm_eps": (1e-12, 1.0),
+    "norm_eps": (1e-12, 1.0),
+    "attention_dropout": (0.0, 0.99),
+    "resid_pdrop": (0.0, 0.99),
+    "embd_pdrop": (0.0, 0.99),
+}
 #: The reference's model type -> family and stage.
 MODEL_TYPES: dict[str, tuple[str, int]] = {
     "llava_phi": ("phi", 2),
@@ -118,7 +132,7 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> ReferenceConfig:
             the method does not have (another projector, residual MoE, scaled rotary positions).
     """
     model_type = raw.get("model_type")
-    if model_type not in MODEL_TYPES:
+    if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
         raise CheckpointError(
             f"{path}: model_type {model_type!r} is none of the reference code's "
             f"({', '.join(MODEL_TYPES)}); for a stock Llava use `medmoe convert llava`"
@@ -141,8 +155,22 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> ReferenceConfig:
         num_experts=experts,
         top_k=top_k,
         vision_tower=str(raw["mm_image_tower"]),
-        select_layer=int(raw.get("mm_vision_select_layer", -2)),
+        select_layer=whole_number(raw, "mm_vision_select_layer", path, -DEEPEST, DEEPEST),
     )
+
+
+def whole_number(raw: Mapping[str, Any], name: str, path: Path, low: int, high: int) -> int:
+    """Return a whole number of a config.
+
+    Raises:
+        CheckpointError: It is missing, of another type, or out of bounds.
+    """
+    value = raw.get(name)
+    if type(value) is not int or not low <= value <= high:
+        raise CheckpointError(
+            f"{path}: {name} ({value!r}) must be a whole number from {low} to {high}; copy it again"
+        )
+    return value
 
 
 def _check_method(raw: Mapping[str, Any], path: Path) -> None:
@@ -167,27 +195,44 @@ def _check_method(raw: Mapping[str, Any], path: Path) -> None:
 
 
 def _text(raw: Mapping[str, Any], family: str, path: Path) -> dict[str, Any]:
-    missing = [name for name in _NEEDED if type(raw.get(name)) is not int or raw[name] < 1]
-    if missing:
-        raise CheckpointError(
-            f"{path}: {', '.join(missing)} must be whole numbers above 0; copy it again"
-        )
+    for name in _NEEDED:
+        whole_number(raw, name, path, 1, DEEPEST if name == "num_hidden_layers" else _LARGEST)
     text: dict[str, Any] = {"model_type": FAMILIES[family].backbone.model_type}
     text |= {name: raw[name] for name in _NEEDED}
-    text["num_key_value_heads"] = raw.get("num_key_value_heads") or raw["num_attention_heads"]
+    text["num_key_value_heads"] = raw["num_attention_heads"]
+    if raw.get("num_key_value_heads") is not None:
+        heads = whole_number(raw, "num_key_value_heads", path, 1, raw["num_attention_heads"])
+        text["num_key_value_heads"] = heads
     for theirs, (ours, default) in FAMILIES[family].settings.items():
-        value = default if raw.get(theirs) is None else raw[theirs]
-        # A whole number may stand for a float (rope_theta), nothing else for anything else.
-        value = float(value) if type(default) is float and type(value) is int else value
-        if type(value) is not type(default):
-            raise CheckpointError(
-                f"{path}: {theirs} ({value!r}) must be of type {type(default).__name__}; "
-                "copy it again"
-            )
-        text[ours] = value
-    text["tie_word_embeddings"] = bool(raw.get("tie_word_embeddings", False))
-    text |= {f"{name}_token_id": raw.get(f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        text[ours] = setting(raw, theirs, default, path)
+    text["tie_word_embeddings"] = setting(raw, "tie_word_embeddings", False, path)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        known = raw.get(name) is not None
+        text[name] = whole_number(raw, name, path, 0, raw["vocab_size"] - 1) if known else None
     return text
+
+
+def setting(raw: Mapping[str, Any], name: str, default: Any, path: Path) -> Any:
+    """Return a setting of the default's type; the default where the config has none.
+
+    Raises:
+        CheckpointError: It is of another type, or out of the bounds for its name.
+    """
+    value = default if raw.get(name) is None else raw[name]
+    if type(default) is int:
+        return whole_number({name: value}, name, path, 1, _LARGEST)
+    # A whole number may stand for a float (rope_theta), nothing else for anything else.
+    value = float(value) if type(default) is float and type(value) is int else value
+    if type(value) is not type(default):
+        raise CheckpointError(
+            f"{path}: {name} ({value!r}) must be of type {type(default).__name__}; copy it again"
+        )
+    low, high = _BOUNDS.get(name, (0.0, math.inf))
+    if type(value) is float and not (low <= value <= high and math.isfinite(value)):
+        raise CheckpointError(
+            f"{path}: {name} ({value}) must lie between {low} and {high}; copy it again"
+        )
+    return value
 
 
 def _moe(moe: Any, path: Path) -> tuple[tuple[int, ...], int, int]:
@@ -202,6 +247,10 @@ def _moe(moe: Any, path: Path) -> tuple[tuple[int, ...], int, int]:
     if len(layers) != len(counts) or len(set(counts)) != 1:
         raise CheckpointError(
             f"{path}: num_experts {counts} must be one number, once for each of the layers {layers}"
+        )
+    if not 1 <= top_k <= counts[0]:
+        raise CheckpointError(
+            f"{path}: top_k_experts ({top_k}) must lie between 1 and num_experts ({counts[0]})"
         )
     if moe.get("use_residual"):
         raise CheckpointError(f"{path}: moe.use_residual is set; only false can be converted")

@@ -23,6 +23,7 @@ from medmoe.errors import CheckpointError
 #: In the order in which transformers looks for them.
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _INDEX = ".index.json"
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: So many names stand in an error line; the others are counted.
 _SHOWN = 4
 
@@ -178,14 +179,17 @@ def check_tensors(
 
 
 def check_finite(source: Path, found: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are no floating-point numbers, or not all finite.
+    """Refuse tensors that are no plain floating-point numbers, or not all finite.
 
     Raises:
         CheckpointError: Names the tensors.
     """
-    odd = [name for name, tensor in found.items() if not tensor.is_floating_point()]
+    odd = [f"{name} ({t.dtype})" for name, t in found.items() if t.dtype not in _FLOATS]
     if odd:
-        raise CheckpointError(f"{source}: {shown(sorted(odd))} is not of a floating-point type")
+        raise CheckpointError(
+            f"{source}: not of 16, 32 or 64 floating-point bits: {shown(sorted(odd))}; "
+            "take the checkpoint before it was quantised"
+        )
     broken = [name for name, tensor in found.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise CheckpointError(

@@ -72,3 +72,16 @@ def read_chat_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str 
             return found
     own = tokenizer.chat_template
     return own if isinstance(own, str) else None
+
+
+def with_first_token(template: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a chat template that begins a prompt as the tokenizer begins a text.
+
+    Some tokenizers (Llama's) put a token before every text; our prompts are the template's
+    rendering and nothing else, so it must stand there.
+    """
+    first = tokenizer.bos_token
+    begins = tokenizer("x").input_ids[:1] == [tokenizer.bos_token_id]
+    if not first or not begins or first in template or "bos_token" in template:
+        return template
+    return "{{ " + repr(first) + " }}" + template

@@ -18,11 +18,21 @@ from medmoe.backbones.clip_large import CLIP_LARGE_336
 from medmoe.backbones.registry import VISION_BACKBONES
 from medmoe.backbones.spec import VisionBackbone
 from medmoe.errors import CheckpointError
-from medmoe.model.convert.reference_config import ReferenceConfig
+from medmoe.model.convert.conversion import config_of
+from medmoe.model.convert.reference_config import DEEPEST, ReferenceConfig, setting, whole_number
 from medmoe.model.convert.reference_keys import TOWER
 from medmoe.model.convert.source import read_json, read_weights, shown
 
 _INSIDE = "vision_model."
+_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "image_size",
+    "patch_size",
+)
+_LARGEST = 10**5
 #: Parts of a whole CLIP that the vision tower is not made of.
 _TEXT_SIDE = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
 
@@ -98,22 +108,40 @@ def _folder(source: Path, named: str, given: Path | None) -> Path | None:
 
 
 def _read_folder(folder: Path, config: ReferenceConfig) -> tuple[CLIPVisionConfig, VisionBackbone]:
-    raw = read_json(folder / "config.json")
+    path = folder / "config.json"
+    raw = read_json(path)
     kind = raw.get("model_type")
     if kind == "clip":
         raw = raw.get("vision_config") or {}
     elif kind != "clip_vision_model":
         raise CheckpointError(
-            f"{folder / 'config.json'}: model_type {kind!r} is no CLIP; "
-            "the reference code's vision tower is one"
+            f"{path}: model_type {kind!r} is no CLIP; the reference code's vision tower is one"
         )
-    vision_config = CLIPVisionConfig(**{k: v for k, v in raw.items() if k != "model_type"})
+    sizes = {name: getattr(CLIPVisionConfig, name) for name in _SIZES} | raw
+    for name in _SIZES:
+        whole_number(sizes, name, path, 1, DEEPEST if name == "num_hidden_layers" else _LARGEST)
+    setting(raw, "layer_norm_eps", 1e-5, path)
+    depth = sizes["num_hidden_layers"]
+    if not -depth - 1 <= config.select_layer <= depth:
+        raise CheckpointError(
+            f"{path}: mm_vision_select_layer {config.select_layer} is no layer of an encoder "
+            f"with {depth}; give the tower that the checkpoint was trained with"
+        )
+    with config_of(folder):
+        made = CLIPVisionConfig(**{k: v for k, v in raw.items() if k != "model_type"})
     mean, std = CLIP_LARGE_336.mean, CLIP_LARGE_336.std
-    if (folder / "preprocessor_config.json").is_file():
-        pictures = read_json(folder / "preprocessor_config.json")
-        mean = tuple(pictures.get("image_mean", mean))
-        std = tuple(pictures.get("image_std", std))
-    return vision_config, _backbone(folder.name, vision_config, mean, std, config)
+    pictures = folder / "preprocessor_config.json"
+    if pictures.is_file():
+        mean, std = _channels(pictures, "image_mean"), _channels(pictures, "image_std")
+    return made, _backbone(folder.name, made, mean, std, config)
+
+
+def _channels(path: Path, name: str) -> tuple[float, float, float]:
+    values = read_json(path).get(name)
+    if not isinstance(values, list) or [type(value) for value in values] != [float] * 3:
+        raise CheckpointError(f"{path}: {name} ({values!r}) must be three floats; copy it again")
+    red, green, blue = values
+    return red, green, blue
 
 
 def _known(config: ReferenceConfig) -> tuple[CLIPVisionConfig, VisionBackbone]:

@@ -7,17 +7,19 @@ our table of names cannot hide in a checkpoint made by that same table.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 Family = Literal["phi", "stablelm"]
 State = dict[str, Tensor]
 FAMILIES: tuple[Family, ...] = ("phi", "stablelm")
 HIDDEN, FFN, LAYERS, HEADS, VOCAB, EXPERTS, MOE_LAYERS = 64, 128, 4, 4, 512, 4, (0, 2)
+WEIGHTS = "model.safetensors"
 TOWER = "model.image_tower.image_tower."
 CLIP: dict[str, Any] = {
     "architectures": ["CLIPVisionModel"],
@@ -196,3 +198,55 @@ def write_tower(folder: Path, state: State) -> Path:
     (folder / "preprocessor_config.json").write_text(json.dumps(pictures))
     save_file({k: t.contiguous() for k, t in state.items()}, folder / "model.safetensors")
     return folder
+
+
+def change(folder: Path, edit: Callable[[dict[str, Tensor]], Any]) -> None:
+    """Rewrite a checkpoint's weights."""
+    state = load_file(folder / WEIGHTS)
+    edit(state)
+    save_file(state, folder / WEIGHTS)
+
+
+def configure(folder: Path, **values: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def shard(folder: Path, kind: str = "safetensors") -> list[Path]:
+    """Split a checkpoint into two shards with an index; return the shards."""
+    state = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    whole = WEIGHTS if kind == "safetensors" else "pytorch_model.bin"
+    stem, _, suffix = whole.partition(".")
+    weight_map, paths = {}, []
+    for number, names in enumerate((sorted(state)[::2], sorted(state)[1::2]), start=1):
+        path = folder / f"{stem}-{number:05d}-of-00002.{suffix}"
+        part = {name: state[name] for name in names}
+        save_file(part, path) if kind == "safetensors" else torch.save(part, path)
+        weight_map |= dict.fromkeys(names, path.name)
+        paths.append(path)
+    (folder / f"{whole}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return paths
+
+
+def without_tower(folder: Path, **keywords: Any) -> Path:
+    state = {n: t for n, t in reference_state("phi", 3).items() if not n.startswith(TOWER)}
+    return write_reference(folder, state=state, **keywords)
+
+
+def own_tower(folder: Path, scale: float = 1.0) -> Path:
+    state = reference_state("phi", 3)
+    tower = {n.removeprefix(TOWER): t * scale for n, t in state.items() if n.startswith(TOWER)}
+    return write_tower(folder, tower)
+
+
+def router_file(folder: Path, width: int = 64, depth: int = 1, experts: int = 4) -> Path:
+    generator = torch.Generator().manual_seed(3)
+    state = {}
+    for i in range(1, depth + 1):
+        rows = experts if i == depth else width
+        state[f"fc{i}.weight"] = torch.randn(rows, width, generator=generator)
+        state[f"fc{i}.bias"] = torch.randn(rows, generator=generator)
+    path = folder / f"router{width}-{depth}-{experts}.pth"
+    torch.save(state, path)
+    return path

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.model.stock_llava import IMAGE_ID, VOCAB, saved, stock
+from tests.model.convert.stock_llava import IMAGE_ID, VOCAB, saved, stock
 from tests.model.tiny import pixels
+from tokenizers import Tokenizer, processors
 from torch import Tensor
 from transformers import SiglipVisionConfig
 
 from medmoe.backbones.templates import chat_template
+from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.errors import CheckpointError, ConfigError, MedMoeError
 from medmoe.inference.engine import MedMoe
 from medmoe.model.checkpoint import MANIFEST, PROVENANCE, verify
@@ -185,6 +187,26 @@ def test_the_processor_answers_with_our_template_or_the_folders(
     assert made.processor.chat_template == own
 
 
+def test_a_first_token_of_the_tokenizer_stands_in_the_template(source: Path) -> None:
+    """Llama's tokenizers put one before every text; our prompts are the template's rendering."""
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<s>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    tokenizer.save(str(source / "tokenizer.json"))
+    configure_file(source / "tokenizer_config.json", bos_token="<s>")
+    made = load_llava(source)
+    assert made.processor is not None
+    ids = ConversationTokenizer(made.processor, image_tokens=2).prompt("why?")
+    assert ids[0] == tokenizer.token_to_id("<s>")
+    assert ids.count(ids[0]) == 1
+    (source / "chat_template.jinja").write_text("{{ bos_token }}" + chat_template("</s>"))
+    own = load_llava(source).processor
+    assert own is not None
+    assert ConversationTokenizer(own, image_tokens=2).prompt("why?").count(ids[0]) == 1
+
+
 @pytest.mark.parametrize("lost", ["tokenizer", "preprocessor_config.json"])
 def test_without_tokenizer_or_picture_settings_there_is_no_processor(
     lost: str, source: Path
@@ -202,9 +224,12 @@ def change(folder: Path, edit: Callable[[dict[str, Tensor]], Any]) -> None:
     save_file(state, folder / WEIGHTS)
 
 
-def configure(folder: Path, **values: Any) -> None:
-    path = folder / "config.json"
+def configure_file(path: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def configure(folder: Path, **values: Any) -> None:
+    configure_file(folder / "config.json", **values)
 
 
 DOWN = "language_model.model.layers.1.mlp.down_proj.weight"
