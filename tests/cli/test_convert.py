@@ -64,7 +64,9 @@ def test_json_holds_the_account_and_equals_the_provenance(source: Path, tmp_path
     assert found.pop("note") == FOOTER
     assert found.pop("destination") == str(model)
     facts = json.loads((model / PROVENANCE).read_text(encoding="utf-8"))
-    assert facts["training"] == {"converted": found}
+    assert facts["training"]["converted"] == found
+    assert facts["training"]["notes"][0] == "Converted from reference moe_llava_phi."
+    assert "expert_0, expert_1, ..." in facts["training"]["notes"][1]
     assert found["filled"] == ["lm_head.bias (zeros: the reference drops phi-2's)"]
     assert found["dropped"] == []
     assert found["domains"] == ["expert_0", "expert_1", "expert_2", "expert_3"]

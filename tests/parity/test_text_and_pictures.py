@@ -19,6 +19,7 @@ from medmoe.data.collate import Packed, pack_batch
 from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.model.build import IMAGE_TOKEN
 from medmoe.model.convert.reference import load_reference
+from medmoe.model.convert.tokens import read_tokenizer
 from medmoe.model.processing_medmoe import MedMoeProcessor, square_image_processor
 
 FAMILIES = ("phi", "stablelm")
@@ -136,6 +137,29 @@ def test_the_image_splits_a_text_where_the_reference_does(processor: Any, labels
     for text, wanted in labels["results"]["tokenizer_image_token"].items():
         ids = processor.tokenizer(text, add_special_tokens=False).input_ids
         assert ours(ids, processor) == wanted, text
+
+
+@pytest.mark.parametrize("kind", ["CodeGenTokenizer", "GPT2Tokenizer"])
+def test_a_tokenizer_saved_the_older_way_is_read(kind: str, shared: Path, tmp_path: Path) -> None:
+    """The reference trains with ``use_fast=False``: vocabulary and merges, no ``tokenizer.json``.
+
+    What the config says of foreign code is not heeded.
+    """
+    whole = shared / "reference" / "text" / "tokenizer"
+    model = json.loads((whole / "tokenizer.json").read_text())["model"]
+    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    settings = json.loads((whole / "tokenizer_config.json").read_text())
+    settings["tokenizer_class"] = kind
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    config = {"model_type": "moe_llava_phi", "auto_map": {"AutoConfig": "evil.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    older, newer = read_tokenizer(tmp_path, 512), read_tokenizer(whole, 512)
+    assert older is not None
+    assert newer is not None
+    for text in ("USER: Is there a mass?\nASSISTANT: no<|endoftext|>", "  two  spaces", "µm"):
+        assert older(text).input_ids == newer(text).input_ids
 
 
 def test_special_tokens_are_the_tokenizers(processor: Any, labels: Any) -> None:

@@ -23,6 +23,7 @@ from medmoe.model.processing_medmoe import MedMoeProcessor
 
 MANIFEST = "MANIFEST.json"
 PROVENANCE = "medmoe.json"
+_PROCESSOR = "processor_config.json"
 _SAFETENSORS = ".safetensors"
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 
@@ -97,6 +98,11 @@ def load_model(directory: Path) -> tuple[MedMoeForConditionalGeneration, MedMoeP
         CheckpointError: The directory fails `verify`, or a tensor is missing or left over.
     """
     verify(directory)
+    if not (directory / _PROCESSOR).is_file():
+        raise CheckpointError(
+            f"{directory}: no usable processor (it has no {_PROCESSOR}); save the model with its "
+            "processor, or convert it again with the tokenizer in the checkpoint's folder"
+        )
     model = MedMoeForConditionalGeneration.from_pretrained(directory, local_files_only=True)
     try:
         processor = MedMoeProcessor.from_pretrained(directory, local_files_only=True)

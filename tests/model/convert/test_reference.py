@@ -28,7 +28,7 @@ from tests.model.convert.reference_checkpoint import (
 
 from medmoe.backbones.clip_large import CLIP_LARGE_336
 from medmoe.errors import CheckpointError, ConfigError
-from medmoe.model.checkpoint import PROVENANCE, verify
+from medmoe.model.checkpoint import PROVENANCE, load_model, verify
 from medmoe.model.convert.reference import (
     convert_reference,
     load_reference,
@@ -87,6 +87,10 @@ def test_a_model_directory_is_written_with_its_account(source: Path, tmp_path: P
     assert any("not recorded" in note for note in account.notes)
     again = MedMoeForConditionalGeneration.from_pretrained(tmp_path / "out" / "model")
     assert_same_weights(again, load_reference(source).model)
+    with pytest.raises(
+        CheckpointError, match=r"no usable processor .* convert it again with the t"
+    ):
+        load_model(tmp_path / "out" / "model")
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])

@@ -60,6 +60,10 @@ class Conversion:
             for name, value in asdict(self).items()
         }
 
+    def provenance(self) -> dict[str, Any]:
+        """Return what is kept beside the model, in the words of a trained model's provenance."""
+        return {"converted": self.as_dict(), "notes": [f"Converted from {self.kind}.", *self.notes]}
+
 
 @dataclass(frozen=True, slots=True)
 class Converted:

@@ -54,7 +54,7 @@ def convert_llava(source: Path, destination: Path) -> Conversion:
     """
     check_replaceable(destination)
     made = load_llava(source)
-    save_model(made.model, made.processor, destination, {"converted": made.account.as_dict()})
+    save_model(made.model, made.processor, destination, made.account.provenance())
     return made.account
 
 

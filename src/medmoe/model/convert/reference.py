@@ -77,7 +77,7 @@ def convert_reference(
     """
     check_replaceable(destination)
     made = load_reference(source, vision_tower=vision_tower, router=router, top_k=top_k)
-    save_model(made.model, made.processor, destination, {"converted": made.account.as_dict()})
+    save_model(made.model, made.processor, destination, made.account.provenance())
     return made.account
 
 

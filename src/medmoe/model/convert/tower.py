@@ -6,9 +6,8 @@ which may be a hub id, or a path of the machine it was trained on. Nothing is fe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +32,7 @@ _SIZES = (
     "patch_size",
 )
 _LARGEST = 10**5
+Channels = tuple[float, float, float]
 #: Parts of a whole CLIP that the vision tower is not made of.
 _TEXT_SIDE = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
 
@@ -136,7 +136,7 @@ def _read_folder(folder: Path, config: ReferenceConfig) -> tuple[CLIPVisionConfi
     return made, _backbone(folder.name, made, mean, std, config)
 
 
-def _channels(path: Path, name: str) -> tuple[float, float, float]:
+def _channels(path: Path, name: str) -> Channels:
     values = read_json(path).get(name)
     if not isinstance(values, list) or [type(value) for value in values] != [float] * 3:
         raise CheckpointError(f"{path}: {name} ({values!r}) must be three floats; copy it again")
@@ -147,30 +147,33 @@ def _channels(path: Path, name: str) -> tuple[float, float, float]:
 def _known(config: ReferenceConfig) -> tuple[CLIPVisionConfig, VisionBackbone]:
     """Return the registered encoder that a hub id, or the end of a path, names."""
     name = config.vision_tower.rstrip("/").rpartition("/")[2]
-    for vision in VISION_BACKBONES.values():
-        if vision.hub_id and vision.hub_id.rpartition("/")[2] == name:
+    known = {
+        vision.hub_id: vision
+        for vision in VISION_BACKBONES.values()
+        if vision.hub_id and vision.model_type == CLIPVisionConfig.model_type
+    }
+    for hub_id, vision in known.items():
+        if hub_id.rpartition("/")[2] == name:
             made = CLIPVisionConfig(**vision.config)
             return made, _backbone(vision.name, made, vision.mean, vision.std, config)
-    known = ", ".join(v.hub_id for v in VISION_BACKBONES.values() if v.hub_id)
     raise CheckpointError(
         f"mm_image_tower {config.vision_tower!r} is no folder in or beside the checkpoint, and no "
-        f"known encoder ({known}); give the tower's folder by --vision-tower DIR"
+        f"known encoder ({', '.join(known)}); give the tower's folder by --vision-tower DIR"
     )
 
 
 def _backbone(
-    name: str, made: CLIPVisionConfig, mean: Any, std: Any, config: ReferenceConfig
+    name: str, made: CLIPVisionConfig, mean: Channels, std: Channels, config: ReferenceConfig
 ) -> VisionBackbone:
-    return VisionBackbone(
+    return replace(
+        CLIP_LARGE_336,
         name=name,
         hub_id=None,
-        revision=None,
-        model_type=made.model_type,
         config={},
         image_size=made.image_size,
         patch_size=made.patch_size,
         select_layer=config.select_layer,
-        select_strategy="default",
+        select_strategy="default",  # the class token is dropped
         mean=mean,
         std=std,
     )
@@ -195,6 +198,7 @@ def _differing(folder: Path | None, tensors: dict[str, Tensor]) -> str:
     names = [
         name
         for name, tensor in tensors.items()
+        # In the checkpoint's own precision, which may be lower.
         if name in other and not torch.equal(tensor, other[name].to(tensor.dtype))
     ]
     return f"{len(names)} of them differ from {folder}: {shown(names)}" if names else ""
