@@ -225,8 +225,15 @@ def test_a_whole_clip_gives_its_vision_side(tmp_path: Path) -> None:
     config = json.loads((tower / "config.json").read_text())
     (tower / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": config}))
     change(tower, lambda s: s.update({"text_model.x": torch.ones(1), "logit_scale": torch.ones(1)}))
+    positions = "vision_model.embeddings.position_ids"
+    change(tower, lambda s: s.update({positions: torch.ones(1, 17)}))
     whole = load_reference(write_reference(tmp_path / "whole")).model
-    assert_same_weights(load_reference(folder, vision_tower=tower).model, whole)
+    found = load_reference(folder, vision_tower=tower)
+    assert_same_weights(found.model, whole)
+    assert found.account.dropped == (
+        f"logit_scale, text_model.x in {tower} (of a CLIP's text side)",
+        f"{positions} in {tower} (computed, no weights)",
+    )
 
 
 @pytest.mark.parametrize(

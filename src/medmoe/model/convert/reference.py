@@ -242,7 +242,8 @@ def _settled(
     """Return the tensors to load, and what was filled in and dropped on the way."""
     kept = {name: tensor for name, tensor in tensors.items() if not is_by_product(name)}
     dropped = [f"{name} (computed, no weight)" for name in sorted(tensors.keys() - kept.keys())]
-    kept |= {k: t for k, t in (tower.weights or {}).items() if not is_by_product(k)}
+    dropped += tower.dropped
+    kept |= tower.weights or {}
     filled = []
     if config.lm_head_bias and _HEAD_BIAS not in kept and _HEAD in kept:
         kept[_HEAD_BIAS] = torch.zeros(kept[_HEAD].shape[:1], dtype=kept[_HEAD].dtype)

@@ -19,7 +19,7 @@ from medmoe.backbones.spec import VisionBackbone
 from medmoe.errors import CheckpointError
 from medmoe.model.convert.conversion import config_of
 from medmoe.model.convert.reference_config import DEEPEST, ReferenceConfig, setting, whole_number
-from medmoe.model.convert.reference_keys import TOWER
+from medmoe.model.convert.reference_keys import TOWER, is_by_product
 from medmoe.model.convert.source import read_json, read_weights, shown
 
 _INSIDE = "vision_model."
@@ -47,12 +47,14 @@ class Tower:
         weights: By the reference's names, where they come from a folder; None where the
             checkpoint holds them itself.
         origin: One line on where weights and config come from.
+        dropped: What that folder holds besides a vision tower, with the reason.
     """
 
     config: CLIPVisionConfig
     vision: VisionBackbone
     weights: dict[str, Tensor] | None
     origin: str
+    dropped: tuple[str, ...] = ()
 
 
 def find_tower(
@@ -90,7 +92,8 @@ def find_tower(
             f"{source}: holds no vision tower, and mm_image_tower {config.vision_tower!r} is no "
             "folder in it or beside it; give the tower's folder by --vision-tower DIR"
         )
-    return Tower(vision_config, vision, _tower_weights(folder), f"weights and {what}")
+    weights, dropped = _tower_weights(folder)
+    return Tower(vision_config, vision, weights, f"weights and {what}", dropped)
 
 
 def _folder(source: Path, named: str, given: Path | None) -> Path | None:
@@ -179,20 +182,26 @@ def _backbone(
     )
 
 
-def _tower_weights(folder: Path) -> dict[str, Tensor]:
-    """Return a folder's vision weights by the reference's names; a CLIP's text side is left out."""
+def _tower_weights(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return a folder's vision weights by the reference's names, and what else it holds."""
     tensors = read_weights(folder).tensors
-    return {
+    kinds = (
+        ("of a CLIP's text side", [name for name in tensors if name.startswith(_TEXT_SIDE)]),
+        ("computed, no weights", [name for name in tensors if is_by_product(name)]),
+    )
+    left_out = {name for _, names in kinds for name in names}
+    weights = {
         TOWER + name.removeprefix(_INSIDE): tensor
         for name, tensor in tensors.items()
-        if not name.startswith(_TEXT_SIDE)
+        if name not in left_out
     }
+    return weights, tuple(f"{shown(names)} in {folder} ({why})" for why, names in kinds if names)
 
 
 def _differing(folder: Path | None, tensors: dict[str, Tensor]) -> str:
     """Say where the checkpoint's tower is not the folder's, which the reference would read."""
     try:
-        other = {} if folder is None else _tower_weights(folder)
+        other = {} if folder is None else _tower_weights(folder)[0]
     except CheckpointError:
         return ""  # only the config of this folder is needed
     names = [
