@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from medmoe.evaluation.page import percent as percent
+
 Score = Mapping[str, Any]
 Key = tuple[str, ...]
 Table = Mapping[Key, Mapping[str, Score]]  # row → system → score
@@ -124,11 +126,6 @@ def _judged(table: Table) -> Table:
 def system_name(system: str) -> str:
     """Return the printed name of a system: MoE, SFT, others as they are."""
     return _SYSTEMS.get(system, system)
-
-
-def percent(value: float | None) -> str:
-    """Return a value in percent with one decimal; a dash where there is none."""
-    return "–" if value is None else f"{value:.1f}"
 
 
 def interval(score: Score) -> str:
