@@ -18,6 +18,7 @@ from medmoe.evaluation.statistics import (
     Floats,
     Indices,
     cluster_indices,
+    drawn_counts,
     percentile_interval,
     resampled_clusters,
 )
@@ -162,8 +163,7 @@ def _resampled(
     for block in resampled_clusters(count, seed=seed, resamples=resamples):
         for start in range(0, len(block), step):
             drawn = block[start : start + step]
-            times = np.stack([np.bincount(row, minlength=count) for row in drawn])
-            weights = times[:, index].astype(np.float64)
+            weights = drawn_counts(drawn, count)[:, index]
             each = [
                 weighted_auc(labels == c, probabilities[:, c], weights)
                 for c in _scored_classes(probabilities.shape[1])
