@@ -42,7 +42,7 @@ def render_page(template: str, **content: Any) -> str:
 def _environment() -> Any:
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-    environment = Environment(
+    environment = Environment(  # what is inserted is escaped, whatever it says
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -50,7 +50,12 @@ def _environment() -> Any:
         loader=FunctionLoader(_source),
     )
     environment.filters.update(
-        picture=data_uri, percent=percent, probability=_probability, code=_code
+        picture=data_uri,
+        percent=percent,
+        points=points,
+        probability=_probability,
+        code=_code,
+        trusted_svg=_trusted_svg,
     )
     return environment
 
@@ -93,6 +98,11 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
+def points(value: float | None) -> str:
+    """Return a difference in points, always with its sign; a dash where there is none."""
+    return "–" if value is None else f"{value:+.1f}".replace("-", "−")
+
+
 def _probability(value: float) -> str:
     """Two decimals, but never a certainty that rounding made."""
     return "> 0.99" if 0.995 <= value < 1 else f"{value:.2f}"
@@ -107,6 +117,15 @@ def _code(text: str) -> Any:
         return escape(text)
     code = Markup("<code>{}</code>")
     return Markup("").join(code.format(p) if i % 2 else escape(p) for i, p in enumerate(parts))
+
+
+def _trusted_svg(text: str) -> Any:
+    """Insert an SVG that our own figures drew as it is; anything else is refused."""
+    from markupsafe import Markup
+
+    if not text.lstrip().startswith("<svg") or "<script" in text.lower():
+        raise DataError(f"figure starts with {text[:20]!r}, which is no plain SVG element")
+    return Markup(text)
 
 
 def data_uri(picture: Picture) -> str:

@@ -7,7 +7,7 @@ conclusion that the intervals do not bear, and it computes no score.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,49 @@ class Example:
 
 
 @dataclass(frozen=True)
+class DataTable:
+    """A table of a section; the first ``text_columns`` are set left, the numbers after them right.
+
+    Attributes:
+        rows: One value per column, ready to print.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    text_columns: int = 1
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of a section: one SVG element that our own code drew, or a picture.
+
+    Attributes:
+        caption: What it shows, in words; also read aloud in place of a picture.
+    """
+
+    caption: str
+    svg: str = ""
+    picture: Picture | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report that another module adds: calibration, routing, what the paper has.
+
+    Attributes:
+        id: Its anchor, unique on the page.
+        paragraphs: Sentences; text in backticks is shown as code.
+    """
+
+    id: str
+    title: str
+    paragraphs: Sequence[str] = ()
+    tables: Sequence[DataTable] = ()
+    figures: Sequence[Figure] = ()
+
+
+@dataclass(frozen=True)
 class ReportData:
     """What the report shows; empty parts are left out of it.
 
@@ -62,6 +105,7 @@ class ReportData:
         domains: Its column labels, and the labels of ``confusion``, in the order of the experts.
         confusion: Counts (D, D) of images by true domain (row) and the router's domain (column).
         sheet: Captions and pictures of the contact sheet.
+        sections: Further parts, shown before the data.
         notes: Sentences on this run, shown under the headline.
         next_steps: What to try next; text in backticks is shown as code.
     """
@@ -75,6 +119,7 @@ class ReportData:
     confusion: npt.NDArray[np.int64] | None = None
     sheet: list[tuple[str, npt.NDArray[np.uint8]]] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
+    sections: Sequence[Section] = ()
     notes: list[str] = field(default_factory=list)
     next_steps: list[str] = field(default_factory=list)
 

@@ -64,9 +64,13 @@ class Control:
 
 @dataclass(frozen=True)
 class Results:
-    """All that the report says about scores; ``headlines`` are (name, cell of the MoE model)."""
+    """All that the report says about scores; ``headlines`` are (name, cell of the ``lead`` system).
+
+    The lead is the MoE model where there is one, else the first system.
+    """
 
     systems: list[str]
+    lead: str
     tables: list[tuple[str, list[Row]]]
     controls: list[Control]
     headlines: list[tuple[str, Cell]]
@@ -83,6 +87,7 @@ def results(scores: Sequence[Score], comparisons: Sequence[Mapping[str, Any]] = 
             table.setdefault(_key(score), {})[score["system"]] = score
     controls = [score for score in scores if score.get("control") is not None]
     systems = sorted({s for row in table.values() for s in row}, key=_system_order)
+    lead = systems[0] if systems else ""
     leading = {key: row for key, row in table.items() if _leads(key)}
     tables = [
         (title, [_row(row, systems) for key, row in table.items() if _group(key) == title])
@@ -91,12 +96,13 @@ def results(scores: Sequence[Score], comparisons: Sequence[Mapping[str, Any]] = 
     leading_controls = [score for score in controls if _leads(_key(score))]
     return Results(
         systems=[system_name(system) for system in systems],
+        lead=system_name(lead),
         tables=[(title, rows) for title, rows in tables if rows],
         controls=[_control(score, table) for score in leading_controls],
         headlines=[
-            (f"{_place(row['moe'])} {_what(row['moe'])}", _cell(row["moe"], row))
+            (f"{_place(row[lead])} {_what(row[lead])}", _cell(row[lead], row))
             for key, row in leading.items()
-            if "moe" in row and key[2:4] != ("all", "strict")
+            if lead in row and key[2:4] != ("all", "strict")
         ],
         baseline_sentences=list(_baseline_sentences(_judged(table))),
         comparison_sentences=list(_comparison_sentences(comparisons)),
@@ -156,7 +162,7 @@ def _place(score: Score) -> str:
 def place(task: str, split: str) -> str:
     """Return the printed name of a task's split; that of VQA-RAD's standard test warns."""
     shared = " (shared images)" if (task, split) == ("vqa_rad", "test") else ""
-    return f"{task}{shared} {split}"
+    return f"{task}{shared} {split}".rstrip()
 
 
 def _n(score: Score) -> str:
