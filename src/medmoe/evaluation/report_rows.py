@@ -21,7 +21,7 @@ _KEY = ("task", "split", "subset", "protocol", "metric")
 _BASELINES = {"constant_baseline": "constant-answer", "question_only_baseline": "question-only"}
 _SYSTEMS = {"moe": "MoE", "sft": "SFT"}
 _CONTROLS = {"blank": "blank image", "shuffled": "shuffled images"}
-_OURS = ("strict", "label_score")  # the protocols that our headline scores use
+OURS = ("strict", "label_score")  # the protocols that our headline scores use
 _LEADING_METRICS = ("accuracy", "exact_match")
 _MAIN_SUBSETS = ("closed", "open", "all")  # every other subset is a question type
 
@@ -42,6 +42,7 @@ class Row:
 
     task: str
     what: str
+    protocol: str
     cells: list[tuple[str, Cell | None]]
     n: str
     constant: str
@@ -115,18 +116,18 @@ def results(scores: Sequence[Score], comparisons: Sequence[Mapping[str, Any]] = 
 def _leads(key: Key) -> bool:
     """Return whether a row is one of the few that comparisons and controls are told of."""
     _, _, subset, protocol, metric = key
-    return protocol in _OURS and metric in _LEADING_METRICS and subset in _MAIN_SUBSETS
+    return protocol in OURS and metric in _LEADING_METRICS and subset in _MAIN_SUBSETS
 
 
 def _group(key: Key) -> str:
     if key[2] not in _MAIN_SUBSETS:
         return "By question type"
-    return "Our protocol" if key[3] in _OURS else "Other published protocols"
+    return "Our protocol" if key[3] in OURS else "Other published protocols"
 
 
 def _judged(table: Table) -> Table:
     """Return the rows held against their baselines in words; the tables mark the others."""
-    return {k: row for k, row in table.items() if k[3] in _OURS and k[2] in _MAIN_SUBSETS}
+    return {k: row for k, row in table.items() if k[3] in OURS and k[2] in _MAIN_SUBSETS}
 
 
 def system_name(system: str) -> str:
@@ -202,6 +203,7 @@ def _row(row: Mapping[str, Score], systems: Sequence[str]) -> Row:
     return Row(
         task=_place(first),
         what=_what(first),
+        protocol=str(first["protocol"]),
         cells=[(system_name(s), _cell(row[s], row) if s in row else None) for s in systems],
         n=" / ".join(sizes),
         constant=percent(baselines.get("constant-answer")),

@@ -25,6 +25,7 @@ from medmoe.evaluation.predictions import (
 )
 from medmoe.evaluation.protocols import PROTOCOLS, word_scores
 from medmoe.evaluation.score_row import ScoreRow, clears_baselines, filled, type_label
+from medmoe.evaluation.tasks import TASKS
 
 __all__ = [
     "Prediction",
@@ -90,7 +91,8 @@ def score_task(
     blank = ScoreRow(system, task, split, "", "", "", None, None, None, 0, control=control)
     if kinds == ["vqa"]:
         return list(_vqa_rows(blank, pairs, train, seed, protocols))
-    return list(label_score_rows(blank, pairs, train, seed))
+    several = task in TASKS and TASKS[task].kind == "multi_label"
+    return list(label_score_rows(blank, pairs, train, seed, multi_label=several))
 
 
 def _check_names(protocols: Sequence[str], control: str | None) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medmoe.backbones.registry import vision_backbone
+from medmoe.evaluation.cards import write_cards
 from medmoe.evaluation.report import write_report
 from medmoe.experiments.corpus import Corpus, phantom_corpus
 from medmoe.experiments.demo_report import example_pictures, report_data
@@ -46,6 +47,7 @@ def run_demo(plan: DemoPlan, out: Path, progress: Progress) -> dict[str, Any]:
     write_report(out / "report.html", report)
     example_pictures(corpus, out / "examples")
     _write_atomically(out / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_cards(out)
     return summary
 
 
