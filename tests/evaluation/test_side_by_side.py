@@ -173,9 +173,7 @@ def classified(make_record: Make, answers: str, scores: list[float] | None) -> d
         for i, label in enumerate(answers)
     ]
     told = [
-        Prediction(
-            r.id, options[i % 2], option_scores=None if scores is None else (0.0, scores[i])
-        )
+        Prediction(r.id, options[i % 2], option_scores=None if scores is None else (0.0, scores[i]))
         for i, r in enumerate(records)
     ]
     return score_records(records, told)
