@@ -67,7 +67,7 @@ def test_a_fault_is_one_line_that_names_the_place(
 
 def test_a_file_or_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "none.jsonl", tmp_path):
-        with pytest.raises(DataError, match="cannot read truth from .*give a UTF-8 file"):
+        with pytest.raises(DataError, match=r"cannot read truth from .*give a UTF-8 file"):
             read_rows(path, "truth")
 
 
@@ -86,5 +86,5 @@ def test_text_that_is_none_is_named(row: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), True, "0.5", None, 10**400])
 def test_a_number_that_is_none_is_named(value: object) -> None:
-    with pytest.raises(DataError, match="line 1: confidence holds .*; write a finite number"):
+    with pytest.raises(DataError, match=r"line 1: confidence holds .*; write a finite number"):
         number(value, "confidence", "line 1")

@@ -64,7 +64,7 @@ def test_what_only_one_side_holds_is_said(tmp_path: Path) -> None:
 def test_runs_with_nothing_in_common_are_refused(tmp_path: Path) -> None:
     a = read_side(str(run(tmp_path / "a", *DEMO)))
     b = read_side(str(run(tmp_path / "b", "predictions/x-y.jsonl", "predictions/x-z.jsonl")))
-    with pytest.raises(DataError, match="nothing to compare: .*'moe-vqa_rad'.*'x-y'"):
+    with pytest.raises(DataError, match=r"nothing to compare: .*'moe-vqa_rad'.*'x-y'"):
         matched(a, b)
 
 

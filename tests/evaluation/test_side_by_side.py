@@ -108,7 +108,7 @@ def test_intervals_are_those_of_the_bootstrap_by_image(found: dict[str, Any]) ->
 
 def test_one_image_has_no_interval_and_certainty_is_not_claimed(make_record: Make) -> None:
     one = [make_record(i, "yes", image="x") for i in "abc"]
-    half = score_records(one, [Prediction(i, t) for i, t in zip("abc", ["yes", "no", "no"])])
+    half = score_records(one, [Prediction(i, "yes" if i == "a" else "no") for i in "abc"])
     cell = half["protocols"]["strict"]["closed"]["accuracy"]
     assert (cell["low"], cell["high"], cell["n"]) == (None, None, 3)
     many = [make_record(i, "yes") for i in "abc"]

@@ -62,5 +62,5 @@ def test_predictions_made_for_another_truth_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_without_its_truth_asks_for_one(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="line 1 holds no answer: give the truth .*by --truth"):
+    with pytest.raises(DataError, match=r"line 1 holds no answer: give the truth .*by --truth"):
         own_truth(written(tmp_path / "p.jsonl", {"id": "a", "prediction": "no"}))

@@ -28,6 +28,7 @@ PEOPLE = {
 }
 PAPER = "Med-MoE, arXiv 2404.10237"
 _TASK_TYPES = {"label_score": "image-classification"}
+_SIZES = ("total", "activated")
 _MAIN_METRICS = ("accuracy", "exact_match", "auc")
 
 
@@ -160,7 +161,7 @@ def results_section(summary: Mapping[str, Any]) -> str:
             lines += [f"### {title}", "", *_markdown(rows, found.systems), ""]
     router = summary.get("router") or {}
     if router.get("n"):
-        where = f" on {router['dataset']}" if "dataset" in router else ""
+        where = f" on {_escaped(router['dataset'])}" if "dataset" in router else ""
         lines += [
             f"Router accuracy{where}: {percent(router['accuracy'])} ({interval(router)}, "
             f"n = {router['n']}).",
@@ -237,17 +238,21 @@ def applied_card(facts: RunFacts, people: Mapping[str, str] | None = None) -> st
     found = results(summary.get("scores", []), summary.get("comparisons", []))
     tables = dict(found.tables)
     model = facts.config.get("model") or {}
-    parameters = summary.get("parameters") or {}
+    sizes = summary.get("parameters") or {}
     router = summary.get("router") or {}
     return render_page(
         "applied_card",
         title=f"Applied model card: Med-MoE ({summary.get('data', 'run')})",
         people=PEOPLE | dict(people or {}),
-        summary=summary,
-        run=facts.run,
+        commit=summary.get("commit"),
+        dirty=facts.run.get("dirty", False),
+        data=summary.get("data") or "not named by the run",
+        notes=summary.get("notes", []),
+        versions=facts.run.get("versions") or {},
         domains=list(facts.domains or model.get("domains", [])),
-        model=model,
-        parameters={name: f"{value:,}".replace(",", " ") for name, value in parameters.items()},
+        top_k=model.get("num_experts_per_tok"),
+        parts=[model[key] for key in ("language_model", "vision_encoder") if key in model],
+        parameters={k: f"{sizes[k]:,}".replace(",", " ") for k in _SIZES} if sizes else {},
         results=found,
         tables=tables,
         by_type=[r for r in tables.get("By question type", []) if r.protocol in OURS],
