@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from medmoe.errors import DataError
 from medmoe.evaluation.json_lines import number, read_rows, text_of
 
+#: Each example writes the one file anew.
+SAME_FILE = [HealthCheck.function_scoped_fixture]
 ROWS = [{"id": "a", "prediction": "left\u2028lung\x0cödem"}, {"id": "b", "prediction": "no"}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
 
@@ -88,3 +93,14 @@ def test_text_that_is_none_is_named(row: dict[str, Any], message: str) -> None:
 def test_a_number_that_is_none_is_named(value: object) -> None:
     with pytest.raises(DataError, match=r"line 1: confidence holds .*; write a finite number"):
         number(value, "confidence", "line 1")
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(start=st.sampled_from([b"", b"\xef\xbb\xbf", LINES.encode()]), rest=st.binary(max_size=40))
+def test_any_bytes_are_rows_or_one_line(tmp_path: Path, start: bytes, rest: bytes) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(start + rest)
+    with suppress(DataError):  # anything else fails
+        assert all(isinstance(row, dict) for _, row in read_rows(path, "predictions"))

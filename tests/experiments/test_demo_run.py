@@ -96,10 +96,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_the_folder_holds_what_was_promised_and_nothing_half_written(run: Run) -> None:
     assert sorted(os.listdir(run.out)) == [
+        "applied_card.html",
         "config.yaml",
         "examples",
         "metrics.jsonl",
         "model",
+        "model_card_results.md",
         "predictions",
         "report.html",
         "run.json",

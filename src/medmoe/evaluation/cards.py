@@ -18,6 +18,8 @@ from medmoe.errors import DataError
 from medmoe.evaluation.page import percent, render_page, write_page
 from medmoe.evaluation.report_rows import OURS, Results, Row, interval, place, results
 
+#: The files that `write_cards` writes.
+CARDS = ("applied_card.html", "model_card_results.md")
 #: What a run cannot know of itself, by the card's field; the caller may fill it in.
 PEOPLE = {
     "developer": "not given",
@@ -90,13 +92,14 @@ def write_cards(folder: Path, people: Mapping[str, str] | None = None) -> list[P
         MedMoeError: A card cannot be written.
     """
     facts = read_facts(folder)
-    texts = {
-        "applied_card.html": applied_card(facts, people),
-        "model_card_results.md": front_matter(facts) + "\n" + results_section(facts.summary),
-    }
-    for name, text in texts.items():
-        write_page(folder / name, text)
-    return [folder / name for name in texts]
+    texts = (
+        applied_card(facts, people),
+        front_matter(facts) + "\n" + results_section(facts.summary),
+    )
+    paths = [folder / name for name in CARDS]
+    for path, text in zip(paths, texts, strict=True):
+        write_page(path, text)
+    return paths
 
 
 # --- Hugging Face -----------------------------------------------------------------------------

@@ -99,8 +99,11 @@ def percent(value: float | None) -> str:
 
 
 def points(value: float | None) -> str:
-    """Return a difference in points, always with its sign; a dash where there is none."""
-    return "–" if value is None else f"{value:+.1f}".replace("-", "−")
+    """Return a difference in points with its sign, if not zero; a dash where there is none."""
+    if value is None:
+        return "–"
+    text = f"{value:+.1f}".replace("-", "−")
+    return "0.0" if text[1:] == "0.0" else text
 
 
 def _probability(value: float) -> str:

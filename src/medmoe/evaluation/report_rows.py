@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medmoe.evaluation.page import percent as percent
+from medmoe.evaluation.page import points
 
 Score = Mapping[str, Any]
 Key = tuple[str, ...]
@@ -235,11 +236,11 @@ def _comparison_sentences(comparisons: Sequence[Mapping[str, Any]]) -> Iterator[
     for row in comparisons:
         first, second = (system_name(system) for system in row["systems"])
         name = f"{place(row['task'], row['split'])}, {row['subset']}: {first} against {second}"
-        text = f"{name} {_signed(row['difference'])} points"
+        text = f"{name} {points(row['difference'])} points"
         if row["low"] is None or row["high"] is None:
             yield f"{text}; a single image gives no interval, so this shows nothing."
             continue
-        inside = f"{_signed(row['low'])} to {_signed(row['high'])}, McNemar p = {row['p']:.2g}"
+        inside = f"{points(row['low'])} to {points(row['high'])}, McNemar p = {row['p']:.2g}"
         verdict = "the interval holds zero, so neither is shown to be better"
         if row["low"] > 0 or row["high"] < 0:
             verdict = f"{first if row['low'] > 0 else second} is better in this run"
@@ -250,7 +251,7 @@ def _control(score: Score, table: Table) -> Control:
     full = table.get(_key(score), {}).get(score["system"])
     change = "–"
     if full is not None and full.get("value") is not None and score.get("value") is not None:
-        change = _signed(score["value"] - full["value"])
+        change = points(score["value"] - full["value"])
     return Control(
         task=_place(score),
         what=_what(score),
@@ -285,7 +286,3 @@ def _control_name(score: Score) -> str:
 
 def _overlap(one: Score, other: Score) -> bool:
     return bool(one["low"] <= other["high"] and other["low"] <= one["high"])
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "−")
