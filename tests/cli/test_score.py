@@ -50,7 +50,8 @@ def test_json_has_the_shape_of_the_contract(
     predictions: Path, truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "score.json"
-    assert main(["score", str(predictions), str(truth), "--json", str(out)]) == 0
+    words = ["--json", str(out), "--protocol", "all"]
+    assert main(["score", str(predictions), str(truth), *words]) == 0
     found = json.loads(out.read_text(encoding="utf-8"))
     for subsets in found["protocols"].values():
         for metrics in subsets.values():

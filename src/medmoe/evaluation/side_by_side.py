@@ -158,35 +158,48 @@ def _groups(records: Sequence[Record], wanted: Sequence[str]) -> Iterator[_Group
 
 
 class _Values:
-    """Each record's value of each metric, computed once per protocol (and BLEU once for all)."""
+    """Each record's value of each metric, computed once; NaN where the metric is not defined."""
 
     def __init__(self, records: Sequence[Record], answers: Mapping[str, str]) -> None:
         self._records = records
-        self._answers = answers
-        self._found: dict[str, list[Mapping[str, float]]] = {}
+        self._answers = [answers[record.id] for record in records]
+        self._scores: dict[str, list[Mapping[str, float]]] = {}
+        self._columns: dict[tuple[str, str], Floats] = {}
 
     def of(self, group: _Group) -> Floats:
         """Return the values (records, columns) of a group."""
-        columns = [self._column(*column[::2], group.chosen) for column in group.columns]
-        return np.asarray(columns, dtype=np.float64).T
+        columns = [self._column(protocol, key) for protocol, _, key in group.columns]
+        return np.stack([column[group.chosen] for column in columns], axis=1)
 
-    def _column(self, protocol: str, key: str, chosen: Sequence[int]) -> list[float]:
-        if key in _BLEU:
-            place = _BLEU.index(key)
-            return [self._bleu(i)[place] for i in chosen]
-        if protocol not in self._found:
-            self._found[protocol] = [
-                record_scores(protocol, r, self._answers[r.id]) for r in self._records
-            ]
-        scores = self._found[protocol]
-        if key == "right":
-            kinds = {"closed": "accuracy", "open": "exact_match"}
-            return [scores[i][kinds[self._records[i].answer_type]] for i in chosen]
-        return [scores[i][key] for i in chosen]
+    def _column(self, protocol: str, key: str) -> Floats:
+        # BLEU is the same under both published protocols, and the dearest.
+        name = ("", key) if key in _BLEU else (protocol, key)
+        if name not in self._columns:
+            if key in _BLEU:
+                self._add_bleu()
+            elif key == "right":
+                kinds = {"closed": "accuracy", "open": "exact_match"}
+                keys = [kinds[record.answer_type] for record in self._records]
+                pairs = zip(self._of_protocol(protocol), keys, strict=True)
+                self._columns[name] = np.asarray([scores[key] for scores, key in pairs])
+            else:
+                values = [scores.get(key, np.nan) for scores in self._of_protocol(protocol)]
+                self._columns[name] = np.asarray(values, dtype=np.float64)
+        return self._columns[name]
 
-    def _bleu(self, i: int) -> tuple[float, ...]:
-        record = self._records[i]
-        return protocols.bleu_scores(self._answers[record.id], record.answer)
+    def _of_protocol(self, protocol: str) -> list[Mapping[str, float]]:
+        if protocol not in self._scores:
+            pairs = zip(self._records, self._answers, strict=True)
+            self._scores[protocol] = [record_scores(protocol, r, text) for r, text in pairs]
+        return self._scores[protocol]
+
+    def _add_bleu(self) -> None:
+        """Score the open questions only: no table has BLEU of the closed ones."""
+        values = np.full((len(self._records), len(_BLEU)), np.nan)
+        for i, (record, text) in enumerate(zip(self._records, self._answers, strict=True)):
+            if record.answer_type == "open":
+                values[i] = protocols.bleu_scores(text, record.answer)
+        self._columns |= {("", key): values[:, j] for j, key in enumerate(_BLEU)}
 
 
 def _scored(
