@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from medmoe.data.registry import READERS
@@ -16,7 +18,7 @@ tissuemnist organamnist organcmnist organsmnist
 
 def test_every_promised_task_is_there() -> None:
     named = "phantom_vqa phantom_classification vqa_rad vqa_rad_disjoint slake slake_zh path_vqa"
-    assert set(TASKS) >= {*named.split(), "vqa_med_2019", "pmc_vqa", "own", *MEDMNIST.split()}
+    assert set(TASKS) >= {*named.split(), "vqa_med_2019", "pmc_vqa", *MEDMNIST.split()}
     assert all(name == task.name for name, task in TASKS.items())
 
 
@@ -61,6 +63,16 @@ def test_figures_are_shares_and_no_row_stands_twice() -> None:
     for table in (4, 5, 6, 9):
         low, high = (row.value for _, row in paper_table(table))
         assert low < high
+
+
+def test_a_path_is_a_users_own_task(tmp_path: Path) -> None:
+    table, folder = tmp_path / "ward.csv", tmp_path / "tiles"
+    table.touch()
+    folder.mkdir()
+    own = task_spec(str(table))
+    assert (own.name, own.dataset, own.kind) == ("ward", str(table), "vqa")
+    assert task_spec(str(folder)).kind == "classification"
+    assert paper_rows(str(table)) == []
 
 
 def test_an_unknown_task_gets_the_nearest_name() -> None:

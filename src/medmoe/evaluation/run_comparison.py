@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from medmoe.data.schema import Record
-from medmoe.evaluation.comparison import is_right
 from medmoe.evaluation.predictions import Prediction, pair
 from medmoe.evaluation.score_row import type_label
 from medmoe.evaluation.scores import record_scores
@@ -166,7 +165,8 @@ def _subsets(records: Sequence[Record]) -> dict[str, list[int]]:
     """Return the positions of closed and open questions, and of the classification's records."""
     found: dict[str, list[int]] = {}
     for i, record in enumerate(records):
-        found.setdefault("all" if record.options else record.answer_type, []).append(i)
+        name = "all" if record.task == "classification" else record.answer_type
+        found.setdefault(name, []).append(i)
     return {name: found[name] for name in _METRICS if name in found}
 
 
@@ -179,9 +179,10 @@ def _types(records: Sequence[Record]) -> dict[str, list[int]]:
 
 
 def _value(record: Record, prediction: Prediction, metric: str) -> float:
-    if metric in (RIGHT, "accuracy", "exact_match"):
-        return float(is_right(record, prediction))
-    return record_scores("strict", record, prediction.text)[metric]
+    scores = record_scores("strict", record, prediction.text)
+    if metric == RIGHT:
+        return scores["accuracy" if record.answer_type == "closed" else "exact_match"]
+    return scores[metric]
 
 
 def _values(records: Sequence[Record], runs: Sequence[Sequence[Prediction]], metric: str) -> Floats:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Literal
 
 from medmoe.errors import ConfigError, one_of
@@ -25,7 +26,8 @@ class TaskSpec:
     """One task.
 
     Attributes:
-        dataset: Name in `medmoe.data.registry`; ``phantom`` is the embedded one.
+        dataset: Name in `medmoe.data.registry`, or the path of a user's own; ``phantom`` is the
+            embedded one.
         split: The split that is scored.
         train_split: Where the baselines' answers come from.
         kind: ``vqa`` (answers in words), ``classification`` (one of the options) or ``multi_label``
@@ -92,20 +94,25 @@ TASKS: Mapping[str, TaskSpec] = {
         _medmnist("organamnist"),
         _medmnist("organcmnist", paper="OrganCMNIST"),
         _medmnist("organsmnist"),
-        TaskSpec("own", "own"),
     )
 }
 
 
 def task_spec(name: str) -> TaskSpec:
-    """Return a task by its name.
+    """Return a task by its name, or that of a user's own data by its path.
+
+    A table's task is named after the file, that of a folder with a folder per class after it.
 
     Raises:
-        ConfigError: There is none of this name; the nearest is named.
+        ConfigError: There is none of this name, and nothing at this path; the nearest is named.
     """
-    if name not in TASKS:
-        raise ConfigError(one_of(name, TASKS, "task"))
-    return TASKS[name]
+    if name in TASKS:
+        return TASKS[name]
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise ConfigError(f"{one_of(name, TASKS, 'task')}; or give the path of your own data")
+    kind: Kind = "classification" if path.is_dir() else "vqa"
+    return TaskSpec(path.resolve().stem, str(path), kind=kind)
 
 
 def paper_rows(task: str, subset: str | None = None) -> list[PaperRow]:
