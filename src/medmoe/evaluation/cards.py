@@ -160,7 +160,7 @@ def results_section(summary: Mapping[str, Any]) -> str:
     found = results(summary.get("scores", []), summary.get("comparisons", []))
     lines = ["## Results", "", _origin(summary), ""]
     for title, rows in found.tables:
-        if title != "By question type":
+        if not title.startswith("By "):
             lines += [f"### {title}", "", *_markdown(rows, found.systems), ""]
     router = summary.get("router") or {}
     if router.get("n"):
@@ -258,7 +258,13 @@ def applied_card(facts: RunFacts, people: Mapping[str, str] | None = None) -> st
         parameters={k: f"{sizes[k]:,}".replace(",", " ") for k in _SIZES} if sizes else {},
         results=found,
         tables=tables,
-        by_type=[r for r in tables.get("By question type", []) if r.protocol in OURS],
+        by_type=[
+            row
+            for title, rows in found.tables
+            if title.startswith("By ")
+            for row in rows
+            if row.protocol in OURS
+        ],
         router=router if router.get("n") else None,
         router_interval=interval(router),
         hashes=sorted(((facts.run.get("data") or {}).get("sha256") or {}).items()),

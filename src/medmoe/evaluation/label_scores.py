@@ -7,7 +7,7 @@ computed stands in `medmoe.evaluation.classification`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -26,6 +26,7 @@ def label_score_rows(
     seed: int,
     *,
     multi_label: bool = False,
+    subsets: Mapping[str, Callable[[Record], bool]] | None = None,
 ) -> Iterator[ScoreRow]:
     """Yield accuracy and AUC over all records, and of each question type where there are several.
 
@@ -39,6 +40,7 @@ def label_score_rows(
         train: Training records of the same task, for the baselines; may be empty.
         seed: Of the bootstrap.
         multi_label: Whether an image has several labels at once.
+        subsets: Further subsets by name.
 
     Raises:
         DataError: Option scores are missing, not finite or not one per option, or an answer is
@@ -52,6 +54,9 @@ def label_score_rows(
         groups |= {
             type_label(name): [p for p in pairs if p[0].question_type == name] for name in types
         }
+    for name, belongs in (subsets or {}).items():
+        inside = [pair for pair in pairs if belongs(pair[0])]
+        groups |= {name: inside} if inside else {}
     for subset, group in groups.items():
         chosen = [record for record, _ in group]
         right = [

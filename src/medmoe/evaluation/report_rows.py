@@ -24,6 +24,11 @@ _SYSTEMS = {"moe": "MoE", "sft": "SFT"}
 _CONTROLS = {"blank": "blank image", "shuffled": "shuffled images"}
 OURS = ("strict", "label_score")  # the protocols that our headline scores use
 _LEADING_METRICS = ("accuracy", "exact_match")
+_BREAKDOWNS = ("modality:", "organ:", "answer_length:")
+_TABLES = (
+    *("Our protocol", "Other published protocols", "By question type"),
+    "By modality, organ and length of the answer",
+)
 _MAIN_SUBSETS = ("closed", "open", "all")  # every other subset is a question type
 
 
@@ -93,7 +98,7 @@ def results(scores: Sequence[Score], comparisons: Sequence[Mapping[str, Any]] = 
     leading = {key: row for key, row in table.items() if _leads(key)}
     tables = [
         (title, [_row(row, systems) for key, row in table.items() if _group(key) == title])
-        for title in ("Our protocol", "Other published protocols", "By question type")
+        for title in _TABLES
     ]
     leading_controls = [score for score in controls if _leads(_key(score))]
     return Results(
@@ -121,6 +126,8 @@ def _leads(key: Key) -> bool:
 
 
 def _group(key: Key) -> str:
+    if key[2].startswith(_BREAKDOWNS):
+        return "By modality, organ and length of the answer"
     if key[2] not in _MAIN_SUBSETS:
         return "By question type"
     return "Our protocol" if key[3] in OURS else "Other published protocols"
