@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from medmoe.cli.parser import FOOTER
+from medmoe.cli.tables import plain_table, width_of
 from medmoe.evaluation.compare_page import sentences, verdict
 from medmoe.evaluation.page import percent, points
 from medmoe.evaluation.run_comparison import Comparison
@@ -17,7 +17,7 @@ from medmoe.evaluation.run_comparison import Comparison
 def show(names: tuple[str, str], found: Sequence[Comparison], notes: Sequence[str]) -> None:
     """Print everything that `compare` found."""
     console = Console()
-    width = console.width if console.is_terminal else 80
+    width = width_of(console)
     for letter, name in zip("AB", names, strict=True):
         console.print(f"{letter}: {name}", highlight=False, markup=False, soft_wrap=True)
     differences = [row for comparison in found for row in comparison.differences]
@@ -37,17 +37,11 @@ def _title(comparison: Comparison, text: str) -> str:
 
 def _differences(comparison: Comparison) -> Table:
     first = comparison.differences[0]
-    table = Table(
-        title=_title(comparison, "strict, percent; B − A with 95 % interval by image"),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
+    table = plain_table(
+        _title(comparison, "strict, percent; B − A with 95 % interval by image"),
+        ("subset", "metric"),
+        ("A", "B", "B − A", "interval", "p", "n"),
     )
-    table.add_column("subset", no_wrap=True)
-    table.add_column("metric", no_wrap=True)
-    for name in ("A", "B", "B − A", "interval", "p", "n"):
-        table.add_column(name, justify="right", no_wrap=True)
     for row in comparison.differences:
         table.add_row(
             row.subset,
@@ -70,16 +64,8 @@ def _differences(comparison: Comparison) -> Table:
 
 
 def _wins(comparison: Comparison) -> Table:
-    table = Table(
-        title=_title(comparison, "questions answered right"),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("subset")
-    for name in ("both", "only A", "only B", "neither", "n"):
-        table.add_column(name, justify="right", no_wrap=True)
+    title = _title(comparison, "questions answered right")
+    table = plain_table(title, ("subset",), ("both", "only A", "only B", "neither", "n"))
     for row in comparison.wins:
         counts = (row.both_right, row.only_a, row.only_b, row.both_wrong, row.n)
         table.add_row(row.subset, *map(str, counts))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from medmoe.cli.parser import FOOTER
+from medmoe.cli.tables import plain_table, width_of
 from medmoe.evaluation.report_rows import interval, percent
 from medmoe.evaluation.score_report import MAIN_SUBSETS, shown
 
@@ -25,7 +25,7 @@ _CONSTANTS = {
 def show(result: Mapping[str, Any]) -> None:
     """Print everything that `score` found."""
     console = Console()
-    width = console.width if console.is_terminal else 80
+    width = width_of(console)
     console.print(_protocols(result), width=width)
     if any(name not in MAIN_SUBSETS for name in result["protocols"].get("strict", {})):
         console.print(_subsets(result), width=width)
@@ -36,22 +36,12 @@ def show(result: Mapping[str, Any]) -> None:
     console.print(FOOTER, highlight=False)
 
 
-def _table(title: str, *columns: tuple[str, bool]) -> Table:
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
-    )
-    for name, is_number in columns:
-        table.add_column(name, justify="right" if is_number else "left", no_wrap=is_number)
-    return table
-
-
 def _protocols(result: Mapping[str, Any]) -> Table:
     title = f"{result['n']} records, {result['images']} images; percent, 95 % interval by image"
-    table = _table(
-        title,
-        ("protocol", False), ("subset", False), ("metric", False),
-        ("value", True), ("interval", True), ("n", True), ("constant", True), ("answer", False),
-    )  # fmt: skip
+    table = plain_table(
+        title, ("protocol", "subset", "metric"), ("value", "interval", "n", "constant")
+    )
+    table.add_column("answer")
     for protocol, subsets in _headline_first(result["protocols"]):
         first = True
         for subset, metric in shown(protocol, subsets):
@@ -90,10 +80,8 @@ def best_constant(
 
 
 def _subsets(result: Mapping[str, Any]) -> Table:
-    table = _table(
-        "strict, share of questions answered right",
-        ("subset", False), ("value", True), ("interval", True), ("n", True), ("constant", True),
-    )  # fmt: skip
+    title = "strict, share of questions answered right"
+    table = plain_table(title, ("subset",), ("value", "interval", "n", "constant"))
     for subset, metrics in result["protocols"]["strict"].items():
         if subset in MAIN_SUBSETS:
             continue
@@ -106,11 +94,11 @@ def _subsets(result: Mapping[str, Any]) -> Table:
 
 
 def _paper(result: Mapping[str, Any]) -> Table:
-    table = _table(
+    table = plain_table(
         f"the paper on {result['task']} (no interval, no n)",
-        ("table", True), ("system", False), ("subset", False), ("metric", False),
-        ("protocol", False), ("value", True), ("ours", True),
-    )  # fmt: skip
+        ("system", "subset", "metric", "protocol"),
+        ("table", "value", "ours"),
+    )
     for row in result["paper"]:
         ours = (
             result["protocols"]
@@ -119,11 +107,11 @@ def _paper(result: Mapping[str, Any]) -> Table:
             .get(row["metric"], {})
         )
         table.add_row(
-            str(row["table"]),
             row["system"],
             row["subset"],
             row["metric"],
             row["protocol"],
+            str(row["table"]),
             f"{row['value']:.2f}",
             percent(ours.get("value")),
         )
