@@ -18,6 +18,7 @@ from medmoe.data.schema import Record
 from medmoe.evaluation import classification
 from medmoe.evaluation.predictions import Prediction
 from medmoe.evaluation.scores import score_task
+from medmoe.evaluation.side_by_side import score_records
 
 MISSING = "medmnist is not installed: pip install --no-deps medmnist (and pandas)"
 
@@ -108,6 +109,9 @@ def test_score_rows_of_a_multi_label_task_equal_the_evaluator(
     official = evaluator("chestmnist", truth).evaluate(1 / (1 + np.exp(-logits)))
     assert rows["all", "auc"].value == pytest.approx(100 * official.AUC, abs=1e-6)
     assert rows["all", "accuracy"].value == pytest.approx(100 * official.ACC, abs=1e-6)
+    side = score_records(records, predictions, wanted=("label_score",), multi_label=True)
+    cells = side["protocols"]["label_score"]["all"]
+    assert cells["auc"]["value"] == rows["all", "auc"].value
     means = [rows[name, "auc"].value for name in names]
     assert rows["all", "auc"].value == pytest.approx(np.mean(means), abs=1e-5)
 
@@ -116,7 +120,6 @@ def test_recorded_predictions_on_pneumoniamnist_equal_the_evaluator(
     evaluator: Callable[[str, Any], Any], repository: Path
 ) -> None:
     from medmoe.evaluation.predictions import read_predictions
-    from medmoe.evaluation.side_by_side import score_records
     from medmoe.evaluation.truth import read_truth
 
     files = sorted((repository / "results" / "predictions").glob("*-pneumoniamnist-7.jsonl"))

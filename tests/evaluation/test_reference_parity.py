@@ -108,8 +108,13 @@ def test_edges_on_which_the_released_scorer_fails_are_scored(shared: Path) -> No
     # What ours gives there: tests/evaluation/test_side_by_side.py, tests/cli/test_score.py.
     assert edges["only_open"] == edges["only_closed"] == "ZeroDivisionError: division by zero"
     assert "silently left out" in edges["other_answer_type_is_ignored"]
+    every = json.loads(path.read_text(encoding="utf-8"))["pairs"]
+    # It pairs by position: the same answers in another order score otherwise.
+    paired = [score_pair("reference", p["candidate"], p["reference"], "open") for p in every]
+    aligned = 100 * sum(score["recall"] for score in paired) / len(paired)
+    assert edges["shuffled_predictions"]["Recall"] < aligned / 5
     # Fewer predictions are cut silently: its 55 % are those of the first 20 pairs.
-    pairs = json.loads(path.read_text(encoding="utf-8"))["pairs"][:20]
+    pairs = every[:20]
     scored = [score_pair("reference", p["candidate"], p["reference"], "open") for p in pairs]
     for name, key in (("Exact Match Score", "exact_match"), ("Recall", "recall")):
         ours = 100 * sum(score[key] for score in scored) / len(scored)

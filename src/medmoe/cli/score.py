@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="truth of the training split, to choose the constant answers on",
     )
     parser.add_argument(
-        "--task", metavar="NAME", help="also show what the paper reports, e.g. vqa_rad"
+        "--task",
+        metavar="NAME",
+        help="what was answered, e.g. vqa_rad: also show what the paper reports on it",
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="also write an HTML report")
     flags.add_seed(parser)
@@ -56,10 +58,11 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.cli.score_tables import show
     from medmoe.evaluation.predictions import read_predictions
     from medmoe.evaluation.side_by_side import ALL_PROTOCOLS, score_records
-    from medmoe.evaluation.tasks import paper_rows
+    from medmoe.evaluation.tasks import paper_rows, task_spec
     from medmoe.evaluation.truth import check_same_truth, read_truth
 
     chosen = args.protocol or ["all"]
+    task = task_spec(args.task) if args.task else None
     paper = paper_rows(args.task) if args.task else []
     records = read_truth(args.truth)
     predictions = read_predictions(args.predictions)
@@ -69,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         predictions,
         train=read_truth(args.train) if args.train else (),
         wanted=ALL_PROTOCOLS if "all" in chosen else tuple(dict.fromkeys(chosen)),
+        multi_label=task is not None and task.kind == "multi_label",
         seed=args.seed,
     )
     result: dict[str, Any] = {

@@ -70,6 +70,7 @@ def score_records(
     *,
     train: Sequence[Record] = (),
     wanted: Sequence[str] = ALL_PROTOCOLS,
+    multi_label: bool = False,
     seed: int = 7,
 ) -> dict[str, Any]:
     """Score predictions under several protocols.
@@ -83,6 +84,8 @@ def score_records(
         train: Training records to choose the constant answer on; without them it is chosen on the
             truth itself, an upper bound.
         wanted: Names of `ALL_PROTOCOLS`.
+        multi_label: Whether an image has several labels at once, with one record for each
+            (ChestMNIST): the AUC of all is then the mean of theirs.
         seed: Of the bootstrap.
 
     Returns:
@@ -106,7 +109,7 @@ def score_records(
     cells = _scored(groups, records, answers, seed)
     blind = _baselines(groups, records, train)
     if LABEL_SCORE in wanted:
-        found, constants, more = _label_scores(pairs, train, seed)
+        found, constants, more = _label_scores(pairs, train, seed, multi_label)
         notes += more
         if found:
             cells[LABEL_SCORE] = found
@@ -224,7 +227,10 @@ def _scored(
 
 
 def _label_scores(
-    pairs: Sequence[tuple[Record, Prediction]], train: Sequence[Record], seed: int
+    pairs: Sequence[tuple[Record, Prediction]],
+    train: Sequence[Record],
+    seed: int,
+    multi_label: bool,
 ) -> tuple[Subsets, Subsets, list[str]]:
     """Return the cells of the records with options, those of the best constant option, and notes.
 
@@ -243,7 +249,7 @@ def _label_scores(
     constants: Subsets = {}
     notes = []
     learned = [record for record in train if record.options]
-    for row in label_score_rows(blank, chosen, learned, seed):
+    for row in label_score_rows(blank, chosen, learned, seed, multi_label=multi_label):
         cell = {"value": row.value, "low": row.low, "high": row.high, "n": row.n}
         cells.setdefault(row.subset, {})[row.metric] = cell
         if row.constant_baseline is not None:
