@@ -15,9 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from medmoe.errors import CheckpointError
+from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.processing_medmoe import MedMoeProcessor
 
@@ -112,6 +114,33 @@ def load_model(directory: Path) -> tuple[MedMoeForConditionalGeneration, MedMoeP
             f"{directory}: no usable processor ({reason}); save the model with its processor"
         ) from None
     return model.eval(), processor
+
+
+def read_config(directory: Path) -> MedMoeConfig:
+    """Return the configuration of a model folder, without its weights or its manifest.
+
+    Raises:
+        CheckpointError: There is no config.json, or it is not one of ours.
+    """
+    path = directory / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing; give the folder of a model") from None
+    except ValueError:
+        raise CheckpointError(f"{path}: not readable as JSON; copy it again") from None
+    kind = content.get("model_type") if isinstance(content, dict) else None
+    if kind != MedMoeConfig.model_type:
+        raise CheckpointError(
+            f"{path}: describes a model of type {kind!r}, not {MedMoeConfig.model_type!r}; "
+            "give the folder of a medmoe model"
+        )
+    try:
+        config: MedMoeConfig = MedMoeConfig.from_dict(content)
+    except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: not a complete config ({reason}); copy it again") from None
+    return config
 
 
 def verify(directory: Path) -> None:
