@@ -76,7 +76,7 @@ def chat_template(end: str, system: str = "") -> str:
 
 
 def chatml_template(system: str = "", opening: str = "") -> str:
-    r"""Return ChatML: ``<|im_start|>user\n<image>\n{question}<|im_end|>\n<|im_start|>assistant\n…``.
+    r"""Return ChatML: ``<|im_start|>user\n<image>\n{question}<|im_end|>``, then the answer.
 
     Args:
         system: What a system message says where the conversation has none; empty for no message.

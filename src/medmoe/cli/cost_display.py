@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from medmoe.cli.parser import FOOTER
-from medmoe.experiments.cost import PAPER_GPUS, CostReport, SystemCost, paper_lines
+from medmoe.experiments.cost import LORA_RANK, PAPER_GPUS, CostReport, SystemCost, paper_lines
 from medmoe.experiments.measure import Measured
 
 
@@ -21,14 +21,12 @@ def show(report: CostReport, measured: Measured | None) -> None:
         f"context {report.context:,}\n"
     )
     console.print(_systems(report))
-    console.print("\n[bold]Training memory, GB[/] (one device; activations without / with "
-                  "gradient checkpointing)")
+    console.print("\n[bold]Training memory, GB[/]")
     console.print(_training(report.systems[0]))
     console.print(
-        "Estimate: weights + gradients + AdamW (12 bytes a trained weight in mixed precision, 8 in "
-        "float32) + activations that autograd keeps; sums are with checkpointing. ZeRO-2 divides "
-        f"gradients and AdamW's states by {PAPER_GPUS}.",
-        soft_wrap=False,
+        "sum = weights + gradients + AdamW (12 bytes a trained weight in mixed precision, 8 in "
+        "float32) + activations with gradient checkpointing (chkpt); ZeRO-2 divides "
+        "gradients and AdamW's states among the GPUs. Without the runtime's own memory."
     )
     if report.paper is not None:
         console.print("\n[bold]The paper's Table 8 and sizes[/], in units of 10⁹")
@@ -42,7 +40,7 @@ def show(report: CostReport, measured: Measured | None) -> None:
 
 
 def _systems(report: CostReport) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("")
     for system in report.systems:
         table.add_column(escape(system.system), justify="right")
@@ -56,6 +54,8 @@ def _systems(report: CostReport) -> Table:
         ("domain experts, all", [_size(s.parts["domain_experts"]) for s in report.systems]),
         ("to load", [_bytes(s.load_bytes) for s in report.systems]),
         ("KV cache", [_bytes(s.kv_cache_bytes) for s in report.systems]),
+        (f"to tune, {PAPER_GPUS} GPUs", [_tuned(s, None) for s in report.systems]),
+        (f"  LoRA, rank {LORA_RANK}", [_tuned(s, LORA_RANK) for s in report.systems]),
         ("FLOPs per answer", [_flops(s.flops.total) for s in report.systems]),
         ("  image", [_flops(s.flops.vision) for s in report.systems]),
         (f"  prompt, {prompt:,} tokens", [_flops(s.flops.prefill) for s in report.systems]),
@@ -70,11 +70,12 @@ def _systems(report: CostReport) -> Table:
 
 
 def _training(system: SystemCost) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("phase")
-    for title in ("trains", "weights", "gradients + AdamW", "activations", "sum"):
-        table.add_column(title, justify="right")
-    table.add_column(f"{PAPER_GPUS} GPUs, ZeRO-2", justify="right")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("phase", no_wrap=True)
+    for title in ("trains", "weights", "gradients\n+ AdamW", "activations\nall / chkpt"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for title in ("sum\n", f"{PAPER_GPUS} GPUs\nZeRO-2"):
+        table.add_column(title, justify="right", no_wrap=True)
     for row in system.training:
         table.add_row(
             row.phase if row.lora_rank is None else f"  LoRA, rank {row.lora_rank}",
@@ -88,8 +89,14 @@ def _training(system: SystemCost) -> Table:
     return table
 
 
+def _tuned(system: SystemCost, rank: int | None) -> str:
+    """Return what the last phase of a system takes on each of the paper's GPUs."""
+    rows = [row for row in system.training if row.lora_rank == rank]
+    return _bytes(rows[-1].sharded(PAPER_GPUS)) if rows else "–"
+
+
 def _paper(report: CostReport) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("")
     table.add_column("paper", justify="right")
     table.add_column("counted", justify="right")

@@ -69,9 +69,7 @@ def recipe(kind: str, name: str) -> dict[str, Any]:
 def recipe_names(kind: str) -> list[str]:
     """Return the names of the package's recipes of a kind, sorted."""
     files = (resources.files("medmoe.recipes") / kind).iterdir()
-    return sorted(
-        file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml")
-    )
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
 def apply_overrides(data: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def _measure(directory: Path, repeats: int) -> Measured:
 
 
 def _seconds(engine: Any, tokens: int) -> float:
-    """Return how long an answer of exactly so many tokens takes, the picture's encoding included."""
+    """Return how long an answer of exactly so many tokens takes, the picture encoded anew."""
     import torch
 
     side = engine.model.config.vision_config.image_size

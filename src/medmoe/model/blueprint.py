@@ -59,6 +59,32 @@ def dense_twin(config: MedMoeConfig) -> MedMoeConfig:
     return twin
 
 
+def first_layers(config: MedMoeConfig) -> tuple[MedMoeConfig, list[int]]:
+    """Return a configuration cut to its first layers, and which of them each real layer is like.
+
+    What is counted layer by layer need not be counted for every one of them: past the first of its
+    kind (dense or MoE, and its form of attention), a layer costs what the one before it cost.
+    """
+    text = config.text_config
+    forms = getattr(text, "layer_types", None) or [""] * text.num_hidden_layers
+    moe = set(config.moe_layers or [])
+    kinds = [(index in moe, form) for index, form in enumerate(forms)]
+    # In phase 3 gradients begin at the first MoE layer, and the next one keeps what all share.
+    settled = min(min(moe, default=0) + 2, len(kinds))
+    depth = settled
+    while any(kind not in kinds[settled:depth] for kind in kinds[depth:]):
+        depth += 1
+    latest = {kinds[index]: index for index in range(settled, depth)}
+    alike = [index if index < depth else latest[kind] for index, kind in enumerate(kinds)]
+    values = config.to_dict()
+    values["moe_layers"] = [index for index in moe if index < depth]
+    values["text_config"] = text.to_dict() | {"num_hidden_layers": depth}
+    if values["text_config"].get("layer_types"):
+        values["text_config"]["layer_types"] = list(forms[:depth])
+    cut: MedMoeConfig = MedMoeConfig.from_dict(values)
+    return cut, alike
+
+
 def meta_model(config: MedMoeConfig) -> MedMoeForConditionalGeneration:
     """Return the model on the meta device: every tensor has its shape and no memory."""
     with torch.device("meta"):

@@ -14,7 +14,6 @@ memory, fragmentation, and the short-lived tensors of a pass.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from medmoe.config.schema import PhaseName
-from medmoe.model.blueprint import dense_twin, meta_model
+from medmoe.model.blueprint import dense_twin, first_layers, meta_model
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.cost.memory import load_bytes
 from medmoe.model.cost.parameters import count_by_part
@@ -93,19 +92,13 @@ def training_memory(
         context: Tokens of a conversation, image tokens included.
         lora_ranks: Ranks to estimate besides full tuning.
     """
-    with FakeTensorMode():
-        # In bfloat16 whatever the dtype: the grouped product of experts has no other fake form.
-        model: Any = MedMoeForConditionalGeneration._from_config(
-            copy.deepcopy(config), dtype=torch.bfloat16
-        )
-        model.set_experts_implementation({"": "grouped_mm"})
-        trained = set_trainable(model.train(), phase).trainable
-        kept, checkpointed = _kept_for_backward(model, batch, context, dtype)
-        weights = load_bytes(model, dtype)
-        found = [(None, trained, weights)]
-        for rank in lora_ranks:
-            adapters = adapter_parameters(model, rank)
-            found.append((rank, adapters, weights + adapters * dtype.itemsize))
+    model = meta_model(config)
+    trained, weights = set_trainable(model, phase).trainable, load_bytes(model, dtype)
+    counts: list[tuple[int | None, int, int]] = [(None, trained, weights)]
+    for rank in lora_ranks:
+        adapters = adapter_parameters(model, rank)
+        counts.append((rank, adapters, weights + adapters * dtype.itemsize))
+    kept, checkpointed = kept_for_backward(config, phase, dtype, batch, context)
     return [
         TrainingMemory(
             phase=phase,
@@ -117,7 +110,7 @@ def training_memory(
             activations=kept,
             checkpointed=checkpointed,
         )
-        for rank, count, held in found
+        for rank, count, held in counts
     ]
 
 
@@ -154,27 +147,35 @@ def adapter_parameters(model: MedMoeForConditionalGeneration, rank: int) -> int:
     return total
 
 
-def _kept_for_backward(
-    model: Any, batch: int, context: int, dtype: torch.dtype
+def kept_for_backward(
+    config: MedMoeConfig, phase: PhaseName, dtype: torch.dtype, batch: int, context: int
 ) -> tuple[int, int]:
-    """Return the bytes that autograd keeps, without and with gradient checkpointing."""
-    text, inner = model.config.text_config, model.model
-    vision, patches = model.config.vision_config.hidden_size, model.config.image_seq_length
-    with _saved_bytes(model, dtype) as saved:
-        layers: list[int] = []
-        for layer in inner.language_model.layers:
-            layer.register_forward_pre_hook(lambda *_: layers.append(-saved[0]))
-            layer.register_forward_hook(lambda *_: layers.append(layers.pop() + saved[0]))
-        image = inner.multi_modal_projector(torch.empty(batch, patches, vision, dtype=model.dtype))
-        ids = torch.zeros(batch, context - patches, dtype=torch.int64)
-        embeds = torch.cat([image, inner.get_input_embeddings()(ids)], dim=1)
-        mask = torch.ones(batch, 1, context, context, dtype=torch.bool)  # of packed questions
-        states = inner.language_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False)
-        logits = model.lm_head(states.last_hidden_state)
-        labels = torch.zeros(batch, context, dtype=torch.int64)
-        model.loss_function(logits, labels, vocab_size=text.vocab_size)
-    inputs = len(layers) * batch * context * text.hidden_size * dtype.itemsize
-    return saved[0], saved[0] - sum(layers) + inputs + max(layers)
+    """Return the bytes that autograd keeps for a step, without and with gradient checkpointing."""
+    cut, alike = first_layers(config)
+    text, patches = config.text_config, config.image_seq_length
+    layers: list[int] = []
+    with FakeTensorMode():
+        # In bfloat16 whatever the dtype: the grouped product of experts has no other fake form.
+        model: Any = MedMoeForConditionalGeneration._from_config(cut, dtype=torch.bfloat16)
+        model.set_experts_implementation({"": "grouped_mm"})
+        set_trainable(model.train(), phase)
+        inner = model.model
+        with _saved_bytes(model, dtype) as saved:
+            for layer in inner.language_model.layers:
+                layer.register_forward_pre_hook(lambda *_: layers.append(-saved[0]))
+                layer.register_forward_hook(lambda *_: layers.append(layers.pop() + saved[0]))
+            vision = torch.empty(batch, patches, config.vision_config.hidden_size)
+            image = inner.multi_modal_projector(vision.to(model.dtype))
+            ids = torch.zeros(batch, context - patches, dtype=torch.int64)
+            embeds = torch.cat([image, inner.get_input_embeddings()(ids)], dim=1)
+            mask = torch.ones(batch, 1, context, context, dtype=torch.bool)  # packed questions
+            out = inner.language_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False)
+            logits = model.lm_head(out.last_hidden_state)
+            labels = torch.zeros(batch, context, dtype=torch.int64)
+            model.loss_function(logits, labels, vocab_size=text.vocab_size)
+    outside, inside = saved[0] - sum(layers), sum(layers[index] for index in alike)
+    inputs = len(alike) * batch * context * text.hidden_size * dtype.itemsize
+    return outside + inside, outside + inputs + max(layers)
 
 
 @contextmanager

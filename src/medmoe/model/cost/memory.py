@@ -5,6 +5,8 @@ Not in it: the runtime's own memory, and the short-lived tensors of a forward pa
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from medmoe.model.configuration_medmoe import MedMoeConfig
@@ -31,6 +33,11 @@ def kv_cache_bytes(config: MedMoeConfig, dtype: torch.dtype, batch: int, context
         context: Tokens of a prompt and its answer, image tokens included.
     """
     text = config.text_config
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head * dtype.itemsize
-    return int(per_token * batch * context)
+    per_layer = 2 * text.num_key_value_heads * head_width(text) * dtype.itemsize
+    return int(text.num_hidden_layers * per_layer * batch * context)
+
+
+def head_width(text: Any) -> int:
+    """Return the width of one attention head of a language model's config."""
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(width)
