@@ -1,4 +1,4 @@
-"""A model directory on disk: safetensors, config, processor, provenance and a SHA-256 manifest.
+"""A model directory on disk: safetensors, config, processor, provenance, card, SHA-256 manifest.
 
 Saving is all or nothing (staging directory, fsync, manifest last, rename). Loading verifies the
 manifest first and refuses what could run code or hide a loss: pickles, ``auto_map``, a wrong hash,
@@ -19,6 +19,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from medmoe.errors import CheckpointError
+from medmoe.model.card import CARD, model_card
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.processing_medmoe import MedMoeProcessor
@@ -83,6 +84,7 @@ def _write(
     model.save_pretrained(staging)
     if processor is not None:
         processor.save_pretrained(staging)
+    (staging / CARD).write_text(model_card(model, provenance), encoding="utf-8")
     facts = {"domains": model.config.domains, "training": dict(provenance)}
     _write_json(staging / PROVENANCE, facts)
     files = {path.name: _entry(path) for path in sorted(staging.iterdir())}
