@@ -17,8 +17,9 @@ def show(report: CostReport, measured: Measured | None) -> None:
     console = Console(highlight=False)
     experts = f"top-{report.top_k} + meta expert, " if report.top_k else "dense, "
     console.print(
-        f"[bold]{escape(report.model)}[/]: {experts}{report.dtype}, batch {report.batch}, "
-        f"context {report.context:,}\n"
+        f"[bold]{escape(report.systems[0].system)}[/]: {experts}{report.dtype}, "
+        f"batch {report.batch}, context {report.context:,}\n",
+        soft_wrap=True,
     )
     console.print(_systems(report))
     console.print("\n[bold]Training memory, GB[/]")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medmoe.backbones.registry import language_backbone, vision_backbone
+from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
 from medmoe.config.schema import PHASES
 from medmoe.evaluation.cards import CARDS, write_cards
 from medmoe.evaluation.report import write_report
@@ -78,7 +79,7 @@ def _summary(plan: DemoPlan, corpus: Corpus, trained: Trained, scored: Scored) -
 
 
 def _provenance(plan: DemoPlan, corpus: Corpus) -> dict[str, Any]:
-    backbones = {
+    backbones: dict[str, LanguageBackbone | VisionBackbone] = {
         "language_model": language_backbone(plan.model.language_model),
         "vision_encoder": vision_backbone(plan.model.vision_encoder),
     }

@@ -43,10 +43,10 @@ def model_card(model: MedMoeForConditionalGeneration, provenance: Mapping[str, A
 
     Args:
         model: Dense or MoE.
-        provenance: As `medmoe.model.checkpoint.save_model` writes it. Read are ``base_model`` (name,
-            ``hub_id`` and ``revision`` of ``language_model`` and ``vision_encoder``), ``phases``
-            (name to steps), ``data``, ``licences`` (data set to licence), ``seed``, ``commit``,
-            ``config_sha256`` and ``notes``; what is missing is said to be.
+        provenance: As `medmoe.model.checkpoint.save_model` writes it. Read are ``base_model``
+            (``name``, ``hub_id`` and ``revision`` of ``language_model`` and ``vision_encoder``),
+            ``phases`` (name to steps), ``data``, ``licences`` (data set to licence), ``seed``,
+            ``commit``, ``config_sha256`` and ``notes``; what is missing is said to be.
     """
     base: Mapping[str, Any] = provenance.get("base_model") or {}
     hub_ids = [part["hub_id"] for part in base.values() if part.get("hub_id")]
@@ -90,7 +90,7 @@ def _shape(model: MedMoeForConditionalGeneration, base: Mapping[str, Any]) -> di
 
 
 def _origin(part: Mapping[str, Any] | None, config: Any) -> str:
-    """Return where a part comes from: its hub id and commit, or that it was trained from scratch."""
+    """Return where a part comes from: hub id and commit, or that it was trained from scratch."""
     if part is None:
         return f"{config.model_type}, origin {_UNKNOWN}"
     if not part.get("hub_id"):
