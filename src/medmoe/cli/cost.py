@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=REPEATS,
         metavar="REPEATS",
-        help=f"also load a model folder and time its answers (default: {REPEATS} repeats)",
+        help=f"also load a model folder as it was saved, and time it (default: {REPEATS} repeats)",
     )
     flags.add_json(parser)
 

@@ -109,7 +109,8 @@ def _paper(report: CostReport) -> Table:
 def _measured(measured: Measured) -> str:
     return (
         f"\n[bold]Measured[/] on {measured.device}, {measured.threads} threads, medians of "
-        f"{measured.repeats}: load {_bytes(measured.load_bytes)}; first token "
+        f"{measured.repeats}: load {_bytes(measured.load_bytes)}, once it has "
+        f"answered {_bytes(measured.answering_bytes)}; first token "
         f"{1000 * measured.first_token_seconds:.0f} ms ({measured.prompt_tokens} tokens of prompt, "
         f"the image's encoding included); each further token "
         f"{1000 * measured.per_token_seconds:.1f} ms"

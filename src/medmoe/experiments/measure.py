@@ -11,11 +11,14 @@ import multiprocessing
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from medmoe.errors import GuardError
 
 ANSWER_TOKENS = 17
 _QUESTION = "Is there any abnormality in this image?"
@@ -26,7 +29,9 @@ class Measured:
     """What one machine needed.
 
     Attributes:
-        load_bytes: Growth of the process while the model was loaded.
+        load_bytes: Growth of the process while the model was loaded. Weights that stay mapped from
+            the file are not in it before they are read.
+        answering_bytes: Growth once it has answered: weights, cache and what the products need.
         first_token_seconds: From picture and question to the first token: encoder and prefill too.
         per_token_seconds: Each further token.
         repeats: How often each was timed.
@@ -34,6 +39,7 @@ class Measured:
     """
 
     load_bytes: int
+    answering_bytes: int
     first_token_seconds: float
     per_token_seconds: float
     repeats: int
@@ -47,10 +53,17 @@ def measure(directory: Path, repeats: int) -> Measured:
 
     Raises:
         CheckpointError: The folder is incomplete, altered or not a model.
+        GuardError: The system ended the process, as it does when memory runs out.
     """
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=fresh) as pool:
-        return pool.submit(_measure, directory, repeats).result()
+        try:
+            return pool.submit(_measure, directory, repeats).result()
+        except BrokenProcessPool:
+            raise GuardError(
+                f"{directory}: the process that ran the model was ended by the system, most likely "
+                "for its memory; leave --measure out to see how much it needs"
+            ) from None
 
 
 def _measure(directory: Path, repeats: int) -> Measured:
@@ -64,18 +77,23 @@ def _measure(directory: Path, repeats: int) -> Measured:
     process = psutil.Process()
     before = process.memory_info().rss
     engine = MedMoe.load(directory)
-    grown = process.memory_info().rss - before
     device = engine.model.device.type
-    if device == "cuda":
-        grown = torch.cuda.memory_allocated()
-    _seconds(engine, 2)  # caches, threads and kernels are warm from here on
+
+    def held() -> int:
+        on_gpu = device == "cuda"
+        return torch.cuda.max_memory_allocated() if on_gpu else process.memory_info().rss - before
+
+    loaded = held()
+    _seconds(engine, 2)  # all weights are read, and threads and kernels are warm from here on
+    answering = held()
     first, whole = [], []
     for _ in range(repeats):  # interleaved: a busy moment hits both
         first.append(_seconds(engine, 1))
         whole.append(_seconds(engine, ANSWER_TOKENS))
     start = statistics.median(first)
     return Measured(
-        load_bytes=grown,
+        load_bytes=loaded,
+        answering_bytes=answering,
         first_token_seconds=start,
         per_token_seconds=(statistics.median(whole) - start) / (ANSWER_TOKENS - 1),
         repeats=repeats,
