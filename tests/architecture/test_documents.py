@@ -15,7 +15,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from medmoe.backbones.ffn import GATED, ffn_family
 from medmoe.config.load import check, parse_yaml
 from medmoe.config.schema import ModelSpec
-from medmoe.experiments.cost import cost_report
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = (ROOT / "docs" / "paper_to_code.md").read_text(encoding="utf-8")
@@ -57,28 +56,6 @@ def test_a_name_that_does_not_exist_would_be_found() -> None:
     assert len(NAMED) > 50
     assert "MoeBlock.forward" in names_of(ROOT / "src" / "medmoe" / "model" / "moe.py")
     assert "MoeBlock.backward" not in names_of(ROOT / "src" / "medmoe" / "model" / "moe.py")
-
-
-@pytest.mark.parametrize(("name", "places"), [("phi2_2_7b", 0), ("stablelm2_1_6b", 1)])
-def test_sizes_and_memory_in_the_document_are_those_that_are_counted(
-    name: str, places: int
-) -> None:
-    report = cost_report(name)
-    own = report.systems[0]
-    called = ("Phi-2", "StableLM")[places]
-    (sizes,) = re.findall(rf"^\| {called}, in all .*\|$", PAPER, re.MULTILINE)
-    assert f"{own.total / 1e9:.2f} / {own.activated / 1e9:.2f} /" in sizes
-    (load,) = re.findall(r"^\| to load.*\| ([\d.]+) and ([\d.]+) GB \|$", PAPER, re.MULTILINE)
-    assert load[places] == f"{own.load_bytes / 1e9:.2f}"
-    full, lora = (row for row in own.training if row.phase == "phase3_moe")
-    (row,) = re.findall(r"^\| to train phase 3.*$", PAPER, re.MULTILINE)
-    shards, single = re.findall(r"([\d.]+) and ([\d.]+) GB on", row)
-    assert shards[places] == f"{full.sharded(8) / 1e9:.1f}"
-    assert single[places] == f"{full.sharded() / 1e9:.1f}"
-    (row,) = re.findall(
-        r"^\| the same with LoRA.*\| ([\d.]+) and ([\d.]+) GB at", PAPER, re.MULTILINE
-    )
-    assert row[places] == f"{lora.sharded(8) / 1e9:.1f}"
 
 
 def test_the_example_backbone_is_what_its_card_says() -> None:
