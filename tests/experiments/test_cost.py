@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from tests.configs.test_models import recipe_model
 from tests.model.tiny import dense_model, moe_model, processor
 
 from medmoe.errors import CheckpointError, ConfigError
-from medmoe.experiments.cost import cost_report, llava_med_config, paper_lines
+from medmoe.experiments.cost import CostReport, cost_report, llava_med_config, paper_lines
 from medmoe.experiments.measure import measure
 from medmoe.model.blueprint import meta_model
 from medmoe.model.checkpoint import save_model
@@ -21,6 +23,12 @@ from medmoe.model.cost.parameters import count_by_part, total_parameters
 # Billions of weights: in all, activated with top-1 and with top-2.
 PAPER = {"phi2_2_7b": (6.45, 3.93, 4.77), "stablelm2_1_6b": (3.62, 2.37, 2.78)}
 LISTINGS = {"phi2_2_7b": "phi2", "stablelm2_1_6b": "stablelm2_1_6b"}
+
+
+@cache
+def counted(name: str) -> CostReport:
+    """Return the report of a recipe; it takes seconds, and nobody changes it."""
+    return cost_report(name)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +54,7 @@ def test_counts_are_the_reference_classes_own(name: str, shared: Path) -> None:
 
 
 def test_phi2_report_holds_the_papers_true_sizes_beside_its_own() -> None:
-    report = cost_report("phi2_2_7b")
+    report = counted("phi2_2_7b")
     moe, twin, llava = report.systems
     assert (round(moe.total / 1e9, 2), round(moe.activated / 1e9, 2)) == PAPER["phi2_2_7b"][:2]
     assert (
@@ -74,10 +82,35 @@ def test_phi2_report_holds_the_papers_true_sizes_beside_its_own() -> None:
     assert float(ours) == pytest.approx(float(paper), rel=0.1)
 
 
-def test_stablelm_report_with_top2() -> None:
-    moe = cost_report("stablelm2_1_6b", top_k=2, context=1024).systems[0]
-    total, _, top2 = PAPER["stablelm2_1_6b"]
-    assert (round(moe.total / 1e9, 2), round(moe.activated / 1e9, 2)) == (total, top2)
+@pytest.mark.parametrize("name", PAPER)
+def test_sizes_with_top1_and_top2_are_the_true_ones(name: str) -> None:
+    model = recipe_model(name)
+    found = [total_parameters(model)]
+    for top_k in (1, 2):
+        model.config.num_experts_per_tok = top_k
+        found.append(activated_parameters(model))
+    assert tuple(round(count / 1e9, 2) for count in found) == PAPER[name]
+
+
+@pytest.mark.parametrize(("name", "place"), [("phi2_2_7b", 0), ("stablelm2_1_6b", 1)])
+def test_the_document_gives_what_is_counted(name: str, place: int, repository: Path) -> None:
+    document = (repository / "docs" / "paper_to_code.md").read_text(encoding="utf-8")
+
+    def row(begin: str) -> str:
+        (line,) = re.findall(rf"^\| {begin}.*$", document, re.MULTILINE)
+        return str(line)
+
+    own = counted(name).systems[0]
+    sizes = row(f"{('Phi-2', 'StableLM')[place]}, in all")
+    assert f"{own.total / 1e9:.2f} / {own.activated / 1e9:.2f} /" in sizes
+    pair = r"([\d.]+) and ([\d.]+) GB"
+    assert re.findall(pair, row("to load"))[1][place] == f"{own.load_bytes / 1e9:.2f}"
+    full, lora = (found for found in own.training if found.phase == "phase3_moe")
+    _, shards, single = re.findall(pair, row("to train phase 3"))
+    assert shards[place] == f"{full.sharded(8) / 1e9:.1f}"
+    assert single[place] == f"{full.sharded() / 1e9:.1f}"
+    _, adapters = re.findall(pair, row("the same with LoRA"))
+    assert adapters[place] == f"{lora.sharded(8) / 1e9:.1f}"
 
 
 def test_a_folder_is_counted_as_it_was_saved(folder: Path) -> None:
