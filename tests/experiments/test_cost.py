@@ -109,6 +109,8 @@ def test_the_document_gives_what_is_counted(name: str, place: int, repository: P
     _, shards, single = re.findall(pair, row("to train phase 3"))
     assert shards[place] == f"{full.sharded(8) / 1e9:.1f}"
     assert single[place] == f"{full.sharded() / 1e9:.1f}"
+    flops = own.flops.total / 1e12
+    assert f"{flops:.2f}{(' TFLOPs with Phi-2', ' with StableLM')[place]}" in document
     _, adapters = re.findall(pair, row("the same with LoRA"))
     assert adapters[place] == f"{lora.sharded(8) / 1e9:.1f}"
 
