@@ -169,6 +169,14 @@ def test_a_card_without_provenance_invents_nothing() -> None:
     assert "base_model" not in text
 
 
+def test_a_card_promises_no_answers_of_a_folder_without_processor() -> None:
+    assert "MedMoe.load(" in model_card(dense_model("phi"), {})
+    text = model_card(dense_model("phi"), {}, complete=False)
+    assert "MedMoe.load(" not in text
+    assert "no processor" in text
+    assert "## Limits" in text
+
+
 # LoRA
 
 

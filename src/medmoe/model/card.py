@@ -29,7 +29,14 @@ print(answer.text, answer.confidence)
 
 After `import medmoe.model`, transformers' `AutoModelForImageTextToText`, `AutoProcessor` and
 `pipeline("image-text-to-text")` load the folder too.
+"""
+_NO_PROCESSOR = """\
+## Use
 
+There is no processor in this folder yet, so it can be trained on but not asked: it needs the
+language model's own tokenizer.
+"""
+_LIMITS = """\
 ## Limits
 
 Answers can be wrong and sound sure; confidence is not calibrated. The model knows the modalities it
@@ -38,7 +45,9 @@ to advise a patient.
 """
 
 
-def model_card(model: MedMoeForConditionalGeneration, provenance: Mapping[str, Any]) -> str:
+def model_card(
+    model: MedMoeForConditionalGeneration, provenance: Mapping[str, Any], *, complete: bool = True
+) -> str:
     """Return the card of a model, with the metadata that the hub reads at its top.
 
     Args:
@@ -47,6 +56,7 @@ def model_card(model: MedMoeForConditionalGeneration, provenance: Mapping[str, A
             (``name``, ``hub_id`` and ``revision`` of ``language_model`` and ``vision_encoder``),
             ``phases`` (name to steps), ``data``, ``licences`` (data set to licence), ``seed``,
             ``commit``, ``config_sha256`` and ``notes``; what is missing is said to be.
+        complete: Whether a processor lies beside the weights, without which nobody can ask.
     """
     base: Mapping[str, Any] = provenance.get("base_model") or {}
     hub_ids = [part["hub_id"] for part in base.values() if part.get("hub_id")]
@@ -64,7 +74,8 @@ def model_card(model: MedMoeForConditionalGeneration, provenance: Mapping[str, A
         "## Training\n",
         _table(_training(provenance)),
         *(f"{note}\n" for note in provenance.get("notes", [])),
-        _USE,
+        _USE if complete else _NO_PROCESSOR,
+        _LIMITS,
     ]
     return "\n".join(sections)
 

@@ -84,7 +84,8 @@ def _write(
     model.save_pretrained(staging)
     if processor is not None:
         processor.save_pretrained(staging)
-    (staging / CARD).write_text(model_card(model, provenance), encoding="utf-8")
+    card = model_card(model, provenance, complete=processor is not None)
+    (staging / CARD).write_text(card, encoding="utf-8")
     facts = {"domains": model.config.domains, "training": dict(provenance)}
     _write_json(staging / PROVENANCE, facts)
     files = {path.name: _entry(path) for path in sorted(staging.iterdir())}
