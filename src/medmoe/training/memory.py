@@ -164,8 +164,9 @@ def kept_for_backward(
             for layer in inner.language_model.layers:
                 layer.register_forward_pre_hook(lambda *_: layers.append(-saved[0]))
                 layer.register_forward_hook(lambda *_: layers.append(layers.pop() + saved[0]))
-            vision = torch.empty(batch, patches, config.vision_config.hidden_size)
-            image = inner.multi_modal_projector(vision.to(model.dtype))
+            projector = inner.multi_modal_projector
+            vision = torch.empty(batch, patches, projector.linear_1.in_features)
+            image = projector(vision.to(model.dtype))
             ids = torch.zeros(batch, context - patches, dtype=torch.int64)
             embeds = torch.cat([image, inner.get_input_embeddings()(ids)], dim=1)
             mask = torch.ones(batch, 1, context, context, dtype=torch.bool)  # packed questions
