@@ -235,7 +235,7 @@ def _config_of(model: str) -> tuple[MedMoeConfig, str]:
         spec = check(ModelSpec, recipe("models", model), model)
         return recipe_config(spec, _trained_vocabulary(model)), "bfloat16"
     if not Path(model).is_dir():
-        raise ConfigError(f"{one_of(model, names, 'model')}; or give the folder of a model")
+        raise ConfigError(f"{one_of(model, names, 'model')} (or give the folder of a model)")
     config = read_config(Path(model))
     own = str(config.dtype or "float32").removeprefix("torch.")
     return config, own if own in DTYPES else "float32"
