@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medmoe.data.images import open_image, to_rgb
+from medmoe.data.images import open_image, open_picture, to_rgb
 from medmoe.data.intake.limits import Limits
 from medmoe.errors import ImageError
 

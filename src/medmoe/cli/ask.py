@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=window,
         metavar="C,W",
         help="center and width of a DICOM or NIfTI picture, e.g. --window=-600,1500, or a CT "
-        "preset: abdomen, bone, brain, liver, lung, mediastinum, stroke, subdural (default: the file's)",
+        "preset: abdomen, bone, brain, liver, lung, mediastinum, stroke, subdural; by default that "
+        "of the file",
     )
     parser.add_argument(
         "--frame",

@@ -159,11 +159,13 @@ class DecoderPool:
         self.limits.check_file(len(data))
         with self._slots:
             worker = self._take()
+            last = False
             try:
                 head, body = worker.ask(data, request or Request())
+                last = bool(head.get("last"))
                 found = _checked(head, body)
             except ImageError:
-                self._give_back(worker)
+                (self._drop if last else self._give_back)(worker)
                 raise
             except BaseException as error:
                 gone = isinstance(error, _GoneError)

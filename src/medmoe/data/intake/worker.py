@@ -55,7 +55,8 @@ def _answer(channel: socket.socket, head: dict[str, Any], data: bytes) -> bool:
         protocol.send(channel, {"code": error.code, "message": str(error)})
     except MemoryError:
         text = f"decoding needs more than {limits.memory_bytes:,} bytes of memory"
-        protocol.send(channel, {"code": "undecodable", "message": f"{text}; give a smaller image"})
+        head = {"code": "undecodable", "message": f"{text}; give a smaller image", "last": True}
+        protocol.send(channel, head)
         return False
     except Exception as error:  # whatever a decoder raises: its kind may be told, its words not
         text = f"the decoder failed ({type(error).__name__}); export the image anew"
