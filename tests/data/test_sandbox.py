@@ -264,13 +264,13 @@ def test_a_decoder_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPatch) 
 )
 def test_what_a_decoder_says_is_checked(head: dict[str, Any]) -> None:
     with pytest.raises((ValueError, KeyError, TypeError)):
-        sandbox._checked(head, bytearray(4))
+        sandbox._checked(head, bytes(4))
 
 
 def test_messages_have_a_length_a_deadline_and_an_end() -> None:
     ours, theirs = socket.socketpair()
     protocol.send(theirs, {"a": 1}, b"body")
-    assert protocol.receive(ours, 4) == ({"a": 1}, bytearray(b"body"))
+    assert protocol.receive(ours, 4) == ({"a": 1}, b"body")
     protocol.send(theirs, {"a": 1}, b"body")
     with pytest.raises(ValueError, match="too long"):
         protocol.receive(ours, 3)

@@ -116,8 +116,10 @@ def squared(picture: Image.Image, image_processor: Any) -> Pixels:
     if picture.size == (side, side):
         return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
     out = image_processor(picture, do_rescale=False, do_normalize=False)
-    rounded: Pixels = np.clip(np.rint(out["pixel_values"][0]), 0, 255).astype(np.uint8)
-    return rounded
+    values: Any = out["pixel_values"][0]
+    if values.dtype != np.uint8:
+        values = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(values)
 
 
 def cache_policy(image_processor: Any) -> str:

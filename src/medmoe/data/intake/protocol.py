@@ -12,6 +12,8 @@ import struct
 import time
 from typing import Any
 
+import numpy as np
+
 _HEAD = struct.Struct(">II")
 MAX_HEAD_BYTES = 2**16
 
@@ -26,7 +28,7 @@ def send(channel: socket.socket, head: dict[str, Any], body: memoryview | bytes 
 
 def receive(
     channel: socket.socket, max_body: int, deadline: float | None = None
-) -> tuple[dict[str, Any], bytearray] | None:
+) -> tuple[dict[str, Any], memoryview] | None:
     """Return one message, None where the other side has gone.
 
     Args:
@@ -47,16 +49,16 @@ def receive(
     body = _exactly(channel, body_bytes, deadline)
     if text is None or body is None:
         return None
-    head = json.loads(text)
+    head = json.loads(bytes(text))
     if not isinstance(head, dict):
         raise ValueError("no message")
     return head, body
 
 
-def _exactly(channel: socket.socket, count: int, deadline: float | None) -> bytearray | None:
+def _exactly(channel: socket.socket, count: int, deadline: float | None) -> memoryview | None:
     """Return so many bytes, None where the other side closed before."""
-    data = bytearray(count)
-    view, there = memoryview(data), 0
+    # Not a bytearray: that would be filled with zeros first.
+    view, there = np.empty(count, np.uint8).data, 0
     while there < count:
         if deadline is not None:
             left = deadline - time.monotonic()
@@ -67,4 +69,4 @@ def _exactly(channel: socket.socket, count: int, deadline: float | None) -> byte
         if not got:
             return None
         there += got
-    return data
+    return view
