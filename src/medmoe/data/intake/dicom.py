@@ -28,13 +28,14 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
+    JPEGLSTransferSyntaxes,
 )
 
 from medmoe.data.intake import codecs
 from medmoe.data.intake.display import Values
 from medmoe.data.intake.inflate import RAW_DEFLATE, inflated
 from medmoe.data.intake.limits import Limits
-from medmoe.data.intake.raster import jpeg_ends_early
+from medmoe.data.intake.raster import JPEG_END, jpeg_ends_early
 from medmoe.errors import ImageError
 
 PREAMBLE = 128
@@ -289,8 +290,13 @@ def _options(dataset: Dataset, header: Header) -> dict[str, Any]:
 
 
 def _check_whole_jpeg(buffer: bytes, header: Header, frame: int, options: dict[str, Any]) -> None:
-    """Refuse a JPEG frame that is cut short: its decoder fills the rest with grey, in silence."""
-    if header.syntax not in (JPEGBaseline8Bit, JPEGExtended12Bit) or header.bits_stored > 8:
+    """Refuse a JPEG or JPEG-LS frame that is cut short.
+
+    The decoder of the first fills the rest with grey, in silence; that of the second takes seconds
+    to find out.
+    """
+    jpeg = header.syntax in (JPEGBaseline8Bit, JPEGExtended12Bit) and header.bits_stored <= 8
+    if not jpeg and header.syntax not in JPEGLSTransferSyntaxes:
         return
     stream = get_frame(
         buffer,
@@ -298,6 +304,10 @@ def _check_whole_jpeg(buffer: bytes, header: Header, frame: int, options: dict[s
         number_of_frames=header.frames,
         extended_offsets=options.get("extended_offsets"),
     )
+    if not jpeg:
+        if not stream.rstrip(b"\0").endswith(JPEG_END):
+            raise _undecodable("its pixel data is cut short")
+        return
     picture = Image.open(BytesIO(stream), formats=("JPEG",))
     picture.load()
     if jpeg_ends_early(stream, picture):

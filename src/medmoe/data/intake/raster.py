@@ -31,7 +31,7 @@ _ADAM7 = (
 )
 _INFLATE_BYTES = 2**20
 _BLOCK_PIXELS = 2**20
-_JPEG_END = b"\xff\xd9"
+JPEG_END = b"\xff\xd9"
 _JPEG_SCAN = b"\xff\xda"
 #: Not zeros, which a JPEG decoder fills in by itself, and no 255, which begins a marker.
 _NOISE = bytes((85 + 97 * step) % 255 for step in range(1000))
@@ -98,12 +98,12 @@ def with_noise(data: bytes) -> bytes:
     Where a JPEG runs out of data before its end mark, decoders fill the rest with grey and only
     warn, which Pillow hides. Decoded once more with noise there, such a picture looks different.
     """
-    end = data.rfind(_JPEG_END)
+    end = data.rfind(JPEG_END)
     if end < data.rfind(_JPEG_SCAN):
         end = len(data)  # no end mark of its own; the last one belongs to the thumbnail, if any
     # A 255 before the noise would make a marker with the byte that follows unless that is 0.
     gap = b"\0" if data[:end].endswith(b"\xff") else b""
-    return data[:end] + gap + _NOISE + _JPEG_END
+    return data[:end] + gap + _NOISE + JPEG_END
 
 
 def jpeg_ends_early(data: bytes, picture: Image.Image) -> bool:
