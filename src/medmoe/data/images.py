@@ -49,12 +49,12 @@ _BROKEN = (
 )
 
 
-def open_image(source: Path | Pixels) -> Image.Image:
+def open_image(source: Path | bytes | Pixels) -> Image.Image:
     """Return a picture as an upright RGB image of 8 bits per channel.
 
     Args:
-        source: A PNG or JPEG file, or pixels (H, W) or (H, W, 3), uint8, which come from a reader
-            and are not held to the limits for files.
+        source: A PNG or JPEG file, the bytes of one, or pixels (H, W) or (H, W, 3), uint8, which
+            come from a reader and are not held to the limits for files.
 
     Raises:
         ImageError: With the code ``image_not_found``, ``unsupported_image_type``,
@@ -63,7 +63,10 @@ def open_image(source: Path | Pixels) -> Image.Image:
     """
     if isinstance(source, np.ndarray):
         return _from_pixels(source)
-    data, name = _read_bytes(source), source.name
+    if isinstance(source, Path):
+        data, name = _read_bytes(source), source.name
+    else:
+        data, name = source, "image"
     kind = _kind(data, name)
     try:
         picture = _open_header(data, kind)

@@ -158,7 +158,7 @@ def test_text_that_is_not_utf8_is_named_with_its_row(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("content", "found"), [([], "an empty list"), ({"a": 1}, "dict")])
 def test_file_without_rows_is_an_error(tmp_path: Path, content: Any, found: str) -> None:
-    with pytest.raises(DataError, match=f"a list of questions is needed, found {found}"):
+    with pytest.raises(DataError, match=f"a list of rows is needed, found {found}"):
         vqa_rad.read(write(tmp_path, train=content), "train")
 
 
