@@ -123,12 +123,12 @@ def _info(args: argparse.Namespace) -> dict[str, Any]:
         for key, values in content.items():
             if isinstance(values, Mapping) and values:
                 print(f"  {key.replace('_', ' ')}: {_few(values)}")
-    _print_left_out(bad.reasons, bad.missing_images)
+    _print_left_out(bad.reasons, bad.known_faults)
     result = {"version": 1, "splits": found, "bad_rows": bad.reasons}
     flags.write_json(args.json, result)
     bad.policy = args.on_bad_row
     bad.settle()
-    return result | {"missing_images": dict(bad.missing_images)}
+    return result | {"known_faults": dict(bad.known_faults)}
 
 
 def _get(args: argparse.Namespace) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def _audit(args: argparse.Namespace) -> dict[str, Any]:
             for o in found.overlaps
         ],
     )
-    _print_left_out([*bad.reasons, *found.result["unreadable_images"].values()], bad.missing_images)
+    _print_left_out([*bad.reasons, *found.result["unreadable_images"].values()], bad.known_faults)
     print(f"{out / 'audit.html'}\n{out / 'audit.json'}")
     if args.fix:
         path = out / "image_disjoint.json"
@@ -189,8 +189,11 @@ def _audit(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _export(args: argparse.Namespace) -> dict[str, Any]:
+    from datasets import disable_progress_bars
+
     from medmoe.data.exchange import write_jsonl, write_parquet
 
+    disable_progress_bars()
     out = flags.make_out_dir(args.out or Path("runs/export"))
     files = {}
     for name, records in _parts(args).items():
@@ -220,19 +223,19 @@ def _parts(args: argparse.Namespace) -> dict[str, Any]:
 
     bad = BadRows(args.on_bad_row)
     parts = read_parts(args.sets, _root(args), bad)
-    _print_left_out(bad.reasons, bad.missing_images)
+    _print_left_out(bad.reasons, bad.known_faults)
     return parts
 
 
-def _print_left_out(reasons: list[str], missing: Mapping[str, int]) -> None:
+def _print_left_out(reasons: list[str], faults: Mapping[str, int]) -> None:
     if reasons:
         print(f"left out: {len(reasons)} rows")
         for reason in reasons[:20]:
             print(f"  {reason}")
         if len(reasons) > 20:
             print(f"  … and {len(reasons) - 20} more (all of them in --json FILE)")
-    for path, count in missing.items():
-        print(f"left out: {count} rows of {path}, their image is not there")
+    for what, count in faults.items():
+        print(f"left out: {count} rows for a fault of the set itself: {what}")
 
 
 def _few(values: Mapping[str, int]) -> str:

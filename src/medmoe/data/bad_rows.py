@@ -6,6 +6,7 @@ bad rows of a set are collected, so that a user mends them in one go, or leaves 
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from typing import Literal
 from medmoe.data.images import open_image
 from medmoe.data.schema import Record
 from medmoe.errors import DataError, ImageError
+
+_log = logging.getLogger(__name__)
 
 Policy = Literal["fail", "skip"]
 POLICIES: tuple[Policy, ...] = ("fail", "skip")
@@ -27,13 +30,14 @@ class BadRows:
     Attributes:
         policy: ``fail``: `settle` raises; ``skip``: the rows are left out and counted.
         reasons: One line each, which begins with file and row.
-        missing_images: Rows by file whose image is known to be missing in the official set
-            (LLaVA-Med's pictures are fetched one by one and some are gone): counted, no error.
+        known_faults: What is wrong in an official set itself, and in how many rows: counted, never
+            an error (LLaVA-Med's pictures are fetched one by one and some are gone; a SLAKE row has
+            no answer).
     """
 
     policy: Policy = "fail"
     reasons: list[str] = field(default_factory=list)
-    missing_images: Counter[str] = field(default_factory=Counter)
+    known_faults: Counter[str] = field(default_factory=Counter)
 
     @contextmanager
     def row(self) -> Iterator[None]:
@@ -42,6 +46,11 @@ class BadRows:
             yield
         except DataError as error:
             self.reasons.append(str(error))
+
+    def leave_out(self, what: str, rows: int = 1) -> None:
+        """Count rows that are left out for a fault of the official set."""
+        self.known_faults[what] += rows
+        _log.warning("left out for a fault of the set itself: %s: %d rows", what, rows)
 
     def settle(self) -> None:
         """Raise the first bad row, with the number of them, unless they may be skipped.

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -138,6 +140,18 @@ _LLAMA_FACTORY: dict[str, Any] = {
 }
 
 
+@contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Keep `datasets` from logging what is about to be raised as an error anyway."""
+    logger = logging.getLogger("datasets")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Stream the rows of a Parquet file, with pictures as ``{"bytes", "path"}``.
 
@@ -147,9 +161,10 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     import datasets
 
     try:
-        found = datasets.load_dataset(
-            "parquet", data_files=str(path), split="train", streaming=True
-        )
+        with quiet_datasets():
+            found = datasets.load_dataset(
+                "parquet", data_files=str(path), split="train", streaming=True
+            )
         images = datasets.List(datasets.Image(decode=False))
         if found.features is not None and "images" in found.features:
             found = found.cast_column("images", images)

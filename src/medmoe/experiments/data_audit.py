@@ -94,7 +94,7 @@ def audit(parts: Mapping[str, Sequence[Record]], bad: BadRows) -> Audit:
         "answers": audit_answers(parts),
         "unreadable_images": unreadable,
         "bad_rows": list(bad.reasons),
-        "missing_images": dict(bad.missing_images),
+        "known_faults": dict(bad.known_faults),
         "note": NOTE,
     }
     return Audit(parts, result, overlaps)

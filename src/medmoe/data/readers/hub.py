@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medmoe.data.bad_rows import BadRows
+from medmoe.data.exchange import quiet_datasets
 from medmoe.data.readers import common
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.errors import DataError, one_of
@@ -43,7 +44,8 @@ def rows(source: str, split: str, revision: str | None = None) -> Iterator[dict[
     from datasets.exceptions import DatasetsError
 
     try:
-        found = load_dataset(source, revision=revision, streaming=True)
+        with quiet_datasets():
+            found = load_dataset(source, revision=revision, streaming=True)
         if split not in found:
             raise DataError(one_of(split, map(str, found), f"split of {source}"))
         data = found[split]

@@ -2,13 +2,12 @@
 
 The paper's data of phase 1 and phase 2. JSON files beside a folder ``images``. Its pictures are
 fetched one by one from PubMed Central and some are gone: rows without their picture are left out,
-counted in `BadRows.missing_images` and logged, never an error. Each turn of a conversation becomes
+counted in `BadRows.known_faults` and logged, never an error. Each turn of a conversation becomes
 a record of its own on the shared image; what earlier turns said is not carried along.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,6 @@ from medmoe.data.bad_rows import BadRows, collector
 from medmoe.data.readers import common
 from medmoe.data.schema import ImageRecord, Record, Task
 from medmoe.errors import DataError
-
-_log = logging.getLogger(__name__)
 
 #: Key of ``domain`` -> our modality.
 _DOMAINS = {
@@ -78,8 +75,7 @@ class LlavaMed:
                 )
                 records += self._records(raw, text["id"], image, where)
         if missing:
-            bad.missing_images[str(path)] += missing
-            _log.warning("%s: %d rows left out, their image is not there", path, missing)
+            bad.leave_out(f"{path}: image not there", missing)
         return common.some(common.unique(records, path, bad), path)
 
     def _records(self, raw: Any, name: str, image: ImageRecord, where: str) -> Iterator[Record]:
