@@ -9,6 +9,7 @@ reported because the literature does.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from medmoe.config.schema import DemoSpec
@@ -71,11 +72,12 @@ def real_corpus(root: Path, split: SplitName, spec: DemoSpec, seed: int) -> Corp
     easy = [r for name in ("mednist", "lc25000") for r in registry.read(name, root, part)]
     router_test = unique_images([*med_test, *easy])
     train = _limited([*rad_train, *med_train, *pneumonia, *extra], spec.limits, seed)
-    _refuse_leaks(train, [rad, med, mnist], known, standard=split == "standard")
+    allowed = ("vqa_rad",) if split == "standard" else ()
+    tasks = _without_leaks(train, [rad, med, mnist], known, allowed)
     return Corpus(
         "vqa_rad, vqa_med_2019, pneumoniamnist, mednist, lc25000",
         train,
-        [rad, med, mnist],
+        tasks,
         [image for image in router_test if image.modality],
         notes,
         "vqa_med_2019",
@@ -83,17 +85,28 @@ def real_corpus(root: Path, split: SplitName, spec: DemoSpec, seed: int) -> Corp
     )
 
 
-def _refuse_leaks(
-    train: Sequence[Record], tasks: Sequence[EvalTask], known: Fingerprints, *, standard: bool
-) -> None:
-    """Refuse a training picture that is a scored one, but for the named exception."""
+def _without_leaks(
+    train: Sequence[Record],
+    tasks: Sequence[EvalTask],
+    known: Fingerprints,
+    allowed: Sequence[str],
+) -> list[EvalTask]:
+    """Refuse a training picture that is a scored one, but between the splits of a set by name.
+
+    Returns:
+        The tasks, with the number of pictures that a named exception shares.
+    """
     everything = images_of([*train, *(record for task in tasks for record in task.records)])
     seen = set(known.ids)
     known = known.joined(fingerprints([i for i in everything if i.id not in seen]))
+    checked = []
     for task in tasks:
-        shared = standard and task.name == "vqa_rad"
-        trained = [r for r in train if not (shared and r.dataset == "vqa_rad")]
-        refuse_leaks(trained, task.records, known=known)
+        own = [r for r in train if r.dataset == task.name and task.name in allowed]
+        others = [r for r in train if r.dataset != task.name or task.name not in allowed]
+        refuse_leaks(others, task.records, known=known)
+        leak = refuse_leaks(own, task.records, allow=True, known=known)
+        checked.append(replace(task, shared_images=leak.shared))
+    return checked
 
 
 def _vqa_rad(root: Path, split: SplitName) -> tuple[list[Record], list[Record]]:
