@@ -36,6 +36,7 @@ def read(root: Path, split: str, bad: BadRows | None = None) -> list[Record]:
     Args:
         root: The data folder, which holds ``lc25000-lung/<class>/*.jpeg``.
         split: One of `SPLITS`; files are split by a hash of their name (80/10/10).
+        bad: Unused: there are no rows, only files.
 
     Raises:
         DataError: A class folder is missing or holds no image, or a file is no image.

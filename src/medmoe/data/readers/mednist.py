@@ -47,6 +47,7 @@ def read(root: Path, split: str, bad: BadRows | None = None) -> list[Record]:
     Args:
         root: The data folder, which holds ``mednist-6k.npz`` (``images``, ``labels``, ``classes``).
         split: One of `SPLITS`.
+        bad: Unused: arrays are right or wrong as a whole.
 
     Raises:
         DataError: The file is missing or broken, or names a class that is none of the six.
