@@ -35,9 +35,18 @@ MODALITY_NAMES: dict[str, str] = {
     "NM": "nuclear",
     "PT": "nuclear",
     "OP": "fundus",
+    "OPT": "oct",
+    "XC": "photograph",
+    "ES": "endoscopy",
+    "SM": "pathology",
+    "GM": "microscopy",
 }
 
 _RADIOLOGY = {"angiography", "ct", "fluoroscopy", "mri", "nuclear", "ultrasound", "xray"}
+#: All names that a modality can have with us.
+MODALITIES: tuple[str, ...] = tuple(
+    sorted({*MODALITY_NAMES.values(), "dermoscopy", "gross pathology", "pet-ct"})
+)
 
 
 def modality_name(raw: str) -> str:

@@ -80,7 +80,7 @@ def test_a_wrong_data_folder_names_the_files_looked_for(
 ) -> None:
     line = refused(capsys, "--data", tmp_path)
     for reader in READERS.values():
-        assert reader.MARKER in line
+        assert reader.MARKERS[0] in line
 
 
 def test_a_wrong_folder_of_the_environment_is_named(
@@ -93,13 +93,13 @@ def test_a_wrong_folder_of_the_environment_is_named(
 def test_an_incomplete_data_folder_names_the_missing_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    marker = tmp_path / READERS["pneumoniamnist"].MARKER
+    marker = tmp_path / READERS["pneumoniamnist"].MARKERS[0]
     marker.write_bytes(b"")
     words = ["demo", "--data", str(tmp_path), "--minutes", "2", "--out", str(tmp_path / "out")]
     assert main(words) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert f"no {READERS['vqa_rad'].MARKER} under" in err
+    assert f"no {READERS['vqa_rad'].MARKERS[0]} under" in err
 
 
 def test_a_disjoint_split_without_data_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

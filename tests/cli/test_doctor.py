@@ -12,7 +12,7 @@ import pytest
 from medmoe.cli import doctor, machine
 from medmoe.cli.machine import Check
 from medmoe.cli.main import main
-from medmoe.data.registry import READERS
+from medmoe.data.registry import DEMO_SETS, READERS
 
 
 @pytest.fixture(autouse=True)
@@ -119,15 +119,15 @@ def test_too_little_room_is_a_note_with_the_amount(
 
 
 def test_data_sets_are_found_by_their_marker(tmp_path: Path) -> None:
-    there, *absent = READERS
-    marker = tmp_path / READERS[there].MARKER
+    there, *absent = DEMO_SETS
+    marker = tmp_path / READERS[there].MARKERS[0]
     marker.parent.mkdir(parents=True, exist_ok=True)
     marker.touch()
     rows = {check.name: check for check in doctor.check_data(tmp_path)}
     assert rows[f"data {there}"].status == "ok"
     for name in absent:
         assert rows[f"data {name}"].status == "missing"
-        assert str(tmp_path / READERS[name].MARKER) in rows[f"data {name}"].value
+        assert str(tmp_path / READERS[name].MARKERS[0]) in rows[f"data {name}"].value
         assert "needs all sets" in rows[f"data {name}"].fix
 
 
@@ -136,9 +136,9 @@ def test_a_folder_without_one_of_the_sets_ends_with_1(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, origin: str
 ) -> None:
     data = tmp_path / "data"
-    absent, *there = READERS
+    absent, *there = DEMO_SETS
     for name in there:
-        marker = data / READERS[name].MARKER
+        marker = data / READERS[name].MARKERS[0]
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.touch()
     monkeypatch.setenv("MEDMOE_DATA", str(data) if origin == "environment" else "")
@@ -146,13 +146,20 @@ def test_a_folder_without_one_of_the_sets_ends_with_1(
     code, rows = report(tmp_path / "doctor.json", *words)
     assert code == 1
     assert [name for name, row in rows.items() if row["status"] == "missing"] == [f"data {absent}"]
-    (data / READERS[absent].MARKER).mkdir(parents=True)
+    (data / READERS[absent].MARKERS[0]).mkdir(parents=True)
     assert report(tmp_path / "doctor.json", *words)[0] == 0
+
+
+def test_a_set_that_the_demo_does_not_need_is_shown_only_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / "pathmnist.npz").touch()
+    rows = {check.name: check.status for check in doctor.check_data(tmp_path)}
+    assert rows["data pathmnist"] == "ok"
+    assert "data chestmnist" not in rows
 
 
 def test_all_shared_sets_are_found(shared: Path) -> None:
     statuses = {check.name: check.status for check in doctor.check_data(shared / "data")}
-    assert statuses == {"data": "ok", **{f"data {name}": "ok" for name in READERS}}
+    assert statuses == {"data": "ok", **{f"data {name}": "ok" for name in (*DEMO_SETS, "rocov2")}}
 
 
 def test_a_wrong_folder_of_the_flag_is_bad_input(

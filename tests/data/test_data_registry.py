@@ -39,9 +39,19 @@ def records(images: int, each: int = 3) -> list[Record]:
 
 
 def test_every_reader_is_registered_under_its_name() -> None:
-    assert {name: reader.NAME for name, reader in registry.READERS.items()} == {
-        name: name for name in ("lc25000", "mednist", "pneumoniamnist", "vqa_med_2019", "vqa_rad")
-    }
+    assert all(name == reader.NAME for name, reader in registry.READERS.items())
+    named = {"vqa_rad", "slake", "slake_zh", "path_vqa", "vqa_med_2019", "pmc_vqa", "rocov2"}
+    assert named | {"llava_med_alignment", "llava_med_instruct"} <= set(registry.READERS)
+    assert sum(name.endswith("mnist") for name in registry.READERS) == 12
+    assert set(registry.DEMO_SETS) <= set(registry.READERS)
+
+
+def test_no_revision_is_invented_and_every_set_has_a_home() -> None:
+    for reader in registry.READERS.values():
+        revision = reader.SOURCE.revision
+        assert revision is None or (len(revision) == 40 and int(revision, 16) >= 0)
+        assert reader.SOURCE.home.startswith("https://")
+        assert reader.LICENCE
 
 
 def test_flag_goes_before_environment_before_phantom(tmp_path: Path) -> None:

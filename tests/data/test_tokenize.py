@@ -146,7 +146,7 @@ def test_training_a_tokenizer_is_deterministic_and_learns_from_its_texts() -> No
     assert len(other("radiograph").input_ids) < len(train_tokenizer(TEXTS, 320)("radiograph")[0])
 
 
-def test_a_classification_item_is_asked_with_its_options() -> None:
+def test_a_question_with_a_choice_is_asked_with_its_options() -> None:
     image = ImageRecord("i", np.zeros((2, 2), np.uint8))
     shared: dict[str, Any] = {
         "id": "1",
@@ -160,6 +160,7 @@ def test_a_classification_item_is_asked_with_its_options() -> None:
         "licence": "CC0",
         "options": ("normal", "pneumonia"),
     }
-    item = Record(task="classification", **shared)
-    assert question_text(item) == "What is seen? Options: normal, pneumonia."
-    assert question_text(Record(task="vqa", **shared)) == "What is seen?"
+    for task in ("classification", "vqa"):  # PMC-VQA is a choice among four texts
+        chosen = Record(task=task, **shared)
+        assert question_text(chosen) == "What is seen? Options: normal, pneumonia."
+    assert question_text(Record(task="vqa", **shared | {"options": ()})) == "What is seen?"

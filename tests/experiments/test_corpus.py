@@ -103,6 +103,26 @@ def test_standard_split_shares_its_images_and_says_so(corpora: dict[SplitName, C
     assert "--split disjoint" in note
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_what_the_named_exception_shares_is_counted_for_every_score(
+    corpora: dict[SplitName, Corpus], split: SplitName
+) -> None:
+    shared = {t.name: t.shared_images for t in corpora[split].tasks if t.shared_images}
+    assert shared == ({RAD: miniature.RAD_TEST_IMAGES} if split == "standard" else {})
+
+
+def test_a_training_picture_that_were_left_in_is_refused(
+    root: Path, spec: DemoSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last line of defence: as if the recipe dropped nothing."""
+    monkeypatch.setattr(
+        "medmoe.experiments.real_corpus.drop_near_duplicates", lambda train, *_: (train, 0)
+    )
+    copies = miniature.write_all(root.parent / "leaky", {"train/3": "rad/16"})
+    with pytest.raises(DataError, match=r"synpic3\.jpg' nearly equals test image .*--allow-leak"):
+        real_corpus(copies, "standard", spec, seed=7)
+
+
 def test_disjoint_split_trains_on_no_image_it_scores(corpora: dict[SplitName, Corpus]) -> None:
     corpus = corpora["disjoint"]
     scored = image_ids(list(task(corpus, "vqa_rad_disjoint").records))

@@ -46,6 +46,15 @@ def test_every_reported_set_is_scored_with_its_n(summary: dict[str, Any]) -> Non
     }
 
 
+def test_every_score_of_shared_images_says_how_many(summary: dict[str, Any]) -> None:
+    shared = {(row["task"], row.get("shared_images")) for row in summary["scores"]}
+    assert shared == {
+        ("vqa_rad", miniature.RAD_TEST_IMAGES),
+        ("vqa_med_2019", None),
+        ("pneumoniamnist", None),
+    }
+
+
 def test_router_is_scored_set_by_set(summary: dict[str, Any]) -> None:
     by_set = summary["router"]["by_dataset"]
     assert set(by_set) == {"lc25000", "mednist", "vqa_med_2019"}

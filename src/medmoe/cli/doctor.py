@@ -1,7 +1,7 @@
 """`medmoe doctor`: versions, hardware and data found, what is missing and how to mend it.
 
 It ends with 0 if the demo can run here and with 1 if something that it needs is missing; where a
-data folder was chosen, that is every data set.
+data folder was chosen, that is every data set of the demo. Other sets are shown where they are.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def check_data(explicit: Path | None) -> list[Check]:
         DataError: The folder was given by `--data` and cannot be used. One that `$MEDMOE_DATA`
             names is a row of the report instead: finding it is what `doctor` is for.
     """
-    from medmoe.data.registry import READERS, available, find_data
+    from medmoe.data.registry import DEMO_SETS, READERS, available, find_data
 
     try:
         root = find_data(explicit)
@@ -55,7 +55,9 @@ def check_data(explicit: Path | None) -> list[Check]:
         return [Check("data", "embedded phantom (for real data: --data DIR or $MEDMOE_DATA)")]
     rows = [Check("data", str(root))]
     for name, there in available(root).items():
-        marker = READERS[name].MARKER
+        marker = READERS[name].MARKERS[0]
+        if not there and name not in DEMO_SETS:
+            continue
         rows.append(
             Check(f"data {name}", READERS[name].LICENCE)
             if there

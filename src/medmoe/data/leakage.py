@@ -1,113 +1,103 @@
-"""Finding pictures of one set that stand, resized or compressed again, in another.
+"""No picture on both sides: training records on a picture of a reported test set.
 
-Each picture gets a 256-bit perceptual hash of its lowest spatial frequencies; two pictures are near
-duplicates where at most `MAX_DISTANCE` bits differ.
-
-The limit was read off VQA-RAD against VQA-Med 2019: the 38 known copies lie at 0 to 10 bits, the
-nearest other pair (adjacent slices) at 22, the nearest two VQA-RAD pictures above 40. Resizing to
-two thirds with JPEG quality 50 moves a picture by 8 bits on average and at most 20.
-
-Not for sets of small, standardised pictures (MedNIST, PneumoniaMNIST): 28x28 chest radiographs of
-two patients look the same to such a hash. The caller chooses what to compare. A crop, a flip or a
-rotation is not found.
+What counts as one picture is decided by `medmoe.data.near_duplicates`, names are not asked. A
+recipe may drop such training records beforehand; what is left when a corpus is settled is refused,
+unless the user allows it knowingly, and then the run and every score say so.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
-from medmoe.data.images import open_image
+from medmoe.data.near_duplicates import Fingerprints, Pair, fingerprints, same_pictures
 from medmoe.data.schema import ImageRecord, Record
-
-MAX_DISTANCE = 20
-HASH_BITS = 256
-
-_SIDE = 64  # pixels a side before the transform
-_LOW = 16  # frequencies a side that are kept
-_BLOCK = 1024  # rows compared at once, bounds the memory
-
-Hashes = npt.NDArray[np.bool_]
+from medmoe.errors import DataError
 
 
-class Pair(NamedTuple):
-    """Two near-duplicate images and the number of hash bits in which they differ."""
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """Pictures that are trained on and scored; empty where there are none.
 
-    left_id: str
-    right_id: str
-    distance: int
+    Attributes:
+        pairs: Train and test image of each, also where both are one image.
+        test_images: How many test pictures there are.
+    """
+
+    pairs: tuple[Pair, ...]
+    test_images: int
+
+    @property
+    def shared(self) -> int:
+        """Number of test pictures that are trained on."""
+        return len({pair.right_id for pair in self.pairs})
+
+    def __str__(self) -> str:
+        """Return the sentence that stands beside the scores."""
+        return f"{self.shared} of {self.test_images} test pictures are also trained on"
 
 
-def image_hash(image: Image.Image) -> Hashes:
-    """Return the perceptual hash of a picture, (256,), bool."""
-    grey = image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
-    basis = _cosines()
-    low = (basis @ np.asarray(grey, np.float64) @ basis.T).ravel()
-    # The first coefficient is the mean brightness: it says nothing about the shape.
-    return np.asarray(low > np.median(low[1:]))
+def images_of(records: Sequence[Record]) -> list[ImageRecord]:
+    """Return the images of records, each once."""
+    return list({record.image.id: record.image for record in records}.values())
 
 
-def hashes(images: Sequence[ImageRecord]) -> Hashes:
-    """Return the hashes of images, (N, 256), bool; each picture is opened once."""
-    rows = [image_hash(open_image(image.source)) for image in images]
-    return np.array(rows, dtype=np.bool_).reshape(len(images), HASH_BITS)
+def find_leak(
+    train: Sequence[Record], test: Sequence[Record], known: Fingerprints | None = None
+) -> Leak:
+    """Return the pictures that stand on both sides.
 
-
-def near_duplicates(
-    train: Sequence[ImageRecord],
-    test: Sequence[ImageRecord],
-    *,
-    max_distance: int = MAX_DISTANCE,
-) -> list[Pair]:
-    """Return the pairs of a train and a test image that look the same, nearest first.
+    Args:
+        known: Fingerprints of all the images, where they are at hand.
 
     Raises:
         ImageError: A picture cannot be opened.
     """
-    left, right = hashes(train), hashes(test)
-    pairs = []
-    for start in range(0, len(left), _BLOCK):
-        distances = _distances(left[start : start + _BLOCK], right)
-        for row, column in np.argwhere(distances <= max_distance):
-            pairs.append(Pair(train[start + row].id, test[column].id, int(distances[row, column])))
-    return sorted(pairs, key=lambda pair: (pair.distance, pair.left_id, pair.right_id))
+    left, right = images_of(train), images_of(test)
+    if not left or not right:
+        return Leak((), len(right))
+    known = known or fingerprints(images_of([*train, *test]))
+    pairs = same_pictures(known.of([i.id for i in left]), known.of([i.id for i in right]))
+    return Leak(tuple(pairs), len(right))
 
 
 def drop_near_duplicates(
     train_records: Sequence[Record],
     test_records: Sequence[Record],
-    *,
-    max_distance: int = MAX_DISTANCE,
+    known: Fingerprints | None = None,
 ) -> tuple[list[Record], int]:
-    """Return the train records without those on near-duplicates of a test image, and their number.
+    """Return the train records without those on a test picture, and their number.
 
     Raises:
         ImageError: A picture cannot be opened.
     """
-    train = {record.image.id: record.image for record in train_records}
-    test = {record.image.id: record.image for record in test_records}
-    pairs = near_duplicates(list(train.values()), list(test.values()), max_distance=max_distance)
-    banned = {pair.left_id for pair in pairs}
+    banned = {pair.left_id for pair in find_leak(train_records, test_records, known).pairs}
     kept = [record for record in train_records if record.image.id not in banned]
     return kept, len(train_records) - len(kept)
 
 
-@functools.cache
-def _cosines() -> npt.NDArray[np.float64]:
-    """Return the first rows of the DCT-II matrix, (16, 64)."""
-    frequency = np.arange(_LOW)[:, None]
-    position = np.arange(_SIDE)[None, :] + 0.5
-    return np.asarray(np.cos(np.pi / _SIDE * frequency * position))
+def refuse_leaks(
+    train: Sequence[Record],
+    test: Sequence[Record],
+    allow: bool = False,
+    known: Fingerprints | None = None,
+) -> Leak:
+    """Return the leak between two sets of records, which must be empty unless it is allowed.
 
+    Args:
+        allow: The user's ``--allow-leak``; the leak returned belongs into the run and the scores.
+        known: Fingerprints of all the images, where they are at hand.
 
-def _distances(left: Hashes, right: Hashes) -> npt.NDArray[np.int64]:
-    """Return the number of differing bits of every pair, (N, M)."""
-    signs_left = np.where(left, 1.0, -1.0).astype(np.float32)
-    signs_right = np.where(right, 1.0, -1.0).astype(np.float32)
-    # Equal bits add 1 to the product and different ones -1; float32 is exact up to 2**24.
-    return np.rint((HASH_BITS - signs_left @ signs_right.T) / 2).astype(np.int64)
+    Raises:
+        DataError: A training picture is a test picture, and that is not allowed.
+        ImageError: A picture cannot be opened.
+    """
+    leak = find_leak(train, test, known)
+    if leak.pairs and not allow:
+        first = leak.pairs[0]
+        what = "equals" if first.kind == "exact" else "nearly equals"
+        raise DataError(
+            f"training image {first.left_id!r} {what} test image {first.right_id!r} ({leak}); "
+            "train on an image-disjoint split, or give --allow-leak to have it stand in every score"
+        )
+    return leak

@@ -11,7 +11,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from medmoe.data.readers import common, lc25000, mednist, pneumoniamnist, vqa_med_2019, vqa_rad
+from medmoe.data.bad_rows import BadRows
+from medmoe.data.readers import (
+    common,
+    folder_per_class,
+    lc25000,
+    llava_med,
+    medmnist,
+    mednist,
+    own,
+    path_vqa,
+    pmc_vqa,
+    rocov2,
+    slake,
+    vqa_med_2019,
+    vqa_rad,
+)
 from medmoe.data.schema import Record
 from medmoe.errors import DataError, one_of
 
@@ -19,7 +34,7 @@ ENVIRONMENT_VARIABLE = "MEDMOE_DATA"
 
 
 class Reader(Protocol):
-    """What every reader module offers."""
+    """What every reader offers: a module, or an object where several sets share one."""
 
     @property
     def NAME(self) -> str:
@@ -32,8 +47,8 @@ class Reader(Protocol):
         ...
 
     @property
-    def MARKER(self) -> str:
-        """File or folder looked for under the data folder."""
+    def MARKERS(self) -> tuple[str, ...]:
+        """Files or folders looked for under the data folder; one of them is enough."""
         ...
 
     @property
@@ -41,34 +56,83 @@ class Reader(Protocol):
         """Licence of the images and texts."""
         ...
 
-    def read(self, root: Path, split: str) -> list[Record]:
+    @property
+    def SOURCE(self) -> common.Source:
+        """Where the set comes from."""
+        ...
+
+    def read(self, root: Path, split: str, bad: BadRows | None = None) -> list[Record]:
         """Return the records of one split of the set under ``root``."""
         ...
 
 
-READERS: dict[str, Reader] = {
-    "lc25000": lc25000,
-    "mednist": mednist,
-    "pneumoniamnist": pneumoniamnist,
-    "vqa_med_2019": vqa_med_2019,
-    "vqa_rad": vqa_rad,
-}
+_READERS: tuple[Reader, ...] = (
+    vqa_rad,
+    slake.ENGLISH,
+    slake.CHINESE,
+    path_vqa,
+    vqa_med_2019,
+    pmc_vqa,
+    llava_med.ALIGNMENT,
+    llava_med.INSTRUCT,
+    rocov2,
+    *medmnist.SETS.values(),
+    mednist,
+    lc25000,
+)
+#: The sets that are known by name.
+READERS: dict[str, Reader] = {reader.NAME: reader for reader in _READERS}
+#: Those that the demonstration on real data needs, all of them.
+DEMO_SETS = ("vqa_rad", "vqa_med_2019", "pneumoniamnist", "mednist", "lc25000")
 
 
-def read(name: str, root: Path, split: str) -> list[Record]:
+def read(name: str | Path, root: Path, split: str, bad: BadRows | None = None) -> list[Record]:
     """Return the records of one split of a data set.
+
+    Args:
+        name: A name of `READERS`, or the path of a user's own table or folder of classes.
+        root: The data folder; not looked at for a user's own data.
+        split: The split.
+        bad: Receives the bad rows, which are then left out; without it the first is an error.
 
     Raises:
         DataError: The name or the split is unknown, or the files are missing or malformed.
     """
-    if name not in READERS:
-        raise DataError(one_of(name, READERS, "data set"))
-    return READERS[name].read(root, split)
+    return reader_of(name).read(root, split, bad)
+
+
+def reader_of(name: str | Path) -> Reader:
+    """Return the reader of a set by name, or of a user's own table or folder by path.
+
+    Raises:
+        DataError: It is neither.
+    """
+    if str(name) in READERS:
+        return READERS[str(name)]
+    path = Path(name).expanduser()
+    if not path.exists():
+        if isinstance(name, Path) or os.sep in str(name) or path.suffix in own.SUFFIXES:
+            raise DataError(f"{path}: no such file or folder; give your table or folder of classes")
+        raise DataError(one_of(str(name), READERS, "data set"))
+    table = own.find(path)
+    if table is not None:
+        return own.Own(table)
+    if path.is_dir() and folder_per_class.looks_like_one(path):
+        return folder_per_class.FolderPerClass(path)
+    raise DataError(
+        f"{path}: neither a table ({', '.join(own.SUFFIXES)}) nor a folder with one folder of "
+        "pictures per class; see docs/your_own_data.md"
+    )
+
+
+def is_there(reader: Reader, root: Path) -> bool:
+    """Return whether one of a set's markers is under ``root``."""
+    return any((root / marker).exists() for marker in reader.MARKERS)
 
 
 def available(root: Path) -> dict[str, bool]:
-    """Return, for every data set, whether its marker file is under ``root``."""
-    return {name: (root / reader.MARKER).exists() for name, reader in READERS.items()}
+    """Return, for every data set, whether one of its markers is under ``root``."""
+    return {name: is_there(reader, root) for name, reader in READERS.items()}
 
 
 def find_data(explicit: Path | None, environ: Mapping[str, str] = os.environ) -> Path | None:
@@ -94,7 +158,7 @@ def find_data(explicit: Path | None, environ: Mapping[str, str] = os.environ) ->
             "it out to use the embedded phantom"
         )
     if not any(available(root).values()):
-        markers = ", ".join(reader.MARKER for reader in READERS.values())
+        markers = ", ".join(reader.MARKERS[0] for reader in READERS.values())
         raise DataError(f"{origin} {root}: holds none of the data sets; looked for {markers}")
     return root
 

@@ -2,7 +2,7 @@
 
 Captions, questions and classification items are all records, told apart by ``task``: phase 1
 trains on ``caption``, phases 2 and 3 on ``vqa`` and ``classification``, the router on the image's
-modality.
+modality. This is the form in a process; `medmoe.data.exchange` is the same on disk.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 AnswerType = Literal["open", "closed"]
 Task = Literal["caption", "vqa", "classification"]
+TASKS: tuple[Task, ...] = ("caption", "vqa", "classification")
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -26,7 +27,8 @@ class ImageRecord:
 
     Attributes:
         id: Unique over all data sets, e.g. ``vqa_rad/synpic54610.jpg``.
-        source: A file, or pixels (H, W) or (H, W, 3), uint8.
+        source: A file, the bytes of one (out of a Parquet file), or pixels (H, W) or (H, W, 3),
+            uint8.
         modality: A name of `medmoe.domains` (``ct``, ``ultrasound``, …), None where unknown.
         organ: Organ or body region, None where unknown.
         labels: Further facts by name (``plane``, ``finding``, ``side``, …), used only to pretrain
@@ -34,7 +36,7 @@ class ImageRecord:
     """
 
     id: str
-    source: Path | Pixels
+    source: Path | bytes | Pixels
     modality: str | None = None
     organ: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -48,6 +50,7 @@ class Record:
         id: Unique within the data set and split.
         options: The closed set of answers of a classification item, in label order.
         references: Further accepted answers besides ``answer``.
+        place: File and row it was read from, for reports; empty where there is none.
     """
 
     id: str
@@ -62,3 +65,4 @@ class Record:
     licence: str
     options: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
+    place: str = ""

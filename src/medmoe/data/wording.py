@@ -6,7 +6,7 @@ from medmoe.data.schema import Record
 
 
 def question_text(record: Record) -> str:
-    """Return the question as asked: a classification item lists its options."""
-    if record.task == "classification":
+    """Return the question as asked: where an answer is to be chosen, the options stand behind."""
+    if record.options:
         return f"{record.question} Options: {', '.join(record.options)}."
     return record.question

@@ -33,6 +33,8 @@ class ScoreRow:
         question_only_baseline: The most frequent training answer to the question's words.
         control: None, or what was done to the images: ``blank`` or ``shuffled``.
         note: Why something is None.
+        shared_images: Scored pictures that were also trained on, where that was allowed by name or
+            by ``--allow-leak``.
     """
 
     system: str
@@ -49,12 +51,14 @@ class ScoreRow:
     question_only_baseline: float | None = None
     control: str | None = None
     note: str | None = None
+    shared_images: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the row of ``summary.json``; ``note`` only where there is one."""
+        """Return the row of ``summary.json``; note and shared images only where there are some."""
         row = asdict(self)
-        if self.note is None:
-            del row["note"]
+        for key in ("note", "shared_images"):
+            if row[key] is None:
+                del row[key]
         return row
 
 

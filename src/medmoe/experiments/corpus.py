@@ -17,12 +17,17 @@ SPLITS: tuple[SplitName, ...] = ("standard", "disjoint", "validation")
 
 @dataclass(frozen=True, slots=True)
 class EvalTask:
-    """One scored task: its records, and the training records its baselines may look at."""
+    """One scored task: its records, and the training records its baselines may look at.
+
+    Attributes:
+        shared_images: Scored pictures that are also trained on, which stands in every score.
+    """
 
     name: str
     split: str
     records: Sequence[Record]
     train_records: Sequence[Record]
+    shared_images: int = 0
 
 
 @dataclass(frozen=True, slots=True)

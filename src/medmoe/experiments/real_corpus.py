@@ -1,19 +1,21 @@
 """The real data of a demonstration: which rows train, which are scored, and what keeps them apart.
 
 The rows of VQA-Med-2019 that share a picture with VQA-RAD are never read, and a training picture
-that nearly equals a scored picture is dropped. The one named exception is the standard split of
-VQA-RAD, whose test pictures all stand in its training set: it is reported because the literature
-does.
+that nearly equals a scored picture is dropped; one that were left is refused. The one named
+exception is the standard split of VQA-RAD, whose test pictures all stand in its training set: it is
+reported because the literature does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from medmoe.config.schema import DemoSpec
 from medmoe.data import registry
-from medmoe.data.leakage import drop_near_duplicates
+from medmoe.data.leakage import drop_near_duplicates, images_of, refuse_leaks
+from medmoe.data.near_duplicates import Fingerprints, fingerprints
 from medmoe.data.readers.common import hash_share
 from medmoe.data.schema import Record
 from medmoe.experiments.corpus import Corpus, EvalTask, SplitName, of_task, unique_images
@@ -42,9 +44,10 @@ def real_corpus(root: Path, split: SplitName, spec: DemoSpec, seed: int) -> Corp
     notes = ["Research use only: a tiny model trained from scratch, far below clinical quality."]
     if split == "standard":
         notes.append(_shared_images(rad_train, rad_test))
+    known = fingerprints(images_of([*rad_train, *rad_test, *med_train, *med_test]))
     own = [] if split == "standard" else rad_test
-    rad_train, rad_dropped = drop_near_duplicates(rad_train, [*own, *med_test])
-    med_train, med_dropped = drop_near_duplicates(med_train, [*med_test, *rad_test])
+    rad_train, rad_dropped = drop_near_duplicates(rad_train, [*own, *med_test], known)
+    med_train, med_dropped = drop_near_duplicates(med_train, [*med_test, *rad_test], known)
     notes += [
         f"Training records dropped since their picture nearly equals a scored one: {rad_dropped} "
         f"of VQA-RAD, {med_dropped} of VQA-Med-2019.",
@@ -68,15 +71,42 @@ def real_corpus(root: Path, split: SplitName, spec: DemoSpec, seed: int) -> Corp
     mnist = EvalTask("pneumoniamnist", part, registry.read("pneumoniamnist", root, part), pneumonia)
     easy = [r for name in ("mednist", "lc25000") for r in registry.read(name, root, part)]
     router_test = unique_images([*med_test, *easy])
+    train = _limited([*rad_train, *med_train, *pneumonia, *extra], spec.limits, seed)
+    allowed = ("vqa_rad",) if split == "standard" else ()
+    tasks = _without_leaks(train, [rad, med, mnist], known, allowed)
     return Corpus(
         "vqa_rad, vqa_med_2019, pneumoniamnist, mednist, lc25000",
-        _limited([*rad_train, *med_train, *pneumonia, *extra], spec.limits, seed),
-        [rad, med, mnist],
+        train,
+        tasks,
         [image for image in router_test if image.modality],
         notes,
         "vqa_med_2019",
         dict(spec.repeats),
     )
+
+
+def _without_leaks(
+    train: Sequence[Record],
+    tasks: Sequence[EvalTask],
+    known: Fingerprints,
+    allowed: Sequence[str],
+) -> list[EvalTask]:
+    """Refuse a training picture that is a scored one, but between the splits of a set by name.
+
+    Returns:
+        The tasks, with the number of pictures that a named exception shares.
+    """
+    everything = images_of([*train, *(record for task in tasks for record in task.records)])
+    seen = set(known.ids)
+    known = known.joined(fingerprints([i for i in everything if i.id not in seen]))
+    checked = []
+    for task in tasks:
+        own = [r for r in train if r.dataset == task.name and task.name in allowed]
+        others = [r for r in train if r.dataset != task.name or task.name not in allowed]
+        refuse_leaks(others, task.records, known=known)
+        leak = refuse_leaks(own, task.records, allow=True, known=known)
+        checked.append(replace(task, shared_images=leak.shared))
+    return checked
 
 
 def _vqa_rad(root: Path, split: SplitName) -> tuple[list[Record], list[Record]]:

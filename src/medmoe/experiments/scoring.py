@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def _scores(
     seed: int,
     control: str | None = None,
 ) -> list[ScoreRow]:
-    return score_task(
+    rows = score_task(
         system=system,
         task=task.name,
         split=task.split,
@@ -124,6 +124,7 @@ def _scores(
         seed=seed,
         control=control,
     )
+    return [replace(row, shared_images=task.shared_images or None) for row in rows]
 
 
 def _score_router(

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medmoe.data.readers import lc25000, mednist, pneumoniamnist
+from medmoe.data.readers import lc25000, medmnist, mednist
 from medmoe.errors import DataError
 
+pneumoniamnist = medmnist.SETS["pneumoniamnist"]
 CLASSES = np.array(["AbdomenCT", "BreastMRI", "CXR", "ChestCT", "Hand", "HeadCT"])
 
 
@@ -176,7 +177,7 @@ def test_foreign_file_and_empty_folder_of_tiles_are_refused(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("reader", [pneumoniamnist, mednist, lc25000])
 def test_missing_set_names_its_marker_and_the_fix(tmp_path: Path, reader: Any) -> None:
-    with pytest.raises(DataError, match=rf"{reader.NAME}: no {reader.MARKER} under .*--data"):
+    with pytest.raises(DataError, match=rf"{reader.NAME}: no {reader.MARKERS[0]} under .*--data"):
         reader.read(tmp_path, "train")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from medmoe.data.bad_rows import BadRows
 from medmoe.data.readers import vqa_rad
 from medmoe.data.schema import Record
 from medmoe.errors import DataError
@@ -158,7 +159,7 @@ def test_text_that_is_not_utf8_is_named_with_its_row(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("content", "found"), [([], "an empty list"), ({"a": 1}, "dict")])
 def test_file_without_rows_is_an_error(tmp_path: Path, content: Any, found: str) -> None:
-    with pytest.raises(DataError, match=f"a list of questions is needed, found {found}"):
+    with pytest.raises(DataError, match=f"a list of rows is needed, found {found}"):
         vqa_rad.read(write(tmp_path, train=content), "train")
 
 
@@ -179,6 +180,62 @@ def test_broken_json_is_named_with_its_row(tmp_path: Path) -> None:
 def test_bad_disjoint_file_is_refused(tmp_path: Path, disjoint: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         vqa_rad.read(write(tmp_path, disjoint=disjoint), "disjoint_train")
+
+
+def test_bad_rows_are_left_out_and_counted_where_they_may_be(tmp_path: Path) -> None:
+    root = write(tmp_path, train=[*TRAIN, row(9, "gone.jpg"), row(8, answer=""), row(1)])
+    bad = BadRows("skip")
+    assert len(questions(vqa_rad.read(root, "train", bad))) == len(TRAIN)
+    assert [reason.partition(": ")[0].rpartition("/")[2] for reason in bad.reasons] == [
+        "trainset.json row 6",
+        "trainset.json row 7",
+        "trainset.json row 8",
+    ]
+
+
+def write_osf(root: Path) -> Path:
+    """The one file of OSF: test rows by phrase type, framed questions in a column."""
+    rows = [
+        {**raw, "phrase_type": kind, "question_rephrase": "NULL", "question_frame": frame}
+        for raw, kind, frame in zip(
+            [*TRAIN, *TEST],
+            ["freeform", "para", *["freeform"] * 3, "test_freeform", "test_para"],
+            ["NULL"] * 4 + ["Which modality?", "NULL", " Is this normal?"],
+            strict=True,
+        )
+    ]
+    folder = write(root) / "vqa-rad"
+    for name in ("trainset.json", "testset.json"):
+        (folder / name).unlink()
+    (folder / "VQA_RAD Dataset Public.json").write_text(json.dumps(rows), encoding="utf-8-sig")
+    return root
+
+
+def test_the_osf_file_alone_gives_the_standard_split(tmp_path: Path) -> None:
+    root = write_osf(tmp_path)
+    assert [r.id for r in vqa_rad.read(root, "test")] == ["vqa_rad/6", "vqa_rad/7"]
+    train = questions(vqa_rad.read(root, "train"))
+    framed = {r.id: (r.question, r.answer) for r in train if r.id.endswith("/frame")}
+    assert len(train) == len(TRAIN) + 2
+    assert framed == {
+        "vqa_rad/5/frame": ("Which modality?", "CT or MRI"),
+        "vqa_rad/7/frame": ("Is this normal?", "No"),
+    }
+
+
+def test_the_real_osf_file_alone_has_the_published_counts(shared: Path, tmp_path: Path) -> None:
+    real, copy = shared / "data" / "vqa-rad", tmp_path / "vqa-rad"
+    copy.mkdir()
+    for name in ("VQA_RAD Dataset Public.json", "images"):
+        (copy / name).symlink_to(real / name)
+
+    def rows(root: Path, split: str) -> Counter[tuple[str, str, str]]:
+        found = questions(vqa_rad.read(root, split))
+        return Counter((r.image.id, r.question.lower(), r.answer.lower()) for r in found)
+
+    assert sum(rows(tmp_path, "train").values()) == 3064
+    for split in ("train", "test"):
+        assert rows(tmp_path, split) == rows(shared / "data", split)
 
 
 def test_missing_files_are_named_with_the_fix(tmp_path: Path) -> None:

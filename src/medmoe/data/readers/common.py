@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medmoe.data.schema import ImageRecord, Record
+from medmoe.data.bad_rows import BadRows
+from medmoe.data.schema import AnswerType, ImageRecord, Record
 from medmoe.errors import DataError, one_of
 
 CAPTION_REQUEST = "Describe this image."
@@ -39,27 +41,52 @@ _PLANE_WORDS = {
 _ORGAN_ADJECTIVES = ("musculoskeletal", "gastrointestinal", "genitourinary", "lymphatic")
 
 
+class MissingPart(DataError):
+    """A set, or the files of a split, are not there: nothing is wrong with those that are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a data set comes from.
+
+    Attributes:
+        home: Its official home, for people.
+        folder: Where it lies under the data folder; empty for a file in the data folder itself.
+        hub: Its id on the Hugging Face hub, None where it is not officially there.
+        revision: Commit on the hub; None until one is truly known: the newest is then fetched.
+        files: What of the repository is fetched.
+        archives: Archives among them that are unpacked where they lie.
+    """
+
+    home: str
+    folder: str = ""
+    hub: str | None = None
+    revision: str | None = None
+    files: tuple[str, ...] = ("*",)
+    archives: tuple[str, ...] = ()
+
+
 def check_split(name: str, split: str, splits: Sequence[str]) -> None:
     """Refuse a split that the data set does not have."""
     if split not in splits:
         raise DataError(one_of(split, splits, f"split of {name}"))
 
 
-def require(root: Path, marker: str, name: str) -> Path:
-    """Return the path of the marker of a set under the data folder, or say what was looked for."""
-    path = root / marker
-    if not path.exists():
-        raise DataError(
-            f"{name}: no {marker} under {root}; give the folder with --data or $MEDMOE_DATA"
-        )
-    return path
+def require(root: Path, marker: str, name: str, *others: str) -> Path:
+    """Return the first marker of a set under the data folder, or say what was looked for."""
+    for choice in (marker, *others):
+        if (root / choice).exists():
+            return root / choice
+    raise MissingPart(
+        f"{name}: no {marker} under {root}; give the folder with --data or $MEDMOE_DATA"
+    )
 
 
 def require_part(folder: Path, part: str, name: str) -> Path:
     """Return the path of a further file of a set whose marker is there."""
     path = folder / part
     if not path.exists():
-        raise DataError(f"{name}: no {part} in {folder}; the set is incomplete, add that file")
+        raise MissingPart(f"{name}: no {part} in {folder}; the set is incomplete, add that file")
     return path
 
 
@@ -97,18 +124,77 @@ def image_folder(folder: Path, choices: Sequence[str]) -> Path:
     for choice in choices:
         if (folder / choice).is_dir():
             return folder / choice
-    raise DataError(
+    raise MissingPart(
         f"{folder}: no folder of images, looked for {', '.join(choices)}; unpack the images there"
     )
 
 
-def check_unique(records: Iterable[Record], where: Path) -> None:
-    """Refuse two records with one id."""
-    seen: set[str] = set()
+def unique(records: Iterable[Record], where: Path, bad: BadRows) -> list[Record]:
+    """Return the records with the first of each id; a second one is a bad row."""
+    first: dict[str, Record] = {}
     for record in records:
-        if record.id in seen:
-            raise DataError(f"{where}: id {record.id!r} occurs twice; ids must differ, remove one")
-        seen.add(record.id)
+        with bad.row():
+            if record.id in first:
+                raise DataError(
+                    f"{record.place or where}: id {record.id!r} occurs twice; ids must differ, "
+                    "remove one"
+                )
+            first[record.id] = record
+    return list(first.values())
+
+
+def some(records: list[Record], where: Path) -> list[Record]:
+    """Return the records; a set without any is an error."""
+    if not records:
+        raise DataError(f"{where}: no usable row in it; download the file again or add rows")
+    return records
+
+
+def yes_no_type(answer: str) -> AnswerType:
+    """Return ``closed`` for a yes or no: the ruling where a set labels no question itself."""
+    return "closed" if answer.strip().rstrip(".").lower() in ("yes", "no") else "open"
+
+
+_QUESTION_WORDS = ("what", "where", "which", "who", "whose", "when", "why", "how")
+
+
+def question_word(question: str, answer: str) -> str:
+    """Return ``yes_no`` or the word a question begins with, where a set names no question type."""
+    if yes_no_type(answer) == "closed":
+        return "yes_no"
+    first = question.strip().split(" ", 1)[0].lower().rstrip("?,")
+    return first if first in _QUESTION_WORDS else "other"
+
+
+def fields(raw: Any, names: Sequence[str], where: str) -> dict[str, str]:
+    """Return the named fields of a row as stripped text; each must be there and filled in."""
+    if not isinstance(raw, dict):
+        raise DataError(f"{where}: {type(raw).__name__} instead of an object; correct the row")
+    found = {}
+    for name in names:
+        if name not in raw:
+            raise DataError(f"{where}: field {name!r} is missing; every row needs it")
+        found[name] = str(raw[name] if raw[name] is not None else "").strip()
+        if not found[name]:
+            raise DataError(f"{where}: empty {name}; fill it in or remove the row")
+    return found
+
+
+def image_file(folder: Path, name: str, where: str) -> Path:
+    """Return the path of an image file that must be there."""
+    path = folder / name
+    if not path.is_file():
+        raise DataError(f"{where}: image file {name!r} is missing in {folder}; add it")
+    return path
+
+
+def json_list(path: Path) -> list[Any]:
+    """Return the list that a JSON file holds."""
+    content = read_json(path)
+    if not isinstance(content, list) or not content:
+        kind = "an empty list" if content == [] else type(content).__name__
+        raise DataError(f"{path}: a list of rows is needed, found {kind}")
+    return content
 
 
 def hash_share(key: str, seed: int = 0) -> float:
@@ -167,7 +253,9 @@ def caption_records(
     return records
 
 
-def caption_record(image: ImageRecord, text: str, dataset: str, split: str, licence: str) -> Record:
+def caption_record(
+    image: ImageRecord, text: str, dataset: str, split: str, licence: str, place: str = ""
+) -> Record:
     """Return the record that asks for a description of one image."""
     return Record(
         id=f"{image.id}/caption",
@@ -180,4 +268,5 @@ def caption_record(image: ImageRecord, text: str, dataset: str, split: str, lice
         dataset=dataset,
         split=split,
         licence=licence,
+        place=place,
     )

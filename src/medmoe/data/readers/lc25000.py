@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from medmoe.data.bad_rows import BadRows
 from medmoe.data.readers import common
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.errors import DataError
 
 NAME = "lc25000"
 SPLITS = ("train", "validation", "test")
-MARKER = "lc25000-lung/lung_aca"
+MARKERS = ("lc25000-lung/lung_aca",)
 LICENCE = "LicenseRef-LC25000-free-for-AI-researchers"
+SOURCE = common.Source("https://github.com/tampapath/lung_colon_image_set", "lc25000-lung")
 
 QUESTION = "Which tissue does this histology image show?"
 _FOLDERS = {
@@ -28,18 +30,19 @@ OPTIONS = tuple(_FOLDERS.values())
 _SUFFIXES = (".jpeg", ".jpg", ".png")
 
 
-def read(root: Path, split: str) -> list[Record]:
+def read(root: Path, split: str, bad: BadRows | None = None) -> list[Record]:
     """Return the caption records of a split; ``train`` also has the tissue questions.
 
     Args:
         root: The data folder, which holds ``lc25000-lung/<class>/*.jpeg``.
         split: One of `SPLITS`; files are split by a hash of their name (80/10/10).
+        bad: Unused: there are no rows, only files.
 
     Raises:
         DataError: A class folder is missing or holds no image, or a file is no image.
     """
     common.check_split(NAME, split, SPLITS)
-    folder = common.require(root, MARKER, NAME).parent
+    folder = common.require(root, MARKERS[0], NAME).parent
     questions, captions = [], []
     for name, tissue in _FOLDERS.items():
         for path in _tiles(common.require_part(folder, name, NAME)):

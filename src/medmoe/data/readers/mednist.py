@@ -10,14 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from medmoe.data.bad_rows import BadRows
 from medmoe.data.readers import common, npz
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.errors import DataError
 
 NAME = "mednist"
 SPLITS = ("train", "validation", "test")
-MARKER = "mednist-6k.npz"
+MARKERS = ("mednist-6k.npz",)
 LICENCE = "CC-BY-SA-4.0"
+SOURCE = common.Source("https://github.com/Project-MONAI/MONAI-extra-test-data/releases")
 
 QUESTION = "What kind of image is this?"
 
@@ -39,18 +41,19 @@ _CLASSES = {
 }
 
 
-def read(root: Path, split: str) -> list[Record]:
+def read(root: Path, split: str, bad: BadRows | None = None) -> list[Record]:
     """Return one classification record per image, and for ``train`` one caption each.
 
     Args:
         root: The data folder, which holds ``mednist-6k.npz`` (``images``, ``labels``, ``classes``).
         split: One of `SPLITS`.
+        bad: Unused: arrays are right or wrong as a whole.
 
     Raises:
         DataError: The file is missing or broken, or names a class that is none of the six.
     """
     common.check_split(NAME, split, SPLITS)
-    path = common.require(root, MARKER, NAME)
+    path = common.require(root, MARKERS[0], NAME)
     arrays = npz.load(path, ("images", "labels", "classes"))
     classes = []
     for name in arrays["classes"].tolist():

@@ -44,6 +44,8 @@ def images(path: Path, key: str, arrays: Arrays) -> list[Pixels]:
             f"{path}: {key} is {stack.dtype} {stack.shape}; it must be uint8 (N, H, W) or "
             "(N, H, W, 3)"
         )
+    if not len(stack):
+        raise DataError(f"{path}: {key} holds no image; download the file again")
     return list(stack)
 
 
@@ -61,3 +63,17 @@ def labels(path: Path, key: str, arrays: Arrays, count: int, classes: int) -> li
             f"{path} row {wrong[0] + 1} of {key}: label {flat[wrong[0]]} must be 0 to {classes - 1}"
         )
     return [int(label) for label in flat]
+
+
+def flags(path: Path, key: str, arrays: Arrays, count: int, findings: int) -> list[tuple[int, ...]]:
+    """Return ``count`` rows of ``findings`` flags, 0 or 1; a wrong one is named with its row."""
+    found = arrays[key]
+    if found.shape != (count, findings) or found.dtype.kind not in "iu":
+        raise DataError(
+            f"{path}: {key} is {found.dtype} {found.shape}; {count} images need "
+            f"({count}, {findings}) integers"
+        )
+    wrong = np.flatnonzero((found > 1).any(axis=1) | (found < 0).any(axis=1))
+    if len(wrong):
+        raise DataError(f"{path} row {wrong[0] + 1} of {key}: labels must be 0 or 1")
+    return [tuple(int(flag) for flag in row) for row in found]

@@ -15,6 +15,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+from medmoe.data.bad_rows import BadRows, collector
 from medmoe.data.readers import common
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.domains import modality_name
@@ -22,8 +23,9 @@ from medmoe.errors import DataError
 
 NAME = "vqa_med_2019"
 SPLITS = ("train", "validation", "test")
-MARKER = "vqa-med-2019/train/All_QA_Pairs_train.txt"
+MARKERS = ("vqa-med-2019/train/All_QA_Pairs_train.txt",)
 LICENCE = "CC-BY-4.0"
+SOURCE = common.Source("https://zenodo.org/records/10499039", "vqa-med-2019")
 
 _log = logging.getLogger(__name__)
 
@@ -75,34 +77,41 @@ class _Row:
     answers: tuple[str, ...]
 
 
-def read(root: Path, split: str) -> list[Record]:
+def read(root: Path, split: str, bad: BadRows | None = None) -> list[Record]:
     """Return the questions of a split and, for ``train``, the captions of its images.
 
     Args:
         root: The data folder, which holds ``vqa-med-2019/``.
         split: One of `SPLITS`; ``validation`` is the official validation set.
+        bad: Receives the bad rows; without it the first one is an error.
 
     Raises:
         DataError: A file is missing, or a row is malformed (file and row are named).
     """
     common.check_split(NAME, split, SPLITS)
-    folder = common.require(root, MARKER, NAME).parents[1] / _FOLDERS[split]
-    rows = _read_test(folder) if split == "test" else _read_categories(folder)
+    bad = collector(bad)
+    folder = common.require(root, MARKERS[0], NAME).parents[1] / _FOLDERS[split]
+    read_rows = _read_test if split == "test" else _read_categories
+    found = read_rows(folder, bad)
     images_dir = common.image_folder(folder, _IMAGE_FOLDERS)
     files = _image_files(images_dir)
-    for where, row in rows:
-        if row.image not in files:
-            raise DataError(f"{where}: image file {row.image}.jpg is missing in {images_dir}")
+    rows = []
+    for where, row in found:
+        with bad.row():
+            if row.image not in files:
+                raise DataError(f"{where}: image file {row.image}.jpg is missing in {images_dir}")
+            rows.append((where, row))
     banned = overlap(root)[split]
-    kept = [row for _, row in rows if row.image not in banned]
+    placed = [(where, row) for where, row in rows if row.image not in banned]
+    kept = [row for _, row in placed]
     _log.info(
         "%s %s: dropped %d rows on %d images that are also in VQA-RAD, kept %d",
         *(NAME, split, len(rows) - len(kept)),
         *(len({row.image for _, row in rows} & banned), len(kept)),
     )
     images = _image_records(kept, files, _modalities(root, kept, split), split)
-    records = [_record(row, images[row.image], split) for row in kept]
-    common.check_unique(records, folder)
+    records = [_record(row, images[row.image], split, where) for where, row in placed]
+    records = common.unique(records, folder, bad)
     if split == "train":
         records += common.caption_records(images.values(), NAME, split, LICENCE)
     return records
@@ -135,49 +144,58 @@ def overlap(root: Path) -> dict[str, frozenset[str]]:
     return {split: frozenset(names) for split, names in found.items()}
 
 
-def _read_categories(folder: Path) -> list[tuple[str, _Row]]:
+def _read_categories(folder: Path, bad: BadRows) -> list[tuple[str, _Row]]:
     """Return the rows of the four category files, each with its place."""
     rows: list[tuple[str, _Row]] = []
     for category, stem in _CATEGORIES.items():
         name = f"QAPairsByCategory/{stem}_{folder.name}.txt"
         path = common.require_part(folder, name, NAME)
-        for where, fields in _lines(path, ("image", "question", "answer")):
+        for where, fields in _lines(path, ("image", "question", "answer"), bad):
             rows.append((where, _Row(fields[0], category, fields[1], (fields[2],))))
     return rows
 
 
-def _read_test(folder: Path) -> list[tuple[str, _Row]]:
+def _read_test(folder: Path, bad: BadRows) -> list[tuple[str, _Row]]:
     """Return the rows of the official test file, each with its place."""
     path = common.require_part(folder, _TEST_FILE, NAME)
     rows: list[tuple[str, _Row]] = []
-    for where, fields in _lines(path, ("image", "category", "question", "answer")):
-        if fields[1].lower() not in _CATEGORIES:
-            raise DataError(
-                f"{where}: category {fields[1]!r} must be one of {', '.join(_CATEGORIES)}"
-            )
-        answers = tuple(dict.fromkeys(a.strip() for a in fields[3].split("#") if a.strip()))
-        if not answers:
-            raise DataError(f"{where}: empty answer; fill it in or remove the row")
-        rows.append((where, _Row(fields[0], fields[1].lower(), fields[2], answers)))
+    for where, fields in _lines(path, ("image", "category", "question", "answer"), bad):
+        with bad.row():
+            rows.append((where, _test_row(where, fields)))
     return rows
 
 
-def _lines(path: Path, names: tuple[str, ...]) -> list[tuple[str, list[str]]]:
+def _test_row(where: str, fields: list[str]) -> _Row:
+    image, category, question, answer = fields
+    if category.lower() not in _CATEGORIES:
+        raise DataError(f"{where}: category {category!r} must be one of {', '.join(_CATEGORIES)}")
+    answers = tuple(dict.fromkeys(a.strip() for a in answer.split("#") if a.strip()))
+    if not answers:
+        raise DataError(f"{where}: empty answer; fill it in or remove the row")
+    return _Row(image, category.lower(), question, answers)
+
+
+def _lines(path: Path, names: tuple[str, ...], bad: BadRows) -> list[tuple[str, list[str]]]:
     """Return the fields of every line, each with its place; blank lines at the end pass."""
     lines = common.read_text(path).rstrip().split("\n")
     result = []
     for number, line in enumerate(lines, 1):
         where = f"{path} row {number}"
         fields = [field.strip() for field in line.split("|")]
-        if len(fields) != len(names):
-            raise DataError(
-                f"{where}: {len(fields)} fields, {len(names)} are needed ({'|'.join(names)})"
-            )
-        for name, value in zip(names, fields, strict=True):
-            if not value:
-                raise DataError(f"{where}: empty {name}; fill it in or remove the row")
-        result.append((where, fields))
+        with bad.row():
+            _check_fields(where, fields, names)
+            result.append((where, fields))
     return result
+
+
+def _check_fields(where: str, fields: list[str], names: tuple[str, ...]) -> None:
+    if len(fields) != len(names):
+        raise DataError(
+            f"{where}: {len(fields)} fields, {len(names)} are needed ({'|'.join(names)})"
+        )
+    for name, value in zip(names, fields, strict=True):
+        if not value:
+            raise DataError(f"{where}: empty {name}; fill it in or remove the row")
 
 
 def _image_files(folder: Path) -> dict[str, Path]:
@@ -225,7 +243,7 @@ def _image_records(
     """Return one record per image, with the facts its plane and organ answers give."""
     facts: dict[str, dict[str, str]] = {row.image: {} for row in rows}
     for row in rows:
-        if row.category in ("plane", "organ") and not _is_yes_no(row.answers[0]):
+        if row.category in ("plane", "organ") and common.yes_no_type(row.answers[0]) == "open":
             facts[row.image][row.category] = row.answers[0]
     for image, modality in modalities.items():
         if image in facts:
@@ -242,21 +260,18 @@ def _image_records(
     }
 
 
-def _is_yes_no(answer: str) -> bool:
-    return answer.lower().rstrip(".") in ("yes", "no")
-
-
-def _record(row: _Row, image: ImageRecord, split: str) -> Record:
+def _record(row: _Row, image: ImageRecord, split: str, place: str) -> Record:
     return Record(
         id=f"{NAME}/{split}/{row.image}/{row.category}",
         image=image,
         question=row.question,
         answer=row.answers[0],
-        answer_type="closed" if _is_yes_no(row.answers[0]) else "open",
+        answer_type=common.yes_no_type(row.answers[0]),
         question_type=row.category,
         task="vqa",
         dataset=NAME,
         split=split,
         licence=LICENCE,
         references=row.answers[1:],
+        place=place,
     )

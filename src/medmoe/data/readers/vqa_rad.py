@@ -3,6 +3,9 @@
 Splits: ``train`` and ``test`` are the standard ones (3,064 and 451 questions), in which every test
 image also stands in train; ``disjoint_train``, ``disjoint_validation`` and ``disjoint_test`` share
 no image. Train splits end with caption records made of the answered facts (paper, phase 1).
+Read from the two JSON files of the standard split, else from the one of OSF, which holds the same
+questions (its test rows are the test split, its framed questions belong to train), else from the
+hub's Parquet files, which know neither answer type nor image name (see `medmoe.data.readers.hub`).
 
 It carves no validation questions out of ``train`` (`medmoe.data.registry.hold_out` does), and it
 decodes no picture.
@@ -13,19 +16,24 @@ from __future__ import annotations
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medmoe.data.readers import common
+from medmoe.data.bad_rows import BadRows, collector
+from medmoe.data.readers import common, hub
 from medmoe.data.schema import AnswerType, ImageRecord, Record
 from medmoe.errors import DataError
 
 NAME = "vqa_rad"
 SPLITS = ("train", "test", "disjoint_train", "disjoint_validation", "disjoint_test")
-MARKER = "vqa-rad/trainset.json"
+_OSF_FILE = "VQA_RAD Dataset Public.json"
+MARKERS = ("vqa-rad/trainset.json", f"vqa-rad/{_OSF_FILE}", "vqa-rad/data")
 LICENCE = "CC0-1.0"
+SOURCE = common.Source(
+    "https://osf.io/89kps/", "vqa-rad", hub="flaviagiammarino/vqa-rad", files=("data/*.parquet",)
+)
 
 _FILES = {"train": "trainset.json", "test": "testset.json"}
 _IMAGE_FOLDERS = ("images", "VQA_RAD Image Folder")
@@ -82,9 +90,10 @@ class _Row:
     answer: str
     answer_type: AnswerType
     question_type: str
+    place: str
 
 
-def read(root: Path, split: str) -> list[Record]:
+def read(root: Path, split: str, bad: BadRows | None = None) -> list[Record]:
     """Return the questions of a split and, for train splits, the captions of its images.
 
     Modality and plane of an image come from the answers to questions about them. A train split
@@ -93,39 +102,62 @@ def read(root: Path, split: str) -> list[Record]:
     Args:
         root: The data folder, which holds ``vqa-rad/``.
         split: One of `SPLITS`.
+        bad: Receives the bad rows; without it the first one is an error.
 
     Raises:
         DataError: A file is missing, or a row is malformed (file and row are named).
     """
     common.check_split(NAME, split, SPLITS)
-    folder = common.require(root, MARKER, NAME).parent
+    bad = collector(bad)
+    marker = common.require(root, MARKERS[0], NAME, *MARKERS[1:])
+    folder = marker.parent
+    if marker.name == "data":
+        return hub.read(hub.Layout(NAME, LICENCE), folder, split, bad)
     images_dir = common.image_folder(folder, _IMAGE_FOLDERS)
-    on_disk = common.file_names(images_dir)
-    by_file = {
-        part: _read_rows(common.require_part(folder, file, NAME), on_disk)
-        for part, file in _FILES.items()
-    }
+    by_file = _rows_by_file(folder, common.file_names(images_dir), bad)
     union = _without_repeats([*by_file["train"], *by_file["test"]])
     rows = by_file.get(split) or _disjoint_rows(union, folder, split.removeprefix("disjoint_"))
     is_train = split.endswith("train")
     images = _image_records(rows, facts_from=rows if is_train else union, folder=images_dir)
     records = [_record(row, images[row.image], split) for row in rows]
-    common.check_unique(records, folder)
+    records = common.unique(records, folder, bad)
     if is_train:
         records += common.caption_records(images.values(), NAME, split, LICENCE)
     return records
 
 
-def _read_rows(path: Path, on_disk: frozenset[str]) -> list[_Row]:
+def _rows_by_file(folder: Path, on_disk: frozenset[str], bad: BadRows) -> dict[str, list[_Row]]:
+    """Return the rows of the standard train and test split."""
+    osf = folder / _OSF_FILE
+    if (folder / _FILES["train"]).exists() or not osf.exists():
+        return {
+            part: _read_rows(common.require_part(folder, file, NAME), on_disk, bad)
+            for part, file in _FILES.items()
+        }
+    found: dict[str, list[_Row]] = {"train": [], "test": []}
+    for raw, row in _raw_rows(osf, on_disk, bad):
+        part = "test" if str(raw.get("phrase_type")).startswith("test") else "train"
+        found[part].append(row)
+        framed = str(raw.get("question_frame") or "NULL").strip()
+        if framed != "NULL":
+            found["train"].append(replace(row, id=f"{row.id}/frame", question=framed))
+    return found
+
+
+def _read_rows(path: Path, on_disk: frozenset[str], bad: BadRows) -> list[_Row]:
     """Return the checked rows of one JSON file."""
-    content = common.read_json(path)
-    if not isinstance(content, list) or not content:
-        raise DataError(f"{path}: a list of questions is needed, found {_kind(content)}")
-    return [_checked(raw, f"{path} row {number}", on_disk) for number, raw in enumerate(content, 1)]
+    return [row for _, row in _raw_rows(path, on_disk, bad)]
 
 
-def _kind(content: object) -> str:
-    return "an empty list" if content == [] else type(content).__name__
+def _raw_rows(
+    path: Path, on_disk: frozenset[str], bad: BadRows
+) -> Iterator[tuple[dict[str, Any], _Row]]:
+    for number, raw in enumerate(common.json_list(path), 1):
+        row = None
+        with bad.row():
+            row = _checked(raw, f"{path} row {number}", on_disk)
+        if row is not None:
+            yield raw, row
 
 
 def _checked(raw: Any, where: str, on_disk: frozenset[str]) -> _Row:
@@ -153,6 +185,7 @@ def _checked(raw: Any, where: str, on_disk: frozenset[str]) -> _Row:
         answer=text["answer"],
         answer_type="open" if answer_type == "open" else "closed",
         question_type=_QUESTION_TYPES.get(first_type, first_type.lower() or "other"),
+        place=where,
     )
 
 
@@ -248,4 +281,5 @@ def _record(row: _Row, image: ImageRecord, split: str) -> Record:
         dataset=NAME,
         split=split,
         licence=LICENCE,
+        place=row.place,
     )

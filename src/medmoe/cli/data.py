@@ -1,0 +1,258 @@
+"""`medmoe data …`: which sets there are, what is in them, what is wrong with them.
+
+It lists, counts, fetches, shows, audits and exports; nothing is trained or scored here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from medmoe.cli import flags
+from medmoe.cli.parser import FOOTER
+from medmoe.errors import ConfigError
+
+ACTIONS = ("list", "info", "get", "show", "audit", "export")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `data`."""
+    parser.add_argument("action", choices=ACTIONS, metavar="ACTION", help=", ".join(ACTIONS))
+    parser.add_argument(
+        "sets",
+        nargs="*",
+        metavar="SET",
+        help="a name of `data list`, NAME/SPLIT, or your own table or folder of classes",
+    )
+    flags.add_data(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where show, audit, export write")
+    flags.add_seed(parser)
+    parser.add_argument(
+        "--on-bad-row",
+        choices=("fail", "skip"),
+        default="fail",
+        help="a row that cannot be used ends the command, or is left out and counted",
+    )
+    parser.add_argument(
+        "--check-images", action="store_true", help="info: also decode every picture once"
+    )
+    parser.add_argument(
+        "--count", type=flags.positive_int, default=20, metavar="N", help="show: pictures (20)"
+    )
+    parser.add_argument(
+        "--fix", choices=("image-disjoint",), help="audit: write a split without shared pictures"
+    )
+    parser.add_argument(
+        "--format", choices=("jsonl", "parquet"), default="jsonl", help="export: file format"
+    )
+    parser.add_argument(
+        "--target",
+        choices=("llama_factory", "swift", "trl"),
+        default="llama_factory",
+        help="export: whose chat form",
+    )
+    flags.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the action says and write `--json`.
+
+    Raises:
+        DataError: A set is unknown, not there, or has rows that cannot be used.
+    """
+    if args.action != "list" and not args.sets:
+        raise ConfigError(f"data {args.action} needs a SET; `medmoe data list` shows the names")
+    result: dict[str, Any] = _ACTIONS[args.action](args)
+    flags.write_json(args.json, result)
+    print(FOOTER)
+    return 0
+
+
+def _root(args: argparse.Namespace) -> Path | None:
+    from medmoe.data.registry import find_data
+
+    return find_data(args.data)
+
+
+def _list(args: argparse.Namespace) -> dict[str, Any]:
+    from medmoe.data.registry import READERS, is_there
+
+    root = _root(args)
+    rows: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "there": root is not None and is_there(reader, root),
+            "splits": list(reader.SPLITS),
+            "licence": reader.LICENCE,
+            "hub": reader.SOURCE.hub,
+            "revision": reader.SOURCE.revision,
+            "home": reader.SOURCE.home,
+        }
+        for name, reader in READERS.items()
+    ]
+    _table(
+        ("set", "here", "fetched by", "licence"),
+        [
+            (
+                r["name"],
+                "yes" if r["there"] else "–",
+                "data get" if r["hub"] else "hand",
+                r["licence"].removeprefix("LicenseRef-"),
+            )
+            for r in rows
+        ],
+    )
+    print("Your own data: give the path of a CSV, JSONL or Parquet file, or a folder of classes.")
+    return {"version": 1, "sets": rows}
+
+
+def _info(args: argparse.Namespace) -> dict[str, Any]:
+    from medmoe.data.bad_rows import BadRows, readable
+    from medmoe.experiments.data_audit import counts, read_parts
+
+    bad = BadRows("skip")
+    parts = read_parts(args.sets, _root(args), bad)
+    if args.check_images:
+        parts = {name: readable(records, bad) for name, records in parts.items()}
+    found = {name: counts(records) for name, records in parts.items()}
+    for name, content in found.items():
+        print(f"{name}: {content['n']:,} rows on {content['images']:,} images")
+        for key, values in content.items():
+            if isinstance(values, Mapping) and values:
+                print(f"  {key.replace('_', ' ')}: {_few(values)}")
+    _print_left_out(bad.reasons, bad.known_faults)
+    result = {"version": 1, "splits": found, "bad_rows": bad.reasons}
+    flags.write_json(args.json, result)
+    bad.policy = args.on_bad_row
+    bad.settle()
+    return result | {"known_faults": dict(bad.known_faults)}
+
+
+def _get(args: argparse.Namespace) -> dict[str, Any]:
+    from medmoe.data.fetch import fetch
+    from medmoe.data.registry import READERS
+    from medmoe.errors import DataError, one_of
+
+    if args.data is None:
+        raise ConfigError("data get needs --data DIR, the folder to put the set into")
+    folders = {}
+    for name in args.sets:
+        if name not in READERS:
+            raise DataError(one_of(name, READERS, "data set"))
+        folders[name] = str(fetch(name, READERS[name].SOURCE, flags.make_out_dir(args.data)))
+        print(f"{name}: {folders[name]}")
+    return {"version": 1, "folders": folders}
+
+
+def _show(args: argparse.Namespace) -> dict[str, Any]:
+    from medmoe.data.sheet import contact_sheet
+
+    out = flags.make_out_dir(args.out or Path("runs/data"))
+    written = {}
+    for name, records in _parts(args).items():
+        path = out / f"{name.replace('/', '-')}.png"
+        title = f"{name}: {min(args.count, len(records))} of {len(records):,} rows"
+        contact_sheet(records, title, args.count, args.seed).save(path)
+        written[name] = str(path)
+        print(path)
+    return {"version": 1, "sheets": written}
+
+
+def _audit(args: argparse.Namespace) -> dict[str, Any]:
+    from medmoe.data.bad_rows import BadRows
+    from medmoe.experiments import data_audit
+
+    out = flags.make_out_dir(args.out or Path("runs/audit"))
+    bad = BadRows(args.on_bad_row)
+    found = data_audit.audit(data_audit.read_parts(args.sets, _root(args), bad), bad)
+    (out / "audit.html").write_text(data_audit.page(found), encoding="utf-8")
+    flags.write_json(out / "audit.json", found.result)
+    _table(
+        ("left", "right", "left images", "right images", "shared"),
+        [
+            (o.left, o.right, f"{o.left_images:,}", f"{o.right_images:,}", f"{o.shared_images:,}")
+            for o in found.overlaps
+        ],
+    )
+    _print_left_out([*bad.reasons, *found.result["unreadable_images"].values()], bad.known_faults)
+    print(f"{out / 'audit.html'}\n{out / 'audit.json'}")
+    if args.fix:
+        path = out / "image_disjoint.json"
+        split = data_audit.clean_split(found, args.seed)
+        path.write_text(json.dumps(split, indent=1) + "\n", encoding="utf-8")
+        sizes = ", ".join(f"{len(v):,} {k}" for k, v in split.items() if isinstance(v, list))
+        print(f"{path}: {sizes}")
+    return found.result
+
+
+def _export(args: argparse.Namespace) -> dict[str, Any]:
+    from datasets import disable_progress_bars
+
+    from medmoe.data.exchange import write_jsonl, write_parquet
+
+    disable_progress_bars()
+    out = flags.make_out_dir(args.out or Path("runs/export"))
+    files = {}
+    for name, records in _parts(args).items():
+        stem = name.replace("/", "-")
+        if args.format == "jsonl":
+            path = write_jsonl(records, out, stem, args.target)
+        else:
+            path = write_parquet(records, out / f"{stem}.parquet", args.target)
+        files[name] = str(path)
+        print(f"{path}: {len(records):,} rows")
+    return {"version": 1, "files": files}
+
+
+_ACTIONS = {
+    "list": _list,
+    "info": _info,
+    "get": _get,
+    "show": _show,
+    "audit": _audit,
+    "export": _export,
+}
+
+
+def _parts(args: argparse.Namespace) -> dict[str, Any]:
+    from medmoe.data.bad_rows import BadRows
+    from medmoe.experiments.data_audit import read_parts
+
+    bad = BadRows(args.on_bad_row)
+    parts = read_parts(args.sets, _root(args), bad)
+    _print_left_out(bad.reasons, bad.known_faults)
+    return parts
+
+
+def _print_left_out(reasons: list[str], faults: Mapping[str, int]) -> None:
+    if reasons:
+        print(f"left out: {len(reasons)} rows")
+        for reason in reasons[:20]:
+            print(f"  {reason}")
+        if len(reasons) > 20:
+            print(f"  … and {len(reasons) - 20} more (all of them in --json FILE)")
+    for what, count in faults.items():
+        print(f"left out: {count} rows for a fault of the set itself: {what}")
+
+
+def _few(values: Mapping[str, int]) -> str:
+    shown = [f"{name} {count:,}" for name, count in list(values.items())[:8]]
+    more = len(values) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def _table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for number, title in enumerate(titles):
+        right = number > 1 and all(row[number][:1].isdigit() for row in rows)
+        table.add_column(title, overflow="fold", justify="right" if right else "left")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console().print(table)

@@ -1,0 +1,95 @@
+"""Splits in which no picture, and no copy of one, stands on two sides.
+
+Copies are put together first, the groups are then dealt out by a hash and a seed, organ by organ
+(or modality by modality), so that every part sees the same mixture. The file is the one that
+`medmoe.data.readers.vqa_rad` reads as ``image_disjoint.json``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medmoe.data.readers.common import hash_share, read_json
+from medmoe.data.schema import ImageRecord, Record
+from medmoe.errors import DataError
+
+#: Share of the pictures of each part.
+SHARES: Mapping[str, float] = {"train": 0.7, "val": 0.1, "test": 0.2}
+
+
+def disjoint_split(
+    images: Sequence[ImageRecord], alike: Iterable[tuple[str, str]], seed: int
+) -> dict[str, list[str]]:
+    """Deal images out to train, val and test.
+
+    Args:
+        images: All images, each once.
+        alike: Pairs of ids that show one picture.
+
+    Returns:
+        Part -> sorted image ids.
+    """
+    by_id = {image.id: image for image in images}
+    strata: defaultdict[str, list[list[str]]] = defaultdict(list)
+    for group in _groups(by_id, alike):
+        first = by_id[group[0]]
+        strata[first.organ or first.modality or "unknown"].append(group)
+    parts: dict[str, list[str]] = {part: [] for part in SHARES}
+    for _, groups in sorted(strata.items()):
+        dealt: Counter[str] = Counter()
+        total = sum(map(len, groups))
+        # Large groups first: a small one can still fill what is missing.
+        for group in sorted(groups, key=lambda g: (-len(g), hash_share(g[0], seed))):
+            part = max(SHARES, key=lambda p: SHARES[p] * total - dealt[p])
+            dealt[part] += len(group)
+            parts[part] += group
+    return {part: sorted(names) for part, names in parts.items()}
+
+
+def _groups(by_id: Mapping[str, ImageRecord], alike: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """Return the ids joined by any chain of pairs, each group sorted."""
+    above = {name: name for name in by_id}
+
+    def top(name: str) -> str:
+        while above[name] != name:
+            above[name] = above[above[name]]
+            name = above[name]
+        return name
+
+    for left, right in alike:
+        if left in above and right in above:
+            above[top(left)] = top(right)
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for name in sorted(above):
+        groups[top(name)].append(name)
+    return list(groups.values())
+
+
+def split_content(parts: Mapping[str, Sequence[str]], seed: int) -> dict[str, Any]:
+    """Return what the split's file holds; ids of one set stand without its name."""
+    names = [name for found in parts.values() for name in found]
+    sets = {name.partition("/")[0] for name in names}
+    prefix = f"{sets.pop()}/" if len(sets) == 1 else ""
+    return {"seed": seed} | {
+        p: [n.removeprefix(prefix) for n in names] for p, names in parts.items()
+    }
+
+
+def of_part(records: Iterable[Record], path: Path, part: str) -> list[Record]:
+    """Return the records on the images of one part of a split's file.
+
+    Raises:
+        DataError: The file has no such part, or names none of the images.
+    """
+    content = read_json(path)
+    names = content.get(part) if isinstance(content, dict) else None
+    if not isinstance(names, list):
+        raise DataError(f"{path}: no list {part!r}; it has train, val and test")
+    wanted = set(names)
+    kept = [r for r in records if {r.image.id, r.image.id.partition("/")[2]} & wanted]
+    if not kept:
+        raise DataError(f"{path}: {part} names none of these images; is it the split of this set?")
+    return kept

@@ -1,0 +1,136 @@
+"""LLaVA-Med (Li et al. 2023): 500 K captions for alignment, 60 K instructions with inline mentions.
+
+The paper's data of phase 1 and phase 2. JSON files beside a folder ``images``. Its pictures are
+fetched one by one from PubMed Central and some are gone: rows without their picture are left out,
+counted in `BadRows.known_faults` and logged, never an error. Each turn of a conversation becomes
+a record of its own on the shared image; what earlier turns said is not carried along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medmoe.data.bad_rows import BadRows, collector
+from medmoe.data.readers import common
+from medmoe.data.schema import ImageRecord, Record, Task
+from medmoe.errors import DataError
+
+#: Key of ``domain`` -> our modality.
+_DOMAINS = {
+    "chest_xray": "xray",
+    "ct_scan": "ct",
+    "gross": "gross pathology",
+    "histology": "pathology",
+    "mri": "mri",
+}
+#: The alignment file spells the key without its i.
+_TURNS = ("conversations", "conversatons")
+_SPEAKERS = ((0, "human"), (1, "gpt"))
+_SOURCE = common.Source("https://github.com/microsoft/LLaVA-Med", "llava-med")
+
+
+@dataclass(frozen=True, slots=True)
+class LlavaMed:
+    """One JSON file of LLaVA-Med and what its rows are for."""
+
+    NAME: str
+    task: Task
+    MARKERS: tuple[str, ...]
+    SPLITS: tuple[str, ...] = ("train",)
+    LICENCE: str = "CC-BY-NC-4.0"
+    SOURCE: common.Source = _SOURCE
+
+    def read(self, root: Path, split: str, bad: BadRows | None = None) -> list[Record]:
+        """Return the records of all rows whose picture is there.
+
+        Args:
+            root: The data folder, which holds ``llava-med/`` with the JSON file and ``images/``.
+            split: ``train``.
+            bad: Receives the bad rows; without it the first one is an error.
+
+        Raises:
+            DataError: A file is missing, a row is malformed, or no picture at all is there.
+        """
+        common.check_split(self.NAME, split, self.SPLITS)
+        bad = collector(bad)
+        path = common.require(root, self.MARKERS[0], self.NAME, *self.MARKERS[1:])
+        folder = common.image_folder(path.parent, ("images", "../images"))
+        on_disk = common.file_names(folder)
+        records: list[Record] = []
+        missing = 0
+        for number, raw in enumerate(common.json_list(path), 1):
+            with bad.row():
+                where = f"{path} row {number}"
+                text = common.fields(raw, ("id", "image"), where)
+                if text["image"] not in on_disk:
+                    missing += 1
+                    continue
+                image = ImageRecord(
+                    f"llava_med/{text['image']}",
+                    folder / text["image"],
+                    modality=_modality(raw.get("domain")),
+                )
+                records += self._records(raw, text["id"], image, where)
+        if missing:
+            bad.leave_out(f"{path}: image not there", missing)
+        return common.some(common.unique(records, path, bad), path)
+
+    def _records(self, raw: Any, name: str, image: ImageRecord, where: str) -> Iterator[Record]:
+        turns = next((raw[key] for key in _TURNS if key in raw), None)
+        if not isinstance(turns, list) or len(turns) < 2 or len(turns) % 2:
+            raise DataError(f"{where}: conversations must alternate human and gpt; correct the row")
+        for number in range(0, len(turns), 2):
+            question, answer = (_said(turns[number + k], who, where) for k, who in _SPEAKERS)
+            yield Record(
+                id=f"{self.NAME}/{name}" + (f"/{number // 2 + 1}" if len(turns) > 2 else ""),
+                image=image,
+                question=question,
+                answer=answer,
+                answer_type="open",
+                question_type="caption" if self.task == "caption" else "instruction",
+                task=self.task,
+                dataset=self.NAME,
+                split="train",
+                licence=self.LICENCE,
+                place=where,
+            )
+
+
+def _said(turn: Any, speaker: str, where: str) -> str:
+    """Return the text of one turn, without the placeholder of the image."""
+    text = common.fields(turn, ("from", "value"), where)
+    if text["from"] != speaker:
+        raise DataError(f"{where}: turn of {text['from']!r} where {speaker!r} must speak")
+    said = text["value"].replace("<image>", "").strip()
+    if not said:
+        raise DataError(f"{where}: empty turn of {speaker}; fill it in or remove the row")
+    return said
+
+
+def _modality(domain: Any) -> str | None:
+    """Return the one modality that a row's ``domain`` flags, None for none or several."""
+    if not isinstance(domain, dict):
+        return None
+    named = [name for key, name in _DOMAINS.items() if domain.get(key)]
+    return named[0] if len(named) == 1 else None
+
+
+ALIGNMENT = LlavaMed(
+    "llava_med_alignment",
+    "caption",
+    (
+        "llava-med/llava_med_alignment_500k.json",
+        "llava-med/alignment/llava_med_alignment_500k.json",
+    ),
+)
+INSTRUCT = LlavaMed(
+    "llava_med_instruct",
+    "vqa",
+    (
+        "llava-med/llava_med_instruct_60k_inline_mention.json",
+        "llava-med/instruct/llava_med_instruct_60k_inline_mention.json",
+    ),
+)

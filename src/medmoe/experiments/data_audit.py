@@ -1,0 +1,161 @@
+"""`medmoe data audit`: pictures shared by splits and sets, and what the answers give away.
+
+It joins `medmoe.data.overlaps` and `medmoe.evaluation.answer_audit` into one JSON object and one
+page. It changes no data; a clean split is written beside the report on demand.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from medmoe.data import registry
+from medmoe.data.bad_rows import BadRows
+from medmoe.data.disjoint import disjoint_split, split_content
+from medmoe.data.images import open_image
+from medmoe.data.leakage import images_of
+from medmoe.data.overlaps import Overlap, find_overlaps
+from medmoe.data.readers.common import MissingPart
+from medmoe.data.schema import Record
+from medmoe.errors import DataError
+from medmoe.evaluation.answer_audit import audit_answers
+
+NOTE = "Research use only, not a medical device."
+_SHOWN_PAIRS = 12
+_THUMB = 132
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """An audit and what its page needs besides.
+
+    Attributes:
+        parts: Name and records of each split.
+        result: The JSON object.
+        overlaps: Of every pair of parts.
+    """
+
+    parts: Mapping[str, Sequence[Record]]
+    result: dict[str, Any]
+    overlaps: Sequence[Overlap]
+
+
+def read_parts(names: Sequence[str], root: Path | None, bad: BadRows) -> dict[str, list[Record]]:
+    """Read all splits of sets given by name, ``name/split`` or the path of a user's own data.
+
+    Splits that are not there are left out; a set without any is an error.
+
+    Raises:
+        DataError: A set is unknown or not there, or rows are bad and may not be skipped.
+    """
+    parts: dict[str, list[Record]] = {}
+    for name in names:
+        found = _parts_of(name, root, bad)
+        for part, records in found.items():
+            if part in parts:
+                raise DataError(f"{part} is given twice; name each set once")
+            parts[part] = records
+    bad.settle()
+    return parts
+
+
+def _parts_of(name: str, root: Path | None, bad: BadRows) -> dict[str, list[Record]]:
+    known, _, split = name.partition("/")
+    if known in registry.READERS and not Path(name).exists():
+        reader, splits = registry.READERS[known], [split] if split else None
+    else:
+        reader, splits = registry.reader_of(name), None
+    if reader.NAME in registry.READERS and root is None:
+        raise DataError(f"{name}: where is it? give the data folder with --data or $MEDMOE_DATA")
+    chosen = splits or [s for s in reader.SPLITS if not s.startswith("disjoint_")]
+    parts, missing = {}, None
+    for one in chosen:
+        try:
+            parts[f"{reader.NAME}/{one}"] = reader.read(root or Path(), one, bad)
+        except MissingPart as error:
+            missing = error
+    if not parts and missing is not None:
+        raise missing
+    return parts
+
+
+def audit(parts: Mapping[str, Sequence[Record]], bad: BadRows) -> Audit:
+    """Compare all pictures and count all answers."""
+    overlaps, unreadable = find_overlaps(parts)
+    result = {
+        "version": 1,
+        "overlaps": [overlap.to_dict() for overlap in overlaps],
+        "answers": audit_answers(parts),
+        "unreadable_images": unreadable,
+        "bad_rows": list(bad.reasons),
+        "known_faults": dict(bad.known_faults),
+        "note": NOTE,
+    }
+    return Audit(parts, result, overlaps)
+
+
+def counts(records: Sequence[Record]) -> dict[str, Any]:
+    """Return what `medmoe data info` shows of one split."""
+    images = images_of(records)
+    return {
+        "n": len(records),
+        "images": len(images),
+        "tasks": _counted(record.task for record in records),
+        "answer_types": _counted(r.answer_type for r in records if r.task != "caption"),
+        "question_types": _counted(r.question_type for r in records if r.task != "caption"),
+        "modalities": _counted(image.modality or "unknown" for image in images),
+        "organs": _counted(image.organ or "unknown" for image in images),
+        "licences": _counted(record.licence for record in records),
+    }
+
+
+def _counted(values: Any) -> dict[str, int]:
+    return dict(Counter(values).most_common())
+
+
+def clean_split(found: Audit, seed: int) -> dict[str, Any]:
+    """Return an image-disjoint split of all pictures of an audit, as its file holds it."""
+    images = images_of([record for records in found.parts.values() for record in records])
+    alike = [(p.left, p.right) for o in found.overlaps for p in o.pairs if p.kind != "same_id"]
+    return split_content(disjoint_split(images, alike, seed), seed)
+
+
+def page(found: Audit) -> str:
+    """Return the report as one HTML page, pictures included."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = files("medmoe.experiments").joinpath("templates", "data_audit.html.j2")
+    images = {r.image.id: r.image for records in found.parts.values() for r in records}
+    shown = [
+        {
+            "overlap": overlap,
+            "kinds": _counted(pair.kind for pair in overlap.pairs),
+            "pairs": [
+                (pair, *(_thumbnail(images[name].source) for name in (pair.left, pair.right)))
+                for pair in sorted(overlap.pairs, key=lambda p: -p.distance)[:_SHOWN_PAIRS]
+            ],
+        }
+        for overlap in found.overlaps
+        if overlap.pairs
+    ]
+    return environment.from_string(template.read_text(encoding="utf-8")).render(
+        parts=found.parts, overlaps=found.overlaps, shown=shown, result=found.result
+    )
+
+
+def _thumbnail(source: Any) -> str:
+    """Return a small picture as a data URL."""
+    picture = open_image(source)
+    picture.thumbnail((_THUMB, _THUMB))
+    buffer = BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,169 @@
+"""`medmoe data`: each action on data that the tests write, and on the real sets."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from tests.data.pictures import copied, picture
+
+from medmoe.cli.main import main
+from medmoe.data import registry
+from medmoe.data.disjoint import of_part
+from medmoe.data.leakage import refuse_leaks
+from medmoe.data.registry import READERS
+
+FOOTER = "Research use only, not a medical device."
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Twelve pictures in train and two in test, of which one is a copy."""
+    folder = tmp_path / "clinic"
+    folder.mkdir()
+    rows = ["image,question,answer,split,modality"]
+    for number in range(12):
+        Image.fromarray(picture(number)).save(folder / f"{number}.png")
+        rows.append(f"{number}.png,Is it <b>large</b>?,{('yes', 'no')[number % 2]},train,CT")
+    for name, pixels in (("copy", copied(picture(3), scale=0.8)), ("new", picture(40))):
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+        rows.append(f"{name}.png,What is it?,a cyst,test,MR")
+    (folder / "data.csv").write_text("\n".join(rows) + "\n")
+    return folder / "data.csv"
+
+
+def run(tmp_path: Path, *words: object) -> dict[str, Any]:
+    path = tmp_path / "result.json"
+    assert main(["data", *map(str, words), "--json", str(path)]) == 0
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    capsys.readouterr()
+    assert main(["data", *map(str, words)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("medmoe: error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_list_names_every_set_and_where_it_comes_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pathmnist.npz").touch()
+    found = run(tmp_path, "list", "--data", tmp_path)
+    assert [row["name"] for row in found["sets"]] == list(READERS)
+    assert [row["name"] for row in found["sets"] if row["there"]] == ["pathmnist"]
+    assert capsys.readouterr().out.rstrip().endswith(FOOTER)
+
+
+def test_info_counts_by_split_type_modality_and_licence(tmp_path: Path, table: Path) -> None:
+    splits = run(tmp_path, "info", table)["splits"]
+    assert list(splits) == ["clinic/train", "clinic/test"]
+    train = splits["clinic/train"]
+    assert (train["n"], train["images"]) == (12, 12)
+    assert train["answer_types"] == {"closed": 12}
+    assert train["modalities"] == {"ct": 12}
+    assert train["licences"] == {"unknown": 12}
+    assert splits["clinic/test"]["question_types"] == {"what": 2}
+
+
+def test_info_lists_all_bad_rows_and_fails_unless_they_may_be_skipped(
+    tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with table.open("a") as file:
+        file.write("gone.png,Is it?,yes,train,CT\n0.png,Is it?,,train,CT\n")
+        file.write("broken.png,Is it?,no,train,\n")
+    (table.parent / "broken.png").write_bytes((table.parent / "0.png").read_bytes()[:-30])
+    bad = tmp_path / "bad.json"
+    line = refused(capsys, "info", table, "--check-images", "--json", bad)
+    assert f"{table} row 16: image file 'gone.png' is missing" in line
+    assert "(and 2 more bad rows)" in line
+    reasons = json.loads(bad.read_text())["bad_rows"]
+    assert [re.search(r"row \d+", reason)[0] for reason in reasons] == [  # type: ignore[index]
+        "row 16",
+        "row 17",
+        "row 18",
+    ]
+    found = run(tmp_path, "info", table, "--check-images", "--on-bad-row", "skip")
+    assert found["splits"]["clinic/train"]["n"] == 12
+    assert len(found["bad_rows"]) == 3
+    assert "left out: 3 rows" in capsys.readouterr().out
+
+
+def test_show_writes_one_sheet_per_split(tmp_path: Path, table: Path) -> None:
+    sheets = run(tmp_path, "show", table, "--out", tmp_path / "sheets", "--count", 6)["sheets"]
+    assert list(sheets) == ["clinic/train", "clinic/test"]
+    sizes = [Image.open(path).size for path in sheets.values()]
+    assert all(width > 400 and height > 200 for width, height in sizes)
+
+
+def test_audit_finds_the_copy_and_fix_parts_it_from_its_original(
+    tmp_path: Path, table: Path
+) -> None:
+    out = tmp_path / "audit"
+    found = run(tmp_path, "audit", table, "--out", out, "--fix", "image-disjoint")
+    across = next(o for o in found["overlaps"] if o["left"] != o["right"])
+    assert (across["left"], across["right"]) == ("clinic/train", "clinic/test")
+    assert (across["left_images"], across["right_images"], across["shared_images"]) == (12, 2, 1)
+    (pair,) = across["pairs"]
+    assert (pair["left"], pair["right"], pair["kind"]) == (
+        "clinic/3.png",
+        "clinic/copy.png",
+        "near",
+    )
+    assert json.loads((out / "audit.json").read_text()) == found
+    records = [r for s in ("train", "test") for r in registry.read(table, tmp_path, s)]
+    parts = {p: of_part(records, out / "image_disjoint.json", p) for p in ("train", "test")}
+    assert not refuse_leaks(parts["train"], parts["test"]).pairs
+
+
+def test_the_page_is_one_file_that_escapes_and_fetches_nothing(tmp_path: Path, table: Path) -> None:
+    with table.open("a") as file:
+        file.write("new.png,Is it?,<script>x</script>,test,MR\n")
+    run(tmp_path, "audit", table, "--out", tmp_path / "audit")
+    page = (tmp_path / "audit" / "audit.html").read_text(encoding="utf-8")
+    assert FOOTER in page
+    assert "clinic/copy.png" in page
+    assert "<script" not in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
+
+
+@pytest.mark.parametrize("words", [("--target", "trl"), ("--format", "parquet")])
+def test_what_is_exported_is_read_back(tmp_path: Path, table: Path, words: tuple[str, ...]) -> None:
+    files = run(tmp_path, "export", table, "--out", tmp_path / "out", *words)["files"]
+    again = run(tmp_path, "info", files["clinic/train"])["splits"]
+    assert [content["n"] for content in again.values()] == [12]
+
+
+def test_wrong_use_is_one_line(
+    tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "data info needs a SET" in refused(capsys, "info")
+    assert "did you mean 'vqa_rad'" in refused(capsys, "info", "vqarad")
+    assert "give the data folder with --data" in refused(capsys, "info", "vqa_rad")
+    assert "data get needs --data DIR" in refused(capsys, "get", "slake")
+    assert "hub cannot be reached" in refused(capsys, "get", "slake", "--data", tmp_path / "d")
+    assert "is given twice" in refused(capsys, "info", table, table)
+    assert "choose" in refused(capsys, "sho", table)
+
+
+def test_real_test_images_of_vqa_rad_all_stand_in_train(shared: Path, tmp_path: Path) -> None:
+    words = ("audit", "vqa_rad", "--data", shared / "data", "--out", tmp_path / "audit")
+    found = run(tmp_path, *words)
+    (across,) = [o for o in found["overlaps"] if o["left"] != o["right"]]
+    assert {key: across[key] for key in ("left", "right", "shared_images")} == {
+        "left": "vqa_rad/train",
+        "right": "vqa_rad/test",
+        "shared_images": 203,
+    }
+    assert (across["left_images"], across["right_images"]) == (314, 203)
+    test = found["answers"]["vqa_rad/test"]
+    assert test["answer_types"] == {"closed": 272, "open": 179}
+    assert test["baselines"]["always_yes"] == {"closed": 43.38, "open": 0.0}  # 118 of 272
+    assert test["rows_also_in"] == {"vqa_rad/train": 14}

@@ -1,0 +1,134 @@
+"""Records to the chat form and back: JSON lines, Parquet, datasets in memory and streamed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.data.pictures import picture, record
+from tests.data.readers.parquet import png
+
+from medmoe.data import exchange, registry
+from medmoe.data.exchange import TARGETS, to_dataset, write_jsonl, write_parquet
+from medmoe.data.images import open_image
+from medmoe.data.schema import ImageRecord, Record
+from medmoe.errors import DataError
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> list[Record]:
+    """Two questions on a file, one on pixels, one on encoded bytes."""
+    (tmp_path / "source").mkdir()
+    path = tmp_path / "source" / "scan.jpg"
+    path.write_bytes(png(50))
+    file = ImageRecord("set/scan.jpg", path, "ct", "chest", {"plane": "axial"})
+    pixels = ImageRecord("set/1", picture(1, 40), "mri")
+    return [
+        record(file, "a"),
+        record(file, "b", answer="Größe 3 cm", answer_type="open", references=("3 cm",)),
+        record(pixels, "c", task="classification", options=("yes", "no"), split="test"),
+        record(ImageRecord("set/2", png(9)), "d", task="caption", licence="CC-BY-4.0"),
+    ]
+
+
+def pixels_of(image: ImageRecord) -> np.ndarray:
+    return np.asarray(open_image(image.source))
+
+
+def assert_same(found: list[Record], expected: list[Record]) -> None:
+    """Everything but where it was read from is the same, pixels too."""
+    skipped = {"image", "place"}
+    names = [f.name for f in fields(Record) if f.name not in skipped]
+    for one, other in zip(found, expected, strict=True):
+        assert [getattr(one, n) for n in names] == [getattr(other, n) for n in names]
+        for name in ("id", "modality", "organ", "labels"):
+            assert getattr(one.image, name) == getattr(other.image, name)
+        assert (pixels_of(one.image) == pixels_of(other.image)).all()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_jsonl_comes_back_as_it_was(
+    tmp_path: Path, records: list[Record], target: exchange.Target
+) -> None:
+    path = write_jsonl(records, tmp_path / "out", "set", target)
+    found = [r for split in ("train", "test") for r in registry.read(path, tmp_path, split)]
+    order = {r.id: n for n, r in enumerate(records)}
+    assert_same(sorted(found, key=lambda r: order[r.id]), records)
+    assert len({id(r.image) for r in found}) == 3
+
+
+def test_parquet_holds_the_pictures_and_comes_back_as_it_was(
+    tmp_path: Path, records: list[Record]
+) -> None:
+    path = write_parquet(records, tmp_path / "out" / "set.parquet")
+    (tmp_path / "source" / "scan.jpg").unlink()
+    assert [p.name for p in path.parent.iterdir()] == ["set.parquet"]
+    records[0].image.source.write_bytes(png(50))  # type: ignore[union-attr]
+    found = [r for split in ("train", "test") for r in registry.read(path, tmp_path, split)]
+    order = {r.id: n for n, r in enumerate(records)}
+    assert_same(sorted(found, key=lambda r: order[r.id]), records)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_datasets_give_rows_with_decoded_pictures(records: list[Record], streaming: bool) -> None:
+    rows = list(to_dataset(records, streaming=streaming))
+    assert [row["id"] for row in rows] == [record.id for record in records]
+    assert (np.asarray(rows[2]["images"][0]) == records[2].image.source).all()
+    assert rows[0]["messages"] == [
+        {"role": "user", "content": "<image>\nIs there a mass?"},
+        {"role": "assistant", "content": "yes"},
+    ]
+
+
+def test_each_trainer_gets_the_mark_it_wants(tmp_path: Path, records: list[Record]) -> None:
+    """LLaMA-Factory and ms-swift count marks; TRL puts the image before plain text itself."""
+    for target in TARGETS:
+        path = write_jsonl(records, tmp_path / target, "set", target)
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            marks = sum(turn["content"].count("<image>") for turn in row["messages"])
+            assert marks == (0 if target == "trl" else len(row["images"]))
+            assert (path.parent / row["images"][0]).is_file()
+    info = json.loads((tmp_path / "llama_factory" / "dataset_info.json").read_text())
+    assert info["set"]["file_name"] == "set.jsonl"
+    assert info["set"]["columns"] == {"messages": "messages", "images": "images"}
+    assert not (tmp_path / "trl" / "dataset_info.json").exists()
+
+
+def test_a_choice_lists_its_options_in_the_message(records: list[Record]) -> None:
+    row = exchange.row_of(records[2], "x.png")
+    assert row["messages"][0]["content"] == "<image>\nIs there a mass? Options: yes, no."
+    assert row["question"] == "Is there a mass?"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": []}, "images must hold exactly one image"),
+        ({"images": ["gone.png"]}, r"image file 'gone\.png' is missing"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "messages must be one of user"),
+        (
+            {"messages": [{"role": r, "content": "<image>"} for r in ("user", "assistant")]},
+            "empty question",
+        ),
+        ({"labels": "[1]"}, "labels must be a JSON object"),
+    ],
+)
+def test_a_row_that_is_no_single_question_is_refused(
+    tmp_path: Path, records: list[Record], changes: dict[str, object], message: str
+) -> None:
+    path = write_jsonl(records[:1], tmp_path / "out", "set")
+    row = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(row))
+    with pytest.raises(DataError, match=message):
+        registry.read(path, tmp_path, "train")
+
+
+def test_a_file_that_is_no_parquet_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "set.parquet"
+    path.write_bytes(b"PAR1 no")
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        registry.read(path, tmp_path, "train")

@@ -1,0 +1,147 @@
+"""One picture under two names: found after resizing, compression and crops, and not invented."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.data.pictures import copied, images, next_slice, picture
+
+from medmoe.data import near_duplicates
+from medmoe.data.near_duplicates import Pair, fingerprints, repeated_pictures, same_pictures
+from medmoe.data.schema import ImageRecord, Pixels
+from medmoe.errors import ImageError
+
+COPIES = {
+    "compressed": {"quality": 40},
+    "smaller": {"scale": 0.6, "quality": 60},
+    "larger": {"scale": 1.4, "quality": 75},
+    "brighter": {"gain": 0.6, "offset": 60},
+    "cropped": {"crop": (0.06, 0.02, 0.05, 0.06)},
+    "all of it": {"crop": (0.04, 0.05, 0.0, 0.03), "scale": 0.7, "quality": 60, "gain": 0.9},
+}
+
+
+def pairs(left: list[Pixels], right: list[Pixels]) -> list[Pair]:
+    return same_pictures(fingerprints(images("a", left)), fingerprints(images("b", right)))
+
+
+@pytest.mark.parametrize("change", COPIES)
+def test_copies_are_found_and_nothing_else(change: str) -> None:
+    left = [picture(seed) for seed in range(12)]
+    right = [copied(pixels, **COPIES[change]) for pixels in left[::-1]]  # type: ignore[arg-type]
+    found = pairs(left, right)
+    assert {(p.left_id, p.right_id) for p in found} == {
+        (f"a/{i}", f"b/{11 - i}") for i in range(12)
+    }
+    assert {p.kind for p in found} == {"near"}
+
+
+def test_it_does_not_matter_which_side_was_cropped() -> None:
+    whole, part = picture(5), copied(picture(5), crop=(0.05, 0.0, 0.03, 0.06))
+    assert len(pairs([whole], [part])) == len(pairs([part], [whole])) == 1
+
+
+def test_equal_pixels_are_exact_at_distance_0_and_size_counts() -> None:
+    pixels = picture(1)
+    assert pairs([pixels], [pixels.copy()]) == [Pair("a/0", "b/0", "exact", 0)]
+    wide = np.zeros((64, 128), np.uint8)
+    assert pairs([wide], [wide.reshape(128, 64)]) == []
+
+
+def test_next_slice_of_a_scan_is_another_picture() -> None:
+    """Same coarse shapes, other detail: the first stage proposes it, the second refuses."""
+    left = [picture(seed) for seed in range(12)]
+    right = [next_slice(pixels, 100 + i) for i, pixels in enumerate(left)]
+    of_left, of_right = (
+        near_duplicates._descriptors(fingerprints(images("x", side)).grey, (0, 0, 1), 16, 4.0)
+        for side in (left, right)
+    )
+    assert (np.diag(of_left @ of_right.T) > near_duplicates.CANDIDATE).all()
+    assert pairs(left, right) == []
+
+
+def test_different_mirrored_turned_and_even_pictures_are_no_pair() -> None:
+    pixels = picture(3)
+    mirrored, turned = pixels[:, ::-1].copy(), np.rot90(pixels).copy()
+    assert pairs([pixels], [mirrored, turned]) == []
+    assert pairs([picture(s) for s in range(20)], [picture(s) for s in range(50, 70)]) == []
+    assert pairs([np.full((128, 128), 9, np.uint8)], [np.full((128, 128), 90, np.uint8)]) == []
+
+
+def test_small_pictures_are_compared_as_a_whole() -> None:
+    """28x28 as in MedMNIST; a resized copy is found, one also against its large original."""
+    small = [picture(seed, 28) for seed in range(30)]
+    larger = [copied(pixels, scale=2.0, quality=95) for pixels in small[:5]]
+    assert {(p.left_id, p.right_id) for p in pairs(small, larger)} == {
+        (f"a/{i}", f"b/{i}") for i in range(5)
+    }
+    assert repeated_pictures(fingerprints(images("a", small))) == []
+
+
+def test_repeats_come_once_each_and_in_blocks_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = [picture(seed % 6) for seed in range(8)]
+    prints = fingerprints(images("a", [*arrays, copied(arrays[2], quality=60)]))
+    whole = repeated_pictures(prints)
+    assert {(p.left_id, p.right_id, p.kind) for p in whole} == {
+        ("a/0", "a/6", "exact"),
+        ("a/1", "a/7", "exact"),
+        ("a/2", "a/8", "near"),
+    }
+    monkeypatch.setattr(near_duplicates, "_BLOCK", 2)
+    monkeypatch.setattr(near_duplicates, "_CHUNK", 1)
+    assert repeated_pictures(prints) == whole
+
+
+def test_a_selection_and_a_union_of_fingerprints_keep_their_images() -> None:
+    one, two = (
+        fingerprints(images(name, [picture(s) for s in seeds]))
+        for name, seeds in (("a", (1, 2)), ("b", (2, 3)))
+    )
+    both = one.joined(two)
+    assert same_pictures(both.of(["b/0"]), both.of(["a/0", "a/1"])) == [
+        Pair("b/0", "a/1", "exact", 0)
+    ]
+    assert same_pictures(both.of([]), both) == []
+
+
+def test_an_unreadable_picture_is_an_error_or_is_kept_apart(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"no picture")
+    broken = [ImageRecord("a/x", tmp_path / "x.png"), ImageRecord("a/y", picture(1))]
+    with pytest.raises(ImageError):
+        fingerprints(broken)
+    unreadable: dict[str, str] = {}
+    assert fingerprints(broken, unreadable).ids == ("a/y",)
+    assert list(unreadable) == ["a/x"]
+
+
+def test_real_copies_are_found_by_pixels_alone(shared: Path) -> None:
+    """The 38 listed copies of VQA-RAD pictures, among all of VQA-RAD and 300 more of VQA-Med.
+
+    All 3,700 give the same 38 and no other (`medmoe data audit vqa_rad vqa_med_2019`).
+    """
+    data = shared / "data"
+    overlap = json.loads((data / "vqa-med-2019" / "overlap_with_vqa_rad.json").read_text())
+
+    def listed(kind: str) -> set[tuple[str, str, str]]:
+        return {
+            (t["split"], t["image"], rad) for rad, found in overlap[kind].items() for t in found
+        }
+
+    same, adjacent = listed("same_picture"), listed("perhaps_only_adjacent_slices")
+    folders = {split: data / "vqa-med-2019" / split / "images" for split in ("train", "val")}
+    paths = {folders[split] / name for split, name, _ in same | adjacent}
+    paths |= set(sorted(folders["train"].iterdir())[::11][:300])
+    hidden = {f"a/{n}": (p.parents[1].name, p.name) for n, p in enumerate(sorted(paths))}
+    left = [ImageRecord(n, folders[split] / name) for n, (split, name) in hidden.items()]
+    rad = {f"b/{n}": p for n, p in enumerate(sorted((data / "vqa-rad" / "images").iterdir()))}
+    right = [ImageRecord(n, p) for n, p in rad.items()]
+    pairs = same_pictures(fingerprints(left), fingerprints(right))
+    found = {(*hidden[p.left_id], rad[p.right_id].name) for p in pairs}
+    assert len(same) == 38
+    assert len(found & same) >= 36
+    assert len(found - same - adjacent) <= 2
+    # Room: copies stay far from the limit, which is 5.
+    assert max(pair.distance for pair in pairs) <= 2
