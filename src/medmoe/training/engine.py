@@ -5,6 +5,7 @@ The training loop, gradient accumulation, mixed precision and distribution are t
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,14 @@ class PhaseTrainer(Trainer):
         facts: dict[str, Any],
         stop: StopRequest,
         save_every: int,
+        answers_only: bool,
         **trainer: Any,
     ) -> None:
         super().__init__(**trainer)
         self.phase, self.folder, self.facts, self.stop = phase, folder, facts, stop
         self.save_every = save_every
+        takes = inspect.signature(self.model.forward).parameters
+        self.answers_only = answers_only and "answers_only" in takes
         self.part = 0  # of the step's batch, where it is computed in several
         self.resumed: dict[str, Any] = {}
         self.saved: int | None = None
@@ -79,6 +83,12 @@ class PhaseTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory,
         )
         return self.accelerator.prepare(loader)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], **kwargs: Any) -> Any:
+        """Compute the loss, the head on answers only where the model can."""
+        if self.answers_only:
+            inputs = inputs | {"answers_only": True}
+        return super().compute_loss(model, inputs, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Do the Trainer's step; stop if its loss is not finite, before weights are spoilt."""

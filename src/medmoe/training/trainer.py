@@ -110,6 +110,7 @@ def run_phase(
             facts=facts,
             stop=stop,
             save_every=settings.save_every,
+            answers_only=settings.answers_only,
             model=working,
             args=training_arguments(phase, spec, steps, seed, settings, scratch),
             train_dataset=samples,
