@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import fields
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import TrainingArguments
 
 from medmoe.config.schema import PhaseName, PhaseSpec
 from medmoe.errors import ConfigError
+from medmoe.training.parallel import processes, sharding_arguments
 from medmoe.training.settings import RunSettings
 
 #: Its contrastive loss compares all images of a batch: in parts it would be another loss.
@@ -19,6 +20,7 @@ _WHOLE_BATCH_ONLY: tuple[PhaseName, ...] = ("phase0_encoder",)
 
 def training_arguments(
     phase: PhaseName,
+    model: nn.Module,
     spec: PhaseSpec,
     steps: int,
     seed: int,
@@ -56,12 +58,8 @@ def training_arguments(
         dataloader_num_workers=settings.loader_workers,
         bf16=settings.precision == "bf16",
         **_checkpointing(settings),
+        **sharding_arguments(model, settings),
     )
-
-
-def processes() -> int:
-    """Return how many processes train together (``torchrun``, ``accelerate launch``)."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _batch_size(phase: PhaseName, spec: PhaseSpec, settings: RunSettings) -> int:

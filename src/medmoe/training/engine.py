@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    broadcast_object_list,
+    gather_object,
+)
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, SequentialSampler
@@ -66,6 +71,17 @@ class PhaseTrainer(Trainer):
         self.resumed: dict[str, Any] = {}
         self.saved: int | None = None
         self.add_callback(_Hooks(self))
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Create the Trainer's accelerator; let it shard on CPUs too."""
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        if self.args.fsdp and state.distributed_type == DistributedType.MULTI_CPU:
+            # differs from Accelerate, which offers FSDP2 on accelerators only: PyTorch's own
+            # `fully_shard` serves processes on CPUs (gloo) alike, and so the same code is tested.
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+            state.distributed_type = DistributedType.FSDP
+            self.is_fsdp_enabled = True
 
     def get_train_dataloader(self) -> Any:
         """Return the batches in the schedule's order, prepared in loader processes if asked for."""
