@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from medmoe.config.schema import PhaseName, PhaseSpec
 from medmoe.errors import ConfigError
@@ -57,8 +57,8 @@ def training_arguments(
         dataloader_pin_memory=False,
         dataloader_num_workers=settings.loader_workers,
         bf16=settings.precision == "bf16",
-        **_checkpointing(settings),
-        **sharding_arguments(model, settings),
+        **_checkpointing(model, settings),
+        **sharding_arguments(settings),
     )
 
 
@@ -80,9 +80,10 @@ def _batch_size(phase: PhaseName, spec: PhaseSpec, settings: RunSettings) -> int
     return spec.batch_size // parts
 
 
-def _checkpointing(settings: RunSettings) -> dict[str, Any]:
+def _checkpointing(model: nn.Module, settings: RunSettings) -> dict[str, Any]:
     """Return gradient checkpointing under the name that this release of transformers has for it."""
-    if not settings.gradient_checkpointing:
+    # The router alone, or an encoder with its heads, has nothing worth it.
+    if not settings.gradient_checkpointing or not isinstance(model, PreTrainedModel):
         return {}
     names = {field.name for field in fields(TrainingArguments)}
     name = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if n in names)

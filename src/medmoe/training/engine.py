@@ -26,7 +26,12 @@ from medmoe.config.schema import PhaseName
 from medmoe.errors import GuardError
 from medmoe.training.checkpoints import CheckpointFolder
 from medmoe.training.guards import StopRequest, cannot_save, ignore_sigterm, not_finite
-from medmoe.training.parallel import all_finite, processes_where, trained_parameters
+from medmoe.training.parallel import (
+    all_finite,
+    fit_to_model,
+    processes_where,
+    trained_parameters,
+)
 from medmoe.training.schedule import Schedule
 from medmoe.training.state import (
     OPTIMIZER,
@@ -80,8 +85,12 @@ class PhaseTrainer(Trainer):
             # differs from Accelerate, which offers FSDP2 on accelerators only: PyTorch's own
             # `fully_shard` serves processes on CPUs (gloo) alike, and so the same code is tested.
             state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+            if self.args.bf16:
+                state.fsdp_plugin.set_mixed_precision("bf16")
             state.distributed_type = DistributedType.FSDP
             self.is_fsdp_enabled = True
+        if self.is_fsdp_enabled:
+            fit_to_model(state.fsdp_plugin, self.model)
 
     def get_train_dataloader(self) -> Any:
         """Return the batches in the schedule's order, prepared in loader processes if asked for."""

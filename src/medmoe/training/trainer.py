@@ -24,7 +24,7 @@ from medmoe.training.arguments import training_arguments
 from medmoe.training.checkpoints import CheckpointFolder, refuse_changed
 from medmoe.training.engine import PhaseTrainer
 from medmoe.training.guards import StopRequest, sigterm_asks
-from medmoe.training.parallel import shards_weights, trained_parameters, whole
+from medmoe.training.parallel import refuse_deepspeed, shards_weights, trained_parameters, whole
 from medmoe.training.schedule import Schedule
 from medmoe.training.settings import RunSettings
 from medmoe.training.state import frozen_hash, read_state
@@ -93,6 +93,7 @@ def run_phase(
         StoppedError: SIGTERM was received; a checkpoint of the last step is saved.
     """
     settings = settings or RunSettings()
+    refuse_deepspeed(settings)
     counts = set_trainable(model, phase)
     logger.info("%s", counts.line())
     if settings.group_by_length:
