@@ -34,7 +34,7 @@ from medmoe.training.schedule import Schedule
 from medmoe.training.trainable import set_trainable
 from medmoe.training.trainer import run_phase
 
-IMAGES, IMAGES_A_STEP, QUESTIONS = 24, 8, 6
+IMAGES, IMAGES_A_STEP, QUESTIONS = 16, 8, 6
 #: Widths of the real models are divided by this; depths, heads and token counts stay.
 SCALE = 8
 

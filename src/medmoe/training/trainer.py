@@ -123,14 +123,18 @@ def run_phase(
     if working is not model:
         _copy_trained(working, model)
     if stop.asked:
-        raise StoppedError(
-            f"{phase}: stopped by SIGTERM after step {trainer.state.global_step} of {steps}; "
-            "its checkpoint is saved, go on with --resume"
-        )
+        raise _stopped(phase, trainer.state.global_step, steps)
     model.eval()
     curve = [(int(row["step"]), row["loss"]) for row in trainer.state.log_history if "loss" in row]
     damaged = tuple(folder.damaged) if folder else ()
-    return PhaseResult(counts, curve, int(resumed.name[5:]) if resumed else None, damaged)
+    return PhaseResult(counts, curve, trainer.resumed.get("step"), damaged)
+
+
+def _stopped(phase: PhaseName, step: int, steps: int) -> StoppedError:
+    return StoppedError(
+        f"{phase}: stopped by SIGTERM after step {step} of {steps}; "
+        "its checkpoint is saved, go on with --resume"
+    )
 
 
 def _folder(settings: RunSettings) -> CheckpointFolder | None:
