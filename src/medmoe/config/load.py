@@ -60,12 +60,16 @@ def recipe(kind: str, name: str) -> dict[str, Any]:
     Raises:
         ConfigError: There is none; the message lists the choices.
     """
-    folder = resources.files("medmoe.recipes") / kind
-    paths = [path for path in folder.iterdir() if path.name.endswith(".yaml")]
-    files = {path.name.removesuffix(".yaml"): path for path in paths}
-    if name not in files:
-        raise ConfigError(one_of(name, files, f"recipe in {kind}"))
-    return parse_yaml(files[name].read_text(encoding="utf-8"), f"recipes/{kind}/{name}.yaml")
+    if name not in recipe_names(kind):
+        raise ConfigError(one_of(name, recipe_names(kind), f"recipe in {kind}"))
+    file = resources.files("medmoe.recipes") / kind / f"{name}.yaml"
+    return parse_yaml(file.read_text(encoding="utf-8"), f"recipes/{kind}/{name}.yaml")
+
+
+def recipe_names(kind: str) -> list[str]:
+    """Return the names of the package's recipes of a kind, sorted."""
+    files = (resources.files("medmoe.recipes") / kind).iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
 def apply_overrides(data: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
