@@ -37,7 +37,7 @@ from medmoe.training.trainer import run_phase
 IMAGES, IMAGES_A_STEP, QUESTIONS = 16, 8, 6
 #: Widths of the real models are divided by these: of the encoder alone before the demo's language
 #: model, and of both CLIP-L and Phi-2. Depths and token counts stay.
-SCALE, SCALE_OF_BOTH = 4, 8
+SCALE, SCALE_OF_BOTH = 4, 16
 
 
 @dataclass(frozen=True)
