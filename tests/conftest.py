@@ -11,8 +11,9 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# A user's own data folder must not change what the tests see.
+# A user's own data folder must not change what the tests see, nor the tests a user's cache.
 os.environ.pop("MEDMOE_DATA", None)
+os.environ["MEDMOE_CACHE"] = "off"
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -6,6 +6,8 @@ part in training and scoring, and carry no router label.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 DOMAINS: tuple[str, ...] = ("ct", "mri", "pathology", "xray")
 
 #: What data sets and DICOM headers call a modality -> our name. Keys are upper case.
@@ -35,6 +37,8 @@ MODALITY_NAMES: dict[str, str] = {
     "OP": "fundus",
 }
 
+_RADIOLOGY = {"angiography", "ct", "fluoroscopy", "mri", "nuclear", "ultrasound", "xray"}
+
 
 def modality_name(raw: str) -> str:
     """Return our name of a modality; a name we do not know is kept, in lower case."""
@@ -44,3 +48,13 @@ def modality_name(raw: str) -> str:
 def domain_index(modality: str | None, domains: tuple[str, ...] = DOMAINS) -> int | None:
     """Return the index of a modality's domain expert, or None where it has none."""
     return domains.index(modality) if modality in domains else None
+
+
+def expected_domain(modality: str | None, domains: Sequence[str]) -> str | None:
+    """Return the domain that a router should find for a modality, None where no domain has it.
+
+    A model of few domains may have one ``radiology`` for everything but pathology.
+    """
+    if modality is None or modality in domains:
+        return modality
+    return "radiology" if "radiology" in domains and modality in _RADIOLOGY else None

@@ -24,17 +24,40 @@ class DataError(MedMoeError):
     """A data folder, a row or a split is missing or malformed."""
 
 
+#: Why an image cannot be used -> the HTTP status that a server answers with. The codes are stable.
+IMAGE_STATUS: dict[str, int] = {
+    "bad_aspect": 400,
+    "bad_frame": 400,
+    "bad_window": 400,
+    "empty_or_malformed_image": 400,
+    "image_not_found": 400,
+    "image_too_small": 400,
+    "not_dicom": 400,
+    "remote_media_disabled": 400,
+    "image_too_large": 413,
+    "unsupported_image_type": 415,
+    "unsupported_transfer_syntax": 415,
+    "no_pixel_data": 422,
+    "undecodable": 422,
+}
+
+
 class ImageError(MedMoeError):
     """An image cannot be used.
 
     Args:
-        code: Stable machine-readable code, e.g. ``empty_or_malformed_image``.
+        code: A key of `IMAGE_STATUS`.
         message: One line for people.
     """
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+    @property
+    def status(self) -> int:
+        """The HTTP status that a server answers with."""
+        return IMAGE_STATUS[self.code]
 
 
 class CheckpointError(MedMoeError):

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medmoe.data.images import MAX_FILE_BYTES, open_image, to_rgb
+from medmoe.data.images import open_image, open_picture, to_rgb
+from medmoe.data.intake.limits import Limits
 from medmoe.errors import ImageError
 
 WIDTH, HEIGHT = 80, 64
@@ -150,7 +151,7 @@ def test_what_cannot_be_read_is_not_found(tmp_path: Path, name: str) -> None:
 def test_huge_file_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "huge.png"
     with path.open("wb") as file:
-        file.truncate(MAX_FILE_BYTES + 1)
+        file.truncate(Limits().max_file_bytes + 1)
     assert code_of(lambda: open_image(path)) == "image_too_large"
 
 
@@ -292,13 +293,13 @@ def test_flat_sixteen_bit_grey_keeps_its_level(tmp_path: Path, level: int, grey:
     assert opened.getextrema() == ((grey, grey),) * 3
 
 
-def test_first_frame_of_an_animation_is_taken_and_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_first_frame_of_an_animation_is_taken_and_said() -> None:
     other = Image.new("RGB", smooth().size, (255, 0, 0))
     data = encoded(smooth(), "PNG", save_all=True, append_images=[other])
-    assert open_bytes(tmp_path, data).tobytes() == smooth().tobytes()
-    assert "several frames; the first is used" in caplog.text
+    picture = open_picture(data)
+    assert picture.image.tobytes() == smooth().tobytes()
+    assert picture.facts.warnings == ("first_of_several",)
+    assert picture.facts.sentences() == ["the file holds several pictures; only the first is used"]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "I;16", "I", "F"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,36 +14,41 @@ from tests.stress import kills
 from tests.stress.fuzz import mutated, originals, try_all
 from tests.stress.ledger import Ledger, head_of
 
-from medmoe.data.images import open_image
+from medmoe.data.images import open_picture
+from medmoe.data.intake.sandbox import DecoderPool
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's words about broken EXIF tags
-def test_broken_pictures_give_a_picture_or_an_image_error(tmp_path: Path) -> None:
-    counts, faults = try_all(range(600), tmp_path)
+@pytest.fixture(scope="module")
+def pool() -> Iterator[DecoderPool]:
+    pool = DecoderPool(workers=1)
+    yield pool
+    pool.close()
+
+
+def test_broken_pictures_give_a_picture_or_an_image_error(pool: DecoderPool) -> None:
+    counts, faults = try_all(range(600), pool)
     assert not faults
     assert sum(counts.values()) == 600
     # the mutations are neither so rude that nothing opens nor so mild that all does
-    assert 30 < counts["picture"] < 300
-    assert counts["empty_or_malformed_image"] > 100
-    assert len(counts) >= 4
+    assert 100 < counts["picture"] < 400
+    assert counts["empty_or_malformed_image"] > 30
+    assert counts["undecodable"] > 30
+    assert len(counts) >= 6
 
 
-def test_originals_open_and_mutations_are_by_number(tmp_path: Path) -> None:
+def test_originals_open_and_mutations_are_by_number(pool: DecoderPool) -> None:
     for data in originals():
-        (tmp_path / "picture").write_bytes(data)
-        assert open_image(tmp_path / "picture").mode == "RGB"
+        assert open_picture(data, pool=pool).image.mode == "RGB"
     assert [mutated(n) for n in range(50)] == [mutated(n) for n in range(50)]
     assert len({mutated(n) for n in range(200)}) > 150
 
 
-def test_a_fault_of_open_image_would_be_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(path: Path) -> None:
+def test_a_fault_of_the_intake_would_be_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise MemoryError("out of memory")
 
-    monkeypatch.setattr("tests.stress.fuzz.open_image", broken)
-    counts, faults = try_all(range(2), tmp_path)
+    monkeypatch.setattr("tests.stress.fuzz.open_picture", broken)
+    counts, faults = try_all(range(2), DecoderPool())
     assert counts == Counter()
     assert faults == ["0: MemoryError: out of memory", "1: MemoryError: out of memory"]
 

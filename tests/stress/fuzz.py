@@ -1,27 +1,38 @@
-"""Broken pictures by number: each number always gives the same mutated PNG or JPEG file."""
+"""Broken pictures by number: each number always gives the same mutated file.
+
+PNG, JPEG, DICOM of every transfer syntax that is decoded, and NIfTI, plain and gzip.
+"""
 
 from __future__ import annotations
 
+import gzip
 import io
 import random
 import struct
+import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tests.data import samples
 
-from medmoe.data.images import open_image
-from medmoe.errors import ImageError
+from medmoe.data.images import open_picture
+from medmoe.data.intake.sandbox import DecoderPool
+from medmoe.errors import IMAGE_STATUS, ImageError
 
-CODES = {
-    "image_not_found", "unsupported_image_type", "empty_or_malformed_image", "image_too_large",
-    "image_too_small", "bad_aspect",
-}  # fmt: skip
-_PNG_START = b"\x89PNG\r\n\x1a\n"
+#: A call that takes longer than this, in seconds, counts as a hang.
+HANG = 5.0
+#: Odd files of pydicom, one for each way of storing pixels; small, so that a run is short.
+_DICOM_FILES = (
+    "MR_small.dcm", "MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "MR_small_bigendian.dcm",
+    "MR_small_jpeg_ls_lossless.dcm", "SC_rgb_rle_2frame.dcm", "SC_rgb_dcmtk_+eb+cy+np.dcm",
+    "SC_ybr_full_422_uncompressed.dcm", "SC_rgb_gdcm_KY.dcm", "rtdose_rle.dcm", "image_dfl.dcm",
+    "liver_1frame.dcm", "MR_small_implicit.dcm", "CT_small.dcm",
+)  # fmt: skip
+_PNG_START, _GZIP_START = b"\x89PNG\r\n\x1a\n", b"\x1f\x8b"
 #: Numbers that size, offset and count fields break on.
 _EXTREMES = (0, 1, 2, 15, 16, 127, 255, 256, 16_384, 65_535, 2**31 - 1, 2**31, 2**32 - 1)
 
@@ -43,6 +54,11 @@ def originals() -> tuple[bytes, ...]:
     upright = Image.Exif()
     upright[0x0112] = 6
     found.append(_file(colour, "JPEG", exif=upright.tobytes()))
+    volumes = [samples.nifti(), samples.nifti(samples.volume().astype(np.float32))]
+    found += [*volumes, *(gzip.compress(one, mtime=0) for one in volumes)]
+    enhanced = np.stack([samples.ramp(), samples.ramp()[::-1]])
+    found += [samples.dicom(enhanced, RescaleSlope="2", RescaleIntercept="-9")]
+    found += [next(samples.ODD_FILES.rglob(name)).read_bytes() for name in _DICOM_FILES]
     return tuple(found)
 
 
@@ -62,12 +78,18 @@ def mutated(number: int) -> bytes:
     if data.startswith(_PNG_START) and rng.random() < 0.5:
         # Or the checksum alone would refuse the file, and nothing behind it would be tried.
         return _with_checksums(bytes(data))
+    original = files[number % len(files)]
+    if original.startswith(_GZIP_START) and rng.random() < 0.7:
+        # The same for a gzip: what is inside is mutated, and packed again.
+        inside = bytearray(gzip.decompress(original))
+        rng.choice(_MUTATIONS)(inside, rng)
+        return gzip.compress(bytes(inside), mtime=0)
     return bytes(data)
 
 
 def _place(data: bytearray, rng: random.Random) -> int:
-    """Return a position, half of the time in the header."""
-    end = len(data) if rng.random() < 0.5 else min(64, len(data))
+    """Return a position, most of the time in the header: DICOM and NIfTI have long ones."""
+    end = min(rng.choice((64, 400, 2000, len(data))), len(data))
     return rng.randrange(end) if end else 0
 
 
@@ -126,22 +148,21 @@ def _with_checksums(data: bytes) -> bytes:
     return bytes(out) + data[position:]
 
 
-def try_all(numbers: Iterable[int], folder: Path) -> tuple[Counter[str], list[str]]:
+def try_all(numbers: Iterable[int], pool: DecoderPool) -> tuple[Counter[str], list[str]]:
     """Open the broken files of some numbers.
 
     Returns:
-        How many gave a picture, and each error code; and a line for everything else.
+        How many gave a picture, and each error code; and a line for everything else, a hang too.
     """
     counts: Counter[str] = Counter()
     faults = []
-    path = folder / "mutated"
     for number in numbers:
-        path.write_bytes(mutated(number))
+        start = time.monotonic()
         try:
-            picture = open_image(path)
+            picture = open_picture(mutated(number), pool=pool).image
         except ImageError as error:
             counts[error.code] += 1
-            if error.code not in CODES or len(str(error).splitlines()) != 1:
+            if error.code not in IMAGE_STATUS or len(str(error).splitlines()) != 1:
                 faults.append(f"{number}: {error.code}: {error}")
         except Exception as error:  # what must not happen: named here, not raised
             faults.append(f"{number}: {type(error).__name__}: {error}")
@@ -149,4 +170,6 @@ def try_all(numbers: Iterable[int], folder: Path) -> tuple[Counter[str], list[st
             counts["picture"] += 1
             if picture.mode != "RGB" or min(picture.size) < 1:
                 faults.append(f"{number}: a picture of mode {picture.mode} and size {picture.size}")
+        if time.monotonic() - start > HANG:
+            faults.append(f"{number}: took {time.monotonic() - start:.1f} s")
     return counts, faults

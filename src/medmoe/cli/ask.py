@@ -5,9 +5,23 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medmoe.cli import flags
 from medmoe.cli.parser import FOOTER
+from medmoe.domains import expected_domain
+
+if TYPE_CHECKING:
+    from medmoe.data.intake.facts import ImageFacts
+    from medmoe.inference.answer import Answer
+
+#: Where a window comes from, in words.
+_ORIGINS = {
+    "given": "as given",
+    "file": "from the file",
+    "voi_lut": "a lookup table of the file",
+    "percentile": "fitted to the values: the file has none",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,13 +29,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", type=Path, metavar="MODEL", help="model folder, e.g. runs/demo/model"
     )
-    parser.add_argument("image", type=Path, metavar="IMAGE", help="PNG or JPEG file")
+    parser.add_argument(
+        "image", type=Path, metavar="IMAGE", help="PNG, JPEG, DICOM or NIfTI file, by content"
+    )
     parser.add_argument("question", metavar="QUESTION", help="the question, in quotes")
+    parser.add_argument(
+        "--window",
+        type=window,
+        metavar="C,W",
+        help="center and width of a DICOM or NIfTI picture, e.g. --window=-600,1500, or a CT "
+        "preset: abdomen, bone, brain, liver, lung, mediastinum, stroke, subdural; by default that "
+        "of the file",
+    )
+    parser.add_argument(
+        "--frame",
+        type=flags.positive_int,
+        metavar="K",
+        help="frame of a DICOM file (default: 1), slice of a NIfTI volume (default: the middle)",
+    )
     flags.add_json(parser)
 
 
+def window(text: str) -> tuple[float, float] | str:
+    """Read a window: two numbers with a comma between them, or the name of a preset."""
+    if "," not in text:
+        return text
+    try:
+        center, width = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not C,W: two numbers") from None
+    return center, width
+
+
 def run(args: argparse.Namespace) -> int:
-    """Print the answer, its confidence and the router's domain.
+    """Print the answer, its confidence, the router's domain and what is known of the image.
 
     Raises:
         CheckpointError: The model folder is incomplete or altered.
@@ -29,19 +70,50 @@ def run(args: argparse.Namespace) -> int:
     """
     from transformers.utils.logging import disable_progress_bar
 
-    from medmoe.data.images import open_image
+    from medmoe.data.images import open_picture
     from medmoe.errors import ConfigError
     from medmoe.inference.engine import MedMoe
 
     if not args.question.strip():
         raise ConfigError("the question is empty; give one in quotes")
     disable_progress_bar()
-    picture = open_image(args.image)
-    answer = MedMoe.load(args.model).answer(picture, args.question, evidence=True)
+    picture = open_picture(args.image, window=args.window, frame=args.frame)
+    answer = MedMoe.load(args.model).answer(picture.image, args.question, evidence=True)
+    warnings = [*picture.facts.sentences(), *_disagreement(answer, picture.facts)]
     print(answer.text)
     print(f"confidence {100 * answer.confidence:.0f} % (not calibrated)")
     if answer.routing is not None:
         print(f"router: {answer.routing.domain} ({100 * answer.routing.domain_probability:.0f} %)")
+    if picture.facts.format in ("dicom", "nifti"):
+        print(f"image: {_described(picture.facts)}")
+    for line in warnings:
+        print(f"warning: {line}")
     print(FOOTER)
-    flags.write_json(args.json, asdict(answer) | {"question": args.question, "note": FOOTER})
+    image = picture.facts.to_json() | {"warnings": warnings}
+    result = asdict(answer) | {"question": args.question, "image": image, "note": FOOTER}
+    flags.write_json(args.json, result)
     return 0
+
+
+def _described(facts: ImageFacts) -> str:
+    """Return what is known of a picture in one line."""
+    kind = {"dicom": "DICOM", "nifti": "NIfTI"}[facts.format]
+    parts = [kind, *(word for word in (facts.modality, facts.body_part, facts.view) if word)]
+    parts.append(f"{'frame' if kind == 'DICOM' else 'slice'} {facts.frame} of {facts.frames}")
+    if facts.window is not None:
+        shown = facts.window
+        parts.append(f"window {shown.center:g},{shown.width:g} ({_ORIGINS[shown.origin]})")
+    return ", ".join(parts)
+
+
+def _disagreement(answer: Answer, facts: ImageFacts) -> list[str]:
+    """Return a warning where the router and the file name different modalities."""
+    if answer.routing is None or facts.modality is None:
+        return []
+    domains = list(answer.routing.probabilities)
+    expected = expected_domain(facts.modality, domains)
+    if expected is None:
+        return [f"the file says {facts.modality}; this model knows only {', '.join(domains)}"]
+    if expected != answer.routing.domain:
+        return [f"the file says {facts.modality}, the router took it for {answer.routing.domain}"]
+    return []

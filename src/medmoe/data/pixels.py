@@ -1,21 +1,34 @@
 """All images of a run as one table of squared, resized pixels, so that each is opened once.
 
+Files are decoded on all cores and kept in the image cache for the next run; pixels that a reader
+holds already (the phantom, MedMNIST) are not, they cost less than an entry.
+
 Shapes: N images, C = 3 channels, H = W the encoder's input side.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from medmoe.data.images import open_image
-from medmoe.data.schema import ImageRecord
+from medmoe.data.cache import ImageCache, default_cache, key_of
+from medmoe.data.images import hint_of, naming, open_picture, open_record, read_file
+from medmoe.data.intake.sandbox import default_pool
+from medmoe.data.schema import ImageRecord, Pixels
+
+#: Raised where the same file gives other pixels than before: every cached one is then made anew.
+DECODING_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,26 +51,81 @@ def normalise(unit: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tens
     return (unit - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
 
 
-def pixel_table(images: Sequence[ImageRecord], image_processor: Any) -> PixelTable:
+def pixel_table(
+    images: Sequence[ImageRecord], image_processor: Any, *, cache: ImageCache | None = None
+) -> PixelTable:
     """Open every image and pad, resize it by the image processor's one policy.
 
+    Args:
+        cache: Where the pixels of files are kept; by default the cache of this user.
+
     Raises:
-        ImageError: An image cannot be opened.
+        ImageError: An image cannot be opened; its id is named.
     """
+    cache = cache or default_cache()
     side = image_processor.crop_size["height"]
+    policy = cache_policy(image_processor)
     pixels = torch.empty((len(images), 3, side, side), dtype=torch.uint8)
+    table = pixels.numpy()
+    missing = []
     for row, image in enumerate(images):
-        picture = open_image(image.source)
-        if picture.size == (side, side):
-            array = np.asarray(picture).transpose(2, 0, 1)
+        known = cached(image, policy, cache)
+        if known is None:
+            missing.append(row)
         else:
-            out = image_processor(picture, do_rescale=False, do_normalize=False)
-            array = np.clip(np.rint(np.asarray(out["pixel_values"][0])), 0, 255).astype(np.uint8)
-        pixels[row] = torch.from_numpy(np.array(array))
+            table[row] = known
+
+    def fill(row: int) -> None:
+        table[row] = decoded(images[row], image_processor, policy, cache)
+
+    with ThreadPoolExecutor(max_workers=default_pool().workers) as threads:
+        for _ in threads.map(fill, missing):
+            pass  # a refused image raises here, and cancels those not begun
     rows = {image.id: row for row, image in enumerate(images)}
     return PixelTable(
         pixels, rows, tuple(image_processor.image_mean), tuple(image_processor.image_std)
     )
+
+
+def cached(image: ImageRecord, policy: str, cache: ImageCache | None) -> Pixels | None:
+    """Return the squared, resized pixels (3, H, W) of a record's file from the cache, or None."""
+    if cache is None or not isinstance(image.source, Path):
+        return None
+    with naming(image):
+        return cache.get(key_of(read_file(image.source, default_pool().limits), policy))
+
+
+def decoded(
+    image: ImageRecord, image_processor: Any, policy: str, cache: ImageCache | None
+) -> Pixels:
+    """Return the squared, resized pixels (3, H, W) of a record; those of a file go to the cache."""
+    if not isinstance(image.source, Path):
+        return squared(open_record(image), image_processor)
+    with naming(image):
+        data = read_file(image.source, default_pool().limits)
+        picture = open_picture(data, hint=hint_of(image.source))
+        found = squared(picture.image, image_processor)
+        if cache is not None:
+            cache.put(key_of(data, policy), found)
+    return found
+
+
+def squared(picture: Image.Image, image_processor: Any) -> Pixels:
+    """Return a picture as the encoder sees it but for the normalisation, (3, H, W)."""
+    side = image_processor.crop_size["height"]
+    if picture.size == (side, side):
+        return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+    out = image_processor(picture, do_rescale=False, do_normalize=False)
+    values: Any = out["pixel_values"][0]
+    if values.dtype != np.uint8:
+        values = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(values)
+
+
+def cache_policy(image_processor: Any) -> str:
+    """Return everything besides a file that decides its pixels in a table."""
+    versions = {"decoding": DECODING_VERSION, "pillow": PIL.__version__}
+    return json.dumps(image_processor.to_dict() | versions, sort_keys=True, default=str)
 
 
 def augmented(unit: Tensor, draws: Tensor, strength: float) -> Tensor:

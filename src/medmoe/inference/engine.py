@@ -19,7 +19,7 @@ from torch import Tensor
 
 import medmoe.model  # noqa: F401  (registers the experts' names on disk)
 from medmoe.data.collate import Packed, pack_batch
-from medmoe.data.images import open_image, to_rgb
+from medmoe.data.images import open_image
 from medmoe.data.schema import Pixels
 from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.inference.answer import Answer, Routing, read_routings
@@ -29,7 +29,7 @@ from medmoe.routing.trace import record_routing
 
 __all__ = ["Answer", "ImageInput", "MedMoe", "Routing"]
 
-ImageInput = Path | str | Pixels | Image.Image
+ImageInput = Path | str | bytes | Pixels | Image.Image
 
 
 class MedMoe:
@@ -73,8 +73,8 @@ class MedMoe:
         """Answer one question about one image (None: a question in words only).
 
         Args:
-            image: A PNG or JPEG file, pixels (H, W) or (H, W, 3) uint8, or a PIL image, which is
-                converted as a file is (see `medmoe.data.images`).
+            image: A PNG, JPEG, DICOM or NIfTI file or its bytes, pixels (H, W) or (H, W, 3) uint8,
+                or a PIL image, which is converted as a file is (see `medmoe.data.images`).
             question: In plain words; an ``<image>`` in it is text.
             evidence: Also say which expert took which share of the image, layer by layer.
 
@@ -247,8 +247,6 @@ class MedMoe:
 
 
 def _picture(image: ImageInput) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return to_rgb(image)
     return open_image(Path(image) if isinstance(image, str) else image)
 
 

@@ -1,0 +1,129 @@
+"""Decoding one picture by its content, in this very process: what the decoder process runs.
+
+Everything else calls `medmoe.data.images.open_picture`, which runs this in a child with limits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Literal
+
+import numpy as np
+
+from medmoe.data.intake import raster
+from medmoe.data.intake.display import Grey
+from medmoe.data.intake.facts import ImageFacts
+from medmoe.data.intake.limits import Limits
+from medmoe.errors import ImageError
+
+Kind = Literal["PNG", "JPEG", "DICOM", "NIFTI"]
+#: What a sender says a file is; it only chooses between two refusals, never how to decode.
+Hint = Literal["dicom", "nifti"]
+
+_STARTS: tuple[tuple[Kind, bytes], ...] = (
+    ("PNG", raster.PNG_START),
+    ("JPEG", raster.JPEG_START),
+)
+_GZIP_START = b"\x1f\x8b"
+_NIFTI_SIZES = {(size).to_bytes(4, order) for size in (348, 540) for order in ("little", "big")}
+_READERS = {
+    "DICOM": "medmoe.data.intake.dicom_picture",
+    "NIFTI": "medmoe.data.intake.nifti",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is wanted of a file.
+
+    Attributes:
+        window: Center and width, or the name of a preset; None leaves it to the file.
+        frame: From 1; None for the default of the format.
+        hint: What the sender says the file is.
+    """
+
+    window: tuple[float, float] | str | None = None
+    frame: int | None = None
+    hint: Hint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Pixels, grey (H, W) or RGB (H, W, 3), uint8, upright, and their facts."""
+
+    pixels: Grey
+    facts: ImageFacts
+
+
+def kind_of(data: bytes, hint: Hint | None = None) -> Kind:
+    """Return what a file is by its content.
+
+    Raises:
+        ImageError: It is nothing that is accepted.
+    """
+    if not data:
+        raise ImageError(
+            "empty_or_malformed_image", "empty file; give a PNG, JPEG, DICOM or NIfTI file"
+        )
+    for kind, start in _STARTS:
+        if data.startswith(start):
+            return kind
+        if start.startswith(data):
+            raise ImageError(
+                "empty_or_malformed_image", f"{kind} file of {len(data)} bytes: cut short"
+            )
+    if data[128:132] == b"DICM":
+        return "DICOM"
+    if data.startswith(_GZIP_START) or data[:4] in _NIFTI_SIZES:
+        return "NIFTI"
+    if hint == "dicom" or _looks_like_bare_dicom(data):
+        raise ImageError(
+            "not_dicom", "no DICOM file: the mark DICM is missing at byte 128; export it anew"
+        )
+    if hint == "nifti":
+        raise ImageError(
+            "empty_or_malformed_image", "no NIfTI file: wrong header size; export it anew"
+        )
+    raise ImageError(
+        "unsupported_image_type",
+        "neither PNG nor JPEG, DICOM or NIfTI by its content; convert it to PNG",
+    )
+
+
+def _looks_like_bare_dicom(data: bytes) -> bool:
+    """Return whether a file begins like a DICOM data set without preamble and mark."""
+    tag, value = data[:4], data[4:8]
+    first = tag[:1] in (b"\x02", b"\x08") and tag[1:4:2] == b"\0\0"
+    return first and ((value[:2].isalpha() and value[:2].isupper()) or value[2:] == b"\0\0")
+
+
+def prepare(kind: Kind) -> None:
+    """Import what decodes a kind, so that its time does not count as decoding."""
+    if kind in _READERS:
+        import_module(_READERS[kind])
+
+
+def decode(data: bytes, request: Request, limits: Limits) -> Decoded:
+    """Return the picture of a file.
+
+    Raises:
+        ImageError: It cannot be used.
+    """
+    limits.check_file(len(data))
+    kind = kind_of(data, request.hint)
+    if kind == "DICOM":
+        from medmoe.data.intake import dicom_picture
+
+        return Decoded(*dicom_picture.read(data, limits, request.window, request.frame))
+    if kind == "NIFTI":
+        from medmoe.data.intake import nifti
+
+        return Decoded(*nifti.read(data, limits, request.window, request.frame))
+    if request.window is not None:
+        raise ImageError("bad_window", f"a {kind} picture has no window; leave the window out")
+    if request.frame not in (None, 1):
+        raise ImageError("bad_frame", f"of a {kind} file the first frame is used; leave it out")
+    picture, flags = raster.read(data, kind, limits)
+    facts = ImageFacts("png" if kind == "PNG" else "jpeg")
+    return Decoded(np.asarray(picture), replace(facts, warnings=flags))

@@ -1,0 +1,174 @@
+"""Pixel values to grey levels: rescaling, windows and lookup tables (DICOM PS3.3, C.11).
+
+All bits are kept up to the window. Integers of up to 16 bits go through a table of all their
+values, wider ones in blocks of rows, so that a large picture needs little more than its own memory.
+It draws no overlays and knows no file format.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medmoe.data.intake.facts import Window
+from medmoe.errors import ImageError
+
+Values = npt.NDArray[Any]
+Grey = npt.NDArray[np.uint8]
+#: Stored values (any shape, float64) to the units of the file, or those to 0–1.
+Curve = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
+
+#: Center and width in Hounsfield units, as radiology departments set them.
+WINDOW_PRESETS: dict[str, tuple[float, float]] = {
+    "abdomen": (50, 400),
+    "bone": (400, 1800),
+    "brain": (40, 80),
+    "liver": (60, 160),
+    "lung": (-600, 1500),
+    "mediastinum": (50, 350),
+    "stroke": (40, 40),
+    "subdural": (75, 215),
+}
+_LOW, _HIGH = 1, 99  # percentiles shown where no window is known: a few outliers are clipped
+_SAMPLE = 1_000_000  # pixels that percentiles are taken of
+_BLOCK = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A lookup table.
+
+    Attributes:
+        entries: (N,) its values.
+        first: The value that the first entry belongs to; below and above, the ends hold.
+        top: The highest value that its bits allow.
+    """
+
+    entries: npt.NDArray[np.float64]
+    first: int
+    top: float
+
+    def __call__(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return the entries of values, of the same shape."""
+        places = np.clip(values - self.first, 0, len(self.entries) - 1).astype(np.intp)
+        return self.entries[places]
+
+
+def rescaled(slope: float, intercept: float) -> Curve:
+    """Return the curve of a rescale slope and intercept.
+
+    Raises:
+        ImageError: One of them is not a finite number, or the slope is 0.
+    """
+    if not (math.isfinite(slope) and math.isfinite(intercept) and slope):
+        raise ImageError(
+            "undecodable", "rescale slope or intercept is not a usable number; export the file anew"
+        )
+    return lambda values: values * slope + intercept
+
+
+def linear(center: float, width: float, *, exact: bool) -> Curve:
+    """Return a linear window; ``exact`` is LINEAR_EXACT of the standard, else its LINEAR."""
+    if not exact:
+        center, width = center - 0.5, width - 1
+
+    def curve(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        if width == 0:
+            return (values > center).astype(np.float64)
+        return np.clip((values - center) / width + 0.5, 0, 1)
+
+    return curve
+
+
+def sigmoid(center: float, width: float) -> Curve:
+    """Return the SIGMOID window of the standard."""
+
+    def curve(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        # Beyond ±60 it is 0 or 1 to double precision, and exp would overflow.
+        return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -60, 60)))
+
+    return curve
+
+
+def fitted(values: Values, rescale: Curve, padding: int | None = None) -> Window:
+    """Return the percentile window of a picture.
+
+    Args:
+        values: (H, W), as stored.
+        rescale: To the units of the file.
+        padding: A stored value that is no measurement.
+    """
+    step = max(1, math.ceil(math.sqrt(values.size / _SAMPLE)))
+    sample = values[::step, ::step].ravel()
+    if padding is not None and np.any(kept := sample != padding):
+        sample = sample[kept]
+    units = rescale(sample.astype(np.float64))
+    low, high = (float(q) for q in np.percentile(units, (_LOW, _HIGH)))
+    if high <= low:
+        low, high = float(units.min()), float(units.max())
+    center, width = (float(f"{value:.6g}") for value in ((low + high) / 2, high - low))
+    return Window(center, max(width, 1e-6), "percentile")
+
+
+def grey(values: Values, *curves: Curve, inverted: bool = False) -> Grey:
+    """Return grey levels (H, W) of stored values (H, W), through curves that end in 0–1."""
+
+    def levels(part: Values) -> Grey:
+        unit = part.astype(np.float64)
+        for curve in curves:
+            unit = curve(unit)
+        whole = np.rint(np.clip(unit, 0, 1) * 255).astype(np.uint8)
+        return 255 - whole if inverted else whole
+
+    if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:
+        low, high = int(values.min()), int(values.max())
+        table = levels(np.arange(low, high + 1))
+        out = np.empty(values.shape, np.uint8)
+        for rows in _blocks(values):
+            out[rows] = table[values[rows].astype(np.intp) - low]
+        return out
+    out = np.empty(values.shape, np.uint8)
+    for rows in _blocks(values):
+        out[rows] = levels(values[rows])
+    return out
+
+
+def _blocks(values: Values) -> list[slice]:
+    height, width = values.shape
+    step = max(1, _BLOCK // width)
+    return [slice(start, start + step) for start in range(0, height, step)]
+
+
+def requested(window: tuple[float, float] | str, modality: str | None) -> Window:
+    """Return the window that a caller asks for, by numbers or by the name of a preset.
+
+    Args:
+        window: Center and width, or a key of `WINDOW_PRESETS`.
+        modality: Of the picture; presets are in Hounsfield units, which only CT has. None passes.
+
+    Raises:
+        ImageError: It is no window for this picture.
+    """
+    if isinstance(window, str):
+        if window not in WINDOW_PRESETS:
+            raise ImageError(
+                "bad_window",
+                f"unknown window preset; choose one of {', '.join(sorted(WINDOW_PRESETS))}",
+            )
+        if modality not in (None, "ct"):
+            raise ImageError(
+                "bad_window",
+                f"window presets are Hounsfield units, for CT; this is {modality}: give C,W",
+            )
+        window = WINDOW_PRESETS[window]
+    center, width = window
+    if not (math.isfinite(center) and math.isfinite(width) and width > 0):
+        raise ImageError(
+            "bad_window", f"window {center:g},{width:g}: the width must be above 0; give C,W"
+        )
+    return Window(center, width, "given")

@@ -1,0 +1,70 @@
+"""What a picture may cost: its size before decoding, and memory and time while decoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from medmoe.errors import ImageError
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of the intake; the defaults are those the documentation promises.
+
+    Attributes:
+        max_file_bytes: Of one file, as it is stored.
+        max_inflated_bytes: Of a gzip NIfTI or a deflated DICOM file, inflated.
+        max_pixels: Of one frame.
+        max_volume_pixels: Of all frames together, of which one is decoded.
+        min_side: Pixels a side of PNG and JPEG. A DICOM or NIfTI matrix may be smaller (dose grids
+            are) and gets a warning.
+        max_side: Pixels a side.
+        max_aspect: Long side over short side.
+        memory_bytes: Address space of the decoder process.
+        cpu_seconds: Processor time of one decoding.
+        wall_seconds: Time of one decoding, for a decoder that sleeps.
+    """
+
+    max_file_bytes: int = 64 * 2**20
+    max_inflated_bytes: int = 256 * 2**20
+    max_pixels: int = 50_000_000
+    max_volume_pixels: int = 2**31
+    min_side: int = 16
+    max_side: int = 16_384
+    max_aspect: int = 20
+    memory_bytes: int = 2**30
+    cpu_seconds: float = 3.0
+    wall_seconds: float = 10.0
+
+    def check_file(self, size: int) -> None:
+        """Refuse a file of too many bytes."""
+        if size > self.max_file_bytes:
+            raise ImageError(
+                "image_too_large",
+                f"the image file has {size:,} bytes, at most {self.max_file_bytes:,} are accepted; "
+                "give a smaller picture",
+            )
+
+    def check_size(self, width: int, height: int, *, min_side: int | None = None) -> None:
+        """Refuse a size outside the limits, before any pixel is decoded."""
+        short, long = sorted((width, height))
+        size = f"{width}x{height} pixels"
+        least = self.min_side if min_side is None else min_side
+        if short < least:
+            raise ImageError(
+                "image_too_small", f"{size}: each side needs at least {least}; give a larger image"
+            )
+        if long > self.max_side or width * height > self.max_pixels:
+            raise self.too_large(size)
+        if long > self.max_aspect * short:
+            raise ImageError(
+                "bad_aspect", f"{size}: at most {self.max_aspect}:1 is accepted; crop the image"
+            )
+
+    def too_large(self, size: str) -> ImageError:
+        """Return the error for a picture of too many pixels."""
+        return ImageError(
+            "image_too_large",
+            f"{size}: at most {self.max_pixels:,} pixels and {self.max_side} a side are accepted; "
+            "make the image smaller",
+        )

@@ -1,0 +1,87 @@
+"""The decoder process: takes files from its standard input, which is a socket, one at a time.
+
+Before the first file it gives up what it does not need: address space beyond the limit, core dumps,
+writing files. The processor time of each decoding is bounded by a timer whose signal ends the
+process. It writes to no log; what libraries say to standard error is discarded by its parent.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from typing import Any
+
+import numpy as np
+
+from medmoe.data.intake import protocol
+from medmoe.data.intake.decode import Decoded, Request, decode, kind_of, prepare
+from medmoe.data.intake.limits import Limits
+from medmoe.errors import ImageError
+
+_OPEN_FILES = 64  # imports, the socket; a picture needs none
+
+
+def main(argv: list[str]) -> None:
+    """Serve until the parent closes the socket; ``argv`` holds the memory limit in bytes."""
+    channel = socket.socket(fileno=0)
+    _give_up(int(argv[0]))
+    protocol.send(channel, {"ready": True})
+    while True:
+        message = protocol.receive(channel, max_body=2**32 - 1)
+        if message is None:
+            return
+        head, body = message
+        if not _answer(channel, head, bytes(body)):
+            return  # out of memory: what is left of it is in pieces
+
+
+def _give_up(memory_bytes: int) -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, _OPEN_FILES))
+    if sys.platform == "linux":  # macOS refuses it
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+
+
+def _answer(channel: socket.socket, head: dict[str, Any], data: bytes) -> bool:
+    """Decode one file and send what came of it; False where the process should end."""
+    try:
+        limits = Limits(**head["limits"])
+        found = _decode(data, _request(head), limits)
+    except ImageError as error:
+        protocol.send(channel, {"code": error.code, "message": str(error)})
+    except MemoryError:
+        text = f"decoding needs more than {limits.memory_bytes:,} bytes of memory"
+        head = {"code": "undecodable", "message": f"{text}; give a smaller image", "last": True}
+        protocol.send(channel, head)
+        return False
+    except Exception as error:  # whatever a decoder raises: its kind may be told, its words not
+        text = f"the decoder failed ({type(error).__name__}); export the image anew"
+        protocol.send(channel, {"code": "undecodable", "message": text})
+    else:
+        pixels = np.ascontiguousarray(found.pixels)
+        head = {"shape": pixels.shape, "facts": found.facts.to_json()}
+        protocol.send(channel, head, pixels.data.cast("B"))
+    return True
+
+
+def _request(head: dict[str, Any]) -> Request:
+    window = head["window"]
+    return Request(
+        window=(window[0], window[1]) if isinstance(window, list) else window,
+        frame=head["frame"],
+        hint=head["hint"],
+    )
+
+
+def _decode(data: bytes, request: Request, limits: Limits) -> Decoded:
+    """Decode within the processor time; beyond it SIGPROF ends the process."""
+    prepare(kind_of(data, request.hint))
+    signal.setitimer(signal.ITIMER_PROF, limits.cpu_seconds)
+    try:
+        return decode(data, request, limits)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)

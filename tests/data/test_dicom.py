@@ -1,0 +1,365 @@
+"""DICOM: the right picture of every kind of file, and the odd files of pydicom."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.pixels.decoders import (
+    JPEGExtended12BitDecoder,
+    JPEGLosslessDecoder,
+    JPEGLosslessSV1Decoder,
+)
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
+from tests.data import samples
+from tests.data.samples import dataset, dicom, ramp, written
+
+from medmoe.data.intake import codecs
+from medmoe.data.intake import dicom as dicom_module
+from medmoe.data.intake.decode import Decoded, Request, decode
+from medmoe.data.intake.display import WINDOW_PRESETS
+from medmoe.data.intake.facts import Window
+from medmoe.data.intake.limits import Limits
+from medmoe.errors import ImageError
+
+#: Never to be decoded, whatever is installed, and the one that needs the extra.
+NEVER = {
+    "JPEG2000-embedded-sequence-delimiter.dcm",
+    "MR_truncated.dcm",
+    "badVR.dcm",
+    "meta_missing_tsyntax.dcm",
+    "nested_priv_SQ.dcm",
+}
+NEEDS_CODECS = {"JPEG-lossy.dcm", "JPGExtended.dcm", "SC_rgb_jpeg_gdcm.dcm"}
+#: Lossless file -> the file of the same pixels stored plainly.
+PAIRS = {
+    "693_J2KR.dcm": "693_UNCR.dcm",
+    "MR2_J2KR.dcm": "MR2_UNCR.dcm",
+    "RG1_J2KR.dcm": "RG1_UNCR.dcm",
+    "RG3_J2KR.dcm": "RG3_UNCR.dcm",
+    "US1_J2KR.dcm": "US1_UNCR.dcm",
+    "MR_small_RLE.dcm": "MR_small.dcm",
+    "MR_small_jp2klossless.dcm": "MR_small.dcm",
+    "MR_small_jpeg_ls_lossless.dcm": "MR_small.dcm",
+    "MR_small_bigendian.dcm": "MR_small.dcm",
+    "MR_small_implicit.dcm": "MR_small.dcm",
+    "MR_small_padded.dcm": "MR_small.dcm",
+    "emri_small_RLE.dcm": "emri_small.dcm",
+    "emri_small_jpeg_2k_lossless.dcm": "emri_small.dcm",
+    "emri_small_jpeg_ls_lossless.dcm": "emri_small.dcm",
+    "emri_small_big_endian.dcm": "emri_small.dcm",
+    "SC_rgb_rle.dcm": "SC_rgb.dcm",
+    "SC_rgb_rle_16bit.dcm": "SC_rgb_16bit.dcm",
+    "SC_rgb_rle_32bit.dcm": "SC_rgb_32bit.dcm",
+    "SC_rgb_rle_2frame.dcm": "SC_rgb_2frame.dcm",
+    "SC_rgb_rle_16bit_2frame.dcm": "SC_rgb_16bit_2frame.dcm",
+    "SC_rgb_rle_32bit_2frame.dcm": "SC_rgb_32bit_2frame.dcm",
+    "SC_rgb_gdcm_KY.dcm": "SC_rgb_gdcm2k_uncompressed.dcm",
+    "OBXXXX1A_rle.dcm": "OBXXXX1A.dcm",
+    "OBXXXX1A_rle_2frame.dcm": "OBXXXX1A_2frame.dcm",
+    "rtdose_rle.dcm": "rtdose.dcm",
+    "rtdose_rle_1frame.dcm": "rtdose_1frame.dcm",
+}
+
+
+def show(data: bytes, **wanted: Any) -> Decoded:
+    return decode(data, Request(**wanted), Limits())
+
+
+def stored(path: Path, frame: int = 1) -> np.ndarray:
+    found, header = dicom_module.read_header(path.read_bytes(), Limits())
+    return dicom_module.read_frame(found, header, frame)
+
+
+def odd(name: str) -> Path:
+    for folder in (samples.ODD_FILES, samples.MORE_ODD_FILES):
+        if found := sorted(folder.rglob(name)):
+            return found[0]
+    pytest.skip(f"no {name}: install pydicom-data")
+
+
+def outcomes() -> tuple[set[str], dict[str, ImageError]]:
+    """Return which of pydicom's own files with pixels give a picture, and why the others do not."""
+    opened, refused = [], {}
+    for path in samples.odd_files(samples.ODD_FILES):
+        try:
+            show(path.read_bytes())
+        except ImageError as error:
+            refused[path.name] = error
+        else:
+            opened.append(path)
+    assert len(opened) + len(refused) == 107
+    return {str(path) for path in opened}, refused
+
+
+def test_99_of_107_odd_files_open_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codecs, "is_available", lambda _: False)
+    for decoder in (JPEGExtended12BitDecoder, JPEGLosslessDecoder, JPEGLosslessSV1Decoder):
+        kept = {k: v for k, v in decoder._available.items() if k != "imagecodecs"}
+        monkeypatch.setattr(decoder, "_available", kept)
+    opened, refused = outcomes()
+    assert len(opened) == 99
+    assert set(refused) == NEVER | NEEDS_CODECS
+    for name in NEEDS_CODECS:
+        assert refused[name].code == "unsupported_transfer_syntax"
+        assert "medmoe[codecs]" in str(refused[name])
+    assert {refused[name].code for name in NEVER} == {"undecodable"}
+
+
+@pytest.mark.skipif(find_spec("imagecodecs") is None, reason="the extra codecs is not installed")
+def test_102_of_107_odd_files_open_with_the_extra() -> None:
+    opened, refused = outcomes()
+    assert len(opened) == 102
+    assert set(refused) == NEVER
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_lossless_file_is_bit_equal_to_its_plain_twin(name: str) -> None:
+    packed, plain = odd(name), odd(PAIRS[name])
+    _, header = dicom_module.read_header(plain.read_bytes(), Limits())
+    for frame in range(1, header.frames + 1):
+        ours, twin = stored(packed, frame), stored(plain, frame)
+        assert ours.dtype.kind == twin.dtype.kind
+        assert np.array_equal(ours, twin)
+
+
+@pytest.mark.parametrize("name", ["MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm"])
+def test_a_codestream_cut_short_is_refused_or_whole(name: str) -> None:
+    """A decoder must not fill what is missing."""
+    import pydicom
+
+    content = pydicom.dcmread(odd(name))
+    stream = pydicom.encaps.get_frame(content.PixelData, 0, number_of_frames=1)
+    whole = show(odd(name).read_bytes()).pixels
+    refused = 0
+    for share in (0.3, 0.5, 0.7, 0.9):
+        content.PixelData = pydicom.encaps.encapsulate([stream[: int(len(stream) * share)]])
+        try:
+            found = show(written(content)).pixels
+        except ImageError as error:
+            refused += error.code == "undecodable"
+        else:
+            assert np.array_equal(found, whole)
+    assert refused >= 3
+
+
+def grey(data: bytes, **wanted: Any) -> np.ndarray:
+    return show(data, **wanted).pixels.astype(int)
+
+
+def test_a_window_shows_its_range_after_rescale() -> None:
+    data = dicom(ramp(top=4000), RescaleSlope="1", RescaleIntercept="-1024")
+    values = ramp(top=4000).astype(int) - 1024
+    found = grey(data, window=(40.0, 400.0))
+    # LINEAR of the standard: black up to c - 0.5 - (w-1)/2, white above c - 0.5 + (w-1)/2.
+    assert (found[values <= -160] == 0).all()
+    assert (found[values > 239] == 255).all()
+    inside = (values > -160) & (values <= 239)
+    exact = ((values[inside] - 39.5) / 399 + 0.5) * 255
+    assert np.abs(found[inside] - exact).max() <= 0.5
+    assert show(data, window=(40.0, 400.0)).facts.window == Window(40, 400, "given")
+
+
+def test_the_first_window_of_the_file_is_used() -> None:
+    data = dicom(WindowCenter=[1000, 3000], WindowWidth=[500, 100])
+    assert show(data).facts.window == Window(1000, 500, "file")
+    assert np.array_equal(grey(data), grey(dicom(), window=(1000.0, 500.0)))
+
+
+@pytest.mark.parametrize(("kind", "middle"), [("LINEAR_EXACT", 128), ("SIGMOID", 128)])
+def test_other_window_functions(kind: str, middle: int) -> None:
+    values = np.full((20, 20), 500, np.uint16)
+    values[0, 0], values[0, 1] = 0, 4000
+    found = grey(dicom(values, WindowCenter="500", WindowWidth="400", VOILUTFunction=kind))
+    assert abs(found[5, 5] - middle) <= 1
+    assert found[0, 0] < 3
+    assert found[0, 1] > 252
+
+
+@pytest.mark.parametrize("width", ["0", "-5"])
+def test_an_unusable_window_gives_a_fitted_one_and_a_warning(width: str) -> None:
+    found = show(dicom(WindowCenter="40", WindowWidth=width))
+    assert found.facts.window is not None
+    assert found.facts.window.origin == "percentile"
+    assert found.facts.warnings == ("window_ignored",)
+
+
+def test_without_a_window_percentiles_are_shown_and_padding_does_not_count() -> None:
+    values = ramp(top=1000).astype(np.int16) + 100
+    values[:8] = -2000
+    padded = show(dicom(values, PixelPaddingValue=-2000))
+    assert padded.facts.window is not None
+    assert padded.facts.window.center == pytest.approx(100 + 600, abs=10)
+    assert padded.facts.window.width == pytest.approx(0.98 * 800, abs=10)
+    assert (padded.pixels[:8] == 0).all()
+    assert padded.pixels[-1, -1] == 255
+
+
+def test_all_bits_are_kept_until_the_window() -> None:
+    """A window of 100 values of a 16-bit file still has 100 levels."""
+    values = np.tile(np.arange(30_000, 30_100, dtype=np.uint16), (40, 1))
+    assert len(np.unique(grey(dicom(values), window=(30_050.0, 101.0)))) == 100
+
+
+def test_monochrome1_is_inverted_after_the_window() -> None:
+    plain = grey(dicom(), window=(2000.0, 1000.0))
+    data = dicom(PhotometricInterpretation="MONOCHROME1")
+    assert np.array_equal(grey(data, window=(2000.0, 1000.0)), 255 - plain)
+
+
+def test_voi_and_modality_tables_are_applied() -> None:
+    voi, modality = Dataset(), Dataset()
+    voi.LUTDescriptor, voi.LUTData = [4, 10, 8], b"\x00\x80\xff\x40"
+    values = np.tile(np.array([0, 10, 11, 12, 13, 99], np.uint16), (20, 5))
+    found = grey(dicom(values, VOILUTSequence=[voi]))
+    assert found[0, :6].tolist() == [0, 0, 128, 255, 64, 64]
+    modality.LUTDescriptor, modality.ModalityLUTType = [3, 0, 16], "HU"
+    modality.add_new("LUTData", "US", [5, 100, 50])
+    low = np.tile(np.array([0, 1, 2, 7], np.uint16), (20, 5))
+    shown = grey(dicom(low, ModalityLUTSequence=[modality]), window=(50.5, 101.0))
+    assert shown[0, :4].tolist() == [13, 255, 128, 128]
+
+
+def test_signed_values_and_big_endian_give_the_same_picture() -> None:
+    values = ramp().astype(np.int16) - 2000
+    plain = grey(dicom(values), window=(0.0, 3000.0))
+    big = written(dataset(values, ExplicitVRBigEndian))
+    small = written(dataset(values, ImplicitVRLittleEndian))
+    assert np.array_equal(grey(big, window=(0.0, 3000.0)), plain)
+    assert np.array_equal(grey(small, window=(0.0, 3000.0)), plain)
+    assert plain[0, 0] == 0
+    assert plain[-1, -1] == 255
+
+
+def test_unused_high_bits_are_ignored() -> None:
+    values = ramp(top=4095)
+    dirty = values | 0xF000
+    wanted = {"BitsStored": 12, "HighBit": 11}
+    assert np.array_equal(grey(dicom(dirty, **wanted)), grey(dicom(values, **wanted)))
+
+
+def test_planar_and_ybr_colour_give_the_same_picture() -> None:
+    colour = np.random.default_rng(0).integers(0, 256, (24, 30, 3)).astype(np.uint8)
+    assert np.array_equal(grey(dicom(colour)), colour)
+    planar = dataset(colour, PlanarConfiguration=1)
+    planar.PixelData = colour.transpose(2, 0, 1).tobytes()
+    assert np.array_equal(grey(written(planar)), colour)
+    from pydicom.pixels.processing import convert_color_space
+
+    ybr = convert_color_space(colour, "RGB", "YBR_FULL")
+    found = grey(dicom(ybr, PhotometricInterpretation="YBR_FULL"))
+    # Two roundings of 8 bits.
+    assert np.abs(found - colour.astype(int)).max() <= 3
+
+
+@pytest.mark.parametrize("name", ["OBXXXX1A.dcm", "OBXXXX1A_expb.dcm"])
+def test_palette_colours_are_those_of_pydicom(name: str) -> None:
+    import pydicom
+    from pydicom.pixels.processing import apply_color_lut
+
+    little = pydicom.dcmread(odd("OBXXXX1A.dcm"))
+    expected = apply_color_lut(little.pixel_array, little) >> 8
+    assert np.array_equal(grey(odd(name).read_bytes()), expected)
+
+
+def test_eight_bits_without_a_window_are_shown_as_stored() -> None:
+    values = np.random.default_rng(0).integers(20, 90, (24, 30)).astype(np.uint8)
+    found = show(dicom(values))
+    assert np.array_equal(found.pixels, values)
+    assert found.facts.window is None
+
+
+def test_a_deflated_file_is_read() -> None:
+    data = written(dataset(ramp(), DeflatedExplicitVRLittleEndian))
+    assert np.array_equal(grey(data, window=(9.0, 90.0)), grey(dicom(), window=(9.0, 90.0)))
+
+
+def test_only_the_chosen_frame_is_shown_and_said() -> None:
+    frames = np.stack([np.full((20, 24), level, np.uint8) for level in (10, 20, 30)])
+    for number, level in ((None, 10), (1, 10), (3, 30)):
+        found = show(dicom(frames), frame=number)
+        assert (found.pixels == level).all()
+        assert (found.facts.frame, found.facts.frames) == (number or 1, 3)
+    for number in (0, 4):
+        with pytest.raises(ImageError, match="choose one of 1 to 3") as caught:
+            show(dicom(frames), frame=number)
+        assert caught.value.code == "bad_frame"
+
+
+def group(name: str, **tags: Any) -> Dataset:
+    item, outer = Dataset(), Dataset()
+    for key, value in tags.items():
+        setattr(item, key, value)
+    setattr(outer, name, [item])
+    return outer
+
+
+def test_enhanced_files_keep_window_rescale_and_spacing_per_frame() -> None:
+    frames = np.stack([ramp(), ramp()])
+    shared = group("PixelMeasuresSequence", PixelSpacing=[0.5, 0.25])
+    first = group("FrameVOILUTSequence", WindowCenter="100", WindowWidth="50")
+    second = group("FrameVOILUTSequence", WindowCenter="200", WindowWidth="60")
+    name = "PixelValueTransformationSequence"
+    second.update(group(name, RescaleSlope="1", RescaleIntercept="-100"))
+    data = dicom(
+        frames,
+        SharedFunctionalGroupsSequence=[shared],
+        PerFrameFunctionalGroupsSequence=[first, second],
+    )
+    one, two = show(data, frame=1), show(data, frame=2)
+    assert one.facts.window == Window(100, 50, "file")
+    assert two.facts.window == Window(200, 60, "file")
+    assert one.facts.spacing == two.facts.spacing == (0.5, 0.25)
+    assert np.array_equal(two.pixels, grey(dicom(), window=(300.0, 60.0)))
+
+
+def test_presets_are_for_ct() -> None:
+    found = show(dicom(Modality="CT"), window="lung")
+    assert found.facts.window == Window(*WINDOW_PRESETS["lung"], "given")
+    for name, modality, part in (("lung", "MR", "this is mri"), ("lungs", "CT", "choose one of")):
+        with pytest.raises(ImageError, match=part) as caught:
+            show(dicom(Modality=modality), window=name)
+        assert caught.value.code == "bad_window"
+
+
+@pytest.mark.parametrize("window", [(40.0, 0.0), (40.0, -1.0), (float("nan"), 4.0)])
+def test_a_window_without_width_is_refused(window: tuple[float, float]) -> None:
+    with pytest.raises(ImageError, match="width must be above 0"):
+        show(dicom(), window=window)
+
+
+def test_facts_are_words_of_our_lists_and_warnings_are_raised() -> None:
+    colour = np.zeros((20, 24, 3), np.uint8)
+    facts = show(
+        dicom(
+            colour,
+            Modality="US",
+            BodyPartExamined="ABDOMEN",
+            BurnedInAnnotation="YES",
+            SOPClassUID="1.2.840.10008.5.1.4.1.1.7",
+        )
+    ).facts
+    assert (facts.modality, facts.body_part, facts.format) == ("ultrasound", "abdomen", "dicom")
+    assert facts.warnings == ("burned_in_annotation", "secondary_capture", "ultrasound")
+    chest = show(dicom(Modality="DX", ViewPosition="PA", ImagerPixelSpacing=[0.14, 0.14])).facts
+    assert (chest.modality, chest.view, chest.spacing) == ("xray", "pa", (0.14, 0.14))
+    assert show(dicom(ramp(8, 8))).facts.warnings == ("small_matrix",)
+
+
+def test_rle_of_several_frames_is_read_by_frame() -> None:
+    frames = np.stack([ramp(), ramp()[::-1]])
+    found = dataset(frames)
+    found.compress(RLELossless, frames)
+    data = written(found)
+    for number in (1, 2):
+        expected = grey(dicom(frames[number - 1]), window=(2000.0, 4000.0))
+        assert np.array_equal(grey(data, frame=number, window=(2000.0, 4000.0)), expected)
