@@ -26,7 +26,8 @@ from medmoe.errors import DataError
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.moe import Router
 from medmoe.training.packed import PhaseContext
-from medmoe.training.trainer import PhaseResult, Schedule, run_phase
+from medmoe.training.schedule import Schedule
+from medmoe.training.trainer import PhaseResult, run_phase
 
 #: Tokens kept of one image and layer; neighbouring patches tell the router little new.
 TOKENS_KEPT = 32
@@ -96,7 +97,15 @@ def train_router(
 
     schedule = Schedule(draw, len(images), steps * spec.batch_size, context.seed)
     result = run_phase(
-        "phase2_router", model, schedule, collate, spec, steps, context.seed, context.progress
+        "phase2_router",
+        model,
+        schedule,
+        collate,
+        spec,
+        steps,
+        context.seed,
+        context.progress,
+        context.settings,
     )
     router = {name: tensor.detach().cpu() for name, tensor in model.router.state_dict().items()}
     return router, result
