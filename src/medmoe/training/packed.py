@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from medmoe.data.schema import Record, Task
 from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.training.samples import packed_schedule
+from medmoe.training.settings import RunSettings
 from medmoe.training.trainer import PhaseResult, Progress, run_phase
 
 
@@ -30,6 +31,7 @@ class PhaseContext:
         specs: Optimisation by phase.
         steps: Optimiser steps by phase.
         max_questions: Questions packed behind one image.
+        settings: How the phases are run: checkpoints, precision, processes.
     """
 
     model: MedMoeForConditionalGeneration
@@ -44,10 +46,15 @@ class PhaseContext:
     max_questions: int
     seed: int
     progress: Progress
+    settings: RunSettings = field(default_factory=RunSettings)
 
     def with_model(self, model: MedMoeForConditionalGeneration) -> PhaseContext:
         """Return the same surroundings for another model."""
         return replace(self, model=model)
+
+    def with_settings(self, settings: RunSettings) -> PhaseContext:
+        """Return the same surroundings, run in another way; each phase has its own checkpoints."""
+        return replace(self, settings=settings)
 
 
 def train_packed(context: PhaseContext, phase: PhaseName, tasks: Sequence[Task]) -> PhaseResult:
@@ -67,5 +74,13 @@ def train_packed(context: PhaseContext, phase: PhaseName, tasks: Sequence[Task])
     )
     collate = PackingCollator(context.features, context.processor.tokenizer.pad_token_id)
     return run_phase(
-        phase, context.model, schedule, collate, spec, steps, context.seed, context.progress
+        phase,
+        context.model,
+        schedule,
+        collate,
+        spec,
+        steps,
+        context.seed,
+        context.progress,
+        context.settings,
     )

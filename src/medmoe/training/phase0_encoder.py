@@ -25,6 +25,7 @@ from medmoe.backbones.spec import VisionBackbone
 from medmoe.config.schema import PhaseSpec
 from medmoe.data.pixels import PixelTable, augmented, normalise
 from medmoe.data.schema import ImageRecord, Record
+from medmoe.training.settings import RunSettings
 from medmoe.training.trainer import PhaseResult, Progress, Schedule, run_phase
 
 #: An attribute value must be seen on this many pictures to be worth a class.
@@ -189,6 +190,7 @@ def train_encoder(
     steps: int,
     seed: int,
     progress: Progress,
+    settings: RunSettings | None = None,
 ) -> tuple[PreTrainedModel, PhaseResult]:
     """Return the trained vision encoder (frozen from here on) and its learning curve.
 
@@ -224,7 +226,9 @@ def train_encoder(
         }
 
     schedule = Schedule(draw, len(images), steps * spec.batch_size, seed)
-    result = run_phase("phase0_encoder", model, schedule, collate, spec, steps, seed, progress)
+    result = run_phase(
+        "phase0_encoder", model, schedule, collate, spec, steps, seed, progress, settings
+    )
     return model.encoder, result
 
 

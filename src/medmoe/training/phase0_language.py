@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from medmoe.backbones.spec import LanguageBackbone
 from medmoe.config.schema import PhaseSpec
 from medmoe.data.collate import IGNORE
+from medmoe.training.settings import RunSettings
 from medmoe.training.trainer import PhaseResult, Progress, Schedule, run_phase
 
 
@@ -43,6 +44,7 @@ def train_language_model(
     steps: int,
     seed: int,
     progress: Progress,
+    settings: RunSettings | None = None,
 ) -> tuple[PreTrainedModel, PhaseResult]:
     """Return the language model trained on tokenised conversations, and its learning curve."""
     model = new_language_model(backbone, tokenizer, seed)
@@ -59,5 +61,7 @@ def train_language_model(
         return {"input_ids": ids, "labels": labels}
 
     schedule = Schedule(draw, len(conversations), steps * spec.batch_size, seed)
-    result = run_phase("phase0_language", model, schedule, collate, spec, steps, seed, progress)
+    result = run_phase(
+        "phase0_language", model, schedule, collate, spec, steps, seed, progress, settings
+    )
     return model, result

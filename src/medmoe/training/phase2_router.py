@@ -96,7 +96,15 @@ def train_router(
 
     schedule = Schedule(draw, len(images), steps * spec.batch_size, context.seed)
     result = run_phase(
-        "phase2_router", model, schedule, collate, spec, steps, context.seed, context.progress
+        "phase2_router",
+        model,
+        schedule,
+        collate,
+        spec,
+        steps,
+        context.seed,
+        context.progress,
+        context.settings,
     )
     router = {name: tensor.detach().cpu() for name, tensor in model.router.state_dict().items()}
     return router, result

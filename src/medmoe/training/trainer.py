@@ -20,6 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from medmoe.config.schema import PhaseName, PhaseSpec
 from medmoe.errors import GuardError
+from medmoe.training.settings import RunSettings
 from medmoe.training.trainable import TrainableCount, set_trainable
 
 logger = logging.getLogger(__name__)
@@ -131,8 +132,12 @@ def run_phase(
     steps: int,
     seed: int,
     progress: Progress,
+    settings: RunSettings | None = None,
 ) -> PhaseResult:
     """Train a model in place for ``steps`` steps and return its learning curve.
+
+    Args:
+        settings: How to run it; by default one process in float32 without checkpoints.
 
     Raises:
         GuardError: The loss, the gradient, or a weight after the last step is not finite.
