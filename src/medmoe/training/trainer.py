@@ -142,7 +142,7 @@ def run_phase(
     Raises:
         GuardError: The loss, the gradient, or a weight after the last step is not finite.
     """
-    counts = set_trainable(model, phase)
+    counts = set_trainable(model, phase, spec.trains)
     logger.info("%s", counts.line())
     with tempfile.TemporaryDirectory() as scratch:
         trainer = _OrderedTrainer(
