@@ -17,7 +17,7 @@ from medmoe.data.schema import ImageRecord, Record, Task
 from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.errors import DataError
 from medmoe.training.samples import packed_schedule
-from medmoe.training.trainer import Schedule
+from medmoe.training.schedule import Schedule
 
 IMAGES = [ImageRecord(f"i{n}", Path("none.png")) for n in range(3)]
 ROWS = {image.id: 10 + n for n, image in enumerate(IMAGES)}

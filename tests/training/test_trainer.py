@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from medmoe.config.schema import PhaseName, PhaseSpec
 from medmoe.errors import GuardError
-from medmoe.training.trainer import PhaseResult, Schedule, run_phase
+from medmoe.training.schedule import Schedule
+from medmoe.training.trainer import PhaseResult, run_phase
 
 COUNT, BATCH = 7, 4
 

@@ -7,10 +7,7 @@ a missing or unlisted file.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +15,19 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from medmoe.errors import CheckpointError
+from medmoe.model.committed import (
+    MANIFEST,
+    check_files,
+    committed,
+    read_manifest,
+    replaced_by,
+    write_json,
+)
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.processing_medmoe import MedMoeProcessor
 
-MANIFEST = "MANIFEST.json"
 PROVENANCE = "medmoe.json"
+_FIX = "copy the model directory again"
 _SAFETENSORS = ".safetensors"
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 
@@ -45,15 +50,11 @@ def save_model(
         CheckpointError: The directory holds something that is no model: it is left alone.
     """
     check_replaceable(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = directory.with_name(f".{directory.name}.staging")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    try:
-        _write(model, processor, staging, provenance)
-        _replace_directory(staging, directory)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with committed(directory) as staging:
+        model.save_pretrained(staging)
+        processor.save_pretrained(staging)
+        facts = {"domains": model.config.domains, "training": dict(provenance)}
+        write_json(staging / PROVENANCE, facts)
 
 
 def check_replaceable(directory: Path) -> None:
@@ -67,25 +68,6 @@ def check_replaceable(directory: Path) -> None:
             f"{directory}: holds files but no {MANIFEST}, so it is no model to replace; "
             "give an empty or a new directory"
         )
-
-
-def _write(
-    model: MedMoeForConditionalGeneration,
-    processor: MedMoeProcessor,
-    staging: Path,
-    provenance: Mapping[str, Any],
-) -> None:
-    """Fill an empty directory, the manifest last, and hand it to the disk."""
-    model.save_pretrained(staging)
-    processor.save_pretrained(staging)
-    facts = {"domains": model.config.domains, "training": dict(provenance)}
-    _write_json(staging / PROVENANCE, facts)
-    files = {path.name: _entry(path) for path in sorted(staging.iterdir())}
-    for path in staging.iterdir():
-        _fsync(path)
-    _write_json(staging / MANIFEST, {"version": 1, "files": files})
-    for path in (staging / MANIFEST, staging):
-        _fsync(path)
 
 
 def load_model(directory: Path) -> tuple[MedMoeForConditionalGeneration, MedMoeProcessor]:
@@ -112,29 +94,23 @@ def verify(directory: Path) -> None:
     Raises:
         CheckpointError: Names the offending file and what to do.
     """
-    manifest = directory / MANIFEST
     if not directory.is_dir():
-        old = _older(directory)
+        old = replaced_by(directory)
         hint = f"rename {old} back to it" if old.is_dir() else "give the folder of a model"
         raise CheckpointError(f"{directory}: no such model directory; {hint}")
-    if not manifest.is_file():
+    if not (directory / MANIFEST).is_file():
         raise CheckpointError(
             f"{directory}: no {MANIFEST}; this is not a finished medmoe model directory "
             "(the model/ folder of a run is)"
         )
-    listed = _read_manifest(manifest)
-    present = {path.name for path in directory.iterdir()} - {MANIFEST}
-    for name in sorted(present):
-        if Path(name).suffix.lower() in _PICKLES:
-            raise CheckpointError(f"{directory / name}: pickle files are refused; use safetensors")
-    for name in sorted(set(listed) ^ present):
-        state = "missing" if name in listed else "not in the manifest"
-        raise CheckpointError(f"{directory / name}: {state}; copy the model directory again")
-    for name, entry in listed.items():
-        if not (directory / name).is_file() or _entry(directory / name) != entry:
-            raise CheckpointError(
-                f"{directory / name}: its SHA-256 differs from {MANIFEST}; copy it again"
-            )
+    listed = read_manifest(directory, _FIX)
+    if "config.json" not in listed:
+        raise CheckpointError(f"{directory / MANIFEST}: lists no config.json; {_FIX}")
+    for path in sorted(directory.iterdir()):
+        if path.suffix.lower() in _PICKLES:
+            raise CheckpointError(f"{path}: pickle files are refused; use safetensors")
+    check_files(directory, listed, _FIX)
+    for name in listed:
         _check_content(directory / name)
 
 
@@ -159,55 +135,3 @@ def _has_key(content: Any, key: str) -> bool:
     if isinstance(content, dict):
         return key in content or any(_has_key(value, key) for value in content.values())
     return isinstance(content, list) and any(_has_key(value, key) for value in content)
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        content = None
-    files = content.get("files") if isinstance(content, dict) else None
-    if not isinstance(files, dict):
-        raise CheckpointError(f"{path}: not a manifest; copy the model directory again")
-    if "config.json" not in files:
-        raise CheckpointError(f"{path}: lists no config.json; copy the model directory again")
-    return files
-
-
-def _older(directory: Path) -> Path:
-    """Return where the replaced directory stands for the moment between two renames."""
-    return directory.with_name(f".{directory.name}.old")
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-def _entry(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"sha256": digest, "bytes": path.stat().st_size}
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _replace_directory(staging: Path, directory: Path) -> None:
-    old = _older(directory)
-    if directory.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        directory.rename(old)
-    try:
-        staging.rename(directory)
-    except OSError:
-        if old.exists():
-            old.rename(directory)
-        raise
-    _fsync(directory.parent)
-    shutil.rmtree(old, ignore_errors=True)

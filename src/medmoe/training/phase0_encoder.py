@@ -25,8 +25,9 @@ from medmoe.backbones.spec import VisionBackbone
 from medmoe.config.schema import PhaseSpec
 from medmoe.data.pixels import PixelTable, augmented, normalise
 from medmoe.data.schema import ImageRecord, Record
+from medmoe.training.schedule import Schedule
 from medmoe.training.settings import RunSettings
-from medmoe.training.trainer import PhaseResult, Progress, Schedule, run_phase
+from medmoe.training.trainer import PhaseResult, Progress, run_phase
 
 #: An attribute value must be seen on this many pictures to be worth a class.
 MIN_PICTURES = 8

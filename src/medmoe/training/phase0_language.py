@@ -17,8 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from medmoe.backbones.spec import LanguageBackbone
 from medmoe.config.schema import PhaseSpec
 from medmoe.data.collate import IGNORE
+from medmoe.training.schedule import Schedule
 from medmoe.training.settings import RunSettings
-from medmoe.training.trainer import PhaseResult, Progress, Schedule, run_phase
+from medmoe.training.trainer import PhaseResult, Progress, run_phase
 
 
 def new_language_model(backbone: LanguageBackbone, tokenizer: Any, seed: int) -> PreTrainedModel:

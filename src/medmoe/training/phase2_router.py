@@ -26,7 +26,8 @@ from medmoe.errors import DataError
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.moe import Router
 from medmoe.training.packed import PhaseContext
-from medmoe.training.trainer import PhaseResult, Schedule, run_phase
+from medmoe.training.schedule import Schedule
+from medmoe.training.trainer import PhaseResult, run_phase
 
 #: Tokens kept of one image and layer; neighbouring patches tell the router little new.
 TOKENS_KEPT = 32

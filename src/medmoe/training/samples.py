@@ -10,10 +10,10 @@ import numpy as np
 from medmoe.config.schema import PhaseName, PhaseSpec
 from medmoe.data.collate import Packed
 from medmoe.data.schema import Record, Task
-from medmoe.data.tokenize import ConversationTokenizer
+from medmoe.data.tokenize import ConversationTokenizer, Segment
 from medmoe.data.wording import question_text
 from medmoe.errors import DataError
-from medmoe.training.trainer import Schedule
+from medmoe.training.schedule import Schedule
 
 
 def packed_schedule(
@@ -49,13 +49,30 @@ def packed_schedule(
         for _ in range(repeats.get(questions[0].dataset, 1))
     ]
     prefix = tokenizer.prefix()
+    # Each question is tokenised once, not once an epoch.
+    segments: dict[tuple[str, str, str], Segment] = {}
+
+    def segment(record: Record) -> Segment:
+        key = (record.dataset, record.split, record.id)
+        if key not in segments:
+            segments[key] = tokenizer.segment(question_text(record), record.answer)
+        return segments[key]
 
     def draw(index: int, rng: np.random.Generator) -> Packed:
         image, questions = groups[index]
         chosen = rng.permutation(len(questions))[:max_questions]
-        segments = tuple(
-            tokenizer.segment(question_text(questions[i]), questions[i].answer) for i in chosen
-        )
-        return Packed(rows[image], prefix, segments)
+        return Packed(rows[image], prefix, tuple(segment(questions[i]) for i in chosen))
 
-    return Schedule(draw, len(groups), steps * spec.batch_size, seed)
+    return Schedule(
+        draw,
+        len(groups),
+        steps * spec.batch_size,
+        seed,
+        names=[image for image, _ in groups],
+        length=packed_length,
+    )
+
+
+def packed_length(sample: Packed) -> int:
+    """Return how many tokens a packed sample has."""
+    return len(sample.prefix) + sum(len(segment.ids) for segment in sample.segments)

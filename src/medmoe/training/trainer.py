@@ -1,7 +1,6 @@
 """Runs one phase on the transformers Trainer.
 
-The order of the samples, and any randomness in them, is a function of (seed, epoch, sample): the
-same arguments give the same weights, whatever ran before.
+The same arguments give the same weights, whatever ran before.
 """
 
 from __future__ import annotations
@@ -10,53 +9,24 @@ import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from medmoe.config.schema import PhaseName, PhaseSpec
 from medmoe.errors import GuardError
+from medmoe.training.schedule import Schedule
 from medmoe.training.settings import RunSettings
 from medmoe.training.trainable import TrainableCount, set_trainable
 
 logger = logging.getLogger(__name__)
 
-Sample = TypeVar("Sample")
 Curve = list[tuple[int, float]]
 #: Called with (phase, step, steps, loss); loss is None between logs.
 Progress = Callable[[PhaseName, int, int, float | None], None]
-
-
-class Schedule(Dataset[Sample], Generic[Sample]):
-    """The samples of a whole phase in training order: epoch after epoch, each freshly shuffled.
-
-    Args:
-        draw: Gives sample ``i`` of ``count`` its form in an epoch: ``draw(i, rng)``.
-        count: How many samples there are.
-        total: How many are drawn in the phase (steps x batch size).
-    """
-
-    def __init__(
-        self, draw: Callable[[int, np.random.Generator], Sample], count: int, total: int, seed: int
-    ) -> None:
-        self._draw, self._count, self._total, self._seed = draw, count, total, seed
-        self._orders: dict[int, np.ndarray[Any, np.dtype[np.int64]]] = {}
-
-    def __len__(self) -> int:
-        return self._total
-
-    def __getitem__(self, index: int) -> Sample:
-        epoch, position = divmod(index, self._count)
-        if epoch not in self._orders:
-            self._orders = {
-                epoch: np.random.default_rng((self._seed, epoch)).permutation(self._count)
-            }
-        sample = int(self._orders[epoch][position])
-        return self._draw(sample, np.random.default_rng((self._seed, epoch, sample)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,118 @@
+"""The samples of a phase in training order, as a function of (seed, epoch, sample).
+
+Nothing here remembers what was drawn before: any position can be asked for at any time, in any
+process, which is what an exact resume and several loader processes rest on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from torch.utils.data import Dataset
+
+Sample = TypeVar("Sample")
+Order = np.ndarray[Any, np.dtype[np.int64]]
+
+#: Batches whose samples are sorted together when grouped by length: enough to find samples of
+#: like length, few enough to leave the order random.
+_BATCHES_SORTED_TOGETHER = 32
+
+
+class Schedule(Dataset[Sample], Generic[Sample]):
+    """The samples of a whole phase in training order: epoch after epoch, each freshly shuffled.
+
+    Args:
+        draw: Gives sample ``i`` of ``count`` its form in an epoch: ``draw(i, rng)``.
+        count: How many samples there are.
+        total: How many are drawn in the phase (steps x batch size).
+        names: What the samples are called in errors, e.g. image ids; their numbers by default.
+        length: Length in tokens of a drawn sample, where samples may be grouped by it.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[[int, np.random.Generator], Sample],
+        count: int,
+        total: int,
+        seed: int,
+        names: Sequence[str] | None = None,
+        length: Callable[[Sample], int] | None = None,
+    ) -> None:
+        self._draw, self._count, self._total, self._seed = draw, count, total, seed
+        self._names, self._length = names, length
+        self._group = 0
+        self._orders: dict[int, Order] = {}
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __getitem__(self, index: int) -> Sample:
+        epoch, sample = self._at(index)
+        return self._drawn(epoch, sample)
+
+    def grouped(self, batch_size: int) -> Schedule[Sample]:
+        """Return the same samples with those of like length in the same batches.
+
+        Where the schedule knows no lengths it is returned as it is.
+        """
+        if self._length is None:
+            return self
+        copy = Schedule(self._draw, self._count, self._total, self._seed, self._names, self._length)
+        copy._group = batch_size
+        return copy
+
+    def names(self, first: int, last: int) -> list[str]:
+        """Return what the samples at the positions from ``first`` to before ``last`` are called."""
+        samples = [self._at(i)[1] for i in range(first, min(last, self._total))]
+        return [self._names[i] if self._names else f"sample {i}" for i in samples]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what must be equal in a resumed run for the order of samples to be the same."""
+        digest = hashlib.sha256("\0".join(self._names or ()).encode()).hexdigest()
+        return {"samples": self._count, "names": digest, "grouped_by_length": bool(self._group)}
+
+    def _drawn(self, epoch: int, sample: int) -> Sample:
+        return self._draw(sample, np.random.default_rng((self._seed, epoch, sample)))
+
+    def _at(self, index: int) -> tuple[int, int]:
+        epoch, position = divmod(index, self._count)
+        if epoch not in self._orders:
+            self._orders = {epoch: self._order(epoch)}
+        return epoch, int(self._orders[epoch][position])
+
+    def _order(self, epoch: int) -> Order:
+        rng = np.random.default_rng((self._seed, epoch))
+        order = rng.permutation(self._count)
+        return self._sorted_in_batches(order, epoch, rng) if self._group else order
+
+    def _sorted_in_batches(self, order: Order, epoch: int, rng: np.random.Generator) -> Order:
+        """Return a permuted epoch with like lengths in one batch, the batches in random order.
+
+        Batches are cut from the stream of all epochs: the first samples complete the batch that
+        the epoch before began, and stay where they are.
+        """
+        assert self._length is not None
+        size = self._group
+        lengths = np.array([self._length(self._drawn(epoch, int(i))) for i in order])
+        head = -epoch * self._count % size
+        whole = (len(order) - head) // size * size if head < len(order) else 0
+        places = np.arange(head, head + whole)
+        window = _BATCHES_SORTED_TOGETHER * size
+        batches = [
+            batch
+            for start in range(0, whole, window)
+            for batch in _by_length(places[start : start + window], lengths).reshape(-1, size)
+        ]
+        shuffled = [batches[i] for i in rng.permutation(len(batches))]
+        rest = np.arange(head + whole, len(order))
+        start = np.arange(min(head, len(order)))
+        sorted_order: Order = order[np.concatenate([start, *shuffled, rest])]
+        return sorted_order
+
+
+def _by_length(places: Order, lengths: Order) -> Order:
+    chosen: Order = places[np.argsort(lengths[places], kind="stable")]
+    return chosen
