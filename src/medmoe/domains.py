@@ -6,6 +6,8 @@ part in training and scoring, and carry no router label.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 DOMAINS: tuple[str, ...] = ("ct", "mri", "pathology", "xray")
 
 #: What data sets and DICOM headers call a modality -> our name. Keys are upper case.
@@ -36,11 +38,25 @@ MODALITY_NAMES: dict[str, str] = {
 }
 
 
+#: Domains of coarser recipes (paper, Table 10: two experts) -> the modalities they hold.
+MEMBERS: dict[str, tuple[str, ...]] = {
+    "radiology": ("ct", "mri", "xray", "ultrasound", "angiography", "fluoroscopy", "nuclear"),
+}
+
+
 def modality_name(raw: str) -> str:
     """Return our name of a modality; a name we do not know is kept, in lower case."""
     return MODALITY_NAMES.get(raw.strip().upper(), raw.strip().lower())
 
 
-def domain_index(modality: str | None, domains: tuple[str, ...] = DOMAINS) -> int | None:
+def domain_of(modality: str | None, domains: Sequence[str] = DOMAINS) -> str | None:
+    """Return the domain that a modality belongs to: its own, or one that holds it; else None."""
+    if modality in domains:
+        return modality
+    return next((name for name in domains if modality in MEMBERS.get(name, ())), None)
+
+
+def domain_index(modality: str | None, domains: Sequence[str] = DOMAINS) -> int | None:
     """Return the index of a modality's domain expert, or None where it has none."""
-    return domains.index(modality) if modality in domains else None
+    name = domain_of(modality, domains)
+    return None if name is None else list(domains).index(name)

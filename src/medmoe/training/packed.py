@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from medmoe.config.schema import PhaseName, PhaseSpec
 from medmoe.data.collate import PackingCollator
@@ -57,8 +57,17 @@ class PhaseContext:
         return replace(self, settings=settings)
 
 
-def train_packed(context: PhaseContext, phase: PhaseName, tasks: Sequence[Task]) -> PhaseResult:
-    """Train ``context.model`` in place on the records of some tasks; loss on answers only."""
+def train_packed(
+    context: PhaseContext,
+    phase: PhaseName,
+    tasks: Sequence[Task],
+    trained: nn.Module | None = None,
+) -> PhaseResult:
+    """Train ``context.model`` in place on the records of some tasks; loss on answers only.
+
+    Args:
+        trained: What the Trainer sees, where it is the model with something around it.
+    """
     spec, steps = context.specs[phase], context.steps[phase]
     schedule = packed_schedule(
         phase,
@@ -75,7 +84,7 @@ def train_packed(context: PhaseContext, phase: PhaseName, tasks: Sequence[Task])
     collate = PackingCollator(context.features, context.processor.tokenizer.pad_token_id)
     return run_phase(
         phase,
-        context.model,
+        context.model if trained is None else trained,
         schedule,
         collate,
         spec,
