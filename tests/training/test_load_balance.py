@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def naive(logits: torch.Tensor) -> float:
     for e in range(experts):
         chosen, probability = 0, 0.0
         for t in range(tokens):
-            row = [float(np.exp(x)) for x in logits[t].double()]
+            row = [math.exp(x) for x in logits[t].tolist()]
             chosen += row.index(max(row)) == e
             probability += row[e] / sum(row)
         total += chosen / tokens * probability / tokens

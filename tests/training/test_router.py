@@ -153,9 +153,8 @@ def test_tokens_of_every_moe_layer_are_kept_and_the_image_is_seen() -> None:
     assert states.shape == (len(context.rows), len(MOE_LAYERS), TOKENS_KEPT, WIDTH)
     assert states.dtype == torch.float32
     blank = replace(context, features=torch.zeros_like(context.features))
-    assert not torch.allclose(
-        states, collect_states(blank, MOE_LAYERS, labelled(context)), atol=1e-3
-    )
+    unseen = collect_states(blank, MOE_LAYERS, labelled(context))
+    assert not torch.allclose(states, unseen, atol=1e-3)
 
 
 def test_an_image_without_questions_is_asked_a_plain_one() -> None:
