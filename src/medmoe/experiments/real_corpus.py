@@ -70,7 +70,7 @@ def real_corpus(root: Path, split: SplitName, spec: DemoSpec, seed: int) -> Corp
     router_test = unique_images([*med_test, *easy])
     return Corpus(
         "vqa_rad, vqa_med_2019, pneumoniamnist, mednist, lc25000",
-        _limited([*rad_train, *med_train, *pneumonia, *extra], spec.limits, seed),
+        limited([*rad_train, *med_train, *pneumonia, *extra], spec.limits, seed),
         [rad, med, mnist],
         [image for image in router_test if image.modality],
         notes,
@@ -116,7 +116,7 @@ def _shared_images(train: Sequence[Record], test: Sequence[Record]) -> str:
     )
 
 
-def _limited(records: Sequence[Record], limits: Mapping[str, int], seed: int) -> list[Record]:
+def limited(records: Sequence[Record], limits: Mapping[str, int], seed: int) -> list[Record]:
     """Keep at most so many images of a data set, by hash: files may be sorted by class."""
     kept: dict[str, set[str]] = {}
     for name, limit in limits.items():
