@@ -47,6 +47,12 @@ class GuardError(MedMoeError):
     exit_code = 3
 
 
+class StoppedError(MedMoeError):
+    """A run was asked to stop (SIGTERM) and has saved a checkpoint."""
+
+    exit_code = 143
+
+
 def one_of(value: str, choices: Iterable[str], what: str) -> str:
     """Return the line for an unknown name: the value, the choices and the nearest of them."""
     names = sorted(choices)

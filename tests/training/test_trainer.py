@@ -162,7 +162,9 @@ def test_progress_hears_every_step_and_the_loss() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_loss_that_is_not_finite_stops_the_phase_at_its_step(value: float) -> None:
-    message = rf"^phase0_language: the loss is {value} at step 3; lower the phase's learning_rate"
+    message = (
+        rf"^phase0_language: the loss is {value} at step 3; samples of the step: sample \d, "
+    )
     with pytest.raises(GuardError, match=message) as caught:
         fit(line_model(), 10, poison_at=3, poison=value)
     assert caught.value.exit_code == 3
@@ -191,7 +193,10 @@ class _BadGradient(_Line):
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_spoilt(bad_step: int) -> None:
     torch.manual_seed(0)
     model = _BadGradient(bad_step)
-    message = rf"^phase0_language: the gradient is not finite at step {bad_step}; lower the phase's"
+    message = (
+        r"^phase0_language: the gradient is not finite \(first: layer.weight\) "
+        rf"at step {bad_step}; samples of the step: sample \d, .*lower the phase's learning_rate"
+    )
     with pytest.raises(GuardError, match=message):
         fit(model, 5)
     assert all(torch.isfinite(p).all() for p in model.parameters())
@@ -215,8 +220,8 @@ class _NearTheEdge(nn.Module):
 
 def test_a_weight_that_the_last_step_spoils_stops_the_phase() -> None:
     message = (
-        r"^phase0_language: 1 of 1 trained tensors are not finite after the last step, "
-        r"first: weight; lower the phase's learning_rate"
+        r"^phase0_language: a trained weight is not finite \(first: weight\) at step 1; "
+        r"samples of the step: sample \d, .*lower the phase's learning_rate"
     )
     with pytest.raises(GuardError, match=message) as caught:
         fit(_NearTheEdge(), 1, learning_rate=1e38)

@@ -1,25 +1,33 @@
-"""Runs one phase on the transformers Trainer.
+"""Runs one phase on the transformers Trainer: exactly repeatable, and exactly resumable.
 
-The same arguments give the same weights, whatever ran before.
+The same arguments give the same weights, whatever ran before and however often the run was killed
+and resumed on the way (one process, CPU, float32). The Trainer's own checkpoints are not used.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from torch import nn
+from transformers import PrinterCallback, TrainerCallback
 
 from medmoe.config.schema import PhaseName, PhaseSpec
-from medmoe.errors import GuardError
+from medmoe.errors import StoppedError
+from medmoe.training.arguments import training_arguments
+from medmoe.training.checkpoints import CheckpointFolder, refuse_changed
+from medmoe.training.engine import PhaseTrainer
+from medmoe.training.guards import StopRequest, sigterm_asks
+from medmoe.training.parallel import trained_parameters, whole
 from medmoe.training.schedule import Schedule
 from medmoe.training.settings import RunSettings
+from medmoe.training.state import frozen_hash, read_state
 from medmoe.training.trainable import TrainableCount, set_trainable
 
 logger = logging.getLogger(__name__)
@@ -31,48 +39,17 @@ Progress = Callable[[PhaseName, int, int, float | None], None]
 
 @dataclass(frozen=True, slots=True)
 class PhaseResult:
-    """What a phase leaves besides the trained model: its counts and learning curve."""
+    """What a phase leaves besides the trained model.
+
+    Attributes:
+        resumed_from: The step of the checkpoint it went on from, None where it began anew.
+        damaged: Newer checkpoints that were passed over, one line each.
+    """
 
     counts: TrainableCount
     curve: Curve
-
-
-class _OrderedTrainer(Trainer):
-    """Trains in the schedule's order and stops at the first non-finite loss."""
-
-    phase: PhaseName
-
-    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> SequentialSampler:
-        # the order is the schedule's own
-        assert self.train_dataset is not None
-        return SequentialSampler(self.train_dataset)
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss: Tensor = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss):  # before the optimiser spoils the weights
-            raise GuardError(
-                f"{self.phase}: the loss is {loss.item()} at step {self.state.global_step + 1}; "
-                "lower the phase's learning_rate with --set"
-            )
-        return loss
-
-
-class _GradientGuard(TrainerCallback):
-    """Stops before the optimiser takes a step along a gradient that is not finite."""
-
-    def __init__(self, phase: PhaseName) -> None:
-        self._phase = phase
-
-    def on_pre_optimizer_step(
-        self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any
-    ) -> None:
-        # After clipping: a norm that is not finite has made not a number of what was infinite.
-        norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-        if not torch.isfinite(norm):
-            raise GuardError(
-                f"{self._phase}: the gradient is not finite at step {state.global_step + 1}; "
-                "lower the phase's learning_rate with --set"
-            )
+    resumed_from: int | None = None
+    damaged: tuple[str, ...] = ()
 
 
 class _Watch(TrainerCallback):
@@ -110,55 +87,99 @@ def run_phase(
         settings: How to run it; by default one process in float32 without checkpoints.
 
     Raises:
-        GuardError: The loss, the gradient, or a weight after the last step is not finite.
+        CheckpointError: There are checkpoints but none may be resumed, or none should be there.
+        ConfigError: The settings do not fit the phase, the batch or the machine.
+        GuardError: A loss, gradient or weight is not finite, or a checkpoint cannot be written.
+        StoppedError: SIGTERM was received; a checkpoint of the last step is saved.
     """
+    settings = settings or RunSettings()
     counts = set_trainable(model, phase, spec.trains)
     logger.info("%s", counts.line())
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = _OrderedTrainer(
-            model=model,
-            args=_arguments(spec, steps, seed, scratch),
+    if settings.group_by_length:
+        samples = samples.grouped(spec.batch_size)
+    folder = _folder(settings)
+    facts = _facts(phase, model, samples, spec, steps, seed, settings) if folder else {}
+    resumed = _resumable(folder, facts, settings)
+    # FSDP2 shards a model for good; the caller's stays whole.
+    working = copy.deepcopy(model) if settings.sharding == "fsdp2" else model
+    stop = StopRequest()
+    with tempfile.TemporaryDirectory() as scratch, sigterm_asks(stop, listen=folder is not None):
+        trainer = PhaseTrainer(
+            phase=phase,
+            folder=folder,
+            facts=facts,
+            stop=stop,
+            save_every=settings.save_every,
+            model=working,
+            args=training_arguments(phase, spec, steps, seed, settings, scratch),
             train_dataset=samples,
             data_collator=collate,
-            callbacks=[_GradientGuard(phase), _Watch(phase, progress)],
+            callbacks=[_Watch(phase, progress), *settings.callbacks],
         )
-        trainer.phase = phase
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    _check_weights(phase, model)
-    log = trainer.state.log_history
-    model.eval()
-    return PhaseResult(counts, [(int(row["step"]), row["loss"]) for row in log if "loss" in row])
-
-
-def _check_weights(phase: PhaseName, model: nn.Module) -> None:
-    """Refuse what the last step spoilt: no later loss would tell."""
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    bad = [name for name, p in trained if not torch.isfinite(p).all()]
-    if bad:
-        raise GuardError(
-            f"{phase}: {len(bad)} of {len(trained)} trained tensors are not finite after the last "
-            f"step, first: {bad[0]}; lower the phase's learning_rate with --set"
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    if working is not model:
+        _copy_trained(working, model)
+    if stop.asked:
+        raise StoppedError(
+            f"{phase}: stopped by SIGTERM after step {trainer.state.global_step} of {steps}; "
+            "its checkpoint is saved, go on with --resume"
         )
+    model.eval()
+    curve = [(int(row["step"]), row["loss"]) for row in trainer.state.log_history if "loss" in row]
+    damaged = tuple(folder.damaged) if folder else ()
+    return PhaseResult(counts, curve, int(resumed.name[5:]) if resumed else None, damaged)
 
 
-def _arguments(spec: PhaseSpec, steps: int, seed: int, scratch: str) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=scratch,
-        max_steps=steps,
-        per_device_train_batch_size=spec.batch_size,
-        learning_rate=spec.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=round(spec.warmup_ratio * steps),
-        weight_decay=spec.weight_decay,
-        max_grad_norm=spec.max_grad_norm,
-        logging_steps=max(1, steps // 50),
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        use_cpu=not torch.cuda.is_available(),
-        seed=seed,
-        dataloader_pin_memory=False,
-    )
+def _folder(settings: RunSettings) -> CheckpointFolder | None:
+    if settings.checkpoints is None:
+        return None
+    folder = CheckpointFolder(settings.checkpoints, settings.keep)
+    if not settings.resume:
+        folder.refuse_used()
+    return folder
+
+
+def _facts(
+    phase: PhaseName,
+    model: nn.Module,
+    samples: Schedule[Any],
+    spec: PhaseSpec,
+    steps: int,
+    seed: int,
+    settings: RunSettings,
+) -> dict[str, Any]:
+    """Return what must be the same in a run that goes on from a checkpoint of this one."""
+    weights = {name: list(weight.shape) for name, weight in trained_parameters(model)}
+    return {
+        "phase": phase,
+        "seed": seed,
+        "steps": steps,
+        "trained": weights,
+        "frozen": frozen_hash(model),
+        **spec.model_dump(mode="json"),
+        **samples.fingerprint(),
+        **settings.facts,
+    }
+
+
+def _resumable(
+    folder: CheckpointFolder | None, facts: dict[str, Any], settings: RunSettings
+) -> Path | None:
+    """Return the checkpoint to go on from, None to begin anew."""
+    if folder is None or not settings.resume:
+        return None
+    directory = folder.newest()
+    for line in folder.damaged:
+        logger.warning("%s", line)
+    if directory is not None and not settings.allow_changed:
+        refuse_changed(read_state(directory)["facts"], facts, directory)
+    return directory
+
+
+@torch.no_grad()
+def _copy_trained(source: nn.Module, target: nn.Module) -> None:
+    """Copy what was trained in shares into the whole model."""
+    into = dict(trained_parameters(target))
+    for name, weight in trained_parameters(source):
+        into[name].copy_(whole(weight))

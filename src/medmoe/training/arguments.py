@@ -1,0 +1,91 @@
+"""The Trainer's arguments from a phase's values (paper, Table 11) and the run's settings."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from medmoe.config.schema import PhaseName, PhaseSpec
+from medmoe.errors import ConfigError
+from medmoe.training.settings import RunSettings
+
+#: Its contrastive loss compares all images of a batch: in parts it would be another loss.
+_WHOLE_BATCH_ONLY: tuple[PhaseName, ...] = ("phase0_encoder",)
+
+
+def training_arguments(
+    phase: PhaseName,
+    spec: PhaseSpec,
+    steps: int,
+    seed: int,
+    settings: RunSettings,
+    scratch: str,
+) -> TrainingArguments:
+    """Return the Trainer's arguments; nothing is saved, reported or shown by the Trainer itself.
+
+    Args:
+        scratch: A folder the Trainer may call its own.
+
+    Raises:
+        ConfigError: The batch cannot be divided, or the machine lacks what the settings ask for.
+    """
+    return TrainingArguments(
+        output_dir=scratch,
+        max_steps=steps,
+        per_device_train_batch_size=_batch_size(phase, spec, settings),
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        learning_rate=spec.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(spec.warmup_ratio * steps),
+        weight_decay=spec.weight_decay,
+        max_grad_norm=spec.max_grad_norm,
+        logging_steps=settings.log_every or max(1, steps // 50),
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to=list(settings.trackers) or "none",
+        run_name=settings.run_name,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(),
+        seed=seed,
+        dataloader_pin_memory=False,
+        dataloader_num_workers=settings.loader_workers,
+        bf16=settings.precision == "bf16",
+        **_checkpointing(settings),
+    )
+
+
+def processes() -> int:
+    """Return how many processes train together (``torchrun``, ``accelerate launch``)."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _batch_size(phase: PhaseName, spec: PhaseSpec, settings: RunSettings) -> int:
+    """Return how many samples one process computes at a time."""
+    parts = settings.gradient_accumulation * processes()
+    if parts > 1 and phase in _WHOLE_BATCH_ONLY:
+        raise ConfigError(
+            f"{phase}: its loss compares all images of a batch, so a batch cannot be computed in "
+            f"{parts} parts; run it in one process with gradient_accumulation=1"
+        )
+    if spec.batch_size % parts:
+        fitting = -(-spec.batch_size // parts) * parts
+        raise ConfigError(
+            f"{phase}: batch_size ({spec.batch_size}) must be a multiple of "
+            f"gradient_accumulation ({settings.gradient_accumulation}) x processes "
+            f"({processes()}); use --set phases.{phase}.batch_size={fitting}"
+        )
+    return spec.batch_size // parts
+
+
+def _checkpointing(settings: RunSettings) -> dict[str, Any]:
+    """Return gradient checkpointing under the name that this release of transformers has for it."""
+    if not settings.gradient_checkpointing:
+        return {}
+    names = {field.name for field in fields(TrainingArguments)}
+    name = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if n in names)
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}

@@ -1,0 +1,235 @@
+"""The transformers Trainer with our order of samples, checkpoints and guards in its hooks.
+
+The training loop, gradient accumulation, mixed precision and distribution are the Trainer's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainerState
+
+from medmoe.config.schema import PhaseName
+from medmoe.errors import GuardError
+from medmoe.training.checkpoints import CheckpointFolder
+from medmoe.training.guards import StopRequest, cannot_save, ignore_sigterm, not_finite
+from medmoe.training.parallel import all_finite, processes_where, trained_parameters
+from medmoe.training.schedule import Schedule
+from medmoe.training.state import (
+    OPTIMIZER,
+    WEIGHTS,
+    load_optimizer,
+    load_random_state,
+    load_schedule,
+    load_weights,
+    optimizer_tensors,
+    random_state,
+    read_state,
+    schedule_state,
+    weight_tensors,
+    write_state,
+    write_tensors,
+)
+
+#: The Trainer's own state: step and learning curve. Named as it looks for it.
+_TRAINER_STATE = "trainer_state.json"
+
+
+class PhaseTrainer(Trainer):
+    """Trains in the schedule's order; saves committed checkpoints; stops at what is not finite."""
+
+    def __init__(
+        self,
+        *,
+        phase: PhaseName,
+        folder: CheckpointFolder | None,
+        facts: dict[str, Any],
+        stop: StopRequest,
+        save_every: int,
+        **trainer: Any,
+    ) -> None:
+        super().__init__(**trainer)
+        self.phase, self.folder, self.facts, self.stop = phase, folder, facts, stop
+        self.save_every = save_every
+        self.part = 0  # of the step's batch, where it is computed in several
+        self.resumed: dict[str, Any] = {}
+        self.saved: int | None = None
+        self.add_callback(_Hooks(self))
+
+    def get_train_dataloader(self) -> Any:
+        """Return the batches in the schedule's order, prepared in loader processes if asked for."""
+        workers = self.args.dataloader_num_workers
+        assert self.train_dataset is not None
+        loader: DataLoader[Any] = DataLoader(
+            self.train_dataset,
+            batch_size=self._train_batch_size,
+            sampler=SequentialSampler(self.train_dataset),
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            # Forked, so that the features of all images are shared and nothing is pickled.
+            multiprocessing_context="fork" if workers else None,
+            worker_init_fn=ignore_sigterm if workers else None,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Do the Trainer's step; stop if its loss is not finite, before weights are spoilt."""
+        loss: Tensor = super().training_step(*args, **kwargs)
+        bad = processes_where(not bool(torch.isfinite(loss)), self.accelerator)
+        if bad:
+            value = "not finite" if len(bad) > 1 or self.args.world_size > 1 else loss.item()
+            names = [name for rank in bad for name in self._samples(self.part, rank)]
+            raise not_finite(f"{self.phase}: the loss is {value}", self._step(), names)
+        self.part += 1
+        return loss
+
+    def check(self, what: str, tensors: Mapping[str, Tensor], step: int) -> None:
+        """Stop if a tensor is not finite in any process.
+
+        Raises:
+            GuardError: With the first such tensor and the samples of the step.
+        """
+        if processes_where(not all_finite(list(tensors.values())), self.accelerator):
+            bad = [name for name, tensor in tensors.items() if not all_finite([tensor])]
+            first = f" (first: {bad[0]})" if bad else " in another process"
+            size = self._batch() * self.args.gradient_accumulation_steps
+            names = self._schedule().names((step - 1) * size, step * size)
+            raise not_finite(f"{self.phase}: {what}{first}", step, names)
+
+    def _step(self) -> int:
+        return int(self.state.global_step) + 1
+
+    def _schedule(self) -> Schedule[Any]:
+        assert isinstance(self.train_dataset, Schedule)
+        return self.train_dataset
+
+    def _batch(self) -> int:
+        """Return how many samples all processes together take at a time."""
+        return int(self._train_batch_size) * int(self.args.world_size)
+
+    def _samples(self, part: int, rank: int) -> list[str]:
+        parts = self.args.gradient_accumulation_steps
+        start = (self.state.global_step * parts + part) * self._batch()
+        start += rank * self._train_batch_size
+        return self._schedule().names(start, start + self._train_batch_size)
+
+    # ---- checkpoints: what the Trainer would pickle is written and read by `state` ----
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Commit a checkpoint of this step; every process takes part, the first one writes."""
+        assert self.folder is not None
+        step = int(self.state.global_step)
+        if self.saved == step:
+            return
+        weights = weight_tensors(self.model)
+        optimizer = optimizer_tensors(self.model, self.optimizer)
+        loss = self.accelerator.gather(self._tr_loss.reshape(1)).mean()
+        content = {
+            "facts": self.facts,
+            "step": step,
+            "schedule": schedule_state(self.lr_scheduler),
+            "random": gather_object([random_state()]),
+            "loss": {"sum": loss.item(), "since": self._globalstep_last_logged},
+        }
+        error: list[GuardError | None] = [None]
+        if self.args.process_index == 0:
+            try:
+                self._write(step, weights, optimizer, content)
+            except (GuardError, OSError, SafetensorError) as fault:
+                error = [self._named(fault, step)]
+        if self.args.world_size > 1:  # the others must not wait for a process that has failed
+            broadcast_object_list(error)
+        if error[0] is not None:
+            raise error[0] from None
+        self.saved = step
+
+    def _write(
+        self,
+        step: int,
+        weights: dict[str, Tensor],
+        optimizer: dict[str, Tensor],
+        content: dict[str, Any],
+    ) -> None:
+        assert self.folder is not None
+        if self.saved is None:
+            self.folder.sweep()
+        with self.folder.saving(step) as directory:
+            write_tensors(directory / WEIGHTS, weights)
+            write_tensors(directory / OPTIMIZER, optimizer)
+            write_state(directory, content)
+            self.state.save_to_json(str(directory / _TRAINER_STATE))
+
+    def _named(self, fault: Exception, step: int) -> GuardError:
+        assert self.folder is not None
+        if isinstance(fault, GuardError):
+            return GuardError(f"{self.phase}: at step {step} {fault}")
+        before = self.saved if self.saved is not None else self.resumed.get("step")
+        error = cannot_save(fault, step, str(self.folder.path), before)
+        return GuardError(f"{self.phase}: {error}")
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        directory = Path(resume_from_checkpoint)
+        self.resumed = read_state(directory)
+        load_weights(model or self.model, directory)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_optimizer(self.model, self.optimizer, Path(checkpoint))
+            load_schedule(self.lr_scheduler, self.resumed["schedule"])
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        states = self.resumed.get("random", [])
+        if self.args.process_index < len(states):
+            load_random_state(states[self.args.process_index])
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Load nothing: neither float32 nor bfloat16 scales its losses."""
+
+
+class _Hooks(TrainerCallback):
+    """What happens around each step: guards, and when to save and to stop."""
+
+    def __init__(self, trainer: PhaseTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        trainer = self._trainer
+        if trainer.resumed:  # so that the next point of the curve is that of an unbroken run
+            trainer.saved = trainer.resumed["step"]
+            trainer._tr_loss += trainer.resumed["loss"]["sum"]
+            trainer._globalstep_last_logged = trainer.resumed["loss"]["since"]
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        self._trainer.part = 0
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: TrainerState, control: Any, model: nn.Module, **kwargs: Any
+    ) -> None:
+        # After clipping: a norm that is not finite has made not a number of what was infinite.
+        grads = {name: p.grad for name, p in trained_parameters(model) if p.grad is not None}
+        self._trainer.check("the gradient is not finite", grads, state.global_step + 1)
+
+    def on_step_end(
+        self, args: Any, state: TrainerState, control: Any, model: nn.Module, **kwargs: Any
+    ) -> None:
+        trainer, step = self._trainer, state.global_step
+        weights = dict(trained_parameters(model))
+        trainer.check("a trained weight is not finite", weights, step)
+        if trainer.folder is None:
+            return
+        stopping = bool(processes_where(trainer.stop.asked, trainer.accelerator))
+        trainer.stop.asked = stopping
+        if stopping or step % trainer.save_every == 0 or step >= state.max_steps:
+            control.should_save = True
+        if stopping:
+            control.should_training_stop = True
