@@ -162,9 +162,7 @@ def test_progress_hears_every_step_and_the_loss() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_loss_that_is_not_finite_stops_the_phase_at_its_step(value: float) -> None:
-    message = (
-        rf"^phase0_language: the loss is {value} at step 3; samples of the step: sample \d, "
-    )
+    message = rf"^phase0_language: the loss is {value} at step 3; samples of the step: sample \d, "
     with pytest.raises(GuardError, match=message) as caught:
         fit(line_model(), 10, poison_at=3, poison=value)
     assert caught.value.exit_code == 3

@@ -45,8 +45,8 @@ class TrainPhaseSpec(PhaseSpec):
     Attributes:
         data: ``set/split`` names whose records of the phase's tasks are trained on.
         epochs, steps: Its length: passes over the images, or optimiser steps; one of the two.
-        images: How many training images the sets hold in the paper (Table 12); counts the steps of
-            a plan where the data is not there.
+        samples: How many samples the paper counts (Table 12); gives the steps of a plan where the
+            data is not there.
         max_questions: Questions packed behind one image in a step.
         lora: Adapters instead of whole weights; ``trains`` must be ``lora``.
         load_balance: Weight of the auxiliary load-balancing loss; ``learned_router`` only.
@@ -55,7 +55,7 @@ class TrainPhaseSpec(PhaseSpec):
     data: tuple[str, ...]
     epochs: Positive | None = None
     steps: Positive | None = None
-    images: Positive | None = None
+    samples: Positive | None = None
     max_questions: Positive = 8
     lora: LoraSpec | None = None
     load_balance: Annotated[float, Field(ge=0)] = 0.0
@@ -182,6 +182,8 @@ class TrainSpec(Strict):
                         f"{phase} starts from {source}, which is neither a phase of this recipe "
                         f"nor named under starts; use --set starts.{source}=RUN_DIRECTORY"
                     )
+        if self.vocab_size is None and {"phase0_encoder", "phase0_language"} & set(self.phases):
+            raise ValueError("phase 0 trains a tokenizer, so vocab_size is missing; add it")
         if "phase2_router" in self.phases and self.router is None:
             raise ValueError("phase2_router needs the group router (labels, loss, per_layer)")
         return self
