@@ -130,6 +130,7 @@ class RunSpec(Strict):
     gradient_accumulation: Positive = 1
     gradient_checkpointing: bool = False
     group_by_length: bool = False
+    answers_only: bool = True
     sharding: Literal["none", "fsdp2", "zero2", "zero3"] = "none"
     trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     log_every: Positive | None = None

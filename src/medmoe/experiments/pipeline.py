@@ -33,6 +33,7 @@ from medmoe.training.phase1_alignment import train_alignment
 from medmoe.training.phase2_instruction import train_instruction, train_sft
 from medmoe.training.phase2_router import choose_labelled, train_router
 from medmoe.training.phase3_moe import train_moe
+from medmoe.training.settings import RunSettings
 from medmoe.training.trainer import PhaseResult, Progress
 
 
@@ -151,4 +152,6 @@ def _context(
         max_questions=plan.max_questions,
         seed=seed,
         progress=progress,
+        # The recorded results were trained so; the other way differs in rounding.
+        settings=RunSettings(answers_only=False),
     )

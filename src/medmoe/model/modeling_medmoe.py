@@ -13,13 +13,19 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel, LlavaForConditionalGeneration, LlavaModel
-from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+from transformers.models.llava.modeling_llava import (
+    LlavaCausalLMOutputWithPast,
+    LlavaMultiModalProjector,
+)
 
 from medmoe.backbones.ffn import ffn_family
 from medmoe.backbones.stablelm_layer import pass_keywords
 from medmoe.errors import CheckpointError, ConfigError
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.moe import MoeBlock
+
+#: Marks the positions of ``labels`` that no loss is computed on, everywhere in transformers.
+IGNORE = -100
 
 
 class _MedMoePreTrained:
@@ -171,6 +177,50 @@ class MedMoeForConditionalGeneration(_MedMoePreTrained, LlavaForConditionalGener
         text = config.text_config
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=config.lm_head_bias)
         self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        answers_only: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Run Llava's forward, the head on answers only if asked for.
+
+        Args:
+            answers_only: Compute the loss without running the head where ``labels`` (B, S) are
+                -100, most positions of a training batch. The loss and its gradients are the same;
+                the output then has a loss and no logits.
+        """
+        # The first keywords are those that `generate`, the Trainer and PEFT look for.
+        inputs = {
+            "input_ids": input_ids,
+            "pixel_values": pixel_values,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
+        }
+        if labels is None or not answers_only:
+            return super().forward(**inputs, labels=labels, logits_to_keep=logits_to_keep, **kwargs)
+        loss_kwargs = {k: kwargs.pop(k) for k in ("num_items_in_batch",) if k in kwargs}
+        states = self.model(**inputs, **kwargs).last_hidden_state
+        # The token after a position is what the position must tell.
+        known = labels[:, 1:] != IGNORE
+        loss = self.loss_function(
+            logits=self.lm_head(states[:, :-1][known]),
+            labels=None,
+            shift_labels=labels[:, 1:][known],
+            vocab_size=self.config.text_config.vocab_size,
+            **loss_kwargs,
+        )
+        return LlavaCausalLMOutputWithPast(loss=loss)
 
     @property
     def moe_blocks(self) -> dict[int, MoeBlock]:

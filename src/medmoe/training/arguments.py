@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import fields
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from torch import nn
+from transformers import PreTrainedModel, TrainingArguments
 
 from medmoe.config.schema import PhaseName, PhaseSpec
 from medmoe.errors import ConfigError
+from medmoe.training.parallel import processes, sharding_arguments
 from medmoe.training.settings import RunSettings
 
 #: Its contrastive loss compares all images of a batch: in parts it would be another loss.
@@ -19,6 +20,7 @@ _WHOLE_BATCH_ONLY: tuple[PhaseName, ...] = ("phase0_encoder",)
 
 def training_arguments(
     phase: PhaseName,
+    model: nn.Module,
     spec: PhaseSpec,
     steps: int,
     seed: int,
@@ -55,13 +57,9 @@ def training_arguments(
         dataloader_pin_memory=False,
         dataloader_num_workers=settings.loader_workers,
         bf16=settings.precision == "bf16",
-        **_checkpointing(settings),
+        **_checkpointing(model, settings),
+        **sharding_arguments(settings),
     )
-
-
-def processes() -> int:
-    """Return how many processes train together (``torchrun``, ``accelerate launch``)."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _batch_size(phase: PhaseName, spec: PhaseSpec, settings: RunSettings) -> int:
@@ -82,9 +80,10 @@ def _batch_size(phase: PhaseName, spec: PhaseSpec, settings: RunSettings) -> int
     return spec.batch_size // parts
 
 
-def _checkpointing(settings: RunSettings) -> dict[str, Any]:
+def _checkpointing(model: nn.Module, settings: RunSettings) -> dict[str, Any]:
     """Return gradient checkpointing under the name that this release of transformers has for it."""
-    if not settings.gradient_checkpointing:
+    # The router alone, or an encoder with its heads, has nothing worth it.
+    if not settings.gradient_checkpointing or not isinstance(model, PreTrainedModel):
         return {}
     names = {field.name for field in fields(TrainingArguments)}
     name = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if n in names)

@@ -5,12 +5,18 @@ The training loop, gradient accumulation, mixed precision and distribution are t
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    broadcast_object_list,
+    gather_object,
+)
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, SequentialSampler
@@ -20,7 +26,12 @@ from medmoe.config.schema import PhaseName
 from medmoe.errors import GuardError
 from medmoe.training.checkpoints import CheckpointFolder
 from medmoe.training.guards import StopRequest, cannot_save, ignore_sigterm, not_finite
-from medmoe.training.parallel import all_finite, processes_where, trained_parameters
+from medmoe.training.parallel import (
+    all_finite,
+    fit_to_model,
+    processes_where,
+    trained_parameters,
+)
 from medmoe.training.schedule import Schedule
 from medmoe.training.state import (
     OPTIMIZER,
@@ -53,15 +64,33 @@ class PhaseTrainer(Trainer):
         facts: dict[str, Any],
         stop: StopRequest,
         save_every: int,
+        answers_only: bool,
         **trainer: Any,
     ) -> None:
         super().__init__(**trainer)
         self.phase, self.folder, self.facts, self.stop = phase, folder, facts, stop
         self.save_every = save_every
+        takes = inspect.signature(self.model.forward).parameters
+        self.answers_only = answers_only and "answers_only" in takes
         self.part = 0  # of the step's batch, where it is computed in several
         self.resumed: dict[str, Any] = {}
         self.saved: int | None = None
         self.add_callback(_Hooks(self))
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Create the Trainer's accelerator; let it shard on CPUs too."""
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        if self.args.fsdp and state.distributed_type == DistributedType.MULTI_CPU:
+            # differs from Accelerate, which offers FSDP2 on accelerators only: PyTorch's own
+            # `fully_shard` serves processes on CPUs (gloo) alike, and so the same code is tested.
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+            if self.args.bf16:
+                state.fsdp_plugin.set_mixed_precision("bf16")
+            state.distributed_type = DistributedType.FSDP
+            self.is_fsdp_enabled = True
+        if self.is_fsdp_enabled:
+            fit_to_model(state.fsdp_plugin, self.model)
 
     def get_train_dataloader(self) -> Any:
         """Return the batches in the schedule's order, prepared in loader processes if asked for."""
@@ -79,6 +108,12 @@ class PhaseTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory,
         )
         return self.accelerator.prepare(loader)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], **kwargs: Any) -> Any:
+        """Compute the loss, the head on answers only where the model can."""
+        if self.answers_only:
+            inputs = inputs | {"answers_only": True}
+        return super().compute_loss(model, inputs, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Do the Trainer's step; stop if its loss is not finite, before weights are spoilt."""

@@ -1,26 +1,115 @@
 """Weights and optimiser state over several processes: whole tensors out, shares in.
 
 FSDP2 keeps a share of each tensor in each process (a ``DTensor``). A checkpoint holds whole ones,
-so a run may be resumed with another number of processes. No sharding of our own.
+so a run may be resumed with another number of processes. Accelerate shards; nothing here does.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from medmoe.errors import ConfigError
+from medmoe.training.settings import RunSettings
+
+#: What decoder and encoder layers of transformers have in common: the unit of sharding.
+_LAYER = GradientCheckpointingLayer
+
+_TRUE = {"1", "true"}
+#: Keys of DeepSpeed's configuration that the Trainer fills in from its own arguments.
+_FROM_THE_TRAINER = (
+    "gradient_clipping",
+    "gradient_accumulation_steps",
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+)
 #: What wrappers of the engine put into parameter names.
 _WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.", "_fsdp_wrapped_module.")
+
+
+def processes() -> int:
+    """Return how many processes train together (``torchrun``, ``accelerate launch``)."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def shards_weights(settings: RunSettings) -> bool:
+    """Return whether FSDP2 is asked for, by the settings or by ``accelerate launch``."""
+    launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in _TRUE
+    return settings.sharding == "fsdp2" or launched
+
+
+def sharding_arguments(settings: RunSettings) -> dict[str, Any]:
+    """Return the Trainer's arguments for the sharding asked for.
+
+    Raises:
+        ConfigError: As `refuse_deepspeed` does.
+    """
+    if settings.sharding == "none":
+        return {}
+    if settings.sharding == "fsdp2":
+        return {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}}
+    refuse_deepspeed(settings)
+    stage = int(settings.sharding[-1])
+    return {
+        "deepspeed": {
+            "zero_optimization": {"stage": stage, "overlap_comm": True},
+            "bf16": {"enabled": "auto"},
+            **dict.fromkeys(_FROM_THE_TRAINER, "auto"),
+        }
+    }
+
+
+def refuse_deepspeed(settings: RunSettings) -> None:
+    """Refuse what DeepSpeed cannot do, whether the settings or ``accelerate launch`` ask for it.
+
+    Raises:
+        ConfigError: It is not installed, or checkpoints are to be saved.
+    """
+    launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in _TRUE
+    if settings.sharding not in {"zero2", "zero3"} and not launched:
+        return
+    if settings.checkpoints is not None:
+        raise ConfigError(
+            "DeepSpeed writes checkpoints of its own kind, which cannot be verified and resumed "
+            "exactly; use sharding fsdp2, or train without checkpoints"
+        )
+    if find_spec("deepspeed") is None:
+        raise ConfigError(
+            "DeepSpeed is not installed: pip install deepspeed, or use sharding fsdp2"
+        )
+
+
+def fit_to_model(plugin: Any, model: nn.Module) -> None:
+    """Settle what FSDP2 must know of a model: its layers, and what it must leave alone.
+
+    A frozen router stays out of the shards: these are computed in the mixed precision's type, and
+    the router decides in float32.
+    """
+    layers = {type(m).__name__ for m in model.modules() if isinstance(m, _LAYER)}
+    plugin.transformer_cls_names_to_wrap = sorted(layers)
+    if not layers:
+        plugin.auto_wrap_policy = None
+    routers = [p for name, p in model.named_parameters() if ".mlp.gate." in name]
+    if routers and not any(p.requires_grad for p in routers):
+        plugin.ignored_modules = r".*\.mlp\.gate"
 
 
 def whole(tensor: Tensor) -> Tensor:
     """Return a tensor as it is without sharding, on the CPU; every process must call this."""
     if isinstance(tensor, DTensor):
         tensor = tensor.full_tensor()
+    if hasattr(tensor, "ds_id"):  # ZeRO-3
+        from deepspeed.zero import GatheredParameters
+
+        with GatheredParameters([tensor]):
+            return tensor.detach().cpu().clone()
     return tensor.detach().cpu().contiguous()
 
 

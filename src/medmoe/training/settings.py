@@ -35,6 +35,7 @@ class RunSettings:
         gradient_accumulation: Parts a step's batch is computed in; the loss is the same.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
         group_by_length: Draw batches of samples of like length, so that less is padded.
+        answers_only: Run the head on the answers' positions only; the loss is the same.
         sharding: Of weights and optimiser state over the processes; ``accelerate launch`` with a
             config of its own needs ``none``.
         trackers: Names for the Trainer's ``report_to``, e.g. ``tensorboard``.
@@ -55,6 +56,7 @@ class RunSettings:
     gradient_accumulation: int = 1
     gradient_checkpointing: bool = False
     group_by_length: bool = False
+    answers_only: bool = True
     sharding: Sharding = "none"
     trackers: tuple[str, ...] = ()
     log_every: int | None = None

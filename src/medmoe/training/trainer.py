@@ -24,7 +24,7 @@ from medmoe.training.arguments import training_arguments
 from medmoe.training.checkpoints import CheckpointFolder, refuse_changed
 from medmoe.training.engine import PhaseTrainer
 from medmoe.training.guards import StopRequest, sigterm_asks
-from medmoe.training.parallel import trained_parameters, whole
+from medmoe.training.parallel import refuse_deepspeed, shards_weights, trained_parameters, whole
 from medmoe.training.schedule import Schedule
 from medmoe.training.settings import RunSettings
 from medmoe.training.state import frozen_hash, read_state
@@ -93,6 +93,7 @@ def run_phase(
         StoppedError: SIGTERM was received; a checkpoint of the last step is saved.
     """
     settings = settings or RunSettings()
+    refuse_deepspeed(settings)
     counts = set_trainable(model, phase, spec.trains)
     logger.info("%s", counts.line())
     if settings.group_by_length:
@@ -101,7 +102,7 @@ def run_phase(
     facts = _facts(phase, model, samples, spec, steps, seed, settings) if folder else {}
     resumed = _resumable(folder, facts, settings)
     # FSDP2 shards a model for good; the caller's stays whole.
-    working = copy.deepcopy(model) if settings.sharding == "fsdp2" else model
+    working = copy.deepcopy(model) if shards_weights(settings) else model
     stop = StopRequest()
     with tempfile.TemporaryDirectory() as scratch, sigterm_asks(stop, listen=folder is not None):
         trainer = PhaseTrainer(
@@ -110,8 +111,9 @@ def run_phase(
             facts=facts,
             stop=stop,
             save_every=settings.save_every,
+            answers_only=settings.answers_only,
             model=working,
-            args=training_arguments(phase, spec, steps, seed, settings, scratch),
+            args=training_arguments(phase, working, spec, steps, seed, settings, scratch),
             train_dataset=samples,
             data_collator=collate,
             callbacks=[_Watch(phase, progress), *settings.callbacks],

@@ -145,6 +145,7 @@ def relevant_of(config: Mapping[str, Any], phase: PhaseName) -> dict[str, Any]:
         f"phases.{phase}": (config.get("phases") or {}).get(phase),
         "run.precision": (config.get("run") or {}).get("precision"),
         "run.group_by_length": (config.get("run") or {}).get("group_by_length"),
+        "run.answers_only": (config.get("run") or {}).get("answers_only"),
     }
     return _flat(groups)
 

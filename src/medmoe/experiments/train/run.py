@@ -155,6 +155,7 @@ def _settings(
         gradient_accumulation=1 if phase == "phase0_encoder" else run.gradient_accumulation,
         gradient_checkpointing=run.gradient_checkpointing,
         group_by_length=run.group_by_length,
+        answers_only=run.answers_only,
         sharding=run.sharding,
         trackers=tuple(run.trackers),
         log_every=run.log_every,
