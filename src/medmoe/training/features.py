@@ -1,0 +1,140 @@
+"""What the frozen vision encoder says of every image, computed once and kept on disk.
+
+The paper freezes the encoder in every phase, so its output never changes: phases 1 to 3 read the
+same file. Kept by content: other weights, pictures or preparation give another file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from medmoe.backbones.spec import VisionBackbone
+from medmoe.data.pixels import PixelTable
+from medmoe.errors import CheckpointError
+from medmoe.model.committed import check_files, committed, read_manifest
+
+logger = logging.getLogger(__name__)
+
+_BATCH = 128
+_FILE, _TENSOR = "features.safetensors", "features"
+#: Part of the free disk that kept features may take.
+_SHARE_OF_FREE = 0.8
+
+
+@torch.no_grad()
+def encode_images(
+    encoder: Any, table: PixelTable, vision: VisionBackbone, cache: Path | None = None
+) -> Tensor:
+    """Return the frozen encoder's selected states of all images, (N, P, D_vision) float32.
+
+    Args:
+        encoder: Frozen; put into eval mode.
+        vision: Says which layer and which of its states are selected.
+        cache: Folder of kept features, shared by runs and processes; None keeps nothing. Where
+            they do not fit they are computed and not kept.
+
+    Returns:
+        Mapped from the file where it is kept: read as it is used, shared by all processes.
+    """
+    parts = _parts(encoder.eval(), table, vision)
+    if cache is None:
+        return torch.cat(list(parts))
+    cache.mkdir(parents=True, exist_ok=True)
+    directory = cache / _key(encoder, table, vision)
+    with _alone(directory):
+        if not _is_whole(directory):
+            first = next(parts)
+            shape = (len(table.pixels), *first.shape[1:])
+            if not _fits(shape, cache):
+                logger.warning("%s: the features of %d images do not fit", cache, shape[0])
+                return torch.cat([first, *parts])
+            try:
+                with committed(directory) as staging:
+                    _write(staging / _FILE, shape, first, parts)
+            except OSError as error:
+                logger.warning("%s: features are not kept (%s)", cache, error.strerror)
+                return torch.cat(list(_parts(encoder, table, vision)))
+    with safe_open(directory / _FILE, framework="pt") as file:
+        features: Tensor = file.get_tensor(_TENSOR)
+    return features
+
+
+def selected_states(encoder: Any, pixel_values: Tensor, vision: VisionBackbone) -> Tensor:
+    """Return the selected states (B, P, D_vision) of pictures (B, 3, H, W), on the CPU."""
+    device = next(encoder.parameters()).device
+    out = encoder(pixel_values.to(device), output_hidden_states=True).hidden_states
+    chosen: Tensor = out[vision.select_layer].float().cpu()
+    return chosen[:, 1:] if vision.select_strategy == "default" else chosen
+
+
+def _parts(encoder: Any, table: PixelTable, vision: VisionBackbone) -> Iterator[Tensor]:
+    count = len(table.pixels)
+    for start in range(0, count, _BATCH):
+        rows = torch.arange(start, min(start + _BATCH, count))
+        yield selected_states(encoder, table.normalised(rows), vision)
+
+
+def _key(encoder: Any, table: PixelTable, vision: VisionBackbone) -> str:
+    """Return a hash of all that the features follow from."""
+    digest = hashlib.sha256()
+    facts = [vision.select_layer, vision.select_strategy, table.mean, table.std]
+    digest.update(json.dumps([*map(str, facts), sorted(table.rows.items())]).encode())
+    for name, weight in sorted(encoder.state_dict().items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(_bytes_of(weight))
+    digest.update(_bytes_of(table.pixels))
+    return digest.hexdigest()[:32]
+
+
+def _bytes_of(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Let one process at a time look for features and make them; the others then find them."""
+    with directory.with_name(f".{directory.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _is_whole(directory: Path) -> bool:
+    fix = "they are computed anew"
+    if not directory.is_dir():
+        return False
+    try:
+        check_files(directory, read_manifest(directory, fix), fix)
+    except CheckpointError as error:
+        logger.warning("%s", error)
+        return False
+    return True
+
+
+def _fits(shape: tuple[int, ...], folder: Path) -> bool:
+    return 4 * math.prod(shape) < _SHARE_OF_FREE * shutil.disk_usage(folder).free
+
+
+def _write(path: Path, shape: tuple[int, ...], first: Tensor, rest: Iterator[Tensor]) -> None:
+    """Write one tensor as safetensors, part by part: all of it need not fit into memory."""
+    size = 4 * math.prod(shape)
+    entry = {"dtype": "F32", "shape": list(shape), "data_offsets": [0, size]}
+    header = json.dumps({_TENSOR: entry}).encode()
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for part in chain([first], rest):
+            file.write(_bytes_of(part))
