@@ -20,7 +20,6 @@ from medmoe.experiments.corpus import Corpus, unique_images
 from medmoe.experiments.stages import (
     config_of_moe,
     encode_blank,
-    encode_table,
     stand_in_processor,
     train_stand_in_encoder,
     train_stand_in_language,
@@ -28,6 +27,7 @@ from medmoe.experiments.stages import (
 )
 from medmoe.model.build import build_dense
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
+from medmoe.training.features import encode_images
 from medmoe.training.packed import PhaseContext
 from medmoe.training.phase1_alignment import train_alignment
 from medmoe.training.phase2_instruction import train_instruction, train_sft
@@ -96,7 +96,7 @@ def train_all(
             seed,
             progress,
         )
-        features = encode_table(encoder, table, vision)
+        features = encode_images(encoder, table, vision)
         blank = encode_blank(encoder, table, vision)
         words, phases["phase0_language"] = train_stand_in_language(
             corpus.train,

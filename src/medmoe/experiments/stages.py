@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,8 +12,8 @@ from transformers import PreTrainedModel
 
 from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
 from medmoe.config.schema import ModelSpec, PhaseSpec
-from medmoe.data.pixels import PixelTable, normalise, pixel_table
-from medmoe.data.schema import ImageRecord, Record
+from medmoe.data.pixels import PixelTable, normalise
+from medmoe.data.schema import Record
 from medmoe.data.tokenize import ConversationTokenizer, train_tokenizer
 from medmoe.data.wording import question_text
 from medmoe.experiments.corpus import unique_images
@@ -22,22 +21,11 @@ from medmoe.model.build import build_processor
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.upcycle import RouterState, moe_config, upcycle
+from medmoe.training.features import selected_states
 from medmoe.training.phase0_encoder import train_encoder
 from medmoe.training.phase0_language import train_language_model
 from medmoe.training.settings import RunSettings
 from medmoe.training.trainer import PhaseResult, Progress
-
-
-@dataclass(frozen=True, slots=True)
-class ImageFeatures:
-    """Features (N, P, D_vision) float32 and the row of each image id."""
-
-    table: Tensor
-    rows: dict[str, int]
-
-
-#: Pictures encoded together.
-_BATCH = 128
 
 
 def stand_in_processor(
@@ -94,36 +82,10 @@ def train_stand_in_language(
 
 
 @torch.no_grad()
-def encode_pixels(encoder: Any, pixel_values: Tensor, vision: VisionBackbone) -> Tensor:
-    """Return the states (B, P, D_vision) of the frozen encoder that the projector reads."""
-    device = next(encoder.parameters()).device
-    out = encoder.eval()(pixel_values.to(device), output_hidden_states=True).hidden_states
-    chosen: Tensor = out[vision.select_layer].cpu()
-    return chosen[:, 1:] if vision.select_strategy == "default" else chosen
-
-
-def encode_table(encoder: Any, table: PixelTable, vision: VisionBackbone) -> Tensor:
-    """Return the frozen encoder's features (N, P, D_vision) of all pictures of a table."""
-    starts = range(0, len(table.pixels), _BATCH)
-    rows = (torch.arange(start, min(start + _BATCH, len(table.pixels))) for start in starts)
-    return torch.cat([encode_pixels(encoder, table.normalised(r), vision) for r in rows])
-
-
-def image_features(model: Any, processor: Any, images: Sequence[ImageRecord]) -> ImageFeatures:
-    """Return the frozen encoder's features of images, opened a few at a time."""
-    parts = []
-    for start in range(0, len(images), _BATCH):
-        table = pixel_table(images[start : start + _BATCH], processor.image_processor)
-        pixel_values = table.normalised(torch.arange(len(table.pixels))).to(model.device)
-        with torch.no_grad():
-            parts.append(model.model.encode_images(pixel_values).cpu())
-    return ImageFeatures(torch.cat(parts), {image.id: row for row, image in enumerate(images)})
-
-
 def encode_blank(encoder: Any, table: PixelTable, vision: VisionBackbone) -> Tensor:
     """Return the features (1, P, D_vision) of a uniform grey picture, for the control."""
     grey = torch.full((1, *table.pixels.shape[1:]), 0.5)
-    return encode_pixels(encoder, normalise(grey, table.mean, table.std), vision)
+    return selected_states(encoder.eval(), normalise(grey, table.mean, table.std), vision)
 
 
 def config_of_moe(dense: MedMoeConfig, model: ModelSpec) -> MedMoeConfig:

@@ -23,6 +23,7 @@ from medmoe.domains import domain_of
 from medmoe.errors import DataError
 from medmoe.experiments.corpus import unique_images
 from medmoe.experiments.real_corpus import limited
+from medmoe.training.phase2_router import choose_labelled
 
 PHANTOM = "phantom"
 #: Phase → the tasks whose records it trains on.
@@ -60,7 +61,32 @@ class TrainData:
         names = self.spec.router.test if self.spec.router else ()
         images = unique_images(record for name in names for record in self.sets[name])
         domains = self.spec.model.domains
-        return [image for image in images if domain_of(image.modality, domains) is not None]
+        taught = {record.image.id for record in self.records("phase2_router")}
+        found = [i for i in images if domain_of(i.modality, domains) is not None]
+        return [image for image in found if image.id not in taught]
+
+    def check(self, phases: Sequence[PhaseName], label_counts: Sequence[int], seed: int) -> None:
+        """Check, before anything is trained, that every phase will have what it trains on.
+
+        Raises:
+            ConfigError: The router would see fewer labels than there are domains.
+            DataError: A phase has no record, or an expert or the whole router no label.
+        """
+        for phase in phases:
+            if phase != "phase2_router":
+                self.samples(phase)
+                continue
+            assert self.spec.router is not None
+            domains = self.spec.model.domains
+            images = unique_images(self.records(phase))
+            for limit in (self.spec.router.labels, *filter(None, label_counts)):
+                choose_labelled(images, domains, limit, seed)
+            _refuse_untaught(images, domains)
+            if label_counts and not self.router_test():
+                raise DataError(
+                    "the label-count curve needs labelled images that no router sees to score on; "
+                    "name sets by --set router.test=[set/split]"
+                )
 
     def samples(self, phase: PhaseName) -> int:
         """Return how many samples one epoch of a phase has: images, repeated as the recipe says."""
@@ -95,7 +121,7 @@ def read_data(
         DataError: A set needs a folder and there is none, or it is missing or malformed.
     """
     trained = list(dict.fromkeys(name for phase in phases for name in spec.phases[phase].data))
-    scored = list(spec.data.apart_from)
+    scored = list(spec.data.apart_from) if trained else []
     if spec.router and "phase2_router" in phases:
         scored += spec.router.test
     names = dict.fromkeys([*trained, *scored])
@@ -112,6 +138,19 @@ def read_data(
         for name in trained:
             data.sets[name], data.dropped[name] = _apart(data.sets[name], apart)
     return data
+
+
+def _refuse_untaught(images: Sequence[ImageRecord], domains: Sequence[str]) -> None:
+    """Refuse experts that no label leads to: the router could never choose them for a reason."""
+    known = {domain_of(image.modality, domains) for image in images}
+    untaught = [name for name in domains if name not in known]
+    if untaught:
+        kept = [name for name in domains if name in known]
+        raise DataError(
+            f"the recipe has {len(domains)} experts, but the data have no labelled image of "
+            f"{', '.join(untaught)}; add a data set with such, or use "
+            f"--set model.domains=[{','.join(kept)}]"
+        )
 
 
 def steps_of(spec: TrainPhaseSpec, samples: int) -> int:

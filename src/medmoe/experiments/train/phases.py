@@ -20,12 +20,9 @@ from medmoe.config.train_schema import TrainPhaseSpec, TrainSpec
 from medmoe.data.pixels import pixel_table
 from medmoe.data.schema import ImageRecord
 from medmoe.data.tokenize import ConversationTokenizer
-from medmoe.domains import domain_of
-from medmoe.errors import DataError
 from medmoe.experiments.corpus import unique_images
 from medmoe.experiments.stages import (
     config_of_moe,
-    image_features,
     stand_in_processor,
     train_stand_in_encoder,
     train_stand_in_language,
@@ -38,6 +35,7 @@ from medmoe.model.build import build_dense, build_processor
 from medmoe.model.checkpoint import load_model, save_model
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.pretrained import load_language_model, load_vision_encoder
+from medmoe.training.features import encode_images
 from medmoe.training.load_balance import BalancedMoe
 from medmoe.training.lora import attach_lora, merge_lora
 from medmoe.training.packed import PhaseContext
@@ -58,6 +56,7 @@ class Job:
         out: The phase's run directory.
         inputs: Model directory of each phase it starts from, checked.
         facts: Provenance that goes into the model directory.
+        cache: Folder of the images' kept features, which the phases share.
         label_counts: Sizes of the router's label-count curve; only ``phase2_router`` looks at it.
         saves: Whether this process writes: the first one of several.
         found: Further results for ``run.json``, filled by the phase.
@@ -72,6 +71,7 @@ class Job:
     settings: RunSettings
     progress: Progress
     facts: Mapping[str, Any]
+    cache: Path | None = None
     label_counts: Sequence[int] = ()
     saves: bool = True
     found: dict[str, Any] = field(default_factory=dict)
@@ -164,11 +164,10 @@ def run_router(job: Job) -> PhaseResult:
     router, domains = job.spec.router, job.spec.model.domains
     dense, processor = load_model(job.inputs["phase2_instruction"])
     pool = unique_images(job.data.records(job.phase))
-    _refuse_untaught(pool, domains)
     most = max([router.labels, *job.label_counts])
     chosen = choose_labelled(pool, domains, router.labels, job.seed)
     widest = choose_labelled(pool, domains, most, job.seed)
-    held_out = [image for image in job.data.router_test() if image.id not in {i.id for i in pool}]
+    held_out = job.data.router_test()
     context = _context(job, dense, processor, [*widest, *held_out])
     context.steps[job.phase] = job.steps(len(chosen))
     config = config_of_moe(dense.config, job.spec.model)
@@ -185,11 +184,6 @@ def run_router(job: Job) -> PhaseResult:
             job.found["label_curve"] = label_curve(
                 curve_context, config, router, pool, states, test, job.label_counts, job.out
             )
-    elif job.label_counts:
-        raise DataError(
-            "the label-count curve needs labelled images to score on; name sets by "
-            "--set router.test=[set/split]"
-        )
     return result
 
 
@@ -248,7 +242,10 @@ def _context(
     if torch.cuda.is_available():
         model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     records = job.data.records(job.phase)
-    features = image_features(model, processor, images or unique_images(records))
+    table = pixel_table(images or unique_images(records), processor.image_processor)
+    vision = vision_backbone(job.spec.model.vision_encoder)
+    inner: Any = model.model
+    features = encode_images(inner.vision_tower, table, vision, job.cache)
     steps: dict[PhaseName, int] = {}
     if job.phase != "phase2_router":  # its samples are the labelled images
         steps[job.phase] = job.steps(job.data.samples(job.phase))
@@ -256,8 +253,8 @@ def _context(
         model=model,
         processor=processor,
         tokenizer=ConversationTokenizer(processor, model.config.image_seq_length),
-        features=features.table,
-        rows=features.rows,
+        features=features,
+        rows=table.rows,
         records=records,
         repeats=job.spec.data.repeats,
         specs={job.phase: job.values},
@@ -272,16 +269,3 @@ def _context(
 def _save(job: Job, model: MedMoeForConditionalGeneration, processor: Any) -> None:
     if job.saves:
         save_model(model, processor, job.model, job.facts)
-
-
-def _refuse_untaught(images: Sequence[ImageRecord], domains: Sequence[str]) -> None:
-    """Refuse experts that no label leads to: the router could never choose them for a reason."""
-    known = {domain_of(image.modality, domains) for image in images}
-    untaught = [name for name in domains if name not in known]
-    if untaught and len(untaught) < len(domains) - 1:
-        kept = [name for name in domains if name in known]
-        raise DataError(
-            f"the recipe has {len(domains)} experts, but the data have no labelled image of "
-            f"{', '.join(untaught)}; add a data set with such, or use "
-            f"--set model.domains=[{','.join(kept)}]"
-        )

@@ -49,9 +49,9 @@ def run_train(plan: TrainPlan, progress: Progress, listener: Listener | None) ->
         if phase not in todo:
             logger.info("%s: finished before, skipped", phase)
     source = git_commit()
-    data = read_data(plan.recipe.spec, todo, plan.root, plan.seed) if todo else None
+    data = read_data(plan.recipe.spec, todo, plan.root, plan.seed)
+    data.check(todo, plan.label_counts, plan.seed)
     for phase in todo:
-        assert data is not None
         _run_phase(plan, phase, data, source, progress, listener)
     summary = _summary(plan, source)
     if is_main():
@@ -103,6 +103,7 @@ def _run_phase(
         settings=settings,
         progress=progress,
         facts=_provenance(plan, phase, facts),
+        cache=plan.out / "features",
         label_counts=plan.label_counts,
         saves=is_main(),
     )
