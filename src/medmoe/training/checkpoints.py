@@ -110,7 +110,7 @@ class CheckpointFolder:
     def _clear(self, newest: int) -> None:
         """Keep the newest ones that are not known to be damaged."""
         older = [step for step in self.steps() if step < newest and step not in self._bad]
-        kept = {newest, *older[len(older) - (self.keep - 1) :]}
+        kept = {newest, *sorted(older, reverse=True)[: self.keep - 1]}
         for step in self.steps():
             if step not in kept:
                 remove_directory(self.at(step))
