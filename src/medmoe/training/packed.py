@@ -32,6 +32,7 @@ class PhaseContext:
         steps: Optimiser steps by phase.
         max_questions: Questions packed behind one image.
         settings: How the phases are run: checkpoints, precision, processes.
+        max_length: Longest sample in tokens; None sets no limit.
     """
 
     model: MedMoeForConditionalGeneration
@@ -47,6 +48,7 @@ class PhaseContext:
     seed: int
     progress: Progress
     settings: RunSettings = field(default_factory=RunSettings)
+    max_length: int | None = None
 
     def with_model(self, model: MedMoeForConditionalGeneration) -> PhaseContext:
         """Return the same surroundings for another model."""
@@ -80,6 +82,7 @@ def train_packed(
         context.max_questions,
         context.repeats,
         context.seed,
+        context.max_length,
     )
     collate = PackingCollator(context.features, context.processor.tokenizer.pad_token_id)
     return run_phase(

@@ -263,6 +263,7 @@ def _context(
         seed=job.seed,
         progress=job.progress,
         settings=job.settings,
+        max_length=job.spec.max_length,
     )
 
 
