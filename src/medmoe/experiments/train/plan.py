@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,7 @@ from medmoe.config.train_schema import TrainSpec
 from medmoe.errors import ConfigError
 from medmoe.experiments.train.handover import check_input, is_finished
 from medmoe.experiments.train.recipe import Recipe
-
-TRACKER_PACKAGES = {"tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb"}
+from medmoe.training.trackers import check_trackers
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +78,7 @@ def plan_train(
         )
     if label_counts and "phase2_router" not in chosen:
         raise ConfigError("--label-counts belongs to phase2_router; add --phase phase2_router")
-    _check_trackers(spec.run.trackers)
+    check_trackers(spec.run.trackers)
     plan = TrainPlan(recipe, chosen, root, out, seed, resume, allow_changed, tuple(label_counts))
     for phase in chosen:
         _check_folder(plan, phase)
@@ -89,16 +87,6 @@ def plan_train(
                 if source not in chosen or source in spec.starts:
                     check_input(plan.where(source), source, phase, recipe.name)
     return plan
-
-
-def _check_trackers(names: Sequence[str]) -> None:
-    for name in names:
-        package = TRACKER_PACKAGES[name]
-        if importlib.util.find_spec(package) is None:
-            raise ConfigError(
-                f"run.trackers names {name}, whose package is not installed; "
-                f"run: pip install {package}, or use --set run.trackers=[]"
-            )
 
 
 def _check_folder(plan: TrainPlan, phase: PhaseName) -> None:

@@ -27,6 +27,7 @@ from medmoe.training.memory import named_out_of_memory
 from medmoe.training.meter import Listener, Meter
 from medmoe.training.run_dir import close_run, git_commit, open_run, run_facts
 from medmoe.training.settings import RunSettings
+from medmoe.training.trackers import tracker_folders
 from medmoe.training.trainer import PhaseResult, Progress
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,10 @@ def _run_phase(
     )
     start = time.perf_counter()
     try:
-        with named_out_of_memory(phase, values.batch_size, settings):
+        with (
+            named_out_of_memory(phase, values.batch_size, settings),
+            tracker_folders(settings.trackers, out / "logs"),
+        ):
             result = PHASE_FUNCTIONS[phase](job)
     finally:
         meter.detach()
