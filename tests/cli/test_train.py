@@ -26,7 +26,7 @@ from medmoe.cli.main import main
 from medmoe.cli.train_display import Display, bar
 from medmoe.config.schema import PhaseName
 from medmoe.experiments.train import phases as running
-from medmoe.experiments.train import run as run_module
+from medmoe.experiments.train.plan import is_main
 from medmoe.model.checkpoint import save_model
 from medmoe.training.meter import Measured
 
@@ -378,6 +378,6 @@ def test_a_bar_is_as_long_as_its_share(share: float, blocks: str) -> None:
 
 
 def test_of_several_processes_only_the_first_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run_module.is_main()
+    assert is_main()
     monkeypatch.setenv("RANK", "1")
-    assert not run_module.is_main()
+    assert not is_main()

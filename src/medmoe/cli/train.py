@@ -88,7 +88,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(plan: Any, display: Any) -> dict[str, Any]:
-    from medmoe.experiments.train.run import is_main, run_train
+    from medmoe.experiments.train.plan import is_main
+    from medmoe.experiments.train.run import run_train
 
     if not is_main():  # of several processes one speaks
         return run_train(plan, _silent, None)

@@ -45,7 +45,7 @@ def label_curve(
     states: LabelledStates,
     test: LabelledStates,
     counts: Sequence[int],
-    folder: Path,
+    folder: Path | None,
 ) -> list[Score]:
     """Train a router on each number of labels, score it, and write CSV and JSON.
 
@@ -54,7 +54,7 @@ def label_curve(
         images: All images that may be chosen; ``states`` holds those of the largest count.
         test: Of images that no router sees.
         counts: Numbers of labels; 0 is the router before any training.
-        folder: Gets ``label_curve.csv`` and ``label_curve.json``.
+        folder: Gets ``label_curve.csv`` and ``label_curve.json``; None writes nothing.
 
     Returns:
         One row per count: ``labels`` asked for, ``images`` used, accuracy with interval, n.
@@ -70,9 +70,14 @@ def label_curve(
             router = RouterTraining(config, spec.loss, spec.per_layer).states()
         score = router_score(config, router, test)
         rows.append({"labels": count, "images": len(chosen), **score})
+    if folder is not None:
+        _write(folder, rows)
+    return rows
+
+
+def _write(folder: Path, rows: Sequence[Score]) -> None:
     with (folder / FILES[0]).open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     (folder / FILES[1]).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    return rows

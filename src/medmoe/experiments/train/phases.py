@@ -179,10 +179,11 @@ def run_router(job: Job) -> PhaseResult:
     if held_out:
         test = labelled_states(context, config, held_out)
         job.found["router"] = router_score(config, state, test)
-        if job.label_counts and job.saves:
-            curve_context = context.with_settings(RunSettings())
+        if job.label_counts:  # every process trains them, the first one writes
+            plain = context.with_settings(RunSettings())
+            folder = job.out if job.saves else None
             job.found["label_curve"] = label_curve(
-                curve_context, config, router, pool, states, test, job.label_counts, job.out
+                plain, config, router, pool, states, test, job.label_counts, folder
             )
     return result
 

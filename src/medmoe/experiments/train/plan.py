@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,12 +82,18 @@ def plan_train(
     check_trackers(spec.run.trackers)
     plan = TrainPlan(recipe, chosen, root, out, seed, resume, allow_changed, tuple(label_counts))
     for phase in chosen:
-        _check_folder(plan, phase)
+        if is_main():  # the others may come when the first one has begun to write
+            _check_folder(plan, phase)
         if not (resume and is_finished(out / phase)):
             for source in spec.inputs(phase):
                 if source not in chosen or source in spec.starts:
                     check_input(plan.where(source), source, phase, recipe.name)
     return plan
+
+
+def is_main() -> bool:
+    """Return whether this process writes: the first of several that train together."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _check_folder(plan: TrainPlan, phase: PhaseName) -> None:

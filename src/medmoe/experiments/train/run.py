@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +21,7 @@ from medmoe.config.schema import PhaseName
 from medmoe.experiments.train.data import TrainData, read_data
 from medmoe.experiments.train.handover import check_input, is_finished
 from medmoe.experiments.train.phases import PHASE_FUNCTIONS, Job
-from medmoe.experiments.train.plan import TrainPlan
+from medmoe.experiments.train.plan import TrainPlan, is_main
 from medmoe.training.memory import named_out_of_memory
 from medmoe.training.meter import Listener, Meter
 from medmoe.training.run_dir import close_run, git_commit, open_run, run_facts
@@ -59,11 +58,6 @@ def run_train(plan: TrainPlan, progress: Progress, listener: Listener | None) ->
         path = plan.out / "summary.json"
         path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
-
-
-def is_main() -> bool:
-    """Return whether this process writes: the first of several that train together."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _run_phase(
