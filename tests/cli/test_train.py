@@ -313,6 +313,7 @@ def test_a_plan_is_printed_and_nothing_is_trained(
     moe = plan["phases"]["phase3_moe"]
     assert moe["trains"] == ["domain_experts", "meta_expert"]
     assert f"{moe['trainable']:,}" in out
+    assert "phase3_moe trains domain_experts, meta_expert" in out
     assert moe["steps"] == micro_recipe().spec.phases["phase3_moe"].steps or moe["steps"] > 0
     assert not Path("runs").exists()
 

@@ -20,12 +20,13 @@ FAMILIES = ("phi2", "stablelm2", "tiny_phantom", "tiny_real")
 NAMES = [n for n in recipe_names("experiments") if "plans" not in recipe("experiments", n)]
 #: What each family varies, beside its base: table of the paper -> suffixes.
 ABLATIONS = {
-    4: ("sft",),
-    5: ("no_meta",),
-    6: ("learned_router",),
-    9: ("top2",),
-    10: ("experts2", "experts6"),
-    0: ("function_preserving", "reference_phase3"),  # ours
+    "Table 4": ("sft",),
+    "Table 5": ("no_meta",),
+    "Table 6": ("learned_router",),
+    "Table 9": ("top2",),
+    "Table 10": ("experts2", "experts6"),
+    "Figure 6": ("label_curve",),
+    "ours": ("function_preserving", "reference_phase3"),
 }
 _shapes: dict[str, Shape] = {}
 

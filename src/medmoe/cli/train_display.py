@@ -181,12 +181,11 @@ def show_plan(name: str, plan: dict[str, Any]) -> None:
     console.print(f"[bold]medmoe train {escape(name)} --plan[/]: {escape(plan['description'])}")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("phase", no_wrap=True)
-    for title in ("trains", "trainable", "frozen", "steps", "memory", "time"):
-        table.add_column(title, justify="left" if title == "trains" else "right")
+    for title in ("trainable", "frozen", "steps", "memory", "time"):
+        table.add_column(title, justify="right", no_wrap=True)
     for phase, row in plan["phases"].items():
         table.add_row(
             phase,
-            ", ".join(row["trains"]),
             f"{row['trainable']:,}",
             f"{row['frozen']:,}",
             f"{row['steps']:,}" if row["steps"] else "?",
@@ -194,6 +193,8 @@ def show_plan(name: str, plan: dict[str, Any]) -> None:
             _duration(row["seconds"]),
         )
     console.print(table)
+    for phase, row in plan["phases"].items():
+        console.print(f"  {phase} trains {', '.join(row['trains'])}", highlight=False)
     for line in plan["notes"]:
         console.print(f"  - {line}", highlight=False, markup=False)
     console.print(FOOTER)
@@ -204,4 +205,6 @@ def _duration(seconds: float | None) -> str:
         return "?"
     if seconds < 120:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.0f} h"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:,.0f} h" if seconds < 172_800 else f"{seconds / 86_400:,.0f} days"

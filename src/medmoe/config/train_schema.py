@@ -112,12 +112,14 @@ class RouterSpec(Strict):
         loss: ``token`` asks for the domain at every token, ``pooled`` at their mean.
         per_layer: One router for each MoE layer; the reference shares one.
         test: Sets whose labelled images it is scored on.
+        label_counts: Also train one router on each of these numbers of labels (Figure 6).
     """
 
     labels: Positive
     loss: Literal["token", "pooled"]
     per_layer: bool
     test: tuple[str, ...] = ()
+    label_counts: tuple[Annotated[int, Field(ge=0)], ...] = ()
 
 
 class RunSpec(Strict):

@@ -5,6 +5,7 @@ Nothing else trains. The merged model is an ordinary MoE model: whatever reads o
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -42,7 +43,9 @@ def attach_lora(model: MedMoeForConditionalGeneration, spec: LoraSpec, seed: int
         target_modules=_META if model.config.meta_expert else [],
         target_parameters=[f"mlp.experts.{name}" for name in stacks],
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        # PEFT asks for a property under its old name; nothing that a user could change.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         torch.manual_seed(seed)
         return peft.get_peft_model(model, config)
 

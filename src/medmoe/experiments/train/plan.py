@@ -61,6 +61,7 @@ def plan_train(
 
     Args:
         phases: Those to run; all of the recipe where empty.
+        label_counts: Instead of the recipe's own.
 
     Raises:
         ConfigError: A phase is not of the recipe or out of order, has nothing to start from, holds
@@ -80,6 +81,8 @@ def plan_train(
     if label_counts and "phase2_router" not in chosen:
         raise ConfigError("--label-counts belongs to phase2_router; add --phase phase2_router")
     check_trackers(spec.run.trackers)
+    if not label_counts and spec.router and "phase2_router" in chosen:
+        label_counts = spec.router.label_counts
     plan = TrainPlan(recipe, chosen, root, out, seed, resume, allow_changed, tuple(label_counts))
     for phase in chosen:
         if is_main():  # the others may come when the first one has begun to write
