@@ -48,6 +48,8 @@ class TrainPhaseSpec(PhaseSpec):
         samples: How many samples the paper counts (Table 12); gives the steps of a plan where the
             data is not there.
         max_questions: Questions packed behind one image in a step.
+        keep_features: Encode every image once and keep the result on disk; false encodes a batch
+            when it is needed, for more images than the disk can hold.
         lora: Adapters instead of whole weights; ``trains`` must be ``lora``.
         load_balance: Weight of the auxiliary load-balancing loss; ``learned_router`` only.
     """
@@ -57,6 +59,7 @@ class TrainPhaseSpec(PhaseSpec):
     steps: Positive | None = None
     samples: Positive | None = None
     max_questions: Positive = 8
+    keep_features: bool = True
     lora: LoraSpec | None = None
     load_balance: Annotated[float, Field(ge=0)] = 0.0
 

@@ -82,7 +82,8 @@ class Meter(TrainerCallback):
         self._domains = tuple(domains)
         self._rows = {name: domain_index(m, domains) for name, m in modalities.items()}
         self._handles: list[Any] = []
-        self._tokens = self._images = self._first = 0
+        self._tokens: Tensor | int = 0
+        self._images = self._first = 0
         self._mask: Tensor | None = None
         self._batch_rows: Tensor | None = None
         self._counts: Tensor | None = None
@@ -127,7 +128,7 @@ class Meter(TrainerCallback):
             steps=state.max_steps,
             loss=logs["loss"],
             learning_rate=logs.get("learning_rate", 0.0),
-            tokens_per_second=round(self._tokens / passed, 1),
+            tokens_per_second=round(int(self._tokens) / passed, 1),
             images_per_second=round(self._images / passed, 2),
             memory_gib=round(_memory(), 3),
             seconds=round(now - self._begun, 2),
@@ -166,9 +167,9 @@ class Meter(TrainerCallback):
         self._mask = None
         if mask is not None:
             self._mask = is_token(mask)
-            self._tokens += int(self._mask.sum())
+            self._tokens = self._tokens + self._mask.sum()  # read when it is told: no waiting here
         elif ids is not None:
-            self._tokens += int((kwargs.get("labels", ids) != IGNORE).sum())
+            self._tokens = self._tokens + (kwargs.get("labels", ids) != IGNORE).sum()
         self._batch_rows = self._domains_of(rows)
         self._seen += rows
 

@@ -18,6 +18,7 @@ from medmoe.config.schema import PHASES
 from medmoe.experiments.corpus import phantom_corpus
 from medmoe.experiments.pipeline import train_all
 from medmoe.experiments.train import phases as running
+from medmoe.experiments.train.estimate import estimate
 from medmoe.experiments.train.handover import check_input, load_router, provenance, save_router
 from medmoe.experiments.train.plan import plan_train
 from medmoe.experiments.train.recipe import load_recipe
@@ -81,6 +82,16 @@ def test_the_model_answers_and_says_where_it_comes_from(run) -> None:  # type: i
     assert facts["phase"] == "phase3_moe"
     assert set(facts["starts"]) == {"phase2_instruction", "phase2_router"}
     assert facts["use"] == "Research use only, not a medical device."
+
+
+def test_the_plan_counts_the_weights_that_then_train(run) -> None:  # type: ignore[no-untyped-def]
+    _, summary, _ = run
+    planned = estimate(micro_recipe(), (), None, 7)["phases"]
+    for phase, found in summary["phases"].items():
+        if phase != "phase0_encoder":  # whose throw-away heads follow from the data
+            assert planned[phase]["trainable"] == found["trainable"], phase
+        assert planned[phase]["steps"] == found["steps"]
+    assert planned["phase3_moe"]["frozen"] == summary["phases"]["phase3_moe"]["frozen"]
 
 
 def test_the_router_is_scored_and_the_label_curve_written(run) -> None:  # type: ignore[no-untyped-def]

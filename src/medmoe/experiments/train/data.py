@@ -110,12 +110,18 @@ class TrainData:
 
 
 def read_data(
-    spec: TrainSpec, phases: Sequence[PhaseName], root: Path | None, seed: int
+    spec: TrainSpec,
+    phases: Sequence[PhaseName],
+    root: Path | None,
+    seed: int,
+    *,
+    clean: bool = True,
 ) -> TrainData:
     """Read what some phases of a recipe train on, and what they must be kept apart from.
 
     Args:
         root: Folder of the real data sets; None where there is none.
+        clean: Open the pictures to drop near-duplicates of scored ones; a plan does without.
 
     Raises:
         DataError: A set needs a folder and there is none, or it is missing or malformed.
@@ -133,8 +139,8 @@ def read_data(
     data = TrainData(spec, {name: _read(name, spec, root, seed) for name in names})
     for name in trained:
         data.sets[name] = limited(data.sets[name], spec.data.limits, seed)
-    apart = [r for name in spec.data.apart_from for r in data.sets[name]]
-    if apart:
+    apart = [r for name in spec.data.apart_from if name in data.sets for r in data.sets[name]]
+    if clean and apart:
         for name in trained:
             data.sets[name], data.dropped[name] = _apart(data.sets[name], apart)
     return data

@@ -81,7 +81,7 @@ def estimate(recipe: Recipe, phases: Sequence[str], root: Path | None, seed: int
     notes = []
     data: TrainData | None = None
     try:
-        data = read_data(spec, chosen, root, seed)
+        data = read_data(spec, chosen, root, seed, clean=False)
     except DataError as error:
         notes.append(f"steps follow from the recipe's samples, since {error}")
     speed = matmul_speed(spec.run.precision)

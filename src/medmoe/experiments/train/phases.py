@@ -38,6 +38,7 @@ from medmoe.model.pretrained import load_language_model, load_vision_encoder
 from medmoe.training.features import encode_images
 from medmoe.training.load_balance import BalancedMoe
 from medmoe.training.lora import attach_lora, merge_lora
+from medmoe.training.on_demand import FeaturesOnDemand
 from medmoe.training.packed import PhaseContext
 from medmoe.training.phase1_alignment import train_alignment
 from medmoe.training.phase2_instruction import train_instruction, train_sft
@@ -243,10 +244,7 @@ def _context(
     if torch.cuda.is_available():
         model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     records = job.data.records(job.phase)
-    table = pixel_table(images or unique_images(records), processor.image_processor)
-    vision = vision_backbone(job.spec.model.vision_encoder)
-    inner: Any = model.model
-    features = encode_images(inner.vision_tower, table, vision, job.cache)
+    features, rows = _features(job, model, processor, images or unique_images(records))
     steps: dict[PhaseName, int] = {}
     if job.phase != "phase2_router":  # its samples are the labelled images
         steps[job.phase] = job.steps(job.data.samples(job.phase))
@@ -255,7 +253,7 @@ def _context(
         processor=processor,
         tokenizer=ConversationTokenizer(processor, model.config.image_seq_length),
         features=features,
-        rows=table.rows,
+        rows=rows,
         records=records,
         repeats=job.spec.data.repeats,
         specs={job.phase: job.values},
@@ -266,6 +264,17 @@ def _context(
         settings=job.settings,
         max_length=job.spec.max_length,
     )
+
+
+def _features(job: Job, model: Any, processor: Any, images: Sequence[ImageRecord]) -> Any:
+    """Return the images' features, a tensor or what is indexed like one, and their rows by id."""
+    vision = vision_backbone(job.spec.model.vision_encoder)
+    encoder = model.model.vision_tower
+    if job.values.keep_features:
+        table = pixel_table(images, processor.image_processor)
+        return encode_images(encoder, table, vision, job.cache), table.rows
+    on_demand = FeaturesOnDemand(encoder, vision, processor.image_processor, images)
+    return on_demand, on_demand.rows
 
 
 def _save(job: Job, model: MedMoeForConditionalGeneration, processor: Any) -> None:

@@ -139,7 +139,7 @@ def _provenance(plan: TrainPlan, phase: PhaseName, facts: Mapping[str, Any]) -> 
 def _settings(
     plan: TrainPlan, phase: PhaseName, callbacks: tuple[Any, ...], hashes: Mapping[str, str]
 ) -> RunSettings:
-    run = plan.recipe.spec.run
+    run, values = plan.recipe.spec.run, plan.recipe.spec.phases[phase]
     out = plan.out / phase
     return RunSettings(
         checkpoints=out / "checkpoints",
@@ -148,7 +148,8 @@ def _settings(
         resume=plan.resume,
         allow_changed=plan.allow_changed,
         facts={"data": dict(hashes)},
-        loader_workers=run.loader_workers,
+        # Features on demand are encoded where the encoder is, and a loader process has none.
+        loader_workers=run.loader_workers if values.keep_features else 0,
         precision=run.precision,
         # The encoder's contrastive loss compares all images of a batch: it has no parts.
         gradient_accumulation=1 if phase == "phase0_encoder" else run.gradient_accumulation,
