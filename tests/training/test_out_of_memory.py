@@ -7,7 +7,7 @@ import torch
 
 from medmoe.config.schema import PhaseName
 from medmoe.errors import GuardError
-from medmoe.training.memory import named_out_of_memory
+from medmoe.training.out_of_memory import named_out_of_memory
 from medmoe.training.settings import RunSettings
 
 
