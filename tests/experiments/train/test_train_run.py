@@ -82,6 +82,13 @@ def test_the_model_answers_and_says_where_it_comes_from(run) -> None:  # type: i
     assert facts["phase"] == "phase3_moe"
     assert set(facts["starts"]) == {"phase2_instruction", "phase2_router"}
     assert facts["use"] == "Research use only, not a medical device."
+    assert facts["phases"] == dict.fromkeys(PHASES_OF_TINY, 3)
+    assert facts["licences"].keys() == {"phantom"}
+    assert facts["base_model"]["language_model"] == {
+        "name": "tiny_stablelm",
+        "hub_id": None,
+        "revision": None,
+    }
 
 
 def test_the_plan_counts_the_weights_that_then_train(run) -> None:  # type: ignore[no-untyped-def]

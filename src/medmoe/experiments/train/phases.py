@@ -87,6 +87,11 @@ class Job:
         """Where the phase's result goes."""
         return self.out / "model"
 
+    def provenance(self, result: PhaseResult) -> dict[str, Any]:
+        """Return what the model directory says of its training, this phase's steps included."""
+        steps = result.curve[-1][0] if result.curve else 0
+        return {**self.facts, "phases": {**self.facts["phases"], self.phase: steps}}
+
     def steps(self, samples: int) -> int:
         """Return the optimiser steps for so many samples in an epoch."""
         return steps_of(self.values, samples)
@@ -109,7 +114,7 @@ def run_encoder(job: Job) -> PhaseResult:
         job.settings,
     )
     if job.saves:
-        save_part(job.model, job.facts, encoder.save_pretrained)
+        save_part(job.model, job.provenance(result), encoder.save_pretrained)
     return result
 
 
@@ -127,7 +132,12 @@ def run_language(job: Job) -> PhaseResult:
         job.settings,
     )
     if job.saves:
-        save_part(job.model, job.facts, words.save_pretrained, processor.tokenizer.save_pretrained)
+        save_part(
+            job.model,
+            job.provenance(result),
+            words.save_pretrained,
+            processor.tokenizer.save_pretrained,
+        )
     return result
 
 
@@ -145,7 +155,7 @@ def run_alignment(job: Job) -> PhaseResult:
     processor = build_processor(tokenizer, vision, language.chat_template)
     dense = build_dense(tower, words, processor.tokenizer, vision, job.seed)
     result = train_alignment(_context(job, dense, processor))
-    _save(job, dense, processor)
+    _save(job, dense, processor, result)
     return result
 
 
@@ -155,7 +165,7 @@ def run_dense(job: Job) -> PhaseResult:
     dense, processor = load_model(source)
     train = train_sft if job.phase == "sft" else train_instruction
     result = train(_context(job, dense, processor))
-    _save(job, dense, processor)
+    _save(job, dense, processor, result)
     return result
 
 
@@ -175,7 +185,8 @@ def run_router(job: Job) -> PhaseResult:
     states = labelled_states(context, config, widest)
     state, result = fit_router(context, config, states.of(chosen), router.loss, router.per_layer)
     if job.saves:
-        facts = {**job.facts, "domains": list(domains), "labels": len(chosen)}
+        known = {"domains": list(domains), "labels": len(chosen)}
+        facts = job.provenance(result) | known
         save_router(job.model, state, job.spec.model.moe_layers, facts)
     if held_out:
         test = labelled_states(context, config, held_out)
@@ -206,7 +217,7 @@ def run_moe(job: Job) -> PhaseResult:
         result = train_moe(context, BalancedMoe(moe, job.values.load_balance))
     else:
         result = train_moe(context)
-    _save(job, moe, processor)
+    _save(job, moe, processor, result)
     return result
 
 
@@ -277,6 +288,8 @@ def _features(job: Job, model: Any, processor: Any, images: Sequence[ImageRecord
     return on_demand, on_demand.rows
 
 
-def _save(job: Job, model: MedMoeForConditionalGeneration, processor: Any) -> None:
+def _save(
+    job: Job, model: MedMoeForConditionalGeneration, processor: Any, result: PhaseResult
+) -> None:
     if job.saves:
-        save_model(model, processor, job.model, job.facts)
+        save_model(model, processor, job.model, job.provenance(result))

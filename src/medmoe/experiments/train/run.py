@@ -13,13 +13,17 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from medmoe.backbones.registry import language_backbone, vision_backbone
+from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
 from medmoe.config.schema import PhaseName
+from medmoe.config.train_schema import TrainSpec
 from medmoe.experiments.train.data import TrainData, read_data
-from medmoe.experiments.train.handover import check_input, is_finished
+from medmoe.experiments.train.handover import check_input, is_finished, provenance
 from medmoe.experiments.train.phases import PHASE_FUNCTIONS, Job
 from medmoe.experiments.train.plan import TrainPlan, is_main
 from medmoe.training.meter import Listener, Meter
@@ -31,6 +35,7 @@ from medmoe.training.trainer import PhaseResult, Progress
 
 logger = logging.getLogger(__name__)
 
+_PARTS = ("language_model", "vision_encoder")
 _USE = "Research use only, not a medical device."
 
 
@@ -97,7 +102,7 @@ def _run_phase(
         seed=plan.seed,
         settings=settings,
         progress=progress,
-        facts=_provenance(plan, phase, facts),
+        facts=_provenance(plan, phase, facts, data, inputs),
         cache=plan.out / "features",
         label_counts=plan.label_counts,
         saves=is_main(),
@@ -130,10 +135,50 @@ def _finished(result: PhaseResult, seconds: float) -> dict[str, Any]:
     }
 
 
-def _provenance(plan: TrainPlan, phase: PhaseName, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the model directory says about its training."""
-    kept = ("recipe", "config_sha256", "seed", "commit", "dirty", "data", "starts")
-    return {"phase": phase, **{name: facts[name] for name in kept}, "use": _USE}
+def _provenance(
+    plan: TrainPlan,
+    phase: PhaseName,
+    facts: Mapping[str, Any],
+    data: TrainData,
+    inputs: Mapping[PhaseName, Path],
+) -> dict[str, Any]:
+    """Return what the model directory says about its training, with that of what it starts from."""
+    before = [provenance(path) for path in inputs.values()]
+    phases = {name: steps for known in before for name, steps in known.get("phases", {}).items()}
+    licences = {name: text for known in before for name, text in known.get("licences", {}).items()}
+    base = next((known["base_model"] for known in before if known.get("base_model")), None)
+    dropped = sum(data.dropped.get(name, 0) for name in plan.recipe.spec.phases[phase].data)
+    notes = [f"{dropped} training records dropped, their picture nearly equals a scored one."]
+    kept = ("recipe", "config_sha256", "seed", "commit", "dirty", "starts")
+    return {
+        "phase": phase,
+        **{name: facts[name] for name in kept},
+        "data": ", ".join(plan.recipe.spec.phases[phase].data),
+        "data_sha256": facts["data"]["sha256"],
+        "licences": licences | {r.dataset: r.licence for r in data.records(phase)},
+        "base_model": base or _base_model(plan.recipe.spec),
+        "phases": phases,
+        "notes": notes if dropped else [],
+        "use": _USE,
+    }
+
+
+def _base_model(spec: TrainSpec) -> dict[str, Any]:
+    """Return where the backbones come from; a stand-in has no hub id."""
+    entries: list[LanguageBackbone | VisionBackbone] = [
+        language_backbone(spec.model.language_model),
+        vision_backbone(spec.model.vision_encoder),
+    ]
+    found: dict[str, dict[str, Any]] = {
+        kind: {"name": entry.name, "hub_id": entry.hub_id, "revision": entry.revision}
+        for kind, entry in zip(_PARTS, entries, strict=True)
+    }
+    for kind, source in zip(
+        _PARTS, (spec.model.language_source, spec.model.vision_source), strict=True
+    ):
+        if source is not None:
+            found[kind]["source"] = source
+    return found
 
 
 def _settings(
