@@ -23,7 +23,7 @@ from medmoe.training.phase0_language import new_language_model
 
 @dataclass(frozen=True)
 class Tiny:
-    """Both models, their processor, questions, and one random feature map per image."""
+    """Both models, their processor, questions, and each image's pixels and features."""
 
     dense: Any
     moe: Any
@@ -31,6 +31,7 @@ class Tiny:
     tokenizer: ConversationTokenizer
     records: list[Record]
     features: Tensor
+    pixels: Tensor
     rows: dict[str, int]
 
 
@@ -55,6 +56,8 @@ def tiny(images: int) -> Tiny:
     ).eval()
     tokens = dense.config.image_seq_length
     rows = {name: row for row, name in enumerate(dict.fromkeys(r.image.id for r in records))}
-    features = torch.randn(len(rows), tokens, vision.config["hidden_size"])
+    pixels = torch.randn(len(rows), 3, vision.image_size, vision.image_size)
+    with torch.no_grad():
+        features = dense.model.encode_images(pixels)
     conversations = ConversationTokenizer(processor, tokens)
-    return Tiny(dense, moe, processor, conversations, records, features, rows)
+    return Tiny(dense, moe, processor, conversations, records, features, pixels, rows)

@@ -163,8 +163,10 @@ def forked(work: Callable[[], str], words: Path) -> int:
     except BaseException as error:
         text = repr(error)
     finally:
-        words.write_text(text, encoding="utf-8")
-        os._exit(code)
+        try:
+            words.write_text(text, encoding="utf-8")
+        finally:
+            os._exit(code)  # whatever happens, a fork never goes on with its parent's work
 
 
 def ended(pid: int, words: Path) -> Outcome:
