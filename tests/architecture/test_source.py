@@ -16,7 +16,9 @@ MAX_FUNCTION_LINES = 60
 MAX_COMMITTED_BYTES = 1_000_000
 #: Names that run code from a file, or that fetch or open what a user's text names.
 FORBIDDEN_NAMES = {"load_image", "trust_remote_code", "pickle", "cPickle", "dill", "joblib"}
-FORBIDDEN_CALLS = {("torch", "load"), ("np", "save"), ("os", "system")}
+FORBIDDEN_CALLS = {("np", "save"), ("os", "system")}
+#: The one place that opens a pickle, for plain tensors only.
+PICKLE_READER = SRC / "model" / "convert" / "source.py"
 DATA_SUFFIXES = {".npz", ".npy", ".dcm", ".parquet", ".safetensors", ".bin", ".pt", ".jpeg", ".jpg"}
 
 
@@ -65,6 +67,14 @@ def unsafe_yaml(tree: ast.AST) -> list[str]:
     ]
 
 
+def unpickling(tree: ast.AST) -> Iterator[tuple[int, bool]]:
+    """Yield line and safety of every `torch.load`: safe is a literal `weights_only=True` alone."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            words = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            yield node.lineno, words.get("weights_only") == "True" and None not in words
+
+
 def faults(text: str) -> list[str]:
     """Return what in a source text runs foreign code or opens what a text names."""
     tree = ast.parse(text)
@@ -81,6 +91,7 @@ def faults(text: str) -> list[str]:
         and isinstance(node.func, ast.Name)
         and node.func.id in {"eval", "exec"}
     ]
+    found += [f"line {line}: torch.load()" for line, safe in unpickling(tree) if not safe]
     return found + unsafe_yaml(tree)
 
 
@@ -91,6 +102,9 @@ def faults(text: str) -> list[str]:
         "from transformers.image_utils import load_image",
         "AutoModel.from_pretrained(path, trust_remote_code=False)",
         "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "torch.load(path, weights_only=safe)",
+        "torch.load(path, weights_only=True, **more)",
         "yaml.load(text)",
         "yaml.load(text, yaml.FullLoader)",
         "eval(text)",
@@ -105,6 +119,7 @@ def test_the_rule_finds_what_it_forbids(bad: str) -> None:
     [
         "model.eval()",
         "torch.loaded",
+        "torch.load(path, weights_only=True)",
         "yaml.safe_load(text)",
         "class Mine(yaml.SafeLoader): ...\nyaml.load(text, Mine)",
     ],
@@ -120,6 +135,13 @@ def test_file_is_short_documented_and_runs_no_foreign_code(path: Path) -> None:
     tree = ast.parse(text)
     assert ast.get_docstring(tree), "a module opens by saying what it is"
     assert not faults(text)
+
+
+def test_one_place_reads_pickles() -> None:
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+    assert {path: len(list(unpickling(tree))) for path, tree in trees.items()} == {
+        path: int(path == PICKLE_READER) for path in FILES
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SRC).as_posix())

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from PIL import Image
 from tests.model.tiny import IMAGE_TOKENS, VISION, processor
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from medmoe.backbones.registry import language_backbone
 from medmoe.backbones.templates import chat_template
 from medmoe.model.processing_medmoe import MedMoeProcessor, square_image_processor
 
@@ -50,16 +48,6 @@ def test_the_border_has_the_encoders_mean_colour() -> None:
     assert np.abs(np.asarray(values["pixel_values"][0])[:, :8]).max() < 1 / 255 / min(STD) + 1e-6
 
 
-def test_pictures_equal_the_reference_training_path(shared: Path) -> None:
-    arrays = np.load(shared / "reference" / "preprocess.npz")
-    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    image = Image.fromarray(arrays["image_uint8"])
-    ours = np.asarray(square_image_processor(336, mean, std)(image)["pixel_values"][0])
-    # Same steps, same libraries: 8-bit pixels, normalised in float32 in another order.
-    np.testing.assert_allclose(ours, arrays["train_pad_then_clip"], atol=1e-5)
-    assert np.abs(ours - arrays["eval_clip_only"]).max() > 1
-
-
 def conversation(question: str, answer: str | None = None) -> list[dict[str, Any]]:
     content = [{"type": "image"}, {"type": "text", "text": question}]
     messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
@@ -73,16 +61,6 @@ def rendered(template: str, messages: list[dict[str, Any]], ask: bool) -> str:
         messages, chat_template=template, add_generation_prompt=ask, tokenize=False
     )
     return text
-
-
-@pytest.mark.parametrize(("ours", "theirs"), [("phi2_2_7b", "phi"), ("stablelm2_1_6b", "stablelm")])
-def test_prompts_are_the_reference_prompts(ours: str, theirs: str, shared: Path) -> None:
-    prompts = json.loads((shared / "reference" / "prompts.json").read_text())
-    template = language_backbone(ours).chat_template
-    question = conversation("Is there evidence of an aortic aneurysm?")
-    assert rendered(template, question, ask=True) == prompts[f"{theirs}/inference"]
-    answered = conversation("What organ is this?", "Liver.")
-    assert rendered(template, answered, ask=False) == prompts[f"{theirs}/training"]
 
 
 def test_prompts_are_pinned() -> None:

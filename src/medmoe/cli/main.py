@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "demo": ("medmoe.cli.demo", "train, evaluate and show a tiny Med-MoE, end to end"),
     "train": ("medmoe.cli.train", "train the phases of a recipe, resume them, or plan them"),
     "ask": ("medmoe.cli.ask", "answer a question about an image with a trained model"),
+    "convert": ("medmoe.cli.convert", "make a model of a reference or a stock Llava checkpoint"),
     "doctor": ("medmoe.cli.doctor", "show versions, hardware and data, and what is missing"),
 }
 

@@ -28,13 +28,14 @@ from medmoe.model.processing_medmoe import MedMoeProcessor
 
 PROVENANCE = "medmoe.json"
 _FIX = "copy the model directory again"
+_PROCESSOR = "processor_config.json"
 _SAFETENSORS = ".safetensors"
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 
 
 def save_model(
     model: MedMoeForConditionalGeneration,
-    processor: MedMoeProcessor,
+    processor: MedMoeProcessor | None,
     directory: Path,
     provenance: Mapping[str, Any],
 ) -> None:
@@ -42,7 +43,8 @@ def save_model(
 
     Args:
         model: Dense or MoE, of any dtype.
-        processor: Saved beside the model, so that both are loaded together.
+        processor: Saved beside the model, so that both are loaded together; None where a converted
+            checkpoint has no tokenizer (`load_model` then refuses it, `from_pretrained` does not).
         directory: Where the model stands afterwards; its parents are made.
         provenance: What the model was trained on and how; written beside the domains.
 
@@ -52,7 +54,8 @@ def save_model(
     check_replaceable(directory)
     with committed(directory) as staging:
         model.save_pretrained(staging)
-        processor.save_pretrained(staging)
+        if processor is not None:
+            processor.save_pretrained(staging)
         facts = {"domains": model.config.domains, "training": dict(provenance)}
         write_json(staging / PROVENANCE, facts)
 
@@ -77,6 +80,11 @@ def load_model(directory: Path) -> tuple[MedMoeForConditionalGeneration, MedMoeP
         CheckpointError: The directory fails `verify`, or a tensor is missing or left over.
     """
     verify(directory)
+    if not (directory / _PROCESSOR).is_file():
+        raise CheckpointError(
+            f"{directory}: no usable processor (it has no {_PROCESSOR}); save the model with its "
+            "processor, or convert it again with the tokenizer in the checkpoint's folder"
+        )
     model = MedMoeForConditionalGeneration.from_pretrained(directory, local_files_only=True)
     try:
         processor = MedMoeProcessor.from_pretrained(directory, local_files_only=True)

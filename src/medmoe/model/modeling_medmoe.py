@@ -23,6 +23,7 @@ from medmoe.backbones.stablelm_layer import pass_keywords
 from medmoe.errors import CheckpointError, ConfigError
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.moe import MoeBlock
+from medmoe.model.placeholder import embed_placeholder
 
 #: Marks the positions of ``labels`` that no loss is computed on, everywhere in transformers.
 IGNORE = -100
@@ -94,6 +95,7 @@ class MedMoeModel(_MedMoePreTrained, LlavaModel):
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.multi_modal_projector = LlavaMultiModalProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
+        embed_placeholder(self.language_model.get_input_embeddings(), config.image_token_id)
         for layer in self.language_model.layers:
             pass_keywords(layer)
         for index in config.moe_layers or []:

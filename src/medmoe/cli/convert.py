@@ -1,0 +1,109 @@
+"""`medmoe convert KIND SRC DST`: a checkpoint of other code becomes a model directory of ours."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medmoe.cli import flags
+from medmoe.cli.parser import FOOTER
+from medmoe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from medmoe.model.convert.conversion import Conversion
+
+KINDS = ("reference", "llava")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `convert`."""
+    parser.add_argument(
+        "kind",
+        choices=KINDS,
+        metavar="KIND",
+        help="reference (the paper's code, stage 2 or 3) or llava (a stock Llava of transformers)",
+    )
+    parser.add_argument("source", type=Path, metavar="SRC", help="folder of the checkpoint")
+    parser.add_argument(
+        "destination", type=Path, metavar="DST", help="model folder to write, e.g. runs/x/model"
+    )
+    parser.add_argument(
+        "--vision-tower",
+        type=Path,
+        metavar="DIR",
+        help="reference: folder of the CLIP vision tower, where SRC neither holds nor names one",
+    )
+    parser.add_argument(
+        "--router",
+        type=Path,
+        metavar="FILE",
+        help="reference: router for every MoE layer (.safetensors or .pth); with a stage-2 SRC it "
+        "makes the model that stage 3 starts from",
+    )
+    parser.add_argument(
+        "--top-k",
+        type=flags.positive_int,
+        metavar="K",
+        help="reference: experts per token beside the meta expert (default: what SRC says)",
+    )
+    flags.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert, and print what was found, filled and dropped.
+
+    Raises:
+        CheckpointError: SRC is not a whole checkpoint of its kind, or DST holds no model.
+        ConfigError: A flag does not fit.
+    """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    loud = logging.get_verbosity()
+    logging.set_verbosity_error()  # what a loader reports stands in our own line or account
+    try:
+        done = convert(args)
+    finally:
+        logging.set_verbosity(loud)
+    show(done, args.destination)
+    flags.write_json(
+        args.json, done.as_dict() | {"destination": str(args.destination), "note": FOOTER}
+    )
+    return 0
+
+
+def convert(args: argparse.Namespace) -> Conversion:
+    """Run the conversion that the arguments ask for."""
+    from medmoe.model.convert.llava import convert_llava
+    from medmoe.model.convert.reference import convert_reference
+
+    flags_of_reference = {name: getattr(args, name) for name in ("vision_tower", "router", "top_k")}
+    if args.kind == "reference":
+        return convert_reference(args.source, args.destination, **flags_of_reference)
+    for name, value in flags_of_reference.items():
+        if value is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} is for `medmoe convert reference`; leave it out")
+    return convert_llava(args.source, args.destination)
+
+
+def show(done: Conversion, destination: Path) -> None:
+    """Print the account of a conversion, one line a fact."""
+    print(f"{done.kind}: {done.tensors} tensors from {', '.join(done.files)}")
+    if done.moe_layers:
+        print(
+            f"MoE layers {', '.join(map(str, done.moe_layers))}: {len(done.domains)} domain "
+            f"experts, top-{done.num_experts_per_tok}, and the meta expert"
+        )
+    else:
+        print("no MoE layers: a dense model")
+    for name in ("vision_tower", "router", "processor"):
+        print(f"{name.replace('_', ' ')}: {getattr(done, name)}")
+    for name in ("filled", "dropped"):
+        for line in getattr(done, name) or ["nothing"]:
+            print(f"{name}: {line}")
+    for note in done.notes:
+        print(f"note: {note}")
+    print(f"written: {destination}")
+    print(FOOTER)

@@ -1,0 +1,1 @@
+"""Turns checkpoints of other code into ours: the paper's reference code, and stock Llava."""
