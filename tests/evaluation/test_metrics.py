@@ -174,6 +174,14 @@ def test_strict_keeps_a_words_digits_and_parts_a_number_from_its_unit() -> None:
     )
 
 
+def test_strict_counts_chinese_by_the_character() -> None:
+    assert metrics.words("左肺，第4腰椎 T1") == ("左", "肺", "第", "4", "腰", "椎", "t1")
+    found = score_pair("strict", "左肺", "左上肺。", "open")
+    assert found == {"exact_match": 0.0, "f1": pytest.approx(0.8), "recall": pytest.approx(2 / 3)}
+    assert score_pair("strict", "左肺。", "左肺", "open")["exact_match"] == 1.0
+    assert score_pair("strict", "不是", "是", "closed") == {"accuracy": 0.0}
+
+
 def test_llava_med_gives_nothing_for_closed_answers_other_than_yes_and_no() -> None:
     assert score_pair("llava_med", "left", "left", "closed")["closed_correct"] == 0.0
     assert score_pair("reference", "left", "left", "closed")["closed_correct"] == 1.0

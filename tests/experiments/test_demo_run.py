@@ -96,10 +96,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_the_folder_holds_what_was_promised_and_nothing_half_written(run: Run) -> None:
     assert sorted(os.listdir(run.out)) == [
+        "applied_card.html",
         "config.yaml",
         "examples",
         "metrics.jsonl",
         "model",
+        "model_card_results.md",
         "predictions",
         "report.html",
         "run.json",
@@ -209,6 +211,22 @@ def test_report_shows_pictures_curves_and_scores_and_needs_no_network(run: Run) 
         assert word in html
     assert "<script" not in html
     assert 'src="http' not in html
+
+
+def test_cards_hold_the_scores_of_the_run(run: Run) -> None:
+    card = (run.out / "applied_card.html").read_text(encoding="utf-8")
+    results = (run.out / "model_card_results.md").read_text(encoding="utf-8")
+    main = [
+        row
+        for row in run.summary["scores"]
+        if row["system"] == "moe" and row["control"] is None and row["protocol"] == "strict"
+    ]
+    assert main
+    for row in main:
+        assert f"{row['value']:.1f}" in card
+    for row in [row for row in main if row["subset"] in ("closed", "open", "all")]:
+        assert f"{row['value']:.1f} ({row['low']:.1f}–{row['high']:.1f})" in results
+    assert f"{run.summary['router']['accuracy']:.1f}" in card
 
 
 def test_example_pictures_are_one_of_every_domain_and_open(run: Run) -> None:

@@ -1,5 +1,6 @@
-"""A phase in one of several processes: ``torchrun distributed.py OUT SETTINGS [STOP_AT]``.
+"""A phase in one of several processes: ``torchrun distributed.py OUT SETTINGS STOP_AT``.
 
+It is broken off after a step and resumed in the same process, as phases follow each other in one.
 The first process writes its learning curve and the sum of its weights to OUT as JSON.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,7 @@ def run(changes: dict[str, Any], stop_at: int | None = None) -> dict[str, Any]:
 
     def stop(phase: Any, step: int, steps: int, loss: float | None) -> None:
         if step == stop_at:
-            os._exit(0)
+            raise KeyboardInterrupt
 
     model = toy.moe()
     settings = RunSettings(**changes, callbacks=(sharded,))
@@ -63,7 +65,10 @@ def run(changes: dict[str, Any], stop_at: int | None = None) -> dict[str, Any]:
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     torch.set_num_threads(1)
-    out, words, *rest = sys.argv[1:]
-    content = run(json.loads(words), *map(int, rest))
+    out, words, stop = sys.argv[1:]
+    with suppress(KeyboardInterrupt):
+        run(json.loads(words), int(stop))
+        raise AssertionError("it was not broken off")
+    content = run(json.loads(words))
     if os.environ.get("RANK", "0") == "0":
         Path(out).write_text(json.dumps(content), encoding="utf-8")

@@ -3,7 +3,7 @@
 The score of a label is the softmax over the options' summed log-likelihoods (the paper's table 3
 gives accuracy only, and its code has no classification). Binary: accuracy at a threshold of 0.5,
 AUC of the last class's score. More classes: accuracy of the largest score, AUC as the plain mean
-of one-vs-rest AUCs. Multi-label tasks are not covered.
+of one-vs-rest AUCs. Several labels at once (ChestMNIST): each label as a binary task, plain means.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from medmoe.errors import DataError
 from medmoe.evaluation.statistics import (
     Floats,
     Indices,
     cluster_indices,
+    drawn_counts,
     percentile_interval,
     resampled_clusters,
 )
@@ -117,9 +119,78 @@ def auc_with_interval(
     if len(clusters) != labels.size:
         raise DataError(f"{labels.size} rows with {len(clusters)} clusters; give one per row")
     point = auc(labels, probabilities)
+    scored = [(labels == c, probabilities[:, c]) for c in _scored_classes(probabilities.shape[1])]
+    return _with_interval(point, scored, clusters, seed, resamples, confidence)
+
+
+def multi_label_accuracy(truth: Indices, probabilities: Floats) -> float:
+    """Return the mean over labels of the accuracy at a probability of 0.5.
+
+    Args:
+        truth: (N, L) 1 where an image has a label, else 0.
+        probabilities: (N, L) of having it.
+
+    Raises:
+        DataError: The shapes differ, or a truth is neither 0 nor 1.
+    """
+    _check_multi_label(truth, probabilities)
+    return float(((probabilities > 0.5) == (truth == 1)).mean(axis=0).mean())
+
+
+def multi_label_auc(
+    truth: Indices,
+    probabilities: Floats,
+    clusters: Sequence[Hashable],
+    *,
+    seed: int,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+) -> Auc:
+    """Return the mean over labels of each label's AUC, with an interval over clusters.
+
+    Args:
+        truth: (N, L) 1 where an image has a label, else 0.
+        probabilities: (N, L) of having it.
+        clusters: The image of each row.
+
+    Raises:
+        DataError: The shapes differ, or a truth is neither 0 nor 1.
+    """
+    _check_multi_label(truth, probabilities)
+    from sklearn.metrics import roc_auc_score
+
+    constant = [str(i) for i, column in enumerate(truth.T) if np.unique(column).size < 2]
+    if constant:
+        point = Auc(None, reason=f"one class only of label {', '.join(constant)}: no AUC")
+    else:
+        each = [roc_auc_score(t, p) for t, p in zip(truth.T, probabilities.T, strict=True)]
+        point = Auc(float(np.mean(each)))
+    scored = [(t == 1, p) for t, p in zip(truth.T, probabilities.T, strict=True)]
+    return _with_interval(point, scored, clusters, seed, resamples, confidence)
+
+
+def _check_multi_label(truth: Indices, probabilities: Floats) -> None:
+    if truth.shape != probabilities.shape or truth.ndim != 2 or truth.size == 0:
+        raise DataError(
+            f"truth of shape {truth.shape} with scores of shape {probabilities.shape}; give (N, L) "
+            "of both"
+        )
+    if not np.isin(truth, (0, 1)).all():
+        raise DataError("a truth is neither 0 nor 1; write 1 where the image has the label")
+
+
+def _with_interval(
+    point: Auc,
+    scored: Sequence[tuple[npt.NDArray[np.bool_], Floats]],
+    clusters: Sequence[Hashable],
+    seed: int,
+    resamples: int,
+    confidence: float,
+) -> Auc:
+    """Add the interval of the mean AUC over pairs of who is positive and how each is scored."""
     if point.value is None:
         return point
-    samples = _resampled(labels, probabilities, clusters, seed=seed, resamples=resamples)
+    samples = _resampled(scored, clusters, seed=seed, resamples=resamples)
     usable = samples[np.isfinite(samples)]
     if usable.size < _MIN_USABLE * resamples:
         return Auc(point.value, reason="too few images of some class for an interval")
@@ -127,7 +198,9 @@ def auc_with_interval(
     return Auc(point.value, low, high)
 
 
-def weighted_auc(positive: Sequence[bool] | Indices, scores: Floats, weights: Floats) -> Floats:
+def weighted_auc(
+    positive: Sequence[bool] | Indices | npt.NDArray[np.bool_], scores: Floats, weights: Floats
+) -> Floats:
     """Return the AUC (R,) of one class under each of R rows of item weights (R, n).
 
     The share of positive-negative pairs in the right order, a tie counted as half; nan where all
@@ -147,8 +220,7 @@ def weighted_auc(positive: Sequence[bool] | Indices, scores: Floats, weights: Fl
 
 
 def _resampled(
-    labels: Indices,
-    probabilities: Floats,
+    scored: Sequence[tuple[npt.NDArray[np.bool_], Floats]],
     clusters: Sequence[Hashable],
     *,
     seed: int,
@@ -157,17 +229,13 @@ def _resampled(
     index, count = cluster_indices(clusters)
     if count < 2:
         return np.full(resamples, np.nan)
-    step = max(1, _BLOCK // labels.size)
+    step = max(1, _BLOCK // len(clusters))
     found = []
     for block in resampled_clusters(count, seed=seed, resamples=resamples):
         for start in range(0, len(block), step):
             drawn = block[start : start + step]
-            times = np.stack([np.bincount(row, minlength=count) for row in drawn])
-            weights = times[:, index].astype(np.float64)
-            each = [
-                weighted_auc(labels == c, probabilities[:, c], weights)
-                for c in _scored_classes(probabilities.shape[1])
-            ]
+            weights = drawn_counts(drawn, count)[:, index]
+            each = [weighted_auc(positive, scores, weights) for positive, scores in scored]
             found.append(np.mean(each, axis=0))
     return np.concatenate(found)
 

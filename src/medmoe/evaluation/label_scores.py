@@ -7,7 +7,7 @@ computed stands in `medmoe.evaluation.classification`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,14 +24,23 @@ def label_score_rows(
     pairs: Sequence[tuple[Record, Prediction]],
     train: Sequence[Record],
     seed: int,
+    *,
+    multi_label: bool = False,
+    subsets: Mapping[str, Callable[[Record], bool]] | None = None,
 ) -> Iterator[ScoreRow]:
     """Yield accuracy and AUC over all records, and of each question type where there are several.
+
+    With several labels at once there is one record per image and label, whose question type is the
+    label and whose options are absent and present, in this order: the AUC of all is then the mean
+    of the labels' own.
 
     Args:
         blank: A row with system, task, split and control.
         pairs: Classification records with their predictions.
         train: Training records of the same task, for the baselines; may be empty.
         seed: Of the bootstrap.
+        multi_label: Whether an image has several labels at once.
+        subsets: Further subsets by name.
 
     Raises:
         DataError: Option scores are missing, not finite or not one per option, or an answer is
@@ -45,6 +54,9 @@ def label_score_rows(
         groups |= {
             type_label(name): [p for p in pairs if p[0].question_type == name] for name in types
         }
+    for name, belongs in (subsets or {}).items():
+        inside = [pair for pair in pairs if belongs(pair[0])]
+        groups |= {name: inside} if inside else {}
     for subset, group in groups.items():
         chosen = [record for record, _ in group]
         right = [
@@ -60,7 +72,9 @@ def label_score_rows(
             constant=constant,
             question_only=question_only,
         )
-        yield _auc_row(replace(blank, subset=subset, metric="auc", n=len(group)), group, seed)
+        row = replace(blank, subset=subset, metric="auc", n=len(group))
+        several = multi_label and subset == "all" and len(types) > 1
+        yield (_mean_auc_row if several else _auc_row)(row, group, seed)
 
 
 def _check_options(pairs: Sequence[tuple[Record, Prediction]]) -> None:
@@ -98,6 +112,26 @@ def _auc_row(row: ScoreRow, group: Sequence[tuple[Record, Prediction]], seed: in
         [record.image.id for record, _ in group],
         seed=seed,
     )
+    return _with_auc(row, found)
+
+
+def _mean_auc_row(row: ScoreRow, group: Sequence[tuple[Record, Prediction]], seed: int) -> ScoreRow:
+    """Arrange records of one image and one label each as images by labels, and score those."""
+    images = list(dict.fromkeys(record.image.id for record, _ in group))
+    labels = sorted({record.question_type for record, _ in group})
+    place = {(record.image.id, record.question_type): i for i, (record, _) in enumerate(group)}
+    if len(place) != len(group) or len(group) != len(images) * len(labels):
+        return replace(row, note="not one record per image and label: no common AUC")
+    order = np.asarray([[place[image, label] for label in labels] for image in images])
+    scores = classification.label_probabilities([p.option_scores or () for _, p in group])
+    present = np.asarray([record.options.index(record.answer) for record, _ in group])
+    return _with_auc(
+        row,
+        classification.multi_label_auc(present[order], scores[:, -1][order], images, seed=seed),
+    )
+
+
+def _with_auc(row: ScoreRow, found: classification.Auc) -> ScoreRow:
     # A score that ignores the image ranks at random.
     chance = None if found.value is None else 50.0
     return replace(

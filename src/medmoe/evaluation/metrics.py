@@ -27,8 +27,12 @@ _ARTICLES = frozenset({"a", "an", "the"})
 _DROPPED = str.maketrans("", "", "'`\u2019\u2018\u02bc\u00b4")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 # A number keeps its decimals and a leading minus ("-40 HU" is not "40 HU") and is parted from its
-# unit ("5mm" = "5 mm"); a word keeps its digits ("t1"); signs that carry meaning stand alone.
-_TOKEN = re.compile(r"(?<![^\W_])-?(?:\d+(?:\.\d+)?|\.\d+)|[^\W_]+|[<>+%\u2264\u2265\u00b1]")
+# unit ("5mm" = "5 mm"); a word keeps its digits ("t1"); signs that carry meaning stand alone. In
+# Chinese, which parts no words, each character counts as one (SLAKE's Chinese questions).
+_HAN = r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_TOKEN = re.compile(
+    rf"(?<![^\W_])-?(?:\d+(?:\.\d+)?|\.\d+)|[{_HAN}]|[^\W_{_HAN}]+|[<>+%\u2264\u2265\u00b1]"
+)
 
 
 @lru_cache(maxsize=_CACHE)

@@ -8,18 +8,18 @@ released code pairs by position and cuts the longer list silently; here that is 
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medmoe.data.schema import Record
 from medmoe.errors import DataError
+from medmoe.evaluation.json_lines import named, number, read_rows, text_of
 
-_SHOWN = 5
+__all__ = ["Prediction", "named", "pair", "read_predictions", "write_predictions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +37,6 @@ class Prediction:
     text: str
     confidence: float | None = None
     option_scores: tuple[float, ...] | None = None
-
-
-def named(ids: Iterable[str]) -> str:
-    """Return the first few ids, and how many more there are, for a message."""
-    every = list(ids)
-    more = f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else ""
-    return ", ".join(repr(i) for i in every[:_SHOWN]) + more
 
 
 def pair(
@@ -65,6 +58,11 @@ def pair(
     known = {r.id for r in records}
     missing = [r.id for r in records if r.id not in by_id]
     unknown = [i for i in by_id if i not in known]
+    if missing and len(missing) == len(records) and unknown:
+        raise DataError(
+            f"no id in common: the predictions have {named(unknown[:1])}, the records "
+            f"{named(missing[:1])}; give predictions and truth of the same task"
+        )
     if missing:
         raise DataError(f"missing predictions for: {named(missing)}; predict every record once")
     if unknown:
@@ -92,11 +90,11 @@ def write_predictions(
 def _row(record: Record, prediction: Prediction) -> dict[str, Any]:
     row: dict[str, Any] = {"id": record.id, "prediction": prediction.text}
     if prediction.confidence is not None:
-        row["confidence"] = _checked(prediction.confidence, "confidence", record.id)
+        row["confidence"] = number(prediction.confidence, "confidence", record.id)
     if prediction.option_scores is not None:
         # Unrounded: a tie made by rounding would change the AUC when the file is scored again.
         scores = prediction.option_scores
-        row["option_scores"] = [_checked(score, "option_scores", record.id) for score in scores]
+        row["option_scores"] = [number(score, "option_scores", record.id) for score in scores]
         row["options"] = list(record.options)
     row |= {"answer": record.answer, "answer_type": record.answer_type}
     if record.references:
@@ -107,51 +105,27 @@ def _row(record: Record, prediction: Prediction) -> dict[str, Any]:
 def read_predictions(path: Path) -> list[Prediction]:
     """Return the predictions of a JSON Lines file; keys that scoring does not need are ignored.
 
+    An empty answer is a prediction: it is scored, and wrong.
+
     Raises:
-        DataError: The file cannot be read, or a line is not a prediction; the message names it.
+        DataError: The file cannot be read or is empty, or a line is not a prediction; the message
+            names it.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"cannot read predictions from {path} ({error.__class__.__name__}); give a UTF-8 file "
-            "of JSON lines"
-        ) from error
-    return [
-        _parse(line, f"{path.name} line {number}")
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
+    return [_prediction(row, where) for where, row in read_rows(path, "predictions")]
 
 
-def _parse(line: str, where: str) -> Prediction:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where} is no JSON ({error.msg}); write one object per line") from error
-    if not isinstance(row, dict) or not all(
-        isinstance(row.get(key), str) for key in ("id", "prediction")
-    ):
+def _prediction(row: Mapping[str, Any], where: str) -> Prediction:
+    if not all(isinstance(row.get(key), str) for key in ("id", "prediction")):
         raise DataError(f"{where} lacks an id or a prediction in text; write both as strings")
     scores = row.get("option_scores")
     if scores is not None and not isinstance(scores, list):
         raise DataError(f"{where}: option_scores is no list; write one number per option")
-    confidence = _number(row, "confidence", where)
+    confidence = row.get("confidence")
     return Prediction(
-        id=row["id"],
-        text=row["prediction"],
-        confidence=confidence,
+        id=text_of(row, "id", where),
+        text=text_of(row, "prediction", where),
+        confidence=None if confidence is None else number(confidence, "confidence", where),
         option_scores=None
         if scores is None
-        else tuple(_checked(score, "option_scores", where) for score in scores),
+        else tuple(number(score, "option_scores", where) for score in scores),
     )
-
-
-def _number(row: Mapping[str, Any], key: str, where: str) -> float | None:
-    return None if row.get(key) is None else _checked(row[key], key, where)
-
-
-def _checked(value: object, key: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise DataError(f"{where}: {key} holds {value!r}; write a finite number")
-    return float(value)

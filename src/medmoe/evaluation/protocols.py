@@ -29,9 +29,9 @@ def _reference_words(prediction: str, answer: str) -> dict[str, float]:
     }
 
 
-def _bleu(prediction: str, answer: str) -> dict[str, float]:
-    scores = metrics.reference_bleu(prediction.lower(), answer.lower())
-    return dict(zip(("bleu1", "bleu2", "bleu3"), scores, strict=True))
+def bleu_scores(prediction: str, answer: str) -> tuple[float, float, float]:
+    """Return BLEU-1, BLEU-2 and BLEU-3 of ``reference`` and ``llava_med``; they cost the most."""
+    return metrics.reference_bleu(prediction.lower(), answer.lower())
 
 
 def _llava_med_words(prediction: str, answer: str) -> dict[str, float]:
@@ -63,6 +63,7 @@ _SCORERS: Mapping[str, Callable[[str, str, str], dict[str, float]]] = {
     "token_f1": _token_f1,
 }
 _WITH_BLEU = frozenset({"reference", "llava_med"})
+_BLEU = ("bleu1", "bleu2", "bleu3")
 #: The names `score_pair` takes.
 PROTOCOLS: tuple[str, ...] = tuple(_SCORERS)
 
@@ -101,4 +102,6 @@ def score_pair(protocol: str, prediction: str, answer: str, answer_type: str) ->
         DataError: The answer type is neither ``open`` nor ``closed``.
     """
     scores = dict(word_scores(protocol, prediction, answer, answer_type))
-    return scores | _bleu(prediction, answer) if protocol in _WITH_BLEU else scores
+    if protocol in _WITH_BLEU:
+        scores |= zip(_BLEU, bleu_scores(prediction, answer), strict=True)
+    return scores

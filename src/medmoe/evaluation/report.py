@@ -7,28 +7,18 @@ conclusion that the intervals do not bear, and it computes no score.
 
 from __future__ import annotations
 
-import base64
-import errno
-import io
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from medmoe.errors import DataError, GuardError, MedMoeError
+from medmoe.evaluation.page import Picture, render_page, write_page
 from medmoe.evaluation.report_rows import interval, percent, results
 from medmoe.routing import figures
 
-Picture = bytes | npt.NDArray[np.uint8]
-
-#: Longest side of an embedded array: sharp at its size on the page, and the file stays small.
-MAX_SIDE = 320
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PHASES = {
     "phase0": "phase 0, stand-in backbones",
     "phase1": "phase 1, alignment",
@@ -61,6 +51,49 @@ class Example:
 
 
 @dataclass(frozen=True)
+class DataTable:
+    """A table of a section; the first ``text_columns`` are set left, the numbers after them right.
+
+    Attributes:
+        rows: One value per column, ready to print.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    text_columns: int = 1
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of a section: one SVG element that our own code drew, or a picture.
+
+    Attributes:
+        caption: What it shows, in words; also read aloud in place of a picture.
+    """
+
+    caption: str
+    svg: str = ""
+    picture: Picture | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report that another module adds: calibration, routing, what the paper has.
+
+    Attributes:
+        id: Its anchor, unique on the page.
+        paragraphs: Sentences; text in backticks is shown as code.
+    """
+
+    id: str
+    title: str
+    paragraphs: Sequence[str] = ()
+    tables: Sequence[DataTable] = ()
+    figures: Sequence[Figure] = ()
+
+
+@dataclass(frozen=True)
 class ReportData:
     """What the report shows; empty parts are left out of it.
 
@@ -72,6 +105,7 @@ class ReportData:
         domains: Its column labels, and the labels of ``confusion``, in the order of the experts.
         confusion: Counts (D, D) of images by true domain (row) and the router's domain (column).
         sheet: Captions and pictures of the contact sheet.
+        sections: Further parts, shown before the data.
         notes: Sentences on this run, shown under the headline.
         next_steps: What to try next; text in backticks is shown as code.
     """
@@ -85,6 +119,7 @@ class ReportData:
     confusion: npt.NDArray[np.int64] | None = None
     sheet: list[tuple[str, npt.NDArray[np.uint8]]] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
+    sections: Sequence[Section] = ()
     notes: list[str] = field(default_factory=list)
     next_steps: list[str] = field(default_factory=list)
 
@@ -101,43 +136,18 @@ def write_report(path: Path, data: ReportData) -> None:
         GuardError: The disk is full.
         MedMoeError: The file cannot be written for another reason.
     """
-    text = render_report(data)
-    # In the same folder, so that the replace is one atomic step of the file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise GuardError(f"{path}: the disk is full; free some space or use --out") from error
-        raise MedMoeError(
-            f"{path}: the report cannot be written ({error.strerror}); use --out with a folder "
-            "that you may write to"
-        ) from error
+    write_page(path, render_report(data))
 
 
 def render_report(data: ReportData) -> str:
     """Return the report as HTML."""
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(
-        picture=_data_uri, percent=percent, probability=_probability, code=_code
-    )
-    template = resources.files("medmoe.evaluation").joinpath("templates/report.html.j2")
     summary = data.summary
     router = summary.get("router") or {}
-    return environment.from_string(template.read_text(encoding="utf-8")).render(
+    return render_page(
+        "report",
+        title=data.title,
         data=data,
         summary=summary,
         results=results(summary.get("scores", []), summary.get("comparisons", [])),
@@ -186,47 +196,3 @@ def _times(seconds: Mapping[str, float]) -> list[tuple[str, str, float]]:
 def _minutes(seconds: float) -> str:
     whole = round(seconds)
     return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{seconds:.1f} s"
-
-
-def _probability(value: float) -> str:
-    """Two decimals, but never a certainty that rounding made."""
-    return "> 0.99" if 0.995 <= value < 1 else f"{value:.2f}"
-
-
-def _code(text: str) -> Any:
-    """Escape a line and set its `…` parts as code."""
-    from markupsafe import Markup, escape
-
-    parts = text.split("`")
-    if len(parts) % 2 == 0:  # a lone backtick is no code
-        return escape(text)
-    code = Markup("<code>{}</code>")
-    return Markup("").join(code.format(p) if i % 2 else escape(p) for i, p in enumerate(parts))
-
-
-def _data_uri(picture: Picture) -> str:
-    return "data:image/png;base64," + base64.b64encode(_png(picture)).decode("ascii")
-
-
-def _png(picture: Picture) -> bytes:
-    """Return PNG bytes of a picture, arrays shrunk to `MAX_SIDE`."""
-    if isinstance(picture, bytes):
-        if not picture.startswith(PNG_SIGNATURE):
-            raise DataError(
-                f"picture bytes start with {picture[:8]!r}, which is no PNG; encode it as PNG or "
-                "give its pixels"
-            )
-        return picture
-    from PIL import Image
-
-    right = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)
-    if not right or picture.dtype != np.uint8 or picture.size == 0:
-        raise DataError(
-            f"picture has shape {picture.shape} and type {picture.dtype}; give (H, W) or "
-            "(H, W, 3) uint8"
-        )
-    image = Image.fromarray(np.ascontiguousarray(picture))
-    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()

@@ -11,6 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from medmoe.evaluation.page import percent as percent
+from medmoe.evaluation.page import points
+
 Score = Mapping[str, Any]
 Key = tuple[str, ...]
 Table = Mapping[Key, Mapping[str, Score]]  # row → system → score
@@ -19,8 +22,13 @@ _KEY = ("task", "split", "subset", "protocol", "metric")
 _BASELINES = {"constant_baseline": "constant-answer", "question_only_baseline": "question-only"}
 _SYSTEMS = {"moe": "MoE", "sft": "SFT"}
 _CONTROLS = {"blank": "blank image", "shuffled": "shuffled images"}
-_OURS = ("strict", "label_score")  # the protocols that our headline scores use
+OURS = ("strict", "label_score")  # the protocols that our headline scores use
 _LEADING_METRICS = ("accuracy", "exact_match")
+_BREAKDOWNS = ("modality:", "organ:", "answer_length:")
+_TABLES = (
+    *("Our protocol", "Other published protocols", "By question type"),
+    "By modality, organ and length of the answer",
+)
 _MAIN_SUBSETS = ("closed", "open", "all")  # every other subset is a question type
 
 
@@ -40,6 +48,7 @@ class Row:
 
     task: str
     what: str
+    protocol: str
     cells: list[tuple[str, Cell | None]]
     n: str
     constant: str
@@ -62,9 +71,13 @@ class Control:
 
 @dataclass(frozen=True)
 class Results:
-    """All that the report says about scores; ``headlines`` are (name, cell of the MoE model)."""
+    """All that the report says about scores; ``headlines`` are (name, cell of the ``lead`` system).
+
+    The lead is the MoE model where there is one, else the first system.
+    """
 
     systems: list[str]
+    lead: str
     tables: list[tuple[str, list[Row]]]
     controls: list[Control]
     headlines: list[tuple[str, Cell]]
@@ -81,20 +94,22 @@ def results(scores: Sequence[Score], comparisons: Sequence[Mapping[str, Any]] = 
             table.setdefault(_key(score), {})[score["system"]] = score
     controls = [score for score in scores if score.get("control") is not None]
     systems = sorted({s for row in table.values() for s in row}, key=_system_order)
+    lead = systems[0] if systems else ""
     leading = {key: row for key, row in table.items() if _leads(key)}
     tables = [
         (title, [_row(row, systems) for key, row in table.items() if _group(key) == title])
-        for title in ("Our protocol", "Other published protocols", "By question type")
+        for title in _TABLES
     ]
     leading_controls = [score for score in controls if _leads(_key(score))]
     return Results(
         systems=[system_name(system) for system in systems],
+        lead=system_name(lead),
         tables=[(title, rows) for title, rows in tables if rows],
         controls=[_control(score, table) for score in leading_controls],
         headlines=[
-            (f"{_place(row['moe'])} {_what(row['moe'])}", _cell(row["moe"], row))
+            (f"{_place(row[lead])} {_what(row[lead])}", _cell(row[lead], row))
             for key, row in leading.items()
-            if "moe" in row and key[2:4] != ("all", "strict")
+            if lead in row and key[2:4] != ("all", "strict")
         ],
         baseline_sentences=list(_baseline_sentences(_judged(table))),
         comparison_sentences=list(_comparison_sentences(comparisons)),
@@ -107,28 +122,25 @@ def results(scores: Sequence[Score], comparisons: Sequence[Mapping[str, Any]] = 
 def _leads(key: Key) -> bool:
     """Return whether a row is one of the few that comparisons and controls are told of."""
     _, _, subset, protocol, metric = key
-    return protocol in _OURS and metric in _LEADING_METRICS and subset in _MAIN_SUBSETS
+    return protocol in OURS and metric in _LEADING_METRICS and subset in _MAIN_SUBSETS
 
 
 def _group(key: Key) -> str:
+    if key[2].startswith(_BREAKDOWNS):
+        return "By modality, organ and length of the answer"
     if key[2] not in _MAIN_SUBSETS:
         return "By question type"
-    return "Our protocol" if key[3] in _OURS else "Other published protocols"
+    return "Our protocol" if key[3] in OURS else "Other published protocols"
 
 
 def _judged(table: Table) -> Table:
     """Return the rows held against their baselines in words; the tables mark the others."""
-    return {k: row for k, row in table.items() if k[3] in _OURS and k[2] in _MAIN_SUBSETS}
+    return {k: row for k, row in table.items() if k[3] in OURS and k[2] in _MAIN_SUBSETS}
 
 
 def system_name(system: str) -> str:
     """Return the printed name of a system: MoE, SFT, others as they are."""
     return _SYSTEMS.get(system, system)
-
-
-def percent(value: float | None) -> str:
-    """Return a value in percent with one decimal; a dash where there is none."""
-    return "–" if value is None else f"{value:.1f}"
 
 
 def interval(score: Score) -> str:
@@ -159,7 +171,7 @@ def _place(score: Score) -> str:
 def place(task: str, split: str) -> str:
     """Return the printed name of a task's split; that of VQA-RAD's standard test warns."""
     shared = " (shared images)" if (task, split) == ("vqa_rad", "test") else ""
-    return f"{task}{shared} {split}"
+    return f"{task}{shared} {split}".rstrip()
 
 
 def _n(score: Score) -> str:
@@ -199,6 +211,7 @@ def _row(row: Mapping[str, Score], systems: Sequence[str]) -> Row:
     return Row(
         task=_place(first),
         what=_what(first),
+        protocol=str(first["protocol"]),
         cells=[(system_name(s), _cell(row[s], row) if s in row else None) for s in systems],
         n=" / ".join(sizes),
         constant=percent(baselines.get("constant-answer")),
@@ -230,11 +243,11 @@ def _comparison_sentences(comparisons: Sequence[Mapping[str, Any]]) -> Iterator[
     for row in comparisons:
         first, second = (system_name(system) for system in row["systems"])
         name = f"{place(row['task'], row['split'])}, {row['subset']}: {first} against {second}"
-        text = f"{name} {_signed(row['difference'])} points"
+        text = f"{name} {points(row['difference'])} points"
         if row["low"] is None or row["high"] is None:
             yield f"{text}; a single image gives no interval, so this shows nothing."
             continue
-        inside = f"{_signed(row['low'])} to {_signed(row['high'])}, McNemar p = {row['p']:.2g}"
+        inside = f"{points(row['low'])} to {points(row['high'])}, McNemar p = {row['p']:.2g}"
         verdict = "the interval holds zero, so neither is shown to be better"
         if row["low"] > 0 or row["high"] < 0:
             verdict = f"{first if row['low'] > 0 else second} is better in this run"
@@ -245,7 +258,7 @@ def _control(score: Score, table: Table) -> Control:
     full = table.get(_key(score), {}).get(score["system"])
     change = "–"
     if full is not None and full.get("value") is not None and score.get("value") is not None:
-        change = _signed(score["value"] - full["value"])
+        change = points(score["value"] - full["value"])
     return Control(
         task=_place(score),
         what=_what(score),
@@ -280,7 +293,3 @@ def _control_name(score: Score) -> str:
 
 def _overlap(one: Score, other: Score) -> bool:
     return bool(one["low"] <= other["high"] and other["low"] <= one["high"])
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "−")

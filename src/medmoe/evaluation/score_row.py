@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from medmoe.data.schema import Record
-from medmoe.evaluation.statistics import clustered_bootstrap, wilson
+from medmoe.evaluation.statistics import Floats, clustered_bootstraps, wilson
 
 _DECIMALS = 6
 
@@ -97,11 +99,24 @@ def interval(
 
     A bootstrap of equal values has no width: three right answers of three would claim certainty.
     """
-    if set(values) in ({0.0}, {1.0}):
-        count = len(set(images))
-        return wilson(count if values[0] == 1.0 else 0, count)
-    low, high = clustered_bootstrap(values, images, seed=seed)
-    return (None, None) if math.isnan(low) else (low, high)
+    (ends,) = intervals(np.asarray(values, dtype=np.float64)[:, None], images, seed)
+    return ends
+
+
+def intervals(
+    values: Floats, images: Sequence[str], seed: int
+) -> list[tuple[float | None, float | None]]:
+    """Return the `interval` of each column of values (records, M); columns share their draws."""
+    count = len(set(images))
+    found: list[tuple[float | None, float | None]] = []
+    for column, (low, high) in zip(
+        values.T, clustered_bootstraps(values, images, seed=seed), strict=True
+    ):
+        if column[0] in (0.0, 1.0) and (column == column[0]).all():
+            found.append(wilson(count if column[0] == 1.0 else 0, count))
+        else:
+            found.append((None, None) if math.isnan(low) else (float(low), float(high)))
+    return found
 
 
 def percent(share: float | None) -> float | None:

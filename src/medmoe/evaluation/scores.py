@@ -25,6 +25,7 @@ from medmoe.evaluation.predictions import (
 )
 from medmoe.evaluation.protocols import PROTOCOLS, word_scores
 from medmoe.evaluation.score_row import ScoreRow, clears_baselines, filled, type_label
+from medmoe.evaluation.tasks import TASKS
 
 __all__ = [
     "Prediction",
@@ -52,6 +53,7 @@ def score_task(
     seed: int,
     control: str | None = None,
     protocols: Sequence[str] = _HEADLINE,
+    subsets: Mapping[str, Callable[[Record], bool]] | None = None,
 ) -> list[ScoreRow]:
     """Return the score rows of one system on one task.
 
@@ -71,6 +73,7 @@ def score_task(
         seed: Of the bootstrap.
         control: None, ``blank`` or ``shuffled``.
         protocols: The VQA protocols to score under.
+        subsets: Further subsets by name, e.g. those of `medmoe.evaluation.breakdowns`.
 
     Raises:
         DataError: The ids do not pair, training ids are mixed up, the records are of several
@@ -89,8 +92,10 @@ def score_task(
     _check_one_per_id(train)
     blank = ScoreRow(system, task, split, "", "", "", None, None, None, 0, control=control)
     if kinds == ["vqa"]:
-        return list(_vqa_rows(blank, pairs, train, seed, protocols))
-    return list(label_score_rows(blank, pairs, train, seed))
+        return list(_vqa_rows(blank, pairs, train, seed, protocols, subsets or {}))
+    several = task in TASKS and TASKS[task].kind == "multi_label"
+    further = subsets or {}
+    return list(label_score_rows(blank, pairs, train, seed, multi_label=several, subsets=further))
 
 
 def _check_names(protocols: Sequence[str], control: str | None) -> None:
@@ -237,11 +242,12 @@ def _vqa_rows(
     train: Sequence[Record],
     seed: int,
     protocols: Sequence[str],
+    further: Mapping[str, Callable[[Record], bool]],
 ) -> Iterator[ScoreRow]:
     records = [record for record, _ in pairs]
     answers = _Answers(records, {record.id: prediction.text for record, prediction in pairs})
     blind = _Blind(train, records)
-    for subset, belongs in _subsets(records).items():
+    for subset, belongs in (_subsets(records) | dict(further)).items():
         for measure in _measures(subset, protocols):
             chosen = [r for r in records if belongs(r) and r.answer_type in measure.keys]
             if not chosen:

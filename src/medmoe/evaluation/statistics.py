@@ -20,7 +20,7 @@ from medmoe.errors import DataError
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 #: Cells of a resampling block that are held in memory at once.
-_BLOCK = 1 << 21
+_BLOCK = 1 << 18
 
 
 def cluster_indices(clusters: Sequence[Hashable]) -> tuple[Indices, int]:
@@ -70,23 +70,58 @@ def clustered_bootstrap(
         DataError: No values, not a number among them, or not one cluster per value.
     """
     data = np.asarray(values, dtype=np.float64)
-    if data.ndim != 1 or data.size == 0 or data.size != len(clusters):
+    if data.ndim != 1:
+        raise DataError(f"values of shape {data.shape}; give one value per item")
+    ((low, high),) = clustered_bootstraps(
+        data[:, None], clusters, seed=seed, resamples=resamples, confidence=confidence
+    )
+    return float(low), float(high)
+
+
+def clustered_bootstraps(
+    values: Floats,
+    clusters: Sequence[Hashable],
+    *,
+    seed: int,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+) -> Floats:
+    """Return the intervals (M, 2) of the means of M columns ``values`` (items, M).
+
+    The columns share their draws, so M metrics of the same items cost little more than one, and
+    each column's interval is that of `clustered_bootstrap` with the same seed.
+
+    Raises:
+        DataError: As `clustered_bootstrap`.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    if data.ndim != 2 or data.size == 0 or len(data) != len(clusters):
         raise DataError(
-            f"{data.size} values with {len(clusters)} clusters; give at least one value and one "
+            f"{len(data)} values with {len(clusters)} clusters; give at least one value and one "
             "cluster for each"
         )
     if not np.isfinite(data).all():
         raise DataError("a value is not finite; drop or mend it before asking for an interval")
     index, count = cluster_indices(clusters)
     if count < 2:
-        return math.nan, math.nan
-    sums = np.bincount(index, weights=data, minlength=count)
+        return np.full((data.shape[1], 2), math.nan)
+    sums = np.zeros((count, data.shape[1]))
+    np.add.at(sums, index, data)
     sizes = np.bincount(index, minlength=count).astype(np.float64)
-    means = [
-        sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-        for drawn in resampled_clusters(count, seed=seed, resamples=resamples)
-    ]
-    return percentile_interval(np.concatenate(means), confidence)
+    means = []
+    for drawn in resampled_clusters(count, seed=seed, resamples=resamples):
+        times = drawn_counts(drawn, count)
+        means.append((times @ sums) / (times @ sizes)[:, None])
+    tail = (1.0 - confidence) / 2.0
+    return np.quantile(np.concatenate(means), [tail, 1.0 - tail], axis=0).T
+
+
+def drawn_counts(drawn: Indices, count: int) -> Floats:
+    """Return how often each of ``count`` clusters was drawn (R, count), from draws (R, count)."""
+    rows = len(drawn)
+    # One flat count over all rows: a loop over resamples would take most of the time.
+    flat = (drawn + np.arange(rows)[:, None] * count).ravel()
+    return np.bincount(flat, minlength=rows * count).reshape(rows, count).astype(np.float64)
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

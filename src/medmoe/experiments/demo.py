@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medmoe.backbones.registry import vision_backbone
+from medmoe.evaluation.cards import CARDS, write_cards
 from medmoe.evaluation.report import write_report
 from medmoe.experiments.corpus import Corpus, phantom_corpus
 from medmoe.experiments.demo_report import example_pictures, report_data
@@ -32,7 +33,7 @@ def run_demo(plan: DemoPlan, out: Path, progress: Progress) -> dict[str, Any]:
     corpus = _corpus(plan)
     trained = train_all(corpus, plan.model, plan.spec, plan.steps, plan.seed, progress)
     # From here on the folder is the new run's: no scores of an older one beside its model.
-    for name in ("summary.json", "report.html"):
+    for name in ("summary.json", "report.html", *CARDS):
         (out / name).unlink(missing_ok=True)
     shutil.rmtree(out / "predictions", ignore_errors=True)
     start = time.perf_counter()
@@ -46,6 +47,7 @@ def run_demo(plan: DemoPlan, out: Path, progress: Progress) -> dict[str, Any]:
     write_report(out / "report.html", report)
     example_pictures(corpus, out / "examples")
     _write_atomically(out / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_cards(out)
     return summary
 
 

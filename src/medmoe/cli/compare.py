@@ -1,0 +1,123 @@
+"""`medmoe compare A B`: two models' answers to the same questions, paired; exit code for CI."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medmoe.cli import flags
+from medmoe.cli.parser import FOOTER
+
+if TYPE_CHECKING:
+    from medmoe.evaluation.run_comparison import Comparison
+    from medmoe.evaluation.run_files import Side
+
+WORSE = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `compare`."""
+    parser.add_argument(
+        "a",
+        metavar="A",
+        help="the baseline: a prediction file or run folder; several seeds parted by commas",
+    )
+    parser.add_argument("b", metavar="B", help="what is held against it, given in the same way")
+    parser.add_argument(
+        "--truth",
+        type=Path,
+        metavar="FILE",
+        help="truth of the predictions (default: what A's own files hold)",
+    )
+    parser.add_argument(
+        "--fail-if-worse",
+        action="store_true",
+        help="end with 1 if the interval of B − A lies below zero in a deciding row",
+    )
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="write a page with the flipped answers"
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="pictures of the page, by their image names"
+    )
+    flags.add_data(parser)
+    flags.add_seed(parser)
+    flags.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the differences, write the page, and return 1 if B is worse and that was asked.
+
+    Raises:
+        DataError: A file cannot be used, or the two sides are of other records.
+    """
+    from dataclasses import asdict
+
+    from medmoe.cli.compare_tables import show
+    from medmoe.data.registry import find_data
+    from medmoe.evaluation.compare_page import losses, verdict, write_compare_page
+    from medmoe.evaluation.run_files import matched, read_side
+
+    a, b = read_side(args.a), read_side(args.b)
+    shared, notes = matched(a, b)
+    root = find_data(args.data) if args.report else None
+    found = [_compare(name, left, right, args) for name, left, right in shared]
+    differences = [row for comparison in found for row in comparison.differences]
+    show((a.name, b.name), found, notes)
+    if args.report:
+        write_compare_page(
+            args.report,
+            (a.name, b.name),
+            found,
+            root=root,
+            images=args.images,
+            phantom_seed=_phantom_seed(a, b, args.seed),
+        )
+        print(f"page: {args.report}")
+    worse = bool(losses(differences))
+    result: dict[str, Any] = {
+        "version": 1,
+        "a": a.name,
+        "b": b.name,
+        "seed": args.seed,
+        "verdict": verdict(differences),
+        "worse": worse,
+        "differences": [row.to_dict() for row in differences],
+        "wins": [asdict(row) for comparison in found for row in comparison.wins],
+        "flips": [_flip(row) for comparison in found for row in comparison.flips],
+        "notes": notes,
+        "use": FOOTER,
+    }
+    flags.write_json(args.json, result)
+    return WORSE if worse and args.fail_if_worse else 0
+
+
+def _compare(
+    name: str, a: Sequence[Path], b: Sequence[Path], args: argparse.Namespace
+) -> Comparison:
+    from medmoe.evaluation.predictions import read_predictions
+    from medmoe.evaluation.run_comparison import compare_runs
+    from medmoe.evaluation.truth import check_same_truth, own_truth, read_truth
+
+    records = read_truth(args.truth) if args.truth else own_truth(a[0])
+    for path in (*a, *b):
+        check_same_truth(path, records)
+    left, right = ([read_predictions(path) for path in side] for side in (a, b))
+    return compare_runs(name, records, left, right, seed=args.seed)
+
+
+def _phantom_seed(a: Side, b: Side, seed: int) -> int:
+    return next((s for s in (a.seed, b.seed) if s is not None), seed)
+
+
+def _flip(row: Any) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "id": row.record.id,
+        "answer": row.record.answer,
+        "a": list(row.a),
+        "b": list(row.b),
+        "change": row.change,
+    }

@@ -1,0 +1,132 @@
+"""What `medmoe score` prints: one table of all protocols, one by question type, in 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from medmoe.cli.parser import FOOTER
+from medmoe.cli.tables import plain_table, width_of
+from medmoe.evaluation.report_rows import interval, percent
+from medmoe.evaluation.score_report import MAIN_SUBSETS, shown
+
+_CONSTANTS = {
+    "always_yes": "yes",
+    "always_no": "no",
+    "most_frequent_per_type": "most frequent",
+    "question_only": "question only",
+    "best_option": "best option",
+}
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """Print everything that `score` found."""
+    console = Console()
+    width = width_of(console)
+    console.print(_protocols(result), width=width)
+    if any(name not in MAIN_SUBSETS for name in result["protocols"].get("strict", {})):
+        console.print(_subsets(result), width=width)
+    if result["paper"]:
+        console.print(_paper(result), width=width)
+    for line in (*_blind_sentences(result), *result["notes"]):
+        console.print(f"  - {line}", highlight=False, markup=False, soft_wrap=True)
+    console.print(FOOTER, highlight=False)
+
+
+def _protocols(result: Mapping[str, Any]) -> Table:
+    title = f"{result['n']} records, {result['images']} images; percent, 95 % interval by image"
+    table = plain_table(
+        title, ("protocol", "subset", "metric"), ("value", "interval", "n", "constant")
+    )
+    table.add_column("answer")
+    for protocol, subsets in _headline_first(result["protocols"]):
+        first = True
+        for subset, metric in shown(protocol, subsets):
+            cell = subsets[subset][metric]
+            constant, answer = best_constant(result, protocol, subset, metric)
+            table.add_row(
+                protocol if first else "",
+                subset,
+                metric,
+                percent(cell["value"]),
+                interval(cell),
+                str(cell["n"]),
+                percent(constant),
+                answer,
+            )
+            first = False
+        if not first:
+            table.add_section()
+    return table
+
+
+def _headline_first(cells: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return sorted(cells.items(), key=lambda item: item[0] not in ("strict", "label_score"))
+
+
+def best_constant(
+    result: Mapping[str, Any], protocol: str, subset: str, metric: str
+) -> tuple[float | None, str]:
+    """Return the best constant answer's value and name; (None, "") where none was scored."""
+    found = [
+        (cells[protocol][subset][metric]["value"], _CONSTANTS[name])
+        for name, cells in result["baselines"].items()
+        if metric in cells.get(protocol, {}).get(subset, {})
+    ]
+    return max(found, key=lambda pair: pair[0]) if found else (None, "")
+
+
+def _subsets(result: Mapping[str, Any]) -> Table:
+    title = "strict, share of questions answered right"
+    table = plain_table(title, ("subset",), ("value", "interval", "n", "constant"))
+    for subset, metrics in result["protocols"]["strict"].items():
+        if subset in MAIN_SUBSETS:
+            continue
+        cell = metrics["accuracy"]
+        constant, _ = best_constant(result, "strict", subset, "accuracy")
+        table.add_row(
+            subset, percent(cell["value"]), interval(cell), str(cell["n"]), percent(constant)
+        )
+    return table
+
+
+def _paper(result: Mapping[str, Any]) -> Table:
+    table = plain_table(
+        f"the paper on {result['task']} (no interval, no n)",
+        ("system", "subset", "metric", "protocol"),
+        ("table", "value", "ours"),
+    )
+    for row in result["paper"]:
+        ours = (
+            result["protocols"]
+            .get(row["our_protocol"], {})
+            .get(row["subset"], {})
+            .get(row["metric"], {})
+        )
+        table.add_row(
+            row["system"],
+            row["subset"],
+            row["metric"],
+            row["protocol"],
+            str(row["table"]),
+            f"{row['value']:.2f}",
+            percent(ours.get("value")),
+        )
+    return table
+
+
+def _blind_sentences(result: Mapping[str, Any]) -> Iterator[str]:
+    """Say which headline scores do not clear the best constant answer."""
+    strict = result["protocols"].get("strict", {})
+    for subset, metric in (("closed", "accuracy"), ("open", "exact_match")):
+        cell = strict.get(subset, {}).get(metric)
+        constant, answer = best_constant(result, "strict", subset, metric)
+        if cell is None or constant is None or (cell["low"] or 0.0) > constant:
+            continue
+        yield (
+            f"strict {subset} is not above the constant answer ({answer}, {percent(constant)}) "
+            "outside its interval: no sign that pictures were used"
+        )

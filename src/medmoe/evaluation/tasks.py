@@ -1,0 +1,153 @@
+"""What can be evaluated by name, and what the paper reports on it.
+
+A task names the data set, split and kind of its records, and the paper's name for it; the records
+come from `medmoe.data`. ``recipes/paper.csv`` holds the published figures of the paper's tables 1,
+3 and 9 (4 to 6: only the range of the differences is known to us; 2, 7 and 10: no figure is).
+Their protocol is the released scorer's; table 3 does not say how an answer becomes a label.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from medmoe.errors import ConfigError, one_of
+
+Kind = Literal["vqa", "classification", "multi_label"]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """One task.
+
+    Attributes:
+        dataset: Name in `medmoe.data.registry`, or the path of a user's own; ``phantom`` is the
+            embedded one.
+        split: The split that is scored.
+        train_split: Where the baselines' answers come from.
+        kind: ``vqa`` (answers in words), ``classification`` (one of the options) or ``multi_label``
+            (each label present or not).
+        answer_types: The types of answers that its records have.
+        paper_name: The paper's name of the same records, None where it reports nothing on them.
+    """
+
+    name: str
+    dataset: str
+    split: str = "test"
+    train_split: str = "train"
+    kind: Kind = "vqa"
+    paper_name: str | None = None
+    answer_types: tuple[str, ...] = ("closed", "open")
+
+
+@dataclass(frozen=True, slots=True)
+class PaperRow:
+    """One published figure, in percent (a difference: in points)."""
+
+    system: str
+    subset: str
+    metric: str
+    protocol: str
+    value: float
+    table: int
+
+    @property
+    def our_protocol(self) -> str:
+        """The protocol of ours that comes nearest: an unstated one by label is `label_score`."""
+        return "label_score" if self.protocol == "unstated" else self.protocol
+
+
+def _medmnist(name: str, kind: Kind = "classification", paper: str | None = None) -> TaskSpec:
+    return TaskSpec(name, name, kind=kind, paper_name=paper, answer_types=("closed",))
+
+
+#: Every task by its name.
+TASKS: Mapping[str, TaskSpec] = {
+    task.name: task
+    for task in (
+        TaskSpec("phantom_vqa", "phantom"),
+        TaskSpec(
+            "phantom_classification", "phantom", kind="classification", answer_types=("closed",)
+        ),
+        TaskSpec("vqa_rad", "vqa_rad", paper_name="VQA-RAD"),
+        # Another test set than the paper's: nothing published is comparable.
+        TaskSpec("vqa_rad_disjoint", "vqa_rad", "disjoint_test", "disjoint_train"),
+        TaskSpec("slake", "slake", paper_name="SLAKE"),
+        TaskSpec("slake_zh", "slake_zh"),
+        TaskSpec("path_vqa", "path_vqa", paper_name="PathVQA"),
+        TaskSpec("vqa_med_2019", "vqa_med_2019", split="validation"),
+        TaskSpec("pmc_vqa", "pmc_vqa", answer_types=("closed",)),
+        _medmnist("pathmnist"),
+        _medmnist("chestmnist", "multi_label"),
+        _medmnist("dermamnist"),
+        _medmnist("octmnist"),
+        _medmnist("pneumoniamnist", paper="PneumoniaMNIST"),
+        _medmnist("retinamnist"),
+        _medmnist("breastmnist"),
+        _medmnist("bloodmnist"),
+        _medmnist("tissuemnist"),
+        _medmnist("organamnist"),
+        _medmnist("organcmnist", paper="OrganCMNIST"),
+        _medmnist("organsmnist"),
+    )
+}
+
+
+def task_spec(name: str) -> TaskSpec:
+    """Return a task by its name, or that of a user's own data by its path.
+
+    A table's task is named after the file, that of a folder with a folder per class after it.
+
+    Raises:
+        ConfigError: There is none of this name, and nothing at this path; the nearest is named.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise ConfigError(f"{one_of(name, TASKS, 'task')}; or give the path of your own data")
+    kind: Kind = "classification" if path.is_dir() else "vqa"
+    return TaskSpec(path.resolve().stem, str(path), kind=kind)
+
+
+def paper_rows(task: str, subset: str | None = None) -> list[PaperRow]:
+    """Return the published figures on a task's records, those of one subset only where it is given.
+
+    Empty where the paper reports nothing on them.
+
+    Raises:
+        ConfigError: There is no task of this name.
+    """
+    name = task_spec(task).paper_name
+    return [
+        row for where, row in _paper() if where == name and (subset is None or row.subset == subset)
+    ]
+
+
+def paper_table(table: int) -> list[tuple[str, PaperRow]]:
+    """Return all figures of one of the paper's tables, each with the paper's name of its task."""
+    return [(task, row) for task, row in _paper() if row.table == table]
+
+
+@cache
+def _paper() -> tuple[tuple[str, PaperRow], ...]:
+    text = resources.files("medmoe.recipes").joinpath("paper.csv").read_text(encoding="utf-8")
+    return tuple(
+        (
+            row["task"],
+            PaperRow(
+                system=row["system"],
+                subset=row["subset"],
+                metric=row["metric"],
+                protocol=row["protocol"],
+                value=float(row["value"]),
+                table=int(row["table"]),
+            ),
+        )
+        for row in csv.DictReader(text.splitlines())
+    )

@@ -1,0 +1,253 @@
+"""`medmoe score`: any model's answers under every protocol, or one line that names the fault."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medmoe.cli.main import main
+
+TRUTH: list[dict[str, Any]] = [
+    {"id": "1", "answer": "Yes", "answer_type": "closed", "image": "a", "subset": "presence"},
+    {"id": "2", "answer": "no", "answer_type": "closed", "image": "a", "subset": "presence"},
+    {"id": "3", "answer": "left lung", "answer_type": "open", "image": "b", "subset": "place"},
+]
+SAID = ["yes, there is", "I do not know", "lung left"]
+ROWS: list[dict[str, Any]] = [
+    {"id": row["id"], "prediction": text} for row, text in zip(TRUTH, SAID, strict=True)
+]
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def truth(tmp_path: Path) -> Path:
+    return written(tmp_path / "truth.jsonl", TRUTH)
+
+
+@pytest.fixture
+def predictions(tmp_path: Path) -> Path:
+    return written(tmp_path / "pred.jsonl", ROWS)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """Run `score`, which must end with 2 and one line and print no score; return that line."""
+    assert main(["score", *map(str, words)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("medmoe: error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_json_has_the_shape_of_the_contract(
+    predictions: Path, truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "score.json"
+    words = ["--json", str(out), "--protocol", "all"]
+    assert main(["score", str(predictions), str(truth), *words]) == 0
+    found = json.loads(out.read_text(encoding="utf-8"))
+    for subsets in found["protocols"].values():
+        for metrics in subsets.values():
+            for cell in metrics.values():
+                assert set(cell) == {"value", "low", "high", "n"}
+    closed = {name: cells["closed"]["accuracy"] for name, cells in found["protocols"].items()}
+    # "I do not know" holds "no": right for the published scorers, wrong for strict.
+    assert {name: (cell["value"], cell["n"]) for name, cell in closed.items()} == {
+        "strict": (50.0, 2),
+        "reference": (100.0, 2),
+        "llava_med": (100.0, 2),
+        "token_f1": (50.0, 2),
+    }
+    opened = found["protocols"]["reference"]["open"]
+    assert (opened["exact_match"]["value"], opened["recall"]["value"]) == (100.0, 100.0)
+    assert found["protocols"]["strict"]["open"]["exact_match"]["value"] == 0.0
+    assert found["baselines"]["always_yes"]["strict"]["closed"]["accuracy"]["value"] == 50.0
+    assert (found["n"], found["images"], found["use"]) == (
+        3, 2, "Research use only, not a medical device."
+    )  # fmt: skip
+    capsys.readouterr()
+
+
+def test_table_shows_every_protocol_with_n_in_80_columns(
+    predictions: Path, truth: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["score", str(predictions), str(truth), "--task", "vqa_rad"]) == 0
+    out = capsys.readouterr().out
+    tables = [line for line in out.splitlines() if not line.startswith("  - ")]
+    assert max(map(len, tables)) <= 80
+    for word in ("strict", "reference", "llava_med", "token_f1", "3 records, 2 images", "presence"):
+        assert word in out
+    assert "Med-MoE (Phi-2)" in out
+    assert "82.72" in out
+    assert "no sign that pictures were used" in out
+    assert out.rstrip().endswith("Research use only, not a medical device.")
+
+
+def test_same_seed_gives_the_same_numbers_and_order_does_not_matter(
+    predictions: Path, truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shuffled = written(tmp_path / "shuffled.jsonl", ROWS[::-1])
+    found = []
+    for number, path in enumerate((predictions, predictions, shuffled)):
+        out = tmp_path / f"{number}.json"
+        assert main(["score", str(path), str(truth), "--json", str(out)]) == 0
+        found.append(json.loads(out.read_text(encoding="utf-8"))["protocols"])
+    assert found[0] == found[1] == found[2]
+    capsys.readouterr()
+
+
+def test_one_protocol_can_be_chosen_and_a_report_written(
+    predictions: Path, truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, out = tmp_path / "r" / "report.html", tmp_path / "s.json"
+    words = ["--protocol", "reference", "--report", str(page), "--json", str(out)]
+    assert main(["score", str(predictions), str(truth), *words]) == 0
+    assert list(json.loads(out.read_text(encoding="utf-8"))["protocols"]) == ["reference"]
+    html = page.read_text(encoding="utf-8")
+    assert "closed accuracy (reference)" in html
+    assert "Research use only, not a medical device" in html
+    assert "<script" not in html
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("kind", ["open", "closed"])
+def test_only_one_type_of_question_is_no_fault(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = [row for row in TRUTH if row["answer_type"] == kind]
+    path = written(tmp_path / "t.jsonl", chosen)
+    rows = [{"id": row["id"], "prediction": ""} for row in chosen]
+    assert main(["score", str(written(tmp_path / "p.jsonl", rows)), str(path)]) == 0
+    assert f"{len(chosen)} empty predictions" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (ROWS[:2], "missing predictions for: '3'"),
+        ([*ROWS, ROWS[0]], "predictions with a duplicate id: '1'"),
+        ([*ROWS, {"id": "9", "prediction": "x"}], "unknown prediction ids: '9'"),
+        ([{"id": f"x{i}", "prediction": "x"} for i in range(3)], "no id in common"),
+        ([*ROWS[:2], {"id": "3"}], "pred.jsonl line 3 lacks an id or a prediction"),
+        (
+            [*ROWS[:2], ROWS[2] | {"confidence": float("nan")}],
+            "pred.jsonl line 3: confidence holds nan; write a finite number",
+        ),
+        ([*ROWS[:2], ROWS[2] | {"answer": "right"}], "made for another truth: the answers of '3'"),
+        ([*ROWS[:2], ROWS[2] | {"option_scores": [0, 1]}], "without options in the truth: '3'"),
+    ],
+)
+def test_bad_predictions_are_one_line(
+    tmp_path: Path,
+    truth: Path,
+    rows: list[dict[str, Any]],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert message in refused(capsys, written(tmp_path / "pred.jsonl", rows), truth)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no predictions"),
+        (b'{"id": "1", "prediction": "ja"}\n{"id": "2", "predic', "pred.jsonl line 2 is no JSON"),
+        (b'{"id": "1", "prediction": "\xfc"}\n', "pred.jsonl line 1 is not UTF-8"),
+        (b"\xff\xfe\x7b\x00", "pred.jsonl is UTF-16 or UTF-32"),
+    ],
+)
+def test_unreadable_predictions_are_one_line(
+    tmp_path: Path,
+    truth: Path,
+    content: bytes,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "pred.jsonl").write_bytes(content)
+    assert message in refused(capsys, tmp_path / "pred.jsonl", truth)
+
+
+def test_a_byte_order_mark_is_no_fault(
+    tmp_path: Path, predictions: Path, truth: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (predictions, truth):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert main(["score", str(predictions), str(truth)]) == 0
+    assert "3 records" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answer": ""}, "truth.jsonl line 2: answer of '2' is empty"),
+        ({"answer_type": "maybe"}, "truth.jsonl line 2: unknown answer_type 'maybe'"),
+        ({"id": "1"}, "records with a duplicate id: '1'"),
+    ],
+)
+def test_bad_truth_is_one_line(
+    tmp_path: Path,
+    predictions: Path,
+    change: dict[str, Any],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = [TRUTH[0], TRUTH[1] | change, TRUTH[2]]
+    assert message in refused(capsys, predictions, written(tmp_path / "truth.jsonl", rows))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--protocol", "strickt"], "unknown protocol 'strickt'"),
+        (["--task", "vqarad"], "did you mean 'vqa_rad'"),
+        (["--train", "none.jsonl"], "cannot read truth from none.jsonl"),
+        (["--seed", "-1"], "is not a whole number"),
+    ],
+)
+def test_wrong_use_is_one_line(
+    predictions: Path,
+    truth: Path,
+    words: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert message in refused(capsys, predictions, truth, *words)
+
+
+def test_a_missing_file_is_one_line(truth: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "cannot read predictions from none.jsonl" in refused(capsys, "none.jsonl", truth)
+
+
+def test_recorded_answers_give_the_recorded_scores(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import csv
+
+    results = repository / "results"
+    table = list(csv.DictReader((results / "measured.csv").read_text().splitlines()))
+    checked = 0
+    for config in dict.fromkeys(row["config_sha256"] for row in table):
+        wanted = {"config_sha256": config, "system": "moe", "control": "", "subset": "closed"}
+        rows = [r for r in table if all(r[k] == v for k, v in wanted.items())]
+        for row in rows:
+            if row["metric"] != "accuracy" or row["protocol"] not in ("strict", "reference"):
+                continue
+            path = results / "predictions" / f"{config}-{row['task']}-{row['seed']}.jsonl"
+            out = tmp_path / "score.json"
+            assert main(["score", str(path), str(path), "--json", str(out)]) == 0
+            cells = json.loads(out.read_text(encoding="utf-8"))["protocols"][row["protocol"]]
+            cell = cells["closed"]["accuracy"]
+            # The table keeps four decimals of a percent.
+            for name in ("value", "low", "high"):
+                assert cell[name] == pytest.approx(float(row[name]), abs=5.1e-5), row
+            assert cell["n"] == int(row["n"])
+            checked += 1
+    assert checked >= 2
+    capsys.readouterr()
