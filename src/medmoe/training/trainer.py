@@ -129,8 +129,11 @@ def run_phase(
         )
     model.eval()
     curve = [(int(row["step"]), row["loss"]) for row in trainer.state.log_history if "loss" in row]
-    damaged = tuple(folder.damaged) if folder else ()
-    return PhaseResult(counts, curve, int(resumed.name[5:]) if resumed else None, damaged)
+    return PhaseResult(counts, curve, _step(resumed), tuple(folder.damaged) if folder else ())
+
+
+def _step(checkpoint: Path | None) -> int | None:
+    return int(checkpoint.name.removeprefix("step-")) if checkpoint else None
 
 
 def _folder(settings: RunSettings) -> CheckpointFolder | None:
