@@ -34,9 +34,10 @@ from medmoe.training.schedule import Schedule
 from medmoe.training.trainable import set_trainable
 from medmoe.training.trainer import run_phase
 
-IMAGES, IMAGES_A_STEP, QUESTIONS = 24, 8, 6
-#: Widths of the real models are divided by this; depths, heads and token counts stay.
-SCALE = 8
+IMAGES, IMAGES_A_STEP, QUESTIONS = 16, 8, 6
+#: Widths of the real models are divided by these: of the encoder alone before the demo's language
+#: model, and of both CLIP-L and Phi-2. Depths and token counts stay.
+SCALE, SCALE_OF_BOTH = 4, 8
 
 
 @dataclass(frozen=True)
@@ -167,10 +168,10 @@ def scaled(vision: VisionBackbone, language: LanguageBackbone, parts: Tiny) -> A
     return build_dense(tower, words, parts.processor.tokenizer, vision, 0).eval()
 
 
-def phase1(parts: Tiny, title: str, language: LanguageBackbone, repeats: int) -> None:
+def phase1(parts: Tiny, title: str, language: LanguageBackbone, scale: int, repeats: int) -> None:
     """Compare phase-1 steps that encode their images with those that read kept features."""
     config = CLIP_LARGE_336.config
-    widths = {name: config[name] // SCALE for name in ("hidden_size", "intermediate_size")}
+    widths = {name: config[name] // scale for name in ("hidden_size", "intermediate_size")}
     vision = replace(CLIP_LARGE_336, config=config | widths)
     model = scaled(vision, language, parts)
     tokens = ConversationTokenizer(parts.processor, model.config.image_seq_length)
@@ -217,16 +218,15 @@ def main() -> None:
         print(f"{name:<44}{found[name]}")
     by_trainers(parts, values.repeats)
 
-    print(
-        f"\nphase 1, time of a step that encodes ÷ reads kept features (CLIP-L's widths ÷ {SCALE})"
-    )
-    phase1(parts, "before the demo's language model", TINY_STABLELM, values.repeats)
-    shape = {"hidden_size", "intermediate_size"}
-    phi = {k: v // SCALE if k in shape else v for k, v in PHI2.config.items() if "id" not in k}
-    phi |= {"num_attention_heads": 8, "num_key_value_heads": 8, "hidden_size": 320,
-            "intermediate_size": 1280}  # fmt: skip
-    phi.pop("vocab_size", None)
-    phase1(parts, "before Phi-2 in the same proportion", replace(PHI2, config=phi), values.repeats)
+    print("\nphase 1, a step that encodes ÷ one that reads kept features")
+    title = f"CLIP-L ÷ {SCALE} before the demo's model"
+    phase1(parts, title, TINY_STABLELM, SCALE, values.repeats)
+    ids = {"vocab_size", "bos_token_id", "eos_token_id"}
+    shape = {k: v for k, v in PHI2.config.items() if k not in ids}
+    for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"):
+        shape[name] //= SCALE_OF_BOTH
+    title = f"CLIP-L ÷ {SCALE_OF_BOTH} before Phi-2 ÷ {SCALE_OF_BOTH}"
+    phase1(parts, title, replace(PHI2, config=shape), SCALE_OF_BOTH, values.repeats)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from medmoe.cli.main import parser_of
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FILES = (ROOT / "docs" / "files.md").read_text(encoding="utf-8")
-DOCUMENTS = ["README.md", "CONTRIBUTING.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/add_a_backbone.md"]
 MAX_LINES = 150
 FIRST_COMMAND_BEFORE = 40
 DATA_SUFFIXES = {".yaml", ".j2", ".csv"}

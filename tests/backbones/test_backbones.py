@@ -4,8 +4,9 @@ import re
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from medmoe.backbones.ffn import GATED, PLAIN, ffn_family
 from medmoe.backbones.registry import (
@@ -76,15 +77,66 @@ def test_every_setting_of_a_backbone_is_one_its_architecture_knows(backbone: Any
 
 
 @pytest.mark.parametrize("vision", VISION_BACKBONES.values(), ids=lambda b: b.name)
-def test_an_encoders_pictures_divide_into_its_patches(vision: Any) -> None:
-    assert vision.image_size % vision.patch_size == 0
+def test_an_encoder_is_described_as_its_architecture_is(vision: Any) -> None:
     assert vision.config["image_size"] == vision.image_size
     assert vision.config["patch_size"] == vision.patch_size
-    assert vision.select_strategy == "default"
     assert -vision.config["num_hidden_layers"] <= vision.select_layer < 0
+    siglip = vision.model_type == "siglip_vision_model"
+    # SigLIP has no class token to drop.
+    assert vision.select_strategy == ("full" if siglip else "default")
+    if siglip:
+        assert vision.mean == vision.std == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    "backbone", [*LANGUAGE_BACKBONES.values(), *VISION_BACKBONES.values()], ids=lambda b: b.name
+)
+def test_a_revision_is_a_commit_or_unknown(backbone: Any) -> None:
+    assert backbone.revision is None or re.fullmatch(r"[0-9a-f]{40}", backbone.revision)
+    assert backbone.hub_id is not None or backbone.revision is None
 
 
 @pytest.mark.parametrize("language", LANGUAGE_BACKBONES.values(), ids=lambda b: b.name)
-def test_a_revision_is_a_commit_or_unknown(language: Any) -> None:
-    assert language.revision is None or re.fullmatch(r"[0-9a-f]{40}", language.revision)
+def test_only_a_stand_in_gets_its_vocabulary_by_training(language: Any) -> None:
     assert (language.hub_id is None) == ("vocab_size" not in language.config)
+
+
+# The published cards' own numbers; a tied head is counted once.
+PUBLISHED = {
+    "phi2_2_7b": 2_779_683_840,
+    "stablelm2_1_6b": 1_644_515_328,
+    "qwen3_0_6b": 596_049_920,
+    "qwen3_1_7b": 1_720_574_976,
+    "smollm2_135m": 134_515_008,
+    "smollm2_360m": 361_821_120,
+    "smollm2_1_7b": 1_711_376_384,
+    "llama3_2_1b": 1_235_814_400,
+    "clip_large_336": 303_507_456,
+    "siglip2_so400m_384": 428_225_600,
+    "medsiglip_448": 428_565_440,  # the same with 1,024 positions instead of 729
+}
+
+
+def test_every_published_backbone_has_its_number_of_weights_here() -> None:
+    every = [*LANGUAGE_BACKBONES.values(), *VISION_BACKBONES.values()]
+    assert set(PUBLISHED) == {backbone.name for backbone in every if backbone.hub_id}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_backbone_has_the_published_number_of_weights_at_its_real_size(name: str) -> None:
+    language = name in LANGUAGE_BACKBONES
+    backbone: Any = LANGUAGE_BACKBONES[name] if language else VISION_BACKBONES[name]
+    config = AutoConfig.for_model(backbone.model_type, **backbone.config)
+    with torch.device("meta"):
+        model = (AutoModelForCausalLM if language else AutoModel).from_config(config)
+    # Phi-2's card counts the bias of its head, which the stock model has.
+    assert sum(parameter.numel() for parameter in model.parameters()) == PUBLISHED[name]
+    if language:
+        assert (model.lm_head.bias is not None) == backbone.lm_head_bias
+        assert ffn_family(model.model.layers[0].mlp) is (PLAIN if name == "phi2_2_7b" else GATED)
+    else:
+        pixels = torch.empty(1, 3, backbone.image_size, backbone.image_size, device="meta")
+        states = model(pixels, output_hidden_states=True).hidden_states[backbone.select_layer]
+        class_token = backbone.select_strategy == "default"
+        patches = (backbone.image_size // backbone.patch_size) ** 2
+        assert states.shape[1] == patches + class_token

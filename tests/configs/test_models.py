@@ -10,15 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.model.tiny import processor
-from transformers import AutoConfig
 
 import medmoe.recipes
-from medmoe.backbones.registry import language_backbone, vision_backbone
+from medmoe.backbones.registry import LANGUAGE_BACKBONES, vision_backbone
 from medmoe.config.load import check, recipe
 from medmoe.config.schema import ModelSpec
-from medmoe.model.build import dense_config
-from medmoe.model.configuration_medmoe import MedMoeConfig
+from medmoe.model.blueprint import meta_model, recipe_config
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 
 FOLDER = Path(medmoe.recipes.__file__).parent / "models"
@@ -27,27 +24,9 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 PAPER = {"phi2_2_7b": (6.45, 3.93, 4.77), "stablelm2_1_6b": (3.62, 2.37, 2.78)}
 
 
-def meta_model(name: str) -> MedMoeForConditionalGeneration:
+def recipe_model(name: str) -> MedMoeForConditionalGeneration:
     spec = check(ModelSpec, recipe("models", name), name)
-    language, vision = language_backbone(spec.language_model), vision_backbone(spec.vision_encoder)
-    dense = dense_config(
-        AutoConfig.for_model(vision.model_type, **vision.config),
-        AutoConfig.for_model(language.model_type, **language.config),
-        processor().tokenizer,
-        vision,
-    )
-    config = MedMoeConfig.from_dict(
-        dense.to_dict()
-        | {
-            "moe_layers": spec.moe_layers,
-            "domains": spec.domains,
-            "num_experts_per_tok": spec.num_experts_per_tok,
-            "router_layers": spec.router_layers,
-            "lm_head_bias": language.lm_head_bias,
-        }
-    )
-    with torch.device("meta"):
-        return MedMoeForConditionalGeneration(config)
+    return meta_model(recipe_config(spec, vocab_size=600))
 
 
 def weights(module: Any) -> int:
@@ -57,7 +36,7 @@ def weights(module: Any) -> int:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_model_recipe_builds_on_the_meta_device(name: str) -> None:
     started = time.monotonic()
-    model = meta_model(name)
+    model = recipe_model(name)
     assert time.monotonic() - started < 20
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     spec = check(ModelSpec, recipe("models", name), name)
@@ -75,7 +54,7 @@ def test_every_model_recipe_builds_on_the_meta_device(name: str) -> None:
 
 @pytest.mark.parametrize("name", PAPER)
 def test_real_models_have_the_papers_number_of_weights(name: str) -> None:
-    model = meta_model(name)
+    model = recipe_model(name)
     total = weights(model)
     expert = sum(weights(block.experts) // 4 for block in model.moe_blocks.values())
     counts = (total, total - 3 * expert, total - 2 * expert)
@@ -97,7 +76,7 @@ def test_real_models_have_the_shapes_of_the_reference(name: str, file: str, shar
         for key, (shape, _) in json.loads(listing.read_text())["keys"].items()
         if not re.search(r"deepspeed_moe|meta_moe|mm_projector|image_tower", key)
     }
-    model = meta_model(name)
+    model = recipe_model(name)
     ours = {
         f"model.{key}": tuple(tensor.shape)
         for key, tensor in model.model.language_model.state_dict().items()
@@ -106,6 +85,11 @@ def test_real_models_have_the_shapes_of_the_reference(name: str, file: str, shar
     # The reference drops the bias that phi-2's head has.
     assert set(ours) - set(reference) == ({"lm_head.bias"} if name == "phi2_2_7b" else set())
     assert {key: ours[key] for key in reference} == reference
+
+
+def test_every_language_model_that_can_be_had_has_a_recipe() -> None:
+    used = {recipe("models", name)["language_model"] for name in NAMES}
+    assert used == set(LANGUAGE_BACKBONES)
 
 
 def test_top2_is_one_setting_away() -> None:

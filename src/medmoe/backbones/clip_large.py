@@ -7,7 +7,7 @@ from medmoe.backbones.spec import VisionBackbone
 CLIP_LARGE_336 = VisionBackbone(
     name="clip_large_336",
     hub_id="openai/clip-vit-large-patch14-336",
-    revision=None,
+    revision="ce19dc912ca5cd21c8a653c79e251e808ccabcd1",
     model_type="clip_vision_model",
     config={
         "hidden_size": 1024,

@@ -8,7 +8,7 @@ from medmoe.backbones.templates import ASSISTANT_SYSTEM, chat_template
 PHI2 = LanguageBackbone(
     name="phi2_2_7b",
     hub_id="microsoft/phi-2",
-    revision=None,
+    revision="ef382358ec9e382308935a992d908de099b64c23",
     model_type="phi",
     config={
         "vocab_size": 51200,
@@ -20,6 +20,7 @@ PHI2 = LanguageBackbone(
         "hidden_act": "gelu_new",
         "max_position_embeddings": 2048,
         "partial_rotary_factor": 0.4,
+        "resid_pdrop": 0.1,
         "bos_token_id": 50256,
         "eos_token_id": 50256,
     },

@@ -15,7 +15,9 @@ class LanguageBackbone:
         revision: Pinned commit; None until known.
         model_type: Transformers' name of the architecture.
         config: Keyword arguments of its config at real size.
-        chat_template: Jinja template of its prompt.
+        chat_template: Jinja template of its prompt; an answer ends with its tokenizer's own end
+            token.
+        lm_head_bias: Whether its output head has a bias.
     """
 
     name: str

@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "convert": ("medmoe.cli.convert", "make a model of a reference or a stock Llava checkpoint"),
     "score": ("medmoe.cli.score", "score any model's answers under every protocol, side by side"),
     "compare": ("medmoe.cli.compare", "compare two models' answers, paired, with what flipped"),
+    "cost": ("medmoe.cli.cost", "count a model's weights, memory and FLOPs, beside others"),
     "doctor": ("medmoe.cli.doctor", "show versions, hardware and data, and what is missing"),
 }
 

@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from medmoe.backbones.registry import vision_backbone
+from medmoe.backbones.registry import language_backbone, vision_backbone
+from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
+from medmoe.config.schema import PHASES
 from medmoe.evaluation.cards import CARDS, write_cards
 from medmoe.evaluation.report import write_report
 from medmoe.experiments.corpus import Corpus, phantom_corpus
@@ -77,8 +79,18 @@ def _summary(plan: DemoPlan, corpus: Corpus, trained: Trained, scored: Scored) -
 
 
 def _provenance(plan: DemoPlan, corpus: Corpus) -> dict[str, Any]:
+    backbones: dict[str, LanguageBackbone | VisionBackbone] = {
+        "language_model": language_backbone(plan.model.language_model),
+        "vision_encoder": vision_backbone(plan.model.vision_encoder),
+    }
     return {
+        "base_model": {
+            part: {"name": found.name, "hub_id": found.hub_id, "revision": found.revision}
+            for part, found in backbones.items()
+        },
+        "phases": {name: plan.steps.steps[name] for name in PHASES if name != "sft"},
         "data": corpus.name,
+        "licences": {record.dataset: record.licence for record in corpus.train},
         "notes": list(corpus.notes),
         "seed": plan.seed,
         "commit": plan.source[0],

@@ -90,15 +90,34 @@ def dense_config(
 ) -> MedMoeConfig:
     """Return the dense configuration for two backbone configs and a tokenizer with ``<image>``."""
     text = text_config.to_dict() | {"vocab_size": max(text_config.vocab_size, len(tokenizer))}
-    return MedMoeConfig(
-        vision_config=vision_config.to_dict(),
-        text_config=text,
+    return pair_config(
+        vision_config,
+        type(text_config).from_dict(text),
+        vision,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
-        vision_feature_layer=vision.select_layer,
-        vision_feature_select_strategy=vision.select_strategy,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def pair_config(
+    vision_config: Any, text_config: Any, vision: VisionBackbone, **tokens: int | None
+) -> MedMoeConfig:
+    """Return the dense configuration for two backbone configs.
+
+    Args:
+        vision_config: Of the vision encoder.
+        text_config: Of the language model, with the final vocabulary.
+        vision: Which states of the encoder the projector reads, and the image's size.
+        tokens: ``image_token_index`` and, where known, the ids of the other special tokens.
+    """
+    return MedMoeConfig(
+        vision_config=vision_config.to_dict(),
+        text_config=text_config.to_dict(),
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+        vision_feature_layer=vision.select_layer,
+        vision_feature_select_strategy=vision.select_strategy,
         tie_word_embeddings=text_config.tie_word_embeddings,
+        **tokens,
     )

@@ -1,4 +1,4 @@
-"""A model directory on disk: safetensors, config, processor, provenance and a SHA-256 manifest.
+"""A model directory on disk: safetensors, config, processor, provenance, card, SHA-256 manifest.
 
 Saving is all or nothing (staging directory, fsync, manifest last, rename). Loading verifies the
 manifest first and refuses what could run code or hide a loss: pickles, ``auto_map``, a wrong hash,
@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from medmoe.errors import CheckpointError
+from medmoe.model.card import CARD, model_card
 from medmoe.model.committed import (
     MANIFEST,
     check_files,
@@ -23,6 +25,7 @@ from medmoe.model.committed import (
     replaced_by,
     write_json,
 )
+from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.processing_medmoe import MedMoeProcessor
 
@@ -56,6 +59,8 @@ def save_model(
         model.save_pretrained(staging)
         if processor is not None:
             processor.save_pretrained(staging)
+        card = model_card(model, provenance, complete=processor is not None)
+        (staging / CARD).write_text(card, encoding="utf-8")
         facts = {"domains": model.config.domains, "training": dict(provenance)}
         write_json(staging / PROVENANCE, facts)
 
@@ -94,6 +99,33 @@ def load_model(directory: Path) -> tuple[MedMoeForConditionalGeneration, MedMoeP
             f"{directory}: no usable processor ({reason}); save the model with its processor"
         ) from None
     return model.eval(), processor
+
+
+def read_config(directory: Path) -> MedMoeConfig:
+    """Return the configuration of a model folder, without its weights or its manifest.
+
+    Raises:
+        CheckpointError: There is no config.json, or it is not one of ours.
+    """
+    path = directory / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing; give the folder of a model") from None
+    except ValueError:
+        raise CheckpointError(f"{path}: not readable as JSON; copy it again") from None
+    kind = content.get("model_type") if isinstance(content, dict) else None
+    if kind != MedMoeConfig.model_type:
+        raise CheckpointError(
+            f"{path}: describes a model of type {kind!r}, not {MedMoeConfig.model_type!r}; "
+            "give the folder of a medmoe model"
+        )
+    try:
+        config: MedMoeConfig = MedMoeConfig.from_dict(content)
+    except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: not a complete config ({reason}); copy it again") from None
+    return config
 
 
 def verify(directory: Path) -> None:

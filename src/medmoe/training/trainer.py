@@ -123,17 +123,18 @@ def run_phase(
     if working is not model:
         _copy_trained(working, model)
     if stop.asked:
-        raise StoppedError(
-            f"{phase}: stopped by SIGTERM after step {trainer.state.global_step} of {steps}; "
-            "its checkpoint is saved, go on with --resume"
-        )
+        raise _stopped(phase, trainer.state.global_step, steps)
     model.eval()
     curve = [(int(row["step"]), row["loss"]) for row in trainer.state.log_history if "loss" in row]
-    return PhaseResult(counts, curve, _step(resumed), tuple(folder.damaged) if folder else ())
+    damaged = tuple(folder.damaged) if folder else ()
+    return PhaseResult(counts, curve, trainer.resumed.get("step"), damaged)
 
 
-def _step(checkpoint: Path | None) -> int | None:
-    return int(checkpoint.name.removeprefix("step-")) if checkpoint else None
+def _stopped(phase: PhaseName, step: int, steps: int) -> StoppedError:
+    return StoppedError(
+        f"{phase}: stopped by SIGTERM after step {step} of {steps}; "
+        "its checkpoint is saved, go on with --resume"
+    )
 
 
 def _folder(settings: RunSettings) -> CheckpointFolder | None:

@@ -1,0 +1,79 @@
+"""`medmoe cost MODEL`: parameters, memory and FLOPs, beside the dense twin and LLaVA-Med-7B."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from medmoe.cli import flags
+
+REPEATS = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `cost`."""
+    parser.add_argument(
+        "model", metavar="MODEL", help="name of a model recipe, e.g. phi2_2_7b, or a model folder"
+    )
+    parser.add_argument(
+        "--top-k",
+        type=flags.positive_int,
+        metavar="K",
+        help="domain experts per token (default: the model's own)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of weights and cache (default: bfloat16; of a folder the one it was saved in)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=flags.positive_int,
+        default=1,
+        metavar="B",
+        help="prompts at once, and conversations per training step (default: 1)",
+    )
+    parser.add_argument(
+        "--context",
+        type=flags.positive_int,
+        metavar="N",
+        help="tokens of prompt and answer, the image's too (default: 2048, or the model's longest)",
+    )
+    parser.add_argument(
+        "--measure",
+        type=flags.positive_int,
+        nargs="?",
+        const=REPEATS,
+        metavar="REPEATS",
+        help=f"also load a model folder as it was saved, and time it (default: {REPEATS} repeats)",
+    )
+    flags.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report and write `--json`.
+
+    Raises:
+        ConfigError: There is no such model, or a value does not fit it.
+        CheckpointError: The folder is no complete model.
+    """
+    from medmoe.cli.cost_display import show
+    from medmoe.errors import ConfigError
+    from medmoe.experiments.cost import cost_report
+    from medmoe.experiments.measure import measure
+
+    folder = Path(args.model)
+    if args.measure and not folder.is_dir():
+        raise ConfigError(
+            f"--measure needs the folder of a trained model, and {args.model!r} is none; "
+            "leave --measure out to count a recipe"
+        )
+    measured = measure(folder, args.measure) if args.measure else None
+    report = cost_report(
+        args.model, top_k=args.top_k, dtype=args.dtype, batch=args.batch, context=args.context
+    )
+    show(report, measured)
+    result = report.to_dict() | {"measured": asdict(measured) if measured else None}
+    flags.write_json(args.json, result)
+    return 0

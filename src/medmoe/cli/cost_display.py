@@ -1,0 +1,135 @@
+"""What `medmoe cost` prints: the systems side by side, training by phase, the paper's figures."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from medmoe.cli.parser import FOOTER
+from medmoe.experiments.cost import LORA_RANK, PAPER_GPUS, CostReport, SystemCost, paper_lines
+from medmoe.experiments.measure import Measured
+
+
+def show(report: CostReport, measured: Measured | None) -> None:
+    """Print a report, and what was measured if anything was."""
+    console = Console(highlight=False)
+    experts = f"top-{report.top_k} + meta expert, " if report.top_k else "dense, "
+    console.print(
+        f"[bold]{escape(report.systems[0].system)}[/]: {experts}{report.dtype}, "
+        f"batch {report.batch}, context {report.context:,}\n",
+        soft_wrap=True,
+    )
+    console.print(_systems(report))
+    console.print("\n[bold]Training memory, GB[/]")
+    console.print(_training(report.systems[0]))
+    console.print(
+        "sum = weights + gradients + AdamW (12 bytes a trained weight in mixed precision, 8 in "
+        "float32) + activations with gradient checkpointing (chkpt); ZeRO-2 divides "
+        "gradients and AdamW's states among the GPUs. Without the runtime's own memory."
+    )
+    if report.paper is not None:
+        console.print("\n[bold]The paper's Table 8 and sizes[/], in units of 10⁹")
+        console.print(_paper(report))
+    if measured is not None:
+        console.print(_measured(measured))
+    console.print()
+    for note in report.notes:
+        console.print(escape(note))
+    console.print(FOOTER)
+
+
+def _systems(report: CostReport) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("")
+    for system in report.systems:
+        table.add_column(escape(system.system), justify="right")
+    flops = report.systems[0].flops
+    prompt = flops.image_tokens + flops.question_tokens
+    rows = [
+        ("weights in all", [_size(s.total) for s in report.systems]),
+        ("activated per token", [_size(s.activated) for s in report.systems]),
+        ("  vision encoder", [_size(s.parts["vision_encoder"]) for s in report.systems]),
+        ("  meta experts", [_size(s.parts["meta_experts"]) for s in report.systems]),
+        ("domain experts, all", [_size(s.parts["domain_experts"]) for s in report.systems]),
+        ("to load", [_bytes(s.load_bytes) for s in report.systems]),
+        ("KV cache", [_bytes(s.kv_cache_bytes) for s in report.systems]),
+        (f"to tune, {PAPER_GPUS} GPUs", [_tuned(s, None) for s in report.systems]),
+        (f"  LoRA, rank {LORA_RANK}", [_tuned(s, LORA_RANK) for s in report.systems]),
+        ("FLOPs per answer", [_flops(s.flops.total) for s in report.systems]),
+        ("  image", [_flops(s.flops.vision) for s in report.systems]),
+        (f"  prompt, {prompt:,} tokens", [_flops(s.flops.prefill) for s in report.systems]),
+        (
+            f"  answer, {flops.answer_tokens} tokens",
+            [_flops(s.flops.decode) for s in report.systems],
+        ),
+    ]
+    for name, cells in rows:
+        table.add_row(name, *cells)
+    return table
+
+
+def _training(system: SystemCost) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("phase", no_wrap=True)
+    for title in ("trains", "weights", "gradients\n+ AdamW", "activations\nall / chkpt"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for title in ("sum\n", f"{PAPER_GPUS} GPUs\nZeRO-2"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in system.training:
+        table.add_row(
+            row.phase if row.lora_rank is None else f"  LoRA, rank {row.lora_rank}",
+            _size(row.trained),
+            _giga(row.weights),
+            _giga(row.gradients + row.optimizer),
+            f"{_giga(row.activations)} / {_giga(row.checkpointed)}",
+            _giga(row.sharded()),
+            _giga(row.sharded(PAPER_GPUS)),
+        )
+    return table
+
+
+def _tuned(system: SystemCost, rank: int | None) -> str:
+    """Return what the last phase of a system takes on each of the paper's GPUs."""
+    rows = [row for row in system.training if row.lora_rank == rank]
+    return _bytes(rows[-1].sharded(PAPER_GPUS)) if rows else "–"
+
+
+def _paper(report: CostReport) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("")
+    table.add_column("paper", justify="right")
+    table.add_column("counted", justify="right")
+    for row in paper_lines(report):
+        table.add_row(*row)
+    return table
+
+
+def _measured(measured: Measured) -> str:
+    return (
+        f"\n[bold]Measured[/] on {measured.device}, {measured.threads} threads, medians of "
+        f"{measured.repeats}: load {_bytes(measured.load_bytes)}, once it has "
+        f"answered {_bytes(measured.answering_bytes)}; first token "
+        f"{1000 * measured.first_token_seconds:.0f} ms ({measured.prompt_tokens} tokens of prompt, "
+        f"the image's encoding included); each further token "
+        f"{1000 * measured.per_token_seconds:.1f} ms"
+    )
+
+
+def _size(count: int) -> str:
+    if count >= 10_000_000:
+        return f"{count / 1e9:.2f} B"
+    return f"{count / 1e6:.2f} M" if count else "–"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 10_000_000 else f"{count / 1e6:.2f} MB"
+
+
+def _giga(count: int) -> str:
+    return f"{count / 1e9:.2f}"
+
+
+def _flops(count: int) -> str:
+    return f"{count / 1e12:.2f} T" if count >= 1e10 else f"{count / 1e9:.2f} G"

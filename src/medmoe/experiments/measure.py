@@ -1,0 +1,125 @@
+"""Measured load memory and latency of a trained model, for `medmoe cost --measure`.
+
+In a process of its own, so that what this one holds does not count. Memory is the growth of the
+resident set (on a GPU: what torch allocated there); times are medians, of a picture without
+content, with the answer's length forced.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medmoe.errors import GuardError
+
+ANSWER_TOKENS = 17
+_QUESTION = "Is there any abnormality in this image?"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What one machine needed.
+
+    Attributes:
+        load_bytes: Growth of the process while the model was loaded. Weights that stay mapped from
+            the file are not in it before they are read.
+        answering_bytes: Growth once it has answered: weights, cache and what the products need.
+        first_token_seconds: From picture and question to the first token: encoder and prefill too.
+        per_token_seconds: Each further token.
+        repeats: How often each was timed.
+        threads: Of torch.
+    """
+
+    load_bytes: int
+    answering_bytes: int
+    first_token_seconds: float
+    per_token_seconds: float
+    repeats: int
+    prompt_tokens: int
+    threads: int
+    device: str
+
+
+def measure(directory: Path, repeats: int) -> Measured:
+    """Load a model folder in a fresh process and time its answers.
+
+    Raises:
+        CheckpointError: The folder is incomplete, altered or not a model.
+        GuardError: The system ended the process, as it does when memory runs out.
+    """
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=fresh) as pool:
+        try:
+            return pool.submit(_measure, directory, repeats).result()
+        except BrokenProcessPool:
+            raise GuardError(
+                f"{directory}: the process that ran the model was ended by the system, most likely "
+                "for its memory; leave --measure out to see how much it needs"
+            ) from None
+
+
+def _measure(directory: Path, repeats: int) -> Measured:
+    import psutil
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from medmoe.inference.engine import MedMoe
+
+    disable_progress_bar()
+    process = psutil.Process()
+    before = process.memory_info().rss
+    engine = MedMoe.load(directory)
+    device = engine.model.device.type
+
+    def held() -> int:
+        on_gpu = device == "cuda"
+        return torch.cuda.max_memory_allocated() if on_gpu else process.memory_info().rss - before
+
+    loaded = held()
+    _seconds(engine, 2)  # all weights are read, and threads and kernels are warm from here on
+    answering = held()
+    first, whole = [], []
+    for _ in range(repeats):  # interleaved: a busy moment hits both
+        first.append(_seconds(engine, 1))
+        whole.append(_seconds(engine, ANSWER_TOKENS))
+    start = statistics.median(first)
+    return Measured(
+        load_bytes=loaded,
+        answering_bytes=answering,
+        first_token_seconds=start,
+        per_token_seconds=(statistics.median(whole) - start) / (ANSWER_TOKENS - 1),
+        repeats=repeats,
+        prompt_tokens=len(engine.tokenizer.prompt(_QUESTION)),
+        threads=torch.get_num_threads(),
+        device=device,
+    )
+
+
+def _seconds(engine: Any, tokens: int) -> float:
+    """Return how long an answer of exactly so many tokens takes, the picture encoded anew."""
+    import torch
+
+    side = engine.model.config.vision_config.image_size
+    grey = np.full((side, side, 3), 128, dtype=np.uint8)
+    ids = torch.tensor([engine.tokenizer.prompt(_QUESTION)], device=engine.model.device)
+    start = time.perf_counter()
+    with torch.no_grad():
+        embeds = engine.model.model.embed(ids, engine.encode([grey]))
+        engine.model.generate(
+            inputs_embeds=embeds,
+            attention_mask=torch.ones_like(ids),
+            min_new_tokens=tokens,
+            max_new_tokens=tokens,
+            do_sample=False,
+        )
+    if engine.model.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

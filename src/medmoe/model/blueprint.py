@@ -1,0 +1,91 @@
+"""A model of a recipe at its real size without any weights: shapes on the meta device.
+
+For counting and checking. It asks no tokenizer: the vocabulary is the language model's own, so the
+one row that ``<image>`` adds to a full vocabulary (SmolLM2, Llama 3.2) is not in it.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoConfig
+
+from medmoe.backbones.registry import language_backbone, vision_backbone
+from medmoe.config.schema import ModelSpec
+from medmoe.errors import ConfigError
+from medmoe.model.build import pair_config
+from medmoe.model.configuration_medmoe import MedMoeConfig
+from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
+
+
+def recipe_config(spec: ModelSpec, vocab_size: int | None = None) -> MedMoeConfig:
+    """Return the configuration of the MoE model that a recipe describes.
+
+    Args:
+        spec: The recipe.
+        vocab_size: Of a language model that is trained from scratch, with its own tokenizer.
+
+    Raises:
+        ConfigError: A backbone is unknown, a layer does not exist, or a size is missing.
+    """
+    language, vision = language_backbone(spec.language_model), vision_backbone(spec.vision_encoder)
+    values = dict(language.config)
+    if "vocab_size" not in values:
+        if vocab_size is None:
+            raise ConfigError(
+                f"language model {language.name!r} has no vocabulary before it is trained; "
+                "give the folder of a trained model"
+            )
+        values["vocab_size"] = vocab_size
+    dense = pair_config(
+        AutoConfig.for_model(vision.model_type, **vision.config),
+        AutoConfig.for_model(language.model_type, **values),
+        vision,
+        image_token_index=values["vocab_size"] - 1,
+    )
+    moe = {
+        "moe_layers": list(spec.moe_layers),
+        "domains": list(spec.domains),
+        "num_experts_per_tok": spec.num_experts_per_tok,
+        "router_layers": spec.router_layers,
+        "lm_head_bias": language.lm_head_bias,
+    }
+    config: MedMoeConfig = MedMoeConfig.from_dict(dense.to_dict() | moe)
+    return config
+
+
+def dense_twin(config: MedMoeConfig) -> MedMoeConfig:
+    """Return the configuration of the dense model that a MoE model is made of (phases 1 and 2)."""
+    twin: MedMoeConfig = MedMoeConfig.from_dict(config.to_dict() | {"moe_layers": []})
+    return twin
+
+
+def first_layers(config: MedMoeConfig) -> tuple[MedMoeConfig, list[int]]:
+    """Return a configuration cut to its first layers, and which of them each real layer is like.
+
+    What is counted layer by layer need not be counted for every one of them: past the first of its
+    kind (dense or MoE, and its form of attention), a layer costs what the one before it cost.
+    """
+    text = config.text_config
+    forms = getattr(text, "layer_types", None) or [""] * text.num_hidden_layers
+    moe = set(config.moe_layers or [])
+    kinds = [(index in moe, form) for index, form in enumerate(forms)]
+    # In phase 3 gradients begin at the first MoE layer, and the next one keeps what all share.
+    settled = min(min(moe, default=0) + 2, len(kinds))
+    depth = settled
+    while any(kind not in kinds[settled:depth] for kind in kinds[depth:]):
+        depth += 1
+    latest = {kinds[index]: index for index in range(settled, depth)}
+    alike = [index if index < depth else latest[kind] for index, kind in enumerate(kinds)]
+    values = config.to_dict()
+    values["moe_layers"] = [index for index in moe if index < depth]
+    values["text_config"] = text.to_dict() | {"num_hidden_layers": depth}
+    if values["text_config"].get("layer_types"):
+        values["text_config"]["layer_types"] = list(forms[:depth])
+    cut: MedMoeConfig = MedMoeConfig.from_dict(values)
+    return cut, alike
+
+
+def meta_model(config: MedMoeConfig) -> MedMoeForConditionalGeneration:
+    """Return the model on the meta device: every tensor has its shape and no memory."""
+    with torch.device("meta"):
+        return MedMoeForConditionalGeneration(config)

@@ -1,0 +1,134 @@
+"""The model card that lies beside the weights as README.md, written from config and provenance.
+
+No number in it is typed by hand. It is what the Hugging Face hub shows of an uploaded model folder:
+``huggingface_hub.upload_folder`` takes the folder as it is (``push_to_hub`` of a loaded model sends
+the weights alone). Scores are not in it: they belong to the run that measured them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from medmoe.model.cost.parameters import activated_parameters, total_parameters
+from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
+
+CARD = "README.md"
+_UNKNOWN = "not recorded"
+_USE = """\
+## Use
+
+```python
+import medmoe
+
+answer = medmoe.MedMoe.load("path/to/this/folder").answer("image.png", "Is there a fracture?")
+print(answer.text, answer.confidence)
+```
+
+After `import medmoe.model`, transformers' `AutoModelForImageTextToText`, `AutoProcessor` and
+`pipeline("image-text-to-text")` load the folder too.
+"""
+_NO_PROCESSOR = """\
+## Use
+
+There is no processor in this folder yet, so it can be trained on but not asked: it needs the
+language model's own tokenizer.
+"""
+_LIMITS = """\
+## Limits
+
+Answers can be wrong and sound sure; confidence is not calibrated. The model knows the modalities it
+was trained on and gives an answer about any picture. It must not be used to diagnose, to treat or
+to advise a patient.
+"""
+
+
+def model_card(
+    model: MedMoeForConditionalGeneration, provenance: Mapping[str, Any], *, complete: bool = True
+) -> str:
+    """Return the card of a model, with the metadata that the hub reads at its top.
+
+    Args:
+        model: Dense or MoE.
+        provenance: As `medmoe.model.checkpoint.save_model` writes it. Read are ``base_model``
+            (``name``, ``hub_id`` and ``revision`` of ``language_model`` and ``vision_encoder``),
+            ``phases`` (name to steps), ``data``, ``licences`` (data set to licence), ``seed``,
+            ``commit``, ``config_sha256`` and ``notes``; what is missing is said to be.
+        complete: Whether a processor lies beside the weights, without which nobody can ask.
+    """
+    base: Mapping[str, Any] = provenance.get("base_model") or {}
+    hub_ids = [part["hub_id"] for part in base.values() if part.get("hub_id")]
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-text-to-text",
+        base_model=hub_ids or None,
+        tags=["medical", "medmoe", "mixture-of-experts", "visual-question-answering"],
+    )
+    sections = [
+        f"---\n{data.to_yaml()}\n---\n",
+        f"# {'Med-MoE' if model.config.moe_layers else 'Dense medical vision-language model'}\n",
+        "**Research use only, not a medical device.**\n",
+        _table(_shape(model, base)),
+        "## Training\n",
+        _table(_training(provenance)),
+        *(f"{note}\n" for note in provenance.get("notes", [])),
+        _USE if complete else _NO_PROCESSOR,
+        _LIMITS,
+    ]
+    return "\n".join(sections)
+
+
+def _shape(model: MedMoeForConditionalGeneration, base: Mapping[str, Any]) -> dict[str, str]:
+    config = model.config
+    rows = {
+        "language model": _origin(base.get("language_model"), config.text_config),
+        "vision encoder": _origin(base.get("vision_encoder"), config.vision_config),
+        "image tokens": f"{config.image_seq_length:,}",
+        "parameters in all": f"{total_parameters(model):,}",
+        "activated per token": f"{activated_parameters(model):,}",
+    }
+    if config.moe_layers:
+        rows |= {
+            "domain experts": ", ".join(config.domains or []),
+            "experts per token": f"{config.num_experts_per_tok}, and the meta expert",
+            "MoE layers": f"{', '.join(map(str, config.moe_layers))} "
+            f"of {config.text_config.num_hidden_layers}",
+            "router": f"{config.router_layers} layer(s)",
+        }
+    return rows
+
+
+def _origin(part: Mapping[str, Any] | None, config: Any) -> str:
+    """Return where a part comes from: hub id and commit, or that it was trained from scratch."""
+    if part is None:
+        return f"{config.model_type}, origin {_UNKNOWN}"
+    if not part.get("hub_id"):
+        return f"{part['name']}, trained from scratch"
+    return f"[{part['hub_id']}](https://huggingface.co/{part['hub_id']}), commit " + str(
+        part.get("revision") or _UNKNOWN
+    )
+
+
+def _training(provenance: Mapping[str, Any]) -> dict[str, str]:
+    phases = provenance.get("phases") or {}
+    licences = provenance.get("licences") or {}
+    commit = provenance.get("commit")
+    return {
+        "phases": ", ".join(f"{name} ({steps:,} steps)" for name, steps in phases.items())
+        or _UNKNOWN,
+        "data": str(provenance.get("data", _UNKNOWN)),
+        "licences of the data": ", ".join(f"{name}: {what}" for name, what in licences.items())
+        or _UNKNOWN,
+        "seed": str(provenance.get("seed", _UNKNOWN)),
+        "commit": f"{commit}{' with local changes' if provenance.get('dirty') else ''}"
+        if commit
+        else _UNKNOWN,
+        "config SHA-256": str(provenance.get("config_sha256", _UNKNOWN)),
+    }
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    cells = [f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in rows.items()]
+    return "\n".join(["| | |", "|---|---|", *cells, ""])
