@@ -79,9 +79,16 @@ def by_folder(known: dict[str, str]) -> list[str]:
     for start, path in entries(SOURCE):
         if path.is_dir():
             about = described(path, known.get(path.relative_to(SOURCE).as_posix(), ""))
-            lines.append(f"{start:<{COLUMN}} {about}".rstrip())
+            lines.append(_shortened(f"{start:<{COLUMN}} {about}".rstrip()))
             lines += _names(path, " " * (len(start) - len(start.lstrip()) + 4))
     return lines
+
+
+def _shortened(line: str) -> str:
+    """Name only the first and the last file of a line that is too long; docs/files.md has all."""
+    if len(line) <= WIDTH:
+        return line
+    return re.sub(r"\{([^,}]+), .*, ([^,}]+)\}", r"{\1, …, \2}", line)
 
 
 def _names(folder: Path, indent: str) -> list[str]:

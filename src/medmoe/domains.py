@@ -42,11 +42,16 @@ MODALITY_NAMES: dict[str, str] = {
     "GM": "microscopy",
 }
 
-_RADIOLOGY = {"angiography", "ct", "fluoroscopy", "mri", "nuclear", "ultrasound", "xray"}
 #: All names that a modality can have with us.
 MODALITIES: tuple[str, ...] = tuple(
     sorted({*MODALITY_NAMES.values(), "dermoscopy", "gross pathology", "pet-ct"})
 )
+
+
+#: Domains of coarser recipes (paper, Table 10: two experts) -> the modalities they hold.
+MEMBERS: dict[str, tuple[str, ...]] = {
+    "radiology": ("ct", "mri", "xray", "ultrasound", "angiography", "fluoroscopy", "nuclear"),
+}
 
 
 def modality_name(raw: str) -> str:
@@ -54,16 +59,14 @@ def modality_name(raw: str) -> str:
     return MODALITY_NAMES.get(raw.strip().upper(), raw.strip().lower())
 
 
-def domain_index(modality: str | None, domains: tuple[str, ...] = DOMAINS) -> int | None:
-    """Return the index of a modality's domain expert, or None where it has none."""
-    return domains.index(modality) if modality in domains else None
-
-
-def expected_domain(modality: str | None, domains: Sequence[str]) -> str | None:
-    """Return the domain that a router should find for a modality, None where no domain has it.
-
-    A model of few domains may have one ``radiology`` for everything but pathology.
-    """
-    if modality is None or modality in domains:
+def domain_of(modality: str | None, domains: Sequence[str] = DOMAINS) -> str | None:
+    """Return the domain that a modality belongs to: its own, or one that holds it; else None."""
+    if modality in domains:
         return modality
-    return "radiology" if "radiology" in domains and modality in _RADIOLOGY else None
+    return next((name for name in domains if modality in MEMBERS.get(name, ())), None)
+
+
+def domain_index(modality: str | None, domains: Sequence[str] = DOMAINS) -> int | None:
+    """Return the index of a modality's domain expert, or None where it has none."""
+    name = domain_of(modality, domains)
+    return None if name is None else list(domains).index(name)

@@ -16,7 +16,7 @@ from tests.data.samples import dicom, ramp
 from tests.model.tiny import DOMAINS, MOE_LAYERS, dense_model, moe_model, processor
 
 from medmoe.cli.main import main
-from medmoe.domains import expected_domain
+from medmoe.domains import domain_of
 from medmoe.inference.engine import MedMoe
 from medmoe.model.checkpoint import MANIFEST, save_model
 
@@ -164,8 +164,10 @@ def test_a_wrong_window_or_frame_is_one_line(
         ("fundus", ("radiology", "pathology"), None),
     ],
 )
-def test_expected_domain(modality: str | None, domains: tuple[str, ...], expected: str) -> None:
-    assert expected_domain(modality, domains) == expected
+def test_domain_that_the_router_should_find(
+    modality: str | None, domains: tuple[str, ...], expected: str
+) -> None:
+    assert domain_of(modality, domains) == expected
 
 
 def test_an_image_token_in_the_question_is_text(model: Path, picture: Path) -> None:

@@ -142,7 +142,7 @@ def test_a_run_prints_plan_scores_paths_and_next_steps(
     assert "on the embedded phantom, seed 3" in out
     for phase in PHASES:
         assert phase in out
-    for words in ("mlp.experts", "phantom_vqa", "blank", "runs/demo/report.html"):
+    for words in ("domain_experts", "phantom_vqa", "blank", "runs/demo/report.html"):
         assert words in out
     assert "medmoe ask runs/demo/model" in out
     assert out.rstrip().endswith("Research use only, not a medical device.")
@@ -161,7 +161,9 @@ def test_a_run_that_diverges_ends_with_3_and_leaves_no_result(
     assert main(["demo", "--out", str(tmp_path / "out")]) == 3
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert "phase0_language: the loss is" in err
+    # The loss, or a weight that the step before has spoilt: whichever is seen first.
+    assert err.startswith("medmoe: error: phase0_language: ")
+    assert "not finite" in err or "the loss is nan" in err
     assert "lower the phase's learning_rate" in err
     assert not {"summary.json", "report.html", "model"} & set(os.listdir(tmp_path / "out"))
 

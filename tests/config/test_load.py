@@ -226,11 +226,21 @@ def test_every_recipe_of_the_package_is_found_and_an_unknown_one_refused() -> No
         recipe("models", "tinny")
 
 
+def test_what_is_the_papers_is_not_named_in_the_resolved_recipe() -> None:
+    """So that a run's hash does not change by a key that came later and says nothing."""
+    assert check(ModelSpec, MODEL, "x").model_dump(mode="json") == MODEL
+    assert "trains" not in check(PhaseSpec, PHASE, "x").model_dump(mode="json")
+    changed = check(ModelSpec, MODEL | {"meta_expert": False}, "x").model_dump(mode="json")
+    assert changed == MODEL | {"meta_expert": False}
+
+
 def test_no_hyperparameter_of_the_paper_has_a_hidden_default() -> None:
     optional = {
         spec.__name__: {n for n, f in spec.model_fields.items() if not f.is_required()}
         for spec in (ModelSpec, PhaseSpec, StepPlan)
     }
     # Ours, not the paper's: augmentation and label smoothing are off unless a recipe says so.
-    assert optional["ModelSpec"] == optional["StepPlan"] == set()
-    assert optional["PhaseSpec"] == {"augment", "label_smoothing"}
+    # The paper's: a meta expert, and the parts that train; backbones from where their entry says.
+    assert optional["ModelSpec"] == {"meta_expert", "language_source", "vision_source"}
+    assert optional["PhaseSpec"] == {"augment", "label_smoothing", "trains"}
+    assert optional["StepPlan"] == set()

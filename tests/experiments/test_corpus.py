@@ -25,7 +25,7 @@ from medmoe.experiments.corpus import (
     phantom_corpus,
     unique_images,
 )
-from medmoe.experiments.real_corpus import _limited, _shared_images, real_corpus
+from medmoe.experiments.real_corpus import _shared_images, limited, real_corpus
 
 RAD = "vqa_rad"
 MED = "vqa_med_2019"
@@ -299,7 +299,7 @@ def test_a_limit_keeps_every_class_of_a_file_sorted_by_class() -> None:
         )
         for n, image in enumerate(images)
     ]
-    kept = Counter(r.answer for r in _limited(records, {"set": 80}, seed=7))
+    kept = Counter(r.answer for r in limited(records, {"set": 80}, seed=7))
     assert sum(kept.values()) == 80
     # four classes of 100; a draw of 80 leaves each about 20, a cut of the file one class only
     assert sorted(kept) == ["0", "1", "2", "3"]

@@ -137,7 +137,7 @@ def test_settings_change_the_recipe_and_the_model() -> None:
         ("model.num_experts_per_tok=9", r"num_experts_per_tok \(9\) must not exceed .* \(4\)"),
         ("model.moe_layers=[0,9]", r"moe_layers \[0, 9\] must lie in 0\.\.3"),
         ("model.moe_layers=[0,0]", "each once"),
-        ("model.num_expert=2", "did you mean 'num_experts_per_tok'"),
+        ("model.num_experts_per_token=2", "did you mean 'num_experts_per_tok'"),
         ("phases.phase3.learning_rate=1", "did you mean 'phase3_moe'"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -12,12 +13,19 @@ from tests.model.tiny import DOMAINS, IMAGE_TOKENS, MOE_LAYERS, WIDTH
 from tests.training import toy
 
 from medmoe.data.schema import ImageRecord
-from medmoe.errors import DataError
+from medmoe.errors import ConfigError, DataError
 from medmoe.inference.engine import MedMoe
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.upcycle import moe_config, upcycle
 from medmoe.training.packed import PhaseContext
-from medmoe.training.phase2_router import TOKENS_KEPT, _collect, choose_labelled, train_router
+from medmoe.training.phase2_router import (
+    RouterTraining,
+    choose_labelled,
+    fit_router,
+    route,
+    train_router,
+)
+from medmoe.training.router_states import TOKENS_KEPT, collect_states, labelled_states
 
 
 def images(**counts: int) -> list[ImageRecord]:
@@ -141,16 +149,64 @@ def test_same_seed_gives_the_same_router() -> None:
 def test_tokens_of_every_moe_layer_are_kept_and_the_image_is_seen() -> None:
     dense = toy.dense()
     context = toy.context(dense)
-    states = _collect(context, MOE_LAYERS, labelled(context))
-    assert states.shape == (len(context.rows), len(MOE_LAYERS) * TOKENS_KEPT, WIDTH)
+    states = collect_states(context, MOE_LAYERS, labelled(context))
+    assert states.shape == (len(context.rows), len(MOE_LAYERS), TOKENS_KEPT, WIDTH)
     assert states.dtype == torch.float32
     blank = replace(context, features=torch.zeros_like(context.features))
-    assert not torch.allclose(states, _collect(blank, MOE_LAYERS, labelled(context)), atol=1e-3)
+    unseen = collect_states(blank, MOE_LAYERS, labelled(context))
+    assert not torch.allclose(states, unseen, atol=1e-3)
 
 
 def test_an_image_without_questions_is_asked_a_plain_one() -> None:
     dense = toy.dense()
     context = toy.context(dense)
     bare = replace(context, records=[])
-    states = _collect(bare, MOE_LAYERS, labelled(context))
+    states = collect_states(bare, MOE_LAYERS, labelled(context))
     assert torch.isfinite(states).all()
+
+
+def test_a_limit_below_the_number_of_domains_is_refused() -> None:
+    message = r"router.labels \(3\) must be at least the number of domains \(4\); use --set router"
+    with pytest.raises(ConfigError, match=message):
+        choose_labelled(images(ct=9, mri=9), DOMAINS, 3, 1)
+
+
+def test_a_smaller_limit_chooses_from_a_larger_ones_images() -> None:
+    pool = images(ct=50, mri=50, xray=50, pathology=50)
+    few, many = ({i.id for i in choose_labelled(pool, DOMAINS, limit, 1)} for limit in (20, 100))
+    assert few < many
+
+
+def test_a_coarse_domain_takes_the_images_of_its_modalities() -> None:
+    pool = images(ct=4, mri=4, pathology=4, ultrasound=4, fundus=4)
+    found = chosen(choose_labelled(pool, ("radiology", "pathology"), 100, 1))
+    assert found == {"ct": 4, "mri": 4, "ultrasound": 4, "pathology": 4}
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+@pytest.mark.parametrize("loss", ["token", "pooled"])
+def test_every_kind_of_router_learns_and_is_scored(
+    loss: Literal["token", "pooled"], per_layer: bool
+) -> None:
+    dense = toy.dense()
+    context = separable(dense)
+    config = config_of(dense)
+    states = labelled_states(context, config, labelled(context))
+    router, _ = fit_router(context, config, states, loss, per_layer)
+    assert (len(router) if isinstance(router, list) else 1) == (len(MOE_LAYERS) if per_layer else 1)
+    assert torch.equal(route(config, router, states.states), states.domains)
+    moe = upcycle(dense, moe_layers=MOE_LAYERS, domains=DOMAINS, router=router)
+    gates = [block.gate.state_dict() for block in moe.moe_blocks.values()]
+    assert torch.equal(gates[0]["fc1.weight"], gates[1]["fc1.weight"]) != per_layer
+
+
+def test_the_pooled_loss_is_that_of_the_mean_state() -> None:
+    config = config_of(toy.dense())
+    torch.manual_seed(0)
+    model = RouterTraining(config, "pooled", per_layer=False)
+    states = torch.randn(3, 2, 5, WIDTH)
+    domain = torch.tensor([0, 3, 1])
+    logits = [model.router[0].logits(states[:, layer].mean(dim=1)) for layer in (0, 1)]
+    wanted = sum(torch.nn.functional.cross_entropy(x, domain) for x in logits) / 2
+    # The mean of six terms, summed in another order.
+    torch.testing.assert_close(model(states, domain)["loss"], wanted, rtol=1e-6, atol=1e-6)

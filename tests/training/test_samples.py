@@ -16,7 +16,7 @@ from medmoe.data.collate import Packed
 from medmoe.data.schema import ImageRecord, Record, Task
 from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.errors import DataError
-from medmoe.training.samples import packed_schedule
+from medmoe.training.samples import packed_length, packed_schedule
 from medmoe.training.schedule import Schedule
 
 IMAGES = [ImageRecord(f"i{n}", Path("none.png")) for n in range(3)]
@@ -50,9 +50,20 @@ def samples(
     max_questions: int = 8,
     repeats: Mapping[str, int] | None = None,
     phase: PhaseName = "phase2_instruction",
+    max_length: int | None = None,
 ) -> Schedule[Packed]:
     return packed_schedule(
-        phase, records, tasks, ROWS, tokenizer, SPEC, steps, max_questions, repeats or {}, seed=4
+        phase,
+        records,
+        tasks,
+        ROWS,
+        tokenizer,
+        SPEC,
+        steps,
+        max_questions,
+        repeats or {},
+        4,
+        max_length,
     )
 
 
@@ -151,3 +162,35 @@ def test_no_record_of_the_wanted_tasks_is_an_error_that_names_phase_and_task(
         samples(tokenizer, ("caption",), records=questions, phase="phase1_alignment")
     with pytest.raises(DataError, match="of task caption or classification;"):
         samples(tokenizer, ("caption", "classification"), records=questions)
+
+
+def test_no_sample_is_longer_than_max_length_and_all_questions_come_in_time(
+    tokenizer: ConversationTokenizer,
+) -> None:
+    whole = samples(tokenizer, steps=40)
+    longest = max(packed_length(whole[i]) for i in range(len(whole)))
+    cut = samples(tokenizer, steps=40, max_length=longest - 1)
+    lengths = [packed_length(cut[i]) for i in range(len(cut))]
+    assert max(lengths) < longest
+    assert set(asked(cut)) == set(asked(whole))
+
+
+def test_a_limit_nobody_meets_changes_nothing(tokenizer: ConversationTokenizer) -> None:
+    free, limited = samples(tokenizer), samples(tokenizer, max_length=2048)
+    assert [free[i] for i in range(len(free))] == [limited[i] for i in range(len(limited))]
+
+
+def test_the_end_of_an_answer_too_long_is_cut(tokenizer: ConversationTokenizer) -> None:
+    long = record("long", IMAGES[0], question="why?", answer="because " * 40)
+    whole = tokenizer.segment("why?", long.answer)
+    room = len(whole.ids) - 5
+    limit = len(tokenizer.prefix()) + room
+    (segment,) = samples(tokenizer, records=[long], max_length=limit)[0].segments
+    assert segment.ids == whole.ids[:room]
+    assert segment.answer_length == whole.answer_length - 5
+
+
+def test_a_question_longer_than_a_sample_is_named(tokenizer: ConversationTokenizer) -> None:
+    long = record("long", IMAGES[0], question="why " * 40 + "?", answer="so")
+    with pytest.raises(DataError, match=r"hand_made: question long has \d+ tokens, and max_len"):
+        samples(tokenizer, records=[long], max_length=60)[0]

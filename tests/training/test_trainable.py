@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from tests.model.tiny import FAMILIES, MOE_LAYERS, Family, dense_model, moe_model
 from torch import nn
 
 from medmoe.config.schema import PHASES, PhaseName
-from medmoe.training.trainable import TRAINABLE, set_trainable
+from medmoe.training.trainable import PARTS, TRAINABLE, set_trainable
 
 VISION = "model.vision_tower."
 PROJECTOR = "model.multi_modal_projector."
@@ -103,5 +106,62 @@ def test_phase_3_on_a_dense_model_is_our_own_mistake() -> None:
 
 def test_the_line_names_parts_and_counts() -> None:
     line = set_trainable(moe_model("stablelm"), "phase3_moe").line()
-    assert line.startswith("phase3_moe: trains mlp.experts, mlp.meta_expert (")
+    assert line.startswith("phase3_moe: trains domain_experts, meta_expert (")
     assert line.endswith(" frozen)")
+
+
+def test_every_variant_is_made_of_known_parts() -> None:
+    named = {
+        part for variants in TRAINABLE.values() for parts in variants.values() for part in parts
+    }
+    assert named == set(PARTS)
+    assert all("paper" in variants for variants in TRAINABLE.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_references_variant_adds_projector_and_dense_ffns(family: Family) -> None:
+    model = moe_model(family)
+    set_trainable(model, "phase3_moe")
+    paper = trained_names(model)
+    set_trainable(model, "phase3_moe", "reference")
+    added = trained_names(model) - paper
+    dense = f"{LANGUAGE}layers.1.mlp."  # layers 0 and 2 are MoE layers
+    assert added == names(model, lambda n: n.startswith((PROJECTOR, dense)))
+    assert not [n for n in added if n.startswith(VISION)]  # CLIP's FFN is fc1, fc2 as well
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_learned_router_trains_besides_the_experts(family: Family) -> None:
+    model = moe_model(family)
+    set_trainable(model, "phase3_moe")
+    paper = trained_names(model)
+    set_trainable(model, "phase3_moe", "learned_router")
+    assert trained_names(model) - paper == names(model, lambda n: ".mlp.gate." in n)
+
+
+def test_the_references_variant_trains_what_the_reference_trains(shared: Path) -> None:
+    """Its parameters' `requires_grad` in phase 3, counted by kind of part and layer."""
+    listing = shared / "reference" / "stablelm" / "stage3_training_init.json"
+    flags: dict[str, bool] = json.loads(listing.read_text())["requires_grad"]
+
+    def kind(name: str) -> str:
+        for part, pattern in {
+            "router": r"gate\.wg|mlp\.gate\.",
+            "domain_experts": r"deepspeed_experts|mlp\.experts\.",
+            "meta_expert": r"meta_moe|meta_expert",
+            "projector": r"mm_projector|multi_modal_projector",
+            "vision": r"image_tower|vision_tower",
+            "ffn": r"\.mlp\.",
+        }.items():
+            if re.search(pattern, name):
+                return part
+        return "rest"
+
+    theirs = {kind(name) for name, trains in flags.items() if trains}
+    model = moe_model("stablelm")
+    set_trainable(model, "phase3_moe", "reference")
+    ours = {kind(name) for name in trained_names(model)}
+    assert ours == theirs
+    frozen = {kind(name) for name, p in model.named_parameters() if not p.requires_grad}
+    assert not ours & frozen
+    assert not theirs & {kind(name) for name, trains in flags.items() if not trains}

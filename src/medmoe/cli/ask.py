@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from medmoe.cli import flags
 from medmoe.cli.parser import FOOTER
-from medmoe.domains import expected_domain
+from medmoe.domains import domain_of
 
 if TYPE_CHECKING:
     from medmoe.data.intake.facts import ImageFacts
@@ -111,7 +111,7 @@ def _disagreement(answer: Answer, facts: ImageFacts) -> list[str]:
     if answer.routing is None or facts.modality is None:
         return []
     domains = list(answer.routing.probabilities)
-    expected = expected_domain(facts.modality, domains)
+    expected = domain_of(facts.modality, domains)
     if expected is None:
         return [f"the file says {facts.modality}; this model knows only {', '.join(domains)}"]
     if expected != answer.routing.domain:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from medmoe.cli.console import log_to
 from medmoe.config.schema import PHASES, PhaseName
 from medmoe.evaluation.report_rows import interval, percent, place, results
 from medmoe.experiments.plan import DemoPlan
@@ -32,19 +32,6 @@ HEADLINES = {
     ("label_score", "all", "auc"),
 }
 BASELINES = ("constant_baseline", "question_only_baseline")
-
-
-class _ConsoleHandler(logging.Handler):
-    """Prints what medmoe logs: what a phase trains, which rows a reader leaves out."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__(logging.INFO)
-        self._console = console
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print one record above the progress bars."""
-        text = record.getMessage()
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class Display:
@@ -63,7 +50,7 @@ class Display:
             console=self._console,
         )
         self._tasks: dict[PhaseName, TaskID] = {}
-        self._log = _ConsoleHandler(self._console)
+        self._log = log_to(self._console)
 
     def opening(self) -> None:
         """Print what will be done, on which data, and how long it should take."""
@@ -79,9 +66,7 @@ class Display:
         self._console.print(f"  {steps}", highlight=False)
 
     def __enter__(self) -> Display:
-        logger = logging.getLogger("medmoe")
-        logger.addHandler(self._log)
-        logger.setLevel(logging.INFO)
+        self._log.__enter__()
         if self._console.is_terminal:
             self._bars.start()
         return self
@@ -93,7 +78,7 @@ class Display:
         trace: TracebackType | None,
     ) -> None:
         self._bars.stop()
-        logging.getLogger("medmoe").removeHandler(self._log)
+        self._log.__exit__(kind, error, trace)
 
     def progress(self, phase: PhaseName, step: int, steps: int, loss: float | None) -> None:
         """Move a phase's bar."""

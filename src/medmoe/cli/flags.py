@@ -102,6 +102,17 @@ def positive_float(text: str) -> float:
     return value
 
 
+def counts(text: str) -> tuple[int, ...]:
+    """Read whole numbers of at least 0, separated by commas."""
+    try:
+        values = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        values = (-1,)
+    if min(values) < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers, e.g. 0,50,100")
+    return values
+
+
 def make_out_dir(path: Path) -> Path:
     """Create the folder of `--out` where it is missing, and prove that it can be written to.
 

@@ -21,6 +21,7 @@ from medmoe.errors import ConfigError, MedMoeError, one_of
 #: verb -> (module, help), in the order a new user meets them.
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("medmoe.cli.demo", "train, evaluate and show a tiny Med-MoE, end to end"),
+    "train": ("medmoe.cli.train", "train the phases of a recipe, resume them, or plan them"),
     "ask": ("medmoe.cli.ask", "answer a question about an image with a trained model"),
     "convert": ("medmoe.cli.convert", "make a model of a reference or a stock Llava checkpoint"),
     "score": ("medmoe.cli.score", "score any model's answers under every protocol, side by side"),

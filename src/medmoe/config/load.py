@@ -11,6 +11,7 @@ import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Any, TypeVar
 
 import yaml
@@ -60,16 +61,36 @@ def recipe(kind: str, name: str) -> dict[str, Any]:
     Raises:
         ConfigError: There is none; the message lists the choices.
     """
-    if name not in recipe_names(kind):
-        raise ConfigError(one_of(name, recipe_names(kind), f"recipe in {kind}"))
-    file = resources.files("medmoe.recipes") / kind / f"{name}.yaml"
-    return parse_yaml(file.read_text(encoding="utf-8"), f"recipes/{kind}/{name}.yaml")
+    files = _recipe_files(resources.files("medmoe.recipes") / kind)
+    if name not in files:
+        raise ConfigError(one_of(name, files, f"recipe in {kind}"))
+    return parse_yaml(files[name].read_text(encoding="utf-8"), f"recipes/{kind}/{name}.yaml")
 
 
 def recipe_names(kind: str) -> list[str]:
-    """Return the names of the package's recipes of a kind, sorted."""
-    files = (resources.files("medmoe.recipes") / kind).iterdir()
-    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+    """Return the names of all recipes of a kind."""
+    return sorted(_recipe_files(resources.files("medmoe.recipes") / kind))
+
+
+def _recipe_files(folder: Traversable) -> dict[str, Traversable]:
+    """Return the YAML files of a folder and its sub-folders; a name stands once among them."""
+    found: dict[str, Traversable] = {}
+    for path in folder.iterdir():
+        if path.is_dir():
+            found |= _recipe_files(path)
+        elif path.name.endswith(".yaml"):
+            found[path.name.removesuffix(".yaml")] = path
+    return found
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with changes: groups are merged key by key, all else is replaced."""
+    result = dict(base)
+    for key, value in changes.items():
+        old: Any = result.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        result[key] = merged(old, value) if both else value
+    return result
 
 
 def apply_overrides(data: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+#: Which parts train in a phase: the columns of `medmoe.training.trainable.TRAINABLE`.
+Trains = Literal["paper", "reference", "learned_router", "lora"]
 PhaseName = Literal[
     "phase0_encoder",
     "phase0_language",
@@ -32,11 +34,13 @@ PHASES: tuple[PhaseName, ...] = (
 )
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A group of values: unknown keys, wrong types and numbers that are not finite are refused."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class ModelSpec(_Strict):
+class ModelSpec(Strict):
     """The parts of a model and its MoE layers (paper, section 3.3 and Table 9).
 
     Attributes:
@@ -47,6 +51,9 @@ class ModelSpec(_Strict):
         num_experts_per_tok: k of top-k, beside the always-on meta expert.
         router_layers: Depth of the router MLP.
         upcycle_init: ``copy`` (paper) or ``function_preserving`` (ours).
+        meta_expert: Whether the MoE layers have the always-on meta expert (paper, Table 5).
+        language_source, vision_source: Hub id or folder to load the backbone from instead of the
+            one its entry names.
     """
 
     language_model: str
@@ -56,6 +63,10 @@ class ModelSpec(_Strict):
     num_experts_per_tok: Positive
     router_layers: Annotated[int, Field(ge=1, le=3)]
     upcycle_init: Literal["copy", "function_preserving"]
+    # Left out of the dump where nothing is said, so that the hashes of older runs hold.
+    meta_expert: bool = Field(default=True, exclude_if=lambda value: value is True)
+    language_source: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    vision_source: str | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
     def _rules_between_values(self) -> Self:
@@ -67,10 +78,15 @@ class ModelSpec(_Strict):
         for name, values in (("domains", self.domains), ("moe_layers", self.moe_layers)):
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"{name} {list(values)} must name at least one, and each once")
+        if self.upcycle_init == "function_preserving" and not self.meta_expert:
+            raise ValueError(
+                "upcycle_init function_preserving starts the domain experts at zero, so it needs "
+                "the meta expert; use --set model.upcycle_init=copy"
+            )
         return self
 
 
-class PhaseSpec(_Strict):
+class PhaseSpec(Strict):
     """Optimisation of one phase (paper, Table 11): AdamW, cosine schedule with warm-up.
 
     Attributes:
@@ -78,6 +94,7 @@ class PhaseSpec(_Strict):
         warmup_ratio: Share of the steps with rising learning rate.
         augment: Strength 0–1 of shifts, zooms and exposure changes of training pictures.
         label_smoothing: Of the encoder's attribute heads.
+        trains: Which parts train; what each name means stands in `medmoe.training.trainable`.
     """
 
     learning_rate: Annotated[float, Field(gt=0)]
@@ -87,9 +104,10 @@ class PhaseSpec(_Strict):
     max_grad_norm: Annotated[float, Field(gt=0)]
     augment: Share = 0.0
     label_smoothing: Share = 0.0
+    trains: Trains = Field(default="paper", exclude_if=lambda value: value == "paper")
 
 
-class StepPlan(_Strict):
+class StepPlan(Strict):
     """Fixed amounts of work for one value of ``--minutes``: never a clock.
 
     Attributes:
@@ -111,7 +129,7 @@ class StepPlan(_Strict):
         return self
 
 
-class DemoSpec(_Strict):
+class DemoSpec(Strict):
     """A whole demonstration: model, tokenizer, phases and the step plans to choose from.
 
     Attributes:

@@ -85,12 +85,12 @@ def plan_demo(
         )
     chosen = {"model": recipe("models", spec.model)}
     model = check(ModelSpec, apply_overrides(chosen, of_model)["model"], spec.model)
-    _check_depth(model)
+    check_depth(model)
     steps = spec.plans[max(fitting)]
     return DemoPlan(root, split, seed, max(fitting), model, spec, steps, git_commit())
 
 
-def _check_depth(model: ModelSpec) -> None:
+def check_depth(model: ModelSpec) -> None:
     """Refuse MoE layers that the language model does not have, before anything is trained."""
     depth = language_backbone(model.language_model).config["num_hidden_layers"]
     outside = [layer for layer in model.moe_layers if not 0 <= layer < depth]

@@ -71,7 +71,7 @@ def real_corpus(root: Path, split: SplitName, spec: DemoSpec, seed: int) -> Corp
     mnist = EvalTask("pneumoniamnist", part, registry.read("pneumoniamnist", root, part), pneumonia)
     easy = [r for name in ("mednist", "lc25000") for r in registry.read(name, root, part)]
     router_test = unique_images([*med_test, *easy])
-    train = _limited([*rad_train, *med_train, *pneumonia, *extra], spec.limits, seed)
+    train = limited([*rad_train, *med_train, *pneumonia, *extra], spec.limits, seed)
     allowed = ("vqa_rad",) if split == "standard" else ()
     tasks = _without_leaks(train, [rad, med, mnist], known, allowed)
     return Corpus(
@@ -146,7 +146,7 @@ def _shared_images(train: Sequence[Record], test: Sequence[Record]) -> str:
     )
 
 
-def _limited(records: Sequence[Record], limits: Mapping[str, int], seed: int) -> list[Record]:
+def limited(records: Sequence[Record], limits: Mapping[str, int], seed: int) -> list[Record]:
     """Keep at most so many images of a data set, by hash: files may be sorted by class."""
     kept: dict[str, set[str]] = {}
     for name, limit in limits.items():

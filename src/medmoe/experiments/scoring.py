@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medmoe.data.schema import ImageRecord
+from medmoe.domains import domain_index
 from medmoe.evaluation.comparison import compare_task
 from medmoe.evaluation.predictions import Prediction, write_predictions
 from medmoe.evaluation.runner import predict
@@ -134,9 +135,9 @@ def _score_router(
     images = corpus.router_test
     domains = list(engine.model.config.domains)
     pairs = [
-        (image, domains.index(image.modality), domains.index(routing.domain))
+        (image, truth, domains.index(routing.domain))
         for image, routing in zip(images, routings, strict=True)
-        if image.modality in domains
+        if (truth := domain_index(image.modality, domains)) is not None
     ]
     confusion = confusion_matrix([t for _, t, _ in pairs], [p for _, _, p in pairs], len(domains))
     sets = sorted({_dataset(image) for image, _, _ in pairs})

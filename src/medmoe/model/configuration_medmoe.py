@@ -24,6 +24,7 @@ class MedMoeConfig(LlavaConfig):
         domains: Names of the domain experts; the position is the expert index.
         num_experts_per_tok: k of the top-k routing, 1 to the number of domains.
         router_layers: Depth of the router MLP, 1 (paper's default) to 3.
+        meta_expert: Whether a MoE layer has the always-on meta expert (paper, Table 5: without).
         lm_head_bias: Whether the output head has a bias (phi-2 has one).
     """
 
@@ -34,6 +35,7 @@ class MedMoeConfig(LlavaConfig):
     domains: list[str] | None = None
     num_experts_per_tok: int = 1
     router_layers: int = 1
+    meta_expert: bool = True
     lm_head_bias: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -41,6 +43,11 @@ class MedMoeConfig(LlavaConfig):
         # Here, not in @strict's own checks: a user must see one line with the fix.
         _whole_number("num_experts_per_tok", self.num_experts_per_tok)
         _whole_number("router_layers", self.router_layers)
+        if type(self.meta_expert) is not bool:
+            raise ConfigError(
+                f"meta_expert ({self.meta_expert!r}) must be true or false; "
+                "use --set model.meta_expert=true"
+            )
         self.moe_layers = sorted(_list_of("moe_layers", self.moe_layers or [], int, "[0,2]"))
         self.domains = _list_of("domains", self.domains, str, "[ct,mri]", default=DOMAINS)
         super().__post_init__(**kwargs)

@@ -175,8 +175,9 @@ class MoeBlock(nn.Module):
     """The FFN of a MoE layer: domain experts chosen by the router, plus the always-on meta expert.
 
     Args:
-        config: Gives the experts' shapes and K.
-        meta_expert: The layer's own stock FFN module; becomes the meta expert as it is.
+        config: Gives the experts' shapes and K, and whether there is a meta expert.
+        meta_expert: The layer's own stock FFN module; becomes the meta expert as it is, or is
+            dropped where the config has no meta expert (paper, Table 5).
         family: Which kind of FFN the experts are.
     """
 
@@ -184,7 +185,7 @@ class MoeBlock(nn.Module):
         super().__init__()
         self.gate = Router(config)
         self.experts = GatedExperts(config) if family.gated else PlainExperts(config)
-        self.meta_expert = meta_expert
+        self.meta_expert = meta_expert if config.meta_expert else None
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         """Return y (B, S, D) of normed hidden states (paper, equation 4)."""
@@ -192,5 +193,7 @@ class MoeBlock(nn.Module):
         routed_TD = self.experts(
             x_BSD.flatten(0, 1), index_BSK.flatten(0, 1), weights_BSK.flatten(0, 1)
         )
-        y_BSD: Tensor = routed_TD.view_as(x_BSD) + self.meta_expert(x_BSD)
+        y_BSD: Tensor = routed_TD.view_as(x_BSD)
+        if self.meta_expert is not None:
+            y_BSD = y_BSD + self.meta_expert(x_BSD)
         return y_BSD

@@ -23,6 +23,8 @@ from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 
 UpcycleInit = Literal["copy", "function_preserving"]
+#: Weights of one router by name.
+RouterState = Mapping[str, Tensor]
 
 
 def upcycle(
@@ -32,8 +34,9 @@ def upcycle(
     domains: Sequence[str],
     num_experts_per_tok: int = 1,
     init: UpcycleInit = "copy",
-    router: Mapping[str, Tensor] | None = None,
+    router: RouterState | Sequence[RouterState] | None = None,
     router_layers: int = 1,
+    meta_expert: bool = True,
     seed: int = 0,
 ) -> MedMoeForConditionalGeneration:
     """Return a MoE model whose experts start from the dense model's FFNs (paper, section 3.3).
@@ -45,32 +48,30 @@ def upcycle(
         num_experts_per_tok: k of top-k, beside the always-on meta expert.
         init: ``copy`` (paper) or ``function_preserving`` (ours).
         router: One state dict (``fc1.weight`` (E, D), ``fc1.bias`` (E), …), put into every MoE
-            layer; None draws a small random router from ``seed``.
+            layer, or one for each MoE layer in their order; None draws a small random router from
+            ``seed``, the same for every layer.
         router_layers: Depth of the router MLP, 1 to 3.
+        meta_expert: Whether the layers get a meta expert; the paper's Table 5 leaves it out.
         seed: Draws the router where none is given.
 
     Raises:
-        ConfigError: The model is no dense model, there is no layer to upcycle, or the router has
-            another shape than the config.
+        ConfigError: The model is no dense model, there is no layer to upcycle, the router has
+            another shape than the config, or nothing would be left of the FFN at step 0.
     """
-    if dense.config.moe_layers:
-        raise ConfigError(
-            f"upcycling needs a dense model, this one has MoE layers {dense.config.moe_layers}; "
-            "give the checkpoint of phase 2"
-        )
-    if not moe_layers:
-        raise ConfigError("moe_layers is empty: name at least one decoder layer, e.g. [0, 2]")
-    config = moe_config(dense.config, moe_layers, domains, num_experts_per_tok, router_layers)
+    _check_start(dense, moe_layers, init, meta_expert)
+    config = moe_config(
+        dense.config, moe_layers, domains, num_experts_per_tok, router_layers, meta_expert
+    )
     with torch.random.fork_rng():  # every weight is overwritten: leave the caller's draws alone
         model = MedMoeForConditionalGeneration(config)
     model.to(dense.device, dense.dtype)
     state = dict(dense.state_dict())
-    for index, block in model.moe_blocks.items():
+    gates = _gates(router, model, seed)
+    for (index, block), gate in zip(model.moe_blocks.items(), gates, strict=True):
         prefix = f"model.language_model.layers.{index}.mlp."
         block.gate.float()  # the router decides in float32 whatever the model's dtype
-        _move_ffn(state, prefix, ffn_family(block.meta_expert), config.num_experts, init)
-        gate = router or _random_router(block.gate.state_dict(), seed)
-        _check_router(gate, block.gate.state_dict())
+        family = ffn_family(dense.model.language_model.layers[index].mlp)
+        _move_ffn(state, prefix, family, config, init)
         state.update({f"{prefix}gate.{name}": tensor.clone() for name, tensor in gate.items()})
     model.load_state_dict(state, strict=True)
     model.generation_config = copy.deepcopy(dense.generation_config)
@@ -78,8 +79,33 @@ def upcycle(
     return model
 
 
+def _check_start(
+    dense: MedMoeForConditionalGeneration,
+    moe_layers: Sequence[int],
+    init: UpcycleInit,
+    meta_expert: bool,
+) -> None:
+    if dense.config.moe_layers:
+        raise ConfigError(
+            f"upcycling needs a dense model, this one has MoE layers {dense.config.moe_layers}; "
+            "give the checkpoint of phase 2"
+        )
+    if not moe_layers:
+        raise ConfigError("moe_layers is empty: name at least one decoder layer, e.g. [0, 2]")
+    if init == "function_preserving" and not meta_expert:
+        raise ConfigError(
+            "upcycle_init function_preserving starts the domain experts at zero, so it needs the "
+            "meta expert; use --set model.upcycle_init=copy or --set model.meta_expert=true"
+        )
+
+
 def moe_config(
-    dense: MedMoeConfig, layers: Sequence[int], domains: Sequence[str], top_k: int, depth: int
+    dense: MedMoeConfig,
+    layers: Sequence[int],
+    domains: Sequence[str],
+    top_k: int,
+    depth: int,
+    meta_expert: bool = True,
 ) -> MedMoeConfig:
     """Return a dense configuration with MoE layers added.
 
@@ -93,13 +119,18 @@ def moe_config(
         domains=list(domains),
         num_experts_per_tok=top_k,
         router_layers=depth,
+        meta_expert=meta_expert,
     )
     changed: MedMoeConfig = MedMoeConfig.from_dict(values)
     return changed
 
 
 def _move_ffn(
-    state: dict[str, Tensor], prefix: str, family: FfnFamily, experts: int, init: UpcycleInit
+    state: dict[str, Tensor],
+    prefix: str,
+    family: FfnFamily,
+    config: MedMoeConfig,
+    init: UpcycleInit,
 ) -> None:
     """Rename one layer's FFN to its meta expert and stack E copies as the domain experts."""
     kinds = ("weight",) if family.gated else ("weight", "bias")
@@ -108,7 +139,9 @@ def _move_ffn(
         for part in family.parts
         for kind in kinds
     }
-    state.update({f"{prefix}meta_expert.{name}": tensor.clone() for name, tensor in parts.items()})
+    if config.meta_expert:
+        meta = {f"{prefix}meta_expert.{name}": tensor.clone() for name, tensor in parts.items()}
+        state.update(meta)
     if init == "function_preserving":
         last = family.parts[-1]
         parts |= {f"{last}.{kind}": torch.zeros_like(parts[f"{last}.{kind}"]) for kind in kinds}
@@ -118,8 +151,28 @@ def _move_ffn(
     else:
         stacks = {name.replace(".", "_"): tensor for name, tensor in parts.items()}
     for name, tensor in stacks.items():
-        repeats = (experts, *[1] * tensor.dim())
+        repeats = (config.num_experts, *[1] * tensor.dim())
         state[f"{prefix}experts.{name}"] = tensor.unsqueeze(0).repeat(repeats)
+
+
+def _gates(
+    router: RouterState | Sequence[RouterState] | None,
+    model: MedMoeForConditionalGeneration,
+    seed: int,
+) -> list[RouterState]:
+    """Return the router's weights for each MoE layer, checked against its shapes."""
+    shapes = [block.gate.state_dict() for block in model.moe_blocks.values()]
+    if router is None:
+        router = _random_router(shapes[0], seed)
+    gates = [router] * len(shapes) if isinstance(router, Mapping) else list(router)
+    if len(gates) != len(shapes):
+        raise ConfigError(
+            f"there are {len(gates)} routers for {len(shapes)} MoE layers; "
+            "give one for all layers, or one for each"
+        )
+    for gate, shape in zip(gates, shapes, strict=True):
+        _check_router(gate, shape)
+    return gates
 
 
 def _random_router(shapes: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:

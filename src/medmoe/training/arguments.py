@@ -50,6 +50,7 @@ def training_arguments(
         save_strategy="no",
         report_to=list(settings.trackers) or "none",
         run_name=settings.run_name,
+        project="medmoe",
         disable_tqdm=True,
         remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(),

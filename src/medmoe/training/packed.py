@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from medmoe.config.schema import PhaseName, PhaseSpec
 from medmoe.data.collate import PackingCollator
@@ -32,6 +32,7 @@ class PhaseContext:
         steps: Optimiser steps by phase.
         max_questions: Questions packed behind one image.
         settings: How the phases are run: checkpoints, precision, processes.
+        max_length: Longest sample in tokens; None sets no limit.
     """
 
     model: MedMoeForConditionalGeneration
@@ -47,6 +48,7 @@ class PhaseContext:
     seed: int
     progress: Progress
     settings: RunSettings = field(default_factory=RunSettings)
+    max_length: int | None = None
 
     def with_model(self, model: MedMoeForConditionalGeneration) -> PhaseContext:
         """Return the same surroundings for another model."""
@@ -57,8 +59,17 @@ class PhaseContext:
         return replace(self, settings=settings)
 
 
-def train_packed(context: PhaseContext, phase: PhaseName, tasks: Sequence[Task]) -> PhaseResult:
-    """Train ``context.model`` in place on the records of some tasks; loss on answers only."""
+def train_packed(
+    context: PhaseContext,
+    phase: PhaseName,
+    tasks: Sequence[Task],
+    trained: nn.Module | None = None,
+) -> PhaseResult:
+    """Train ``context.model`` in place on the records of some tasks; loss on answers only.
+
+    Args:
+        trained: What the Trainer sees, where it is the model with something around it.
+    """
     spec, steps = context.specs[phase], context.steps[phase]
     schedule = packed_schedule(
         phase,
@@ -71,11 +82,12 @@ def train_packed(context: PhaseContext, phase: PhaseName, tasks: Sequence[Task])
         context.max_questions,
         context.repeats,
         context.seed,
+        context.max_length,
     )
     collate = PackingCollator(context.features, context.processor.tokenizer.pad_token_id)
     return run_phase(
         phase,
-        context.model,
+        context.model if trained is None else trained,
         schedule,
         collate,
         spec,

@@ -1,50 +1,76 @@
 """The router (part of phase 2; paper, section 3.2 and Figure 6): modality from hidden states.
 
 Tokens of at most 1,000 labelled images pass the frozen phase-2 model; what the FFNs of the future
-MoE layers read is kept, and one router, shared by all these layers, learns the image's domain from
-each token. The reference ships router weights but no code to train them.
+MoE layers read is kept (`router_states`), and the router learns the image's domain from it: token
+by token or from their mean, one router shared by all layers (as the reference) or one for each.
+The reference ships router weights but no code to train them.
 
-Shapes: B images, T tokens kept per image (all MoE layers together), D hidden, E domains.
+Shapes: B images, L MoE layers, T tokens kept of an image and layer, D hidden, E domains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medmoe.data.collate import Packed, pack_batch
 from medmoe.data.schema import ImageRecord
-from medmoe.data.wording import question_text
-from medmoe.domains import domain_index
-from medmoe.errors import DataError
+from medmoe.domains import domain_of
+from medmoe.errors import ConfigError, DataError
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.moe import Router
+from medmoe.model.upcycle import RouterState
 from medmoe.training.packed import PhaseContext
+from medmoe.training.router_states import LabelledStates, labelled_states
 from medmoe.training.schedule import Schedule
 from medmoe.training.trainer import PhaseResult, run_phase
 
-#: Tokens kept of one image and layer; neighbouring patches tell the router little new.
-TOKENS_KEPT = 32
+RouterLoss = Literal["token", "pooled"]
 
 
 class RouterTraining(nn.Module):
-    """A router with its loss: cross-entropy of the domain, token by token."""
+    """Routers with their loss: cross-entropy of the domain, at each token or at their mean.
 
-    def __init__(self, config: MedMoeConfig) -> None:
+    Args:
+        config: Gives the shapes and the number of MoE layers.
+        loss: ``token`` or ``pooled``.
+        per_layer: One router for each MoE layer instead of one for all.
+    """
+
+    def __init__(self, config: MedMoeConfig, loss: RouterLoss, per_layer: bool) -> None:
         super().__init__()
-        self.router = Router(config)
+        count = len(config.moe_layers or []) if per_layer else 1
+        self.router = nn.ModuleList(Router(config) for _ in range(count))
+        self.loss = loss
 
     def forward(self, states: Tensor, domain: Tensor) -> dict[str, Tensor]:
-        """Return the mean loss of states (B, T, D) float32 against domains (B,) int64."""
-        logits = self.router.logits(states)
+        """Return the mean loss of states (B, L, T, D) float32 against domains (B,) int64."""
+        if self.loss == "pooled":
+            states = states.mean(dim=2, keepdim=True)
+        logits = self.logits(states)
         target = domain[:, None].expand(logits.shape[:2])
         return {"loss": functional.cross_entropy(logits.flatten(0, 1), target.flatten())}
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Return the logits (B, L·T, E) of states (B, L, T, D)."""
+        routers: list[Any] = list(self.router)
+        if len(routers) == 1:
+            found: Tensor = routers[0].logits(states.flatten(1, 2))
+            return found
+        parts = [router.logits(states[:, i]) for i, router in enumerate(routers)]
+        return torch.cat(parts, dim=1)
+
+    def states(self) -> RouterState | list[RouterState]:
+        """Return the weights as `upcycle` takes them: of the one router, or of each layer's."""
+        found: list[RouterState] = [
+            {name: tensor.detach().cpu() for name, tensor in router.state_dict().items()}
+            for router in self.router
+        ]
+        return found if len(found) > 1 else found[0]
 
 
 def choose_labelled(
@@ -52,11 +78,23 @@ def choose_labelled(
 ) -> list[ImageRecord]:
     """Return at most ``limit`` images with a domain, as equal in number per domain as they allow.
 
+    A smaller limit chooses some of the images that a larger one chooses.
+
     Raises:
+        ConfigError: The limit is not one image for each domain.
         DataError: Fewer than two domains have an image.
     """
+    if limit < len(domains):
+        raise ConfigError(
+            f"router.labels ({limit}) must be at least the number of domains ({len(domains)}); "
+            "use --set router.labels=1000"
+        )
     rng = np.random.default_rng(seed)
-    pools = {name: [image for image in images if image.modality == name] for name in domains}
+    pools: dict[str, list[ImageRecord]] = {name: [] for name in domains}
+    for image in images:
+        name = domain_of(image.modality, domains)
+        if name is not None:
+            pools[name].append(image)
     if sum(bool(pool) for pool in pools.values()) < 2:
         have = ", ".join(name for name, pool in pools.items() if pool) or "none"
         raise DataError(
@@ -68,34 +106,50 @@ def choose_labelled(
 
 
 def train_router(
-    context: PhaseContext, config: MedMoeConfig, images: Sequence[ImageRecord]
-) -> tuple[dict[str, Tensor], PhaseResult]:
-    """Train one router for all MoE layers on the frozen dense model's hidden states.
+    context: PhaseContext,
+    config: MedMoeConfig,
+    images: Sequence[ImageRecord],
+    loss: RouterLoss = "token",
+    per_layer: bool = False,
+) -> tuple[RouterState | list[RouterState], PhaseResult]:
+    """Train the router of all MoE layers on the frozen dense model's hidden states.
 
     Args:
         context: Its model is the phase-2 model; it is not changed.
         config: Of the future MoE model: its layers, domains and router depth.
         images: Labelled images, as `choose_labelled` gives them.
+        loss: At each token, or at the mean of an image's tokens.
+        per_layer: One router for each MoE layer instead of one for all.
 
     Returns:
-        The router's state dict, as `upcycle` takes it, and the learning curve.
+        The router's weights, as `upcycle` takes them, and the learning curve.
     """
+    labelled = labelled_states(context, config, images)
+    return fit_router(context, config, labelled, loss, per_layer)
+
+
+def fit_router(
+    context: PhaseContext,
+    config: MedMoeConfig,
+    labelled: LabelledStates,
+    loss: RouterLoss = "token",
+    per_layer: bool = False,
+) -> tuple[RouterState | list[RouterState], PhaseResult]:
+    """Train a router on states that are already collected; see `train_router`."""
     spec, steps = context.specs["phase2_router"], context.steps["phase2_router"]
-    states = _collect(context, config.moe_layers or [], images)
-    domains = [domain_index(image.modality, tuple(config.domains or ())) for image in images]
     torch.manual_seed(context.seed)
-    model = RouterTraining(config)
+    model = RouterTraining(config, loss, per_layer)
 
     def draw(index: int, rng: np.random.Generator) -> int:
         return index
 
     def collate(rows: Sequence[int]) -> dict[str, Tensor]:
-        return {
-            "states": states[torch.tensor(rows)],
-            "domain": torch.tensor([domains[row] for row in rows]),
-        }
+        chosen = torch.tensor(rows)
+        return {"states": labelled.states[chosen], "domain": labelled.domains[chosen]}
 
-    schedule = Schedule(draw, len(images), steps * spec.batch_size, context.seed)
+    schedule = Schedule(
+        draw, len(labelled.images), steps * spec.batch_size, context.seed, names=labelled.images
+    )
     result = run_phase(
         "phase2_router",
         model,
@@ -107,62 +161,19 @@ def train_router(
         context.progress,
         context.settings,
     )
-    router = {name: tensor.detach().cpu() for name, tensor in model.router.state_dict().items()}
-    return router, result
+    return model.states(), result
 
 
 @torch.no_grad()
-def _collect(context: PhaseContext, layers: Sequence[int], images: Sequence[ImageRecord]) -> Tensor:
-    """Return what the FFNs of ``layers`` read for each image: (N, layers x TOKENS_KEPT, D)."""
-    rng = np.random.default_rng(context.seed)
-    samples = _one_question_each(context, images, rng)
-    pad = context.processor.tokenizer.pad_token_id
-    rows = []
-    model = context.model.eval()
-    first = context.tokenizer.prefix().index(context.processor.image_token_id)
-    for start in range(0, len(samples), 32):
-        part = samples[start : start + 32]
-        batch: dict[str, Any] = dict(pack_batch(part, pad))
-        batch.pop("labels")
-        batch["vision_features"] = context.features[torch.tensor([s.image for s in part])]
-        with _ffn_inputs(model, layers) as seen:
-            model.model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
-        for i, sample in enumerate(part):
-            length = len(sample.prefix) + len(sample.segments[0].ids)
-            kept = torch.from_numpy(rng.integers(first, length, size=TOKENS_KEPT))
-            rows.append(torch.cat([states[i, kept].float().cpu() for states in seen]))
-    return torch.stack(rows)
+def route(
+    config: MedMoeConfig, router: RouterState | Sequence[RouterState], states: Tensor
+) -> Tensor:
+    """Return each image's domain (N,) int64 by a router, from states (N, L, T, D).
 
-
-def _one_question_each(
-    context: PhaseContext, images: Sequence[ImageRecord], rng: np.random.Generator
-) -> list[Packed]:
-    """Return each image with one of its questions, or a plain one where it has none."""
-    questions: dict[str, list[str]] = {}
-    for record in context.records:
-        questions.setdefault(record.image.id, []).append(question_text(record))
-    prefix = context.tokenizer.prefix()
-    samples = []
-    for image in images:
-        known = questions.get(image.id, ["Describe the image."])
-        text = known[rng.integers(len(known))]
-        segment = context.tokenizer.segment(text, None)
-        samples.append(Packed(context.rows[image.id], prefix, (segment,)))
-    return samples
-
-
-@contextmanager
-def _ffn_inputs(model: Any, layers: Sequence[int]) -> Iterator[list[Tensor]]:
-    """Collect the inputs (B, S, D) of some layers' FFNs during one forward pass."""
-    seen: list[Tensor] = []
-    handles = [
-        model.model.language_model.layers[layer].mlp.register_forward_pre_hook(
-            lambda _, inputs: seen.append(inputs[0])
-        )
-        for layer in layers
-    ]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
+    The domain is that of the highest mean probability over the image's tokens and layers.
+    """
+    given = [router] if not isinstance(router, Sequence) else list(router)
+    model = RouterTraining(config, "token", per_layer=len(given) > 1)
+    for module, state in zip(model.router, given, strict=True):
+        module.load_state_dict(dict(state))
+    return model.logits(states).softmax(-1).mean(dim=1).argmax(-1)

@@ -1,4 +1,9 @@
-"""What a run leaves besides its model: the resolved config, its circumstances and its metrics."""
+"""What a run leaves besides its model: the resolved config, its circumstances and its metrics.
+
+`write_run` writes all of it after the demonstration; a phase of `medmoe train` is opened before it
+trains (`open_run`), measures itself (`meter`) and is closed (`close_run`), so that a run that was
+killed can be told from one that ended, and resumed.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +46,27 @@ def hardware() -> dict[str, Any]:
     }
 
 
+def run_facts(
+    seed: int, source: tuple[str | None, bool], data: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the circumstances of a run, as ``run.json`` holds them.
+
+    Args:
+        source: What `git_commit` said when the run began.
+        data: What was read: names, hashes and counts.
+    """
+    commit, dirty = source
+    packages = ("medmoe", "torch", "transformers", "accelerate", "tokenizers", "numpy")
+    return {
+        "seed": seed,
+        "commit": commit,
+        "dirty": dirty,
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        "hardware": hardware(),
+        "data": dict(data),
+    }
+
+
 def write_run(
     folder: Path,
     config: Mapping[str, Any],
@@ -56,29 +82,51 @@ def write_run(
         source: What `git_commit` said when the run began.
         data: What was read: names and counts.
     """
-    commit, dirty = source
-    packages = ("medmoe", "torch", "transformers", "accelerate", "tokenizers", "numpy")
-    run = {
-        "seed": seed,
-        "commit": commit,
-        "dirty": dirty,
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
-        "hardware": hardware(),
-        "data": dict(data),
-        "weights": {
-            phase: {"trainable": result.counts.trainable, "frozen": result.counts.frozen}
-            for phase, result in phases.items()
-        },
+    weights = {
+        phase: {"trainable": result.counts.trainable, "frozen": result.counts.frozen}
+        for phase, result in phases.items()
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False))
-    (folder / "run.json").write_text(json.dumps(run, indent=1) + "\n")
+    _write(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+    _write_json(folder / "run.json", run_facts(seed, source, data) | {"weights": weights})
     lines = [
         json.dumps({"phase": phase, "step": step, "loss": loss})
         for phase, result in phases.items()
         for step, loss in result.curve
     ]
-    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    _write(folder / "metrics.jsonl", "\n".join(lines) + "\n")
+
+
+def open_run(folder: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Write ``config.yaml``, ``run.json`` and, of a changed checkout, ``dirty.diff``.
+
+    Args:
+        config: The resolved configuration; a recipe itself.
+        facts: As `run_facts` gives them, with whatever else is known before training.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+    if facts["dirty"]:
+        source = Path(__file__).resolve().parent
+        _write(folder / "dirty.diff", _git(source, "diff", "HEAD") + "\n")
+    _write_json(folder / "run.json", {**facts, "finished": None})
+
+
+def close_run(folder: Path, finished: Mapping[str, Any]) -> None:
+    """Add to ``run.json`` how the run ended: counts, steps, seconds, last loss."""
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    _write_json(folder / "run.json", {**run, "finished": dict(finished)})
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    _write(path, json.dumps(content, indent=1) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """Put a text file in place at once: a kill leaves the old one or the new one."""
+    staging = path.with_name(f".{path.name}.staging")
+    staging.write_text(text, encoding="utf-8")
+    os.replace(staging, path)
 
 
 def _git(folder: Path, *arguments: str) -> str:

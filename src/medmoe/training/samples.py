@@ -27,15 +27,18 @@ def packed_schedule(
     max_questions: int,
     repeats: Mapping[str, int],
     seed: int,
+    max_length: int | None = None,
 ) -> Schedule[Packed]:
     """Return a phase's samples: one image with up to ``max_questions`` of its questions.
 
     Args:
         rows: Row of each image in the feature table.
         repeats: How often a data set's images come in one epoch, once where not named.
+        max_length: Longest sample in tokens: questions that do not fit behind the image wait for
+            another epoch, and of an answer too long for a sample of its own the end is cut.
 
     Raises:
-        DataError: No record has one of the tasks.
+        DataError: No record has one of the tasks, or a question alone is longer than a sample.
     """
     by_image: dict[str, list[Record]] = defaultdict(list)
     for record in records:
@@ -49,19 +52,21 @@ def packed_schedule(
         for _ in range(repeats.get(questions[0].dataset, 1))
     ]
     prefix = tokenizer.prefix()
+    room = None if max_length is None else max_length - len(prefix)
     # Each question is tokenised once, not once an epoch.
     segments: dict[tuple[str, str, str], Segment] = {}
 
     def segment(record: Record) -> Segment:
         key = (record.dataset, record.split, record.id)
         if key not in segments:
-            segments[key] = tokenizer.segment(question_text(record), record.answer)
+            whole = tokenizer.segment(question_text(record), record.answer)
+            segments[key] = _cut(whole, room, f"{record.dataset}: question {record.id}")
         return segments[key]
 
     def draw(index: int, rng: np.random.Generator) -> Packed:
         image, questions = groups[index]
         chosen = rng.permutation(len(questions))[:max_questions]
-        return Packed(rows[image], prefix, tuple(segment(questions[i]) for i in chosen))
+        return Packed(rows[image], prefix, _fitting([segment(questions[i]) for i in chosen], room))
 
     return Schedule(
         draw,
@@ -71,6 +76,27 @@ def packed_schedule(
         names=[image for image, _ in groups],
         length=packed_length,
     )
+
+
+def _cut(segment: Segment, room: int | None, name: str) -> Segment:
+    """Return a segment that fits into a sample of its own: the end of its answer goes."""
+    if room is None or len(segment.ids) <= room:
+        return segment
+    left = segment.answer_length - (len(segment.ids) - room)
+    if left < 1:
+        raise DataError(
+            f"{name} has {len(segment.ids) - segment.answer_length} tokens, and max_length leaves "
+            f"{max(0, room)} behind the image; use a larger --set max_length=N"
+        )
+    return Segment(segment.ids[:room], left)
+
+
+def _fitting(segments: Sequence[Segment], room: int | None) -> tuple[Segment, ...]:
+    """Return the first segments that fit behind the image together."""
+    if room is None:
+        return tuple(segments)
+    ends = np.cumsum([len(segment.ids) for segment in segments])
+    return tuple(s for s, end in zip(segments, ends.tolist(), strict=True) if end <= room)
 
 
 def packed_length(sample: Packed) -> int:

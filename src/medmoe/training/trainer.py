@@ -94,7 +94,7 @@ def run_phase(
     """
     settings = settings or RunSettings()
     refuse_deepspeed(settings)
-    counts = set_trainable(model, phase)
+    counts = set_trainable(model, phase, spec.trains)
     logger.info("%s", counts.line())
     if settings.group_by_length:
         samples = samples.grouped(spec.batch_size)

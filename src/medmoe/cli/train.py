@@ -1,0 +1,104 @@
+"""`medmoe train CONFIG`: train the phases of a recipe, resume them, or say what they would cost."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from medmoe.cli import flags
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `train`."""
+    parser.add_argument(
+        "config", metavar="CONFIG", help="name under recipes/experiments, or a YAML file"
+    )
+    parser.add_argument(
+        "--phase",
+        action="append",
+        default=[],
+        metavar="PHASE",
+        dest="phases",
+        help="train this phase only; may be given more than once (default: all of the recipe)",
+    )
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="print phases, weights, steps, memory and time, and train nothing",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="skip finished phases, go on with a broken one"
+    )
+    parser.add_argument(
+        "--allow-changed",
+        action="store_true",
+        help="resume although values differ from those of the run",
+    )
+    parser.add_argument(
+        "--label-counts",
+        type=flags.counts,
+        default=(),
+        metavar="N,N,…",
+        help="with phase2_router: also its accuracy at these numbers of labelled images",
+    )
+    flags.add_data(parser)
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder to write to (default: runs/CONFIG)"
+    )
+    flags.add_seed(parser)
+    flags.add_set(parser)
+    flags.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, or with `--plan` estimate; print where the results went."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from medmoe.cli.train_display import Display, show_plan
+    from medmoe.data.registry import find_data
+    from medmoe.experiments.train.plan import plan_train
+    from medmoe.experiments.train.recipe import load_recipe
+
+    disable_progress_bar()
+    recipe = load_recipe(args.config, args.settings)
+    root = find_data(args.data)
+    if args.plan:
+        from medmoe.experiments.train.estimate import estimate
+
+        found = estimate(recipe, args.phases, root, args.seed)
+        show_plan(recipe.name, found)
+        flags.write_json(args.json, found)
+        return 0
+    out = args.out or Path("runs") / recipe.name
+    plan = plan_train(
+        recipe,
+        args.phases,
+        root,
+        out,
+        args.seed,
+        resume=args.resume,
+        allow_changed=args.allow_changed,
+        label_counts=args.label_counts,
+    )
+    flags.make_out_dir(out)
+    summary = _train(plan, Display(plan))
+    flags.write_json(args.json, summary)
+    return 0
+
+
+def _train(plan: Any, display: Any) -> dict[str, Any]:
+    from medmoe.experiments.train.plan import is_main
+    from medmoe.experiments.train.run import run_train
+
+    if not is_main():  # of several processes one speaks
+        return run_train(plan, _silent, None)
+    display.opening()
+    with display:
+        summary: dict[str, Any] = run_train(plan, display.progress, display.measured)
+    display.closing(summary)
+    return summary
+
+
+def _silent(phase: Any, step: int, steps: int, loss: float | None) -> None:
+    """Report progress to nobody."""

@@ -1,0 +1,210 @@
+"""What `medmoe train` shows: a live view in a terminal, plain lines elsewhere, and the plan."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from medmoe.cli.console import log_to
+from medmoe.cli.parser import FOOTER
+from medmoe.config.schema import PhaseName
+from medmoe.experiments.train.plan import TrainPlan
+from medmoe.training.meter import Measured
+
+_BAR = "▏▎▍▌▋▊▉█"
+
+
+class Display:
+    """Terminal output of one training run."""
+
+    def __init__(self, plan: TrainPlan, console: Console | None = None) -> None:
+        self._plan = plan
+        self._console = console or Console()
+        self._steps: dict[PhaseName, tuple[int, int]] = {}
+        self._points: dict[PhaseName, Measured] = {}
+        self._now: PhaseName | None = None
+        self._begun = time.monotonic()
+        self._stack = ExitStack()
+
+    def opening(self) -> None:
+        """Print what will be trained, on what, and where it goes."""
+        plan = self._plan
+        where = "embedded pictures" if plan.root is None else str(plan.root)
+        self._console.print(
+            f"[bold]medmoe train {escape(plan.recipe.name)}[/]: "
+            f"{escape(plan.recipe.spec.description)}"
+        )
+        line = f"data: {where}   seed: {plan.seed}   out: {plan.out}"
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def __enter__(self) -> Display:
+        self._stack.enter_context(log_to(self._console))
+        if self._console.is_terminal:
+            view = Live(
+                console=self._console,
+                get_renderable=self.view,
+                refresh_per_second=4,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._stack.enter_context(view)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def progress(self, phase: PhaseName, step: int, steps: int, loss: float | None) -> None:
+        """Take note of a step."""
+        self._now = phase
+        self._steps[phase] = (step, steps)
+
+    def measured(self, point: Measured) -> None:
+        """Take note of a point of the learning curve; outside a terminal print ten a phase."""
+        self._points[point.phase] = point
+        if self._console.is_terminal:
+            return
+        tenth = max(1, point.steps // 10)
+        if point.step % tenth == 0 or point.step == point.steps:
+            line = f"{point.phase} {point.step}/{point.steps}  {facts(point)}"
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        if point.step == point.steps:
+            for domain, shares in point.experts.items():
+                named = zip(self._plan.recipe.spec.model.domains, shares, strict=True)
+                text = ", ".join(f"{name} {100 * share:.0f} %" for name, share in named)
+                line = f"  {domain} tokens go to the experts: {text}"
+                self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def view(self) -> RenderableType:
+        """Return the live view: phases, speeds, and who takes which tokens."""
+        parts: list[RenderableType] = [self._phases()]
+        point = self._points.get(self._now) if self._now else None
+        if point is not None:
+            parts.append(Text(facts(point)))
+            if point.experts:
+                parts.append(experts_table(point, self._plan.recipe.spec.model.domains))
+        return Group(*parts)
+
+    def closing(self, summary: dict[str, Any]) -> None:
+        """Print how each phase ended, where the model is, and what to do with it."""
+        for phase, found in summary["phases"].items():
+            loss = f"loss {found['loss']:.4f}" if found.get("loss") is not None else "no steps"
+            line = f"{phase}: {loss} after {found.get('steps', 0)} steps, {self._plan.out / phase}"
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        router = summary["router"]
+        if router:
+            self._console.print(
+                f"router on held-out images: {router['accuracy']:.1f} % "
+                f"[{router['low']:.1f}, {router['high']:.1f}] of {router['n']}"
+            )
+        for row in summary["phases"].get("phase2_router", {}).get("label_curve", []):
+            self._console.print(
+                f"  {row['labels']:>5} labels: {row['accuracy']:.1f} % "
+                f"[{row['low']:.1f}, {row['high']:.1f}] of {row['n']}",
+                highlight=False,
+            )
+        minutes = (time.monotonic() - self._begun) / 60
+        model = self._plan.out / summary["model"]
+        self._console.print(f"done in {minutes:.1f} minutes; model: {model}", soft_wrap=True)
+        if list(summary["phases"])[-1] in ("phase2_instruction", "phase3_moe", "sft"):
+            line = f'ask it: medmoe ask {model} IMAGE "QUESTION"'
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(FOOTER)
+
+    def _phases(self) -> Table:
+        table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+        for phase in self._plan.phases:
+            step, steps = self._steps.get(phase, (0, 0))
+            point = self._points.get(phase)
+            style = "bold" if phase == self._now and step < steps else "dim" if not steps else ""
+            table.add_row(
+                Text(phase, style=style),
+                ProgressBar(total=max(1, steps), completed=step, width=24),
+                f"{step}/{steps}" if steps else "waiting",
+                f"loss {point.loss:.3f}" if point else "",
+            )
+        return table
+
+
+def facts(point: Measured) -> str:
+    """Return one line: loss, learning rate, speeds, memory, remaining time."""
+    speeds = [f"{point.images_per_second:,.1f} images/s"] if point.images_per_second else []
+    if point.tokens_per_second:
+        speeds.insert(0, f"{point.tokens_per_second:,.0f} tokens/s")
+    left = time.strftime("%H:%M:%S", time.gmtime(point.seconds_left))
+    return "  ".join(
+        [
+            f"loss {point.loss:.3f}",
+            f"lr {point.learning_rate:.2e}",
+            *speeds,
+            f"{point.memory_gib:.2f} GiB",
+            f"{left} left",
+        ]
+    )
+
+
+def experts_table(point: Measured, domains: tuple[str, ...]) -> Table:
+    """Return the share of each domain's tokens by expert, as bars."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="tokens by expert", title_style="dim")
+    table.add_column("pictures of")
+    for name in domains:
+        table.add_column(f"{name} expert")
+    for domain, shares in point.experts.items():
+        table.add_row(domain, *(f"{bar(share)} {100 * share:3.0f} %" for share in shares))
+    return table
+
+
+def bar(share: float, width: int = 6) -> str:
+    """Return a bar of at most ``width`` characters, padded."""
+    eighths = round(share * width * 8)
+    whole, part = divmod(eighths, 8)
+    return ("█" * whole + (_BAR[part - 1] if part else "")).ljust(width)
+
+
+def show_plan(name: str, plan: dict[str, Any]) -> None:
+    """Print the plan of `medmoe train --plan`."""
+    console = Console()
+    console.print(f"[bold]medmoe train {escape(name)} --plan[/]: {escape(plan['description'])}")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("phase", no_wrap=True)
+    for title in ("trainable", "frozen", "steps", "memory", "time"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for phase, row in plan["phases"].items():
+        table.add_row(
+            phase,
+            f"{row['trainable']:,}",
+            f"{row['frozen']:,}",
+            f"{row['steps']:,}" if row["steps"] else "?",
+            f"{row['memory_gib']:,.1f} GiB",
+            _duration(row["seconds"]),
+        )
+    console.print(table)
+    for phase, row in plan["phases"].items():
+        console.print(f"  {phase} trains {', '.join(row['trains'])}", highlight=False)
+    for line in plan["notes"]:
+        console.print(f"  - {line}", highlight=False, markup=False)
+    console.print(FOOTER)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:,.0f} h" if seconds < 172_800 else f"{seconds / 86_400:,.0f} days"

@@ -1,0 +1,213 @@
+"""What a recipe of `medmoe train` may say: model, data, phases, router, and how it is run.
+
+A resolved recipe names everything; it is written into the run directory and is a recipe itself.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from medmoe.config.schema import PHASES, ModelSpec, PhaseName, PhaseSpec, Positive, Strict
+
+#: Phase → the phases whose results it starts from.
+INPUTS: dict[PhaseName, tuple[PhaseName, ...]] = {
+    "phase0_encoder": (),
+    "phase0_language": (),
+    "phase1_alignment": ("phase0_encoder", "phase0_language"),
+    "phase2_instruction": ("phase1_alignment",),
+    "phase2_router": ("phase2_instruction",),
+    "phase3_moe": ("phase2_instruction", "phase2_router"),
+    "sft": ("phase2_instruction",),
+}
+_SET = re.compile(r"[a-z0-9_]+/[a-z0-9_-]+")
+
+
+class LoraSpec(Strict):
+    """Low-rank adapters on the domain and meta experts (paper, Table 7), merged at the end.
+
+    Attributes:
+        rank: Of the two factors; the paper tries 128 and 256.
+        alpha: The adapter is scaled by alpha / rank.
+        dropout: On the adapters' input; PEFT has none for stacked experts, so it must be 0.
+    """
+
+    rank: Positive
+    alpha: Positive
+    dropout: Annotated[float, Field(ge=0, le=0)] = 0.0
+
+
+class TrainPhaseSpec(PhaseSpec):
+    """One phase of a training run: its data, its length and its optimisation.
+
+    Attributes:
+        data: ``set/split`` names whose records of the phase's tasks are trained on.
+        epochs, steps: Its length: passes over the images, or optimiser steps; one of the two.
+        samples: How many samples the paper counts (Table 12); gives the steps of a plan where the
+            data is not there.
+        max_questions: Questions packed behind one image in a step.
+        keep_features: Encode every image once and keep the result on disk; false encodes a batch
+            when it is needed, for more images than the disk can hold.
+        lora: Adapters instead of whole weights; ``trains`` must be ``lora``.
+        load_balance: Weight of the auxiliary load-balancing loss; ``learned_router`` only.
+    """
+
+    data: tuple[str, ...]
+    epochs: Positive | None = None
+    steps: Positive | None = None
+    samples: Positive | None = None
+    max_questions: Positive = 8
+    keep_features: bool = True
+    lora: LoraSpec | None = None
+    load_balance: Annotated[float, Field(ge=0)] = 0.0
+
+    @field_validator("data")
+    @classmethod
+    def _named_sets(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        bad = [name for name in names if not _SET.fullmatch(name)]
+        if bad or not names:
+            raise ValueError("must list sets as set/split, e.g. [vqa_rad/train]")
+        return names
+
+    @model_validator(mode="after")
+    def _rules_between_values(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("a phase needs either epochs or steps; give one, set the other null")
+        if (self.lora is None) == (self.trains == "lora"):
+            raise ValueError(
+                f"trains is {self.trains!r} and lora is "
+                f"{'missing' if self.lora is None else 'given'}; adapters need both"
+            )
+        if self.load_balance and self.trains != "learned_router":
+            raise ValueError(
+                f"load_balance ({self.load_balance}) acts on a router that trains, trains is "
+                f"{self.trains!r}; use trains: learned_router, or load_balance: 0"
+            )
+        return self
+
+
+class DataSpec(Strict):
+    """Which data a run reads besides what its phases name.
+
+    Attributes:
+        phantom_images, phantom_test_images: How many embedded pictures ``phantom/train`` and
+            ``phantom/test`` are.
+        apart_from: Sets that will be scored: a training picture that nearly equals one of theirs
+            is dropped, and counted in ``run.json``.
+        repeats: How often a data set's images come in one epoch (1 where not named).
+        limits: At most so many training images of a data set.
+    """
+
+    phantom_images: Positive = 480
+    phantom_test_images: Positive = 48
+    apart_from: tuple[str, ...] = ()
+    repeats: dict[str, Positive] = Field(default_factory=dict)
+    limits: dict[str, Positive] = Field(default_factory=dict)
+
+
+class RouterSpec(Strict):
+    """How the router is taught (paper, section 3.2 and Figure 6).
+
+    Attributes:
+        labels: Labelled images it may see; the paper's upper bound is 1,000.
+        loss: ``token`` asks for the domain at every token, ``pooled`` at their mean.
+        per_layer: One router for each MoE layer; the reference shares one.
+        test: Sets whose labelled images it is scored on.
+        label_counts: Also train one router on each of these numbers of labels (Figure 6).
+    """
+
+    labels: Positive
+    loss: Literal["token", "pooled"]
+    per_layer: bool
+    test: tuple[str, ...] = ()
+    label_counts: tuple[Annotated[int, Field(ge=0)], ...] = ()
+
+
+class RunSpec(Strict):
+    """How the phases are run; see `medmoe.training.settings.RunSettings`."""
+
+    precision: Literal["float32", "bf16"] = "float32"
+    save_every: Positive = 500
+    keep: Annotated[int, Field(ge=2)] = 2
+    loader_workers: Annotated[int, Field(ge=0)] = 0
+    gradient_accumulation: Positive = 1
+    gradient_checkpointing: bool = False
+    group_by_length: bool = False
+    answers_only: bool = True
+    sharding: Literal["none", "fsdp2", "zero2", "zero3"] = "none"
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    log_every: Positive | None = None
+
+
+class TrainSpec(Strict):
+    """A whole training run.
+
+    Attributes:
+        vocab_size: Upper bound of the tokenizer that phase 0 trains.
+        max_length: Longest sequence in tokens (paper, Table 11: 2048).
+        starts: Finished run directories of earlier phases to start from, by phase; an earlier
+            phase that is not named is this run's own.
+        phases: In the order of training.
+    """
+
+    description: str
+    model: ModelSpec
+    vocab_size: Positive | None = None
+    max_length: Positive = 2048
+    data: DataSpec = Field(default_factory=DataSpec)
+    router: RouterSpec | None = None
+    starts: dict[PhaseName, str] = Field(default_factory=dict)
+    phases: dict[PhaseName, TrainPhaseSpec]
+    run: RunSpec = Field(default_factory=RunSpec)
+
+    @model_validator(mode="after")
+    def _phases_in_order(self) -> Self:
+        named = list(self.phases)
+        ordered = [phase for phase in PHASES if phase in self.phases]
+        if not named:
+            raise ValueError("phases is empty; name at least one, e.g. phase1_alignment")
+        if named != ordered:
+            first = next(a for a, b in zip(named, ordered, strict=True) if a != b)
+            raise ValueError(f"phases stand out of order from {first} on; use {', '.join(ordered)}")
+        for phase, spec in self.phases.items():
+            if spec.trains != "paper" and phase != "phase3_moe":
+                raise ValueError(
+                    f"phases.{phase}.trains is {spec.trains!r}: only phase3_moe has variants; "
+                    "leave it out"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _every_phase_has_its_inputs(self) -> Self:
+        for phase in self.phases:
+            for source in self.inputs(phase):
+                if source not in self.phases and source not in self.starts:
+                    raise ValueError(
+                        f"{phase} starts from {source}, which is neither a phase of this recipe "
+                        f"nor named under starts; use --set starts.{source}=RUN_DIRECTORY"
+                    )
+        if self.vocab_size is None and {"phase0_encoder", "phase0_language"} & set(self.phases):
+            raise ValueError("phase 0 trains a tokenizer, so vocab_size is missing; add it")
+        if "phase2_router" in self.phases and self.router is None:
+            raise ValueError("phase2_router needs the group router (labels, loss, per_layer)")
+        return self
+
+    def inputs(self, phase: PhaseName) -> tuple[PhaseName, ...]:
+        """Return the phases whose results a phase starts from in this run."""
+        sources = INPUTS[phase]
+        if phase == "phase1_alignment" and not self.stand_ins():
+            return ()  # pretrained backbones, from the hub or a folder
+        if phase == "phase3_moe" and self.learns_router():
+            return ("phase2_instruction",)
+        return sources
+
+    def stand_ins(self) -> bool:
+        """Return whether the backbones are trained from scratch by phase 0."""
+        return "phase0_encoder" in {*self.phases, *self.starts}
+
+    def learns_router(self) -> bool:
+        """Return whether the router trains in phase 3 instead of by labels (paper, Table 6)."""
+        moe = self.phases.get("phase3_moe")
+        return moe is not None and moe.trains == "learned_router"

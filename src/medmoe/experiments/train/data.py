@@ -1,0 +1,211 @@
+"""The data of a training run: which records each phase trains on, and what keeps them apart.
+
+`set/split` names are read once each. A training picture that nearly equals one of a set that will
+be scored is dropped; how many is recorded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from medmoe.backbones.registry import vision_backbone
+from medmoe.config.schema import PhaseName
+from medmoe.config.train_schema import TrainPhaseSpec, TrainSpec
+from medmoe.data import registry
+from medmoe.data.leakage import drop_near_duplicates
+from medmoe.data.phantom import read_phantom
+from medmoe.data.schema import ImageRecord, Record, Task
+from medmoe.domains import domain_of
+from medmoe.errors import DataError
+from medmoe.experiments.corpus import unique_images
+from medmoe.experiments.real_corpus import limited
+from medmoe.training.phase2_router import choose_labelled
+
+PHANTOM = "phantom"
+#: Phase → the tasks whose records it trains on.
+TASKS: dict[PhaseName, tuple[Task, ...]] = {
+    "phase0_encoder": ("caption", "vqa", "classification"),
+    "phase0_language": ("caption", "vqa", "classification"),
+    "phase1_alignment": ("caption",),
+    "phase2_instruction": ("caption", "vqa", "classification"),
+    "phase2_router": ("caption", "vqa", "classification"),
+    "phase3_moe": ("vqa", "classification"),
+    "sft": ("vqa", "classification"),
+}
+
+
+@dataclass(slots=True)
+class TrainData:
+    """The records of a run, read and cleaned.
+
+    Attributes:
+        spec: The recipe.
+        sets: Records by ``set/split`` name.
+        dropped: Training records dropped since their picture nearly equals a scored one, by name.
+    """
+
+    spec: TrainSpec
+    sets: dict[str, list[Record]]
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def records(self, phase: PhaseName) -> list[Record]:
+        """Return a phase's records, of all tasks, in the order of its sets."""
+        return [r for name in self.spec.phases[phase].data for r in self.sets[name]]
+
+    def router_test(self) -> list[ImageRecord]:
+        """Return the labelled images that a router is scored on."""
+        names = self.spec.router.test if self.spec.router else ()
+        images = unique_images(record for name in names for record in self.sets[name])
+        domains = self.spec.model.domains
+        taught = {record.image.id for record in self.records("phase2_router")}
+        found = [i for i in images if domain_of(i.modality, domains) is not None]
+        return [image for image in found if image.id not in taught]
+
+    def check(self, phases: Sequence[PhaseName], label_counts: Sequence[int], seed: int) -> None:
+        """Check, before anything is trained, that every phase will have what it trains on.
+
+        Raises:
+            ConfigError: The router would see fewer labels than there are domains.
+            DataError: A phase has no record, or an expert or the whole router no label.
+        """
+        for phase in phases:
+            if phase != "phase2_router":
+                self.samples(phase)
+                continue
+            assert self.spec.router is not None
+            domains = self.spec.model.domains
+            images = unique_images(self.records(phase))
+            for limit in (self.spec.router.labels, *filter(None, label_counts)):
+                choose_labelled(images, domains, limit, seed)
+            _refuse_untaught(images, domains)
+            if label_counts and not self.router_test():
+                raise DataError(
+                    "the label-count curve needs labelled images that no router sees to score on; "
+                    "name sets by --set router.test=[set/split]"
+                )
+
+    def samples(self, phase: PhaseName) -> int:
+        """Return how many samples one epoch of a phase has: images, repeated as the recipe says."""
+        tasks = TASKS[phase]
+        records = [record for record in self.records(phase) if record.task in tasks]
+        if not records:
+            raise DataError(
+                f"{phase}: no training record of task {' or '.join(tasks)} in "
+                f"{', '.join(self.spec.phases[phase].data)}; name another set in its data"
+            )
+        if phase == "phase0_language":
+            return len(records)
+        repeats = self.spec.data.repeats
+        dataset = {record.image.id: record.dataset for record in records}
+        return sum(repeats.get(name, 1) for name in dataset.values())
+
+    def hashes(self, phase: PhaseName) -> dict[str, str]:
+        """Return a SHA-256 of each of a phase's sets, over texts and pictures."""
+        names = self.spec.phases[phase].data
+        return {name: _digest(self.sets[name]) for name in names}
+
+
+def read_data(
+    spec: TrainSpec,
+    phases: Sequence[PhaseName],
+    root: Path | None,
+    seed: int,
+    *,
+    clean: bool = True,
+) -> TrainData:
+    """Read what some phases of a recipe train on, and what they must be kept apart from.
+
+    Args:
+        root: Folder of the real data sets; None where there is none.
+        clean: Open the pictures to drop near-duplicates of scored ones; a plan does without.
+
+    Raises:
+        DataError: A set needs a folder and there is none, or it is missing or malformed.
+    """
+    trained = list(dict.fromkeys(name for phase in phases for name in spec.phases[phase].data))
+    scored = list(spec.data.apart_from) if trained else []
+    if spec.router and "phase2_router" in phases:
+        scored += spec.router.test
+    names = dict.fromkeys([*trained, *scored])
+    missing = [name for name in names if root is None and not name.startswith(f"{PHANTOM}/")]
+    if missing:
+        raise DataError(
+            f"the recipe reads {', '.join(missing)}; give the folder of the data sets by --data DIR"
+        )
+    data = TrainData(spec, {name: _read(name, spec, root, seed) for name in names})
+    for name in trained:
+        data.sets[name] = limited(data.sets[name], spec.data.limits, seed)
+    apart = [r for name in spec.data.apart_from if name in data.sets for r in data.sets[name]]
+    if clean and apart:
+        for name in trained:
+            data.sets[name], data.dropped[name] = _apart(data.sets[name], apart)
+    return data
+
+
+def _refuse_untaught(images: Sequence[ImageRecord], domains: Sequence[str]) -> None:
+    """Refuse experts that no label leads to: the router could never choose them for a reason."""
+    known = {domain_of(image.modality, domains) for image in images}
+    untaught = [name for name in domains if name not in known]
+    if untaught:
+        kept = [name for name in domains if name in known]
+        raise DataError(
+            f"the recipe has {len(domains)} experts, but the data have no labelled image of "
+            f"{', '.join(untaught)}; add a data set with such, or use "
+            f"--set model.domains=[{','.join(kept)}]"
+        )
+
+
+def steps_of(spec: TrainPhaseSpec, samples: int) -> int:
+    """Return the optimiser steps of a phase; the last, smaller batch of the last epoch counts."""
+    if spec.steps is not None:
+        return spec.steps
+    assert spec.epochs is not None
+    return math.ceil(samples * spec.epochs / spec.batch_size)
+
+
+def _read(name: str, spec: TrainSpec, root: Path | None, seed: int) -> list[Record]:
+    kind, _, split = name.partition("/")
+    if kind != PHANTOM:
+        assert root is not None
+        return registry.read(kind, root, split)
+    size = vision_backbone(spec.model.vision_encoder).image_size
+    if split == "train":
+        return read_phantom("train", spec.data.phantom_images, seed=seed, size=size)
+    if split == "validation":
+        return read_phantom("validation", spec.data.phantom_test_images, seed=seed, size=size)
+    if split == "test":
+        return read_phantom("test", spec.data.phantom_test_images, seed=seed, size=size)
+    raise DataError(f"phantom has no split {split!r}; choose one of: train, validation, test")
+
+
+def _apart(records: list[Record], scored: Sequence[Record]) -> tuple[list[Record], int]:
+    """Drop records on near-duplicates; the hash is not made for small standardised pictures."""
+    compared = [record for record in records if record.task != "classification"]
+    kept, dropped = drop_near_duplicates(compared, list(scored))
+    if not dropped:
+        return records, 0
+    left = {id(record) for record in kept} | {id(r) for r in records if r.task == "classification"}
+    return [record for record in records if id(record) in left], dropped
+
+
+def _digest(records: Iterable[Record]) -> str:
+    """Hash ids, questions, answers and pictures, whatever the order of the records."""
+    pictures: dict[str, str] = {}
+    lines = []
+    for record in records:
+        image = record.image
+        if image.id not in pictures:
+            pictures[image.id] = hashlib.sha256(_raw(image)).hexdigest()
+        lines.append(f"{record.id}\t{record.question}\t{record.answer}\t{pictures[image.id]}\n")
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def _raw(image: ImageRecord) -> bytes:
+    source = image.source
+    if isinstance(source, bytes):
+        return source
+    return source.read_bytes() if isinstance(source, Path) else source.tobytes()

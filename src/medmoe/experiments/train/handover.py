@@ -1,0 +1,131 @@
+"""From phase to phase: what a finished phase leaves, and the check that it is the right one.
+
+A phase's run directory holds ``model/``: a model directory, or in its manner a vision encoder
+(``phase0_encoder``), a language model with its tokenizer (``phase0_language``), or a router.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from medmoe.config.schema import PhaseName
+from medmoe.errors import CheckpointError, ConfigError
+from medmoe.model.checkpoint import PROVENANCE
+from medmoe.model.committed import MANIFEST, check_files, committed, read_manifest, write_json
+from medmoe.model.upcycle import RouterState
+
+_ROUTER = "router.safetensors"
+_FIX = "run that phase again"
+
+
+def model_of(directory: Path) -> Path:
+    """Return the model directory of a run directory; a model directory is its own."""
+    return directory / "model" if (directory / "model").is_dir() else directory
+
+
+def is_finished(run: Path) -> bool:
+    """Return whether a phase's run directory holds its result."""
+    return (run / "model" / MANIFEST).is_file()
+
+
+def check_input(directory: Path, source: PhaseName, phase: PhaseName, recipe: str) -> Path:
+    """Return the model directory that a phase starts from, if it is that of the right phase.
+
+    Args:
+        directory: Run directory, or model directory, of ``source``.
+        recipe: CONFIG as the user named it, for the line that says what to run.
+
+    Raises:
+        ConfigError: There is nothing, or it is of another phase.
+        CheckpointError: It is damaged.
+    """
+    model = model_of(directory)
+    if not (model / MANIFEST).is_file():
+        raise ConfigError(
+            f"{phase} starts from {source}, which {directory} does not hold; run `medmoe train "
+            f"{recipe} --phase {source}` first, or use --set starts.{source}=RUN_DIRECTORY"
+        )
+    check_files(model, read_manifest(model, _FIX), _FIX)
+    facts = provenance(model)
+    found = facts.get("phase")
+    # A model that was converted from elsewhere names no phase: a dense one may be phase 1's or 2's.
+    foreign = found is None and source in ("phase1_alignment", "phase2_instruction")
+    if found != source and not foreign:
+        raise ConfigError(
+            f"{phase} starts from {source}, but {directory} is of {found or 'no known phase'}; "
+            f"use --set starts.{source}=RUN_DIRECTORY with one of {source}"
+        )
+    return model
+
+
+def provenance(model: Path) -> dict[str, Any]:
+    """Return what a model directory says about its training."""
+    try:
+        content = json.loads((model / PROVENANCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    training = content.get("training") if isinstance(content, dict) else None
+    return training if isinstance(training, dict) else {}
+
+
+def save_part(directory: Path, facts: Mapping[str, Any], *parts: Callable[[Path], Any]) -> None:
+    """Commit what is no whole model: each part writes its files, the facts go beside them."""
+    with committed(directory) as staging:
+        for write in parts:
+            write(staging)
+        write_json(staging / PROVENANCE, {"training": dict(facts)})
+
+
+def save_router(
+    directory: Path,
+    router: RouterState | list[RouterState],
+    layers: tuple[int, ...],
+    facts: Mapping[str, Any],
+) -> None:
+    """Commit a router: ``fc1.weight`` … of the shared one, or ``<layer>.fc1.weight`` of each."""
+    if isinstance(router, list):
+        named = zip(layers, router, strict=True)
+        tensors = {f"{n}.{name}": t for n, state in named for name, t in state.items()}
+    else:
+        tensors = dict(router)
+    save_part(directory, facts, lambda staging: save_file(tensors, staging / _ROUTER))
+
+
+def load_router(
+    directory: Path, layers: tuple[int, ...], domains: tuple[str, ...]
+) -> RouterState | list[RouterState]:
+    """Return a router as `upcycle` takes it.
+
+    Raises:
+        ConfigError: It was trained for other domains or layers than the recipe has.
+        CheckpointError: It holds no router.
+    """
+    known = provenance(directory).get("domains")
+    if known is not None and tuple(known) != domains:
+        raise ConfigError(
+            f"{directory}: its router knows the domains {', '.join(known)}, the recipe has "
+            f"{', '.join(domains)}; train phase2_router of this recipe"
+        )
+    path = directory / _ROUTER
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing; run phase2_router again")
+    tensors = load_file(path)
+    if "fc1.weight" in tensors:
+        return tensors
+    states: list[RouterState] = []
+    for layer in layers:
+        prefix = f"{layer}."
+        state = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+        if not state:
+            have = sorted({int(name.partition(".")[0]) for name in tensors})
+            raise ConfigError(
+                f"{directory}: has routers for the layers {have}, the recipe's moe_layers are "
+                f"{list(layers)}; train phase2_router of this recipe"
+            )
+        states.append(state)
+    return states

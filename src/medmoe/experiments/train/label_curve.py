@@ -1,0 +1,83 @@
+"""The router's accuracy, and how it grows with the number of labelled images (paper, Figure 6).
+
+The router is scored on the frozen phase-2 model's hidden states, as it is trained; in the finished
+model the states of later layers are those of tuned experts, which `medmoe routes` looks at.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medmoe.config.train_schema import RouterSpec
+from medmoe.data.schema import ImageRecord
+from medmoe.evaluation.statistics import wilson
+from medmoe.model.configuration_medmoe import MedMoeConfig
+from medmoe.model.upcycle import RouterState
+from medmoe.training.packed import PhaseContext
+from medmoe.training.phase2_router import RouterTraining, choose_labelled, fit_router, route
+from medmoe.training.router_states import LabelledStates
+
+Score = dict[str, Any]
+FILES = ("label_curve.csv", "label_curve.json")
+
+
+def router_score(
+    config: MedMoeConfig, router: RouterState | Sequence[RouterState], test: LabelledStates
+) -> Score:
+    """Return the router's accuracy in percent on labelled images, with its interval."""
+    right = int((route(config, router, test.states) == test.domains).sum())
+    n = len(test.images)
+    low, high = wilson(right, n)
+    return {"accuracy": 100 * right / n, "low": 100 * low, "high": 100 * high, "n": n}
+
+
+def label_curve(
+    context: PhaseContext,
+    config: MedMoeConfig,
+    spec: RouterSpec,
+    images: Sequence[ImageRecord],
+    states: LabelledStates,
+    test: LabelledStates,
+    counts: Sequence[int],
+    folder: Path | None,
+) -> list[Score]:
+    """Train a router on each number of labels, score it, and write CSV and JSON.
+
+    Args:
+        context: Of ``phase2_router``; each router trains for its steps.
+        images: All images that may be chosen; ``states`` holds those of the largest count.
+        test: Of images that no router sees.
+        counts: Numbers of labels; 0 is the router before any training.
+        folder: Gets ``label_curve.csv`` and ``label_curve.json``; None writes nothing.
+
+    Returns:
+        One row per count: ``labels`` asked for, ``images`` used, accuracy with interval, n.
+    """
+    rows = []
+    for count in sorted(set(counts)):
+        chosen: Sequence[ImageRecord] = ()
+        if count:
+            chosen = choose_labelled(images, config.domains or (), count, context.seed)
+            router, _ = fit_router(context, config, states.of(chosen), spec.loss, spec.per_layer)
+        else:
+            torch.manual_seed(context.seed)
+            router = RouterTraining(config, spec.loss, spec.per_layer).states()
+        score = router_score(config, router, test)
+        rows.append({"labels": count, "images": len(chosen), **score})
+    if folder is not None:
+        _write(folder, rows)
+    return rows
+
+
+def _write(folder: Path, rows: Sequence[Score]) -> None:
+    with (folder / FILES[0]).open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    (folder / FILES[1]).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,295 @@
+"""One phase of a training run: from the results of earlier phases to its own, all on disk.
+
+Each function loads what its phase starts from, trains, and commits ``model/``. What trains, and
+how, stands in `medmoe.training`; in what order, and what is skipped, in `run`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medmoe.backbones.registry import language_backbone, vision_backbone
+from medmoe.config.schema import PhaseName
+from medmoe.config.train_schema import TrainPhaseSpec, TrainSpec
+from medmoe.data.pixels import pixel_table
+from medmoe.data.schema import ImageRecord
+from medmoe.data.tokenize import ConversationTokenizer
+from medmoe.experiments.corpus import unique_images
+from medmoe.experiments.stages import (
+    config_of_moe,
+    stand_in_processor,
+    train_stand_in_encoder,
+    train_stand_in_language,
+    upcycled,
+)
+from medmoe.experiments.train.data import TrainData, steps_of
+from medmoe.experiments.train.handover import load_router, save_part, save_router
+from medmoe.experiments.train.label_curve import label_curve, router_score
+from medmoe.model.build import build_dense, build_processor
+from medmoe.model.checkpoint import load_model, save_model
+from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
+from medmoe.model.pretrained import load_language_model, load_vision_encoder
+from medmoe.training.features import encode_images
+from medmoe.training.load_balance import BalancedMoe
+from medmoe.training.lora import attach_lora, merge_lora
+from medmoe.training.on_demand import FeaturesOnDemand
+from medmoe.training.packed import PhaseContext
+from medmoe.training.phase1_alignment import train_alignment
+from medmoe.training.phase2_instruction import train_instruction, train_sft
+from medmoe.training.phase2_router import choose_labelled, fit_router
+from medmoe.training.phase3_moe import train_moe
+from medmoe.training.router_states import labelled_states
+from medmoe.training.settings import RunSettings
+from medmoe.training.trainer import PhaseResult, Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One phase to run.
+
+    Attributes:
+        out: The phase's run directory.
+        inputs: Model directory of each phase it starts from, checked.
+        facts: Provenance that goes into the model directory.
+        cache: Folder of the images' kept features, which the phases share.
+        label_counts: Sizes of the router's label-count curve; only ``phase2_router`` looks at it.
+        saves: Whether this process writes: the first one of several.
+        found: Further results for ``run.json``, filled by the phase.
+    """
+
+    spec: TrainSpec
+    phase: PhaseName
+    out: Path
+    inputs: Mapping[PhaseName, Path]
+    data: TrainData
+    seed: int
+    settings: RunSettings
+    progress: Progress
+    facts: Mapping[str, Any]
+    cache: Path | None = None
+    label_counts: Sequence[int] = ()
+    saves: bool = True
+    found: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def values(self) -> TrainPhaseSpec:
+        """The phase's part of the recipe."""
+        return self.spec.phases[self.phase]
+
+    @property
+    def model(self) -> Path:
+        """Where the phase's result goes."""
+        return self.out / "model"
+
+    def provenance(self, result: PhaseResult) -> dict[str, Any]:
+        """Return what the model directory says of its training, this phase's steps included."""
+        steps = result.curve[-1][0] if result.curve else 0
+        return {**self.facts, "phases": {**self.facts["phases"], self.phase: steps}}
+
+    def steps(self, samples: int) -> int:
+        """Return the optimiser steps for so many samples in an epoch."""
+        return steps_of(self.values, samples)
+
+
+def run_encoder(job: Job) -> PhaseResult:
+    """Phase 0, first half: train a stand-in vision encoder."""
+    vision, _, records, processor = _stand_ins(job)
+    table = pixel_table(unique_images(records), processor.image_processor)
+    encoder, result = train_stand_in_encoder(
+        records,
+        job.spec.data.repeats,
+        vision,
+        processor.tokenizer,
+        table,
+        job.values,
+        job.steps(job.data.samples(job.phase)),
+        job.seed,
+        job.progress,
+        job.settings,
+    )
+    if job.saves:
+        save_part(job.model, job.provenance(result), encoder.save_pretrained)
+    return result
+
+
+def run_language(job: Job) -> PhaseResult:
+    """Phase 0, second half: train a stand-in language model and its tokenizer."""
+    _, language, records, processor = _stand_ins(job)
+    words, result = train_stand_in_language(
+        records,
+        language,
+        processor,
+        job.values,
+        job.steps(job.data.samples(job.phase)),
+        job.seed,
+        job.progress,
+        job.settings,
+    )
+    if job.saves:
+        save_part(
+            job.model,
+            job.provenance(result),
+            words.save_pretrained,
+            processor.tokenizer.save_pretrained,
+        )
+    return result
+
+
+def run_alignment(job: Job) -> PhaseResult:
+    """Phase 1: put the backbones together and train the projector."""
+    model = job.spec.model
+    vision, language = (
+        vision_backbone(model.vision_encoder),
+        language_backbone(model.language_model),
+    )
+    # Without phase 0 the backbones are pretrained: from the hub, or from a folder.
+    encoder, text = job.inputs.get("phase0_encoder"), job.inputs.get("phase0_language")
+    tower = load_vision_encoder(vision, str(encoder) if encoder else model.vision_source)
+    words, tokenizer = load_language_model(language, str(text) if text else model.language_source)
+    processor = build_processor(tokenizer, vision, language.chat_template)
+    dense = build_dense(tower, words, processor.tokenizer, vision, job.seed)
+    result = train_alignment(_context(job, dense, processor))
+    _save(job, dense, processor, result)
+    return result
+
+
+def run_dense(job: Job) -> PhaseResult:
+    """Phase 2 and its SFT twin: train projector and language model."""
+    (source,) = job.inputs.values()
+    dense, processor = load_model(source)
+    train = train_sft if job.phase == "sft" else train_instruction
+    result = train(_context(job, dense, processor))
+    _save(job, dense, processor, result)
+    return result
+
+
+def run_router(job: Job) -> PhaseResult:
+    """The router: learn the domain of labelled images, score it, and draw the label-count curve."""
+    assert job.spec.router is not None
+    router, domains = job.spec.router, job.spec.model.domains
+    dense, processor = load_model(job.inputs["phase2_instruction"])
+    pool = unique_images(job.data.records(job.phase))
+    most = max([router.labels, *job.label_counts])
+    chosen = choose_labelled(pool, domains, router.labels, job.seed)
+    widest = choose_labelled(pool, domains, most, job.seed)
+    held_out = job.data.router_test()
+    context = _context(job, dense, processor, [*widest, *held_out])
+    context.steps[job.phase] = job.steps(len(chosen))
+    config = config_of_moe(dense.config, job.spec.model)
+    states = labelled_states(context, config, widest)
+    state, result = fit_router(context, config, states.of(chosen), router.loss, router.per_layer)
+    if job.saves:
+        known = {"domains": list(domains), "labels": len(chosen)}
+        facts = job.provenance(result) | known
+        save_router(job.model, state, job.spec.model.moe_layers, facts)
+    if held_out:
+        test = labelled_states(context, config, held_out)
+        job.found["router"] = router_score(config, state, test)
+        if job.label_counts:  # every process trains them, the first one writes
+            plain = context.with_settings(RunSettings())
+            folder = job.out if job.saves else None
+            job.found["label_curve"] = label_curve(
+                plain, config, router, pool, states, test, job.label_counts, folder
+            )
+    return result
+
+
+def run_moe(job: Job) -> PhaseResult:
+    """Phase 3: upcycle the dense model and train its experts."""
+    model = job.spec.model
+    dense, processor = load_model(job.inputs["phase2_instruction"])
+    router = None
+    if "phase2_router" in job.inputs:
+        router = load_router(job.inputs["phase2_router"], model.moe_layers, model.domains)
+    moe = upcycled(dense, model, router, job.seed)
+    context = _context(job, moe, processor)
+    if job.values.lora is not None:
+        adapted = attach_lora(moe, job.values.lora, job.seed)
+        result = train_moe(context, moe)
+        moe = merge_lora(adapted)
+    elif job.spec.learns_router():
+        result = train_moe(context, BalancedMoe(moe, job.values.load_balance))
+    else:
+        result = train_moe(context)
+    _save(job, moe, processor, result)
+    return result
+
+
+PHASE_FUNCTIONS: dict[PhaseName, Callable[[Job], PhaseResult]] = {
+    "phase0_encoder": run_encoder,
+    "phase0_language": run_language,
+    "phase1_alignment": run_alignment,
+    "phase2_instruction": run_dense,
+    "phase2_router": run_router,
+    "phase3_moe": run_moe,
+    "sft": run_dense,
+}
+
+
+def _stand_ins(job: Job) -> tuple[Any, Any, list[Any], Any]:
+    """Return the backbones' entries, the records, and the processor trained on their texts."""
+    model = job.spec.model
+    vision, language = (
+        vision_backbone(model.vision_encoder),
+        language_backbone(model.language_model),
+    )
+    records = job.data.records(job.phase)
+    assert job.spec.vocab_size is not None
+    processor = stand_in_processor(records, job.spec.vocab_size, vision, language)
+    return vision, language, records, processor
+
+
+def _context(
+    job: Job,
+    model: MedMoeForConditionalGeneration,
+    processor: Any,
+    images: Sequence[ImageRecord] | None = None,
+) -> PhaseContext:
+    """Return the surroundings of a phase, the features of its images encoded."""
+    if torch.cuda.is_available():
+        model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+    records = job.data.records(job.phase)
+    features, rows = _features(job, model, processor, images or unique_images(records))
+    steps: dict[PhaseName, int] = {}
+    if job.phase != "phase2_router":  # its samples are the labelled images
+        steps[job.phase] = job.steps(job.data.samples(job.phase))
+    return PhaseContext(
+        model=model,
+        processor=processor,
+        tokenizer=ConversationTokenizer(processor, model.config.image_seq_length),
+        features=features,
+        rows=rows,
+        records=records,
+        repeats=job.spec.data.repeats,
+        specs={job.phase: job.values},
+        steps=steps,
+        max_questions=job.values.max_questions,
+        seed=job.seed,
+        progress=job.progress,
+        settings=job.settings,
+        max_length=job.spec.max_length,
+    )
+
+
+def _features(job: Job, model: Any, processor: Any, images: Sequence[ImageRecord]) -> Any:
+    """Return the images' features, a tensor or what is indexed like one, and their rows by id."""
+    vision = vision_backbone(job.spec.model.vision_encoder)
+    encoder = model.model.vision_tower
+    if job.values.keep_features:
+        table = pixel_table(images, processor.image_processor)
+        return encode_images(encoder, table, vision, job.cache), table.rows
+    on_demand = FeaturesOnDemand(encoder, vision, processor.image_processor, images)
+    return on_demand, on_demand.rows
+
+
+def _save(
+    job: Job, model: MedMoeForConditionalGeneration, processor: Any, result: PhaseResult
+) -> None:
+    if job.saves:
+        save_model(model, processor, job.model, job.provenance(result))

@@ -1,0 +1,156 @@
+"""What a call of `medmoe train` will do, checked before any data is read or anything is trained."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from medmoe.config.schema import PhaseName
+from medmoe.config.train_schema import TrainSpec
+from medmoe.errors import ConfigError
+from medmoe.experiments.train.handover import check_input, is_finished
+from medmoe.experiments.train.recipe import Recipe
+from medmoe.training.trackers import check_trackers
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPlan:
+    """What a call of `medmoe train` will do.
+
+    Attributes:
+        phases: Those to run, in order.
+        root: Folder of the real data sets, None where there is none.
+        resume: Skip finished phases and go on with a broken one.
+        allow_changed: Resume although values differ from those of the run.
+        label_counts: Sizes of the router's label-count curve.
+    """
+
+    recipe: Recipe
+    phases: tuple[PhaseName, ...]
+    root: Path | None
+    out: Path
+    seed: int
+    resume: bool = False
+    allow_changed: bool = False
+    label_counts: tuple[int, ...] = ()
+
+    def where(self, source: PhaseName) -> Path:
+        """Return the run directory of an earlier phase."""
+        named = self.recipe.spec.starts.get(source)
+        return Path(named) if named is not None else self.out / source
+
+
+def plan_train(
+    recipe: Recipe,
+    phases: Sequence[str],
+    root: Path | None,
+    out: Path,
+    seed: int,
+    *,
+    resume: bool = False,
+    allow_changed: bool = False,
+    label_counts: Sequence[int] = (),
+) -> TrainPlan:
+    """Return what to do, once everything that needs no data is checked.
+
+    Args:
+        phases: Those to run; all of the recipe where empty.
+        label_counts: Instead of the recipe's own.
+
+    Raises:
+        ConfigError: A phase is not of the recipe or out of order, has nothing to start from, holds
+            another run, or a tracker's package is missing.
+    """
+    spec = recipe.spec
+    unknown = [name for name in phases if name not in spec.phases]
+    if unknown:
+        raise ConfigError(
+            f"{unknown[0]!r} is no phase of {recipe.name}; its phases: {', '.join(spec.phases)}"
+        )
+    chosen = tuple(phase for phase in spec.phases if not phases or phase in phases)
+    if phases and list(phases) != list(chosen):
+        raise ConfigError(
+            f"--phase {', '.join(phases)} is out of order; train {', '.join(chosen)} in this order"
+        )
+    if label_counts and "phase2_router" not in chosen:
+        raise ConfigError("--label-counts belongs to phase2_router; add --phase phase2_router")
+    check_trackers(spec.run.trackers)
+    if not label_counts and spec.router and "phase2_router" in chosen:
+        label_counts = spec.router.label_counts
+    plan = TrainPlan(recipe, chosen, root, out, seed, resume, allow_changed, tuple(label_counts))
+    for phase in chosen:
+        if is_main():  # the others may come when the first one has begun to write
+            _check_folder(plan, phase)
+        if not (resume and is_finished(out / phase)):
+            for source in spec.inputs(phase):
+                if source not in chosen or source in spec.starts:
+                    check_input(plan.where(source), source, phase, recipe.name)
+    return plan
+
+
+def is_main() -> bool:
+    """Return whether this process writes: the first of several that train together."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _check_folder(plan: TrainPlan, phase: PhaseName) -> None:
+    """Refuse a folder that holds another run, or one whose values have changed."""
+    folder = plan.out / phase
+    known = folder / "config.yaml"
+    if not known.is_file():
+        return
+    if not plan.resume:
+        raise ConfigError(
+            f"{folder} holds a run already; go on with it by --resume, or give another --out"
+        )
+    try:
+        then = yaml.safe_load(known.read_text(encoding="utf-8"))
+        seed = json.loads((folder / "run.json").read_text(encoding="utf-8"))["seed"]
+    except (OSError, ValueError, KeyError, yaml.YAMLError):
+        raise ConfigError(
+            f"{folder}: its config.yaml or run.json cannot be read; delete the folder to train anew"
+        ) from None
+    now = relevant(plan.recipe.spec, phase) | {"seed": plan.seed}
+    before = relevant_of(then, phase) | {"seed": seed}
+    keys = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
+    if keys and not plan.allow_changed:
+        shown = "; ".join(f"{key}: {before.get(key)} then, {now.get(key)} now" for key in keys)
+        raise ConfigError(
+            f"{folder} was trained with other values ({shown}); set them back, give another "
+            "--out, or use --allow-changed"
+        )
+
+
+def relevant(spec: TrainSpec, phase: PhaseName) -> dict[str, Any]:
+    """Return, flat, the values of a recipe that shape what a phase learns."""
+    return relevant_of(spec.model_dump(mode="json"), phase)
+
+
+def relevant_of(config: Mapping[str, Any], phase: PhaseName) -> dict[str, Any]:
+    """Return the same of a resolved configuration as it was written."""
+    groups = {
+        "model": config.get("model"),
+        "vocab_size": config.get("vocab_size"),
+        "max_length": config.get("max_length"),
+        "data": config.get("data"),
+        "router": config.get("router") if phase == "phase2_router" else None,
+        f"phases.{phase}": (config.get("phases") or {}).get(phase),
+        "run.precision": (config.get("run") or {}).get("precision"),
+        "run.group_by_length": (config.get("run") or {}).get("group_by_length"),
+        "run.answers_only": (config.get("run") or {}).get("answers_only"),
+    }
+    return _flat(groups)
+
+
+def _flat(group: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in group.items():
+        name = f"{prefix}{key}"
+        found |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return found

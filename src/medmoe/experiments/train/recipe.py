@@ -1,0 +1,117 @@
+"""From CONFIG and `--set` to a checked recipe: a name or a file, its base, its model.
+
+A recipe may stand on one other (`base:`), which stands on none; `model:` may be the name of a model
+recipe, or `{base: NAME, …}` with changes. A group or phase that is null is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medmoe.backbones.registry import vision_backbone
+from medmoe.config.load import (
+    apply_overrides,
+    check,
+    config_hash,
+    merged,
+    parse_yaml,
+    recipe,
+    recipe_names,
+)
+from medmoe.config.train_schema import TrainSpec
+from medmoe.errors import ConfigError
+from medmoe.experiments.plan import check_depth
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A checked recipe and its name, which is that of its file."""
+
+    name: str
+    spec: TrainSpec
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration: a recipe itself, written into the run directory."""
+        dumped: dict[str, Any] = self.spec.model_dump(mode="json")
+        return dumped
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all that shapes the result but the seed."""
+        return config_hash(self.config)
+
+
+def load_recipe(config: str, settings: Sequence[str] = ()) -> Recipe:
+    """Return the recipe of a CONFIG word.
+
+    Args:
+        config: Name of a file under ``recipes/experiments``, or a YAML file.
+        settings: ``key=value`` changes, applied last.
+
+    Raises:
+        ConfigError: There is no such recipe, it stands on a base that has one itself, or a value
+            breaks a rule.
+    """
+    name, data = _read(config)
+    if "plans" in data:
+        raise ConfigError(f"{name} is a recipe of `medmoe demo`; choose one of: {_choices()}")
+    if "base" in data:
+        base_name, base = _read(str(data["base"]))
+        if "base" in base:
+            raise ConfigError(
+                f"{name}: its base {base_name} has a base itself ({base['base']}); a recipe may "
+                "stand on one that stands on none"
+            )
+        changes = {key: value for key, value in data.items() if key != "base"}
+        data = merged(_with_model(base), changes)
+    data = apply_overrides(_with_model(data), settings)
+    spec = check(TrainSpec, _without_nulls(_with_model(data)), name)
+    vision_backbone(spec.model.vision_encoder)
+    check_depth(spec.model)
+    return Recipe(name, spec)
+
+
+def _read(config: str) -> tuple[str, dict[str, Any]]:
+    """Return the name and content of a recipe file."""
+    path = Path(config)
+    if path.suffix not in {".yaml", ".yml"}:
+        if config not in recipe_names("experiments") and path.exists():
+            raise ConfigError(f"{config!r} is no recipe; give a name or a YAML file")
+        return config, recipe("experiments", config)
+    try:
+        return path.stem, parse_yaml(path.read_text(encoding="utf-8"), config)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(
+            f"{config}: not readable as a recipe ({reason}); give a YAML file, or one of: "
+            f"{_choices()}"
+        ) from None
+
+
+def _choices() -> str:
+    names = [n for n in recipe_names("experiments") if "plans" not in recipe("experiments", n)]
+    return ", ".join(names)
+
+
+def _with_model(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the model recipe in the place of its name."""
+    model = data.get("model")
+    if isinstance(model, str):
+        return {**data, "model": recipe("models", model)}
+    if isinstance(model, Mapping) and "base" in model:
+        changes = {key: value for key, value in model.items() if key != "base"}
+        return {**data, "model": merged(recipe("models", str(model["base"])), changes)}
+    return dict(data)
+
+
+def _without_nulls(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out phases, starts and groups that are null."""
+    result = {key: value for key, value in data.items() if value is not None}
+    for group in ("phases", "starts"):
+        if isinstance(result.get(group), Mapping):
+            result[group] = {k: v for k, v in result[group].items() if v is not None}
+    return result

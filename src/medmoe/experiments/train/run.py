@@ -1,0 +1,233 @@
+"""Runs the phases of a recipe in order, each in its own run directory under one folder.
+
+    OUT/<phase>/  config.yaml run.json metrics.jsonl checkpoints/step-N/ model/
+    OUT/summary.json
+
+A phase starts from the run directories of earlier phases: this run's own, or those that the recipe
+names under `starts`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medmoe.backbones.registry import language_backbone, vision_backbone
+from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
+from medmoe.config.schema import PhaseName
+from medmoe.config.train_schema import TrainSpec
+from medmoe.experiments.train.data import TrainData, read_data
+from medmoe.experiments.train.handover import check_input, is_finished, provenance
+from medmoe.experiments.train.phases import PHASE_FUNCTIONS, Job
+from medmoe.experiments.train.plan import TrainPlan, is_main
+from medmoe.training.meter import Listener, Meter
+from medmoe.training.out_of_memory import named_out_of_memory
+from medmoe.training.run_dir import close_run, git_commit, open_run, run_facts
+from medmoe.training.settings import RunSettings
+from medmoe.training.trackers import tracker_folders
+from medmoe.training.trainer import PhaseResult, Progress
+
+logger = logging.getLogger(__name__)
+
+_PARTS = ("language_model", "vision_encoder")
+_USE = "Research use only, not a medical device."
+
+
+def run_train(plan: TrainPlan, progress: Progress, listener: Listener | None) -> dict[str, Any]:
+    """Train the phases of a plan and return the object of ``summary.json``.
+
+    Args:
+        progress: Is told every step.
+        listener: Is told every point of the learning curve, with speeds and routing.
+
+    Raises:
+        MedMoeError: Bad input, a guard, or a stop; finished phases and checkpoints stay.
+    """
+    todo = [phase for phase in plan.phases if not is_finished(plan.out / phase)]
+    for phase in plan.phases:
+        if phase not in todo:
+            logger.info("%s: finished before, skipped", phase)
+    source = git_commit()
+    data = read_data(plan.recipe.spec, todo, plan.root, plan.seed)
+    data.check(todo, plan.label_counts, plan.seed)
+    for phase in todo:
+        _run_phase(plan, phase, data, source, progress, listener)
+    summary = _summary(plan, source)
+    if is_main():
+        path = plan.out / "summary.json"
+        path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    return summary
+
+
+def _run_phase(
+    plan: TrainPlan,
+    phase: PhaseName,
+    data: TrainData,
+    source: tuple[str | None, bool],
+    progress: Progress,
+    listener: Listener | None,
+) -> None:
+    """Train one phase into its run directory."""
+    spec, out = plan.recipe.spec, plan.out / phase
+    values = spec.phases[phase]
+    inputs = {
+        name: check_input(plan.where(name), name, phase, plan.recipe.name)
+        for name in spec.inputs(phase)
+    }
+    hashes = data.hashes(phase)
+    read = {"sha256": hashes, "dropped_near_duplicates": data.dropped}
+    facts = run_facts(plan.seed, source, read) | {
+        "phase": phase,
+        "recipe": plan.recipe.name,
+        "config_sha256": plan.recipe.sha256,
+        "starts": {name: str(path) for name, path in inputs.items()},
+    }
+    if is_main():
+        open_run(out, plan.recipe.config, facts)
+    modalities = {r.image.id: r.image.modality for r in data.records(phase)}
+    meter = Meter(phase, out / "metrics.jsonl", modalities, spec.model.domains, listener)
+    settings = _settings(plan, phase, (meter,), hashes)
+    job = Job(
+        spec=spec,
+        phase=phase,
+        out=out,
+        inputs=inputs,
+        data=data,
+        seed=plan.seed,
+        settings=settings,
+        progress=progress,
+        facts=_provenance(plan, phase, facts, data, inputs),
+        cache=plan.out / "features",
+        label_counts=plan.label_counts,
+        saves=is_main(),
+    )
+    start = time.perf_counter()
+    try:
+        with (
+            named_out_of_memory(phase, values.batch_size, settings),
+            tracker_folders(settings.trackers, out / "logs"),
+        ):
+            result = PHASE_FUNCTIONS[phase](job)
+    finally:
+        meter.detach()
+    if is_main():
+        close_run(out, _finished(result, time.perf_counter() - start) | job.found)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # the next phase reads what the first process has written
+
+
+def _finished(result: PhaseResult, seconds: float) -> dict[str, Any]:
+    return {
+        "seconds": round(seconds, 1),
+        "steps": result.curve[-1][0] if result.curve else 0,
+        "loss": result.curve[-1][1] if result.curve else None,
+        "trains": result.counts.trains,
+        "trainable": result.counts.trainable,
+        "frozen": result.counts.frozen,
+        "resumed_from": result.resumed_from,
+        "damaged_checkpoints": list(result.damaged),
+    }
+
+
+def _provenance(
+    plan: TrainPlan,
+    phase: PhaseName,
+    facts: Mapping[str, Any],
+    data: TrainData,
+    inputs: Mapping[PhaseName, Path],
+) -> dict[str, Any]:
+    """Return what the model directory says about its training, with that of what it starts from."""
+    before = [provenance(path) for path in inputs.values()]
+    phases = {name: steps for known in before for name, steps in known.get("phases", {}).items()}
+    licences = {name: text for known in before for name, text in known.get("licences", {}).items()}
+    base = next((known["base_model"] for known in before if known.get("base_model")), None)
+    dropped = sum(data.dropped.get(name, 0) for name in plan.recipe.spec.phases[phase].data)
+    notes = [f"{dropped} training records dropped, their picture nearly equals a scored one."]
+    kept = ("recipe", "config_sha256", "seed", "commit", "dirty", "starts")
+    return {
+        "phase": phase,
+        **{name: facts[name] for name in kept},
+        "data": ", ".join(plan.recipe.spec.phases[phase].data),
+        "data_sha256": facts["data"]["sha256"],
+        "licences": licences | {r.dataset: r.licence for r in data.records(phase)},
+        "base_model": base or _base_model(plan.recipe.spec),
+        "phases": phases,
+        "notes": notes if dropped else [],
+        "use": _USE,
+    }
+
+
+def _base_model(spec: TrainSpec) -> dict[str, Any]:
+    """Return where the backbones come from; a stand-in has no hub id."""
+    entries: list[LanguageBackbone | VisionBackbone] = [
+        language_backbone(spec.model.language_model),
+        vision_backbone(spec.model.vision_encoder),
+    ]
+    found: dict[str, dict[str, Any]] = {
+        kind: {"name": entry.name, "hub_id": entry.hub_id, "revision": entry.revision}
+        for kind, entry in zip(_PARTS, entries, strict=True)
+    }
+    for kind, source in zip(
+        _PARTS, (spec.model.language_source, spec.model.vision_source), strict=True
+    ):
+        if source is not None:
+            found[kind]["source"] = source
+    return found
+
+
+def _settings(
+    plan: TrainPlan, phase: PhaseName, callbacks: tuple[Any, ...], hashes: Mapping[str, str]
+) -> RunSettings:
+    run, values = plan.recipe.spec.run, plan.recipe.spec.phases[phase]
+    out = plan.out / phase
+    return RunSettings(
+        checkpoints=out / "checkpoints",
+        save_every=run.save_every,
+        keep=run.keep,
+        resume=plan.resume,
+        allow_changed=plan.allow_changed,
+        facts={"data": dict(hashes)},
+        # Features on demand are encoded where the encoder is, and a loader process has none.
+        loader_workers=run.loader_workers if values.keep_features else 0,
+        precision=run.precision,
+        # The encoder's contrastive loss compares all images of a batch: it has no parts.
+        gradient_accumulation=1 if phase == "phase0_encoder" else run.gradient_accumulation,
+        gradient_checkpointing=run.gradient_checkpointing,
+        group_by_length=run.group_by_length,
+        answers_only=run.answers_only,
+        sharding=run.sharding,
+        trackers=tuple(run.trackers),
+        log_every=run.log_every,
+        logs=out / "logs",
+        run_name=f"{plan.recipe.name}/{phase}",
+        callbacks=callbacks,
+    )
+
+
+def _summary(plan: TrainPlan, source: tuple[str | None, bool]) -> dict[str, Any]:
+    """Return what the finished phases say of themselves."""
+    phases = {}
+    for phase in plan.phases:
+        run = json.loads((plan.out / phase / "run.json").read_text(encoding="utf-8"))
+        phases[phase] = {"model": f"{phase}/model/", **(run["finished"] or {})}
+    last = plan.phases[-1]
+    return {
+        "version": 1,
+        "recipe": plan.recipe.name,
+        "description": plan.recipe.spec.description,
+        "seed": plan.seed,
+        "commit": source[0],
+        "config_sha256": plan.recipe.sha256,
+        "seconds": {name: found.get("seconds") for name, found in phases.items()},
+        "router": phases.get("phase2_router", {}).get("router"),
+        "model": f"{last}/model/",
+        "phases": phases,
+        "scores": [],
+        "note": _USE,
+    }

@@ -1,0 +1,56 @@
+"""TensorBoard, trackio and W&B by name: is the package there, and where does it write.
+
+The Trainer's own callbacks do the reporting (`RunSettings.trackers`); they take their folders from
+the environment, which is set for a phase and put back.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from medmoe.errors import ConfigError
+
+#: Tracker → the package that it needs, and the variables that name its folder.
+TRACKERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "tensorboard": ("tensorboard", ("TENSORBOARD_LOGGING_DIR",)),
+    "trackio": ("trackio", ("TRACKIO_DIR",)),
+    "wandb": ("wandb", ("WANDB_DIR",)),
+}
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse a tracker whose package is missing.
+
+    Raises:
+        ConfigError: With the command that installs it.
+    """
+    for name in names:
+        package, _ = TRACKERS[name]
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"run.trackers names {name}, whose package is not installed; "
+                f"run: pip install {package}, or use --set run.trackers=[]"
+            )
+
+
+@contextmanager
+def tracker_folders(names: Sequence[str], folder: Path) -> Iterator[None]:
+    """Have trackers write under ``folder/<tracker>`` inside the context; a user's choice stays."""
+    wanted = {
+        variable: folder / name
+        for name in names
+        for variable in TRACKERS[name][1]
+        if variable not in os.environ
+    }
+    for variable, path in wanted.items():
+        path.mkdir(parents=True, exist_ok=True)
+        os.environ[variable] = str(path)
+    try:
+        yield
+    finally:
+        for variable in wanted:
+            os.environ.pop(variable, None)

@@ -1,0 +1,131 @@
+"""Every experiment recipe resolves; what each of its phases trains builds on the meta device."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import medmoe.recipes
+from medmoe.config.load import recipe, recipe_names
+from medmoe.config.schema import PHASES
+from medmoe.experiments.train.estimate import Shape, phase_shape
+from medmoe.experiments.train.recipe import load_recipe
+from medmoe.training.trainable import TRAINABLE
+
+FOLDER = Path(medmoe.recipes.__file__).parent / "experiments"
+FAMILIES = ("phi2", "stablelm2", "tiny_phantom", "tiny_real")
+NAMES = [n for n in recipe_names("experiments") if "plans" not in recipe("experiments", n)]
+#: What each family varies, beside its base: table of the paper -> suffixes.
+ABLATIONS = {
+    "Table 4": ("sft",),
+    "Table 5": ("no_meta",),
+    "Table 6": ("learned_router",),
+    "Table 9": ("top2",),
+    "Table 10": ("experts2", "experts6"),
+    "Figure 6": ("label_curve",),
+    "ours": ("function_preserving", "reference_phase3"),
+}
+_shapes: dict[str, Shape] = {}
+
+
+def shape(name: str, phase: str) -> Shape:
+    """Return what a phase of a recipe trains; recipes of one family share most of it."""
+    spec = load_recipe(name).spec
+    values = spec.phases[phase]  # type: ignore[index]
+    key = f"{spec.model} {phase} {values.trains} {values.lora} {spec.vocab_size} {spec.router}"
+    if key not in _shapes:
+        _shapes[key] = phase_shape(spec, phase)  # type: ignore[arg-type]
+    return _shapes[key]
+
+
+def test_every_family_has_every_ablation() -> None:
+    suffixes = [suffix for group in ABLATIONS.values() for suffix in group]
+    wanted = {f"{family}_{suffix}" for family in FAMILIES for suffix in suffixes}
+    # The embedded pictures show four domains: there is none of ultrasound to train an expert on.
+    wanted -= {"tiny_phantom_experts6"}
+    assert wanted <= set(NAMES)
+    ranks = {
+        "phi2": (128, 256),
+        "stablelm2": (128, 256),
+        "tiny_phantom": (4, 8),
+        "tiny_real": (4, 8),
+    }
+    for family, pair in ranks.items():
+        for rank in pair:
+            spec = load_recipe(f"{family}_lora{rank}").spec
+            lora = spec.phases["phase3_moe"].lora
+            assert lora is not None
+            assert lora.rank == rank
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_phase_builds_on_the_meta_device(name: str) -> None:
+    spec = load_recipe(name).spec
+    assert list(spec.phases) == [phase for phase in PHASES if phase in spec.phases]
+    for phase, values in spec.phases.items():
+        found = shape(name, phase)
+        assert 0 < found.trainable <= found.total
+        assert TRAINABLE[phase][values.trains]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_opens_with_its_command_and_what_to_expect(name: str) -> None:
+    (path,) = FOLDER.rglob(f"{name}.yaml")
+    first, second, *_ = path.read_text(encoding="utf-8").splitlines()
+    assert re.fullmatch(rf"# medmoe train {name}( --data DIR)?", first)
+    assert second.startswith("# ")
+    assert re.search(r"\d|Not in the paper", second)
+    real = any(
+        not d.startswith("phantom/") for p in load_recipe(name).spec.phases.values() for d in p.data
+    )
+    assert real == first.endswith("--data DIR")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_stands_on_one_other_at_most(name: str) -> None:
+    base = recipe("experiments", name).get("base")
+    if base is not None:
+        assert "base" not in recipe("experiments", base)
+        assert name.startswith(f"{base}_")
+
+
+@pytest.mark.parametrize("name", ["phi2", "tiny_real", "tiny_phantom_experts2", "phi2_lora128"])
+def test_the_resolved_recipe_is_a_recipe_itself(name: str, tmp_path: Path) -> None:
+    found = load_recipe(name)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(found.config, sort_keys=False), encoding="utf-8")
+    again = load_recipe(str(path))
+    assert again.spec == found.spec
+    assert again.sha256 == found.sha256
+
+
+@pytest.mark.parametrize("name", ["phi2", "stablelm2"])
+def test_the_papers_runs_have_table_11s_values(name: str) -> None:
+    spec = load_recipe(name).spec
+    phases = [spec.phases[p] for p in ("phase1_alignment", "phase2_instruction", "phase3_moe")]
+    assert [phase.learning_rate for phase in phases] == [1e-3, 2e-5, 2e-5]
+    assert [phase.epochs for phase in phases] == [1, 3, 9]
+    assert {(p.warmup_ratio, p.weight_decay) for p in phases} == {(0.03, 0.0)}
+    assert (spec.max_length, spec.run.precision) == (2048, "bf16")
+    assert spec.router is not None
+    assert spec.router.labels == 1000
+
+
+def test_real_sizes_are_counted() -> None:
+    phi = shape("phi2", "phase3_moe")
+    assert round(phi.total / 1e9, 2) == 6.45
+    # Five FFNs with biases in each of 16 layers, of which two are active in a token.
+    ffn = 2 * 2560 * 10240 + 10240 + 2560
+    assert phi.trainable == 16 * 5 * ffn
+    assert phi.total - phi.trainable == shape("phi2_learned_router", "phase3_moe").total - (
+        shape("phi2_learned_router", "phase3_moe").trainable - 16 * (4 * 2560 + 4)
+    )
+    assert shape("phi2_no_meta", "phase3_moe").total == phi.total - 16 * ffn
+    top2 = shape("phi2_top2", "phase3_moe")
+    assert top2.activated - phi.activated == 16 * ffn
+    lora = shape("phi2_lora128", "phase3_moe")
+    assert lora.total - lora.trainable == phi.total
+    assert lora.trainable < 0.2 * phi.trainable

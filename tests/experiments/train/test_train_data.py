@@ -1,0 +1,123 @@
+"""The data of a training run: sets by name, steps by epochs, and what keeps training apart."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from tests.experiments.miniature import write_all
+from tests.experiments.train.micro_train import micro_recipe
+
+from medmoe.config.train_schema import TrainPhaseSpec
+from medmoe.errors import DataError
+from medmoe.experiments.train.data import read_data, steps_of
+from medmoe.experiments.train.recipe import load_recipe
+
+
+def phase(**values: object) -> TrainPhaseSpec:
+    fixed = {
+        "data": ("phantom/train",),
+        "learning_rate": 1e-3,
+        "batch_size": 8,
+        "warmup_ratio": 0.0,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+    }
+    return TrainPhaseSpec.model_validate(fixed | values)
+
+
+@pytest.mark.parametrize(
+    ("values", "samples", "steps"),
+    [({"steps": 5}, 100, 5), ({"epochs": 1}, 100, 13), ({"epochs": 3}, 100, 38)],
+)
+def test_steps_are_given_or_follow_from_epochs(
+    values: dict[str, int], samples: int, steps: int
+) -> None:
+    assert steps_of(phase(**values), samples) == steps
+
+
+def test_samples_are_images_with_their_repeats() -> None:
+    recipe = micro_recipe("data.repeats={phantom: 3}")
+    data = read_data(recipe.spec, list(recipe.spec.phases), None, 7)
+    assert data.samples("phase1_alignment") == 3 * 24
+    assert data.samples("phase0_language") == len(data.records("phase0_language"))
+
+
+def test_a_phase_whose_sets_have_none_of_its_tasks_is_refused(tmp_path: Path) -> None:
+    root = write_all(tmp_path)
+    recipe = micro_recipe("phases.phase1_alignment.data=[pneumoniamnist/train]")
+    data = read_data(recipe.spec, ["phase1_alignment"], root, 7)
+    message = "phase1_alignment: no training record of task caption in pneumoniamnist/train; name"
+    with pytest.raises(DataError, match=message):
+        data.check(["phase1_alignment"], (), 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("phantom/dev", "phantom has no split 'dev'; choose one of: train, validation, test"),
+        ("vqa_rat/train", "unknown data set 'vqa_rat'; .* did you mean 'vqa_rad'"),
+    ],
+)
+def test_an_unknown_set_or_split_is_one_line(name: str, message: str, tmp_path: Path) -> None:
+    recipe = micro_recipe(f"phases.phase1_alignment.data=[{name}]")
+    with pytest.raises(DataError, match=message):
+        read_data(recipe.spec, ["phase1_alignment"], write_all(tmp_path), 7)
+
+
+def test_pictures_that_nearly_equal_scored_ones_are_dropped_and_counted(tmp_path: Path) -> None:
+    """VQA-Med's picture 5 is a copy of one in VQA-RAD's image-disjoint test split."""
+    root = write_all(tmp_path, {"train/5": "rad/17"})
+    settings = [
+        "phases.phase1_alignment.data=[vqa_med_2019/train]",
+        "data.apart_from=[vqa_rad/disjoint_test]",
+    ]
+    spec = micro_recipe(*settings).spec
+    data = read_data(spec, ["phase1_alignment"], root, 7)
+    names = {record.image.id for record in data.records("phase1_alignment")}
+    kept = read_data(spec, ["phase1_alignment"], root, 7, clean=False)
+    assert {r.image.id for r in kept.records("phase1_alignment")} - names == {
+        "vqa_med_2019/train/synpic5.jpg"
+    }
+    assert sum(data.dropped.values()) == len(kept.sets["vqa_med_2019/train"]) - len(
+        data.sets["vqa_med_2019/train"]
+    )
+
+
+def test_hashes_change_with_a_word_or_a_pixel(tmp_path: Path) -> None:
+    root = write_all(tmp_path)
+    spec = micro_recipe("phases.phase1_alignment.data=[vqa_med_2019/train]").spec
+
+    def digest() -> str:
+        data = read_data(spec, ["phase1_alignment"], root, 7)
+        return data.hashes("phase1_alignment")["vqa_med_2019/train"]
+
+    before = digest()
+    assert digest() == before
+    picture = root / "vqa-med-2019" / "train" / "images" / "synpic3.jpg"
+    original = picture.read_bytes()
+    picture.write_bytes(original + b"\0")
+    assert digest() != before
+    picture.write_bytes(original)
+    assert digest() == before
+
+
+def test_the_twin_on_real_pictures_reads_every_set(tmp_path: Path) -> None:
+    root = write_all(tmp_path)
+    spec = load_recipe("tiny_real", ["router.labels=8"]).spec
+    data = read_data(spec, list(spec.phases), root, 7)
+    data.check(list(spec.phases), (), 7)
+    found = Counter(record.dataset for record in data.records("phase2_instruction"))
+    assert set(found) == {"vqa_rad", "vqa_med_2019", "pneumoniamnist", "mednist", "lc25000"}
+    scored = {image.id for image in data.router_test()}
+    assert scored
+    assert not scored & {record.image.id for record in data.records("phase2_router")}
+
+
+def test_the_real_sets_are_read(shared: Path) -> None:
+    spec = load_recipe("tiny_real").spec
+    data = read_data(spec, list(spec.phases), shared / "data", 7, clean=False)
+    data.check(list(spec.phases), (), 7)
+    assert len({r.image.id for r in data.sets["vqa_rad/disjoint_train"]}) == 220
+    assert len(data.router_test()) == 230

@@ -1,0 +1,85 @@
+"""The paper's recipe itself on pretrained backbones from folders: tiny weights, real code paths."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.experiments.train.micro_train import silent
+from tests.model.tiny import language_model, processor, randomise
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from medmoe.errors import ConfigError
+from medmoe.experiments.train.plan import plan_train
+from medmoe.experiments.train.recipe import Recipe, load_recipe
+from medmoe.experiments.train.run import run_train
+from medmoe.inference.engine import MedMoe
+
+PHASES = ("phase1_alignment", "phase2_instruction", "phase2_router", "phase3_moe")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A narrow Phi and a narrow CLIP of the paper's resolution, in the layout of the hub."""
+    root = tmp_path_factory.mktemp("backbones")
+    language_model("phi", len(processor().tokenizer)).save_pretrained(root / "phi")
+    processor().tokenizer.save_pretrained(root / "phi")
+    config = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=336,
+        patch_size=14,
+    )
+    randomise(CLIPVisionModel(config), seed=3, std=0.05).save_pretrained(root / "clip")
+    return root
+
+
+def recipe(folders: Path, *more: str) -> Recipe:
+    """Return the recipe `phi2` on the narrow backbones and a few embedded pictures."""
+    settings = [
+        f"model.language_source={folders / 'phi'}",
+        f"model.vision_source={folders / 'clip'}",
+        "model.moe_layers=[0,2]",
+        "data.apart_from=[]",
+        "data.phantom_images=8",
+        "router.labels=8",
+        "router.test=[]",
+        "run.gradient_accumulation=2",
+        "run.loader_workers=0",
+    ]
+    for phase in PHASES:
+        settings += [
+            f"phases.{phase}.data=[phantom/train]",
+            f"phases.{phase}.batch_size=2",
+            f"phases.{phase}.steps=1",
+            f"phases.{phase}.epochs=null",
+        ]
+    return load_recipe("phi2", [*settings, *more])
+
+
+def test_the_papers_recipe_runs_on_backbones_from_folders(folders: Path, tmp_path: Path) -> None:
+    found = recipe(folders)
+    assert found.spec.run.precision == "bf16"
+    assert found.spec.run.gradient_checkpointing
+    summary = run_train(plan_train(found, (), None, tmp_path / "run", 7), silent, None)
+    assert list(summary["phases"]) == list(PHASES)
+    model = MedMoe.load(tmp_path / "run" / summary["model"]).model
+    assert model.config.text_config.model_type == "phi"
+    assert model.config.image_seq_length == 576
+    assert model.lm_head.bias is not None
+    assert sorted(model.moe_blocks) == [0, 2]
+    # Phases 1 and 2 encode on demand: 500,000 images' features would be over a terabyte.
+    assert not found.spec.phases["phase1_alignment"].keep_features
+    assert len([p for p in (tmp_path / "run" / "features").iterdir() if p.is_dir()]) == 2
+    run = json.loads((tmp_path / "run" / "phase1_alignment" / "run.json").read_text())
+    assert run["starts"] == {}
+
+
+def test_a_folder_of_another_architecture_is_refused(folders: Path, tmp_path: Path) -> None:
+    wrong = recipe(folders, f"model.language_source={folders / 'clip'}")
+    plan = plan_train(wrong, ("phase1_alignment",), None, tmp_path / "run", 7)
+    with pytest.raises(ConfigError, match="is a 'clip_vision_model' model, phi2_2_7b is 'phi'"):
+        run_train(plan, silent, None)

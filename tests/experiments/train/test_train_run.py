@@ -1,0 +1,244 @@
+"""`medmoe train` end to end on a few steps: run directories, hand-over, resume, and the demo."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tests.experiments.micro import micro_plan as demo_plan
+from tests.experiments.train.micro_train import SMALL, micro_plan, micro_recipe, silent
+
+from medmoe.config.schema import PHASES
+from medmoe.experiments.corpus import phantom_corpus
+from medmoe.experiments.pipeline import train_all
+from medmoe.experiments.train import phases as running
+from medmoe.experiments.train.estimate import estimate
+from medmoe.experiments.train.handover import check_input, load_router, provenance, save_router
+from medmoe.experiments.train.plan import plan_train
+from medmoe.experiments.train.recipe import load_recipe
+from medmoe.experiments.train.run import run_train
+from medmoe.inference.engine import MedMoe
+from medmoe.model.checkpoint import verify
+from medmoe.training.meter import Measured
+
+PHASES_OF_TINY = PHASES[:-1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, list[Measured]]:  # type: ignore[type-arg]
+    """A finished run of all phases, its summary, and what was measured."""
+    out = tmp_path_factory.mktemp("run") / "tiny"
+    points: list[Measured] = []
+    summary = run_train(
+        micro_plan(out, "run.answers_only=false", label_counts=(0, 4, 16)), silent, points.append
+    )
+    return out, summary, points
+
+
+def weights(model: Path) -> dict[str, torch.Tensor]:
+    return load_file(model / "model.safetensors")
+
+
+def test_every_phase_leaves_a_run_directory(run) -> None:  # type: ignore[no-untyped-def]
+    out, summary, _ = run
+    assert list(summary["phases"]) == list(PHASES_OF_TINY)
+    for phase in PHASES_OF_TINY:
+        folder = out / phase
+        assert (folder / "model" / "MANIFEST.json").is_file()
+        assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-2", "step-3"]
+        facts = json.loads((folder / "run.json").read_text())
+        assert facts["phase"] == phase
+        assert facts["seed"] == 7
+        assert facts["finished"]["steps"] == 3
+        assert {len(digest) for digest in facts["data"]["sha256"].values()} == {64}
+        assert facts["versions"].keys() >= {"python", "torch", "transformers", "medmoe"}
+        assert facts["hardware"]["cores"] >= 1
+        assert (folder / "dirty.diff").is_file() == facts["dirty"]
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == [1, 2, 3]
+        assert lines[-1]["loss"] == facts["finished"]["loss"]
+
+
+def test_the_config_of_a_run_directory_is_the_recipe(run) -> None:  # type: ignore[no-untyped-def]
+    out, summary, _ = run
+    config = yaml.safe_load((out / "phase3_moe" / "config.yaml").read_text())
+    again = load_recipe(str(out / "phase3_moe" / "config.yaml"))
+    assert again.config == config
+    assert again.sha256 == summary["config_sha256"]
+
+
+def test_the_model_answers_and_says_where_it_comes_from(run) -> None:  # type: ignore[no-untyped-def]
+    out, summary, _ = run
+    verify(out / summary["model"])
+    answer = MedMoe.load(out / summary["model"]).answer(np.zeros((64, 64), np.uint8), "what is it?")
+    assert answer.routing is not None
+    facts = provenance(out / "phase3_moe" / "model")
+    assert facts["phase"] == "phase3_moe"
+    assert set(facts["starts"]) == {"phase2_instruction", "phase2_router"}
+    assert facts["use"] == "Research use only, not a medical device."
+    assert facts["phases"] == dict.fromkeys(PHASES_OF_TINY, 3)
+    assert facts["licences"].keys() == {"phantom"}
+    assert facts["base_model"]["language_model"] == {
+        "name": "tiny_stablelm",
+        "hub_id": None,
+        "revision": None,
+    }
+
+
+def test_the_plan_counts_the_weights_that_then_train(run) -> None:  # type: ignore[no-untyped-def]
+    _, summary, _ = run
+    planned = estimate(micro_recipe(), (), None, 7)["phases"]
+    for phase, found in summary["phases"].items():
+        if phase != "phase0_encoder":  # whose throw-away heads follow from the data
+            assert planned[phase]["trainable"] == found["trainable"], phase
+        assert planned[phase]["steps"] == found["steps"]
+    assert planned["phase3_moe"]["frozen"] == summary["phases"]["phase3_moe"]["frozen"]
+
+
+def test_the_router_is_scored_and_the_label_curve_written(run) -> None:  # type: ignore[no-untyped-def]
+    out, summary, _ = run
+    assert summary["router"]["n"] == 12
+    assert 0 <= summary["router"]["low"] <= summary["router"]["accuracy"] <= 100
+    rows = json.loads((out / "phase2_router" / "label_curve.json").read_text())
+    assert [row["labels"] for row in rows] == [0, 4, 16]
+    assert [row["images"] for row in rows] == [0, 4, 16]
+    # The largest count is the recipe's own: the same router.
+    assert rows[-1]["accuracy"] == summary["router"]["accuracy"]
+    table = (out / "phase2_router" / "label_curve.csv").read_text().splitlines()
+    assert table[0] == "labels,images,accuracy,low,high,n"
+    assert len(table) == 4
+
+
+def test_what_is_measured_adds_up(run) -> None:  # type: ignore[no-untyped-def]
+    _, _, points = run
+    moe = [point for point in points if point.phase == "phase3_moe"]
+    assert [point.step for point in moe] == [1, 2, 3]
+    assert all(point.tokens_per_second > point.images_per_second > 0 for point in moe)
+    assert all(point.memory_gib > 0 for point in moe)
+    assert moe[-1].seconds_left == 0
+    for point in moe:
+        assert point.experts
+        assert set(point.experts) <= {"ct", "mri", "pathology", "xray"}
+        assert all(sum(shares) == pytest.approx(1, abs=1e-3) for shares in point.experts.values())
+    assert not [point for point in points if point.phase != "phase3_moe" and point.experts]
+
+
+def test_train_and_demo_give_the_same_weights(run) -> None:  # type: ignore[no-untyped-def]
+    """One goes over disk from phase to phase, the other stays in memory: not a bit may differ."""
+    out, _, _ = run
+    plan = demo_plan()
+    recipe = micro_recipe().spec
+    specs = plan.spec.phases | dict(recipe.phases)
+    spec = plan.spec.model_copy(update={"phases": specs, "vocab_size": 300, "router_images": 16})
+    steps = plan.steps.model_copy(
+        update={"train_images": 24, "max_questions": 8, "steps": dict.fromkeys(PHASES, 3)}
+    )
+    corpus = phantom_corpus(steps, "standard", 7, 64)
+    trained = train_all(corpus, plan.model, spec, steps, 7, silent)
+    wanted = trained.moe.state_dict()
+    engine = MedMoe.load(out / "phase3_moe" / "model")
+    found = engine.model.state_dict()
+    assert found.keys() == wanted.keys()
+    assert [name for name in found if not torch.equal(found[name], wanted[name])] == []
+
+
+def test_a_finished_run_resumed_trains_nothing(run) -> None:  # type: ignore[no-untyped-def]
+    out, summary, _ = run
+
+    def forbidden(*args: object) -> None:
+        raise AssertionError("a finished phase was trained again")
+
+    plan = micro_plan(out, "run.answers_only=false", resume=True)
+    again = run_train(plan, forbidden, None)  # type: ignore[arg-type]
+    assert again["phases"] == summary["phases"]
+
+
+def test_a_broken_phase_is_resumed_and_ends_with_the_same_weights(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    out, _, _ = run
+    broken = tmp_path / "broken"
+    shutil.copytree(out, broken)
+    last = broken / "phase3_moe"
+    shutil.rmtree(last / "model")
+    shutil.rmtree(last / "checkpoints" / "step-3")
+    seen: list[int] = []
+    plan = micro_plan(broken, "run.answers_only=false", resume=True)
+    run_train(plan, lambda phase, step, steps, loss: seen.append(step), None)
+    assert set(seen) == {3}
+    before, after = weights(out / "phase3_moe" / "model"), weights(last / "model")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    lines = [json.loads(line) for line in (last / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    facts = json.loads((last / "run.json").read_text())["finished"]
+    assert facts["resumed_from"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "drop"),
+    [
+        (["model.meta_expert=false"], ["phase2_router"]),
+        (["phases.phase3_moe.trains=reference"], ["phase2_router"]),
+        (["model.num_experts_per_tok=2"], ["phase2_router"]),
+        (
+            [
+                "phases.phase3_moe.trains=learned_router",
+                "phases.phase3_moe.load_balance=0.01",
+                "starts.phase2_router=null",
+            ],
+            ["phase2_router"],
+        ),
+        (
+            ["phases.phase3_moe.trains=lora", "phases.phase3_moe.lora={rank: 2, alpha: 4}"],
+            ["phase2_router"],
+        ),
+        (["model.domains=[radiology, pathology]", "starts.phase2_router=null"], []),
+        (["router.per_layer=true", "router.loss=pooled", "starts.phase2_router=null"], []),
+    ],
+)
+def test_an_ablation_starts_from_another_runs_phase_2(  # type: ignore[no-untyped-def]
+    run, changes: list[str], drop: list[str], tmp_path: Path
+) -> None:
+    if any("lora" in change for change in changes):
+        pytest.importorskip("peft", reason="peft is not installed: pip install 'medmoe[train]'")
+    out, _, _ = run
+    earlier = ["phase0_encoder", "phase0_language", "phase1_alignment", "phase2_instruction", *drop]
+    starts = [f"starts.{p}={out / p}" for p in ("phase2_instruction", "phase2_router")]
+    recipe = micro_recipe(*(f"phases.{phase}=null" for phase in earlier), *starts, *changes)
+    plan = plan_train(recipe, (), None, tmp_path / "ablation", 7)
+    summary = run_train(plan, silent, None)
+    model = MedMoe.load(tmp_path / "ablation" / "phase3_moe" / "model").model
+    assert model.config.num_experts == len(recipe.spec.model.domains)
+    assert model.config.meta_expert is recipe.spec.model.meta_expert
+    assert summary["phases"]["phase3_moe"]["trains"] == recipe.spec.phases["phase3_moe"].trains
+    assert not [name for name in model.state_dict() if "lora" in name]
+
+
+def test_sft_trains_the_dense_model(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    out, _, _ = run
+    start = f"starts.phase2_instruction={out / 'phase2_instruction'}"
+    recipe = load_recipe("tiny_phantom_sft", [*SMALL, start, "phases.sft.steps=2"])
+    run_train(plan_train(recipe, (), None, tmp_path / "sft", 7), silent, None)
+    assert not MedMoe.load(tmp_path / "sft" / "sft" / "model").model.config.moe_layers
+
+
+def test_a_router_goes_over_disk_unchanged(tmp_path: Path) -> None:
+    shared = {"fc1.weight": torch.randn(4, 8), "fc1.bias": torch.randn(4)}
+    layers = [{name: tensor + n for name, tensor in shared.items()} for n in range(2)]
+    for number, router in enumerate((shared, layers)):
+        folder = tmp_path / str(number)
+        save_router(folder, router, (0, 2), {"phase": "phase2_router", "domains": ["ct", "mri"]})
+        assert check_input(folder, "phase2_router", "phase3_moe", "x") == folder
+        found = load_router(folder, (0, 2), ("ct", "mri"))
+        pairs = zip(found, router, strict=True) if isinstance(router, list) else [(found, router)]
+        for a, b in pairs:
+            assert a.keys() == b.keys()
+            assert all(torch.equal(a[name], b[name]) for name in b)
+
+
+def test_phases_are_those_of_the_schema() -> None:
+    assert set(running.PHASE_FUNCTIONS) == set(PHASES)
