@@ -48,7 +48,7 @@ def add_seed(parser: argparse.ArgumentParser, default: int = 7) -> None:
         type=seed,
         default=default,
         metavar="S",
-        help=f"seed of data, weights and order (default: {default})",
+        help=f"seed of all that is drawn at random (default: {default})",
     )
 
 

@@ -86,10 +86,10 @@ def write_page(path: Path, text: str) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise GuardError(f"{path}: the disk is full; free some space or use --out") from error
+            raise GuardError(f"{path}: the disk is full; free some space or write elsewhere") from error
         raise MedMoeError(
-            f"{path}: the report cannot be written ({error.strerror}); use --out with a folder "
-            "that you may write to"
+            f"{path}: the report cannot be written ({error.strerror}); give a place that you "
+            "may write to"
         ) from error
 
 

@@ -244,8 +244,9 @@ def _config_of(model: str) -> tuple[MedMoeConfig, str]:
 def _trained_vocabulary(model: str) -> int | None:
     """Return the largest vocabulary that an experiment's recipe lets a model's tokenizer have."""
     recipes = (recipe("experiments", name) for name in recipe_names("experiments"))
-    sizes = [data["vocab_size"] for data in recipes if data.get("model") == model]
-    return max(sizes, default=None)
+    # A recipe that starts from pretrained backbones trains no tokenizer and names no size.
+    sizes = [data.get("vocab_size") for data in recipes if data.get("model") == model]
+    return max((size for size in sizes if size is not None), default=None)
 
 
 def _with_top_k(config: MedMoeConfig, top_k: int | None) -> MedMoeConfig:
