@@ -101,9 +101,9 @@ def test_words_only_for_questions_and_scores_only_for_options(
             calls.append("answer")
             return super().answer_features(*args, **kwargs)
 
-        def option_scores(self, *args: Any, **kwargs: Any) -> Any:
+        def scored_options(self, *args: Any, **kwargs: Any) -> Any:
             calls.append("options")
-            return super().option_scores(*args, **kwargs)
+            return super().scored_options(*args, **kwargs)
 
     watched = Watched(engine.model, engine.processor, max_new_tokens=2)
 

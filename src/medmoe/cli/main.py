@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("medmoe.cli.train", "train the phases of a recipe, resume them, or plan them"),
     "ask": ("medmoe.cli.ask", "answer a question about an image with a trained model"),
     "convert": ("medmoe.cli.convert", "make a model of a reference or a stock Llava checkpoint"),
+    "eval": ("medmoe.cli.eval", "ask a model all questions of a task and score its answers"),
     "score": ("medmoe.cli.score", "score any model's answers under every protocol, side by side"),
     "compare": ("medmoe.cli.compare", "compare two models' answers, paired, with what flipped"),
     "cost": ("medmoe.cli.cost", "count a model's weights, memory and FLOPs, beside others"),

@@ -11,7 +11,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from medmoe.data.schema import Record
 from medmoe.errors import DataError
 from medmoe.evaluation.json_lines import named, number, read_rows, text_of
 
-__all__ = ["Prediction", "named", "pair", "read_predictions", "write_predictions"]
+__all__ = ["Prediction", "named", "pair", "prediction_row", "read_predictions", "write_predictions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +31,15 @@ class Prediction:
         text: The answer in words.
         confidence: From 0 to 1, None where the system gives none.
         option_scores: Summed label log-likelihood of each of the record's options, in their order.
+        routing: The router's ``domain`` and ``domain_probability`` for the image; written to files,
+            not read back: scoring does not need it.
     """
 
     id: str
     text: str
     confidence: float | None = None
     option_scores: tuple[float, ...] | None = None
+    routing: Mapping[str, Any] | None = field(default=None, compare=False)
 
 
 def pair(
@@ -79,7 +82,8 @@ def write_predictions(
         DataError: The ids do not pair, or a confidence or option score is not finite.
     """
     lines = [
-        json.dumps(_row(r, p), ensure_ascii=False) + "\n" for r, p in pair(records, predictions)
+        json.dumps(prediction_row(r, p), ensure_ascii=False) + "\n"
+        for r, p in pair(records, predictions)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(path.name + ".partial")
@@ -87,7 +91,12 @@ def write_predictions(
     os.replace(staged, path)
 
 
-def _row(record: Record, prediction: Prediction) -> dict[str, Any]:
+def prediction_row(record: Record, prediction: Prediction) -> dict[str, Any]:
+    """Return one line of a prediction file: a prediction with its truth.
+
+    Raises:
+        DataError: A confidence or option score is not finite.
+    """
     row: dict[str, Any] = {"id": record.id, "prediction": prediction.text}
     if prediction.confidence is not None:
         row["confidence"] = number(prediction.confidence, "confidence", record.id)
@@ -96,6 +105,8 @@ def _row(record: Record, prediction: Prediction) -> dict[str, Any]:
         scores = prediction.option_scores
         row["option_scores"] = [number(score, "option_scores", record.id) for score in scores]
         row["options"] = list(record.options)
+    if prediction.routing is not None:
+        row["routing"] = dict(prediction.routing)
     row |= {"answer": record.answer, "answer_type": record.answer_type}
     if record.references:
         row["references"] = list(record.references)

@@ -20,8 +20,8 @@ Table = Mapping[Key, Mapping[str, Score]]  # row → system → score
 
 _KEY = ("task", "split", "subset", "protocol", "metric")
 _BASELINES = {"constant_baseline": "constant-answer", "question_only_baseline": "question-only"}
-_SYSTEMS = {"moe": "MoE", "sft": "SFT"}
-_CONTROLS = {"blank": "blank image", "shuffled": "shuffled images"}
+_SYSTEMS = {"moe": "MoE", "sft": "SFT", "dense": "dense"}
+_CONTROLS = {"blank": "blank image", "noise": "noise images", "shuffled": "shuffled images"}
 OURS = ("strict", "label_score")  # the protocols that our headline scores use
 _LEADING_METRICS = ("accuracy", "exact_match")
 _BREAKDOWNS = ("modality:", "organ:", "answer_length:")

@@ -49,7 +49,10 @@ def report_of_run(
         DataError: There is no summary, or a file of the run cannot be read.
     """
     summary = _summary(folder)
-    paper = paper_section(summary.get("scores", []))
+    scores = summary.get("scores", [])
+    systems = list(dict.fromkeys(row["system"] for row in scores))
+    lead = "moe" if "moe" in systems or not systems else systems[0]
+    paper = paper_section(scores, lead)
     return ReportData(
         title=title or f"{summary.get('data', 'Run')}: {folder.resolve().name}",
         summary=summary,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from medmoe.data.schema import Record
 from medmoe.data.wording import question_text
 from medmoe.evaluation.predictions import Prediction
+from medmoe.inference.answer import Routing
 from medmoe.inference.engine import MedMoe
+
+_PROBABILITY_DECIMALS = 6
 
 
 def predict(
@@ -36,7 +40,9 @@ def _answers(
         features, [rows[r.image.id] for r in records], [question_text(r) for r in records]
     )
     return {
-        record.id: Prediction(record.id, answer.text, answer.confidence)
+        record.id: Prediction(
+            record.id, answer.text, answer.confidence, routing=_summary(answer.routing)
+        )
         for record, answer in zip(records, answers, strict=True)
     }
 
@@ -44,7 +50,7 @@ def _answers(
 def _choices(
     engine: MedMoe, records: Sequence[Record], features: Tensor, rows: dict[str, int]
 ) -> dict[str, Prediction]:
-    scores = engine.option_scores(
+    scored = engine.scored_options(
         features,
         [rows[r.image.id] for r in records],
         [question_text(r) for r in records],
@@ -52,7 +58,18 @@ def _choices(
     )
     return {
         record.id: Prediction(
-            record.id, record.options[values.index(max(values))], option_scores=values
+            record.id,
+            record.options[values.index(max(values))],
+            option_scores=values,
+            routing=_summary(routing),
         )
-        for record, values in zip(records, scores, strict=True)
+        for record, (values, routing) in zip(records, scored, strict=True)
     }
+
+
+def _summary(routing: Routing | None) -> dict[str, Any] | None:
+    """Return what a prediction file says of the routing; None for a dense model."""
+    if routing is None:
+        return None
+    probability = round(routing.domain_probability, _PROBABILITY_DECIMALS)
+    return {"domain": routing.domain, "domain_probability": probability}

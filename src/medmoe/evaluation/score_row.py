@@ -31,7 +31,7 @@ class ScoreRow:
         n: Records that were scored.
         constant_baseline: The best constant answer as chosen on the training records.
         question_only_baseline: The most frequent training answer to the question's words.
-        control: None, or what was done to the images: ``blank`` or ``shuffled``.
+        control: None, or what was done to the images: ``blank``, ``noise`` or ``shuffled``.
         note: Why something is None.
         shared_images: Scored pictures that were also trained on, where that was allowed by name or
             by ``--allow-leak``.

@@ -38,7 +38,7 @@ __all__ = [
     "write_predictions",
 ]
 
-_CONTROLS = ("blank", "shuffled")
+_CONTROLS = ("blank", "noise", "shuffled")
 _HEADLINE = ("strict", "reference")
 
 
@@ -71,7 +71,7 @@ def score_task(
             baselines that need training answers are then left out, and constant answers are
             chosen on ``records`` (an upper bound).
         seed: Of the bootstrap.
-        control: None, ``blank`` or ``shuffled``.
+        control: None, ``blank``, ``noise`` or ``shuffled``.
         protocols: The VQA protocols to score under.
         subsets: Further subsets by name, e.g. those of `medmoe.evaluation.breakdowns`.
 

@@ -58,8 +58,13 @@ class MedMoe:
         self._max_new_tokens = max_new_tokens
 
     @classmethod
-    def load(cls, directory: Path | str) -> Self:
+    def load(cls, directory: Path | str, *, batch_size: int = 64, max_new_tokens: int = 24) -> Self:
         """Load a model directory, verified against its manifest; a GPU is used if there is one.
+
+        Args:
+            directory: The model's folder.
+            batch_size: Prompts answered together.
+            max_new_tokens: Longest answer.
 
         Raises:
             CheckpointError: The directory is incomplete, altered or not a model.
@@ -67,7 +72,7 @@ class MedMoe:
         model, processor = load_model(Path(directory))
         if torch.cuda.is_available():
             model.to("cuda")
-        return cls(model, processor)
+        return cls(model, processor, batch_size=batch_size, max_new_tokens=max_new_tokens)
 
     def answer(self, image: ImageInput | None, question: str, *, evidence: bool = False) -> Answer:
         """Answer one question about one image (None: a question in words only).
@@ -152,9 +157,20 @@ class MedMoe:
         options: Sequence[Sequence[str]],
     ) -> list[tuple[float, ...]]:
         """Return each option's summed log-likelihood as the answer to its question."""
+        return [scores for scores, _ in self.scored_options(features, rows, questions, options)]
+
+    @torch.no_grad()
+    def scored_options(
+        self,
+        features: Tensor,
+        rows: Sequence[int],
+        questions: Sequence[str],
+        options: Sequence[Sequence[str]],
+    ) -> list[tuple[tuple[float, ...], Routing | None]]:
+        """Return `option_scores`, and where the router sent each question's image meanwhile."""
         prefix = self.tokenizer.prefix()
         pad = self.processor.tokenizer.pad_token_id
-        scores: list[tuple[float, ...]] = []
+        found: list[tuple[tuple[float, ...], Routing | None]] = []
         for start in range(0, len(rows), self._batch_size):
             part = range(start, min(start + self._batch_size, len(rows)))
             packed = [
@@ -166,9 +182,10 @@ class MedMoe:
                 for i in part
             ]
             batch = pack_batch(packed, pad)
-            log_likelihood = self._token_log_likelihood(batch, features[[rows[i] for i in part]])
-            scores.extend(_segment_sums(packed, log_likelihood))
-        return scores
+            chosen = features[[rows[i] for i in part]]
+            log_likelihood, routings = self._token_log_likelihood(batch, chosen)
+            found.extend(zip(_segment_sums(packed, log_likelihood), routings, strict=True))
+        return found
 
     @torch.no_grad()
     def route(self, features: Tensor) -> list[Routing | None]:
@@ -232,18 +249,27 @@ class MedMoe:
             for text, confidence, routing in zip(texts, confidences, routings, strict=True)
         ]
 
-    def _token_log_likelihood(self, batch: dict[str, Tensor], features: Tensor) -> Tensor:
-        """Return (B, S): the log-probability of each token given those it sees."""
+    def _token_log_likelihood(
+        self, batch: dict[str, Tensor], features: Tensor
+    ) -> tuple[Tensor, Sequence[Routing | None]]:
+        """Return (B, S), the log-probability of each token given those it sees, and B routings."""
         ids = batch["input_ids"].to(self.model.device)
-        out = self.model(
-            input_ids=ids,
-            position_ids=batch["position_ids"].to(self.model.device),
-            attention_mask=batch["attention_mask"].to(self.model.device),
-            vision_features=features.to(self.model.device),
-        )
+        routed = bool(self.model.config.moe_layers)
+        with record_routing(self.model, keep="counts") if routed else nullcontext() as trace:
+            if trace is not None:
+                trace.token_mask = ids == self.processor.image_token_id
+            out = self.model(
+                input_ids=ids,
+                position_ids=batch["position_ids"].to(self.model.device),
+                attention_mask=batch["attention_mask"].to(self.model.device),
+                vision_features=features.to(self.model.device),
+            )
+        routings: Sequence[Routing | None] = [None] * len(ids)
+        if trace is not None:
+            routings = read_routings(trace, len(ids), self._domains, evidence=False)
         log_probs = out.logits[:, :-1].float().log_softmax(-1)
         found = log_probs.gather(-1, ids[:, 1:, None]).squeeze(-1)
-        return torch.nn.functional.pad(found, (1, 0)).cpu()
+        return torch.nn.functional.pad(found, (1, 0)).cpu(), routings
 
 
 def _picture(image: ImageInput) -> Image.Image:

@@ -1,0 +1,101 @@
+"""`medmoe eval MODEL --task T`: ask a model all questions of a task and score its answers."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from medmoe.cli import flags
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `eval`."""
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help="model folder, e.g. runs/demo/model"
+    )
+    parser.add_argument(
+        "--task",
+        action="append",
+        required=True,
+        metavar="T",
+        help="task, e.g. vqa_rad or phantom_vqa, or the path of your own data; may be repeated",
+    )
+    parser.add_argument(
+        "--protocol",
+        action="append",
+        metavar="NAME",
+        help="protocol to score under, may be given more than once (default: all)",
+    )
+    parser.add_argument("--split", metavar="NAME", help="split to ask (default: the task's own)")
+    parser.add_argument(
+        "--limit",
+        type=flags.positive_int,
+        metavar="N",
+        help="ask N questions of each task only, of images drawn by the seed",
+    )
+    parser.add_argument(
+        "--control",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="NAME[,NAME]",
+        help="also ask with other pictures: blank, noise, shuffled, or all",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=flags.positive_int,
+        default=64,
+        metavar="B",
+        help="questions answered together (default: 64)",
+    )
+    flags.add_data(parser)
+    flags.add_out(parser, "runs/eval")
+    flags.add_seed(parser)
+    flags.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask, score, print and write; a run that was cut off is taken up where it stopped.
+
+    Raises:
+        ConfigError: A name is unknown, or the folder holds another run.
+        CheckpointError: The model folder is incomplete or altered.
+        DataError: There is no data for a task, or it is malformed.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    from medmoe.cli.eval_tables import Bar, show
+    from medmoe.data.registry import find_data
+    from medmoe.evaluation.asking.controls import CONTROLS
+    from medmoe.evaluation.asking.evaluate import EvalPlan, check_names, evaluate
+    from medmoe.evaluation.asking.task_records import task_records
+    from medmoe.evaluation.side_by_side import ALL_PROTOCOLS
+    from medmoe.evaluation.tasks import task_spec
+    from medmoe.model.checkpoint import verify
+    from medmoe.training.run_dir import git_commit
+
+    disable_progress_bar()
+    protocols = check_names(args.protocol or ["all"], ALL_PROTOCOLS, "protocol")
+    controls = check_names(args.control, CONTROLS, "control")
+    specs = {spec.name: spec for spec in map(task_spec, args.task)}.values()
+    verify(args.model)
+    root = find_data(args.data)
+    tasks = [
+        task_records(spec, root, split=args.split, limit=args.limit, seed=args.seed)
+        for spec in specs
+    ]
+    plan = EvalPlan(
+        model=args.model,
+        out=flags.make_out_dir(args.out),
+        tasks=tasks,
+        root=root,
+        protocols=protocols,
+        controls=controls,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        commit=git_commit()[0],
+    )
+    with Bar() as bar:
+        summary = evaluate(plan, bar.update)
+    show(summary, args.out)
+    flags.write_json(args.json, summary)
+    return 0

@@ -1,0 +1,82 @@
+"""What an evaluation asks of which model, kept beside its answers so that nothing else joins them.
+
+A folder takes up a run again only where model, tasks, records, seed and batches are the same. The
+protocols and controls are not part of it: they may be added later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from medmoe.errors import ConfigError
+from medmoe.model.committed import MANIFEST
+
+SETTINGS = "settings.json"
+
+
+def hold_settings(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the settings of a new run, or check that those in the folder are the same.
+
+    Args:
+        out: The run's folder; it exists.
+        settings: JSON values, and ``model``, the model's folder: kept as its manifest's hash.
+
+    Raises:
+        ConfigError: The folder holds other files, or a run with other settings; one is named.
+    """
+    model = Path(settings["model"])
+    manifest = hashlib.sha256((model / MANIFEST).read_bytes()).hexdigest()
+    wanted = {"version": 1, **settings, "model": manifest}
+    path = out / SETTINGS
+    if path.is_file():
+        _check_same(path, wanted)
+        return wanted
+    others = sorted(file.name for file in out.iterdir() if not file.name.startswith("."))
+    if others:
+        raise ConfigError(
+            f"{out} holds no evaluation but other files ({others[0]}); give another --out"
+        )
+    staged = out / f".{SETTINGS}.staging"
+    with staged.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(wanted, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(staged, path)
+    return wanted
+
+
+def settings_sha256(settings: Mapping[str, Any]) -> str:
+    """Return the hash of settings as `hold_settings` returns them."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _check_same(path: Path, wanted: Mapping[str, Any]) -> None:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        known = None
+    if not isinstance(known, dict):
+        raise ConfigError(f"{path} is not readable as JSON; give another --out")
+    for key, value in wanted.items():
+        if known.get(key) != value:
+            raise ConfigError(
+                f"{path.parent} holds another run (its {key}: {_shown(key, known.get(key))}; now: "
+                f"{_shown(key, value)}); give another --out, or that run's flags to resume it"
+            )
+
+
+def _shown(key: str, value: object) -> str:
+    if key == "model":
+        return str(value)[:12]
+    if key == "tasks" and isinstance(value, dict):
+        return ", ".join(
+            f"{name} {task.get('split')} limit {task.get('limit') or 'none'} "
+            f"records {str(task.get('records'))[:8]}"
+            for name, task in value.items()
+        )
+    return str(value)

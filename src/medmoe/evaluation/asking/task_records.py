@@ -1,0 +1,114 @@
+"""The records of a task: those that are asked, and those that the baselines learn from.
+
+Data sets come from `medmoe.data.registry`, the phantom is drawn. Nothing is asked or scored here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medmoe.data import registry
+from medmoe.data.phantom import SPLITS as PHANTOM_SPLITS
+from medmoe.data.phantom import read_phantom
+from medmoe.data.readers.common import hash_share
+from medmoe.data.schema import Record
+from medmoe.errors import DataError, one_of
+from medmoe.evaluation.known_records import PHANTOM
+from medmoe.evaluation.tasks import TaskSpec
+
+#: Pictures that are drawn of a split of the phantom: some 1,500 questions.
+PHANTOM_IMAGES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecords:
+    """One task ready to be asked.
+
+    Attributes:
+        split: The split that is asked.
+        limit: The most questions that were asked for, None for all.
+        records: In the order of the data set.
+        train: The training records, for the baselines; may be empty.
+        notes: Plain sentences that belong beside the scores.
+    """
+
+    spec: TaskSpec
+    split: str
+    limit: int | None
+    records: Sequence[Record]
+    train: Sequence[Record]
+    notes: tuple[str, ...] = ()
+
+    def sha256(self) -> str:
+        """Return a hash of all that is asked: ids, images, questions, options and answers."""
+        found = hashlib.sha256()
+        for r in self.records:
+            found.update(repr((r.id, r.image.id, r.question, r.options, r.answer)).encode())
+        return found.hexdigest()
+
+
+def task_records(
+    spec: TaskSpec, root: Path | None, *, split: str | None, limit: int | None, seed: int
+) -> TaskRecords:
+    """Return the records of a task.
+
+    Args:
+        root: Folder of the data sets; the phantom and a user's own data need none.
+        split: By default that of the task.
+        limit: Ask so many questions only: those of images drawn by the seed, not the first ones,
+            since files may be sorted by class.
+        seed: Of the draw, and of the phantom's pictures.
+
+    Raises:
+        DataError: There is no data for the task, or its files are malformed.
+    """
+    chosen = split or spec.split
+    images = PHANTOM_IMAGES if limit is None else min(PHANTOM_IMAGES, limit)
+    every = _of_kind(spec, _read(spec, root, chosen, images, seed))
+    if not every:
+        raise DataError(f"task {spec.name!r}: split {chosen!r} holds no {spec.kind} records")
+    records = _drawn(every, limit, seed)
+    notes = []
+    if len(records) < len(every) and spec.dataset != PHANTOM:
+        notes.append(f"{spec.name}: {len(records)} of {len(every)} questions, drawn by the seed.")
+    try:
+        train = _of_kind(spec, _read(spec, root, spec.train_split, PHANTOM_IMAGES, seed))
+    except DataError as error:
+        train = []
+        notes.append(
+            f"{spec.name}: no training answers ({error}); constants are chosen on the scored "
+            "records, an upper bound."
+        )
+    if chosen == spec.train_split:
+        notes.append(f"{spec.name}: the training split is scored; its baselines know the answers.")
+    return TaskRecords(spec, chosen, limit, records, train, tuple(notes))
+
+
+def _read(spec: TaskSpec, root: Path | None, split: str, images: int, seed: int) -> list[Record]:
+    if spec.dataset == PHANTOM:
+        if split not in PHANTOM_SPLITS:
+            raise DataError(one_of(split, PHANTOM_SPLITS, "phantom split"))
+        return read_phantom(split, images, seed=seed)
+    if root is None and spec.dataset in registry.READERS:
+        raise DataError(
+            f"task {spec.name!r} needs the data set {spec.dataset!r}, and there is no data folder; "
+            f"give --data DIR or set ${registry.ENVIRONMENT_VARIABLE}"
+        )
+    return registry.read(spec.dataset, root or Path(), split)
+
+
+def _of_kind(spec: TaskSpec, records: Sequence[Record]) -> list[Record]:
+    task = "vqa" if spec.kind == "vqa" else "classification"
+    return [record for record in records if record.task == task]
+
+
+def _drawn(records: Sequence[Record], limit: int | None, seed: int) -> list[Record]:
+    """Return at most so many records, image by image in the order of a hash, in their own order."""
+    if limit is None or limit >= len(records):
+        return list(records)
+    order = sorted(range(len(records)), key=lambda i: (hash_share(records[i].image.id, seed), i))
+    kept = set(order[:limit])
+    return [record for i, record in enumerate(records) if i in kept]

@@ -1,0 +1,112 @@
+"""`medmoe eval`: asks, scores, writes; whatever is wrong is one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.model.tiny import dense_model, moe_model, processor
+
+from medmoe.cli.main import main
+from medmoe.model.checkpoint import save_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("eval") / "model"
+    save_model(moe_model("stablelm"), processor(), folder, {})
+    return folder
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """Run `eval`, which must end with 2 and one line; return that line."""
+    assert main(["eval", *map(str, words)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+def test_dense_and_moe_models_are_scored_and_can_be_compared(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense = tmp_path / "dense"
+    save_model(dense_model("stablelm"), processor(), dense, {})
+    found = {}
+    for name, folder in (("moe", model), ("dense", dense)):
+        out = tmp_path / f"run-{name}"
+        words = ["--task", "phantom_vqa", "--limit", "6", "--out", str(out)]
+        assert main(["eval", str(folder), *words, "--json", str(tmp_path / f"{name}.json")]) == 0
+        found[name] = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
+        assert {row["system"] for row in found[name]["scores"]} == {name}
+        printed = capsys.readouterr().out
+        for word in ("strict", "reference", "llava_med", "token_f1", "Research use only"):
+            assert word in printed
+    assert found["moe"]["router"]["n"] > 0
+    assert found["dense"]["router"] is None
+    assert main(["compare", str(tmp_path / "run-dense"), str(tmp_path / "run-moe")]) == 0
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--task", "phantom_vqua"], "did you mean 'phantom_vqa'"),
+        (["--task", "vqa_rad"], "needs the data set 'vqa_rad', and there is no data folder"),
+        (["--task", "phantom_vqa", "--limit", "0"], "'0' is not a whole number of at least 1"),
+        (["--task", "phantom_vqa", "--protocol", "strickt"], "did you mean 'strict'"),
+        (["--task", "phantom_vqa", "--control", "blanc"], "did you mean 'blank'"),
+        (["--task", "phantom_vqa", "--split", "tset"], "did you mean 'test'"),
+        (["--task", "phantom_vqa", "--data", "nowhere"], "no such folder"),
+    ],
+)
+def test_bad_flags_are_one_line_and_write_nothing(
+    model: Path,
+    tmp_path: Path,
+    words: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    assert message in refused(capsys, model, *words, "--out", out)
+    assert not out.exists()
+
+
+def test_data_without_the_tasks_file_names_the_file(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mednist-6k.npz").write_bytes(b"")
+    words = ["--task", "vqa_rad", "--data", tmp_path / "data", "--out", tmp_path / "out"]
+    assert "vqa-rad/trainset.json" in refused(capsys, model, *words)
+
+
+def test_a_folder_that_is_no_model_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--task", "phantom_vqa", "--out", tmp_path / "out"]
+    assert "no MANIFEST.json" in refused(capsys, tmp_path, *words)
+    assert "no such model directory" in refused(capsys, tmp_path / "x", *words)
+
+
+def test_the_folder_of_another_run_is_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--task", "phantom_vqa", "--out", str(tmp_path / "out")]
+    assert main(["eval", str(model), *words, "--limit", "3"]) == 0
+    capsys.readouterr()
+    assert "holds another run (its tasks: " in refused(capsys, model, *words, "--limit", "4")
+
+
+def test_real_questions_stand_beside_the_papers_figures(
+    model: Path, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--task", "vqa_rad", "--limit", "8", "--data", str(shared / "data")]
+    assert main(["eval", str(model), *words, "--out", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert "vqa_rad (shared images) test" in out
+    assert "8 of 451 questions, drawn by the seed" in out
+    assert "82.72" in out
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "The paper’s figures" in page

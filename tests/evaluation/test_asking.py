@@ -1,0 +1,237 @@
+"""Asking a task: chunks, answer files that survive being cut off, controls, what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.model.tiny import moe_model, processor
+
+from medmoe.data.phantom import read_phantom
+from medmoe.data.schema import Record
+from medmoe.errors import ConfigError, DataError
+from medmoe.evaluation.asking import evaluate as module
+from medmoe.evaluation.asking.answer_file import AnswerFile, chunks_of
+from medmoe.evaluation.asking.controls import CONTROLS, controlled
+from medmoe.evaluation.asking.evaluate import EvalPlan, evaluate
+from medmoe.evaluation.asking.task_records import task_records
+from medmoe.evaluation.predictions import Prediction
+from medmoe.evaluation.tasks import task_spec
+from medmoe.model.checkpoint import save_model
+
+Make = Callable[..., Record]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("asking") / "model"
+    save_model(moe_model("stablelm"), processor(), folder, {})
+    return folder
+
+
+def plan_of(model: Path, out: Path, **changes: Any) -> EvalPlan:
+    out.mkdir(parents=True, exist_ok=True)
+    names = ("phantom_vqa", "phantom_classification")
+    tasks = [task_records(task_spec(n), None, split=None, limit=12, seed=3) for n in names]
+    # Chunks of four batches of one: several chunks, so that a run can be cut off between them.
+    fixed = {"tasks": tasks, "seed": 3, "batch_size": 1, "max_new_tokens": 3}
+    return EvalPlan(model, out, **(fixed | changes))
+
+
+def silent(name: str, done: int, total: int) -> None:
+    """Show nothing."""
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never cut off."""
+    out = tmp_path_factory.mktemp("whole")
+    evaluate(plan_of(model, out, controls=("blank",)), silent)
+    return out
+
+
+def test_a_chunk_holds_all_questions_about_its_images(make_record: Make) -> None:
+    records = [make_record(id=f"q{i}", image=f"i{i % 3}") for i in range(7)]
+    found = chunks_of(records, 3)
+    ids = [[r.id for r in chunk] for chunk in found]
+    assert ids == [["q0", "q3", "q6"], ["q1", "q4", "q2", "q5"]]
+    assert chunks_of([], 3) == []
+
+
+@pytest.mark.parametrize(
+    ("cut", "kept"),
+    [
+        (lambda lines: lines[:3], 1),  # half of the second chunk
+        (lambda lines: [*lines[:3], lines[3][:9]], 1),  # a torn line
+        (lambda lines: [*lines[:2], b"\0" * 40 + b"\n"], 1),  # a block the disk never got
+        (lambda lines: [], 0),
+        (lambda lines: lines, 2),
+    ],
+)
+def test_what_follows_the_last_whole_chunk_is_cut_off(
+    tmp_path: Path, make_record: Make, cut: Callable[[list[bytes]], list[bytes]], kept: int
+) -> None:
+    chunks = [[make_record(id=f"q{2 * c + i}") for i in range(2)] for c in range(2)]
+    path = tmp_path / "task" / "predictions.jsonl"
+    file = AnswerFile(path, chunks)
+    assert file.resume() == 0
+    for chunk in chunks:
+        file.append(chunk, [Prediction(r.id, "ja\u2028nein", 0.5) for r in chunk])
+    full = path.read_bytes()
+    path.write_bytes(b"".join(cut(full.splitlines(keepends=True))))
+    assert file.resume() == kept
+    for chunk in chunks[kept:]:
+        file.append(chunk, [Prediction(r.id, "ja\u2028nein", 0.5) for r in chunk])
+    assert path.read_bytes() == full
+
+
+def test_answers_of_other_records_are_refused(tmp_path: Path, make_record: Make) -> None:
+    path = tmp_path / "predictions.jsonl"
+    chunk = [make_record(id="a"), make_record(id="b")]
+    AnswerFile(path, [chunk]).append(chunk, [Prediction("a", "x"), Prediction("b", "x")])
+    with pytest.raises(DataError, match="line 2 does not answer 'c'"):
+        AnswerFile(path, [[chunk[0], make_record(id="c")]]).resume()
+    with pytest.raises(DataError, match="more lines than records"):
+        AnswerFile(path, [chunk[:1]]).resume()
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    model: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    ask = module.ask_chunk
+
+    def killed(engine: Any, records: Any) -> list[Prediction]:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            raise KeyboardInterrupt
+        return ask(engine, records)
+
+    monkeypatch.setattr(module, "ask_chunk", killed)
+    plan = plan_of(model, tmp_path, controls=("blank",))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(plan, silent)
+    assert not (tmp_path / "summary.json").exists()
+    path = tmp_path / "phantom_vqa" / "predictions.jsonl"
+    with path.open("ab") as file:
+        file.write(b'{"id": "phan')
+    summary = evaluate(plan, silent)
+    uninterrupted = json.loads((whole / "summary.json").read_text(encoding="utf-8"))
+    assert 0 < summary["asked"] < uninterrupted["asked"]
+    assert summary["scores"] == uninterrupted["scores"]
+    for file_of in whole.glob("*/**/*.jsonl"):
+        assert (tmp_path / file_of.relative_to(whole)).read_bytes() == file_of.read_bytes()
+
+
+def test_a_finished_run_is_scored_anew_without_its_model(
+    model: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = json.loads((whole / "summary.json").read_text(encoding="utf-8"))
+    monkeypatch.setattr(module.MedMoe, "load", None)  # loading would fail
+    again = evaluate(plan_of(model, whole, controls=("blank",)), silent)
+    assert again["asked"] == 0
+    assert (again["scores"], again["parameters"]) == (before["scores"], before["parameters"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"seed": 4}, "its seed: 3; now: 4"), ({"batch_size": 2}, "its batch_size: 1; now: 2")],
+)
+def test_another_run_in_the_folder_is_refused(
+    model: Path, whole: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        evaluate(plan_of(model, whole, **changes), silent)
+
+
+def test_another_model_is_refused(whole: Path, tmp_path: Path) -> None:
+    other = tmp_path / "model"
+    save_model(moe_model("phi"), processor(), other, {})
+    with pytest.raises(ConfigError, match="its model:"):
+        evaluate(plan_of(other, whole), silent)
+
+
+def test_a_folder_with_other_files_is_refused(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("x", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"other files \(thesis.txt\)"):
+        evaluate(plan_of(model, tmp_path), silent)
+
+
+def test_files_hold_predictions_truth_confidence_and_routing(whole: Path) -> None:
+    lines = (whole / "phantom_vqa" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 12
+    for line in map(json.loads, lines):
+        assert {"id", "prediction", "confidence", "answer", "answer_type", "image"} <= set(line)
+        assert line["routing"]["domain"] in ("ct", "mri", "pathology", "xray")
+        assert 0.25 <= line["routing"]["domain_probability"] <= 1.0
+    labels = (whole / "phantom_classification" / "predictions.jsonl").read_text(encoding="utf-8")
+    assert all("routing" in json.loads(line) for line in labels.splitlines())
+
+
+def test_summary_has_every_protocol_breakdowns_baselines_and_the_control(whole: Path) -> None:
+    summary = json.loads((whole / "summary.json").read_text(encoding="utf-8"))
+    rows = summary["scores"]
+    plain = [row for row in rows if row["control"] is None]
+    assert {row["protocol"] for row in plain} == {
+        "strict", "reference", "llava_med", "token_f1", "label_score"
+    }  # fmt: skip
+    assert any(row["subset"].startswith("modality:") for row in plain)
+    assert any(row["subset"].startswith("answer_length:") for row in plain)
+    assert all(row["constant_baseline"] is not None for row in plain if row["value"] is not None)
+    assert {row["control"] for row in rows} == {None, "blank"}
+    assert summary["router"]["n"] == len(
+        {json.loads(line)["image"] for path in whole.glob("*/predictions.jsonl")
+         for line in path.read_text(encoding="utf-8").splitlines()}
+    )  # fmt: skip
+    page = (whole / "report.html").read_text(encoding="utf-8")
+    assert "blank image" in page
+    assert "not a medical device" in page
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_a_control_changes_pictures_only_and_is_repeated_by_its_seed(control: str) -> None:
+    records = [r for r in read_phantom("test", 4, seed=3, size=32) if r.task == "vqa"]
+    found, again = (controlled(records, control, seed=5) for _ in range(2))
+    for new, old, same in zip(found, records, again, strict=True):
+        assert (new.id, new.question, new.answer, new.image.id) == (
+            old.id, old.question, old.answer, old.image.id
+        )  # fmt: skip
+        assert not np.array_equal(new.image.source, old.image.source)
+        assert np.array_equal(new.image.source, same.image.source)
+    if control == "shuffled":
+        used = {np.asarray(r.image.source).tobytes() for r in found}
+        assert used == {np.asarray(r.image.source).tobytes() for r in records}
+    if control == "noise":
+        assert len({np.asarray(r.image.source).tobytes() for r in found}) == 4
+
+
+def test_one_image_cannot_be_shuffled(make_record: Make) -> None:
+    with pytest.raises(DataError, match="nothing to shuffle"):
+        controlled([make_record(id="a")], "shuffled", 1)
+
+
+def test_limit_draws_by_the_seed_and_keeps_the_order(shared: Path) -> None:
+    spec = task_spec("vqa_rad")
+    one, same, other = (
+        [r.id for r in task_records(spec, shared / "data", split=None, limit=40, seed=s).records]
+        for s in (3, 3, 4)
+    )
+    every = [
+        r.id for r in task_records(spec, shared / "data", split=None, limit=None, seed=3).records
+    ]
+    assert one == same
+    assert len(one) == len(other) == 40
+    assert set(one) != set(other)
+    assert one == [i for i in every if i in set(one)]
+    assert len(every) == 451
+
+
+def test_a_task_without_a_fitting_protocol_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not scored under label_score; add --protocol strict"):
+        evaluate(plan_of(model, tmp_path, protocols=("label_score",)), silent)
+    assert list(tmp_path.iterdir()) == []
