@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from tests.data.pictures import copied, images, next_slice, picture
 
 from medmoe.data import near_duplicates
+from medmoe.data.cache import ImageCache
 from medmoe.data.near_duplicates import Pair, fingerprints, repeated_pictures, same_pictures
 from medmoe.data.schema import ImageRecord, Pixels
 from medmoe.errors import ImageError
@@ -145,3 +147,41 @@ def test_real_copies_are_found_by_pixels_alone(shared: Path) -> None:
     assert len(found - same - adjacent) <= 2
     # Room: copies stay far from the limit, which is 5.
     assert max(pair.distance for pair in pairs) <= 2
+
+
+# The cache
+
+
+def test_a_kept_fingerprint_is_that_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = []
+    for seed, side in ((1, 192), (2, 64)):  # one with fine detail, one small
+        path = tmp_path / f"{seed}.png"
+        Image.fromarray(picture(seed, side)).save(path)
+        files.append(ImageRecord(id=f"x/{seed}", source=path))
+    plain = fingerprints(files)
+    cache = ImageCache(tmp_path / "cache")
+    first = fingerprints(files, cache=cache)
+    with monkeypatch.context() as patch:
+        patch.setattr(near_duplicates, "open_picture", None)  # opened again, it would fail
+        again = fingerprints(files, cache=cache)
+    for found in (first, again):
+        assert (found.ids, found.digests) == (plain.ids, plain.digests)
+        assert np.array_equal(found.grey, plain.grey)
+        assert found.small.tolist() == plain.small.tolist() == [False, True]
+
+    Image.fromarray(picture(3)).save(tmp_path / "1.png")  # another picture under the same name
+    changed = fingerprints(files, cache=cache)
+    assert changed.digests[0] != plain.digests[0]
+    assert changed.digests[1] == plain.digests[1]
+
+
+def test_pictures_in_memory_and_unreadable_ones_are_not_kept(tmp_path: Path) -> None:
+    cache = ImageCache(tmp_path / "cache")
+    (tmp_path / "y.png").write_bytes(b"no picture")
+    unreadable: dict[str, str] = {}
+    mixed = [*images("a", [picture(1)]), ImageRecord(id="a/y", source=tmp_path / "y.png")]
+    assert fingerprints(mixed, unreadable, cache=cache).ids == ("a/0",)
+    assert list(unreadable) == ["a/y"]
+    assert not (tmp_path / "cache").exists()

@@ -36,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="resume although values differ from those of the run",
     )
     parser.add_argument(
+        "--allow-leak",
+        action="store_true",
+        help="train on pictures that will be scored; the run, the model and every score say so",
+    )
+    parser.add_argument(
         "--label-counts",
         type=flags.counts,
         default=(),
@@ -80,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
         resume=args.resume,
         allow_changed=args.allow_changed,
         label_counts=args.label_counts,
+        allow_leak=args.allow_leak,
     )
     flags.make_out_dir(out)
     summary = _train(plan, Display(plan))

@@ -96,6 +96,7 @@ class DataSpec(Strict):
             ``phantom/test`` are.
         apart_from: Sets that will be scored: a training picture that nearly equals one of theirs
             is dropped, and counted in ``run.json``.
+        drop_near_duplicates: Switched off, such a picture is refused instead of dropped.
         repeats: How often a data set's images come in one epoch (1 where not named).
         limits: At most so many training images of a data set.
     """
@@ -103,6 +104,7 @@ class DataSpec(Strict):
     phantom_images: Positive = 480
     phantom_test_images: Positive = 48
     apart_from: tuple[str, ...] = ()
+    drop_near_duplicates: bool = True
     repeats: dict[str, Positive] = Field(default_factory=dict)
     limits: dict[str, Positive] = Field(default_factory=dict)
 

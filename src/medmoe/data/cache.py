@@ -1,6 +1,6 @@
-"""Image tensors on disk, by the content of the picture they were made from.
+"""Image tensors and fingerprints on disk, by the content of the picture they were made from.
 
-An entry's name is a hash of the file's bytes and of the policy that padded and resized it: a
+An entry's name is a hash of the file's bytes and of the policy that made the entry of it: a
 changed file or policy is another entry, and no name of a file or patient is kept. Entries are
 written beside their place and renamed, so that any number of processes may share a folder; a
 damaged one is found by its checksum, deleted and made anew. Past the size limit, the least recently

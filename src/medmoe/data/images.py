@@ -29,6 +29,7 @@ from medmoe.data.schema import ImageRecord, Pixels
 from medmoe.errors import ImageError
 
 __all__ = [
+    "DECODING_VERSION",
     "ImageSource",
     "Picture",
     "hint_of",
@@ -41,6 +42,9 @@ __all__ = [
 ]
 
 ImageSource = Path | bytes | Pixels | Image.Image
+
+#: Raised where the same file gives other pixels than before: every cached one is then made anew.
+DECODING_VERSION = 1
 
 _HINTS: dict[str, Hint] = {".dcm": "dicom", ".dicom": "dicom", ".nii": "nifti", ".gz": "nifti"}
 

@@ -17,17 +17,22 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 from PIL import Image
 
-from medmoe.data.images import open_record
-from medmoe.data.schema import ImageRecord
+from medmoe.data.cache import ImageCache, default_cache, key_of
+from medmoe.data.images import DECODING_VERSION, hint_of, naming, open_picture, read_file
+from medmoe.data.intake.sandbox import default_pool
+from medmoe.data.schema import ImageRecord, Pixels
 from medmoe.errors import ImageError
 
 #: Correlation from which a pair is a candidate, from which it is looked at on at 32 and 64 pixels,
@@ -36,7 +41,11 @@ CANDIDATE, COARSE, MEDIUM, DETAIL = 0.85, 0.90, 0.94, 0.95
 #: The same of pictures with a side below `SMALL_SIDE`, compared as a whole.
 SMALL_SIDE, SMALL_DETAIL = 96, 0.98
 
+#: Raised where the same pixels give another fingerprint: every cached one is then made anew.
+FINGERPRINT_VERSION = 1
+
 _SIDE = 128  # pixels a side that are kept of a picture
+_DIGEST_BYTES = 32
 _CELLS = 16  # pixels a side of a descriptor
 _BLOCK = 1024  # rows of the table of correlations held at once, bounds the memory
 _CHUNK = 256  # candidates aligned at once
@@ -97,14 +106,20 @@ class Fingerprints:
 
 
 def fingerprints(
-    images: Sequence[ImageRecord], unreadable: dict[str, str] | None = None
+    images: Sequence[ImageRecord],
+    unreadable: dict[str, str] | None = None,
+    *,
+    cache: ImageCache | None = None,
 ) -> Fingerprints:
     """Open each image once and keep what the comparison needs.
+
+    That of a file goes to the image cache, by the file's content, and is not made again.
 
     Args:
         images: With ids that differ.
         unreadable: Receives image id -> reason for pictures that cannot be opened, which are then
             left out; without it they are an error.
+        cache: By default that of this user.
 
     Raises:
         ImageError: A picture cannot be opened.
@@ -113,20 +128,52 @@ def fingerprints(
     digests: list[str] = []
     grey = np.empty((len(images), _SIDE, _SIDE), np.uint8)
     small = np.zeros(len(images), np.bool_)
+    cache = cache or default_cache()
     for image in images:
         try:
-            picture = open_record(image)
+            packed = _packed_of(image, cache)
         except ImageError as error:
             if unreadable is None:
                 raise
             unreadable[image.id] = str(error)
             continue
         row = len(ids)
-        grey[row] = _grey(picture)
-        small[row] = min(picture.size) < SMALL_SIDE
-        digests.append(hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest())
+        grey[row], small[row] = packed[0, :_SIDE], packed[0, _SIDE, _DIGEST_BYTES]
+        digests.append(packed[0, _SIDE, :_DIGEST_BYTES].tobytes().hex())
         ids.append(image.id)
     return Fingerprints(tuple(ids), grey[: len(ids)], tuple(digests), small[: len(ids)])
+
+
+def _packed_of(image: ImageRecord, cache: ImageCache | None) -> Pixels:
+    """Return the fingerprint of a picture as the cache keeps it; that of a file is kept there."""
+    with naming(image):
+        if not isinstance(image.source, Path):
+            return _packed(open_picture(image.source).image)
+        data = read_file(image.source, default_pool().limits)
+        key = key_of(data, _policy())
+        found = cache.get(key) if cache else None
+        if found is None:
+            found = _packed(open_picture(data, hint=hint_of(image.source)).image)
+            if cache is not None:
+                cache.put(key, found)
+        return found
+
+
+def _packed(picture: Image.Image) -> Pixels:
+    """Return grey square and, in a row below it, digest and whether it is small: (1, 129, 128)."""
+    packed = np.zeros((1, _SIDE + 1, _SIDE), np.uint8)
+    packed[0, :_SIDE] = _grey(picture)
+    digest = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).digest()
+    packed[0, _SIDE, :_DIGEST_BYTES] = np.frombuffer(digest, np.uint8)
+    packed[0, _SIDE, _DIGEST_BYTES] = min(picture.size) < SMALL_SIDE
+    return packed
+
+
+@functools.cache
+def _policy() -> str:
+    """Return everything besides a file that decides its fingerprint."""
+    versions = {"decoding": DECODING_VERSION, "pillow": PIL.__version__}
+    return json.dumps({"fingerprint": FINGERPRINT_VERSION, "small": SMALL_SIDE, **versions})
 
 
 def _grey(picture: Image.Image) -> npt.NDArray[np.uint8]:

@@ -23,12 +23,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from medmoe.data.cache import ImageCache, default_cache, key_of
-from medmoe.data.images import hint_of, naming, open_picture, open_record, read_file
+from medmoe.data.images import (
+    DECODING_VERSION,
+    hint_of,
+    naming,
+    open_picture,
+    open_record,
+    read_file,
+)
 from medmoe.data.intake.sandbox import default_pool
 from medmoe.data.schema import ImageRecord, Pixels
-
-#: Raised where the same file gives other pixels than before: every cached one is then made anew.
-DECODING_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)

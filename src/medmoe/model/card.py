@@ -55,7 +55,8 @@ def model_card(
         provenance: As `medmoe.model.checkpoint.save_model` writes it. Read are ``base_model``
             (``name``, ``hub_id`` and ``revision`` of ``language_model`` and ``vision_encoder``),
             ``phases`` (name to steps), ``data``, ``licences`` (data set to licence), ``seed``,
-            ``commit``, ``config_sha256`` and ``notes``; what is missing is said to be.
+            ``commit``, ``config_sha256`` and ``notes``; what is missing is said to be. A row on
+            ``shared_images`` (scored set to its pictures that were trained on) where there are any.
         complete: Whether a processor lies beside the weights, without which nobody can ask.
     """
     base: Mapping[str, Any] = provenance.get("base_model") or {}
@@ -115,7 +116,8 @@ def _training(provenance: Mapping[str, Any]) -> dict[str, str]:
     phases = provenance.get("phases") or {}
     licences = provenance.get("licences") or {}
     commit = provenance.get("commit")
-    return {
+    shared = provenance.get("shared_images") or {}
+    rows = {
         "phases": ", ".join(f"{name} ({steps:,} steps)" for name, steps in phases.items())
         or _UNKNOWN,
         "data": str(provenance.get("data", _UNKNOWN)),
@@ -127,6 +129,11 @@ def _training(provenance: Mapping[str, Any]) -> dict[str, str]:
         else _UNKNOWN,
         "config SHA-256": str(provenance.get("config_sha256", _UNKNOWN)),
     }
+    if shared:
+        rows["**scored pictures that were trained on**"] = ", ".join(
+            f"at least {count:,} of {name}" for name, count in shared.items()
+        )
+    return rows
 
 
 def _table(rows: Mapping[str, str]) -> str:

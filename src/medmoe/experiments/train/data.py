@@ -1,7 +1,8 @@
 """The data of a training run: which records each phase trains on, and what keeps them apart.
 
 `set/split` names are read once each. A training picture that nearly equals one of a set that will
-be scored is dropped; how many is recorded.
+be scored is dropped, and how many is recorded. What is left of such pictures, e.g. of a set that is
+both trained on and scored, is refused or, where the user allows it, counted for every score.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from medmoe.backbones.registry import vision_backbone
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainPhaseSpec, TrainSpec
 from medmoe.data import registry
-from medmoe.data.leakage import drop_near_duplicates
+from medmoe.data.leakage import Leak, drop_near_duplicates, images_of, refuse_leaks
+from medmoe.data.near_duplicates import fingerprints
 from medmoe.data.phantom import read_phantom
 from medmoe.data.schema import ImageRecord, Record, Task
 from medmoe.domains import domain_of
@@ -46,15 +48,32 @@ class TrainData:
         spec: The recipe.
         sets: Records by ``set/split`` name.
         dropped: Training records dropped since their picture nearly equals a scored one, by name.
+        leaks: By name of a scored set, its pictures that are also trained on, which were allowed.
     """
 
     spec: TrainSpec
     sets: dict[str, list[Record]]
     dropped: dict[str, int] = field(default_factory=dict)
+    leaks: dict[str, Leak] = field(default_factory=dict)
 
     def records(self, phase: PhaseName) -> list[Record]:
         """Return a phase's records, of all tasks, in the order of its sets."""
         return [r for name in self.spec.phases[phase].data for r in self.sets[name]]
+
+    def shared_images(self, phase: PhaseName) -> dict[str, int]:
+        """Return, by scored set, how many of its pictures this phase or an earlier one sees.
+
+        Sets that share none are left out, and phases that were not read count as having seen none.
+        """
+        order = list(self.spec.phases)
+        before = order[: order.index(phase) + 1]
+        names = {name for earlier in before for name in self.spec.phases[earlier].data}
+        seen = {r.image.id for name in names for r in self.sets.get(name, ())}
+        found = {
+            name: len({pair.right_id for pair in leak.pairs if pair.left_id in seen})
+            for name, leak in self.leaks.items()
+        }
+        return {name: count for name, count in found.items() if count}
 
     def router_test(self) -> list[ImageRecord]:
         """Return the labelled images that a router is scored on."""
@@ -116,15 +135,18 @@ def read_data(
     seed: int,
     *,
     clean: bool = True,
+    allow_leak: bool = False,
 ) -> TrainData:
     """Read what some phases of a recipe train on, and what they must be kept apart from.
 
     Args:
         root: Folder of the real data sets; None where there is none.
-        clean: Open the pictures to drop near-duplicates of scored ones; a plan does without.
+        clean: Open the pictures to keep them apart from scored ones; a plan does without.
+        allow_leak: Train on scored pictures that the recipe does not drop.
 
     Raises:
-        DataError: A set needs a folder and there is none, or it is missing or malformed.
+        DataError: A set needs a folder and there is none, or it is missing or malformed; or a
+            picture is trained on and scored, and that is not allowed.
     """
     trained = list(dict.fromkeys(name for phase in phases for name in spec.phases[phase].data))
     scored = list(spec.data.apart_from) if trained else []
@@ -139,11 +161,30 @@ def read_data(
     data = TrainData(spec, {name: _read(name, spec, root, seed) for name in names})
     for name in trained:
         data.sets[name] = limited(data.sets[name], spec.data.limits, seed)
-    apart = [r for name in spec.data.apart_from if name in data.sets for r in data.sets[name]]
-    if clean and apart:
-        for name in trained:
-            data.sets[name], data.dropped[name] = _apart(data.sets[name], apart)
+    if clean and scored:
+        _keep_apart(data, trained, list(dict.fromkeys(scored)), allow_leak)
     return data
+
+
+def _keep_apart(
+    data: TrainData, trained: Sequence[str], scored: Sequence[str], allow: bool
+) -> None:
+    """Drop what the recipe drops; refuse, or count where it is allowed, what is left."""
+    # As they are scored: a limit is on what is trained on.
+    tests = {name: list(data.sets[name]) for name in scored}
+    everything = [r for name in (*trained, *scored) for r in data.sets[name]]
+    known = fingerprints(images_of(everything))
+    if data.spec.data.drop_near_duplicates:
+        for name in trained:
+            # A set that is itself scored would be dropped whole: that is left to be refused.
+            apart = [r for test in data.spec.data.apart_from if test != name for r in tests[test]]
+            kept, dropped = drop_near_duplicates(data.sets[name], apart, known)
+            data.sets[name], data.dropped[name] = kept, dropped
+    left = [record for name in trained for record in data.sets[name]]
+    for name in scored:
+        leak = refuse_leaks(left, tests[name], allow, known)
+        if leak.pairs:
+            data.leaks[name] = leak
 
 
 def _refuse_untaught(images: Sequence[ImageRecord], domains: Sequence[str]) -> None:
@@ -180,16 +221,6 @@ def _read(name: str, spec: TrainSpec, root: Path | None, seed: int) -> list[Reco
     if split == "test":
         return read_phantom("test", spec.data.phantom_test_images, seed=seed, size=size)
     raise DataError(f"phantom has no split {split!r}; choose one of: train, validation, test")
-
-
-def _apart(records: list[Record], scored: Sequence[Record]) -> tuple[list[Record], int]:
-    """Drop records on near-duplicates; the hash is not made for small standardised pictures."""
-    compared = [record for record in records if record.task != "classification"]
-    kept, dropped = drop_near_duplicates(compared, list(scored))
-    if not dropped:
-        return records, 0
-    left = {id(record) for record in kept} | {id(r) for r in records if r.task == "classification"}
-    return [record for record in records if id(record) in left], dropped
 
 
 def _digest(records: Iterable[Record]) -> str:

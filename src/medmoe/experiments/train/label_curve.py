@@ -28,13 +28,22 @@ FILES = ("label_curve.csv", "label_curve.json")
 
 
 def router_score(
-    config: MedMoeConfig, router: RouterState | Sequence[RouterState], test: LabelledStates
+    config: MedMoeConfig,
+    router: RouterState | Sequence[RouterState],
+    test: LabelledStates,
+    shared_images: int = 0,
 ) -> Score:
-    """Return the router's accuracy in percent on labelled images, with its interval."""
+    """Return the router's accuracy in percent on labelled images, with its interval.
+
+    Args:
+        shared_images: Pictures of the sets it is scored on that were trained on, which the score
+            then says.
+    """
     right = int((route(config, router, test.states) == test.domains).sum())
     n = len(test.images)
     low, high = wilson(right, n)
-    return {"accuracy": 100 * right / n, "low": 100 * low, "high": 100 * high, "n": n}
+    score = {"accuracy": 100 * right / n, "low": 100 * low, "high": 100 * high, "n": n}
+    return score | {"shared_images": shared_images} if shared_images else score
 
 
 def label_curve(
@@ -46,6 +55,7 @@ def label_curve(
     test: LabelledStates,
     counts: Sequence[int],
     folder: Path | None,
+    shared_images: int = 0,
 ) -> list[Score]:
     """Train a router on each number of labels, score it, and write CSV and JSON.
 
@@ -55,6 +65,7 @@ def label_curve(
         test: Of images that no router sees.
         counts: Numbers of labels; 0 is the router before any training.
         folder: Gets ``label_curve.csv`` and ``label_curve.json``; None writes nothing.
+        shared_images: As for `router_score`.
 
     Returns:
         One row per count: ``labels`` asked for, ``images`` used, accuracy with interval, n.
@@ -68,7 +79,7 @@ def label_curve(
         else:
             torch.manual_seed(context.seed)
             router = RouterTraining(config, spec.loss, spec.per_layer).states()
-        score = router_score(config, router, test)
+        score = router_score(config, router, test, shared_images)
         rows.append({"labels": count, "images": len(chosen), **score})
     if folder is not None:
         _write(folder, rows)

@@ -190,12 +190,13 @@ def run_router(job: Job) -> PhaseResult:
         save_router(job.model, state, job.spec.model.moe_layers, facts)
     if held_out:
         test = labelled_states(context, config, held_out)
-        job.found["router"] = router_score(config, state, test)
+        shared = sum(k for name, k in job.facts["shared_images"].items() if name in router.test)
+        job.found["router"] = router_score(config, state, test, shared)
         if job.label_counts:  # every process trains them, the first one writes
             plain = context.with_settings(RunSettings())
             folder = job.out if job.saves else None
             job.found["label_curve"] = label_curve(
-                plain, config, router, pool, states, test, job.label_counts, folder
+                plain, config, router, pool, states, test, job.label_counts, folder, shared
             )
     return result
 

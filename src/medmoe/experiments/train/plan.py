@@ -28,6 +28,7 @@ class TrainPlan:
         root: Folder of the real data sets, None where there is none.
         resume: Skip finished phases and go on with a broken one.
         allow_changed: Resume although values differ from those of the run.
+        allow_leak: Train on pictures that are scored; the run and every score then say so.
         label_counts: Sizes of the router's label-count curve.
     """
 
@@ -39,6 +40,7 @@ class TrainPlan:
     resume: bool = False
     allow_changed: bool = False
     label_counts: tuple[int, ...] = ()
+    allow_leak: bool = False
 
     def where(self, source: PhaseName) -> Path:
         """Return the run directory of an earlier phase."""
@@ -56,6 +58,7 @@ def plan_train(
     resume: bool = False,
     allow_changed: bool = False,
     label_counts: Sequence[int] = (),
+    allow_leak: bool = False,
 ) -> TrainPlan:
     """Return what to do, once everything that needs no data is checked.
 
@@ -83,7 +86,8 @@ def plan_train(
     check_trackers(spec.run.trackers)
     if not label_counts and spec.router and "phase2_router" in chosen:
         label_counts = spec.router.label_counts
-    plan = TrainPlan(recipe, chosen, root, out, seed, resume, allow_changed, tuple(label_counts))
+    counts = tuple(label_counts)
+    plan = TrainPlan(recipe, chosen, root, out, seed, resume, allow_changed, counts, allow_leak)
     for phase in chosen:
         if is_main():  # the others may come when the first one has begun to write
             _check_folder(plan, phase)

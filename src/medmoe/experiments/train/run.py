@@ -54,7 +54,7 @@ def run_train(plan: TrainPlan, progress: Progress, listener: Listener | None) ->
         if phase not in todo:
             logger.info("%s: finished before, skipped", phase)
     source = git_commit()
-    data = read_data(plan.recipe.spec, todo, plan.root, plan.seed)
+    data = read_data(plan.recipe.spec, todo, plan.root, plan.seed, allow_leak=plan.allow_leak)
     data.check(todo, plan.label_counts, plan.seed)
     for phase in todo:
         _run_phase(plan, phase, data, source, progress, listener)
@@ -81,7 +81,13 @@ def _run_phase(
         for name in spec.inputs(phase)
     }
     hashes = data.hashes(phase)
-    read = {"sha256": hashes, "dropped_near_duplicates": data.dropped}
+    shared = _shared_images(data.shared_images(phase), inputs)
+    read = {
+        "sha256": hashes,
+        "dropped_near_duplicates": data.dropped,
+        "allow_leak": plan.allow_leak,
+        "shared_images": shared,
+    }
     facts = run_facts(plan.seed, source, read) | {
         "phase": phase,
         "recipe": plan.recipe.name,
@@ -135,6 +141,19 @@ def _finished(result: PhaseResult, seconds: float) -> dict[str, Any]:
     }
 
 
+def _shared_images(own: Mapping[str, int], inputs: Mapping[PhaseName, Path]) -> dict[str, int]:
+    """Return how many pictures of each scored set were trained on, in this phase or before.
+
+    Of a phase trained in another call only its number is known: the greater one is the least that
+    both can have seen together.
+    """
+    found = dict(own)
+    for path in inputs.values():
+        for name, count in provenance(path).get("shared_images", {}).items():
+            found[name] = max(count, found.get(name, 0))
+    return found
+
+
 def _provenance(
     plan: TrainPlan,
     phase: PhaseName,
@@ -159,6 +178,7 @@ def _provenance(
         "base_model": base or _base_model(plan.recipe.spec),
         "phases": phases,
         "notes": notes if dropped else [],
+        "shared_images": facts["data"]["shared_images"],
         "use": _USE,
     }
 
