@@ -21,6 +21,10 @@ from medmoe.errors import ConfigError, MedMoeError, one_of
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("medmoe.cli.demo", "train, evaluate and show a tiny Med-MoE, end to end"),
     "ask": ("medmoe.cli.ask", "answer a question about an image with a trained model"),
+    "explain": (
+        "medmoe.cli.explain",
+        "show the evidence behind one answer: experts, regions, changes",
+    ),
     "convert": ("medmoe.cli.convert", "make a model of a reference or a stock Llava checkpoint"),
     "score": ("medmoe.cli.score", "score any model's answers under every protocol, side by side"),
     "compare": ("medmoe.cli.compare", "compare two models' answers, paired, with what flipped"),
