@@ -250,3 +250,52 @@ def test_wrong_layer_and_wrong_number_of_groups_are_named(
         trace.counts(0, [0, 1])
     with pytest.raises(DataError, match=r"group index 2 is outside 0\.\.1; raise num_groups"):
         trace.counts(0, [0, 1, 2], num_groups=2)
+
+
+@pytest.mark.parametrize("layer", MOE_LAYERS)
+def test_weights_are_those_the_block_used(
+    model: MedMoeForConditionalGeneration, layer: int
+) -> None:
+    with record_routing(model) as trace, torch.no_grad():
+        model(**prompt())
+    chosen = np.take_along_axis(trace.probabilities(layer), trace.experts(layer), axis=1)
+    expected = chosen / chosen.sum(axis=1, keepdims=True)  # top-2: renormalised
+    np.testing.assert_allclose(trace.weights(layer), expected, rtol=1e-6)
+
+
+def test_kinds_tell_image_question_and_answer(model: MedMoeForConditionalGeneration) -> None:
+    """Left padding is no token; answers are the steps of `generate`, call by call."""
+    ids = torch.tensor([[PAD, *[IMAGE] * 4, 6], [*[IMAGE] * 4, 7, 8]])
+    inputs = {"input_ids": ids, "attention_mask": (ids != PAD).long()}
+    pixels = torch.zeros(2, 3, 8, 8)
+    with record_routing(model) as trace, torch.no_grad():
+        model.generate(
+            **inputs, pixel_values=pixels, max_new_tokens=3, min_new_tokens=3, do_sample=False
+        )
+    image, question, answer = 0, 1, 2
+    steps = [answer] * 4  # two rows, two steps: the last token made is fed to no router
+    wanted = [*[image] * 4, question, *[image] * 4, question, question, *steps]
+    assert trace.kinds.tolist() == wanted
+    assert trace.rows.tolist() == [0] * 5 + [1] * 6 + [0, 1] * 2
+
+
+def test_kinds_of_a_training_pass_follow_its_labels(
+    model: MedMoeForConditionalGeneration,
+) -> None:
+    inputs = prompt()
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[:, -2:] = inputs["input_ids"][:, -2:]
+    with record_routing(model) as trace, torch.no_grad():
+        model(**inputs, labels=labels)
+    assert trace.kinds.tolist() == [1, 2, 2, 1, 1, 1, 2, 2, 1, 1, 2, 2]
+
+
+def test_kinds_of_embeddings_need_the_image_mask(model: MedMoeForConditionalGeneration) -> None:
+    inputs = prompt()
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    given = {"inputs_embeds": embeds, "attention_mask": inputs["attention_mask"]}
+    with record_routing(model) as trace, torch.no_grad():
+        model(**given)
+        trace.image_mask = inputs["input_ids"] == 9
+        model(**given)
+    assert trace.kinds.tolist() == [-1] * 12 + [1] * 8 + [0, 0, 1, 1]

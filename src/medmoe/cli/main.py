@@ -23,6 +23,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "demo": ("medmoe.cli.demo", "train, evaluate and show a tiny Med-MoE, end to end"),
     "train": ("medmoe.cli.train", "train the phases of a recipe, resume them, or plan them"),
     "ask": ("medmoe.cli.ask", "answer a question about an image with a trained model"),
+    "explain": (
+        "medmoe.cli.explain",
+        "show the evidence behind one answer: experts, regions, changes",
+    ),
     "convert": ("medmoe.cli.convert", "make a model of a reference or a stock Llava checkpoint"),
     "eval": ("medmoe.cli.eval", "ask a model all questions of a task and score its answers"),
     "score": ("medmoe.cli.score", "score any model's answers under every protocol, side by side"),

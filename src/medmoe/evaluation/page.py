@@ -86,7 +86,9 @@ def write_page(path: Path, text: str) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise GuardError(f"{path}: the disk is full; free some space or write elsewhere") from error
+            raise GuardError(
+                f"{path}: the disk is full; free some space or write elsewhere"
+            ) from error
         raise MedMoeError(
             f"{path}: the report cannot be written ({error.strerror}); give a place that you "
             "may write to"

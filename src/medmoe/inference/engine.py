@@ -53,7 +53,7 @@ class MedMoe:
         self.model = model.eval()
         self.processor = processor
         self.tokenizer = ConversationTokenizer(processor, model.config.image_seq_length)
-        self._domains = tuple(model.config.domains or ())
+        self.domains = tuple(model.config.domains or ())
         self._batch_size = batch_size
         self._max_new_tokens = max_new_tokens
 
@@ -111,11 +111,26 @@ class MedMoe:
         """Return the vision features (N, P, D_vision) of images."""
         parts = []
         for start in range(0, len(images), self._batch_size):
-            pictures = [_picture(image) for image in images[start : start + self._batch_size]]
-            pixels = self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-            inner: Any = self.model.model
-            parts.append(inner.encode_images(pixels.to(self.model.device)))
+            pixels = self.pixel_values(images[start : start + self._batch_size])
+            parts.append(self.encode_pixels(pixels))
         return torch.cat(parts)
+
+    def pixel_values(self, images: Sequence[ImageInput]) -> Tensor:
+        """Return the squares (N, 3, H, W) that the vision encoder sees; its mean colour is 0."""
+        pictures = [_picture(image) for image in images]
+        pixels: Tensor = self.processor.image_processor(pictures, return_tensors="pt").pixel_values
+        return pixels
+
+    @torch.no_grad()
+    def encode_pixels(self, pixel_values: Tensor) -> Tensor:
+        """Return the vision features (N, P, D_vision) of what `pixel_values` gives."""
+        inner: Any = self.model.model
+        return torch.cat(
+            [
+                inner.encode_images(part.to(self.model.device))
+                for part in pixel_values.split(self._batch_size)
+            ]
+        )
 
     @torch.no_grad()
     def answer_features(
@@ -147,6 +162,37 @@ class MedMoe:
             found = self._generate([prompts[i] for i in batch], chosen, evidence)
             answers.update(zip(batch, found, strict=True))
         return [answers[i] for i in range(len(prompts))]
+
+    @torch.no_grad()
+    def candidates(
+        self, features: Tensor | None, question: str, count: int
+    ) -> list[tuple[str, float]]:
+        """Return the likeliest answers that a beam search finds, with their probabilities, 0–1.
+
+        Args:
+            features: (1, P, D_vision), None for a question in words only.
+            count: Width of the beam, and answers at most; two that read alike are one, with the
+                sum of their probabilities.
+        """
+        prompt = self.tokenizer.prompt(question, with_image=features is not None)
+        ids = torch.tensor([prompt], device=self.model.device)
+        inner: Any = self.model.model
+        out = self.model.generate(
+            inputs_embeds=inner.embed(ids, features),
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=self._max_new_tokens,
+            do_sample=False,
+            num_beams=count,
+            num_return_sequences=count,
+            length_penalty=0.0,  # the score is then the sum of log-probabilities itself
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        found: dict[str, float] = {}
+        texts = self.processor.tokenizer.batch_decode(out.sequences, skip_special_tokens=True)
+        for text, score in zip(texts, out.sequences_scores.exp().tolist(), strict=True):
+            found[text.strip()] = found.get(text.strip(), 0.0) + score
+        return sorted(found.items(), key=lambda item: -item[1])
 
     @torch.no_grad()
     def option_scores(
@@ -201,7 +247,7 @@ class MedMoe:
             with record_routing(self.model, keep="counts") as trace:
                 trace.token_mask = ids == self.processor.image_token_id
                 self.model(input_ids=ids, vision_features=part, logits_to_keep=1)
-            found.extend(read_routings(trace, len(part), self._domains, evidence=True))
+            found.extend(read_routings(trace, len(part), self.domains, evidence=True))
         return found
 
     def _batches(
@@ -243,7 +289,7 @@ class MedMoe:
         confidences = _confidences(out.sequences, torch.stack(out.logits, 1), tokenizer)
         routings: Sequence[Routing | None] = [None] * len(prompts)
         if trace is not None:
-            routings = read_routings(trace, len(prompts), self._domains, evidence=evidence)
+            routings = read_routings(trace, len(prompts), self.domains, evidence=evidence)
         return [
             Answer(text.strip(), confidence, routing)
             for text, confidence, routing in zip(texts, confidences, routings, strict=True)
@@ -266,7 +312,7 @@ class MedMoe:
             )
         routings: Sequence[Routing | None] = [None] * len(ids)
         if trace is not None:
-            routings = read_routings(trace, len(ids), self._domains, evidence=False)
+            routings = read_routings(trace, len(ids), self.domains, evidence=False)
         log_probs = out.logits[:, :-1].float().log_softmax(-1)
         found = log_probs.gather(-1, ids[:, 1:, None]).squeeze(-1)
         return torch.nn.functional.pad(found, (1, 0)).cpu(), routings

@@ -5,6 +5,9 @@ The raw material of the paper's figures 4 and 5. Forward hooks, because transfor
 ``forward`` and ``generate``, one batch after another. It computes no statistics beyond sums: see
 `medmoe.routing.statistics`.
 
+Taking part in a step costs next to nothing: what the routers gave is set aside and added up when
+new rows begin or the trace is read.
+
 Shapes: B batch, S sequence, T recorded tokens, E experts, K chosen per token, R rows, G groups.
 """
 
@@ -24,10 +27,13 @@ from torch import Tensor, nn
 
 from medmoe.errors import DataError, MedMoeError
 from medmoe.model.moe import MoeBlock
+from medmoe.routing.layer_record import Floats, Ints, Keep, LayerRecord, Step
 
-Keep = Literal["tokens", "counts"]
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+Kept = Literal["logits", "experts", "weights", "rows", "kinds"]
+
+#: What a token is, by the index that `RoutingTrace.kinds` gives; -1 where nothing tells.
+KINDS = ("image", "question", "answer")
+IMAGE, QUESTION, ANSWER, UNKNOWN = 0, 1, 2, -1
 
 
 class RoutingTrace:
@@ -36,22 +42,32 @@ class RoutingTrace:
     A row is one sequence of a batch. Rows are numbered on from batch to batch, so with one image
     per row the row is the image; the steps of one ``generate`` belong to the rows of its prompt
     (with ``use_cache=False`` each step is a forward pass of its own and starts new rows). Under
-    beam search each beam is a row. Tokens that ``generate`` feeds to a row whose answer has ended
-    (by the ids of the model's generation config) do not count.
+    beam search each beam is a row, and counts all tokens that were tried in its place. Tokens that
+    ``generate`` feeds to a row whose answer has ended (by the ids of the model's generation config)
+    do not count.
 
     Attributes:
         token_mask: Set it before a forward pass, (B, S) boolean, to say yourself which tokens
             count, e.g. with a 4-D attention mask (where all tokens count otherwise) or for image
             tokens only. It stays until changed; None goes back to the attention mask. Tokens that
             ``generate`` makes are not counted while it is set.
+        image_mask: Set it before a forward pass on ``inputs_embeds``, (B, S) boolean, to say which
+            tokens of the prompt are the image's; with ``input_ids`` they are found by themselves.
+            It stays until changed.
     """
 
     def __init__(
-        self, blocks: Mapping[int, MoeBlock], keep: Keep, stop_ids: frozenset[int]
+        self,
+        blocks: Mapping[int, MoeBlock],
+        keep: Keep,
+        stop_ids: frozenset[int],
+        image_id: int | None = None,
     ) -> None:
         self.token_mask: Tensor | None = None
+        self.image_mask: Tensor | None = None
+        self._image_id = image_id
         self._keep = keep
-        self._layers = {i: _Layer.of(block) for i, block in blocks.items()}
+        self._layers = {i: LayerRecord.of(block) for i, block in blocks.items()}
         self._stop_ids = stop_ids
         self._call: _Call | None = None
         self._num_rows = 0
@@ -73,6 +89,16 @@ class RoutingTrace:
         """Row of each recorded token (T,); the same for all layers."""
         return self._kept(self.layers[0], "rows").numpy()
 
+    @property
+    def kinds(self) -> Ints:
+        """Kind of each recorded token (T,), an index of `KINDS`; the same for all layers.
+
+        An answer is what follows one token at a time after a prompt with a cache, or what the
+        ``labels`` of a training pass hold; without a cache, steps of ``generate`` are new prompts
+        and all words are taken for the question. -1: embeddings were given and no ``image_mask``.
+        """
+        return self._kept(self.layers[0], "kinds").numpy()
+
     def logits(self, layer: int) -> Floats:
         """Return the router logits (T, E) of a layer."""
         return self._kept(layer, "logits").double().numpy()
@@ -84,6 +110,10 @@ class RoutingTrace:
     def experts(self, layer: int) -> Ints:
         """Return the chosen experts (T, K) of a layer, most probable first."""
         return self._kept(layer, "experts").numpy()
+
+    def weights(self, layer: int) -> Floats:
+        """Return the weights g (T, K) of the chosen experts of a layer, as the block used them."""
+        return self._kept(layer, "weights").double().numpy()
 
     def row_counts(self, layer: int) -> Ints:
         """Return how often each row's tokens chose each expert (R, E), in either mode."""
@@ -130,12 +160,13 @@ class RoutingTrace:
         np.add.at(total_GE, group_R[kept], counts_RE[kept])
         return total_GE
 
-    def _layer(self, layer: int) -> _Layer:
+    def _layer(self, layer: int) -> LayerRecord:
         if layer not in self._layers:
             raise DataError(f"layer {layer} is no MoE layer of this model; choose of {self.layers}")
+        self._layers[layer].add_up(self._keep)
         return self._layers[layer]
 
-    def _kept(self, layer: int, name: Literal["logits", "experts", "rows"]) -> Tensor:
+    def _kept(self, layer: int, name: Kept) -> Tensor:
         data = self._layer(layer)
         if self._keep != "tokens":
             raise MedMoeError(
@@ -150,8 +181,8 @@ class RoutingTrace:
         known = self._cache is None or cache is self._cache
         self._call = _Call(inputs, cache, goes_on=known and cached > 0)
 
-    def _record(self, layer: int, logits_BSE: Tensor, index_BSK: Tensor) -> None:
-        """Take in the decisions of one layer's router."""
+    def _record(self, layer: int, given: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Set aside the decisions of one layer's router."""
         call = self._call
         if call is None:
             raise MedMoeError(
@@ -161,15 +192,35 @@ class RoutingTrace:
         if layer in call.seen:  # gradient checkpointing runs a layer again in the backward pass
             return
         call.seen.add(layer)
+        batch, length = given[0].shape[:2]
         if call.counted_BS is None:
-            call.counted_BS = self._settle(call, *logits_BSE.shape[:2])
-        data, first_row = self._layers[layer], self._num_rows - len(logits_BSE)
-        logits_BSE, index_BSK = logits_BSE.detach().float().cpu(), index_BSK.detach().cpu()
-        data.add(first_row, call.counted_BS, logits_BSE, index_BSK)
-        if self._keep == "tokens":
-            data.logits.append(logits_BSE[call.counted_BS])
-            data.experts.append(index_BSK[call.counted_BS])
-            data.rows.append(call.counted_BS.nonzero()[:, 0] + first_row)
+            call.counted_BS = self._settle(call, batch, length)
+            call.kinds_BS = self._kinds(call, batch, length)
+        assert call.kinds_BS is not None
+        data, first_row = self._layers[layer], self._num_rows - batch
+        if data.pending and data.pending[0].first_row != first_row:
+            data.add_up(self._keep)
+        data.pending.append(
+            Step(first_row, call.counted_BS, call.kinds_BS, *(t.detach() for t in given))
+        )
+
+    def _kinds(self, call: _Call, batch: int, length: int) -> Tensor:
+        """Return what each token of a call is (B, S): an index of `KINDS`, or -1."""
+        if self._keep == "counts":  # nobody can ask
+            return torch.empty(0)
+        if call.goes_on and length == 1:
+            return torch.full((batch, length), ANSWER)
+        ids, labels = call.inputs.get("input_ids"), call.inputs.get("labels")
+        if isinstance(ids, Tensor) and ids.shape == (batch, length) and self._image_id is not None:
+            image_BS = ids.detach().cpu() == self._image_id
+        elif self.image_mask is not None and self.image_mask.shape == (batch, length):
+            image_BS = self.image_mask.detach().bool().cpu()
+        else:
+            return torch.full((batch, length), UNKNOWN)
+        kinds_BS = torch.where(image_BS, IMAGE, QUESTION)
+        if isinstance(labels, Tensor) and labels.shape == kinds_BS.shape:
+            kinds_BS[labels.detach().cpu() >= 0] = ANSWER
+        return kinds_BS
 
     def _settle(self, call: _Call, batch: int, length: int) -> Tensor:
         """Number the rows of a call and return which of its tokens count (B, S)."""
@@ -215,45 +266,7 @@ class _Call:
     goes_on: bool  # with the rows of the call before
     seen: set[int] = field(default_factory=set)
     counted_BS: Tensor | None = None
-
-
-@dataclass
-class _Layer:
-    """What one MoE layer has decided so far: sums of each row, and single tokens if kept."""
-
-    logits: list[Tensor]
-    experts: list[Tensor]
-    rows: list[Tensor]
-    counts_RE: Ints
-    sums_RE: Floats  # of probabilities
-    tokens_R: Ints
-
-    @classmethod
-    def of(cls, block: MoeBlock) -> _Layer:
-        """Return the empty record of a block."""
-        e, k = block.experts.num_experts, block.gate.top_k
-        return cls(
-            logits=[torch.zeros(0, e)],
-            experts=[torch.zeros(0, k, dtype=torch.long)],
-            rows=[torch.zeros(0, dtype=torch.long)],
-            counts_RE=np.zeros((0, e), dtype=np.int64),
-            sums_RE=np.zeros((0, e)),
-            tokens_R=np.zeros(0, dtype=np.int64),
-        )
-
-    def add(
-        self, first_row: int, counted_BS: Tensor, logits_BSE: Tensor, index_BSK: Tensor
-    ) -> None:
-        """Add one call's decisions to the sums of its rows, growing the table for new rows."""
-        end = first_row + len(logits_BSE)
-        grow = ((0, end - len(self.tokens_R)), (0, 0))
-        self.tokens_R = np.pad(self.tokens_R, grow[:1])
-        self.counts_RE, self.sums_RE = np.pad(self.counts_RE, grow), np.pad(self.sums_RE, grow)
-        chosen_BSE = torch.zeros_like(logits_BSE, dtype=torch.long).scatter_(-1, index_BSK, 1)
-        counted_BS1 = counted_BS[..., None]
-        self.tokens_R[first_row:] += counted_BS.sum(1).numpy()
-        self.counts_RE[first_row:] += (chosen_BSE * counted_BS1).sum(1).numpy()
-        self.sums_RE[first_row:] += (logits_BSE.softmax(-1).double() * counted_BS1).sum(1).numpy()
+    kinds_BS: Tensor | None = None
 
 
 @contextmanager
@@ -280,11 +293,13 @@ def record_routing(model: nn.Module, keep: Keep = "tokens") -> Iterator[RoutingT
         raise MedMoeError(
             f"{type(model).__name__} has 0 MoE layers and routes nothing; give a phase 3 model"
         )
-    trace = RoutingTrace(dict(sorted(blocks.items())), keep, _stop_ids(model))
+    trace = RoutingTrace(dict(sorted(blocks.items())), keep, _stop_ids(model), _image_id(model))
     signature = inspect.signature(model.forward)
 
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        trace._begin({**signature.bind_partial(*args).arguments, **kwargs})
+        # Binding costs more than all the rest here, and `generate` gives names only.
+        named = signature.bind_partial(*args).arguments if args else {}
+        trace._begin({**named, **kwargs})
 
     handles = [model.register_forward_pre_hook(begin, with_kwargs=True)]
     for layer, block in blocks.items():
@@ -299,10 +314,15 @@ def record_routing(model: nn.Module, keep: Keep = "tokens") -> Iterator[RoutingT
 
 def _recorder(trace: RoutingTrace, layer: int) -> Callable[..., None]:
     def record(module: nn.Module, args: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
-        logits_BSE, _, index_BSK = output
-        trace._record(layer, logits_BSE, index_BSK)
+        trace._record(layer, output)
 
     return record
+
+
+def _image_id(model: nn.Module) -> int | None:
+    """Id of the image placeholder, None where the model has none."""
+    found = getattr(getattr(model, "config", None), "image_token_id", None)
+    return None if found is None else int(found)
 
 
 def _stop_ids(model: nn.Module) -> frozenset[int]:

@@ -1,0 +1,70 @@
+"""`medmoe explain MODEL IMAGE QUESTION`: the evidence behind one answer, as a page and as JSON."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from medmoe.cli import flags
+from medmoe.cli.parser import FOOTER
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `explain`."""
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help="model folder, e.g. runs/demo/model"
+    )
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="PNG or JPEG file")
+    parser.add_argument("question", metavar="QUESTION", help="the question, in quotes")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="ANSWER",
+        dest="options",
+        help="choose among these answers only; give it once for each (default: a free answer)",
+    )
+    flags.add_out(parser, "runs/explain")
+    flags.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write ``evidence.html`` and ``evidence.json``, and print what stands first on the card.
+
+    Raises:
+        CheckpointError: The model folder is incomplete or altered.
+        ConfigError: The question or an option is empty, or the folder cannot be written to.
+        ImageError: The image cannot be used.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    from medmoe.data.images import open_image
+    from medmoe.evaluation.evidence_page import write_evidence
+    from medmoe.inference.engine import MedMoe
+    from medmoe.inference.evidence import check_question, explain
+
+    check_question(args.question, args.options)
+    disable_progress_bar()
+    picture = open_image(args.image)
+    engine = MedMoe.load(args.model)
+    out = flags.make_out_dir(args.out)
+    found = explain(engine, picture, args.question, args.options)
+    # Not the path: it may name a person.
+    write_evidence(out / "evidence.html", found, picture, args.model.resolve().name)
+    result = {"version": 1} | found.to_dict()
+    flags.write_json(out / "evidence.json", result)
+    flags.write_json(args.json, result)
+    print(found.answer)
+    print(f"confidence {100 * found.confidence:.0f} % (not calibrated)")
+    if found.routing is None:
+        print("router: none, a dense model; the experts are left out of the card")
+    else:
+        print(f"router: {found.routing.domain} ({100 * found.routing.domain_probability:.0f} %)")
+    if found.out_of_domain.warning:
+        print("warning: out of domain, the router is unsure what kind of picture this is")
+    changed = [row for row in found.counterfactuals if row.differs]
+    for row in changed:
+        print(f"{row.change}: {row.answer or '(empty)'}")
+    print(f"card: {out / 'evidence.html'}")
+    print(FOOTER)
+    return 0

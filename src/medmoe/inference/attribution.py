@@ -1,0 +1,131 @@
+"""Which regions of the picture an answer rests on, by ablation, and a test of that claim.
+
+A region's share is the mean of two changes of the answer's log-probability: the drop when the
+region alone is greyed out in the picture that the encoder sees, and the rise when it alone is shown
+on a grey picture. These are the last and the first step of the Shapley value; the drop alone is
+blind to what is shown twice (either of two nodules carries the answer). The deletion test greys out
+the regions that are said to matter most, together, and asks whether that costs the answer more than
+as many random regions do. It shows what moves this model, not what a clinician should look at.
+
+Shapes: N pictures, H and W pixels of the square that the encoder sees, R regions, C cells a side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from medmoe.inference.engine import MedMoe
+
+#: Regions along one side at most: finer ones cost too many forward passes and move too little.
+MAX_CELLS = 8
+#: Shares of the regions that the deletion test removes, and its random orders.
+SHARES, ORDERS = (0.1, 0.2, 0.3), 8
+
+
+@dataclass(frozen=True, slots=True)
+class DeletionTest:
+    """Mean drop of the answer's log-probability when regions are greyed out together.
+
+    Attributes:
+        most_important: With the 10, 20 and 30 % of the regions of the highest shares.
+        random: With as many regions drawn at random, mean of eight draws.
+    """
+
+    most_important: float
+    random: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the regions named cost the answer more than random ones."""
+        return self.most_important > self.random
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """The regions' shares in an answer.
+
+    Attributes:
+        cells: (C, C) shares in the answer's log-probability, natural logarithm; positive regions
+            speak for the answer, negative ones against it. The grid covers the picture padded to
+            a square.
+        deletion: Whether these regions matter more than random ones for this very answer.
+    """
+
+    cells: tuple[tuple[float, ...], ...]
+    deletion: DeletionTest
+    method: str = "region ablation, last and first step"
+
+
+def attribute(
+    engine: MedMoe, pixel_values: Tensor, question: str, answer: str, seed: int = 0
+) -> Attribution:
+    """Return how much each region of a picture carries an answer.
+
+    Args:
+        pixel_values: (1, 3, H, W), as `MedMoe.pixel_values` gives them.
+        seed: Of the deletion test's random regions.
+    """
+    regions = region_masks(pixel_values, engine.model.config.vision_config.patch_size)
+    asked = (question, answer)
+    whole, blank = answer_log_probability(
+        engine, torch.cat([pixel_values, torch.zeros_like(pixel_values)]), *asked
+    )
+    last = whole - answer_log_probability(engine, _greyed(pixel_values, regions), *asked)
+    first = answer_log_probability(engine, _greyed(pixel_values, ~regions), *asked) - blank
+    cells = (last + first) / 2
+    side = round(len(regions) ** 0.5)
+    deletion = _deletion_test(engine, pixel_values, regions, cells, whole, asked, seed)
+    rows = cells.view(side, side).tolist()
+    return Attribution(tuple(tuple(row) for row in rows), deletion)
+
+
+def region_masks(pixel_values: Tensor, patch_size: int) -> Tensor:
+    """Return (R, H, W) bool: the regions, each some whole patches, row by row."""
+    height, width = pixel_values.shape[-2:]
+    patches = max(1, height // patch_size)
+    cells = max(c for c in range(1, min(MAX_CELLS, patches) + 1) if patches % c == 0)
+    rows = (torch.arange(height) * cells).div(height, rounding_mode="floor")
+    columns = (torch.arange(width) * cells).div(width, rounding_mode="floor")
+    index = rows[:, None] * cells + columns
+    return index == torch.arange(cells * cells)[:, None, None]
+
+
+def answer_log_probability(
+    engine: MedMoe, pixel_values: Tensor, question: str, answer: str
+) -> Tensor:
+    """Return (N,) float64: the log-probability of an answer to each picture."""
+    features = engine.encode_pixels(pixel_values)
+    count = len(features)
+    scores = engine.option_scores(features, range(count), [question] * count, [(answer,)] * count)
+    return torch.tensor([score[0] for score in scores], dtype=torch.float64)
+
+
+def _greyed(pixel_values: Tensor, masks: Tensor) -> Tensor:
+    """Return (N, 3, H, W): the picture with each mask (N, H, W) in the encoder's mean colour."""
+    return pixel_values.masked_fill(masks[:, None], 0.0)
+
+
+def _deletion_test(
+    engine: MedMoe,
+    pixel_values: Tensor,
+    regions: Tensor,
+    cells: Tensor,
+    whole: Tensor,
+    asked: tuple[str, str],
+    seed: int,
+) -> DeletionTest:
+    generator = torch.Generator().manual_seed(seed)
+    orders = [cells.argsort(descending=True, stable=True)]
+    orders += [torch.randperm(len(regions), generator=generator) for _ in range(ORDERS)]
+    masks = torch.stack([_union(regions, order, share) for order in orders for share in SHARES])
+    left = answer_log_probability(engine, _greyed(pixel_values, masks), *asked)
+    drops = (whole - left).view(len(orders), len(SHARES)).mean(1)
+    return DeletionTest(float(drops[0]), float(drops[1:].mean()))
+
+
+def _union(regions: Tensor, order: Sequence[int] | Tensor, share: float) -> Tensor:
+    return regions[order[: max(1, round(share * len(regions)))]].any(0)

@@ -1,0 +1,214 @@
+"""The evidence behind one answer: what else was likely, who answered, and what would change it.
+
+`explain` asks the model again and again (some hundred short passes) and returns one `Evidence`;
+`MedMoe.answer(…, evidence=True)` is the cheap part of it. The page is another module's matter.
+For research use only, not a medical device: evidence on a model is no evidence on a patient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medmoe.errors import ConfigError
+from medmoe.inference.attribution import Attribution, attribute
+from medmoe.inference.engine import ImageInput, MedMoe, Routing
+from medmoe.routing.intervene import forced_expert, meta_expert_off
+
+NOTE = "Research use only, not a medical device."
+BEAM = 5
+#: Below this domain probability a picture is taken for one that the router was not taught.
+DOMAIN_PROBABILITY = 0.75
+RULE = (
+    f"warns where the router gives its domain a mean probability below {DOMAIN_PROBABILITY} over "
+    "the image's tokens and all MoE layers; it knows nothing of the training images, so a strange "
+    "picture that the router is sure of passes unseen"
+)
+NO_ROUTER = "a dense model has no router: nothing says whether the picture is of a known domain"
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A possible answer and its probability, 0–1; among options they sum to 1."""
+
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfDomain:
+    """Whether the picture looks like none that the router was taught.
+
+    Attributes:
+        warning: None where there is no router to ask.
+        value: What the rule looks at.
+    """
+
+    warning: bool | None
+    rule: str
+    value: float | None = None
+    threshold: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Counterfactual:
+    """The answer after one change.
+
+    Attributes:
+        change: ``image blanked``, ``expert <domain> forced`` or ``meta expert off``.
+        confidence: Probability of the new answer, 0–1.
+        original_probability: Probability of the unchanged model's answer, 0–1.
+        differs: Whether the answer is another one.
+    """
+
+    change: str
+    answer: str
+    confidence: float
+    original_probability: float
+    differs: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All that is known about one answer. For research use only, not a medical device.
+
+    Attributes:
+        confidence: Probability of the answer, 0–1, not calibrated; among options: its share.
+        alternatives: Options, or what a beam search found, most probable first.
+        routing: With the experts' shares of the image's tokens by layer; None for a dense model.
+    """
+
+    question: str
+    answer: str
+    confidence: float
+    alternatives: tuple[Alternative, ...]
+    routing: Routing | None
+    out_of_domain: OutOfDomain
+    attribution: Attribution
+    counterfactuals: tuple[Counterfactual, ...]
+    note: str = NOTE
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as an object for JSON."""
+        found = asdict(self)
+        found["attribution"]["deletion"]["passed"] = self.attribution.deletion.passed
+        return found
+
+
+def explain(
+    engine: MedMoe, image: ImageInput, question: str, options: Sequence[str] = ()
+) -> Evidence:
+    """Return the evidence behind the answer to one question about one image.
+
+    Args:
+        image: As `MedMoe.answer` takes it.
+        question: In plain words, not empty.
+        options: The closed set of answers of a classification; none: the answer is free.
+
+    Raises:
+        ConfigError: The question is empty, or the options are fewer than two, empty or repeated.
+        ImageError: The image cannot be used.
+    """
+    check_question(question, options)
+    pixels = engine.pixel_values([image])
+    features = engine.encode_pixels(pixels)
+    answer, confidence, alternatives = _answer(engine, features, question, options)
+    if not options:
+        alternatives = _with_answer(
+            engine.candidates(features, question, BEAM), Alternative(answer, confidence)
+        )
+    routing = engine.route(features)[0]
+    return Evidence(
+        question=question,
+        answer=answer,
+        confidence=confidence,
+        alternatives=alternatives,
+        routing=routing,
+        out_of_domain=out_of_domain(routing),
+        attribution=attribute(engine, pixels, question, answer),
+        counterfactuals=tuple(
+            _counterfactual(engine, change, hook, seen, question, options, answer)
+            for change, hook, seen in _changes(engine, pixels, features)
+        ),
+    )
+
+
+def out_of_domain(routing: Routing | None) -> OutOfDomain:
+    """Say by a fixed rule whether the picture looks like none of the router's domains."""
+    if routing is None:
+        return OutOfDomain(None, NO_ROUTER)
+    value = routing.domain_probability
+    return OutOfDomain(value < DOMAIN_PROBABILITY, RULE, value, DOMAIN_PROBABILITY)
+
+
+def check_question(question: str, options: Sequence[str] = ()) -> None:
+    """Refuse an empty question, and options that are no choice.
+
+    Raises:
+        ConfigError: The question is empty, or the options are fewer than two, empty or repeated.
+    """
+    if not question.strip():
+        raise ConfigError("the question is empty; give one in quotes")
+    if options and (len(options) < 2 or not all(option.strip() for option in options)):
+        raise ConfigError(f"options {list(options)} must be at least two and none empty; add one")
+    if len(set(options)) < len(options):
+        raise ConfigError(f"options {list(options)} hold one answer twice; give each once")
+
+
+def _answer(
+    engine: MedMoe, features: Tensor, question: str, options: Sequence[str]
+) -> tuple[str, float, tuple[Alternative, ...]]:
+    """Return the answer, its probability, and among options all of theirs."""
+    if not options:
+        found = engine.answer_features(features, [0], [question])[0]
+        return found.text, found.confidence, ()
+    scores = engine.option_scores(features, [0], [question], [tuple(options)])[0]
+    shares = torch.tensor(scores, dtype=torch.float64).softmax(0).tolist()
+    ranked = sorted(zip(options, shares, strict=True), key=lambda pair: -pair[1])
+    return *ranked[0], tuple(Alternative(*pair) for pair in ranked)
+
+
+def _with_answer(
+    candidates: Sequence[tuple[str, float]], answer: Alternative
+) -> tuple[Alternative, ...]:
+    """Return the beam's answers, and the given one too if the beam has lost it."""
+    found = [Alternative(*pair) for pair in candidates]
+    if all(alternative.text != answer.text for alternative in found):
+        found.append(answer)
+    return tuple(sorted(found, key=lambda alternative: -alternative.probability))
+
+
+def _changes(
+    engine: MedMoe, pixels: Tensor, features: Tensor
+) -> Iterator[tuple[str, AbstractContextManager[None], Tensor]]:
+    """Yield each change: its name, the model's part of it, and the features to ask about."""
+    yield "image blanked", nullcontext(), engine.encode_pixels(torch.zeros_like(pixels))
+    if not engine.model.config.moe_layers:
+        return
+    for index, domain in enumerate(engine.domains):
+        yield f"expert {domain} forced", forced_expert(engine.model, index), features
+    yield "meta expert off", meta_expert_off(engine.model), features
+
+
+def _counterfactual(
+    engine: MedMoe,
+    change: str,
+    changed: AbstractContextManager[None],
+    features: Tensor,
+    question: str,
+    options: Sequence[str],
+    original: str,
+) -> Counterfactual:
+    with changed:
+        answer, confidence, alternatives = _answer(engine, features, question, options)
+        if options:
+            kept = next(found.probability for found in alternatives if found.text == original)
+        else:
+            scores = engine.option_scores(features, [0], [question], [(original,)])
+            kept = float(torch.tensor(scores[0][0]).exp())
+    return Counterfactual(change, answer, confidence, kept, answer != original)

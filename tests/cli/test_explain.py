@@ -1,0 +1,121 @@
+"""`medmoe explain`: the card it writes, and every bad input in one line with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import re
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.model.tiny import DOMAINS, dense_model, moe_model, processor
+
+from medmoe.cli.main import main
+from medmoe.evaluation.evidence_picture import region_picture, square_of
+from medmoe.inference.attribution import Attribution, DeletionTest
+from medmoe.model.checkpoint import save_model
+
+QUESTION = "Is there a <b>mass</b>?"
+NOTE = "Research use only, not a medical device"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    save_model(moe_model("stablelm"), processor(), folder / "moe", {})
+    save_model(dense_model("stablelm"), processor(), folder / "dense", {})
+    return {"moe": folder / "moe", "dense": folder / "dense"}
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "name of a person.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_page_and_json_hold_the_whole_card(
+    models: dict[str, Path], picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "also.json"
+    words = ["explain", str(models["moe"]), str(picture), QUESTION, "--out", str(out)]
+    words += ["--option", "yes", "--option", "no", "--json", str(other)]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0] in ("yes", "no")
+    assert NOTE in printed
+    found = json.loads((out / "evidence.json").read_text(encoding="utf-8"))
+    assert json.loads(other.read_text(encoding="utf-8")) == found
+    page = (out / "evidence.html").read_text(encoding="utf-8")
+    assert "Is there a &lt;b&gt;mass&lt;/b&gt;?" in page
+    assert NOTE in page
+    for row in found["counterfactuals"]:
+        assert row["change"] in page
+    for domain in DOMAINS:
+        assert f'<th scope="row">{domain}</th>' in page
+    # Self-contained, and silent about where the picture came from.
+    assert not re.search(r'(?:src|href)="(?!data:|#)', page)
+    assert "name of a person" not in page + json.dumps(found)
+
+
+def test_a_dense_models_card_leaves_the_routing_out_and_says_so(
+    models: dict[str, Path], picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["explain", str(models["dense"]), str(picture), QUESTION, "--out", str(tmp_path / "o")]
+    assert main([*words, "--option", "yes", "--option", "no"]) == 0
+    assert "the experts are left out of the card" in capsys.readouterr().out
+    assert json.loads((tmp_path / "o" / "evidence.json").read_text())["routing"] is None
+    page = (tmp_path / "o" / "evidence.html").read_text(encoding="utf-8")
+    assert "This is a dense model" in page
+    assert "Image tokens by expert" not in page
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"question": " "}, "the question is empty; give one in quotes"),
+        ({"option": "yes"}, "must be at least two"),
+        ({"image": "gone.png"}, "gone.png"),
+        ({"model": "gone"}, "gone: no such model directory"),
+        ({"out": "taken"}, "give another folder by --out"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    models: dict[str, Path],
+    picture: Path,
+    tmp_path: Path,
+    change: dict[str, str],
+    part: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    words = [change.get("model") or str(models["moe"]), change.get("image") or str(picture)]
+    words += [change.get("question", QUESTION), "--out", str(tmp_path / change.get("out", "new"))]
+    words += ["--option", change["option"]] if "option" in change else []
+    assert main(["explain", *words]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert part in err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("size", [(200, 60), (60, 200), (90, 90)])
+def test_the_overlay_has_the_pictures_own_shape(size: tuple[int, int]) -> None:
+    """The uncovered panel on the left has the picture's aspect."""
+    cells = tuple(tuple(0.0 for _ in range(4)) for _ in range(4))
+    shares = Attribution(cells, DeletionTest(1.0, 0.5))
+    png = region_picture(Image.new("RGB", size, (0, 255, 0)), shares)
+    drawn = np.asarray(Image.open(BytesIO(png)).convert("RGB")).astype(int)
+    green = (drawn[..., 1] > 245) & (drawn[..., 0] < 10)
+    rows, columns = np.flatnonzero(green.any(1)), np.flatnonzero(green.any(0))
+    aspect = (columns[-1] - columns[0] + 1) / (rows[-1] - rows[0] + 1)
+    assert aspect == pytest.approx(size[0] / size[1], rel=0.05)  # a pixel at each border
+    assert png == region_picture(Image.new("RGB", size, (0, 255, 0)), shares)
+
+
+def test_the_square_is_centred_on_the_picture() -> None:
+    assert square_of(200, 60) == (0, -70, 200)
+    assert square_of(60, 200) == (-70, 0, 200)

@@ -1,0 +1,80 @@
+"""Forcing an expert or silencing the meta expert does exactly that, and leaves no trace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tests.model.tiny import FAMILIES, WIDTH, Family, dense_model, moe_model
+
+from medmoe.errors import ConfigError, MedMoeError
+from medmoe.routing.intervene import forced_expert, meta_expert_off
+
+
+def states() -> torch.Tensor:
+    return torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(0))
+
+
+def block_of(model: Any) -> Any:
+    return next(iter(model.moe_blocks.values()))
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_forced_expert_answers_for_all_with_the_weight_of_those_chosen(
+    family: Family, top_k: int
+) -> None:
+    model = moe_model(family, top_k=top_k)
+    block, x = block_of(model), states()
+    weights = block.gate(x)[1].sum(-1, keepdim=True)
+    for expert in range(4):
+        with forced_expert(model, expert):
+            found = block(x)
+        alone = block.experts.expert(block.experts.unbind()[expert], x.flatten(0, 1)).view_as(x)
+        # One sum more or less in float32.
+        torch.testing.assert_close(
+            found, weights * alone + block.meta_expert(x), atol=1e-5, rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_without_the_meta_expert_only_the_routed_part_is_left(family: Family) -> None:
+    model = moe_model(family)
+    block, x = block_of(model), states()
+    with meta_expert_off(model):
+        found = block(x)
+    torch.testing.assert_close(found, block(x) - block.meta_expert(x), atol=1e-5, rtol=1e-5)
+
+
+def fail_inside(change: Any, block: Any, x: torch.Tensor, changed: list[torch.Tensor]) -> None:
+    with change:
+        changed.append(block(x))
+        block(x[..., 1:])  # of a wrong width
+
+
+@torch.no_grad()
+def test_the_model_is_exactly_what_it_was_also_after_an_error() -> None:
+    model = moe_model("stablelm")
+    block, x = block_of(model), states()
+    before, weights = block(x), {n: p.clone() for n, p in model.named_parameters()}
+    for change in (forced_expert(model, 2), meta_expert_off(model)):
+        changed: list[torch.Tensor] = []
+        with pytest.raises(RuntimeError, match="shapes"):
+            fail_inside(change, block, x, changed)
+        assert not torch.equal(changed[0], before)
+    assert torch.equal(block(x), before)
+    assert all(torch.equal(weights[n], p) for n, p in model.named_parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_what_cannot_be_changed_is_refused() -> None:
+    with (
+        pytest.raises(ConfigError, match=r"expert 4 is outside 0\.\.3"),
+        forced_expert(moe_model("phi"), 4),
+    ):
+        pass
+    with pytest.raises(MedMoeError, match="0 MoE layers"), meta_expert_off(dense_model("phi")):
+        pass
