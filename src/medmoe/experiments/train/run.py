@@ -81,14 +81,8 @@ def _run_phase(
         for name in spec.inputs(phase)
     }
     hashes = data.hashes(phase)
-    shared = _shared_images(data.shared_images(phase), inputs)
-    read = {
-        "sha256": hashes,
-        "dropped_near_duplicates": data.dropped,
-        "allow_leak": plan.allow_leak,
-        "shared_images": shared,
-    }
-    facts = run_facts(plan.seed, source, read) | {
+    read = _apart(plan, phase, data, inputs)
+    facts = run_facts(plan.seed, source, {"sha256": hashes, **read}) | {
         "phase": phase,
         "recipe": plan.recipe.name,
         "config_sha256": plan.recipe.sha256,
@@ -141,17 +135,23 @@ def _finished(result: PhaseResult, seconds: float) -> dict[str, Any]:
     }
 
 
-def _shared_images(own: Mapping[str, int], inputs: Mapping[PhaseName, Path]) -> dict[str, int]:
-    """Return how many pictures of each scored set were trained on, in this phase or before.
+def _apart(
+    plan: TrainPlan, phase: PhaseName, data: TrainData, inputs: Mapping[PhaseName, Path]
+) -> dict[str, Any]:
+    """Return what kept training apart from scoring, and how many pictures stand on both sides.
 
     Of a phase trained in another call only its number is known: the greater one is the least that
     both can have seen together.
     """
-    found = dict(own)
+    shared = data.shared_images(phase)
     for path in inputs.values():
         for name, count in provenance(path).get("shared_images", {}).items():
-            found[name] = max(count, found.get(name, 0))
-    return found
+            shared[name] = max(count, shared.get(name, 0))
+    return {
+        "dropped_near_duplicates": data.dropped,
+        "allow_leak": plan.allow_leak,
+        "shared_images": shared,
+    }
 
 
 def _provenance(
