@@ -14,7 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", type=Path, metavar="MODEL", help="model folder, e.g. runs/demo/model"
     )
-    parser.add_argument("image", type=Path, metavar="IMAGE", help="PNG or JPEG file")
+    parser.add_argument(
+        "image", type=Path, metavar="IMAGE", help="PNG, JPEG, DICOM or NIfTI file, by content"
+    )
     parser.add_argument("question", metavar="QUESTION", help="the question, in quotes")
     parser.add_argument(
         "--option",

@@ -192,7 +192,8 @@ def _changes(
         return
     for index, domain in enumerate(engine.domains):
         yield f"expert {domain} forced", forced_expert(engine.model, index), features
-    yield "meta expert off", meta_expert_off(engine.model), features
+    if engine.model.config.meta_expert:  # a recipe may leave it out
+        yield "meta expert off", meta_expert_off(engine.model), features
 
 
 def _counterfactual(

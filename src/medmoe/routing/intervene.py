@@ -52,14 +52,17 @@ def meta_expert_off(model: nn.Module) -> Iterator[None]:
     """Leave the meta expert's output out of every MoE layer that has one.
 
     Raises:
-        MedMoeError: The model has no MoE layer.
+        MedMoeError: The model has no MoE layer, or was made without a meta expert.
     """
 
     def silence(module: nn.Module, args: Any, output: Tensor) -> Tensor:
         return torch.zeros_like(output)
 
-    meta_experts = [block.meta_expert for block in _blocks(model)]
-    with _hooked([module for module in meta_experts if module is not None], silence):
+    experts = [block.meta_expert for block in _blocks(model)]
+    found = [expert for expert in experts if expert is not None]
+    if not found:
+        raise MedMoeError("this model has no meta expert; there is none to leave out")
+    with _hooked(found, silence):
         yield
 
 
