@@ -124,7 +124,7 @@ def page(rows: list[Row]) -> str:
         "holds every",
         "score; `predictions/` holds the answers, so that each can be scored again untrained.",
         "Percent; 95 % intervals clustered on the image; `strict` and `label_score` protocols. "
-        "Minutes are those of the run as it was; more than the plan's: on cores shared with others. "
+        "Minutes are those of the run as it was; more than the plan's: on shared cores. "
         "Research use only, not a medical device.",
     ]
     for run in dict.fromkeys(tuple(row[key] for key in RUN) for row in rows):
@@ -177,8 +177,8 @@ def sentence(rows: list[Row]) -> str:
     return (
         "Measured on two cores, percent with 95 % interval, one seed: "
         + ". ".join(parts)
-        + ". Where the baseline lies inside an interval or above it, nothing was shown to be learned from "
-        "pictures. All rows: [results](results/README.md), [measured.csv](results/measured.csv)."
+        + ". Where the baseline lies inside an interval or above it, nothing was shown to be learned "
+        "from pictures. All rows: [results](results/README.md), [measured.csv](results/measured.csv)."
     )
 
 
