@@ -177,8 +177,9 @@ def sentence(rows: list[Row]) -> str:
     return (
         "Measured on two cores, percent with 95 % interval, one seed: "
         + ". ".join(parts)
-        + ". Where the baseline lies inside an interval or above it, nothing was shown to be learned "
-        "from pictures. All rows: [results](results/README.md), [measured.csv](results/measured.csv)."
+        + ". Where the baseline lies inside an interval or above it, nothing was shown to be "
+        "learned from pictures. All rows: [results](results/README.md), "
+        "[measured.csv](results/measured.csv)."
     )
 
 
