@@ -29,7 +29,7 @@ from medmoe.config.schema import PhaseSpec
 from medmoe.data.collate import Packed, pack_batch
 from medmoe.data.tokenize import ConversationTokenizer, Segment
 from medmoe.model.build import build_dense
-from medmoe.training.phase0_language import new_language_model
+from medmoe.training.phases.phase0_language import new_language_model
 from medmoe.training.schedule import Schedule
 from medmoe.training.trainable import set_trainable
 from medmoe.training.trainer import run_phase

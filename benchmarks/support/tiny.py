@@ -18,7 +18,7 @@ from medmoe.data.tokenize import ConversationTokenizer, train_tokenizer
 from medmoe.data.wording import question_text
 from medmoe.model.build import build_dense, build_processor
 from medmoe.model.upcycle import upcycle
-from medmoe.training.phase0_language import new_language_model
+from medmoe.training.phases.phase0_language import new_language_model
 
 
 @dataclass(frozen=True)

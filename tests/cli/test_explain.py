@@ -13,8 +13,8 @@ from PIL import Image
 from tests.model.tiny import DOMAINS, dense_model, moe_model, processor
 
 from medmoe.cli.main import main
-from medmoe.evaluation.evidence_picture import region_picture, square_of
 from medmoe.inference.attribution import Attribution, DeletionTest
+from medmoe.inference.evidence_picture import region_picture, square_of
 from medmoe.model.checkpoint import save_model
 
 QUESTION = "Is there a <b>mass</b>?"

@@ -191,7 +191,7 @@ def test_a_damaged_start_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def begun(tmp_path: Path) -> Path:
     """Return the folder of a run whose first phase has begun: its config and circumstances."""
-    from medmoe.training.run_dir import open_run
+    from medmoe.training.saving.run_dir import open_run
 
     folder = tmp_path / "run" / "phase0_encoder"
     open_run(folder, micro_recipe().config, {"seed": 7, "dirty": False})

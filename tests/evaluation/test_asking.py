@@ -19,7 +19,7 @@ from medmoe.evaluation.asking.answer_file import AnswerFile, chunks_of
 from medmoe.evaluation.asking.controls import CONTROLS, controlled
 from medmoe.evaluation.asking.evaluate import EvalPlan, evaluate
 from medmoe.evaluation.asking.task_records import task_records
-from medmoe.evaluation.predictions import Prediction
+from medmoe.evaluation.files.predictions import Prediction
 from medmoe.evaluation.tasks import task_spec
 from medmoe.model.checkpoint import save_model
 

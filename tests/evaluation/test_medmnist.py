@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from medmoe.data.schema import Record
-from medmoe.evaluation import classification
-from medmoe.evaluation.predictions import Prediction
-from medmoe.evaluation.scores import score_task
-from medmoe.evaluation.side_by_side import score_records
+from medmoe.evaluation.files.predictions import Prediction
+from medmoe.evaluation.scoring import classification
+from medmoe.evaluation.scoring.scores import score_task
+from medmoe.evaluation.scoring.side_by_side import score_records
 
 MISSING = "medmnist is not installed: pip install --no-deps medmnist (and pandas)"
 
@@ -119,8 +119,8 @@ def test_score_rows_of_a_multi_label_task_equal_the_evaluator(
 def test_recorded_predictions_on_pneumoniamnist_equal_the_evaluator(
     evaluator: Callable[[str, Any], Any], repository: Path
 ) -> None:
-    from medmoe.evaluation.predictions import read_predictions
-    from medmoe.evaluation.truth import read_truth
+    from medmoe.evaluation.files.predictions import read_predictions
+    from medmoe.evaluation.files.truth import read_truth
 
     files = sorted((repository / "results" / "predictions").glob("*-pneumoniamnist-7.jsonl"))
     if not files:

@@ -15,7 +15,7 @@ from medmoe.data.phantom import read_phantom
 from medmoe.data.schema import Record
 from medmoe.data.wording import question_text
 from medmoe.evaluation.runner import predict
-from medmoe.evaluation.scores import score_task
+from medmoe.evaluation.scoring.scores import score_task
 from medmoe.inference.engine import MedMoe
 
 RECORDS = [r for r in read_phantom("test", 6, seed=3, size=32) if r.task != "caption"]

@@ -28,8 +28,8 @@ from medmoe.data.images import open_image
 from medmoe.data.phantom import read_phantom
 from medmoe.data.schema import Record
 from medmoe.errors import GuardError
-from medmoe.evaluation.predictions import read_predictions
-from medmoe.evaluation.scores import score_task
+from medmoe.evaluation.files.predictions import read_predictions
+from medmoe.evaluation.scoring.scores import score_task
 from medmoe.experiments import demo
 from medmoe.experiments.corpus import phantom_corpus
 from medmoe.experiments.demo import run_demo

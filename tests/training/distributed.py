@@ -18,7 +18,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from medmoe.training.phase3_moe import train_moe
+from medmoe.training.phases.phase3_moe import train_moe
 from medmoe.training.settings import RunSettings
 
 STEPS = 6

@@ -33,16 +33,16 @@ from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.errors import CheckpointError, GuardError, StoppedError
 from medmoe.experiments.corpus import unique_images
 from medmoe.model.upcycle import moe_config
-from medmoe.training.checkpoints import CheckpointFolder, verify_checkpoint
 from medmoe.training.packed import PhaseContext
-from medmoe.training.phase0_encoder import train_encoder
-from medmoe.training.phase0_language import train_language_model
-from medmoe.training.phase1_alignment import train_alignment
-from medmoe.training.phase2_instruction import train_instruction, train_sft
-from medmoe.training.phase2_router import choose_labelled, train_router
-from medmoe.training.phase3_moe import train_moe
+from medmoe.training.phases.phase0_encoder import train_encoder
+from medmoe.training.phases.phase0_language import train_language_model
+from medmoe.training.phases.phase1_alignment import train_alignment
+from medmoe.training.phases.phase2_instruction import train_instruction, train_sft
+from medmoe.training.phases.phase2_router import choose_labelled, train_router
+from medmoe.training.phases.phase3_moe import train_moe
+from medmoe.training.saving.checkpoints import CheckpointFolder, verify_checkpoint
+from medmoe.training.saving.state import read_state
 from medmoe.training.settings import RunSettings
-from medmoe.training.state import read_state
 from medmoe.training.trainer import PhaseResult, Progress
 
 STEPS, SAVE_EVERY, SEED = 12, 2, 5

@@ -19,7 +19,7 @@ from tests.training.system_calls import CHANGES, WRITES, Saves, can_trace
 
 from medmoe.errors import GuardError
 from medmoe.training.packed import PhaseContext
-from medmoe.training.phase3_moe import train_moe
+from medmoe.training.phases.phase3_moe import train_moe
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -178,7 +178,7 @@ def test_random_state_goes_on_where_it_was(tmp_path: Path) -> None:
             if step == stop_at:
                 raise KeyboardInterrupt
 
-        from medmoe.training.phase2_instruction import train_instruction
+        from medmoe.training.phases.phase2_instruction import train_instruction
 
         train_instruction(replace(made, settings=run, progress=stop))
         return faults.digest(model.state_dict())

@@ -15,7 +15,7 @@ from tests.training import toy
 from medmoe.data.collate import Packed, pack_batch
 from medmoe.data.tokenize import Segment
 from medmoe.training.load_balance import BalancedMoe, is_token, load_balance_loss
-from medmoe.training.phase3_moe import train_moe
+from medmoe.training.phases.phase3_moe import train_moe
 
 
 def naive(logits: torch.Tensor) -> float:

@@ -14,7 +14,7 @@ from tests.training import toy
 from medmoe.config.train_schema import LoraSpec
 from medmoe.errors import ConfigError
 from medmoe.training.lora import attach_lora, merge_lora
-from medmoe.training.phase3_moe import train_moe
+from medmoe.training.phases.phase3_moe import train_moe
 from medmoe.training.trainable import set_trainable
 
 pytest.importorskip("peft", reason="peft is not installed: pip install 'medmoe[train]'")

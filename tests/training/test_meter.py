@@ -13,8 +13,8 @@ from tests.training import toy
 
 from medmoe.training.load_balance import is_token
 from medmoe.training.meter import NO_DOMAIN, Measured, Meter
-from medmoe.training.phase1_alignment import train_alignment
-from medmoe.training.phase3_moe import train_moe
+from medmoe.training.phases.phase1_alignment import train_alignment
+from medmoe.training.phases.phase3_moe import train_moe
 from medmoe.training.settings import RunSettings
 
 

@@ -12,7 +12,7 @@ from tests.training import toy
 from medmoe.data.pixels import pixel_table
 from medmoe.training.features import encode_images
 from medmoe.training.on_demand import FeaturesOnDemand
-from medmoe.training.phase1_alignment import train_alignment
+from medmoe.training.phases.phase1_alignment import train_alignment
 
 
 def test_rows_are_those_of_the_table() -> None:

@@ -18,14 +18,14 @@ from medmoe.backbones.templates import chat_template
 from medmoe.data.pixels import pixel_table
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.data.tokenize import ConversationTokenizer
-from medmoe.training.phase0_encoder import (
+from medmoe.training.phases.phase0_encoder import (
     MIN_PICTURES,
     AttributeHead,
     EncoderPretraining,
     attribute_classes,
     train_encoder,
 )
-from medmoe.training.phase0_language import new_language_model, train_language_model
+from medmoe.training.phases.phase0_language import new_language_model, train_language_model
 from medmoe.training.trainer import PhaseResult
 
 TINY_VISION: VisionBackbone = replace(

@@ -12,9 +12,9 @@ from tests.training import toy
 from medmoe.errors import DataError
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.training.packed import PhaseContext
-from medmoe.training.phase1_alignment import train_alignment
-from medmoe.training.phase2_instruction import train_instruction, train_sft
-from medmoe.training.phase3_moe import train_moe
+from medmoe.training.phases.phase1_alignment import train_alignment
+from medmoe.training.phases.phase2_instruction import train_instruction, train_sft
+from medmoe.training.phases.phase3_moe import train_moe
 from medmoe.training.trainer import PhaseResult
 
 VISION = "model.vision_tower."

@@ -18,14 +18,14 @@ from medmoe.inference.engine import MedMoe
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.upcycle import moe_config, upcycle
 from medmoe.training.packed import PhaseContext
-from medmoe.training.phase2_router import (
+from medmoe.training.phases.phase2_router import (
     RouterTraining,
     choose_labelled,
     fit_router,
     route,
     train_router,
 )
-from medmoe.training.router_states import TOKENS_KEPT, collect_states, labelled_states
+from medmoe.training.phases.router_states import TOKENS_KEPT, collect_states, labelled_states
 
 
 def images(**counts: int) -> list[ImageRecord]:

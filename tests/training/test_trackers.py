@@ -10,7 +10,7 @@ from tests.training import toy
 
 from medmoe.config.train_schema import RunSpec
 from medmoe.errors import ConfigError
-from medmoe.training.phase1_alignment import train_alignment
+from medmoe.training.phases.phase1_alignment import train_alignment
 from medmoe.training.settings import RunSettings
 from medmoe.training.trackers import TRACKERS, check_trackers, tracker_folders
 

@@ -11,8 +11,8 @@ from medmoe.cli import flags
 from medmoe.cli.parser import FOOTER
 
 if TYPE_CHECKING:
-    from medmoe.evaluation.run_comparison import Comparison
-    from medmoe.evaluation.run_files import Side
+    from medmoe.evaluation.comparing.run_comparison import Comparison
+    from medmoe.evaluation.files.run_files import Side
 
 WORSE = 1
 
@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
 
     from medmoe.cli.compare_tables import show
     from medmoe.data.registry import find_data
-    from medmoe.evaluation.compare_page import losses, verdict, write_compare_page
-    from medmoe.evaluation.run_files import matched, read_side
+    from medmoe.evaluation.files.run_files import matched, read_side
+    from medmoe.evaluation.pages.compare_page import losses, verdict, write_compare_page
 
     a, b = read_side(args.a), read_side(args.b)
     shared, notes = matched(a, b)
@@ -97,9 +97,9 @@ def run(args: argparse.Namespace) -> int:
 def _compare(
     name: str, a: Sequence[Path], b: Sequence[Path], args: argparse.Namespace
 ) -> Comparison:
-    from medmoe.evaluation.predictions import read_predictions
-    from medmoe.evaluation.run_comparison import compare_runs
-    from medmoe.evaluation.truth import check_same_truth, own_truth, read_truth
+    from medmoe.evaluation.comparing.run_comparison import compare_runs
+    from medmoe.evaluation.files.predictions import read_predictions
+    from medmoe.evaluation.files.truth import check_same_truth, own_truth, read_truth
 
     records = read_truth(args.truth) if args.truth else own_truth(a[0])
     for path in (*a, *b):

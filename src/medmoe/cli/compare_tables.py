@@ -9,9 +9,9 @@ from rich.table import Table
 
 from medmoe.cli.parser import FOOTER
 from medmoe.cli.tables import plain_table, width_of
-from medmoe.evaluation.compare_page import sentences, verdict
-from medmoe.evaluation.page import percent, points
-from medmoe.evaluation.run_comparison import Comparison
+from medmoe.evaluation.comparing.run_comparison import Comparison
+from medmoe.evaluation.pages.compare_page import sentences, verdict
+from medmoe.evaluation.pages.page import percent, points
 
 
 def show(names: tuple[str, str], found: Sequence[Comparison], notes: Sequence[str]) -> None:

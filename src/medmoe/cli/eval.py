@@ -68,10 +68,10 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.evaluation.asking.controls import CONTROLS
     from medmoe.evaluation.asking.evaluate import EvalPlan, check_names, evaluate
     from medmoe.evaluation.asking.task_records import task_records
-    from medmoe.evaluation.side_by_side import ALL_PROTOCOLS
+    from medmoe.evaluation.scoring.side_by_side import ALL_PROTOCOLS
     from medmoe.evaluation.tasks import task_spec
     from medmoe.model.checkpoint import verify
-    from medmoe.training.run_dir import git_commit
+    from medmoe.training.saving.run_dir import git_commit
 
     disable_progress_bar()
     protocols = check_names(args.protocol or ["all"], ALL_PROTOCOLS, "protocol")

@@ -13,8 +13,8 @@ from rich.table import Table
 
 from medmoe.cli.parser import FOOTER
 from medmoe.cli.tables import plain_table, width_of
-from medmoe.evaluation.report_rows import interval, percent, place, results
-from medmoe.evaluation.run_report import paper_section
+from medmoe.evaluation.pages.report_rows import interval, percent, place, results
+from medmoe.evaluation.pages.run_report import paper_section
 
 _MAIN = ("closed", "open", "all")
 _ORDER = ("label_score", "strict", "reference", "llava_med", "token_f1")

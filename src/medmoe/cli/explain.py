@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from medmoe.data.images import open_image
-    from medmoe.evaluation.evidence_page import write_evidence
+    from medmoe.evaluation.pages.evidence_page import write_evidence
     from medmoe.inference.engine import MedMoe
     from medmoe.inference.evidence import check_question, explain
 

@@ -56,10 +56,10 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from medmoe.cli.score_tables import show
-    from medmoe.evaluation.predictions import read_predictions
-    from medmoe.evaluation.side_by_side import ALL_PROTOCOLS, score_records
+    from medmoe.evaluation.files.predictions import read_predictions
+    from medmoe.evaluation.files.truth import check_same_truth, read_truth
+    from medmoe.evaluation.scoring.side_by_side import ALL_PROTOCOLS, score_records
     from medmoe.evaluation.tasks import paper_rows, task_spec
-    from medmoe.evaluation.truth import check_same_truth, read_truth
 
     chosen = args.protocol or ["all"]
     task = task_spec(args.task) if args.task else None
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     }
     show(result)
     if args.report:
-        from medmoe.evaluation.score_report import write_score_report
+        from medmoe.evaluation.pages.score_report import write_score_report
 
         write_score_report(args.report, result)
     flags.write_json(args.json, result)

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from medmoe.cli.parser import FOOTER
 from medmoe.cli.tables import plain_table, width_of
-from medmoe.evaluation.report_rows import interval, percent
-from medmoe.evaluation.score_report import MAIN_SUBSETS, shown
+from medmoe.evaluation.pages.report_rows import interval, percent
+from medmoe.evaluation.pages.score_report import MAIN_SUBSETS, shown
 
 _CONSTANTS = {
     "always_yes": "yes",

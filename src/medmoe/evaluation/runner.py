@@ -9,7 +9,7 @@ from torch import Tensor
 
 from medmoe.data.schema import Record
 from medmoe.data.wording import question_text
-from medmoe.evaluation.predictions import Prediction
+from medmoe.evaluation.files.predictions import Prediction
 from medmoe.inference.answer import Routing
 from medmoe.inference.engine import MedMoe
 

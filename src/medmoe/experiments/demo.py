@@ -15,8 +15,8 @@ from typing import Any
 from medmoe.backbones.registry import language_backbone, vision_backbone
 from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
 from medmoe.config.schema import PHASES
-from medmoe.evaluation.cards import CARDS, write_cards
-from medmoe.evaluation.report import write_report
+from medmoe.evaluation.pages.cards import CARDS, write_cards
+from medmoe.evaluation.pages.report import write_report
 from medmoe.experiments.corpus import Corpus, phantom_corpus
 from medmoe.experiments.demo_report import example_pictures, report_data
 from medmoe.experiments.pipeline import Trained, train_all
@@ -25,7 +25,7 @@ from medmoe.experiments.real_corpus import real_corpus
 from medmoe.experiments.scoring import Scored, score_all
 from medmoe.model.checkpoint import check_replaceable, save_model
 from medmoe.model.cost import activated_parameters
-from medmoe.training.run_dir import write_run
+from medmoe.training.saving.run_dir import write_run
 from medmoe.training.trainer import Progress
 
 

@@ -29,10 +29,10 @@ from medmoe.model.build import build_dense
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.training.features import encode_images
 from medmoe.training.packed import PhaseContext
-from medmoe.training.phase1_alignment import train_alignment
-from medmoe.training.phase2_instruction import train_instruction, train_sft
-from medmoe.training.phase2_router import choose_labelled, train_router
-from medmoe.training.phase3_moe import train_moe
+from medmoe.training.phases.phase1_alignment import train_alignment
+from medmoe.training.phases.phase2_instruction import train_instruction, train_sft
+from medmoe.training.phases.phase2_router import choose_labelled, train_router
+from medmoe.training.phases.phase3_moe import train_moe
 from medmoe.training.settings import RunSettings
 from medmoe.training.trainer import PhaseResult, Progress
 

@@ -16,7 +16,7 @@ from medmoe.config.load import apply_overrides, check, config_hash, recipe
 from medmoe.config.schema import DemoSpec, ModelSpec, StepPlan
 from medmoe.errors import ConfigError
 from medmoe.experiments.corpus import SplitName
-from medmoe.training.run_dir import git_commit
+from medmoe.training.saving.run_dir import git_commit
 
 
 @dataclass(frozen=True, slots=True)

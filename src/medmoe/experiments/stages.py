@@ -22,8 +22,8 @@ from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.upcycle import RouterState, moe_config, upcycle
 from medmoe.training.features import selected_states
-from medmoe.training.phase0_encoder import train_encoder
-from medmoe.training.phase0_language import train_language_model
+from medmoe.training.phases.phase0_encoder import train_encoder
+from medmoe.training.phases.phase0_language import train_language_model
 from medmoe.training.settings import RunSettings
 from medmoe.training.trainer import PhaseResult, Progress
 

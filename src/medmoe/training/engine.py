@@ -24,7 +24,6 @@ from transformers import Trainer, TrainerCallback, TrainerState
 
 from medmoe.config.schema import PhaseName
 from medmoe.errors import GuardError
-from medmoe.training.checkpoints import CheckpointFolder
 from medmoe.training.guards import StopRequest, cannot_save, ignore_sigterm, not_finite
 from medmoe.training.parallel import (
     all_finite,
@@ -32,8 +31,8 @@ from medmoe.training.parallel import (
     processes_where,
     trained_parameters,
 )
-from medmoe.training.schedule import Schedule
-from medmoe.training.state import (
+from medmoe.training.saving.checkpoints import CheckpointFolder
+from medmoe.training.saving.state import (
     OPTIMIZER,
     WEIGHTS,
     load_optimizer,
@@ -48,6 +47,7 @@ from medmoe.training.state import (
     write_state,
     write_tensors,
 )
+from medmoe.training.schedule import Schedule
 
 #: The Trainer's own state: step and learning curve. Named as it looks for it.
 _TRAINER_STATE = "trainer_state.json"

@@ -21,13 +21,13 @@ from transformers import PrinterCallback, TrainerCallback
 from medmoe.config.schema import PhaseName, PhaseSpec
 from medmoe.errors import StoppedError
 from medmoe.training.arguments import training_arguments
-from medmoe.training.checkpoints import CheckpointFolder, refuse_changed
 from medmoe.training.engine import PhaseTrainer
 from medmoe.training.guards import StopRequest, sigterm_asks
 from medmoe.training.parallel import refuse_deepspeed, shards_weights, trained_parameters, whole
+from medmoe.training.saving.checkpoints import CheckpointFolder, refuse_changed
+from medmoe.training.saving.state import frozen_hash, read_state
 from medmoe.training.schedule import Schedule
 from medmoe.training.settings import RunSettings
-from medmoe.training.state import frozen_hash, read_state
 from medmoe.training.trainable import TrainableCount, set_trainable
 
 logger = logging.getLogger(__name__)

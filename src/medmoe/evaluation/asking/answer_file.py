@@ -14,7 +14,7 @@ from pathlib import Path
 
 from medmoe.data.schema import Record
 from medmoe.errors import DataError
-from medmoe.evaluation.predictions import Prediction, pair, prediction_row
+from medmoe.evaluation.files.predictions import Prediction, pair, prediction_row
 
 Chunk = Sequence[Record]
 

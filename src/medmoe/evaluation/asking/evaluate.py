@@ -24,15 +24,15 @@ from medmoe.evaluation.asking.answer_file import AnswerFile, chunks_of
 from medmoe.evaluation.asking.controls import controlled
 from medmoe.evaluation.asking.settings import hold_settings, settings_sha256
 from medmoe.evaluation.asking.task_records import TaskRecords
-from medmoe.evaluation.breakdowns import breakdowns
-from medmoe.evaluation.json_lines import read_rows
-from medmoe.evaluation.predictions import Prediction, read_predictions
-from medmoe.evaluation.report import write_report
-from medmoe.evaluation.run_report import report_of_run
+from medmoe.evaluation.files.json_lines import read_rows
+from medmoe.evaluation.files.predictions import Prediction, read_predictions
+from medmoe.evaluation.pages.report import write_report
+from medmoe.evaluation.pages.run_report import report_of_run
 from medmoe.evaluation.runner import predict
-from medmoe.evaluation.score_row import ScoreRow
-from medmoe.evaluation.scores import score_task
-from medmoe.evaluation.side_by_side import ALL_PROTOCOLS, LABEL_SCORE
+from medmoe.evaluation.scoring.breakdowns import breakdowns
+from medmoe.evaluation.scoring.score_row import ScoreRow
+from medmoe.evaluation.scoring.scores import score_task
+from medmoe.evaluation.scoring.side_by_side import ALL_PROTOCOLS, LABEL_SCORE
 from medmoe.evaluation.statistics import wilson
 from medmoe.inference.engine import MedMoe
 from medmoe.model.checkpoint import read_config

@@ -16,7 +16,7 @@ from medmoe.data.phantom import read_phantom
 from medmoe.data.readers.common import hash_share
 from medmoe.data.schema import Record
 from medmoe.errors import DataError, one_of
-from medmoe.evaluation.known_records import PHANTOM
+from medmoe.evaluation.files.known_records import PHANTOM
 from medmoe.evaluation.tasks import TaskSpec
 
 #: Pictures that are drawn of a split of the phantom: some 1,500 questions.

@@ -25,7 +25,7 @@ from medmoe.domains import domain_of
 from medmoe.errors import DataError
 from medmoe.experiments.corpus import unique_images
 from medmoe.experiments.real_corpus import limited
-from medmoe.training.phase2_router import choose_labelled
+from medmoe.training.phases.phase2_router import choose_labelled
 
 PHANTOM = "phantom"
 #: Phase → the tasks whose records it trains on.

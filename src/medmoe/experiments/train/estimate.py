@@ -27,8 +27,8 @@ from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.cost import activated_parameters
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.training.lora import attach_lora
-from medmoe.training.phase2_router import RouterTraining, choose_labelled
-from medmoe.training.router_states import TOKENS_KEPT
+from medmoe.training.phases.phase2_router import RouterTraining, choose_labelled
+from medmoe.training.phases.router_states import TOKENS_KEPT
 from medmoe.training.trainable import TRAINABLE, set_trainable
 
 #: Tokens that one question with its answer is taken to have.

@@ -20,8 +20,8 @@ from medmoe.evaluation.statistics import wilson
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.upcycle import RouterState
 from medmoe.training.packed import PhaseContext
-from medmoe.training.phase2_router import RouterTraining, choose_labelled, fit_router, route
-from medmoe.training.router_states import LabelledStates
+from medmoe.training.phases.phase2_router import RouterTraining, choose_labelled, fit_router, route
+from medmoe.training.phases.router_states import LabelledStates
 
 Score = dict[str, Any]
 FILES = ("label_curve.csv", "label_curve.json")

@@ -40,11 +40,11 @@ from medmoe.training.load_balance import BalancedMoe
 from medmoe.training.lora import attach_lora, merge_lora
 from medmoe.training.on_demand import FeaturesOnDemand
 from medmoe.training.packed import PhaseContext
-from medmoe.training.phase1_alignment import train_alignment
-from medmoe.training.phase2_instruction import train_instruction, train_sft
-from medmoe.training.phase2_router import choose_labelled, fit_router
-from medmoe.training.phase3_moe import train_moe
-from medmoe.training.router_states import labelled_states
+from medmoe.training.phases.phase1_alignment import train_alignment
+from medmoe.training.phases.phase2_instruction import train_instruction, train_sft
+from medmoe.training.phases.phase2_router import choose_labelled, fit_router
+from medmoe.training.phases.phase3_moe import train_moe
+from medmoe.training.phases.router_states import labelled_states
 from medmoe.training.settings import RunSettings
 from medmoe.training.trainer import PhaseResult, Progress
 

@@ -28,7 +28,7 @@ from medmoe.experiments.train.phases import PHASE_FUNCTIONS, Job
 from medmoe.experiments.train.plan import TrainPlan, is_main
 from medmoe.training.meter import Listener, Meter
 from medmoe.training.out_of_memory import named_out_of_memory
-from medmoe.training.run_dir import close_run, git_commit, open_run, run_facts
+from medmoe.training.saving.run_dir import close_run, git_commit, open_run, run_facts
 from medmoe.training.settings import RunSettings
 from medmoe.training.trackers import tracker_folders
 from medmoe.training.trainer import PhaseResult, Progress

@@ -1,0 +1,255 @@
+"""Two sides on the same records, each of one run or several seeds: is B worse than A?
+
+Paired, since both answer the same questions. Several runs of a side are averaged within a record
+first, and images are resampled afterwards: pooling the runs' answers as if they were more questions
+would claim a precision that repeating the same questions does not give. The interval then speaks of
+the questions, for these runs; how far seeds scatter stands beside it, run by run. McNemar's test
+needs right and wrong, so it is given for one run on each side only. No correction is made for the
+number of rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from medmoe.data.schema import Record
+from medmoe.evaluation.files.predictions import Prediction, pair
+from medmoe.evaluation.scoring.score_row import type_label
+from medmoe.evaluation.scoring.scores import record_scores
+from medmoe.evaluation.statistics import Floats, clustered_bootstrap, mcnemar, wilson
+
+RIGHT = "right"
+#: subset → the metrics that are compared; the first decides whether B is worse.
+_METRICS: Mapping[str, tuple[str, ...]] = {
+    "closed": ("accuracy",),
+    "open": ("exact_match", "f1", "recall"),
+    "all": ("accuracy",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """B against A in one metric of one subset; numbers in percent, differences in points.
+
+    Attributes:
+        difference: B − A; ``low`` and ``high`` are None where there is one image only.
+        p: McNemar's exact p-value, 0 to 1; None for several runs or a metric that is no right
+            or wrong.
+        a_runs: A's value run by run.
+        b_runs: B's value run by run.
+        decides: Whether a loss here makes B worse.
+    """
+
+    name: str
+    subset: str
+    metric: str
+    a: float
+    b: float
+    difference: float
+    low: float | None
+    high: float | None
+    p: float | None
+    n: int
+    images: int
+    a_runs: list[float]
+    b_runs: list[float]
+    decides: bool
+
+    @property
+    def worse(self) -> bool:
+        """Whether the whole interval lies below zero: B is worse."""
+        return self.high is not None and self.high < 0
+
+    @property
+    def better(self) -> bool:
+        """Whether the whole interval lies above zero: B is better."""
+        return self.low is not None and self.low > 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as it stands in ``compare --json``."""
+        verdict = "worse" if self.worse else "better" if self.better else "undecided"
+        return asdict(self) | {"verdict": verdict}
+
+
+@dataclass(frozen=True, slots=True)
+class Wins:
+    """How many records of a subset A has more right than B, the other way round, and neither."""
+
+    name: str
+    subset: str
+    both_right: int
+    only_a: int
+    only_b: int
+    both_wrong: int
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """A record that one side has right more often than the other.
+
+    Attributes:
+        a: A's answers, run by run.
+        b: B's answers, run by run.
+        change: B's share of right runs − A's, from −1 to 1.
+    """
+
+    name: str
+    record: Record
+    a: tuple[str, ...]
+    b: tuple[str, ...]
+    change: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All that is found on one set of records."""
+
+    differences: list[Difference]
+    wins: list[Wins]
+    flips: list[Flip]
+
+
+def compare_runs(
+    name: str,
+    records: Sequence[Record],
+    a: Sequence[Sequence[Prediction]],
+    b: Sequence[Sequence[Prediction]],
+    seed: int,
+) -> Comparison:
+    """Compare the runs of two sides on the same records.
+
+    Args:
+        name: What the rows call these records.
+        a: Per run of side A, a prediction for every record.
+        b: The same of side B.
+        seed: Of the bootstrap.
+
+    Raises:
+        DataError: The ids do not pair.
+    """
+    sides = tuple([_answers(records, run) for run in runs] for runs in (a, b))
+    right = [_values(records, runs, RIGHT).mean(axis=0) for runs in sides]
+    subsets = _subsets(records)
+    differences = [
+        _difference(name, subset, metric, [records[i] for i in chosen], chosen, sides, seed)
+        for subset, chosen in subsets.items()
+        for metric in _METRICS.get(subset, ())
+    ]
+    every = subsets | _types(records)
+    wins = [_wins(name, subset, right[0][c], right[1][c]) for subset, c in every.items()]
+    flips = [
+        Flip(
+            name,
+            records[i],
+            tuple(run[i].text for run in sides[0]),
+            tuple(run[i].text for run in sides[1]),
+            float(right[1][i] - right[0][i]),
+        )
+        for i in np.flatnonzero(right[0] != right[1]).tolist()
+    ]
+    # Losses first, the surest first; then in the records' order.
+    return Comparison(differences, wins, sorted(flips, key=lambda flip: flip.change))
+
+
+def _answers(records: Sequence[Record], run: Sequence[Prediction]) -> list[Prediction]:
+    return [prediction for _, prediction in pair(records, run)]
+
+
+def _subsets(records: Sequence[Record]) -> dict[str, list[int]]:
+    """Return the positions of closed and open questions, and of the classification's records."""
+    found: dict[str, list[int]] = {}
+    for i, record in enumerate(records):
+        name = "all" if record.task == "classification" else record.answer_type
+        found.setdefault(name, []).append(i)
+    return {name: found[name] for name in _METRICS if name in found}
+
+
+def _types(records: Sequence[Record]) -> dict[str, list[int]]:
+    names = sorted({record.question_type for record in records} - {""})
+    return {
+        type_label(name): [i for i, r in enumerate(records) if r.question_type == name]
+        for name in names
+    }
+
+
+def _value(record: Record, prediction: Prediction, metric: str) -> float:
+    scores = record_scores("strict", record, prediction.text)
+    if metric == RIGHT:
+        return scores["accuracy" if record.answer_type == "closed" else "exact_match"]
+    return scores[metric]
+
+
+def _values(records: Sequence[Record], runs: Sequence[Sequence[Prediction]], metric: str) -> Floats:
+    values = [[_value(r, p, metric) for r, p in zip(records, run, strict=True)] for run in runs]
+    return np.asarray(values, dtype=np.float64)  # (runs, n)
+
+
+def _difference(
+    name: str,
+    subset: str,
+    metric: str,
+    records: Sequence[Record],
+    chosen: Sequence[int],
+    sides: tuple[list[list[Prediction]], ...],
+    seed: int,
+) -> Difference:
+    a, b = (_values(records, [[run[i] for i in chosen] for run in runs], metric) for runs in sides)
+    images = [record.image.id for record in records]
+    by_record = b.mean(axis=0) - a.mean(axis=0)
+    low, high = difference_interval(by_record, images, seed)
+    binary = metric in ("accuracy", "exact_match") and len(a) == len(b) == 1
+    return Difference(
+        name=name,
+        subset=subset,
+        metric=metric,
+        a=100 * float(a.mean()),
+        b=100 * float(b.mean()),
+        difference=100 * float(by_record.mean()),
+        low=None if low is None else 100 * low,
+        high=None if high is None else 100 * high,
+        p=mcnemar(list(a[0]), list(b[0])) if binary else None,
+        n=len(records),
+        images=len(set(images)),
+        a_runs=[100 * float(run.mean()) for run in a],
+        b_runs=[100 * float(run.mean()) for run in b],
+        decides=metric == _METRICS[subset][0],
+    )
+
+
+def difference_interval(
+    differences: Floats, images: Sequence[str], seed: int
+) -> tuple[float | None, float | None]:
+    """Return the 95 % interval of the mean paired difference, clustered on the image.
+
+    Where all records differ alike, a bootstrap has no width: three of three lost would claim
+    certainty. The share of images that went this way then has Wilson's interval.
+    """
+    count = len(set(images))
+    if count < 2:
+        return None, None
+    first = float(differences[0])
+    if first != 0.0 and (differences == first).all():
+        share, _ = wilson(count, count)
+        low, high = sorted((first, first * (2 * share - 1)))
+        return low, high
+    low, high = clustered_bootstrap(differences, images, seed=seed)
+    assert not math.isnan(low)
+    return low, high
+
+
+def _wins(name: str, subset: str, a: Floats, b: Floats) -> Wins:
+    return Wins(
+        name,
+        subset,
+        both_right=int(((a == b) & (a == 1)).sum()),
+        only_a=int((a > b).sum()),
+        only_b=int((b > a).sum()),
+        both_wrong=int(((a == b) & (a < 1)).sum()),
+        n=len(a),
+    )

@@ -1,0 +1,1 @@
+"""Reading and writing of answers, truth and the files of a run."""

@@ -1,0 +1,142 @@
+"""Predictions, their pairing with the truth by id, and their file.
+
+The file is JSON Lines and holds the truth beside each prediction, so that it serves as both the
+prediction and the truth file of ``medmoe score``. It holds no question and no pixels. The paper's
+released code pairs by position and cuts the longer list silently; here that is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medmoe.data.schema import Record
+from medmoe.errors import DataError
+from medmoe.evaluation.files.json_lines import named, number, read_rows, text_of
+
+__all__ = ["Prediction", "named", "pair", "prediction_row", "read_predictions", "write_predictions"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One answer to one record.
+
+    Attributes:
+        id: The record's id.
+        text: The answer in words.
+        confidence: From 0 to 1, None where the system gives none.
+        option_scores: Summed label log-likelihood of each of the record's options, in their order.
+        routing: The router's ``domain`` and ``domain_probability`` for the image; written to files,
+            not read back: scoring does not need it.
+    """
+
+    id: str
+    text: str
+    confidence: float | None = None
+    option_scores: tuple[float, ...] | None = None
+    routing: Mapping[str, Any] | None = field(default=None, compare=False)
+
+
+def pair(
+    records: Sequence[Record], predictions: Sequence[Prediction]
+) -> list[tuple[Record, Prediction]]:
+    """Return each record with its prediction, in the records' order.
+
+    Raises:
+        DataError: An id is missing, stands twice or is unknown; the message names it.
+    """
+    for ids, what in (
+        ([r.id for r in records], "records"),
+        ([p.id for p in predictions], "predictions"),
+    ):
+        twice = [i for i, count in Counter(ids).items() if count > 1]
+        if twice:
+            raise DataError(f"{what} with a duplicate id: {named(twice)}; keep one of each")
+    by_id = {p.id: p for p in predictions}
+    known = {r.id for r in records}
+    missing = [r.id for r in records if r.id not in by_id]
+    unknown = [i for i in by_id if i not in known]
+    if missing and len(missing) == len(records) and unknown:
+        raise DataError(
+            f"no id in common: the predictions have {named(unknown[:1])}, the records "
+            f"{named(missing[:1])}; give predictions and truth of the same task"
+        )
+    if missing:
+        raise DataError(f"missing predictions for: {named(missing)}; predict every record once")
+    if unknown:
+        raise DataError(f"unknown prediction ids: {named(unknown)}; score the split they are from")
+    return [(r, by_id[r.id]) for r in records]
+
+
+def write_predictions(
+    path: Path, records: Sequence[Record], predictions: Sequence[Prediction]
+) -> None:
+    """Write predictions with their truth, in the records' order, whole or not at all.
+
+    Raises:
+        DataError: The ids do not pair, or a confidence or option score is not finite.
+    """
+    lines = [
+        json.dumps(prediction_row(r, p), ensure_ascii=False) + "\n"
+        for r, p in pair(records, predictions)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(path.name + ".partial")
+    staged.write_text("".join(lines), encoding="utf-8")
+    os.replace(staged, path)
+
+
+def prediction_row(record: Record, prediction: Prediction) -> dict[str, Any]:
+    """Return one line of a prediction file: a prediction with its truth.
+
+    Raises:
+        DataError: A confidence or option score is not finite.
+    """
+    row: dict[str, Any] = {"id": record.id, "prediction": prediction.text}
+    if prediction.confidence is not None:
+        row["confidence"] = number(prediction.confidence, "confidence", record.id)
+    if prediction.option_scores is not None:
+        # Unrounded: a tie made by rounding would change the AUC when the file is scored again.
+        scores = prediction.option_scores
+        row["option_scores"] = [number(score, "option_scores", record.id) for score in scores]
+        row["options"] = list(record.options)
+    if prediction.routing is not None:
+        row["routing"] = dict(prediction.routing)
+    row |= {"answer": record.answer, "answer_type": record.answer_type}
+    if record.references:
+        row["references"] = list(record.references)
+    return row | {"image": record.image.id, "subset": record.question_type}
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Return the predictions of a JSON Lines file; keys that scoring does not need are ignored.
+
+    An empty answer is a prediction: it is scored, and wrong.
+
+    Raises:
+        DataError: The file cannot be read or is empty, or a line is not a prediction; the message
+            names it.
+    """
+    return [_prediction(row, where) for where, row in read_rows(path, "predictions")]
+
+
+def _prediction(row: Mapping[str, Any], where: str) -> Prediction:
+    if not all(isinstance(row.get(key), str) for key in ("id", "prediction")):
+        raise DataError(f"{where} lacks an id or a prediction in text; write both as strings")
+    scores = row.get("option_scores")
+    if scores is not None and not isinstance(scores, list):
+        raise DataError(f"{where}: option_scores is no list; write one number per option")
+    confidence = row.get("confidence")
+    return Prediction(
+        id=text_of(row, "id", where),
+        text=text_of(row, "prediction", where),
+        confidence=None if confidence is None else number(confidence, "confidence", where),
+        option_scores=None
+        if scores is None
+        else tuple(number(score, "option_scores", where) for score in scores),
+    )

@@ -1,0 +1,273 @@
+"""Cards of a trained model: the results of a Hugging Face model card, and an applied model card.
+
+The applied card follows the outline of the Coalition for Health AI (CHAI): identity, uses,
+warnings, trust ingredients, key metrics, resources. Every number in either comes from the run's own
+files; what only people can know (developer, funding, who was consulted) is given by the caller or
+said to be missing. Neither card makes a model fit for clinical use.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medmoe.errors import DataError
+from medmoe.evaluation.pages.page import percent, render_page, write_page
+from medmoe.evaluation.pages.report_rows import OURS, Results, Row, interval, place, results
+
+#: The files that `write_cards` writes.
+CARDS = ("applied_card.html", "model_card_results.md")
+#: What a run cannot know of itself, by the card's field; the caller may fill it in.
+PEOPLE = {
+    "developer": "not given",
+    "contact": "not given",
+    "release_stage": "research prototype",
+    "funding": "not given",
+    "stakeholders": "none were consulted as far as this run knows",
+}
+PAPER = "Med-MoE, arXiv 2404.10237"
+_TASK_TYPES = {"label_score": "image-classification"}
+_SIZES = ("total", "activated")
+_MAIN_METRICS = ("accuracy", "exact_match", "auc")
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the files of a run say; empty where a file is missing.
+
+    Attributes:
+        summary: ``summary.json``.
+        run: ``run.json``: versions, hardware, hashes of the data.
+        config: ``config.yaml``, the resolved recipe.
+        domains: The model's domains in the order of its experts.
+    """
+
+    summary: Mapping[str, Any]
+    run: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    domains: Sequence[str] = ()
+
+
+def read_facts(folder: Path) -> RunFacts:
+    """Return what a run folder holds.
+
+    Raises:
+        DataError: There is no summary, or a file cannot be read.
+    """
+    import yaml
+
+    def read(name: str, parse: Any) -> Any:
+        path = folder / name
+        if not path.is_file():
+            return {}
+        try:
+            return parse(path.read_text(encoding="utf-8")) or {}
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise DataError(f"{path} cannot be read ({error.__class__.__name__})") from error
+
+    summary = read("summary.json", json.loads)
+    if not summary:
+        raise DataError(f"{folder} holds no summary.json; give the folder of a run that has ended")
+    return RunFacts(
+        summary,
+        read("run.json", json.loads),
+        read("config.yaml", yaml.safe_load),
+        tuple(read("model/medmoe.json", json.loads).get("domains", ())),
+    )
+
+
+def write_cards(folder: Path, people: Mapping[str, str] | None = None) -> list[Path]:
+    """Write ``applied_card.html`` and ``model_card_results.md`` into a run folder; return them.
+
+    Args:
+        folder: A run folder with ``summary.json``.
+        people: Values for the fields of `PEOPLE`.
+
+    Raises:
+        DataError: There is no summary, or a file of the run cannot be read.
+        GuardError: The disk is full.
+        MedMoeError: A card cannot be written.
+    """
+    facts = read_facts(folder)
+    texts = (
+        applied_card(facts, people),
+        front_matter(facts) + "\n" + results_section(facts.summary),
+    )
+    paths = [folder / name for name in CARDS]
+    for path, text in zip(paths, texts, strict=True):
+        write_page(path, text)
+    return paths
+
+
+# --- Hugging Face -----------------------------------------------------------------------------
+
+
+def front_matter(facts: RunFacts) -> str:
+    """Return the YAML head of a model card: ``model-index`` with every main score of the run."""
+    import yaml
+
+    head = {"model-index": model_index(facts.summary)}
+    return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def model_index(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the ``model-index`` of a model card: one result per task and split.
+
+    Metrics are the main ones of the MoE model (or of the only system): strict accuracy and exact
+    match, and accuracy and AUC by label score, each with its interval and n in its name.
+    """
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in _main_rows(summary):
+        result = found.setdefault(
+            (row["task"], row["split"]),
+            {
+                "task": {"type": _TASK_TYPES.get(row["protocol"], "visual-question-answering")},
+                "dataset": {
+                    "name": place(row["task"], row["split"]),
+                    "type": row["task"],
+                    "split": row["split"],
+                },
+                "metrics": [],
+            },
+        )
+        inside = ", ".join(text for text in (interval(row), f"n = {row['n']}") if text)
+        result["metrics"].append(
+            {
+                "type": row["metric"],
+                "name": f"{row['subset']} {row['metric']}, {row['protocol']} ({inside})",
+                "value": round(float(row["value"]), 2),
+            }
+        )
+    return [{"name": f"Med-MoE ({summary.get('data', 'run')})", "results": list(found.values())}]
+
+
+def _main_rows(summary: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    rows = [row for row in summary.get("scores", []) if row.get("control") is None]
+    systems = {row["system"] for row in rows}
+    lead = "moe" if "moe" in systems else min(systems, default="")
+    for row in rows:
+        told = row["protocol"] in ("strict", "label_score") and row["metric"] in _MAIN_METRICS
+        main = row["subset"] in ("closed", "open", "all")
+        if row["system"] == lead and told and main and row["value"] is not None:
+            yield row
+
+
+def results_section(summary: Mapping[str, Any]) -> str:
+    """Return the results of a model card as Markdown: table, and what they do not show."""
+    found = results(summary.get("scores", []), summary.get("comparisons", []))
+    lines = ["## Results", "", _origin(summary), ""]
+    for title, rows in found.tables:
+        if not title.startswith("By "):
+            lines += [f"### {title}", "", *_markdown(rows, found.systems), ""]
+    router = summary.get("router") or {}
+    if router.get("n"):
+        where = f" on {_escaped(router['dataset'])}" if "dataset" in router else ""
+        lines += [
+            f"Router accuracy{where}: {percent(router['accuracy'])} ({interval(router)}, "
+            f"n = {router['n']}).",
+            "",
+        ]
+    for title, sentences in _verdicts(found):
+        lines += [f"### {title}", "", *(f"- {_escaped(line)}" for line in sentences), ""]
+    notes = [f"- {_escaped(str(note))}" for note in summary.get("notes", [])]
+    lines += ["### Limits", "", *notes, "- Research use only, not a medical device.", ""]
+    return "\n".join(lines)
+
+
+def _origin(summary: Mapping[str, Any]) -> str:
+    known = [
+        f"{name} {summary[key]}"
+        for key, name in (("seed", "seed"), ("commit", "commit"), ("config_sha256", "config"))
+        if summary.get(key) is not None
+    ]
+    identity = f" ({', '.join(known)})" if known else ""
+    return (
+        "Percent, with a 95 % interval clustered on the image. Constant: one answer to everything; "
+        "question only: answers without the picture. Generated from the run's `summary.json`"
+        f"{identity}."
+    )
+
+
+def _markdown(rows: Sequence[Row], systems: Sequence[str]) -> Iterator[str]:
+    names = ["task", "score", *systems, "constant", "question only", "n"]
+    yield "| " + " | ".join(names) + " |"
+    yield "|---|---|" + "---:|" * (len(names) - 2)
+    for row in rows:
+        cells = [
+            "–" if cell is None else f"{cell.value} ({cell.interval or 'no interval'})"
+            for _, cell in row.cells
+        ]
+        values = [row.task, row.what, *cells, row.constant, row.question_only, row.n]
+        yield "| " + " | ".join(_escaped(value) for value in values) + " |"
+
+
+def _escaped(text: str) -> str:
+    """Keep what a data set calls things from being read as Markdown or HTML."""
+    for mark in "\\|<>`*_[]":
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(text.split())
+
+
+def _verdicts(found: Results) -> Iterator[tuple[str, list[str]]]:
+    for title, sentences in (
+        ("What the scores do not show", found.baseline_sentences),
+        ("Against the comparison system", found.comparison_sentences),
+        ("Without the picture", found.control_sentences),
+    ):
+        if sentences:
+            yield title, sentences
+
+
+# --- CHAI -------------------------------------------------------------------------------------
+
+
+def applied_card(facts: RunFacts, people: Mapping[str, str] | None = None) -> str:
+    """Return the applied model card as a page.
+
+    Args:
+        facts: What the run's files say.
+        people: Values for the fields of `PEOPLE`; an unknown field is refused.
+
+    Raises:
+        DataError: ``people`` holds an unknown field.
+    """
+    unknown = sorted(set(people or {}) - set(PEOPLE))
+    if unknown:
+        raise DataError(f"unknown field of the card {unknown[0]!r}; choose of: {', '.join(PEOPLE)}")
+    summary = facts.summary
+    found = results(summary.get("scores", []), summary.get("comparisons", []))
+    tables = dict(found.tables)
+    model = facts.config.get("model") or {}
+    sizes = summary.get("parameters") or {}
+    router = summary.get("router") or {}
+    return render_page(
+        "applied_card",
+        title=f"Applied model card: Med-MoE ({summary.get('data', 'run')})",
+        people=PEOPLE | dict(people or {}),
+        commit=summary.get("commit"),
+        dirty=facts.run.get("dirty", False),
+        data=summary.get("data") or "not named by the run",
+        notes=summary.get("notes", []),
+        versions=facts.run.get("versions") or {},
+        domains=list(facts.domains or model.get("domains", [])),
+        top_k=model.get("num_experts_per_tok"),
+        parts=[model[key] for key in ("language_model", "vision_encoder") if key in model],
+        parameters={k: f"{sizes[k]:,}".replace(",", " ") for k in _SIZES} if sizes else {},
+        results=found,
+        tables=tables,
+        by_type=[
+            row
+            for title, rows in found.tables
+            if title.startswith("By ")
+            for row in rows
+            if row.protocol in OURS
+        ],
+        router=router if router.get("n") else None,
+        router_interval=interval(router),
+        hashes=sorted(((facts.run.get("data") or {}).get("sha256") or {}).items()),
+        paper=PAPER,
+        sets=sorted({place(row["task"], row["split"]) for row in summary.get("scores", [])}),
+    )

@@ -1,0 +1,141 @@
+"""The page of a comparison: verdict, wins and losses, and the pictures whose answers flipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medmoe.data.schema import Pixels, Record
+from medmoe.evaluation.comparing.run_comparison import Comparison, Difference, Flip
+from medmoe.evaluation.files.known_records import known_records, picture_of, with_question
+from medmoe.evaluation.pages.page import points, render_page, write_page
+
+MAX_FLIPS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    record: Record
+    a: str
+    b: str
+    won: bool
+    picture: Pixels | None
+
+
+def write_compare_page(
+    path: Path,
+    names: tuple[str, str],
+    found: Sequence[Comparison],
+    *,
+    root: Path | None,
+    images: Path | None,
+    phantom_seed: int,
+) -> None:
+    """Write the page, whole or not at all.
+
+    Args:
+        path: The HTML file.
+        names: Sides A and B, as the user named them.
+        found: One comparison per set of records.
+        root: Folder of the data sets, for questions and pictures.
+        images: Folder of pictures under their own names, for other models' records.
+        phantom_seed: The seed that the phantom's pictures were drawn with.
+
+    Raises:
+        GuardError: The disk is full.
+        MedMoeError: The file cannot be written.
+    """
+    flips = [flip for comparison in found for flip in comparison.flips]
+    chosen = most_telling(flips, MAX_FLIPS)
+    known = known_records([flip.record for flip in chosen], root, phantom_seed)
+    shown = [
+        _Shown(
+            with_question(flip.record, known),
+            answers_in_words(flip.a),
+            answers_in_words(flip.b),
+            flip.change > 0,
+            picture_of(flip.record, known, images),
+        )
+        for flip in chosen
+    ]
+    differences = [row for comparison in found for row in comparison.differences]
+    text = render_page(
+        "compare",
+        title="B against A",
+        a=names[0],
+        b=names[1],
+        runs=(len(differences[0].a_runs), len(differences[0].b_runs)),
+        is_named=any(row.name for row in differences),
+        verdict=verdict(differences),
+        worse=bool(losses(differences)),
+        sentences=list(sentences(differences)),
+        differences=differences,
+        wins=[row for comparison in found for row in comparison.wins],
+        flips=shown,
+        flipped=len(flips),
+        without_picture=sum(flip.picture is None for flip in shown),
+    )
+    write_page(path, text)
+
+
+def most_telling(flips: Sequence[Flip], limit: int) -> list[Flip]:
+    """Return at most ``limit`` flips, losses first: half of each kind where there are enough."""
+    lost = [flip for flip in flips if flip.change < 0]
+    won = sorted((flip for flip in flips if flip.change > 0), key=lambda flip: -flip.change)
+    half = limit // 2
+    first = lost[: max(half, limit - len(won))]
+    return first + won[: limit - len(first)]
+
+
+def answers_in_words(answers: Sequence[str]) -> str:
+    """Return the answers of several runs, each once and with how often it was given."""
+    counts = {answer: answers.count(answer) for answer in answers}
+    if len(answers) == 1:
+        return answers[0] or "(empty)"
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    return "; ".join(f"{answer or '(empty)'} ({count}×)" for answer, count in ordered)
+
+
+def losses(differences: Sequence[Difference]) -> list[Difference]:
+    """Return the deciding rows in which B is worse."""
+    return [row for row in differences if row.decides and row.worse]
+
+
+def verdict(differences: Sequence[Difference]) -> str:
+    """Return in a sentence whether B is worse than A."""
+    lost = losses(differences)
+    won = [row for row in differences if row.decides and row.better]
+    if lost:
+        places = ", ".join(dict.fromkeys(_place(row) for row in lost))
+        return f"B is worse than A: {places}."
+    if won:
+        places = ", ".join(dict.fromkeys(_place(row) for row in won))
+        return f"B is better than A: {places}. Nowhere is it shown to be worse."
+    return "Neither is shown to be better."
+
+
+def sentences(differences: Sequence[Difference]) -> Iterator[str]:
+    """Say of each deciding row what its interval bears."""
+    for row in differences:
+        if not row.decides:
+            continue
+        text = f"{_place(row)}: {points(row.difference)} points"
+        if row.low is None or row.high is None:
+            yield f"{text}; a single image gives no interval, so this shows nothing."
+            continue
+        inside = f"{points(row.low)} to {points(row.high)}, n = {row.n}"
+        said = "the interval holds zero"
+        if row.worse or row.better:
+            said = "B is worse" if row.worse else "B is better"
+        yield f"{text}, about {_questions(row)} ({inside}): {said}."
+
+
+def _questions(row: Difference) -> str:
+    """Return how many questions a difference amounts to: a point may be less than one."""
+    count = round(abs(row.difference) / 100 * row.n)
+    return f"{count} question{'' if count == 1 else 's'}"
+
+
+def _place(row: Difference) -> str:
+    return " ".join(part for part in (row.name, row.subset) if part)

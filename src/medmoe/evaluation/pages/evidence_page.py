@@ -1,0 +1,55 @@
+"""The evidence card: one self-contained page on one answer, from `medmoe explain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from medmoe.evaluation.pages.page import render_page, write_page
+from medmoe.inference.evidence import BEAM, Evidence
+from medmoe.inference.evidence_picture import region_picture
+
+
+def write_evidence(path: Path, evidence: Evidence, image: Image.Image, model: str) -> None:
+    """Write the card, whole or not at all.
+
+    Args:
+        path: The HTML file.
+        image: The picture asked about, upright RGB.
+        model: What to call the model on the page.
+
+    Raises:
+        GuardError: The disk is full.
+        MedMoeError: The file cannot be written.
+    """
+    write_page(path, render_evidence(evidence, image, model))
+
+
+def render_evidence(evidence: Evidence, image: Image.Image, model: str) -> str:
+    """Return the card as HTML."""
+    routing = evidence.routing
+    return render_page(
+        "evidence",
+        title="Evidence card",
+        model=model,
+        evidence=evidence,
+        picture=region_picture(image, evidence.attribution),
+        domains=sorted(routing.probabilities.items(), key=lambda p: -p[1]) if routing else [],
+        experts=routing.experts if routing else {},
+        columns=list(routing.probabilities) if routing else [],
+        beam=BEAM,
+        deletion=_deletion_in_words(evidence),
+    )
+
+
+def _deletion_in_words(evidence: Evidence) -> str:
+    test = evidence.attribution.deletion
+    figures = (
+        f"greying out the regions of the highest shares (10, 20 and 30 % of them) lowers the "
+        f"answer’s log-probability by {test.most_important:.3g} on average, as many random regions "
+        f"by {test.random:.3g}"
+    )
+    if test.passed:
+        return f"Passed: {figures}."
+    return f"Not passed: {figures}. Do not read the map as the answer’s reason."

@@ -1,0 +1,169 @@
+"""What every HTML page of ours shares: one self-contained file, its frame, pictures and writing.
+
+A page opens offline in any browser, light and dark, and prints well: no script, font, style or
+image from elsewhere; figures are inline SVG, pictures are data URIs, numbers are plain text. What
+stands on a page is decided by its own module; all of them extend ``templates/base.html.j2``.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import io
+import os
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medmoe.errors import DataError, GuardError, MedMoeError
+
+Picture = bytes | npt.NDArray[np.uint8]
+
+#: Longest side of an embedded array: sharp at its size on the page, and the file stays small.
+MAX_SIDE = 320
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def render_page(template: str, **content: Any) -> str:
+    """Return a page as HTML.
+
+    Args:
+        template: File name in ``templates``, without ``.html.j2``.
+        content: What the template shows; all text in it is escaped.
+    """
+    return str(_environment().get_template(template).render(**content))
+
+
+@cache
+def _environment() -> Any:
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    environment = Environment(  # what is inserted is escaped, whatever it says
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FunctionLoader(_source),
+    )
+    environment.filters.update(
+        picture=data_uri,
+        percent=percent,
+        points=points,
+        probability=_probability,
+        code=_code,
+        trusted_svg=_trusted_svg,
+    )
+    return environment
+
+
+def _source(template: str) -> str:
+    file = resources.files("medmoe.evaluation.pages").joinpath(f"templates/{template}.html.j2")
+    return file.read_text(encoding="utf-8")
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a page, whole or not at all; an older one is replaced, missing folders are made.
+
+    Raises:
+        GuardError: The disk is full.
+        MedMoeError: The file cannot be written for another reason.
+    """
+    # In the same folder, so that the replace is one atomic step of the file system.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise GuardError(
+                f"{path}: the disk is full; free some space or write elsewhere"
+            ) from error
+        raise MedMoeError(
+            f"{path}: the report cannot be written ({error.strerror}); give a place that you "
+            "may write to"
+        ) from error
+
+
+def percent(value: float | None) -> str:
+    """Return a value in percent with one decimal; a dash where there is none."""
+    return "–" if value is None else f"{value:.1f}"
+
+
+def points(value: float | None) -> str:
+    """Return a difference in points with its sign, if not zero; a dash where there is none."""
+    if value is None:
+        return "–"
+    text = f"{value:+.1f}".replace("-", "−")
+    return "0.0" if text[1:] == "0.0" else text
+
+
+def _probability(value: float) -> str:
+    """Two decimals, but never a certainty that rounding made."""
+    return "> 0.99" if 0.995 <= value < 1 else f"{value:.2f}"
+
+
+def _code(text: str) -> Any:
+    """Escape a line and set its `…` parts as code."""
+    from markupsafe import Markup, escape
+
+    parts = text.split("`")
+    if len(parts) % 2 == 0:  # a lone backtick is no code
+        return escape(text)
+    code = Markup("<code>{}</code>")
+    return Markup("").join(code.format(p) if i % 2 else escape(p) for i, p in enumerate(parts))
+
+
+def _trusted_svg(text: str) -> Any:
+    """Insert an SVG that our own figures drew as it is; anything else is refused."""
+    from markupsafe import Markup
+
+    if not text.lstrip().startswith("<svg") or "<script" in text.lower():
+        raise DataError(f"figure starts with {text[:20]!r}, which is no plain SVG element")
+    return Markup(text)
+
+
+def data_uri(picture: Picture) -> str:
+    """Return a picture as the address of an image tag.
+
+    Args:
+        picture: PNG bytes, or pixels (H, W) or (H, W, 3), uint8.
+
+    Raises:
+        DataError: It is neither.
+    """
+    return "data:image/png;base64," + base64.b64encode(_png(picture)).decode("ascii")
+
+
+def _png(picture: Picture) -> bytes:
+    """Return PNG bytes of a picture, arrays shrunk to `MAX_SIDE`."""
+    if isinstance(picture, bytes):
+        if not picture.startswith(PNG_SIGNATURE):
+            raise DataError(
+                f"picture bytes start with {picture[:8]!r}, which is no PNG; encode it as PNG or "
+                "give its pixels"
+            )
+        return picture
+    from PIL import Image
+
+    right = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)
+    if not right or picture.dtype != np.uint8 or picture.size == 0:
+        raise DataError(
+            f"picture has shape {picture.shape} and type {picture.dtype}; give (H, W) or "
+            "(H, W, 3) uint8"
+        )
+    image = Image.fromarray(np.ascontiguousarray(picture))
+    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()

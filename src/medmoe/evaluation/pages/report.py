@@ -1,0 +1,198 @@
+"""One self-contained ``report.html``: what a run learned, how well, and which expert did what.
+
+It opens offline in any browser and prints well: no script, font, style or image from elsewhere;
+figures are inline SVG (the paper's figures 4 and 5 among them), pictures are data URIs. It draws no
+conclusion that the intervals do not bear, and it computes no score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medmoe.evaluation.pages.page import Picture, render_page, write_page
+from medmoe.evaluation.pages.report_rows import interval, percent, results
+from medmoe.routing import figures
+
+PHASES = {
+    "phase0": "phase 0, stand-in backbones",
+    "phase1": "phase 1, alignment",
+    "phase2": "phase 2, instruction tuning",
+    "router": "router",
+    "phase3": "phase 3, MoE tuning",
+    "sft": "SFT, the comparison",
+    "eval": "evaluation",
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One answered question.
+
+    Attributes:
+        picture: PNG bytes, or pixels (H, W) or (H, W, 3), uint8.
+        domain: The domain that the router chose for the picture.
+        domain_probability: Its probability, 0 to 1.
+    """
+
+    picture: Picture
+    question: str
+    prediction: str
+    truth: str
+    correct: bool
+    confidence: float | None = None
+    domain: str | None = None
+    domain_probability: float | None = None
+
+
+@dataclass(frozen=True)
+class DataTable:
+    """A table of a section; the first ``text_columns`` are set left, the numbers after them right.
+
+    Attributes:
+        rows: One value per column, ready to print.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    text_columns: int = 1
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of a section: one SVG element that our own code drew, or a picture.
+
+    Attributes:
+        caption: What it shows, in words; also read aloud in place of a picture.
+    """
+
+    caption: str
+    svg: str = ""
+    picture: Picture | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report that another module adds: calibration, routing, what the paper has.
+
+    Attributes:
+        id: Its anchor, unique on the page.
+        paragraphs: Sentences; text in backticks is shown as code.
+    """
+
+    id: str
+    title: str
+    paragraphs: Sequence[str] = ()
+    tables: Sequence[DataTable] = ()
+    figures: Sequence[Figure] = ()
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """What the report shows; empty parts are left out of it.
+
+    Attributes:
+        summary: The object of ``summary.json``.
+        curves: Phase → (step, loss) points.
+        expert_share: MoE layer index → shares (modalities, experts), 0 to 1; NaN = no tokens.
+        modalities: Row labels of ``expert_share``.
+        domains: Its column labels, and the labels of ``confusion``, in the order of the experts.
+        confusion: Counts (D, D) of images by true domain (row) and the router's domain (column).
+        sheet: Captions and pictures of the contact sheet.
+        sections: Further parts, shown before the data.
+        notes: Sentences on this run, shown under the headline.
+        next_steps: What to try next; text in backticks is shown as code.
+    """
+
+    title: str
+    summary: Mapping[str, Any]
+    curves: Mapping[str, list[tuple[int, float]]] = field(default_factory=dict)
+    expert_share: Mapping[int, npt.NDArray[np.float64]] = field(default_factory=dict)
+    modalities: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
+    confusion: npt.NDArray[np.int64] | None = None
+    sheet: list[tuple[str, npt.NDArray[np.uint8]]] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+    sections: Sequence[Section] = ()
+    notes: list[str] = field(default_factory=list)
+    next_steps: list[str] = field(default_factory=list)
+
+
+def write_report(path: Path, data: ReportData) -> None:
+    """Write the report, whole or not at all; equal data give equal bytes.
+
+    Args:
+        path: The HTML file; an older one is replaced, missing folders are made.
+        data: What to show.
+
+    Raises:
+        DataError: A picture or a table in ``data`` has a shape that cannot be shown.
+        GuardError: The disk is full.
+        MedMoeError: The file cannot be written for another reason.
+    """
+    write_page(path, render_report(data))
+
+
+def render_report(data: ReportData) -> str:
+    """Return the report as HTML."""
+    from markupsafe import Markup
+
+    summary = data.summary
+    router = summary.get("router") or {}
+    return render_page(
+        "report",
+        title=data.title,
+        data=data,
+        summary=summary,
+        results=results(summary.get("scores", []), summary.get("comparisons", [])),
+        facts=_facts(summary),
+        times=_times(summary.get("seconds") or {}),
+        router=router if router.get("n") else None,
+        router_interval=interval(router),
+        router_sets=[
+            (name, percent(found["accuracy"]), interval(found), found["n"])
+            for name, found in (router.get("by_dataset") or {}).items()
+        ],
+        curves=[Markup(figures.learning_curves({k: v})) for k, v in data.curves.items()],
+        heatmaps=[
+            Markup(figures.expert_heatmap({layer: share}, data.modalities, data.domains))
+            for layer, share in sorted(data.expert_share.items())
+        ],
+        confusion=None
+        if data.confusion is None
+        else Markup(figures.confusion_matrix(data.confusion, data.domains)),
+    )
+
+
+def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the name and value of what identifies the run."""
+    parameters = summary.get("parameters") or {}
+    facts = [("data", summary.get("data")), ("seed", summary.get("seed"))]
+    facts += [
+        (f"parameters {kind}", f"{parameters[kind]:,}".replace(",", " "))
+        for kind in ("total", "activated")
+        if parameters.get(kind) is not None
+    ]
+    facts += [("commit", summary.get("commit")), ("config SHA-256", summary.get("config_sha256"))]
+    return [(name, str(value)) for name, value in facts if value is not None]
+
+
+def _times(seconds: Mapping[str, float]) -> list[tuple[str, str, float]]:
+    """Return each phase's name, its time in words and its share of the whole in percent."""
+    whole = sum(seconds.values())
+    rows = [
+        (PHASES.get(name, name), _minutes(value), 100 * value / whole if whole else 0.0)
+        for name, value in seconds.items()
+    ]
+    return [*rows, ("all", _minutes(whole), 100.0)] if rows else []
+
+
+def _minutes(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{seconds:.1f} s"

@@ -1,0 +1,158 @@
+"""The report of any run from what stands in its folder: summary, curves, answers, circumstances.
+
+A run of another verb, of an older version, or one that was stopped has less; what is missing is
+left out of the page. The demonstration adds its routing pictures itself (`medmoe.experiments`);
+other modules add sections.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medmoe.data.schema import Record
+from medmoe.errors import DataError
+from medmoe.evaluation.comparing.comparison import is_right
+from medmoe.evaluation.files.json_lines import read_rows
+from medmoe.evaluation.files.known_records import known_records, picture_of, with_question
+from medmoe.evaluation.files.predictions import Prediction, pair, read_predictions
+from medmoe.evaluation.files.run_files import read_side
+from medmoe.evaluation.files.truth import own_truth
+from medmoe.evaluation.pages.page import percent
+from medmoe.evaluation.pages.report import DataTable, Example, ReportData, Section
+from medmoe.evaluation.pages.report_rows import interval, system_name
+from medmoe.evaluation.tasks import TASKS, paper_rows
+
+EXAMPLES_PER_TASK = 6
+
+
+def report_of_run(
+    folder: Path,
+    *,
+    title: str | None = None,
+    root: Path | None = None,
+    sections: Sequence[Section] = (),
+) -> ReportData:
+    """Return what the report of a run shows.
+
+    Args:
+        folder: A run folder with ``summary.json``; ``metrics.jsonl`` and predictions if they exist.
+        title: The page's heading; by default the run's data and the folder's name.
+        root: Folder of the data sets, for the questions and pictures of the examples; the phantom's
+            are drawn again.
+        sections: Further parts of the page.
+
+    Raises:
+        DataError: There is no summary, or a file of the run cannot be read.
+    """
+    summary = _summary(folder)
+    scores = summary.get("scores", [])
+    systems = list(dict.fromkeys(row["system"] for row in scores))
+    lead = "moe" if "moe" in systems or not systems else systems[0]
+    paper = paper_section(scores, lead)
+    return ReportData(
+        title=title or f"{summary.get('data', 'Run')}: {folder.resolve().name}",
+        summary=summary,
+        curves=_curves(folder / "metrics.jsonl"),
+        sections=[*sections, *([paper] if paper else [])],
+        examples=_examples(folder, root, int(summary.get("seed") or 0)),
+        notes=[str(note) for note in summary.get("notes", [])],
+    )
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    path = folder / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error.__class__.__name__}); give the folder of a run that "
+            "has ended"
+        ) from error
+    if not isinstance(summary, dict):
+        raise DataError(f"{path} holds no JSON object; give the folder of a run")
+    return summary
+
+
+def _curves(path: Path) -> dict[str, list[tuple[int, float]]]:
+    if not path.is_file():
+        return {}
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for _, row in read_rows(path, "metrics"):
+        if {"phase", "step", "loss"} <= set(row):
+            curves.setdefault(str(row["phase"]), []).append((int(row["step"]), float(row["loss"])))
+    return curves
+
+
+def _examples(folder: Path, root: Path | None, seed: int) -> list[Example]:
+    """Return some answered questions of each task, drawn by the seed alone."""
+    try:
+        files = read_side(str(folder)).runs[0]
+    except DataError:  # a run without answers
+        return []
+    chosen: list[tuple[Record, Prediction]] = []
+    rng = random.Random(seed)
+    lead = [path for name, path in files.items() if not name.startswith("sft-")]
+    for path in lead:
+        pairs = pair(own_truth(path), read_predictions(path))
+        chosen += rng.sample(pairs, min(EXAMPLES_PER_TASK, len(pairs)))
+    known = known_records([record for record, _ in chosen], root, seed)
+    found = []
+    for record, prediction in chosen:
+        picture = picture_of(record, known, None)
+        if picture is not None:
+            found.append(
+                Example(
+                    picture=picture,
+                    question=with_question(record, known).question,
+                    prediction=prediction.text,
+                    truth=record.answer,
+                    correct=is_right(record, prediction),
+                    confidence=prediction.confidence,
+                )
+            )
+    return found
+
+
+def paper_section(scores: Sequence[Mapping[str, Any]], lead: str = "moe") -> Section | None:
+    """Return what the paper reports on the scored tasks, beside ours; None where it does not.
+
+    Only rows of the same subset, protocol and metric stand side by side, on the split that the
+    paper reports.
+
+    Args:
+        scores: The score rows of ``summary.json``.
+        lead: The system whose scores are shown as ours.
+    """
+    ours = {
+        tuple(row[key] for key in ("task", "subset", "protocol", "metric")): row
+        for row in scores
+        if row["system"] == lead and row.get("control") is None
+    }
+    rows = []
+    for task in dict.fromkeys(str(row["task"]) for row in scores):
+        for row in paper_rows(task) if task in TASKS else ():
+            own = ours.get((task, row.subset, row.our_protocol, row.metric), {})
+            rows.append(
+                (
+                    task,
+                    f"{row.subset} {row.metric}",
+                    row.protocol,
+                    f"{row.system} (table {row.table})",
+                    f"{row.value:.2f}",
+                    percent(own.get("value")),
+                    interval(own) or "–",
+                    str(own.get("n", "–")),
+                )
+            )
+    if not rows:
+        return None
+    columns = ("Task", "Score", "Protocol", "Paper", "its value", system_name(lead), "95 %", "n")
+    text = (
+        "The paper gives values without intervals or n. It trained models of billions of weights "
+        "on more data; its rows say what the method reached there, not what this run should."
+    )
+    return Section("paper", "The paper’s figures", (text,), (DataTable(columns, rows, "", 4),))

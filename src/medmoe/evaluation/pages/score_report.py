@@ -1,0 +1,84 @@
+"""The report of `medmoe score`: any model's answers as score rows, then as any run's page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from medmoe.evaluation.pages.report import ReportData, write_report
+from medmoe.evaluation.pages.run_report import paper_section
+
+MAIN_SUBSETS = ("closed", "open", "all")
+_SYSTEM = "answers"
+#: What is shown of each protocol; the JSON holds every metric. Question types: strict accuracy.
+_SHOWN: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "strict": {
+        "closed": ("accuracy",),
+        "open": ("exact_match", "f1", "recall"),
+        "all": ("accuracy",),
+    },
+    "reference": {
+        "closed": ("accuracy",),
+        "open": ("recall", "exact_match", "f1", "bleu1", "bleu2", "bleu3"),
+    },
+    "llava_med": {"closed": ("accuracy",), "open": ("recall", "f1")},
+    "token_f1": {"closed": ("accuracy", "f1"), "open": ("f1",), "all": ("f1",)},
+    "label_score": {"all": ("accuracy", "auc")},
+}
+
+
+def write_score_report(path: Path, result: Mapping[str, Any]) -> None:
+    """Write the page of what ``score --json`` holds, whole or not at all.
+
+    Raises:
+        GuardError: The disk is full.
+        MedMoeError: The file cannot be written.
+    """
+    task = str(result["task"] or result["truth"])
+    scores = list(score_rows(result, task))
+    section = paper_section(scores, lead=_SYSTEM)
+    data = ReportData(
+        title=f"Scores of {result['predictions']}",
+        summary={"data": result["truth"], "seed": result["seed"], "scores": scores},
+        sections=() if section is None else (section,),
+        notes=[note[0].upper() + note[1:] + "." for note in result["notes"]],
+    )
+    write_report(path, data)
+
+
+def shown(protocol: str, subsets: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield subset and metric of the cells of a protocol that people are shown first."""
+    for subset, metrics in _SHOWN[protocol].items():
+        yield from ((subset, metric) for metric in metrics if metric in subsets.get(subset, {}))
+
+
+def score_rows(result: Mapping[str, Any], task: str) -> Iterator[dict[str, Any]]:
+    """Yield the shown cells of ``score --json`` as rows of a ``summary.json``.
+
+    The constant baseline is the best constant answer.
+    """
+    for protocol, subsets in result["protocols"].items():
+        types = [name for name in subsets if name not in MAIN_SUBSETS]
+        chosen = list(shown(protocol, subsets))
+        if protocol in ("strict", "label_score"):
+            chosen += [(name, "accuracy") for name in types]
+        for subset, metric in chosen:
+            blind = {
+                name: cells[protocol][subset][metric]["value"]
+                for name, cells in result["baselines"].items()
+                if metric in cells.get(protocol, {}).get(subset, {})
+            }
+            question_only = blind.pop("question_only", None)
+            yield {
+                "system": _SYSTEM,
+                "task": task,
+                "split": "",
+                "subset": subset,
+                "protocol": protocol,
+                "metric": metric,
+                **subsets[subset][metric],
+                "constant_baseline": max(blind.values(), default=None),
+                "question_only_baseline": question_only,
+                "control": None,
+            }

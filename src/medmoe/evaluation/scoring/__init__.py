@@ -1,0 +1,1 @@
+"""Answers to score rows: protocols applied, intervals, baselines, breakdowns."""

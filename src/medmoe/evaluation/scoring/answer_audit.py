@@ -1,0 +1,108 @@
+"""What a data set's answers give away without a picture: counts, repeats and constant answers.
+
+For each part: how the answers are distributed, which rows repeat, and what the baselines of
+`medmoe.evaluation.scoring.baselines` would score on it by whole-answer match, learned from the
+training part of the same set where there is one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from medmoe.data.schema import Record
+from medmoe.evaluation.metrics import normalise
+from medmoe.evaluation.scoring import baselines
+
+_TOP = 10
+
+
+def audit_answers(parts: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
+    """Return, for each part, counts, repeats and baselines; captions are left out.
+
+    Args:
+        parts: Name, e.g. ``vqa_rad/train``, and records.
+    """
+    asked = {name: [r for r in found if r.task != "caption"] for name, found in parts.items()}
+    return {name: _part(name, found, asked) for name, found in asked.items() if found}
+
+
+def _part(
+    name: str, records: Sequence[Record], parts: Mapping[str, Sequence[Record]]
+) -> dict[str, Any]:
+    train_name = _train_of(name, parts)
+    train = parts[train_name] if train_name else []
+    rows = Counter(map(_row_key, records))
+    return {
+        "n": len(records),
+        "images": len({record.image.id for record in records}),
+        "answer_types": dict(Counter(record.answer_type for record in records)),
+        "question_types": dict(Counter(record.question_type for record in records).most_common()),
+        "distinct_answers": len({normalise(record.answer) for record in records}),
+        "top_answers": {
+            kind: _top([r for r in records if r.answer_type == kind]) for kind in ("closed", "open")
+        },
+        "repeated_rows": sum(count - 1 for count in rows.values()),
+        "contradicting_rows": _contradictions(records),
+        "rows_also_in": {
+            other: sum(_row_key(record) in set(map(_row_key, found)) for record in records)
+            for other, found in parts.items()
+            if other != name and found
+        },
+        "baselines": _baselines(records, train),
+        "baselines_learned_from": train_name,
+    }
+
+
+def _train_of(name: str, parts: Mapping[str, Sequence[Record]]) -> str | None:
+    """Return the training part of the same set, None for a training part itself."""
+    dataset, _, split = name.rpartition("/")
+    train = f"{dataset}/train"
+    return train if split != "train" and parts.get(train) else None
+
+
+def _row_key(record: Record) -> Hashable:
+    return record.image.id, record.question.strip().casefold(), normalise(record.answer)
+
+
+def _contradictions(records: Sequence[Record]) -> int:
+    """Return how many questions on an image have two different closed answers."""
+    answers: dict[Hashable, set[str]] = {}
+    for record in records:
+        if record.answer_type == "closed":
+            key = record.image.id, record.question.strip().casefold()
+            answers.setdefault(key, set()).add(normalise(record.answer))
+    return sum(len(found) > 1 for found in answers.values())
+
+
+def _top(records: Sequence[Record]) -> list[dict[str, Any]]:
+    counts = Counter(normalise(record.answer) for record in records)
+    return [
+        {"answer": answer, "n": n, "share": round(100 * n / len(records), 2)}
+        for answer, n in counts.most_common(_TOP)
+    ]
+
+
+def _baselines(records: Sequence[Record], train: Sequence[Record]) -> dict[str, dict[str, float]]:
+    """Return baseline -> answer type -> percent right."""
+    predictors: dict[str, baselines.Predictor] = dict(baselines.CONSTANTS)
+    predictors["question_only"] = baselines.question_only
+    found = {}
+    for name, predict in predictors.items():
+        if train or name in ("always_yes", "always_no"):
+            found[name] = _scores(records, predict(train, records))
+    return found
+
+
+def _scores(records: Sequence[Record], answers: Mapping[str, str]) -> dict[str, float]:
+    scores = {}
+    for kind in ("closed", "open"):
+        chosen = [r for r in records if r.answer_type == kind]
+        if chosen:
+            right = sum(
+                normalise(answers[r.id]) in {normalise(a) for a in (r.answer, *r.references)}
+                for r in chosen
+            )
+            scores[kind] = round(100 * right / len(chosen), 2)
+    return scores

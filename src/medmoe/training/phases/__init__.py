@@ -1,0 +1,1 @@
+"""The paper's phases, one file each, and the stand-in backbones before them."""

@@ -1,0 +1,179 @@
+"""The router (part of phase 2; paper, section 3.2 and Figure 6): modality from hidden states.
+
+Tokens of at most 1,000 labelled images pass the frozen phase-2 model; what the FFNs of the future
+MoE layers read is kept (`router_states`), and the router learns the image's domain from it: token
+by token or from their mean, one router shared by all layers (as the reference) or one for each.
+The reference ships router weights but no code to train them.
+
+Shapes: B images, L MoE layers, T tokens kept of an image and layer, D hidden, E domains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from medmoe.data.schema import ImageRecord
+from medmoe.domains import domain_of
+from medmoe.errors import ConfigError, DataError
+from medmoe.model.configuration_medmoe import MedMoeConfig
+from medmoe.model.moe import Router
+from medmoe.model.upcycle import RouterState
+from medmoe.training.packed import PhaseContext
+from medmoe.training.phases.router_states import LabelledStates, labelled_states
+from medmoe.training.schedule import Schedule
+from medmoe.training.trainer import PhaseResult, run_phase
+
+RouterLoss = Literal["token", "pooled"]
+
+
+class RouterTraining(nn.Module):
+    """Routers with their loss: cross-entropy of the domain, at each token or at their mean.
+
+    Args:
+        config: Gives the shapes and the number of MoE layers.
+        loss: ``token`` or ``pooled``.
+        per_layer: One router for each MoE layer instead of one for all.
+    """
+
+    def __init__(self, config: MedMoeConfig, loss: RouterLoss, per_layer: bool) -> None:
+        super().__init__()
+        count = len(config.moe_layers or []) if per_layer else 1
+        self.router = nn.ModuleList(Router(config) for _ in range(count))
+        self.loss = loss
+
+    def forward(self, states: Tensor, domain: Tensor) -> dict[str, Tensor]:
+        """Return the mean loss of states (B, L, T, D) float32 against domains (B,) int64."""
+        if self.loss == "pooled":
+            states = states.mean(dim=2, keepdim=True)
+        logits = self.logits(states)
+        target = domain[:, None].expand(logits.shape[:2])
+        return {"loss": functional.cross_entropy(logits.flatten(0, 1), target.flatten())}
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Return the logits (B, L·T, E) of states (B, L, T, D)."""
+        routers: list[Any] = list(self.router)
+        if len(routers) == 1:
+            found: Tensor = routers[0].logits(states.flatten(1, 2))
+            return found
+        parts = [router.logits(states[:, i]) for i, router in enumerate(routers)]
+        return torch.cat(parts, dim=1)
+
+    def states(self) -> RouterState | list[RouterState]:
+        """Return the weights as `upcycle` takes them: of the one router, or of each layer's."""
+        found: list[RouterState] = [
+            {name: tensor.detach().cpu() for name, tensor in router.state_dict().items()}
+            for router in self.router
+        ]
+        return found if len(found) > 1 else found[0]
+
+
+def choose_labelled(
+    images: Sequence[ImageRecord], domains: Sequence[str], limit: int, seed: int
+) -> list[ImageRecord]:
+    """Return at most ``limit`` images with a domain, as equal in number per domain as they allow.
+
+    A smaller limit chooses some of the images that a larger one chooses.
+
+    Raises:
+        ConfigError: The limit is not one image for each domain.
+        DataError: Fewer than two domains have an image.
+    """
+    if limit < len(domains):
+        raise ConfigError(
+            f"router.labels ({limit}) must be at least the number of domains ({len(domains)}); "
+            "use --set router.labels=1000"
+        )
+    rng = np.random.default_rng(seed)
+    pools: dict[str, list[ImageRecord]] = {name: [] for name in domains}
+    for image in images:
+        name = domain_of(image.modality, domains)
+        if name is not None:
+            pools[name].append(image)
+    if sum(bool(pool) for pool in pools.values()) < 2:
+        have = ", ".join(name for name, pool in pools.items() if pool) or "none"
+        raise DataError(
+            f"the router needs labelled images of at least two of the domains "
+            f"{', '.join(domains)}; found: {have}; add a data set with modality labels"
+        )
+    share = limit // len(pools)
+    return [pool[i] for pool in pools.values() for i in rng.permutation(len(pool))[:share].tolist()]
+
+
+def train_router(
+    context: PhaseContext,
+    config: MedMoeConfig,
+    images: Sequence[ImageRecord],
+    loss: RouterLoss = "token",
+    per_layer: bool = False,
+) -> tuple[RouterState | list[RouterState], PhaseResult]:
+    """Train the router of all MoE layers on the frozen dense model's hidden states.
+
+    Args:
+        context: Its model is the phase-2 model; it is not changed.
+        config: Of the future MoE model: its layers, domains and router depth.
+        images: Labelled images, as `choose_labelled` gives them.
+        loss: At each token, or at the mean of an image's tokens.
+        per_layer: One router for each MoE layer instead of one for all.
+
+    Returns:
+        The router's weights, as `upcycle` takes them, and the learning curve.
+    """
+    labelled = labelled_states(context, config, images)
+    return fit_router(context, config, labelled, loss, per_layer)
+
+
+def fit_router(
+    context: PhaseContext,
+    config: MedMoeConfig,
+    labelled: LabelledStates,
+    loss: RouterLoss = "token",
+    per_layer: bool = False,
+) -> tuple[RouterState | list[RouterState], PhaseResult]:
+    """Train a router on states that are already collected; see `train_router`."""
+    spec, steps = context.specs["phase2_router"], context.steps["phase2_router"]
+    torch.manual_seed(context.seed)
+    model = RouterTraining(config, loss, per_layer)
+
+    def draw(index: int, rng: np.random.Generator) -> int:
+        return index
+
+    def collate(rows: Sequence[int]) -> dict[str, Tensor]:
+        chosen = torch.tensor(rows)
+        return {"states": labelled.states[chosen], "domain": labelled.domains[chosen]}
+
+    schedule = Schedule(
+        draw, len(labelled.images), steps * spec.batch_size, context.seed, names=labelled.images
+    )
+    result = run_phase(
+        "phase2_router",
+        model,
+        schedule,
+        collate,
+        spec,
+        steps,
+        context.seed,
+        context.progress,
+        context.settings,
+    )
+    return model.states(), result
+
+
+@torch.no_grad()
+def route(
+    config: MedMoeConfig, router: RouterState | Sequence[RouterState], states: Tensor
+) -> Tensor:
+    """Return each image's domain (N,) int64 by a router, from states (N, L, T, D).
+
+    The domain is that of the highest mean probability over the image's tokens and layers.
+    """
+    given = [router] if not isinstance(router, Sequence) else list(router)
+    model = RouterTraining(config, "token", per_layer=len(given) > 1)
+    for module, state in zip(model.router, given, strict=True):
+        module.load_state_dict(dict(state))
+    return model.logits(states).softmax(-1).mean(dim=1).argmax(-1)

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from medmoe.data.schema import Record
+from medmoe.errors import DataError
+from medmoe.evaluation.files.predictions import (
+    Prediction,
+    pair,
+    read_predictions,
+    write_predictions,
+)
+
+Make = Callable[..., Record]
+
+
+def test_pairs_follow_ids_and_not_positions(make_record: Make) -> None:
+    records = [make_record("a"), make_record("b", "no")]
+    found = pair(records, [Prediction("b", "no"), Prediction("a", "yes")])
+    assert [(r.id, p.id, p.text) for r, p in found] == [("a", "a", "yes"), ("b", "b", "no")]
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (["a"], "missing predictions for: 'b'"),
+        (["a", "b", "b"], "predictions with a duplicate id: 'b'"),
+        (["a", "b", "c"], "unknown prediction ids: 'c'"),
+    ],
+)
+def test_ids_that_do_not_pair_are_named(make_record: Make, ids: list[str], message: str) -> None:
+    records = [make_record("a"), make_record("b")]
+    with pytest.raises(DataError, match=message):
+        pair(records, [Prediction(i, "yes") for i in ids])
+
+
+def test_a_record_that_stands_twice_is_named(make_record: Make) -> None:
+    with pytest.raises(DataError, match="records with a duplicate id: 'a'"):
+        pair([make_record("a"), make_record("a")], [Prediction("a", "yes")])
+
+
+def test_many_ids_are_counted_and_not_all_listed(make_record: Make) -> None:
+    with pytest.raises(DataError, match=r"'r0', 'r1', 'r2', 'r3', 'r4' and 15 more") as caught:
+        pair([make_record(f"r{i}") for i in range(20)], [])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_gives_back_what_was_written(make_record: Make, tmp_path: Path) -> None:
+    records = [
+        make_record("a", "no", image="scan 1"),
+        make_record("b", "links", references=("rechts, ödem",)),
+        make_record("c", "x", options=("x", "y")),
+    ]
+    predictions = [
+        Prediction("c", "y", option_scores=(-1.2345678901234567, -0.1)),
+        Prediction("a", "no", confidence=0.25),
+        Prediction("b", "left\nlung"),
+    ]
+    path = tmp_path / "new" / "predictions.jsonl"
+    write_predictions(path, records, predictions)
+    assert read_predictions(path) == [predictions[1], predictions[2], predictions[0]]
+    assert [p.name for p in path.parent.iterdir()] == ["predictions.jsonl"]
+
+
+def test_the_file_holds_the_truth_and_nothing_of_the_question(
+    make_record: Make, tmp_path: Path
+) -> None:
+    path = tmp_path / "predictions.jsonl"
+    record = make_record("a", "no", image="scan 1", question="a secret?")
+    write_predictions(path, [record], [Prediction("a", "yes", confidence=0.5)])
+    assert json.loads(path.read_text(encoding="utf-8")) == {
+        "id": "a",
+        "prediction": "yes",
+        "confidence": 0.5,
+        "answer": "no",
+        "answer_type": "closed",
+        "image": "scan 1",
+        "subset": "presence",
+    }
+
+
+def test_writing_refuses_what_reading_would_refuse(make_record: Make, tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    with pytest.raises(DataError, match="missing predictions"):
+        write_predictions(path, [make_record("a")], [])
+    with pytest.raises(DataError, match=r"a: option_scores holds -inf"):
+        write_predictions(
+            path, [make_record("a")], [Prediction("a", "x", None, (0.0, float("-inf")))]
+        )
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r"p\.jsonl line 2 is no JSON"),
+        ("[1]", "line 2 is no JSON object"),
+        ('{"id": 7, "prediction": "x"}', "line 2 lacks an id or a prediction"),
+        ('{"id": "a", "prediction": "x", "confidence": "high"}', "confidence holds 'high'"),
+        ('{"id": "a", "prediction": "x", "confidence": NaN}', "confidence holds nan"),
+        ('{"id": "a", "prediction": "x", "option_scores": 3}', "option_scores is no list"),
+        ('{"id": "a", "prediction": "x", "option_scores": [true]}', "option_scores holds True"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"id": "z", "prediction": "fine", "routing": {"ct": 1}}\n' + line + "\n")
+    with pytest.raises(DataError, match=message):
+        read_predictions(path)
+
+
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot read predictions from .*none\.jsonl"):
+        read_predictions(tmp_path / "none.jsonl")
+    (tmp_path / "latin.jsonl").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(DataError, match=r"latin\.jsonl is UTF-16"):
+        read_predictions(tmp_path / "latin.jsonl")
