@@ -76,6 +76,12 @@ def test_saving_a_loaded_model_gives_the_same_files(saved: Path, tmp_path: Path)
     assert changed <= {"config.json", "tokenizer_config.json"}
 
 
+def test_another_user_can_read_what_the_umask_allows(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    allowed = (tmp_path / "plain").stat().st_mode
+    assert {path.name for path in saved.iterdir() if path.stat().st_mode != allowed} == set()
+
+
 def test_a_model_directory_says_what_it_is(saved: Path) -> None:
     facts = json.loads((saved / PROVENANCE).read_text())
     assert facts == {"domains": list(DOMAINS), "training": {"seed": 7}}

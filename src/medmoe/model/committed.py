@@ -101,7 +101,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def _seal(staging: Path) -> None:
     """Write the manifest of all files, last, and hand everything to the disk."""
     files = {path.name: _entry(path) for path in sorted(staging.iterdir())}
+    # safetensors makes files that only their owner can read; a server is often another user.
+    readable = staging.stat().st_mode & 0o666
     for path in staging.iterdir():
+        path.chmod(readable)
         _fsync(path)
     write_json(staging / MANIFEST, {"version": 1, "files": files})
     for path in (staging / MANIFEST, staging):
