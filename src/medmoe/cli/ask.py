@@ -5,23 +5,9 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from medmoe.cli import flags
 from medmoe.cli.parser import FOOTER
-from medmoe.domains import domain_of
-
-if TYPE_CHECKING:
-    from medmoe.data.intake.facts import ImageFacts
-    from medmoe.inference.answer import Answer
-
-#: Where a window comes from, in words.
-_ORIGINS = {
-    "given": "as given",
-    "file": "from the file",
-    "voi_lut": "a lookup table of the file",
-    "percentile": "fitted to the values: the file has none",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
     from medmoe.data.images import open_picture
     from medmoe.errors import ConfigError
+    from medmoe.inference.answer import disagreements
     from medmoe.inference.engine import MedMoe
 
     if not args.question.strip():
@@ -79,13 +66,13 @@ def run(args: argparse.Namespace) -> int:
     disable_progress_bar()
     picture = open_picture(args.image, window=args.window, frame=args.frame)
     answer = MedMoe.load(args.model).answer(picture.image, args.question, evidence=True)
-    warnings = [*picture.facts.sentences(), *_disagreement(answer, picture.facts)]
+    warnings = [*picture.facts.sentences(), *disagreements(answer.routing, picture.facts.modality)]
     print(answer.text)
     print(f"confidence {100 * answer.confidence:.0f} % (not calibrated)")
     if answer.routing is not None:
         print(f"router: {answer.routing.domain} ({100 * answer.routing.domain_probability:.0f} %)")
     if picture.facts.format in ("dicom", "nifti"):
-        print(f"image: {_described(picture.facts)}")
+        print(f"image: {picture.facts.description()}")
     for line in warnings:
         print(f"warning: {line}")
     print(FOOTER)
@@ -93,27 +80,3 @@ def run(args: argparse.Namespace) -> int:
     result = asdict(answer) | {"question": args.question, "image": image, "note": FOOTER}
     flags.write_json(args.json, result)
     return 0
-
-
-def _described(facts: ImageFacts) -> str:
-    """Return what is known of a picture in one line."""
-    kind = {"dicom": "DICOM", "nifti": "NIfTI"}[facts.format]
-    parts = [kind, *(word for word in (facts.modality, facts.body_part, facts.view) if word)]
-    parts.append(f"{'frame' if kind == 'DICOM' else 'slice'} {facts.frame} of {facts.frames}")
-    if facts.window is not None:
-        shown = facts.window
-        parts.append(f"window {shown.center:g},{shown.width:g} ({_ORIGINS[shown.origin]})")
-    return ", ".join(parts)
-
-
-def _disagreement(answer: Answer, facts: ImageFacts) -> list[str]:
-    """Return a warning where the router and the file name different modalities."""
-    if answer.routing is None or facts.modality is None:
-        return []
-    domains = list(answer.routing.probabilities)
-    expected = domain_of(facts.modality, domains)
-    if expected is None:
-        return [f"the file says {facts.modality}; this model knows only {', '.join(domains)}"]
-    if expected != answer.routing.domain:
-        return [f"the file says {facts.modality}, the router took it for {answer.routing.domain}"]
-    return []

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from medmoe.domains import domain_of
 from medmoe.routing.trace import RoutingTrace
 
 
@@ -42,6 +43,24 @@ class Answer:
     text: str
     confidence: float
     routing: Routing | None
+
+
+def disagreements(routing: Routing | None, modality: str | None) -> list[str]:
+    """Return a warning where the router and the file name different modalities.
+
+    Args:
+        routing: Of the picture's answer; None says nothing.
+        modality: What the file says of itself, None where it is silent.
+    """
+    if routing is None or modality is None:
+        return []
+    domains = list(routing.probabilities)
+    expected = domain_of(modality, domains)
+    if expected is None:
+        return [f"the file says {modality}; this model knows only {', '.join(domains)}"]
+    if expected != routing.domain:
+        return [f"the file says {modality}, the router took it for {routing.domain}"]
+    return []
 
 
 def read_routings(

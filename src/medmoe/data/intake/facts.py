@@ -29,6 +29,16 @@ WARNINGS: dict[str, str] = {
     "orientation_unknown": "the file does not say which side is which; left and right may be wrong",
 }
 
+#: Where a window comes from, in words.
+_ORIGINS: dict[str, str] = {
+    "given": "as given",
+    "file": "from the file",
+    "voi_lut": "a lookup table of the file",
+    "percentile": "fitted to the values: the file has none",
+    "full_range": "all values",
+}
+_FORMATS = {"png": "PNG", "jpeg": "JPEG", "dicom": "DICOM", "nifti": "NIfTI", "pixels": "pixels"}
+
 _BODY_PARTS = """
 ABDOMEN ABDOMENPELVIS ADRENAL ANKLE AORTA ARM AXILLA BACK BILEDUCT BLADDER BONE BRAIN BREAST
 BRONCHUS BUTTOCK CALCANEUS CALF CAROTID CEREBELLUM CERVIX CHEEK CHEST CHESTABDOMEN CHESTABDPELVIS
@@ -93,6 +103,18 @@ class ImageFacts:
     def sentences(self) -> list[str]:
         """Return the warnings in words."""
         return [WARNINGS[flag] for flag in self.warnings]
+
+    def description(self) -> str:
+        """Return what is known of the picture in one line."""
+        parts = [_FORMATS[self.format]]
+        parts += [word for word in (self.modality, self.body_part, self.view) if word]
+        if self.format in ("dicom", "nifti"):
+            unit = "frame" if self.format == "dicom" else "slice"
+            parts.append(f"{unit} {self.frame} of {self.frames}")
+        if self.window is not None:
+            shown = self.window
+            parts.append(f"window {shown.center:g},{shown.width:g} ({_ORIGINS[shown.origin]})")
+        return ", ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
         """Return the facts as a JSON object."""
