@@ -1,0 +1,267 @@
+"""What the controls of the page do: open, look, ask, stop. It knows the engine, not the layout.
+
+Each action changes a case and says what is to be seen now (`Seen`). Pictures are decoded by the
+sandbox's processes and drawn in a thread, so that the event loop is free meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from medmoe.data.images import Picture, open_picture
+from medmoe.errors import MedMoeError
+from medmoe.inference.answer import disagreements
+from medmoe.inference.case import Exchange
+from medmoe.inference.chat import ChatRequest, Turn
+from medmoe.serving.engine import ChatEngine
+from medmoe.serving.page.cases import Case, CaseStore, Window
+from medmoe.serving.page.views import evidence_html, picture_html
+
+#: Example -> what the button says, and a question to begin with. The pictures are made up.
+EXAMPLES: dict[str, tuple[str, str]] = {
+    "ct": ("CT", "Is there any nodule?"),
+    "mri": ("MRI", "What organ is shown in the image?"),
+    "pathology": ("Pathology", "What is the modality of the image?"),
+    "xray": ("X-ray", "Which side is the finding on?"),
+}
+MAX_QUESTION = 2000
+MAX_EXCHANGES = 50
+ENDED = "This case has ended: it was idle, or its page was closed. Open the picture again."
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What is to be seen now; None leaves a part as it is.
+
+    Attributes:
+        said: One line about what went wrong with a question, empty where nothing did.
+        picture_said: The same of a picture.
+        messages: The conversation, as ``{"role", "content"}``.
+    """
+
+    said: str = ""
+    handle: str | None = None
+    picture: str | None = None
+    evidence: str | None = None
+    messages: list[dict[str, str]] | None = None
+    question: str | None = None
+    busy: bool | None = None
+    picture_said: str = ""
+
+
+class Desk:
+    """The actions of the page.
+
+    Args:
+        engine: Answers and explains.
+        cases: The open ones.
+        max_new_tokens: Longest answer.
+    """
+
+    def __init__(self, engine: ChatEngine, cases: CaseStore, max_new_tokens: int) -> None:
+        self._engine, self.cases = engine, cases
+        self._max_new_tokens = max_new_tokens
+
+    async def open(self, handle: str, owner: str | None) -> tuple[Case | None, Seen]:
+        """Show an uploaded file: decode it for the first time."""
+        case = self.cases.get(handle, owner)
+        if case is None:
+            return None, _cleared(ENDED)
+        try:
+            await self._look(case, None, None)
+        except MedMoeError as error:
+            self.cases.close(handle)
+            return None, _cleared(_sentence(error))
+        return case, Seen(handle=handle, picture=await self._drawn(case), evidence="", messages=[])
+
+    async def example(self, name: str, owner: str | None) -> tuple[Case, Seen]:
+        """Open a made-up picture and propose a question."""
+        pixels = await asyncio.to_thread(_example, name)
+        case = self.cases.open(picture=open_picture(pixels))
+        case.owner = owner
+        seen = Seen("", case.handle, await self._drawn(case), "", [], EXAMPLES[name][1])
+        return case, seen
+
+    async def look(
+        self, handle: str, window: Window | None, frame: int | None, owner: str | None
+    ) -> tuple[Case | None, Seen]:
+        """Show the picture in another window, or another frame of it."""
+        case = self.cases.get(handle, owner)
+        if case is None or case.data is None:
+            return None, Seen(picture_said=ENDED)
+        try:
+            await self._look(case, window, frame)
+        except MedMoeError as error:
+            return case, Seen(picture_said=_sentence(error))
+        return case, Seen(picture=await self._drawn(case))
+
+    async def ask(
+        self, question: str, handle: str, explain: bool, owner: str | None
+    ) -> AsyncIterator[Seen]:
+        """Answer a question, word by word, and then say what is behind the answer."""
+        question, case, seen = self._prepare(question, handle, owner)
+        if case is None:
+            yield seen
+            return
+        request = self._request(case, question)
+        exchange = _begun(question, case.picture)
+        case.exchanges.append(exchange)
+        pending = evidence_html(exchange, pending="Answering …")
+        yield Seen("", case.handle, None, pending, _messages(case), "", busy=True)
+        answer = None
+        try:
+            async with aclosing(self._engine.stream(request)) as chunks:
+                async for chunk in chunks:
+                    exchange.answer += chunk.text
+                    if chunk.answer is not None:
+                        answer = chunk.answer
+                    exchange.complete = chunk.finish == "stop"
+                    yield Seen(messages=_messages(case))
+            exchange.answer = exchange.answer.strip()
+        except MedMoeError as error:
+            yield Seen(_sentence(error), evidence=evidence_html(exchange), busy=False)
+            return
+        routing = answer.routing if answer else None
+        if answer is not None:
+            exchange.confidence = answer.confidence
+            facts = case.picture.facts if case.picture else None
+            exchange.warnings += tuple(disagreements(routing, facts.modality if facts else None))
+        if not explain or case.picture is None:
+            yield Seen(evidence=evidence_html(exchange, routing), busy=False)
+            return
+        yield Seen(
+            evidence=evidence_html(exchange, routing, "Looking at regions and alternatives …")
+        )
+        yield await self._explained(case, exchange, routing)
+
+    async def anew(self, handle: str, owner: str | None) -> Seen:
+        """Forget the conversation and keep the picture."""
+        case = self.cases.get(handle, owner)
+        if case is None:
+            return Seen(evidence="", messages=[])
+        case.exchanges.clear()
+        drawn = await self._drawn(case) if case.picture else None
+        return Seen(picture=drawn, evidence="", messages=[])
+
+    def stopped(self, handle: str) -> Seen:
+        """Show what there is of an answer that was stopped."""
+        case = self.cases.get(handle)
+        if case is None or not case.exchanges:
+            return Seen(busy=False)
+        return Seen(
+            "Stopped.",
+            evidence=evidence_html(case.exchanges[-1]),
+            messages=_messages(case),
+            busy=False,
+        )
+
+    def _prepare(
+        self, question: str, handle: str, owner: str | None
+    ) -> tuple[str, Case | None, Seen]:
+        """Return the question and its case, or why it cannot be asked."""
+        question = " ".join(question.split())
+        case = self.cases.get(handle, owner) if handle else None
+        if not question:
+            return question, None, Seen("Type a question first.")
+        if len(question) > MAX_QUESTION:
+            return (
+                question,
+                None,
+                Seen(f"The question is too long: at most {MAX_QUESTION} signs."),
+            )
+        if handle and case is None:
+            return question, None, Seen(ENDED)
+        if case is None:
+            case = self.cases.open()
+            case.owner = owner
+        if len(case.exchanges) >= MAX_EXCHANGES:
+            return question, None, Seen("This conversation is full: open the picture again.")
+        return question, case, Seen()
+
+    def _request(self, case: Case, question: str) -> ChatRequest:
+        turns: list[Turn] = []
+        for exchange in case.exchanges:
+            if exchange.answer.strip():
+                turns += [Turn("user", exchange.question), Turn("assistant", exchange.answer)]
+        return ChatRequest(
+            turns=(*turns, Turn("user", question)),
+            image=case.picture.image if case.picture else None,
+            max_new_tokens=self._max_new_tokens,
+        )
+
+    async def _look(self, case: Case, window: Window | None, frame: int | None) -> None:
+        """Decode the file of a case, as it is to be shown."""
+        assert case.data is not None
+        case.picture = await asyncio.to_thread(open_picture, case.data, window=window, frame=frame)
+        facts = case.picture.facts
+        if facts.window is not None and case.first_window is None:
+            case.first_window = (facts.window.center, facts.window.width)
+        if facts.format in ("png", "jpeg"):
+            case.data = None  # there is no other way to look at it
+        self.cases.touch(case)
+
+    async def _drawn(self, case: Case) -> str:
+        """Return the picture, with the last answer's regions if they are of this very view."""
+        picture = case.picture
+        assert picture is not None
+        last = case.exchanges[-1] if case.exchanges else None
+        same = last is not None and last.picture == picture.facts
+        evidence = last.evidence if last is not None and same else None
+        return await asyncio.to_thread(picture_html, picture, evidence)
+
+    async def _explained(self, case: Case, exchange: Exchange, routing: Any) -> Seen:
+        assert case.picture is not None
+        said = ""
+        try:
+            found = await self._engine.explain(case.picture.image, exchange.question)
+            exchange.add_evidence(found)
+        except MedMoeError as error:
+            said = _sentence(error)
+        card = evidence_html(exchange, routing, pending=said)
+        return Seen(picture=await self._drawn(case), evidence=card, busy=False)
+
+
+def _begun(question: str, picture: Picture | None) -> Exchange:
+    facts = picture.facts if picture else None
+    return Exchange(
+        question,
+        picture=facts,
+        warnings=tuple(facts.sentences()) if facts else (),
+    )
+
+
+def _messages(case: Case) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = []
+    for exchange in case.exchanges:
+        found.append({"role": "user", "content": exchange.question})
+        if exchange.answer:
+            found.append({"role": "assistant", "content": exchange.answer.strip()})
+    return found
+
+
+def _cleared(said: str) -> Seen:
+    return Seen(handle="", picture="", evidence="", messages=[], picture_said=said)
+
+
+def _sentence(error: MedMoeError) -> str:
+    text = str(error)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+@cache
+def _example(name: str) -> Any:
+    from medmoe.data.phantom import read_phantom
+
+    for record in read_phantom("test", 24, seed=7):
+        if record.image.modality == name and record.image.labels.get("finding") == "nodule":
+            return np.asarray(record.image.source)
+    raise AssertionError(name)

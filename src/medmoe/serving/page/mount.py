@@ -1,0 +1,140 @@
+"""Mounts the page into the server's app at `/`: Gradio behind the gate, and two routes of our own.
+
+``POST /page/picture`` takes the bytes of a picture and gives the handle of a case; ``POST
+/page/export`` gives a case back as JSON, HTML or text. Neither knows the name of a file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from typing import Any, Literal
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from medmoe.data.intake.limits import Limits
+from medmoe.inference.case import case_to_json, case_to_text
+from medmoe.serving.engine import ChatEngine
+from medmoe.serving.page.cases import Case, CaseStore
+from medmoe.serving.page.gate import Gate
+from medmoe.serving.page.views import asset, data_uri, export_html
+
+TITLE = "medmoe: research use only, not a medical device"
+_ASSETS = {"page.css": "text/css", "page.js": "text/javascript"}
+
+
+class Export(BaseModel):
+    """What `POST /page/export` takes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    handle: str
+    format: Literal["json", "html", "txt"]
+    picture: bool = False
+
+
+def mount_page(
+    app: FastAPI, engine: ChatEngine, *, max_new_tokens: int = 64, cases: CaseStore | None = None
+) -> None:
+    """Mount the page at `/`, behind all other routes of the app.
+
+    Args:
+        app: The server's; its own middleware (sign-in, limits, headers) holds for the page too.
+        engine: Answers and explains.
+        max_new_tokens: Longest answer.
+        cases: The open ones; by default a store with the default bounds.
+
+    Raises:
+        ImportError: Gradio (extra ``serve``) is not installed.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read at import: nothing leaves the host
+    import gradio as gr
+    from starlette.middleware import Middleware
+
+    from medmoe.serving.page.desk import Desk
+    from medmoe.serving.page.layout import Layout, theme
+
+    store = cases if cases is not None else CaseStore()
+    model = engine.describe().id
+    _own_routes(app, store, model)
+    blocks = Layout(Desk(engine, store, max_new_tokens), model).blocks
+    blocks.queue(max_size=256, default_concurrency_limit=None, api_open=False)
+    gr.mount_gradio_app(
+        app,
+        blocks,
+        path="/",
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        theme=theme(),
+        app_kwargs={
+            "docs_url": None,
+            "redoc_url": None,
+            "openapi_url": None,
+            "middleware": [Middleware(Gate, title=TITLE)],
+        },
+    )
+
+
+def _own_routes(app: FastAPI, store: CaseStore, model: str) -> None:
+    @app.get("/page/{name}", include_in_schema=False)
+    async def own_file(name: str) -> Response:
+        if name not in _ASSETS:
+            return _refused(404, "not_found", "there is nothing at this address")
+        headers = {"Cache-Control": "no-cache"}
+        return Response(asset(name), media_type=_ASSETS[name], headers=headers)
+
+    @app.post("/page/picture", include_in_schema=False)
+    async def picture(request: Request) -> Response:
+        # A form of another site cannot send this type, and a script of another site may not.
+        if request.headers.get("content-type") != "application/octet-stream":
+            return _refused(415, "unsupported_media_type", "send the bytes of one picture")
+        limit = Limits().max_file_bytes
+        data = bytearray()
+        async for part in request.stream():
+            data += part
+            if len(data) > limit:
+                return _refused(
+                    413, "image_too_large", f"at most {limit // 2**20} MiB a file are accepted"
+                )
+        return JSONResponse({"handle": store.open(bytes(data)).handle})
+
+    @app.post("/page/export", include_in_schema=False)
+    async def export(request: Request) -> Response:
+        if request.headers.get("content-type") != "application/json":
+            return _refused(415, "unsupported_media_type", "send JSON")
+        try:
+            wanted = Export.model_validate_json(await request.body())
+        except ValidationError:
+            return _refused(400, "bad_request", "handle, format (json, html, txt) and picture")
+        case = store.get(wanted.handle)
+        if case is None or not case.exchanges:
+            return _refused(404, "no_case", "There is no answer to save yet.")
+        return await asyncio.to_thread(_exported, case, model, wanted)
+
+
+def _exported(case: Case, model: str, wanted: Export) -> Response:
+    shown = case.picture if wanted.picture else None
+    if wanted.format == "txt":
+        return PlainTextResponse(case_to_text(model, case.exchanges))
+    if wanted.format == "html":
+        page = export_html(model, case.exchanges, shown)
+        # As text to be saved, never as a page of this server.
+        return Response(page, media_type="application/octet-stream")
+    found: dict[str, Any] = case_to_json(
+        model, case.exchanges, data_uri(shown.image) if shown else None
+    )
+    text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False)
+    return Response(text + "\n", media_type="application/json")
+
+
+def _refused(status: int, code: str, message: str) -> JSONResponse:
+    error = {"code": code, "message": message, "type": "invalid_request_error"}
+    return JSONResponse({"error": error}, status_code=status)

@@ -1,0 +1,208 @@
+"""HTML of the page's own parts: the picture with the answer's regions, and the evidence card.
+
+All text is escaped by the template engine, whoever wrote it. A picture keeps its true shape: where
+the file's pixels are not square it is drawn in millimetres. Nothing is written to a disk: pictures
+are data URIs.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from medmoe.data.images import Picture
+from medmoe.data.intake.facts import ImageFacts
+from medmoe.inference.case import Exchange
+from medmoe.inference.evidence_picture import AGAINST, FOR, FRAMED, square_of
+
+#: Longest side of a picture on the page, in pixels; the model sees the whole one.
+MAX_SIDE = 1024
+#: Pixels are drawn at least so long: a thumbnail of 28 pixels would be hard to hit and to see.
+MIN_SIDE = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One region of the map, where it is drawn; ``rank`` 1 to 3 are the strongest."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    colour: str
+    opacity: float
+    rank: int | None
+
+
+def picture_html(
+    picture: Picture, evidence: dict[str, Any] | None = None, *, toggle: bool = True
+) -> str:
+    """Return the picture as a figure.
+
+    Args:
+        picture: As it is shown to the model.
+        evidence: Whose regions are drawn over it.
+        toggle: With a box that hides the regions.
+    """
+    width, height = true_size(picture)
+    cells = cells_of(evidence, picture.image.size, (width, height)) if evidence else []
+    return _render(
+        "picture",
+        uri=data_uri(picture.image),
+        width=width,
+        height=height,
+        cells=cells,
+        toggle=toggle,
+        answer=evidence["answer"] if evidence else "",
+        label="The picture" + (", with the regions of the answer" if cells else ""),
+        caption=_described(picture.facts),
+        warnings=picture.facts.sentences(),
+    )
+
+
+def true_size(picture: Picture) -> tuple[int, int]:
+    """Return width and height to draw a picture at, in its true shape."""
+    width, height = (float(side) for side in picture.image.size)
+    if picture.facts.spacing is not None:
+        row, column = picture.facts.spacing
+        width, height = width * column, height * row
+    longest = min(max(*picture.image.size, MIN_SIDE), MAX_SIDE)
+    scale = longest / max(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def cells_of(evidence: dict[str, Any], size: tuple[int, int], drawn: tuple[int, int]) -> list[Cell]:
+    """Return the regions of an `Evidence.to_dict` over a picture.
+
+    Args:
+        size: Width and height of the picture, in pixels.
+        drawn: Width and height that it is drawn at.
+    """
+    across, down = drawn[0] / size[0], drawn[1] / size[1]
+    shares = np.asarray(evidence["attribution"]["cells"], dtype=np.float64)
+    left, top, side = square_of(*size)
+    step = side / len(shares)
+    largest = max(float(np.abs(shares).max()), 1e-12)
+    order = np.argsort(-shares, axis=None, kind="stable")[:FRAMED].tolist()
+    ranks = {flat: rank for rank, flat in enumerate(order, 1) if shares.flat[flat] > 0}
+    return [
+        Cell(
+            round((left + (flat % len(shares)) * step) * across, 2),
+            round((top + (flat // len(shares)) * step) * down, 2),
+            round(step * across, 2),
+            round(step * down, 2),
+            FOR if value >= 0 else AGAINST,
+            round(0.6 * abs(float(value)) / largest, 3),
+            ranks.get(flat),
+        )
+        for flat, value in enumerate(shares.flat)
+    ]
+
+
+def evidence_html(exchange: Exchange, routing: Any = None, pending: str = "") -> str:
+    """Return the evidence card of one exchange.
+
+    Args:
+        routing: The router's decision with the answer, a `Routing`; that of the evidence, which
+            has the experts layer by layer, comes before it.
+        pending: What is still being worked out, in words.
+    """
+    evidence = exchange.evidence
+    known = evidence["routing"] if evidence else (asdict(routing) if routing is not None else None)
+    return _render("evidence", exchange=exchange, evidence=evidence, routing=known, pending=pending)
+
+
+def export_html(model: str, exchanges: list[Exchange], picture: Picture | None) -> str:
+    """Return a case as a page of its own.
+
+    Args:
+        picture: Drawn on the page; None leaves it out.
+    """
+    from markupsafe import Markup
+
+    same = [e for e in exchanges if picture is not None and e.picture == picture.facts]
+    last = next((e.evidence for e in reversed(same) if e.evidence), None)
+    return _render(
+        "case",
+        style=Markup(asset("page.css")),  # our own file
+        model=model,
+        picture=Markup(picture_html(picture, last, toggle=False)) if picture else None,
+        cards=[
+            {
+                "number": number,
+                "question": exchange.question,
+                "facts": _described(exchange.picture) if exchange.picture else "",
+                "evidence": Markup(evidence_html(exchange)),
+            }
+            for number, exchange in enumerate(exchanges, 1)
+        ],
+    )
+
+
+def data_uri(image: Image.Image) -> str:
+    """Return a picture as PNG in a data URI, no longer than `MAX_SIDE` a side."""
+    if max(image.size) > MAX_SIDE:
+        image = image.copy()
+        image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    red, green, blue = (np.asarray(image.getchannel(c)) for c in range(3))
+    if np.array_equal(red, green) and np.array_equal(red, blue):
+        image = image.getchannel(0)  # a third of the bytes
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=3)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+@cache
+def asset(name: str) -> str:
+    """Return the text of a file of ``assets``."""
+    file = resources.files("medmoe.serving.page").joinpath(f"assets/{name}")
+    return file.read_text(encoding="utf-8")
+
+
+def _described(facts: ImageFacts) -> str:
+    # Of all pictures here only the examples come as pixels, without a file.
+    return "a made-up example" if facts.format == "pixels" else facts.description()
+
+
+def _render(template: str, **content: Any) -> str:
+    return str(_environment().get_template(template).render(**content))
+
+
+@cache
+def _environment() -> Any:
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    environment = Environment(  # what is inserted is escaped, whatever it says
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FunctionLoader(_source),
+    )
+    environment.filters.update(share=_share, ranked=_ranked)
+    return environment
+
+
+def _source(template: str) -> str:
+    file = resources.files("medmoe.serving.page").joinpath(f"templates/{template}.html.j2")
+    return file.read_text(encoding="utf-8")
+
+
+def _share(probability: float) -> str:
+    """Return a probability in percent, but never a certainty that rounding made."""
+    if 0.995 <= probability < 1:
+        return ">\u00a099\u00a0%"
+    if 0 < probability < 0.005:
+        return "<\u00a01\u00a0%"
+    return f"{100 * probability:.0f}\u00a0%"
+
+
+def _ranked(probabilities: dict[str, float]) -> list[tuple[str, float]]:
+    return sorted(probabilities.items(), key=lambda pair: -pair[1])
