@@ -141,11 +141,24 @@ def write_json(path: Path | None, result: dict[str, Any]) -> None:
     if path is None:
         return
     text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(path, text, "file by --json FILE")
+
+
+def write_text(path: Path, text: str, other: str = "file") -> None:
+    """Write a text file; missing folders are made.
+
+    Args:
+        other: What a user may give instead, for the error.
+
+    Raises:
+        ConfigError: The file cannot be written.
+        GuardError: The disk is full.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise _refused(error, f"write {str(path)!r}", "file by --json FILE") from error
+        raise _refused(error, f"write {str(path)!r}", other) from error
 
 
 def _refused(error: OSError, what: str, other: str) -> MedMoeError:

@@ -112,8 +112,8 @@ class Desk:
         if case is None:
             yield seen
             return
-        request = self._request(case, question)
-        exchange = _begun(question, case.picture)
+        request, picture = self._request(case, question), case.picture
+        exchange = _begun(question, picture)
         case.exchanges.append(exchange)
         pending = evidence_html(exchange, pending="Answering …")
         yield Seen("", case.handle, None, pending, _messages(case), "", busy=True)
@@ -133,15 +133,15 @@ class Desk:
         routing = answer.routing if answer else None
         if answer is not None:
             exchange.confidence = answer.confidence
-            facts = case.picture.facts if case.picture else None
-            exchange.warnings += tuple(disagreements(routing, facts.modality if facts else None))
-        if not explain or case.picture is None:
+            modality = picture.facts.modality if picture else None
+            exchange.warnings += tuple(disagreements(routing, modality))
+        if not explain or picture is None:
             yield Seen(evidence=evidence_html(exchange, routing), busy=False)
             return
         yield Seen(
             evidence=evidence_html(exchange, routing, "Looking at regions and alternatives …")
         )
-        yield await self._explained(case, exchange, routing)
+        yield await self._explained(case, exchange, picture, routing)
 
     async def anew(self, handle: str, owner: str | None) -> Seen:
         """Forget the conversation and keep the picture."""
@@ -218,11 +218,12 @@ class Desk:
         evidence = last.evidence if last is not None and same else None
         return await asyncio.to_thread(picture_html, picture, evidence)
 
-    async def _explained(self, case: Case, exchange: Exchange, routing: Any) -> Seen:
-        assert case.picture is not None
+    async def _explained(
+        self, case: Case, exchange: Exchange, picture: Picture, routing: Any
+    ) -> Seen:
         said = ""
         try:
-            found = await self._engine.explain(case.picture.image, exchange.question)
+            found = await self._engine.explain(picture.image, exchange.question)
             exchange.add_evidence(found)
         except MedMoeError as error:
             said = _sentence(error)

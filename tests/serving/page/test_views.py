@@ -1,0 +1,158 @@
+"""What the page draws: true shape, regions where they belong, and all text escaped."""
+
+from __future__ import annotations
+
+import base64
+import re
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medmoe.data.images import Picture
+from medmoe.data.intake.facts import ImageFacts
+from medmoe.inference.case import Exchange
+from medmoe.serving.page.views import (
+    MAX_SIDE,
+    cells_of,
+    data_uri,
+    evidence_html,
+    export_html,
+    picture_html,
+    true_size,
+)
+
+CELLS = [[0.0, 0.5], [-1.0, 0.25]]
+
+
+def picture(width: int, height: int, spacing: tuple[float, float] | None = None) -> Picture:
+    image = Image.fromarray(np.full((height, width, 3), 90, np.uint8))
+    return Picture(image, ImageFacts("dicom", spacing=spacing))
+
+
+def evidence(**changes: Any) -> dict[str, Any]:
+    found = {
+        "question": "?",
+        "answer": "yes",
+        "confidence": 0.999,
+        "alternatives": [{"text": "<b>no</b>", "probability": 0.001}],
+        "routing": {
+            "domain": "ct",
+            "domain_probability": 0.6,
+            "probabilities": {"mri": 0.4, "ct": 0.6},
+            "experts": {0: {"mri": 0.25, "ct": 0.75}},
+        },
+        "out_of_domain": {"warning": False, "rule": "warns", "value": 0.6, "threshold": 0.5},
+        "attribution": {
+            "cells": CELLS,
+            "deletion": {"most_important": 1.0, "random": 0.5, "passed": True},
+            "method": "m",
+        },
+        "counterfactuals": [
+            {"change": "image blanked", "answer": "no", "confidence": 0.5,
+             "original_probability": 0.1, "differs": True},
+        ],
+    }  # fmt: skip
+    return found | changes
+
+
+@pytest.mark.parametrize(
+    ("size", "spacing", "shape"),
+    [
+        ((200, 100), None, 2.0),
+        ((200, 100), (1.0, 1.0), 2.0),
+        ((100, 100), (2.0, 1.0), 0.5),  # rows 2 mm apart: twice as high as wide
+        ((100, 50), (0.5, 1.0), 4.0),
+    ],
+)
+def test_a_picture_has_the_shape_of_what_it_shows(
+    size: tuple[int, int], spacing: tuple[float, float] | None, shape: float
+) -> None:
+    width, height = true_size(picture(*size, spacing))
+    assert width / height == pytest.approx(shape, rel=0.01)  # whole pixels
+    assert max(width, height) <= MAX_SIDE
+
+
+def test_regions_cover_the_square_around_the_picture_as_it_is_drawn() -> None:
+    cells = cells_of(evidence(), (200, 100), (400, 100))  # drawn twice as wide
+    assert [(cell.x, cell.y) for cell in cells] == [(0, -50), (200, -50), (0, 50), (200, 50)]
+    assert {(cell.width, cell.height) for cell in cells} == {(200, 100)}
+    assert [cell.rank for cell in cells] == [None, 1, None, 2]  # only what speaks for the answer
+    assert [cell.opacity for cell in cells] == [0, 0.3, 0.6, 0.15]
+    assert cells[1].colour == cells[3].colour != cells[2].colour
+
+
+def test_regions_can_be_switched_off_and_are_absent_without_evidence() -> None:
+    drawn = picture_html(picture(50, 40), evidence())
+    assert 'id="regions" checked' in drawn
+    assert drawn.count("<circle") == 2
+    bare = picture_html(picture(50, 40))
+    assert "regions" not in bare
+    assert "<circle" not in bare
+
+
+def test_a_large_picture_is_shrunk_and_grey_stays_grey() -> None:
+    found = data_uri(Image.new("RGB", (3000, 1500), (7, 7, 7)))
+    shown = Image.open(BytesIO(base64.b64decode(found.partition(",")[2])))
+    assert (shown.size, shown.mode) == ((1024, 512), "L")
+    coloured = data_uri(Image.new("RGB", (20, 20), (7, 8, 7)))
+    assert Image.open(BytesIO(base64.b64decode(coloured.partition(",")[2]))).mode == "RGB"
+
+
+def test_text_of_people_and_models_is_escaped_everywhere() -> None:
+    bad = '<script>alert("x")</script>'
+    exchange = Exchange(bad, bad, True, 0.5, ImageFacts("png"), (bad,), evidence(answer=bad))
+    pages = [
+        evidence_html(exchange),
+        picture_html(picture(50, 40), evidence(answer=bad)),
+        export_html(bad, [exchange], picture(50, 40)),
+    ]
+    for page in pages:
+        assert "<script" not in page.lower()
+        assert "&lt;script&gt;" in page.lower()
+
+
+def test_the_card_holds_confidence_router_experts_alternatives_and_changes() -> None:
+    card = evidence_html(Exchange("?", "yes", True, 0.999, evidence=evidence()))
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", card)).replace("\u00a0", " ")
+    for part in (
+        "Answer yes", "Confidence &gt; 99 % not calibrated", "Router’s domain ct probability 60 %",
+        "ct 60 %", "Layer mri ct 0 25 75", "&lt;b&gt;no&lt;/b&gt; &lt; 1 %",
+        "image blanked no ≠ 50 %", "No out-of-domain warning", "Deletion test passed",
+    ):  # fmt: skip
+        assert part in text, part
+    assert text.index("ct 60 %") < text.index("mri 40 %")
+
+
+@pytest.mark.parametrize(
+    ("changes", "complete", "part"),
+    [
+        ({"out_of_domain": {"warning": True, "rule": "r"}}, True, "Out of domain"),
+        ({"answer": "no"}, True, "Asked alone"),
+        ({}, False, "The answer is not complete"),
+        (
+            {"attribution": {"cells": CELLS, "deletion": {"passed": False}, "method": "m"}},
+            True,
+            "Deletion test not passed: do not read the regions",
+        ),
+        ({"routing": None, "out_of_domain": {"warning": None, "rule": "dense"}}, True, "No router"),
+    ],
+)
+def test_the_card_warns(changes: dict[str, Any], complete: bool, part: str) -> None:
+    assert part in evidence_html(
+        Exchange("?", "yes", complete, 0.9, evidence=evidence(**changes))
+    ).replace("\n", " ")
+
+
+def test_an_exported_case_is_one_file_and_holds_the_picture_only_when_asked() -> None:
+    exchange = Exchange("Is it?", "yes", True, 0.9, ImageFacts("dicom"), (), evidence())
+    bare = export_html("m", [exchange], None)
+    assert "data:image" not in bare
+    assert "Research use only, not a medical device" in bare
+    with_picture = export_html("m", [exchange], Picture(picture(50, 40).image, ImageFacts("dicom")))
+    assert "data:image/png" in with_picture
+    for page in (bare, with_picture):
+        assert not re.search(r"""(?:src|href)=["'](?!data:|\#)""", page)
+        assert "default-src 'none'" in page
