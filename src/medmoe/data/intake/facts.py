@@ -37,7 +37,7 @@ _ORIGINS: dict[str, str] = {
     "percentile": "fitted to the values: the file has none",
     "full_range": "all values",
 }
-_FORMATS = {"png": "PNG", "jpeg": "JPEG", "dicom": "DICOM", "nifti": "NIfTI", "pixels": "pixels in memory"}
+_FORMATS = {"png": "PNG", "jpeg": "JPEG", "dicom": "DICOM", "nifti": "NIfTI", "pixels": "pixels"}
 
 _BODY_PARTS = """
 ABDOMEN ABDOMENPELVIS ADRENAL ANKLE AORTA ARM AXILLA BACK BILEDUCT BLADDER BONE BRAIN BREAST

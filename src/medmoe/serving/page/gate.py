@@ -23,7 +23,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 #: Method and path of all that the page asks of Gradio.
 ALLOWED = (
     ("GET", re.compile(r"/")),
-    ("GET", re.compile(r"/(assets|static/(fonts|img))/[\w./-]+")),
+    ("GET", re.compile(r"/(assets|static/(fonts|img))(/[\w-][\w.-]*)+")),
     ("GET", re.compile(r"/(gradio_api/)?theme\.css")),
     ("GET", re.compile(r"/gradio_api/(heartbeat/\w+|startup-events|queue/data)")),
     ("GET", re.compile(r"/config")),

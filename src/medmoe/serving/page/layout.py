@@ -193,7 +193,8 @@ class Layout:
     def _outputs(self) -> list[Any]:
         return [
             self.said, self.picture_said, self.handle, self.picture, self.evidence, self.chat,
-            self.question, self.ask, self.stop, self.view, self.preset, self.center, self.width, self.frame,
+            self.question, self.ask, self.stop, self.view, self.preset, self.center, self.width,
+            self.frame,
         ]  # fmt: skip
 
     async def _open(self, handle: str, request: gr.Request) -> dict[Any, Any]:
