@@ -19,7 +19,7 @@ README, FILES = ROOT / "README.md", ROOT / "docs" / "files.md"
 BLOCK = re.compile(r"(?<=```text\n)src/medmoe/.*?(?=```)", re.DOTALL)
 COLUMN = 27
 WIDTH = 100
-DATA_SUFFIXES = {".yaml", ".j2", ".csv"}
+DATA_SUFFIXES = {".yaml", ".j2", ".csv", ".css", ".js"}
 
 
 def first_sentence(path: Path) -> str:

@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "demo": ("medmoe.cli.demo", "train, evaluate and show a tiny Med-MoE, end to end"),
     "train": ("medmoe.cli.train", "train the phases of a recipe, resume them, or plan them"),
     "ask": ("medmoe.cli.ask", "answer a question about an image with a trained model"),
+    "chat": ("medmoe.cli.chat", "ask and follow up about an image in the terminal"),
     "explain": (
         "medmoe.cli.explain",
         "show the evidence behind one answer: experts, regions, changes",

@@ -8,11 +8,12 @@ that somebody typed into a question stay: nobody can take them out safely.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from medmoe.data.intake.facts import ImageFacts
-from medmoe.inference.evidence import NOTE, Evidence
+from medmoe.inference.answer import Answer, Routing, disagreements
+from medmoe.inference.evidence import NOTE
 
 #: Raised with any change that a reader of the files would notice.
 VERSION = 1
@@ -25,6 +26,7 @@ class Exchange:
     Attributes:
         complete: False where the answer was stopped or ran into its longest length.
         confidence: Probability of the answer, 0–1, not calibrated; None where it was stopped.
+        routing: The router's decision, None for a dense model, without a picture, or where stopped.
         picture: Facts of the picture as it was shown, None without one.
         warnings: About the picture and the answer, in words.
         evidence: As `Evidence.to_dict` gives it, None where it was not asked for.
@@ -34,6 +36,7 @@ class Exchange:
     answer: str = ""
     complete: bool = False
     confidence: float | None = None
+    routing: Routing | None = None
     picture: ImageFacts | None = None
     warnings: tuple[str, ...] = ()
     evidence: dict[str, Any] | None = None
@@ -45,14 +48,22 @@ class Exchange:
             "answer": self.answer,
             "complete": self.complete,
             "confidence": self.confidence,
+            "routing": asdict(self.routing) if self.routing else None,
             "picture": self.picture.to_json() if self.picture else None,
             "warnings": list(self.warnings),
             "evidence": self.evidence,
         }
 
-    def add_evidence(self, found: Evidence | dict[str, Any]) -> None:
-        """Take in what `explain` says about the question."""
-        self.evidence = found.to_dict() if isinstance(found, Evidence) else found
+    def take(self, answer: Answer) -> None:
+        """Take in what came with the last words of the answer."""
+        self.confidence, self.routing = answer.confidence, answer.routing
+        modality = self.picture.modality if self.picture else None
+        self.warnings += tuple(disagreements(answer.routing, modality))
+
+
+def begin(question: str, facts: ImageFacts | None) -> Exchange:
+    """Return an exchange that has no answer yet, with the warnings about its picture."""
+    return Exchange(question, picture=facts, warnings=tuple(facts.sentences()) if facts else ())
 
 
 def case_to_json(

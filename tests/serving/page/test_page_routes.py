@@ -207,7 +207,7 @@ def test_an_export_of_nothing_is_refused(client: TestClient, body: object, statu
 
 
 def test_own_files_are_served_and_only_they(client: TestClient) -> None:
-    for name, kind in (("page.css", "text/css"), ("page.js", "text/javascript")):
+    for name, kind in (("style.css", "text/css"), ("script.js", "text/javascript")):
         reply = client.get(f"/page/{name}")
         assert reply.status_code == 200
         assert reply.headers["content-type"].startswith(kind)

@@ -75,13 +75,26 @@ def test_a_picture_has_the_shape_of_what_it_shows(
     assert max(width, height) <= MAX_SIDE
 
 
-def test_regions_cover_the_square_around_the_picture_as_it_is_drawn() -> None:
+def test_regions_lie_over_the_picture_as_it_is_drawn_and_end_at_its_border() -> None:
+    # 200x100 is padded to 200x200: a region has 100x100, of which a half is padding.
     cells = cells_of(evidence(), (200, 100), (400, 100))  # drawn twice as wide
-    assert [(cell.x, cell.y) for cell in cells] == [(0, -50), (200, -50), (0, 50), (200, 50)]
-    assert {(cell.width, cell.height) for cell in cells} == {(200, 100)}
-    assert [cell.rank for cell in cells] == [None, 1, None, 2]  # only what speaks for the answer
-    assert [cell.opacity for cell in cells] == [0, 0.3, 0.6, 0.15]
-    assert cells[1].colour == cells[3].colour != cells[2].colour
+    places = {(cell.x, cell.y): cell for cell in cells}
+    assert set(places) == {(0, 0), (200, 0), (0, 50), (200, 50)}
+    assert {(cell.width, cell.height) for cell in cells} == {(200, 50)}
+    assert places[200, 0].rank == 1
+    assert places[200, 50].rank == 2
+    assert places[0, 50].rank is None  # it speaks against the answer
+    assert {place: cell.opacity for place, cell in places.items()} == {
+        (0, 0): 0, (200, 0): 0.3, (0, 50): 0.6, (200, 50): 0.15,
+    }  # fmt: skip
+    assert places[200, 0].colour == places[200, 50].colour != places[0, 50].colour
+
+
+def test_a_region_of_the_padding_alone_is_not_drawn() -> None:
+    shares = {"cells": [[1.0] * 4] * 4, "deletion": {}, "method": "m"}
+    cells = cells_of(evidence(attribution=shares), (200, 50), (200, 50))
+    assert {cell.y for cell in cells} == {0, 25}  # of four rows of 50 the inner two show a half
+    assert len(cells) == 8
 
 
 def test_regions_can_be_switched_off_and_are_absent_without_evidence() -> None:
@@ -103,7 +116,9 @@ def test_a_large_picture_is_shrunk_and_grey_stays_grey() -> None:
 
 def test_text_of_people_and_models_is_escaped_everywhere() -> None:
     bad = '<script>alert("x")</script>'
-    exchange = Exchange(bad, bad, True, 0.5, ImageFacts("png"), (bad,), evidence(answer=bad))
+    exchange = Exchange(
+        bad, bad, True, picture=ImageFacts("png"), warnings=(bad,), evidence=evidence(answer=bad)
+    )
     pages = [
         evidence_html(exchange),
         picture_html(picture(50, 40), evidence(answer=bad)),
@@ -147,7 +162,7 @@ def test_the_card_warns(changes: dict[str, Any], complete: bool, part: str) -> N
 
 
 def test_an_exported_case_is_one_file_and_holds_the_picture_only_when_asked() -> None:
-    exchange = Exchange("Is it?", "yes", True, 0.9, ImageFacts("dicom"), (), evidence())
+    exchange = Exchange("Is it?", "yes", True, picture=ImageFacts("dicom"), evidence=evidence())
     bare = export_html("m", [exchange], None)
     assert "data:image" not in bare
     assert "Research use only, not a medical device" in bare

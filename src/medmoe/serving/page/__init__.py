@@ -1,5 +1,4 @@
-"""The clinician's page: Gradio in the server's process, with none of its ways to keep a file."""
+"""The clinician's page: Gradio in the server's process, with none of its ways to keep a file.
 
-from medmoe.serving.page.mount import mount_page
-
-__all__ = ["mount_page"]
+`medmoe.serving.page.mount.mount_page` puts it into the server's app.
+"""

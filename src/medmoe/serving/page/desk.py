@@ -18,8 +18,7 @@ import numpy as np
 
 from medmoe.data.images import Picture, open_picture
 from medmoe.errors import MedMoeError
-from medmoe.inference.answer import disagreements
-from medmoe.inference.case import Exchange
+from medmoe.inference.case import Exchange, begin
 from medmoe.inference.chat import ChatRequest, Turn
 from medmoe.serving.engine import ChatEngine
 from medmoe.serving.page.cases import Case, CaseStore, Window
@@ -113,35 +112,27 @@ class Desk:
             yield seen
             return
         request, picture = self._request(case, question), case.picture
-        exchange = _begun(question, picture)
+        exchange = begin(question, picture.facts if picture else None)
         case.exchanges.append(exchange)
-        pending = evidence_html(exchange, pending="Answering …")
+        pending = evidence_html(exchange, "Answering …")
         yield Seen("", case.handle, None, pending, _messages(case), "", busy=True)
-        answer = None
         try:
             async with aclosing(self._engine.stream(request)) as chunks:
                 async for chunk in chunks:
                     exchange.answer += chunk.text
-                    if chunk.answer is not None:
-                        answer = chunk.answer
                     exchange.complete = chunk.finish == "stop"
+                    if chunk.answer is not None:
+                        exchange.take(chunk.answer)
                     yield Seen(messages=_messages(case))
             exchange.answer = exchange.answer.strip()
         except MedMoeError as error:
             yield Seen(_sentence(error), evidence=evidence_html(exchange), busy=False)
             return
-        routing = answer.routing if answer else None
-        if answer is not None:
-            exchange.confidence = answer.confidence
-            modality = picture.facts.modality if picture else None
-            exchange.warnings += tuple(disagreements(routing, modality))
         if not explain or picture is None:
-            yield Seen(evidence=evidence_html(exchange, routing), busy=False)
+            yield Seen(evidence=evidence_html(exchange), busy=False)
             return
-        yield Seen(
-            evidence=evidence_html(exchange, routing, "Looking at regions and alternatives …")
-        )
-        yield await self._explained(case, exchange, picture, routing)
+        yield Seen(evidence=evidence_html(exchange, "Looking at regions and alternatives …"))
+        yield await self._explained(case, exchange, picture)
 
     async def anew(self, handle: str, owner: str | None) -> Seen:
         """Forget the conversation and keep the picture."""
@@ -218,26 +209,14 @@ class Desk:
         evidence = last.evidence if last is not None and same else None
         return await asyncio.to_thread(picture_html, picture, evidence)
 
-    async def _explained(
-        self, case: Case, exchange: Exchange, picture: Picture, routing: Any
-    ) -> Seen:
+    async def _explained(self, case: Case, exchange: Exchange, picture: Picture) -> Seen:
         said = ""
         try:
-            found = await self._engine.explain(picture.image, exchange.question)
-            exchange.add_evidence(found)
+            exchange.evidence = await self._engine.explain(picture.image, exchange.question)
         except MedMoeError as error:
             said = _sentence(error)
-        card = evidence_html(exchange, routing, pending=said)
+        card = evidence_html(exchange, said)
         return Seen(picture=await self._drawn(case), evidence=card, busy=False)
-
-
-def _begun(question: str, picture: Picture | None) -> Exchange:
-    facts = picture.facts if picture else None
-    return Exchange(
-        question,
-        picture=facts,
-        warnings=tuple(facts.sentences()) if facts else (),
-    )
 
 
 def _messages(case: Case) -> list[dict[str, str]]:

@@ -27,7 +27,7 @@ ALLOWED = (
     ("GET", re.compile(r"/(gradio_api/)?theme\.css")),
     ("GET", re.compile(r"/gradio_api/(heartbeat/\w+|startup-events|queue/data)")),
     ("GET", re.compile(r"/config")),
-    ("POST", re.compile(r"/gradio_api/(queue/join|cancel)")),
+    ("POST", re.compile(r"/gradio_api/(queue/join|cancel|reset)")),
 )
 #: Bytes of one call of a control: a question, some numbers and the conversation as shown.
 MAX_BODY = 2**20
@@ -40,8 +40,9 @@ _OUTSIDE = re.compile(
 )
 _SCRIPT = re.compile(r"<script(?=[\s>])")
 _HEAD = (
-    '<link rel="icon" href="data:,">\n<link rel="stylesheet" href="./page/page.css">\n'
-    '<script src="./page/page.js" defer></script>\n<script>window.__gradio_mode__ = "app";</script>'
+    '<link rel="icon" href="data:,">\n<link rel="stylesheet" href="./page/style.css">\n'
+    '<script src="./page/script.js" defer></script>\n'
+    '<script>window.__gradio_mode__ = "app";</script>'
 )
 _BODY = (
     '<div class="research-use" role="note">Research use only, not a medical device</div>\n'

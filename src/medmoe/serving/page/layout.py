@@ -1,7 +1,7 @@
 """The page's controls and where they stand, in Gradio, and which action of `Desk` each starts.
 
 No component of Gradio that takes or gives a file is used: they keep files, and clients' names of
-them, in a folder on disk. Pictures come in as bytes (see ``assets/page.js``) and go out as data.
+them, in a folder on disk. Pictures come in as bytes (see ``assets/script.js``) and go out as data.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ this page, or choose it:</label>
 """
 _EXPORTS = """
 <div class="exports" role="group" aria-label="This case">
-<button type="button" data-export="copy">Copy the case</button>
-<button type="button" data-export="json">Save as JSON</button>
-<button type="button" data-export="html">Save as HTML</button>
+<button type="button" data-export="copy">Copy case</button>
+<button type="button" data-export="json">Save JSON</button>
+<button type="button" data-export="html">Save HTML</button>
 </div>
 """
 _NOTHING_YET = '<p class="soft">What is behind an answer will stand here.</p>'
@@ -61,14 +61,19 @@ def theme() -> gr.themes.Base:
     )
 
 
-def _html(content: str = "", elem_id: str | None = None) -> gr.Markdown:
+def _html(content: str = "", elem_id: str | None = None, visible: bool = True) -> gr.Markdown:
     """Return a place for HTML of our own.
 
     Not `gr.HTML`: its templates are JavaScript made of text, which the content security policy
     forbids. Markdown leaves a block of HTML in one line as it is.
     """
     return gr.Markdown(
-        _line(content), elem_id=elem_id, sanitize_html=False, latex_delimiters=[], padding=False
+        _line(content),
+        elem_id=elem_id,
+        visible=visible,
+        sanitize_html=False,
+        latex_delimiters=[],
+        padding=False,
     )
 
 
@@ -109,7 +114,7 @@ class Layout:
 
     def _picture_part(self) -> None:
         _html(_DROP)
-        self.picture_said = _html(elem_id="picture-said")
+        self.picture_said = _html(elem_id="picture-said", visible=False)
         with gr.Row():
             self.examples = {
                 name: gr.Button(f"Example: {label}", size="sm", min_width=130)
@@ -145,7 +150,7 @@ class Layout:
             max_lines=4,
             elem_id="question",
         )
-        self.said = _html(elem_id="said")
+        self.said = _html(elem_id="said", visible=False)
         with gr.Row():
             self.ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=100)
             self.stop = gr.Button(
@@ -184,9 +189,7 @@ class Layout:
             concurrency_limit=None,
             **plain,
         )
-        self.stop.click(
-            self._stop, [self.handle], shown, cancels=[asked], **(plain | {"queue": False})
-        )
+        self.stop.click(self._stop, [self.handle], shown, cancels=[asked], **plain)
         self.chat.clear(self._anew, [self.handle], shown, **plain)
         self.blocks.unload(self._left)
 
@@ -255,7 +258,9 @@ class Layout:
     def _updates(self, seen: Seen) -> dict[Any, Any]:
         """Return what changes on the page."""
         updates: dict[Any, Any] = {
-            place: _line(f'<p class="warn" role="alert">{escape(line)}</p>' if line else "")
+            place: gr.update(
+                value=_line(f'<p class="warn" role="alert">{escape(line)}</p>'), visible=bool(line)
+            )
             for place, line in ((self.said, seen.said), (self.picture_said, seen.picture_said))
         }
         for part, value in (

@@ -23,7 +23,7 @@ from medmoe.serving.page.gate import Gate
 from medmoe.serving.page.views import asset, data_uri, export_html
 
 TITLE = "medmoe: research use only, not a medical device"
-_ASSETS = {"page.css": "text/css", "page.js": "text/javascript"}
+_ASSETS = {"style.css": "text/css", "script.js": "text/javascript"}
 
 
 class Export(BaseModel):

@@ -85,38 +85,49 @@ def cells_of(evidence: dict[str, Any], size: tuple[int, int], drawn: tuple[int, 
         size: Width and height of the picture, in pixels.
         drawn: Width and height that it is drawn at.
     """
-    across, down = drawn[0] / size[0], drawn[1] / size[1]
     shares = np.asarray(evidence["attribution"]["cells"], dtype=np.float64)
+    across, down = drawn[0] / size[0], drawn[1] / size[1]
     left, top, side = square_of(*size)
-    step = side / len(shares)
+    step, count = side / len(shares), len(shares)
     largest = max(float(np.abs(shares).max()), 1e-12)
-    order = np.argsort(-shares, axis=None, kind="stable")[:FRAMED].tolist()
-    ranks = {flat: rank for rank, flat in enumerate(order, 1) if shares.flat[flat] > 0}
-    return [
-        Cell(
-            round((left + (flat % len(shares)) * step) * across, 2),
-            round((top + (flat // len(shares)) * step) * down, 2),
-            round(step * across, 2),
-            round(step * down, 2),
-            FOR if value >= 0 else AGAINST,
-            round(0.6 * abs(float(value)) / largest, 3),
-            ranks.get(flat),
+    columns, rows = (
+        [_visible(start + step * i, step, length, scale) for i in range(count)]
+        for start, length, scale in ((left, size[0], across), (top, size[1], down))
+    )
+    found: list[Cell] = []
+    order = np.argsort(-shares, axis=None, kind="stable").tolist()
+    for rank, flat in enumerate(order, 1):
+        row, column = divmod(flat, count)
+        (x, width), (y, height) = columns[column], rows[row]
+        if not (width and height):
+            continue  # of the padding alone: there is nothing to be seen
+        value = float(shares[row, column])
+        marked = rank if rank <= FRAMED and value > 0 else None
+        colour = FOR if value >= 0 else AGAINST
+        found.append(
+            Cell(x, y, width, height, colour, round(0.6 * abs(value) / largest, 3), marked)
         )
-        for flat, value in enumerate(shares.flat)
-    ]
+    return found
 
 
-def evidence_html(exchange: Exchange, routing: Any = None, pending: str = "") -> str:
+def _visible(start: float, step: float, length: int, scale: float) -> tuple[float, float]:
+    """Return where a region begins and how long it is within the picture, as it is drawn."""
+    first, last = max(start, 0.0), min(start + step, float(length))
+    return round(first * scale, 2), round(max(last - first, 0.0) * scale, 2)
+
+
+def evidence_html(exchange: Exchange, pending: str = "") -> str:
     """Return the evidence card of one exchange.
 
     Args:
-        routing: The router's decision with the answer, a `Routing`; that of the evidence, which
-            has the experts layer by layer, comes before it.
         pending: What is still being worked out, in words.
     """
     evidence = exchange.evidence
-    known = evidence["routing"] if evidence else (asdict(routing) if routing is not None else None)
-    return _render("evidence", exchange=exchange, evidence=evidence, routing=known, pending=pending)
+    # That of the evidence has the experts layer by layer.
+    routing = evidence["routing"] if evidence else (exchange.routing and asdict(exchange.routing))
+    return _render(
+        "evidence", exchange=exchange, evidence=evidence, routing=routing, pending=pending
+    )
 
 
 def export_html(model: str, exchanges: list[Exchange], picture: Picture | None) -> str:
@@ -131,7 +142,7 @@ def export_html(model: str, exchanges: list[Exchange], picture: Picture | None) 
     last = next((e.evidence for e in reversed(same) if e.evidence), None)
     return _render(
         "case",
-        style=Markup(asset("page.css")),  # our own file
+        style=Markup(asset("style.css")),  # our own file
         model=model,
         picture=Markup(picture_html(picture, last, toggle=False)) if picture else None,
         cards=[

@@ -1,0 +1,124 @@
+"""`medmoe chat MODEL [IMAGE]`: ask and follow up in the terminal, or line by line from a pipe."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from medmoe.cli import flags
+from medmoe.cli.ask import window
+from medmoe.cli.parser import FOOTER
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `chat`."""
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help="model folder, e.g. runs/demo/model"
+    )
+    parser.add_argument(
+        "image",
+        type=Path,
+        nargs="?",
+        metavar="IMAGE",
+        help="PNG, JPEG, DICOM or NIfTI file to begin with (default: none; /image PATH opens one)",
+    )
+    parser.add_argument(
+        "--window",
+        type=window,
+        metavar="C,W",
+        help="center and width of a DICOM or NIfTI picture, or a CT preset, as in `medmoe ask`",
+    )
+    parser.add_argument(
+        "--frame", type=flags.positive_int, metavar="K", help="frame or slice, as in `medmoe ask`"
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        type=flags.positive_int,
+        default=64,
+        metavar="N",
+        help="longest answer, in tokens (default: 64)",
+    )
+    flags.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Talk until the input ends.
+
+    Returns:
+        0; 2 where the input is no terminal and one of its lines could not be carried out.
+
+    Raises:
+        CheckpointError: The model folder is incomplete or altered.
+        ConfigError: A window or frame is given without a picture.
+        ImageError: The picture to begin with cannot be used.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    from medmoe.cli.chat_session import Session
+    from medmoe.errors import ConfigError
+    from medmoe.inference.engine import MedMoe
+
+    if args.image is None and (args.window is not None or args.frame is not None):
+        raise ConfigError("--window and --frame need a picture; give IMAGE too")
+    disable_progress_bar()
+    session = Session(args.model.resolve().name, args.max_new_tokens)
+    if args.image is not None:
+        session.open(args.image, args.window, args.frame)
+    session.engine = MedMoe.load(args.model)
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    failed = _talk(session, interactive)
+    flags.write_json(args.json, session.to_json())
+    return 2 if failed and not interactive else 0
+
+
+def _talk(session: object, interactive: bool) -> int:
+    """Carry out line after line; return how many could not be."""
+    from medmoe.cli.chat_session import Session
+    from medmoe.errors import MedMoeError
+
+    assert isinstance(session, Session)
+    if interactive:
+        _with_line_editing()
+        print(f"{FOOTER} /help lists the commands; Ctrl-C stops an answer, Ctrl-D ends.")
+    failed = 0
+    while not session.ended:
+        line = _line(interactive)
+        if line is None:
+            break
+        try:
+            session.take(line)
+        except MedMoeError as error:
+            failed += 1
+            print(f"medmoe: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            if not interactive:
+                raise
+            print("\n(stopped)")
+    print(FOOTER)
+    return failed
+
+
+def _line(interactive: bool) -> str | None:
+    """Return the next line of the input, None at its end."""
+    if not interactive:
+        line = sys.stdin.readline()
+        return line if line else None
+    while True:
+        try:
+            return input("> ")
+        except EOFError:
+            print()
+            return None
+        except KeyboardInterrupt:
+            print("\n(Ctrl-D or /quit ends)")
+        except UnicodeDecodeError:
+            print("medmoe: error: that line is no UTF-8 text; type it again", file=sys.stderr)
+
+
+def _with_line_editing() -> None:
+    """Give the arrow keys their meaning; what was typed is kept in memory only."""
+    import contextlib
+
+    with contextlib.suppress(ImportError):  # absent on some systems
+        import readline  # noqa: F401

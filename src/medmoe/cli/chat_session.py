@@ -1,0 +1,233 @@
+"""The conversation of `medmoe chat`: its picture, its questions and its commands."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from medmoe.cli import flags
+from medmoe.cli.ask import window as read_window
+from medmoe.data.images import Picture, open_picture
+from medmoe.data.intake.display import WINDOW_PRESETS
+from medmoe.errors import ConfigError
+from medmoe.inference.case import Exchange, begin, case_to_json
+from medmoe.inference.chat import ChatRequest, Turn, stream_chat
+from medmoe.inference.engine import MedMoe
+from medmoe.inference.evidence import Evidence, explain
+
+Window = tuple[float, float] | str
+HELP = """\
+A line is a question; one that begins with / is a command:
+  /image PATH    open a picture and begin anew (/image alone: say what is open; /image none: none)
+  /window C,W    show it in this window: center,width or a CT preset; "file" for the file's own
+  /frame K       show this frame of a DICOM file, or slice of a NIfTI volume
+  /evidence      show what is behind the last answer: alternatives, experts, what would change it
+  /save FILE     write the case to FILE, .json or .html; /save! FILE replaces a file
+  /new           forget the conversation, keep the picture
+  /help          show this
+  /quit          end (Ctrl-D too)"""
+
+
+class Session:
+    """One conversation.
+
+    Args:
+        model: What to call the model in what is saved.
+        max_new_tokens: Longest answer.
+    """
+
+    def __init__(self, model: str, max_new_tokens: int) -> None:
+        self.engine: MedMoe | None = None
+        self.ended = False
+        self._model, self._max_new_tokens = model, max_new_tokens
+        self._path: Path | None = None
+        self._picture: Picture | None = None
+        self._window: Window | None = None
+        self._frame: int | None = None
+        self._exchanges: list[Exchange] = []
+        self._asked_about: Picture | None = None  # by the last question
+        self._commands: dict[str, Callable[[str], None]] = {
+            "/image": self._image,
+            "/window": self._set_window,
+            "/frame": self._set_frame,
+            "/evidence": self._evidence,
+            "/save": self._save,
+            "/save!": lambda file: self._save(file, replace=True),
+            "/new": self._new,
+            "/help": lambda _: print(HELP),
+            "/quit": self._quit,
+        }
+
+    def take(self, line: str) -> None:
+        """Carry out a line: a question or a command.
+
+        Raises:
+            MedMoeError: It cannot be carried out; the conversation goes on as it was.
+        """
+        line = line.strip()
+        if not line:
+            return
+        if not line.startswith("/"):
+            self._ask(line)
+            return
+        name, _, rest = line.partition(" ")
+        if name not in self._commands:
+            raise ConfigError(f"unknown command {name!r}; /help lists them")
+        self._commands[name](rest.strip())
+
+    def open(self, path: Path, window: Window | None = None, frame: int | None = None) -> None:
+        """Open a picture and begin a conversation about it.
+
+        Raises:
+            ImageError: It cannot be used; the one before stays.
+        """
+        self._look(path, window, frame)
+        self._exchanges = []
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the conversation as an object for JSON."""
+        return case_to_json(self._model, self._exchanges)
+
+    def _look(self, path: Path, window: Window | None, frame: int | None) -> None:
+        picture = open_picture(path, window=window, frame=frame)
+        self._path, self._window, self._frame = path, window, frame
+        self._picture = picture
+        print(f"picture: {picture.facts.description()}")
+        for warning in picture.facts.sentences():
+            print(f"warning: {warning}")
+
+    def _ask(self, question: str) -> None:
+        assert self.engine is not None
+        turns: list[Turn] = []
+        for before in self._exchanges:
+            if before.answer.strip():
+                turns += [Turn("user", before.question), Turn("assistant", before.answer)]
+        exchange = begin(question, self._picture.facts if self._picture else None)
+        image = self._picture.image if self._picture else None
+        request = ChatRequest((*turns, Turn("user", question)), image, self._max_new_tokens)
+        self._exchanges.append(exchange)
+        self._asked_about = self._picture
+        with closing(stream_chat(self.engine, request)) as chunks:
+            for chunk in chunks:
+                text = chunk.text if exchange.answer else chunk.text.lstrip()
+                exchange.answer += text
+                print(printable(text), end="", flush=True)
+                exchange.complete = chunk.finish == "stop"
+                if chunk.answer is not None:
+                    exchange.take(chunk.answer)
+        print()
+        exchange.answer = exchange.answer.strip()
+        _print_facts(exchange)
+
+    def _image(self, text: str) -> None:
+        if text == "none":
+            self._path = self._picture = self._window = self._frame = None
+            self._exchanges = []
+        elif text:
+            self.open(Path(os.path.expanduser(text.strip("'\""))))
+        if not text or text == "none":
+            shown = self._picture.facts.description() if self._picture else "none"
+            print(f"picture: {shown}")
+
+    def _set_window(self, text: str) -> None:
+        try:
+            wanted = None if text == "file" else read_window(text)
+        except Exception as error:
+            raise ConfigError(f'{error}, a preset or "file"; e.g. /window 40,400') from None
+        if not text:
+            presets = ", ".join(sorted(WINDOW_PRESETS))
+            raise ConfigError(f'no window given; give C,W, "file", or for CT one of: {presets}')
+        self._look(self._opened(), wanted, self._frame)
+
+    def _set_frame(self, text: str) -> None:
+        if not (text.isascii() and text.isdigit() and int(text) >= 1):
+            raise ConfigError(f"{text!r} is no frame; give a whole number from 1")
+        self._look(self._opened(), self._window, int(text))
+
+    def _opened(self) -> Path:
+        if self._path is None:
+            raise ConfigError("no picture is open; open one by /image PATH")
+        return self._path
+
+    def _evidence(self, _: str) -> None:
+        assert self.engine is not None
+        if not self._exchanges:
+            raise ConfigError("nothing was asked yet; type a question")
+        if self._asked_about is None:
+            raise ConfigError("there is evidence on pictures only; open one by /image PATH")
+        last = self._exchanges[-1]
+        found = explain(self.engine, self._asked_about.image, last.question)
+        last.evidence = found.to_dict()
+        for line in evidence_lines(found, last.answer):
+            print(line)
+
+    def _save(self, text: str, *, replace: bool = False) -> None:
+        path = Path(os.path.expanduser(text.strip("'\"")))
+        if not text or path.suffix not in (".json", ".html"):
+            raise ConfigError(f"{text!r} must end in .json or .html, e.g. /save case.html")
+        if not self._exchanges:
+            raise ConfigError("nothing was asked yet, there is nothing to save; type a question")
+        if path.exists() and not replace:
+            raise ConfigError(f"{str(path)!r} exists; /save! {text} replaces it")
+        if path.suffix == ".json":
+            flags.write_json(path, self.to_json())
+        else:
+            from medmoe.serving.page.views import export_html
+
+            flags.write_text(path, export_html(self._model, self._exchanges, None))
+        print(f"saved: {path}")
+
+    def _new(self, _: str) -> None:
+        self._exchanges = []
+        print("the conversation is forgotten")
+
+    def _quit(self, _: str) -> None:
+        self.ended = True
+
+
+def _print_facts(exchange: Exchange) -> None:
+    """Print what stands below an answer, as `medmoe ask` does."""
+    if exchange.confidence is not None:
+        print(f"confidence {100 * exchange.confidence:.0f} % (not calibrated)")
+    if exchange.routing is not None:
+        routing = exchange.routing
+        print(f"router: {routing.domain} ({100 * routing.domain_probability:.0f} %)")
+    told = exchange.picture.sentences() if exchange.picture else []
+    for warning in exchange.warnings[len(told) :]:  # those of the picture were told as it opened
+        print(f"warning: {warning}")
+
+
+def evidence_lines(found: Evidence, answer: str) -> Iterator[str]:
+    """Yield an evidence card as plain lines.
+
+    Args:
+        answer: What was answered in the conversation.
+    """
+    if found.answer != answer:
+        yield f"asked alone, without what was said before, the answer is: {printable(found.answer)}"
+    yield "alternatives:"
+    for other in found.alternatives:
+        yield f"  {100 * other.probability:5.1f} %  {printable(other.text) or '(empty)'}"
+    if found.out_of_domain.warning:
+        yield "warning: out of domain, the router is unsure what kind of picture this is"
+    if found.routing is None:
+        yield f"router: none ({found.out_of_domain.rule})"
+    else:
+        yield "experts, % of the image's tokens:"
+        for layer, shares in found.routing.experts.items():
+            listed = ", ".join(f"{name} {100 * share:.0f}" for name, share in shares.items())
+            yield f"  layer {layer}: {listed}"
+    yield "what would change it:"
+    for row in found.counterfactuals:
+        mark = "another answer" if row.differs else "the same answer"
+        yield f"  {row.change}: {printable(row.answer) or '(empty)'} ({mark})"
+    passed = "passed" if found.attribution.deletion.passed else "not passed, do not rely on them"
+    yield f"deletion test of the regions: {passed}"
+
+
+def printable(text: str) -> str:
+    """Return a model's words without what a terminal would take for an order."""
+    return "".join(sign if sign.isprintable() or sign in "\n\t" else "\ufffd" for sign in text)

@@ -1,0 +1,317 @@
+"""`medmoe chat`: from a pipe and in a terminal; what it keeps, and that no error ends it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.data.samples import dicom, ramp
+from tests.model.tiny import DOMAINS, dense_model, moe_model, processor
+
+from medmoe.cli.chat_session import printable
+from medmoe.cli.main import main
+from medmoe.inference.engine import MedMoe
+from medmoe.model.checkpoint import save_model
+
+QUESTION = "Is there a mass?"
+NOTE = "Research use only, not a medical device."
+NAME = "SMITH JOHN"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("moe") / "model"
+    save_model(moe_model("stablelm"), processor(), folder, {})
+    return folder
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / f"{NAME}.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    path = tmp_path / f"{NAME}.dcm"
+    path.write_bytes(dicom(np.stack([ramp(), ramp()[::-1]]), Modality="CT", PatientName=NAME))
+    return path
+
+
+def talk(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    lines: list[str],
+    *words: object,
+) -> tuple[int, str, str]:
+    """Run `chat` with lines from a pipe; return its exit code, stdout and stderr."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+    code = main(["chat", *map(str, words), "--max-new-tokens", "4"])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_a_piped_question_gets_the_engines_answer_confidence_and_router(
+    model: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = talk(monkeypatch, capsys, [QUESTION], model, picture)
+    answer = MedMoe.load(model, max_new_tokens=4).answer(picture, QUESTION)
+    assert answer.routing is not None
+    lines = out.splitlines()
+    assert (code, err) == (0, "")
+    assert lines[0] == "picture: PNG"
+    assert "\n".join(lines[1:-3]).strip() == printable(answer.text)
+    assert lines[-3:] == [
+        f"confidence {100 * answer.confidence:.0f} % (not calibrated)",
+        f"router: {answer.routing.domain} ({100 * answer.routing.domain_probability:.0f} %)",
+        NOTE,
+    ]
+
+
+def test_follow_ups_windows_and_frames_are_kept_with_what_was_shown(
+    model: Path,
+    scan: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = [QUESTION, "/window lung", "/frame 2", "And here?", "/window file", "And now?"]
+    case = tmp_path / "case.json"
+    code, out, err = talk(monkeypatch, capsys, lines, model, scan, "--json", case)
+    assert (code, err) == (0, "")
+    assert "picture: DICOM, ct, frame 2 of 2, window -600,1500 (as given)" in out
+    found = json.loads(case.read_text(encoding="utf-8"))
+    assert found["note"] == NOTE
+    assert [row["question"] for row in found["exchanges"]] == [QUESTION, "And here?", "And now?"]
+    shown = [(row["picture"]["frame"], row["picture"]["window"]["origin"])
+             for row in found["exchanges"]]  # fmt: skip
+    assert shown == [(1, "percentile"), (2, "given"), (2, "percentile")]
+    assert NAME not in out + json.dumps(found)
+
+
+def test_evidence_shows_experts_alternatives_and_changes(
+    model: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = talk(monkeypatch, capsys, [QUESTION, "/evidence"], model, picture)
+    assert code == 0
+    parts = ["alternatives:", "layer 0: ct ", "layer 2: ct ", "image blanked:", "meta expert off:"]
+    parts += [f"expert {domain} forced:" for domain in DOMAINS]
+    for part in [*parts, "deletion test of the regions:"]:
+        assert part in out
+
+
+@pytest.mark.parametrize("suffix", [".json", ".html"])
+def test_a_saved_case_has_no_identifier_and_is_never_replaced_in_silence(
+    model: Path,
+    picture: Path,
+    suffix: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "new" / f"case{suffix}"
+    lines = [QUESTION, f"/save {file}", f"/save {file}"]
+    code, out, err = talk(monkeypatch, capsys, lines, model, picture)
+    assert code == 2
+    assert f"saved: {file}" in out
+    assert err.count("\n") == 1
+    assert f"exists; /save! {file} replaces it" in err
+    text = file.read_text(encoding="utf-8")
+    assert QUESTION in text
+    assert "Research use only, not a medical device" in text
+    assert NAME not in text
+    code, _, err = talk(monkeypatch, capsys, ["Other?", f"/save! {file}"], model, picture)
+    assert (code, err) == (0, "")
+    assert "Other?" in file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("/imagine x", "unknown command '/imagine'; /help lists them"),
+        ("/image gone.png", "gone.png"),
+        ("/window 1,2,3", "is not C,W"),
+        ("/window", "no window given"),
+        ("/window lungs", "unknown window preset"),
+        ("/frame x", "'x' is no frame"),
+        ("/frame 9", "choose one of 1 to 2"),
+        ("/save case.txt", "must end in .json or .html"),
+        ("/save", "must end in .json or .html"),
+        ("/save case.json", "nothing was asked yet"),
+        ("/evidence", "nothing was asked yet"),
+    ],
+)
+def test_an_error_is_one_line_and_the_conversation_goes_on(
+    model: Path,
+    scan: Path,
+    line: str,
+    part: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out, err = talk(monkeypatch, capsys, [line, QUESTION], model, scan)
+    assert code == 2
+    assert (err.count("\n"), err.startswith("medmoe: error: ")) == (1, True)
+    assert part in err
+    assert "confidence" in out  # the question after it was answered
+
+
+def test_commands_without_a_picture_say_so(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["/frame 1", "/window file", "/image", QUESTION, "/evidence"]
+    code, out, err = talk(monkeypatch, capsys, lines, model)
+    assert code == 2
+    assert err.count("no picture is open; open one by /image PATH") == 2
+    assert "there is evidence on pictures only" in err
+    assert "picture: none" in out
+    assert "confidence" in out
+    assert "router:" not in out
+
+
+def test_a_bad_picture_leaves_the_one_before_and_a_new_one_begins_anew(
+    model: Path,
+    picture: Path,
+    scan: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"nothing")
+    case = tmp_path / "case.json"
+    lines = [QUESTION, f"/image {bad}", "Still?", f"/image '{scan}'", "New?", "/new", "Last?"]
+    code, out, err = talk(monkeypatch, capsys, lines, model, picture, "--json", case)
+    assert code == 2
+    assert err.count("\n") == 1
+    rows = json.loads(case.read_text(encoding="utf-8"))["exchanges"]
+    assert [(row["question"], row["picture"]["format"]) for row in rows] == [("Last?", "dicom")]
+    assert out.count("confidence") == 4
+
+
+def test_a_dense_model_talks_too(
+    tmp_path: Path,
+    picture: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save_model(dense_model("phi"), processor(), tmp_path / "dense", {})
+    lines = [QUESTION, "/evidence"]
+    code, out, _ = talk(monkeypatch, capsys, lines, tmp_path / "dense", picture)
+    assert code == 0
+    assert "router: none" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["gone"], "gone: no such model directory"),
+        (["{model}", "gone.png"], "gone.png"),
+        (["{model}", "--frame", "2"], "--window and --frame need a picture"),
+        (["{model}", "--max-new-tokens", "0"], "at least 1"),
+        ([], "see `medmoe chat --help`"),
+    ],
+)
+def test_wrong_use_ends_before_the_first_question(
+    model: Path, words: list[str], part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["chat", *(word.format(model=model) for word in words)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert part in err
+
+
+def test_what_a_terminal_would_obey_is_not_printed() -> None:
+    assert printable("a\x1b[2Jb\x07\u202ec\n\td") == "a\ufffd[2Jb\ufffd\ufffdc\n\td"
+
+
+class Terminal:
+    """`medmoe chat` at a pseudo-terminal."""
+
+    def __init__(self, *words: object) -> None:
+        self._end, other = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "medmoe", "chat", *map(str, words)],
+            preexec_fn=lambda: os.login_tty(other),
+            env=os.environ | {"TERM": "dumb"},
+        )
+        os.close(other)
+        self.seen = self._waiting = ""
+
+    def until(self, text: str, seconds: float = 60) -> None:
+        """Read until a text appears; what comes after it is left for the next call."""
+        deadline = time.monotonic() + seconds
+        while text not in self._waiting:
+            assert time.monotonic() < deadline, (text, self.seen, self._waiting)
+            if select.select([self._end], [], [], 0.2)[0]:
+                self._waiting += os.read(self._end, 65536).decode("utf-8", "replace")
+        before, _, self._waiting = self._waiting.partition(text)
+        self.seen += before + text
+
+    def type(self, text: str) -> None:
+        os.write(self._end, text.encode())
+
+    def close(self) -> int:
+        try:
+            return self.process.wait(30)
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._end)
+
+
+@pytest.fixture
+def terminal(model: Path, picture: Path) -> Iterator[Terminal]:
+    found = Terminal(model, picture, "--max-new-tokens", "4")
+    yield found
+    if found.process.returncode is None:
+        found.end()
+
+
+def test_in_a_terminal_control_c_at_the_prompt_goes_on_and_control_d_ends_with_0(
+    terminal: Terminal,
+) -> None:
+    terminal.until(NOTE)
+    terminal.until("> ")
+    terminal.type(f"{QUESTION}\n")
+    terminal.until("confidence")
+    terminal.until("> ")
+    terminal.type("half a que\x03")
+    terminal.until("(Ctrl-D or /quit ends)")
+    terminal.type("/nonsense\n")
+    terminal.until("unknown command")
+    terminal.until("> ")
+    terminal.type("\x04")
+    terminal.until(NOTE)
+    assert terminal.close() == 0
+    assert "Traceback" not in terminal.seen
+
+
+def test_control_c_stops_an_answer_and_the_session_stays(model: Path, picture: Path) -> None:
+    terminal = Terminal(model, picture, "--max-new-tokens", "200")
+    terminal.until("> ")
+    terminal.type(f"{QUESTION}\n")
+    terminal.until(f"{QUESTION}\r\n")
+    time.sleep(0.1)  # all 200 tokens take some times as long
+    terminal.type("\x03")
+    terminal.until("(stopped)")
+    terminal.until("> ")
+    terminal.type("/quit\n")
+    terminal.until(NOTE)
+    assert terminal.close() == 0

@@ -1,0 +1,184 @@
+"""What the page's controls do, with a real engine and without a browser."""
+
+from __future__ import annotations
+
+import asyncio
+from io import BytesIO
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.data.samples import dicom, ramp
+from tests.serving.page.support import Local
+
+from medmoe.serving.page.cases import CaseStore
+from medmoe.serving.page.desk import ENDED, EXAMPLES, MAX_EXCHANGES, MAX_QUESTION, Desk, Seen
+
+SCAN = dicom(np.stack([ramp(), ramp()[::-1]]), Modality="CT")
+
+
+@pytest.fixture(scope="module")
+def engine() -> Local:
+    return Local()
+
+
+@pytest.fixture
+def desk(engine: Local) -> Desk:
+    return Desk(engine, CaseStore(), 4)
+
+
+async def asked(desk: Desk, question: str, handle: str, *, explain: bool = False) -> list[Seen]:
+    return [seen async for seen in desk.ask(question, handle, explain, "page")]
+
+
+def test_an_answer_streams_and_its_evidence_follows(desk: Desk) -> None:
+    async def story() -> list[Seen]:
+        case, _ = await desk.example("ct", "page")
+        return await asked(desk, "Is there any nodule?", case.handle, explain=True)
+
+    steps = asyncio.run(story())
+    assert (steps[0].busy, steps[0].question, steps[-1].busy) == (True, "", False)
+    texts = [step.messages[-1]["content"] for step in steps[1:] if step.messages]
+    assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
+    assert "Answering" in str(steps[0].evidence)
+    assert "Looking at regions" in str(steps[-2].evidence)
+    assert "What would change it" in str(steps[-1].evidence)
+    assert 'class="regions"' in str(steps[-1].picture)
+
+
+def test_a_follow_up_brings_what_was_said_before(desk: Desk, engine: Local) -> None:
+    async def story() -> None:
+        case, _ = await desk.example("mri", "page")
+        await asked(desk, "What organ is this?", case.handle)
+        await asked(desk, "Is it  normal?", case.handle)
+
+    asyncio.run(story())
+    first, second = engine.requests[-2:]
+    assert [turn.role for turn in second.turns] == ["user", "assistant", "user"]
+    assert second.turns[0] == first.turns[0]
+    assert second.turns[2].text == "Is it normal?"
+    assert first.image is second.image is not None
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_every_example_is_a_picture_with_a_question(desk: Desk, name: str) -> None:
+    case, seen = asyncio.run(desk.example(name, "page"))
+    assert seen.question == EXAMPLES[name][1]
+    assert "a made-up example" in str(seen.picture)
+    assert case.picture is not None
+
+
+def test_an_answer_that_is_stopped_frees_the_engine_and_is_marked(
+    desk: Desk, engine: Local
+) -> None:
+    async def story() -> tuple[Seen, bool]:
+        case, _ = await desk.example("ct", "page")
+        before = engine.closed
+        stream = desk.ask("Is there any nodule?", case.handle, False, "page")
+        async for seen in stream:
+            if seen.messages and len(seen.messages) == 2:
+                break
+        await stream.aclose()  # type: ignore[attr-defined]
+        return desk.stopped(case.handle), engine.closed == before + 1
+
+    seen, freed = asyncio.run(story())
+    assert freed
+    assert "The answer is not complete" in str(seen.evidence)
+    assert seen.busy is False
+
+
+def test_another_window_is_what_the_next_question_is_about(desk: Desk, engine: Local) -> None:
+    async def story() -> list[np.ndarray]:
+        handle = desk.cases.open(SCAN).handle
+        case, seen = await desk.open(handle, "page")
+        assert case is not None
+        assert "frame 1 of 2" in str(seen.picture)
+        await asked(desk, "One?", handle)
+        _, seen = await desk.look(handle, (500.0, 100.0), 2, "page")
+        assert "frame 2 of 2, window 500,100 (as given)" in str(seen.picture)
+        await asked(desk, "Two?", handle)
+        return [np.asarray(request.image) for request in engine.requests[-2:]]
+
+    first, second = asyncio.run(story())
+    assert not np.array_equal(first, second)
+
+
+def test_regions_are_not_drawn_over_another_view(desk: Desk) -> None:
+    async def story() -> tuple[str, str, str]:
+        handle = desk.cases.open(SCAN).handle
+        await desk.open(handle, "page")
+        with_regions = (await asked(desk, "One?", handle, explain=True))[-1].picture
+        _, other = await desk.look(handle, None, 2, "page")
+        _, back = await desk.look(handle, None, 1, "page")
+        return str(with_regions), str(other.picture), str(back.picture)
+
+    drawn, other, back = asyncio.run(story())
+    assert 'class="regions"' in drawn
+    assert 'class="regions"' not in other
+    assert back == drawn
+
+
+@pytest.mark.parametrize(
+    ("question", "handle", "part"),
+    [
+        (" ", "", "Type a question first"),
+        ("x" * (MAX_QUESTION + 1), "", "too long"),
+        ("Is it?", "gone", ENDED),
+    ],
+)
+def test_what_cannot_be_asked_is_said_in_one_line(
+    desk: Desk, question: str, handle: str, part: str
+) -> None:
+    (seen,) = asyncio.run(asked(desk, question, handle))
+    assert part in seen.said
+    assert len(desk.cases) == 0
+
+
+def test_a_question_needs_no_picture(desk: Desk, engine: Local) -> None:
+    steps = asyncio.run(asked(desk, "What is a nodule?", "", explain=True))
+    assert engine.requests[-1].image is None
+    assert steps[0].handle
+    assert "What would change it" not in str(steps[-1].evidence)
+
+
+def test_a_conversation_has_an_end(desk: Desk) -> None:
+    async def story() -> list[Seen]:
+        case, _ = await desk.example("ct", "page")
+        await asked(desk, "One?", case.handle)
+        case.exchanges *= MAX_EXCHANGES
+        return await asked(desk, "Another?", case.handle)
+
+    (seen,) = asyncio.run(story())
+    assert "This conversation is full" in seen.said
+
+
+def test_a_bad_file_is_forgotten_at_once(desk: Desk) -> None:
+    handle = desk.cases.open(b"not a picture at all").handle
+    case, seen = asyncio.run(desk.open(handle, "page"))
+    assert case is None
+    assert seen.picture_said == (
+        "Neither PNG nor JPEG, DICOM or NIfTI by its content; convert it to PNG."
+    )
+    assert len(desk.cases) == 0
+
+
+def test_starting_anew_keeps_the_picture_and_forgets_the_rest(desk: Desk) -> None:
+    async def story() -> tuple[Any, Seen]:
+        case, _ = await desk.example("ct", "page")
+        await asked(desk, "One?", case.handle, explain=True)
+        return case, await desk.anew(case.handle, "page")
+
+    case, seen = asyncio.run(story())
+    assert (case.exchanges, seen.messages, seen.evidence) == ([], [], "")
+    assert 'class="regions"' not in str(seen.picture)
+
+
+def test_the_file_of_a_plain_picture_is_not_kept_once_it_is_decoded(desk: Desk) -> None:
+    buffer = BytesIO()
+    Image.new("RGB", (40, 30)).save(buffer, "PNG")
+    handle = desk.cases.open(buffer.getvalue()).handle
+    case, _ = asyncio.run(desk.open(handle, "page"))
+    assert case is not None
+    assert case.data is None
