@@ -13,12 +13,13 @@ from tests.model.tiny import moe_model, processor
 from medmoe.inference.chat import ChatChunk, ChatRequest
 from medmoe.inference.engine import MedMoe
 from medmoe.inference.evidence import explain
-from medmoe.serving.page import mount_page
 from medmoe.serving.page.cases import CaseStore
+from medmoe.serving.page.mount import mount_page
 
 
 class Local:
-    def __init__(self) -> None:
+    def __init__(self, keep: bool = True) -> None:
+        self.keep = keep
         self.model = MedMoe(moe_model("stablelm"), processor(), max_new_tokens=4)
         self.requests: list[ChatRequest] = []
         self.closed = 0
@@ -26,7 +27,8 @@ class Local:
     async def stream(
         self, request: ChatRequest, *, deadline: float | None = None
     ) -> AsyncIterator[ChatChunk]:
-        self.requests.append(request)
+        if self.keep:
+            self.requests.append(request)
         answer = await asyncio.to_thread(self.model.answer, request.image, request.turns[-1].text)
         try:
             for word in answer.text.split():
@@ -44,5 +46,5 @@ class Local:
 
 def served(store: CaseStore | None = None) -> FastAPI:
     app = FastAPI()
-    mount_page(app, Local(), cases=store)
+    mount_page(app, Local(keep=False), cases=store)
     return app

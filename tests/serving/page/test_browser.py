@@ -65,12 +65,17 @@ def opened(browser: Any, server: str) -> Iterator[Callable[..., Any]]:
     faults: list[str] = []
     contexts: list[Any] = []
 
+    def answered(response: Any) -> None:
+        if response.status >= 400 and not response.url.endswith("/page/picture"):
+            faults.append(f"{response.status} for {response.url}")
+
     def see(request: Any) -> None:
         if not request.url.startswith((server, "data:", "blob:")):
             faults.append(f"request to {request.url}")
 
     def hear(message: Any) -> None:
-        if message.type == "error":
+        refused = "server responded with a status of 4" in message.text  # told on the page
+        if message.type == "error" and not refused:
             faults.append(f"console: {message.text}")
 
     def open_page(**options: Any) -> Any:
@@ -79,6 +84,7 @@ def opened(browser: Any, server: str) -> Iterator[Callable[..., Any]]:
         )
         page = contexts[-1].new_page()
         page.on("request", see)
+        page.on("response", answered)
         page.on("console", hear)
         page.on("pageerror", lambda error: faults.append(f"script: {error}"))
         page.goto(server)

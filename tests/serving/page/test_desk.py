@@ -13,6 +13,7 @@ from PIL import Image
 from tests.data.samples import dicom, ramp
 from tests.serving.page.support import Local
 
+from medmoe.errors import ImageError
 from medmoe.serving.page.cases import CaseStore
 from medmoe.serving.page.desk import ENDED, EXAMPLES, MAX_EXCHANGES, MAX_QUESTION, Desk, Seen
 
@@ -91,9 +92,8 @@ def test_an_answer_that_is_stopped_frees_the_engine_and_is_marked(
 
 def test_another_window_is_what_the_next_question_is_about(desk: Desk, engine: Local) -> None:
     async def story() -> list[np.ndarray]:
-        handle = desk.cases.open(SCAN).handle
-        case, seen = await desk.open(handle, "page")
-        assert case is not None
+        handle = (await desk.receive(SCAN)).handle
+        _, seen = await desk.show(handle, "page")
         assert "frame 1 of 2" in str(seen.picture)
         await asked(desk, "One?", handle)
         _, seen = await desk.look(handle, (500.0, 100.0), 2, "page")
@@ -107,8 +107,7 @@ def test_another_window_is_what_the_next_question_is_about(desk: Desk, engine: L
 
 def test_regions_are_not_drawn_over_another_view(desk: Desk) -> None:
     async def story() -> tuple[str, str, str]:
-        handle = desk.cases.open(SCAN).handle
-        await desk.open(handle, "page")
+        handle = (await desk.receive(SCAN)).handle
         with_regions = (await asked(desk, "One?", handle, explain=True))[-1].picture
         _, other = await desk.look(handle, None, 2, "page")
         _, back = await desk.look(handle, None, 1, "page")
@@ -154,14 +153,16 @@ def test_a_conversation_has_an_end(desk: Desk) -> None:
     assert "This conversation is full" in seen.said
 
 
-def test_a_bad_file_is_forgotten_at_once(desk: Desk) -> None:
-    handle = desk.cases.open(b"not a picture at all").handle
-    case, seen = asyncio.run(desk.open(handle, "page"))
-    assert case is None
-    assert seen.picture_said == (
-        "Neither PNG nor JPEG, DICOM or NIfTI by its content; convert it to PNG."
-    )
+def test_of_a_bad_file_nothing_is_kept(desk: Desk) -> None:
+    with pytest.raises(ImageError, match="neither PNG nor JPEG"):
+        asyncio.run(desk.receive(b"not a picture at all"))
     assert len(desk.cases) == 0
+
+
+def test_an_ended_case_is_said_and_cleared(desk: Desk) -> None:
+    case, seen = asyncio.run(desk.show("gone", "page"))
+    assert case is None
+    assert (seen.handle, seen.picture, seen.messages, seen.picture_said) == ("", "", [], ENDED)
 
 
 def test_starting_anew_keeps_the_picture_and_forgets_the_rest(desk: Desk) -> None:
@@ -178,7 +179,5 @@ def test_starting_anew_keeps_the_picture_and_forgets_the_rest(desk: Desk) -> Non
 def test_the_file_of_a_plain_picture_is_not_kept_once_it_is_decoded(desk: Desk) -> None:
     buffer = BytesIO()
     Image.new("RGB", (40, 30)).save(buffer, "PNG")
-    handle = desk.cases.open(buffer.getvalue()).handle
-    case, _ = asyncio.run(desk.open(handle, "page"))
-    assert case is not None
-    assert case.data is None
+    assert asyncio.run(desk.receive(buffer.getvalue())).data is None
+    assert asyncio.run(desk.receive(SCAN)).data == SCAN  # other windows and frames are made of it

@@ -5,20 +5,25 @@ Whole requests through the real app; what a browser does with them is tested in 
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 from starlette.routing import Mount
 from tests.data.samples import dicom
 from tests.serving.page.support import served
 
 from medmoe.serving.page.cases import CaseStore
 from medmoe.serving.page.gate import ALLOWED, clean_page
+from medmoe.serving.page.views import data_uri
 
 BYTES = {"Content-Type": "application/octet-stream"}
 
@@ -172,6 +177,85 @@ def test_a_picture_comes_in_as_bytes_and_gets_a_handle(
     case = store.get(reply.json()["handle"])
     assert case is not None
     assert case.data == dicom()
+    assert case.picture is not None
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "code"),
+    [
+        (b"", 400, "empty_or_malformed_image"),
+        (b"MZ not a picture", 415, "unsupported_image_type"),
+        (dicom()[:-100], 422, "undecodable"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(50), 400, "empty_or_malformed_image"),
+    ],
+)
+def test_a_bad_picture_is_one_line_with_a_stable_code(
+    client: TestClient, store: CaseStore, data: bytes, status: int, code: str
+) -> None:
+    before = len(store)
+    reply = client.post("/page/picture", content=data, headers=BYTES)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"]) == (status, code)
+    assert "\n" not in error["message"]
+    assert len(store) == before
+
+
+def call(client: TestClient, control: str, event: str, data: list[object]) -> list[dict[str, Any]]:
+    """Do what the page does when a control is used; return what Gradio sends."""
+    config = client.get("/config").json()
+    (number,) = (
+        each["id"]
+        for each in config["dependencies"]
+        for target, name in each["targets"]
+        if name == event
+        and any(
+            part["id"] == target and part["props"].get("elem_id") == control
+            for part in config["components"]
+        )
+    )
+    body = {"data": data, "fn_index": number, "session_hash": "page1"}
+    assert client.post("/gradio_api/queue/join", json=body).status_code == 200
+    found = []
+    with client.stream("GET", "/gradio_api/queue/data?session_hash=page1") as reply:
+        for line in reply.iter_lines():
+            if line.startswith("data:"):
+                found.append(json.loads(line[5:]))
+                if found[-1]["msg"] == "close_stream":
+                    break
+    return found
+
+
+def held(needle: str) -> list[str]:
+    """Return the strings of this process that hold a text."""
+    gc.collect()
+    seen = (each for each in gc.get_objects() for each in gc.get_referents(each))
+    return [
+        text for text in seen if isinstance(text, str) and needle in text and text is not needle
+    ]
+
+
+def test_when_a_case_has_ended_nothing_in_memory_holds_its_question_or_picture(
+    client: TestClient, store: CaseStore
+) -> None:
+    """Gradio itself would keep both, for every page, without end."""
+    buffer = BytesIO()
+    Image.fromarray(np.arange(900, dtype=np.uint8).reshape(30, 30)).save(buffer, "PNG")
+    handle = client.post("/page/picture", content=buffer.getvalue(), headers=BYTES).json()["handle"]
+    case = store.get(handle)
+    assert case is not None
+    assert case.picture is not None
+    drawn, asked = data_uri(case.picture.image)[30:], "-".join(("Is", "it", "normal?"))
+    del case
+    shown = call(client, "case-handle", "submit", [handle])
+    assert any(drawn in json.dumps(message) for message in shown)
+    shown = call(client, "ask", "click", [asked, handle, False])
+    assert any(asked in json.dumps(message) for message in shown)
+    assert held(asked)
+    del shown
+    store.close(handle)
+    call(client, "case-handle", "submit", ["gone"])  # the queue holds its last call, and no other
+    assert held(asked) == []
+    assert held(drawn) == []
 
 
 def test_a_form_of_another_site_cannot_send_a_picture_or_ask_for_a_case(client: TestClient) -> None:

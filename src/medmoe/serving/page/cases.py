@@ -12,6 +12,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextvars import Context
 from dataclasses import dataclass, field
 
 from medmoe.data.images import Picture
@@ -132,7 +133,8 @@ class CaseStore:
             self._timer = None
         if self._cases:
             wait = min(case.ends_at for case in self._cases.values()) - self._clock()
-            self._timer = loop.call_later(max(wait, 0.0) + 0.05, self._ring)
+            # In an empty context: that of the call would keep its request, and what it asked.
+            self._timer = loop.call_later(max(wait, 0.0) + 0.05, self._ring, context=Context())
 
     def _ring(self) -> None:
         self.sweep()

@@ -70,16 +70,23 @@ class Desk:
         self._engine, self.cases = engine, cases
         self._max_new_tokens = max_new_tokens
 
-    async def open(self, handle: str, owner: str | None) -> tuple[Case | None, Seen]:
-        """Show an uploaded file: decode it for the first time."""
+    async def receive(self, data: bytes) -> Case:
+        """Open a case about a file.
+
+        Raises:
+            ImageError: It cannot be used; nothing of it is kept.
+        """
+        picture, kept = await _decoded(data, None, None)
+        case = self.cases.open(kept, picture)
+        if picture.facts.window is not None:
+            case.first_window = (picture.facts.window.center, picture.facts.window.width)
+        return case
+
+    async def show(self, handle: str, owner: str | None) -> tuple[Case | None, Seen]:
+        """Show a case that was just opened."""
         case = self.cases.get(handle, owner)
-        if case is None:
-            return None, _cleared(ENDED)
-        try:
-            await self._look(case, None, None)
-        except MedMoeError as error:
-            self.cases.close(handle)
-            return None, _cleared(_sentence(error))
+        if case is None or case.picture is None:
+            return None, Seen(handle="", picture="", evidence="", messages=[], picture_said=ENDED)
         return case, Seen(handle=handle, picture=await self._drawn(case), evidence="", messages=[])
 
     async def example(self, name: str, owner: str | None) -> tuple[Case, Seen]:
@@ -98,9 +105,10 @@ class Desk:
         if case is None or case.data is None:
             return None, Seen(picture_said=ENDED)
         try:
-            await self._look(case, window, frame)
+            case.picture, _ = await _decoded(case.data, window, frame)
+            self.cases.touch(case)
         except MedMoeError as error:
-            return case, Seen(picture_said=_sentence(error))
+            return case, Seen(picture_said=sentence(error))
         return case, Seen(picture=await self._drawn(case))
 
     async def ask(
@@ -126,7 +134,7 @@ class Desk:
                     yield Seen(messages=_messages(case))
             exchange.answer = exchange.answer.strip()
         except MedMoeError as error:
-            yield Seen(_sentence(error), evidence=evidence_html(exchange), busy=False)
+            yield Seen(sentence(error), evidence=evidence_html(exchange), busy=False)
             return
         if not explain or picture is None:
             yield Seen(evidence=evidence_html(exchange), busy=False)
@@ -189,17 +197,6 @@ class Desk:
             max_new_tokens=self._max_new_tokens,
         )
 
-    async def _look(self, case: Case, window: Window | None, frame: int | None) -> None:
-        """Decode the file of a case, as it is to be shown."""
-        assert case.data is not None
-        case.picture = await asyncio.to_thread(open_picture, case.data, window=window, frame=frame)
-        facts = case.picture.facts
-        if facts.window is not None and case.first_window is None:
-            case.first_window = (facts.window.center, facts.window.width)
-        if facts.format in ("png", "jpeg"):
-            case.data = None  # there is no other way to look at it
-        self.cases.touch(case)
-
     async def _drawn(self, case: Case) -> str:
         """Return the picture, with the last answer's regions if they are of this very view."""
         picture = case.picture
@@ -214,7 +211,7 @@ class Desk:
         try:
             exchange.evidence = await self._engine.explain(picture.image, exchange.question)
         except MedMoeError as error:
-            said = _sentence(error)
+            said = sentence(error)
         card = evidence_html(exchange, said)
         return Seen(picture=await self._drawn(case), evidence=card, busy=False)
 
@@ -228,11 +225,16 @@ def _messages(case: Case) -> list[dict[str, str]]:
     return found
 
 
-def _cleared(said: str) -> Seen:
-    return Seen(handle="", picture="", evidence="", messages=[], picture_said=said)
+async def _decoded(
+    data: bytes, window: Window | None, frame: int | None
+) -> tuple[Picture, bytes | None]:
+    """Return a picture, and the file where there is another way to look at it."""
+    picture = await asyncio.to_thread(open_picture, data, window=window, frame=frame)
+    return picture, None if picture.facts.format in ("png", "jpeg") else data
 
 
-def _sentence(error: MedMoeError) -> str:
+def sentence(error: MedMoeError) -> str:
+    """Return an error as a line for the page."""
     text = str(error)
     return f"{text[:1].upper()}{text[1:]}."
 

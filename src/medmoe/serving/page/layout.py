@@ -11,6 +11,9 @@ from html import escape
 from typing import Any
 
 import gradio as gr
+from fastapi import FastAPI
+from gradio.state_holder import SessionState, StateHolder
+from starlette.routing import Mount
 
 from medmoe.data.intake.display import WINDOW_PRESETS
 from medmoe.serving.page.cases import Case, Window
@@ -19,6 +22,8 @@ from medmoe.serving.page.desk import EXAMPLES, Desk, Seen
 AS_FILE, OWN = "as the file says", "own"
 #: Center and width that the sliders reach for CT, in Hounsfield units.
 CT_CENTER, CT_WIDTH = (-1200, 3000), (1, 4000)
+#: What a call may carry; what a slider reaches is set when a picture is opened.
+_ANY = 2.0**31 - 1
 
 _DROP = """
 <div class="drop">
@@ -28,7 +33,7 @@ this page, or choose it:</label>
 <span id="picture-note" class="soft">It is held in memory until you leave; its name is not sent.
 </span>
 </div>
-<p id="page-said" class="said soft" role="status"></p>
+<p id="page-said" class="said" role="status"></p>
 """
 _EXPORTS = """
 <div class="exports" role="group" aria-label="This case">
@@ -86,6 +91,31 @@ def _line(content: str) -> str:
     return f'<div class="ours">{" ".join(content.split())}</div>' if content else ""
 
 
+class _NoSessions(StateHolder):
+    """Gives every call of a control a state of its own, and keeps none.
+
+    Gradio's keeps the last value of every control of some 10,000 pages, pictures and questions
+    among them, for its deep links, also after a page is closed. Ours are kept by `CaseStore`.
+    """
+
+    def __getitem__(self, session_id: str) -> SessionState:
+        return SessionState(self.blocks)
+
+    def __contains__(self, session_id: str) -> bool:
+        return False
+
+
+def forget_sessions(app: FastAPI, blocks: gr.Blocks) -> None:
+    """Keep the mounted page from holding what was typed and shown."""
+    (mounted,) = (
+        route.app
+        for route in app.routes
+        if isinstance(route, Mount) and isinstance(route.app, gr.routes.App)
+    )
+    mounted.state_holder = _NoSessions()
+    mounted.state_holder.set_blocks(blocks)
+
+
 class Layout:
     """All controls, and their wiring to a desk.
 
@@ -123,12 +153,16 @@ class Layout:
         self.picture = _html(_NO_PICTURE, elem_id="picture")
         with gr.Group(visible=False) as self.view:
             self.preset = gr.Dropdown(
-                [AS_FILE, OWN], value=AS_FILE, label="Window", filterable=False, interactive=True
+                [AS_FILE, *sorted(WINDOW_PRESETS), OWN],
+                value=AS_FILE,
+                label="Window",
+                filterable=False,
+                interactive=True,
             )
-            self.center = gr.Slider(0, 1, label="Center", interactive=True, buttons=[])
-            self.width = gr.Slider(0, 1, label="Width", interactive=True, buttons=[])
+            self.center = gr.Slider(-_ANY, _ANY, 0, label="Center", interactive=True, buttons=[])
+            self.width = gr.Slider(0, _ANY, 1, label="Width", interactive=True, buttons=[])
         self.frame = gr.Slider(
-            1, 2, step=1, label="Frame", visible=False, interactive=True, buttons=[]
+            1, _ANY, 1, step=1, label="Frame", visible=False, interactive=True, buttons=[]
         )
 
     def _talk_part(self) -> None:
@@ -172,7 +206,7 @@ class Layout:
         }  # fmt: skip
         looks = [self.handle, self.preset, self.center, self.width, self.frame]
         shown = self._outputs()
-        self.handle.submit(self._open, [self.handle], shown, **plain)
+        self.handle.submit(self._show, [self.handle], shown, **plain)
         for name, button in self.examples.items():
             button.click(self._example_of(name), None, shown, **plain)
         latest = plain | {"trigger_mode": "always_last"}
@@ -200,8 +234,8 @@ class Layout:
             self.frame,
         ]  # fmt: skip
 
-    async def _open(self, handle: str, request: gr.Request) -> dict[Any, Any]:
-        case, seen = await self._desk.open(handle, request.session_hash)
+    async def _show(self, handle: str, request: gr.Request) -> dict[Any, Any]:
+        case, seen = await self._desk.show(handle, request.session_hash)
         return self._updates(seen) | self._controls(case)
 
     def _example_of(self, name: str) -> Any:
@@ -212,11 +246,11 @@ class Layout:
         return opened
 
     async def _preset(
-        self, handle: str, preset: str, center: float, width: float, frame: int,
+        self, handle: str, preset: str, center: float, width: float, frame: float,
         request: gr.Request,
     ) -> dict[Any, Any]:  # fmt: skip
         window = _window(preset, center, width)
-        case, seen = await self._desk.look(handle, window, frame, request.session_hash)
+        case, seen = await self._desk.look(handle, window, int(frame), request.session_hash)
         updates = self._updates(seen)
         if case is not None and case.picture is not None and case.picture.facts.window is not None:
             now = case.picture.facts.window
@@ -226,18 +260,18 @@ class Layout:
         return updates
 
     async def _own_window(
-        self, handle: str, preset: str, center: float, width: float, frame: int,
+        self, handle: str, preset: str, center: float, width: float, frame: float,
         request: gr.Request,
     ) -> dict[Any, Any]:  # fmt: skip
-        _, seen = await self._desk.look(handle, (center, width), frame, request.session_hash)
+        _, seen = await self._desk.look(handle, (center, width), int(frame), request.session_hash)
         return self._updates(seen) | {self.preset: gr.update(value=OWN)}
 
     async def _frame(
-        self, handle: str, preset: str, center: float, width: float, frame: int,
+        self, handle: str, preset: str, center: float, width: float, frame: float,
         request: gr.Request,
     ) -> dict[Any, Any]:  # fmt: skip
         window = _window(preset, center, width)
-        _, seen = await self._desk.look(handle, window, frame, request.session_hash)
+        _, seen = await self._desk.look(handle, window, int(frame), request.session_hash)
         return self._updates(seen)
 
     async def _ask(
@@ -281,8 +315,9 @@ class Layout:
         """Return the controls of a picture that was just opened: its windows and frames."""
         facts = case.picture.facts if case is not None and case.picture is not None else None
         updates: dict[Any, Any] = {
-            self.view: gr.update(visible=False), self.frame: gr.update(visible=False),
-        }  # fmt: skip
+            self.view: gr.update(visible=False),
+            self.frame: gr.update(visible=False, value=facts.frame if facts else 1),
+        }
         if facts is None or case is None or case.data is None:
             return updates
         if facts.frames > 1:

@@ -14,15 +14,21 @@ from typing import Any, Literal
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.requests import ClientDisconnect
 
 from medmoe.data.intake.limits import Limits
+from medmoe.errors import ImageError
 from medmoe.inference.case import case_to_json, case_to_text
 from medmoe.serving.engine import ChatEngine
 from medmoe.serving.page.cases import Case, CaseStore
+from medmoe.serving.page.desk import Desk, sentence
 from medmoe.serving.page.gate import Gate
 from medmoe.serving.page.views import asset, data_uri, export_html
 
 TITLE = "medmoe: research use only, not a medical device"
+UPLOAD_SECONDS = 60.0
+#: Files of the largest size that may be under way at once.
+UPLOADS = 4
 _ASSETS = {"style.css": "text/css", "script.js": "text/javascript"}
 
 
@@ -54,13 +60,12 @@ def mount_page(
     import gradio as gr
     from starlette.middleware import Middleware
 
-    from medmoe.serving.page.desk import Desk
-    from medmoe.serving.page.layout import Layout, theme
+    from medmoe.serving.page.layout import Layout, forget_sessions, theme
 
-    store = cases if cases is not None else CaseStore()
+    desk = Desk(engine, cases if cases is not None else CaseStore(), max_new_tokens)
     model = engine.describe().id
-    _own_routes(app, store, model)
-    blocks = Layout(Desk(engine, store, max_new_tokens), model).blocks
+    _own_routes(app, desk, model)
+    blocks = Layout(desk, model).blocks
     blocks.queue(max_size=256, default_concurrency_limit=None, api_open=False)
     gr.mount_gradio_app(
         app,
@@ -81,9 +86,40 @@ def mount_page(
             "middleware": [Middleware(Gate, title=TITLE)],
         },
     )
+    forget_sessions(app, blocks)
 
 
-def _own_routes(app: FastAPI, store: CaseStore, model: str) -> None:
+class _Uploads:
+    """Receives pictures in memory, all that are under way within one bound."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._under_way = limit, 0
+
+    async def receive(self, request: Request) -> bytes | Response:
+        """Return the bytes, or why they are not taken."""
+        data = bytearray()
+        try:
+            async with asyncio.timeout(UPLOAD_SECONDS):
+                async for part in request.stream():
+                    data += part
+                    self._under_way += len(part)
+                    if len(data) > self._limit:
+                        reason = f"At most {self._limit // 2**20} MiB a file are accepted."
+                        return _refused(413, "image_too_large", reason)
+                    if self._under_way > UPLOADS * self._limit:
+                        return _refused(429, "busy", "Too many pictures come in; try again.")
+        except TimeoutError:
+            return _refused(408, "too_slow", "The picture came in too slowly; try again.")
+        except ClientDisconnect:
+            return _refused(400, "cut_off", "The picture was cut off.")
+        finally:
+            self._under_way -= len(data)
+        return bytes(data)
+
+
+def _own_routes(app: FastAPI, desk: Desk, model: str) -> None:
+    uploads = _Uploads(Limits().max_file_bytes)
+
     @app.get("/page/{name}", include_in_schema=False)
     async def own_file(name: str) -> Response:
         if name not in _ASSETS:
@@ -96,15 +132,14 @@ def _own_routes(app: FastAPI, store: CaseStore, model: str) -> None:
         # A form of another site cannot send this type, and a script of another site may not.
         if request.headers.get("content-type") != "application/octet-stream":
             return _refused(415, "unsupported_media_type", "send the bytes of one picture")
-        limit = Limits().max_file_bytes
-        data = bytearray()
-        async for part in request.stream():
-            data += part
-            if len(data) > limit:
-                return _refused(
-                    413, "image_too_large", f"at most {limit // 2**20} MiB a file are accepted"
-                )
-        return JSONResponse({"handle": store.open(bytes(data)).handle})
+        data = await uploads.receive(request)
+        if isinstance(data, Response):
+            return data
+        try:
+            case = await desk.receive(data)
+        except ImageError as error:
+            return _refused(error.status, error.code, sentence(error))
+        return JSONResponse({"handle": case.handle})
 
     @app.post("/page/export", include_in_schema=False)
     async def export(request: Request) -> Response:
@@ -114,7 +149,7 @@ def _own_routes(app: FastAPI, store: CaseStore, model: str) -> None:
             wanted = Export.model_validate_json(await request.body())
         except ValidationError:
             return _refused(400, "bad_request", "handle, format (json, html, txt) and picture")
-        case = store.get(wanted.handle)
+        case = desk.cases.get(wanted.handle)
         if case is None or not case.exchanges:
             return _refused(404, "no_case", "There is no answer to save yet.")
         return await asyncio.to_thread(_exported, case, model, wanted)
@@ -137,4 +172,5 @@ def _exported(case: Case, model: str, wanted: Export) -> Response:
 
 def _refused(status: int, code: str, message: str) -> JSONResponse:
     error = {"code": code, "message": message, "type": "invalid_request_error"}
-    return JSONResponse({"error": error}, status_code=status)
+    headers = {"Retry-After": "2"} if status == 429 else None
+    return JSONResponse({"error": error}, status_code=status, headers=headers)

@@ -5,9 +5,11 @@
 (() => {
   const field = () => document.querySelector("#case-handle textarea, #case-handle input");
 
-  const say = (text) => {
+  const say = (text, wrong = false) => {
     const line = document.getElementById("page-said");
-    if (line) line.textContent = text;
+    line.setAttribute("role", wrong ? "alert" : "status");
+    line.className = wrong ? "said warn" : "said soft";
+    line.textContent = text;
   };
 
   const open = (handle) => {
@@ -30,7 +32,7 @@
 
   const send = async (files) => {
     if (!files.length) return;
-    if (files.length > 1) return say("Give one picture at a time.");
+    if (files.length > 1) return say("Give one picture at a time.", true);
     say("Reading the picture …");
     try {
       // A File as the body sends its bytes alone: no name, no date, no type.
@@ -39,11 +41,11 @@
         headers: { "Content-Type": "application/octet-stream" },
         body: new Blob([files[0]]),
       });
-      if (!reply.ok) return say(await reason(reply));
+      if (!reply.ok) return say(await reason(reply), true);
       say("");
       open((await reply.json()).handle);
     } catch {
-      say("The server cannot be reached, or refused a file of this size.");
+      say("The server cannot be reached, or refused a file of this size.", true);
     }
   };
 
@@ -92,7 +94,7 @@
   document.addEventListener("click", (event) => {
     const wanted = event.target.closest?.("[data-export]")?.dataset.export;
     if (!wanted) return;
-    (wanted === "copy" ? copy() : save(wanted)).catch((error) => say(error.message));
+    (wanted === "copy" ? copy() : save(wanted)).catch((error) => say(error.message, true));
   });
 
   for (const kind of ["dragenter", "dragover"]) {
