@@ -85,6 +85,27 @@ class ConversationTokenizer:
         text = self._render(question, answer, with_image=False)
         return tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
 
+    def conversation(
+        self, turns: Sequence[tuple[str, str]], *, with_image: bool
+    ) -> tuple[int, ...]:
+        """Return the ids of a conversation that waits for the assistant; of one turn: `prompt`.
+
+        Args:
+            turns: Role (``user`` or ``assistant``) and text of each; the image, if there is one,
+                stands before the first.
+        """
+        messages = [self._message(role, text) for role, text in turns]
+        if with_image:
+            messages[0]["content"].insert(0, {"type": "image"})
+        text: str = self._processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False
+        )
+        text = text.replace(IMAGE, IMAGE * self._image_tokens)
+        return tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _message(self, role: str, text: str) -> dict[str, Any]:
+        return {"role": role, "content": [{"type": "text", "text": self._plain(text)}]}
+
     def _render(self, question: str, answer: str | None, with_image: bool) -> str:
         content: list[dict[str, str]] = [{"type": "image"}] if with_image else []
         content.append({"type": "text", "text": self._plain(question)})

@@ -30,19 +30,16 @@ def server_log(_log: Path) -> Callable[[], str]:
 
 
 @pytest.fixture(scope="module")
-def server(server_folder: Path, _log: Path) -> Iterator[str]:
+def server(server_folder: Path, _log: Path, repository: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"TMPDIR": str(server_folder), "PYTHONUNBUFFERED": "1"}
     with _log.open("w") as log:
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                f"import uvicorn; from tests.serving.page.support import served; uvicorn.run(served(), port={port})",
-            ],
+            [sys.executable, "-m", "tests.serving.page.support", str(port)],
             env=environment,
+            cwd=repository,
             stdout=log,
             stderr=subprocess.STDOUT,
         )

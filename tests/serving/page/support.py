@@ -1,50 +1,89 @@
-"""stand-in engine until i7a's is there."""
+"""A small real engine behind the page, and the page alone as an app.
+
+It answers one conversation at a time with the real model; batching and queues are tested with the
+server. ``python -m tests.serving.page.support PORT`` serves it to a browser.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import types
+import os
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI
+from PIL import Image
 from tests.model.tiny import moe_model, processor
 
-from medmoe.inference.chat import ChatChunk, ChatRequest
+from medmoe.inference.chat import ChatChunk, ChatRequest, stream_chat
 from medmoe.inference.engine import MedMoe
 from medmoe.inference.evidence import explain
+from medmoe.serving.engine import ModelFacts
 from medmoe.serving.page.cases import CaseStore
 from medmoe.serving.page.mount import mount_page
 
+#: A question that begins so is answered with a pause after the first piece, in seconds.
+SLOWLY, PAUSE = "Slowly", 60.0
+
 
 class Local:
-    def __init__(self, keep: bool = True) -> None:
-        self.keep = keep
-        self.model = MedMoe(moe_model("stablelm"), processor(), max_new_tokens=4)
+    """An engine that remembers what it was asked, if it is told to."""
+
+    name, ready = "local", True
+
+    def __init__(self, *, remember: bool) -> None:
+        if path := os.environ.get("MEDMOE_PAGE_MODEL"):  # a trained one, for pictures worth seeing
+            self.model = MedMoe.load(path)
+        else:
+            self.model = MedMoe(moe_model("stablelm"), processor(), max_new_tokens=4)
         self.requests: list[ChatRequest] = []
-        self.closed = 0
+        self.freed = 0
+        self._remember = remember
 
     async def stream(
         self, request: ChatRequest, *, deadline: float | None = None
     ) -> AsyncIterator[ChatChunk]:
-        if self.keep:
+        if self._remember:
             self.requests.append(request)
-        answer = await asyncio.to_thread(self.model.answer, request.image, request.turns[-1].text)
+        chunks = stream_chat(self.model, request)
+        step = None
         try:
-            for word in answer.text.split():
-                yield ChatChunk(word + " ")
-            yield ChatChunk("", "stop", answer)
+            while True:
+                step = asyncio.ensure_future(asyncio.to_thread(next, chunks, None))
+                chunk = await asyncio.shield(step)
+                if chunk is None:
+                    return
+                yield chunk
+                if request.turns[-1].text.startswith(SLOWLY):
+                    await asyncio.sleep(PAUSE)
         finally:
-            self.closed += 1
+            if step is not None:
+                await step
+            chunks.close()
+            self.freed += 1
 
-    async def explain(self, image: Any, question: str) -> dict[str, Any]:
+    async def explain(self, image: Image.Image, question: str) -> dict[str, Any]:
         return (await asyncio.to_thread(explain, self.model, image, question)).to_dict()
 
-    def describe(self) -> Any:
-        return types.SimpleNamespace(id="tiny")
+    async def start(self) -> None:
+        return
+
+    async def drain(self, deadline: float) -> None:
+        return
+
+    def describe(self) -> ModelFacts:
+        return ModelFacts("tiny", "0" * 64, self.model.domains)
 
 
-def served(store: CaseStore | None = None) -> FastAPI:
+def served(store: CaseStore | None = None, *, max_new_tokens: int = 4) -> FastAPI:
+    """Return the page alone, as an app."""
     app = FastAPI()
-    mount_page(app, Local(keep=False), cases=store)
+    mount_page(app, Local(remember=False), cases=store, max_new_tokens=max_new_tokens)
     return app
+
+
+if __name__ == "__main__":
+    import uvicorn
+
+    uvicorn.run(served(max_new_tokens=16), port=int(sys.argv[1]))

@@ -66,7 +66,7 @@ def opened(browser: Any, server: str) -> Iterator[Callable[..., Any]]:
     contexts: list[Any] = []
 
     def answered(response: Any) -> None:
-        if response.status >= 400 and not response.url.endswith("/page/picture"):
+        if response.status >= 400 and not response.url.endswith(("/page/picture", "/page/export")):
             faults.append(f"{response.status} for {response.url}")
 
     def see(request: Any) -> None:
@@ -176,6 +176,40 @@ def test_upload_ask_evidence_and_follow_up(
     assert html.count("<article>") == 2
     assert "data:image/png" in html
     assert "SMITH" not in html + json.dumps(case)
+
+
+def test_an_answer_can_be_stopped_and_the_next_question_asked(opened: Callable[..., Any]) -> None:
+    page = opened()
+    page.get_by_label("Question").fill("Slowly: is there a mass?")
+    page.get_by_label("Question").press("Enter")
+    bot = page.locator("[data-testid=bot]")
+    expect(bot).to_be_visible(timeout=SLOW)
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_role("alert")).to_have_text("Stopped.", timeout=SLOW)
+    expect(page.get_by_role("button", name="Ask")).to_be_visible()
+    expect(page.locator("#evidence")).to_contain_text("The answer is not complete")
+    page.get_by_label("Question").fill("Is it <b>large</b>?")
+    page.get_by_role("button", name="Ask").click()
+    expect(bot).to_have_count(2, timeout=SLOW)
+    expect(page.locator("[data-testid=user]").last).to_have_text("Is it <b>large</b>?")  # as text
+    expect(page.locator("[data-testid=user] b")).to_have_count(0)
+    page.get_by_role("button", name="Clear").click()
+    expect(bot).to_have_count(0, timeout=SLOW)
+
+
+def test_a_case_is_copied_as_text(opened: Callable[..., Any]) -> None:
+    page = opened(permissions=["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy case").click()
+    expect(page.get_by_role("alert")).to_have_text("There is no answer to save yet.", timeout=SLOW)
+    page.get_by_label("Question").fill("What is a mass?")
+    page.get_by_label("Question").press("Enter")
+    expect(page.get_by_role("button", name="Ask")).to_be_visible(timeout=SLOW)
+    expect(page.locator("#evidence")).to_contain_text("not calibrated", timeout=SLOW)
+    page.get_by_role("button", name="Copy case").click()
+    expect(page.locator("#page-said")).to_have_text("Copied.", timeout=SLOW)
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied.startswith(NOTE)
+    assert "Question: What is a mass?\nAnswer: " in copied
 
 
 def test_a_bad_file_is_one_plain_line_and_the_page_goes_on(

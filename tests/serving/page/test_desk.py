@@ -22,7 +22,7 @@ SCAN = dicom(np.stack([ramp(), ramp()[::-1]]), Modality="CT")
 
 @pytest.fixture(scope="module")
 def engine() -> Local:
-    return Local()
+    return Local(remember=True)
 
 
 @pytest.fixture
@@ -76,13 +76,13 @@ def test_an_answer_that_is_stopped_frees_the_engine_and_is_marked(
 ) -> None:
     async def story() -> tuple[Seen, bool]:
         case, _ = await desk.example("ct", "page")
-        before = engine.closed
+        before = engine.freed
         stream = desk.ask("Is there any nodule?", case.handle, False, "page")
         async for seen in stream:
             if seen.messages and len(seen.messages) == 2:
                 break
         await stream.aclose()  # type: ignore[attr-defined]
-        return desk.stopped(case.handle), engine.closed == before + 1
+        return desk.stopped(case.handle), engine.freed == before + 1
 
     seen, freed = asyncio.run(story())
     assert freed
@@ -96,7 +96,9 @@ def test_another_window_is_what_the_next_question_is_about(desk: Desk, engine: L
         _, seen = await desk.show(handle, "page")
         assert "frame 1 of 2" in str(seen.picture)
         await asked(desk, "One?", handle)
-        _, seen = await desk.look(handle, (500.0, 100.0), 2, "page")
+        _, seen = await desk.window(handle, (500.0, 100.0), "page")
+        assert "frame 1 of 2, window 500,100 (as given)" in str(seen.picture)
+        seen = await desk.frame(handle, 2, "page")
         assert "frame 2 of 2, window 500,100 (as given)" in str(seen.picture)
         await asked(desk, "Two?", handle)
         return [np.asarray(request.image) for request in engine.requests[-2:]]
@@ -105,12 +107,39 @@ def test_another_window_is_what_the_next_question_is_about(desk: Desk, engine: L
     assert not np.array_equal(first, second)
 
 
+def test_windows_and_frames_that_come_at_once_are_all_taken(desk: Desk) -> None:
+    async def story() -> str:
+        handle = (await desk.receive(SCAN)).handle
+        steps = [desk.window(handle, (500.0, 90.0 + i), "page") for i in range(4)]
+        await asyncio.gather(*steps, desk.frame(handle, 2, "page"))
+        case = desk.cases.get(handle)
+        assert case is not None
+        assert case.picture is not None
+        return case.picture.facts.description()
+
+    assert asyncio.run(story()) == "DICOM, ct, frame 2 of 2, window 500,93 (as given)"
+
+
+def test_a_window_or_frame_that_cannot_be_shown_leaves_the_one_before(desk: Desk) -> None:
+    async def story() -> tuple[Seen, Seen, str]:
+        handle = (await desk.receive(SCAN)).handle
+        _, window = await desk.window(handle, (1.0, float("nan")), "page")
+        frame = await desk.frame(handle, 99, "page")
+        _, shown = await desk.show(handle, "page")
+        return window, frame, str(shown.picture)
+
+    window, frame, shown = asyncio.run(story())
+    assert "the width must be above 0" in window.picture_said
+    assert frame.picture_said == "Frame 99: choose one of 1 to 2."
+    assert "frame 1 of 2" in shown
+
+
 def test_regions_are_not_drawn_over_another_view(desk: Desk) -> None:
     async def story() -> tuple[str, str, str]:
         handle = (await desk.receive(SCAN)).handle
         with_regions = (await asked(desk, "One?", handle, explain=True))[-1].picture
-        _, other = await desk.look(handle, None, 2, "page")
-        _, back = await desk.look(handle, None, 1, "page")
+        other = await desk.frame(handle, 2, "page")
+        back = await desk.frame(handle, 1, "page")
         return str(with_regions), str(other.picture), str(back.picture)
 
     drawn, other, back = asyncio.run(story())

@@ -27,14 +27,18 @@ class Case:
 
     Attributes:
         data: The file, kept where another window or frame can be asked of it.
-        first_window: Center and width of the first look, which the sliders' range rests on.
+        window: In which it is shown; None as the file says.
+        frame: Which is shown; None for the default of the format.
+        looking: Held while it is decoded anew: windows and frames are taken one after the other.
         owner: The page that shows it.
     """
 
     handle: str
     data: bytes | None = None
     picture: Picture | None = None
-    first_window: tuple[float, float] | None = None
+    window: Window | None = None
+    frame: int | None = None
+    looking: asyncio.Lock = field(default_factory=asyncio.Lock)
     exchanges: list[Exchange] = field(default_factory=list)
     owner: str | None = None
     ends_at: float = 0.0

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from medmoe.data.images import Picture, open_picture
 from medmoe.errors import MedMoeError
 from medmoe.inference.case import Exchange, begin
-from medmoe.inference.chat import ChatRequest, Turn
+from medmoe.inference.chat import ChatChunk, ChatRequest, Turn
 from medmoe.serving.engine import ChatEngine
 from medmoe.serving.page.cases import Case, CaseStore, Window
 from medmoe.serving.page.views import evidence_html, picture_html
@@ -77,10 +77,7 @@ class Desk:
             ImageError: It cannot be used; nothing of it is kept.
         """
         picture, kept = await _decoded(data, None, None)
-        case = self.cases.open(kept, picture)
-        if picture.facts.window is not None:
-            case.first_window = (picture.facts.window.center, picture.facts.window.width)
-        return case
+        return self.cases.open(kept, picture)
 
     async def show(self, handle: str, owner: str | None) -> tuple[Case | None, Seen]:
         """Show a case that was just opened."""
@@ -97,19 +94,34 @@ class Desk:
         seen = Seen("", case.handle, await self._drawn(case), "", [], EXAMPLES[name][1])
         return case, seen
 
-    async def look(
-        self, handle: str, window: Window | None, frame: int | None, owner: str | None
+    async def window(
+        self, handle: str, window: Window | None, owner: str | None
     ) -> tuple[Case | None, Seen]:
-        """Show the picture in another window, or another frame of it."""
+        """Show the picture in another window; None is the file's own."""
         case = self.cases.get(handle, owner)
         if case is None or case.data is None:
             return None, Seen(picture_said=ENDED)
+        async with case.looking:
+            return case, await self._look(case, case.data, window, case.frame)
+
+    async def frame(self, handle: str, frame: int, owner: str | None) -> Seen:
+        """Show another frame, or slice, in the same window."""
+        case = self.cases.get(handle, owner)
+        if case is None or case.data is None:
+            return Seen(picture_said=ENDED)
+        async with case.looking:
+            return await self._look(case, case.data, case.window, frame)
+
+    async def _look(
+        self, case: Case, data: bytes, window: Window | None, frame: int | None
+    ) -> Seen:
         try:
-            case.picture, _ = await _decoded(case.data, window, frame)
-            self.cases.touch(case)
+            case.picture, _ = await _decoded(data, window, frame)
         except MedMoeError as error:
-            return case, Seen(picture_said=sentence(error))
-        return case, Seen(picture=await self._drawn(case))
+            return Seen(picture_said=sentence(error))
+        case.window, case.frame = window, frame
+        self.cases.touch(case)
+        return Seen(picture=await self._drawn(case))
 
     async def ask(
         self, question: str, handle: str, explain: bool, owner: str | None
@@ -125,7 +137,8 @@ class Desk:
         pending = evidence_html(exchange, "Answering …")
         yield Seen("", case.handle, None, pending, _messages(case), "", busy=True)
         try:
-            async with aclosing(self._engine.stream(request)) as chunks:
+            stream = cast("AsyncGenerator[ChatChunk]", self._engine.stream(request))
+            async with aclosing(stream) as chunks:  # a page that is left frees the engine
                 async for chunk in chunks:
                     exchange.answer += chunk.text
                     exchange.complete = chunk.finish == "stop"

@@ -16,7 +16,7 @@ from gradio.state_holder import SessionState, StateHolder
 from starlette.routing import Mount
 
 from medmoe.data.intake.display import WINDOW_PRESETS
-from medmoe.serving.page.cases import Case, Window
+from medmoe.serving.page.cases import Case
 from medmoe.serving.page.desk import EXAMPLES, Desk, Seen
 
 AS_FILE, OWN = "as the file says", "own"
@@ -82,6 +82,11 @@ def _html(content: str = "", elem_id: str | None = None, visible: bool = True) -
     )
 
 
+def _as_text(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    # The chatbot takes every message for HTML, also without Markdown.
+    return [each | {"content": escape(each["content"], quote=False)} for each in messages]
+
+
 def _card(evidence: str) -> str:
     return f'<section aria-label="Evidence"><h2>Evidence</h2>{evidence or _NOTHING_YET}</section>'
 
@@ -112,7 +117,7 @@ def forget_sessions(app: FastAPI, blocks: gr.Blocks) -> None:
         for route in app.routes
         if isinstance(route, Mount) and isinstance(route.app, gr.routes.App)
     )
-    mounted.state_holder = _NoSessions()
+    mounted.state_holder = _NoSessions()  # type: ignore[no-untyped-call]
     mounted.state_holder.set_blocks(blocks)
 
 
@@ -204,16 +209,15 @@ class Layout:
         plain: dict[str, Any] = {
             "queue": True, "show_progress": "hidden", "api_visibility": "private",
         }  # fmt: skip
-        looks = [self.handle, self.preset, self.center, self.width, self.frame]
         shown = self._outputs()
         self.handle.submit(self._show, [self.handle], shown, **plain)
         for name, button in self.examples.items():
             button.click(self._example_of(name), None, shown, **plain)
         latest = plain | {"trigger_mode": "always_last"}
-        self.preset.input(self._preset, looks, shown, **latest)
+        self.preset.input(self._preset, [self.handle, self.preset], shown, **latest)
         for slider in (self.center, self.width):
-            slider.input(self._own_window, looks, shown, **latest)
-        self.frame.input(self._frame, looks, shown, **latest)
+            slider.input(self._own_window, [self.handle, self.center, self.width], shown, **latest)
+        self.frame.input(self._frame, [self.handle, self.frame], shown, **latest)
         asked = gr.on(
             [self.ask.click, self.question.submit],
             self._ask,
@@ -245,12 +249,9 @@ class Layout:
 
         return opened
 
-    async def _preset(
-        self, handle: str, preset: str, center: float, width: float, frame: float,
-        request: gr.Request,
-    ) -> dict[Any, Any]:  # fmt: skip
-        window = _window(preset, center, width)
-        case, seen = await self._desk.look(handle, window, int(frame), request.session_hash)
+    async def _preset(self, handle: str, preset: str, request: gr.Request) -> dict[Any, Any]:
+        window = None if preset == AS_FILE else preset
+        case, seen = await self._desk.window(handle, window, request.session_hash)
         updates = self._updates(seen)
         if case is not None and case.picture is not None and case.picture.facts.window is not None:
             now = case.picture.facts.window
@@ -260,19 +261,13 @@ class Layout:
         return updates
 
     async def _own_window(
-        self, handle: str, preset: str, center: float, width: float, frame: float,
-        request: gr.Request,
-    ) -> dict[Any, Any]:  # fmt: skip
-        _, seen = await self._desk.look(handle, (center, width), int(frame), request.session_hash)
+        self, handle: str, center: float, width: float, request: gr.Request
+    ) -> dict[Any, Any]:
+        _, seen = await self._desk.window(handle, (center, width), request.session_hash)
         return self._updates(seen) | {self.preset: gr.update(value=OWN)}
 
-    async def _frame(
-        self, handle: str, preset: str, center: float, width: float, frame: float,
-        request: gr.Request,
-    ) -> dict[Any, Any]:  # fmt: skip
-        window = _window(preset, center, width)
-        _, seen = await self._desk.look(handle, window, int(frame), request.session_hash)
-        return self._updates(seen)
+    async def _frame(self, handle: str, frame: float, request: gr.Request) -> dict[Any, Any]:
+        return self._updates(await self._desk.frame(handle, int(frame), request.session_hash))
 
     async def _ask(
         self, question: str, handle: str, explain: bool, request: gr.Request
@@ -301,7 +296,7 @@ class Layout:
             (self.handle, seen.handle),
             (self.picture, seen.picture if seen.picture != "" else _NO_PICTURE),
             (self.evidence, None if seen.evidence is None else _card(seen.evidence)),
-            (self.chat, seen.messages),
+            (self.chat, None if seen.messages is None else _as_text(seen.messages)),
             (self.question, seen.question),
         ):
             if value is not None:
@@ -338,12 +333,6 @@ class Layout:
             self.center: _slider(centers, facts.window.center),
             self.width: _slider(widths, facts.window.width),
         }
-
-
-def _window(preset: str, center: float, width: float) -> Window | None:
-    if preset == AS_FILE:
-        return None
-    return (center, width) if preset == OWN else preset
 
 
 def _ranges(

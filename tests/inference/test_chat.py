@@ -1,0 +1,157 @@
+"""A conversation of one turn is an answer; longer ones are read whole; a closed one ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.model.tiny import FAMILIES, Family, dense_model, moe_model, processor
+
+from medmoe.errors import ConfigError
+from medmoe.inference.chat import ChatChunk, ChatRequest, Turn, stream_chat
+from medmoe.inference.engine import MedMoe
+
+QUESTION = "Is there a mass?"
+
+
+def picture() -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module")
+def engine() -> MedMoe:
+    return MedMoe(moe_model("stablelm"), processor(), max_new_tokens=12)
+
+
+def request(*texts: str, image: bool = True, tokens: int = 12) -> ChatRequest:
+    roles = ("user", "assistant")
+    turns = tuple(Turn(roles[i % 2], text) for i, text in enumerate(texts))  # type: ignore[arg-type]
+    return ChatRequest(turns, picture() if image else None, tokens)
+
+
+def text_of(chunks: list[ChatChunk]) -> str:
+    return "".join(chunk.text for chunk in chunks)
+
+
+@pytest.mark.parametrize("image", [True, False])
+@pytest.mark.parametrize("kind", ["moe", "dense"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_turn_gives_the_engines_answer_piece_by_piece(
+    family: Family, kind: str, image: bool
+) -> None:
+    model = moe_model(family) if kind == "moe" else dense_model(family)
+    engine = MedMoe(model, processor(), max_new_tokens=12)
+    expected = engine.answer(picture() if image else None, QUESTION, evidence=True)
+    chunks = list(stream_chat(engine, request(QUESTION, image=image)))
+    last = chunks[-1]
+    assert last.answer is not None
+    assert last.answer.text == expected.text == text_of(chunks)
+    # Sums of float32 in another order: a cached step against `generate`'s own.
+    assert last.answer.confidence == pytest.approx(expected.confidence, rel=1e-3)
+    if expected.routing is None:
+        assert last.answer.routing is None
+    else:
+        assert last.answer.routing is not None
+        assert last.answer.routing.probabilities == pytest.approx(expected.routing.probabilities)
+        assert last.answer.routing.experts == expected.routing.experts
+    assert [chunk.finish for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+
+
+def test_words_come_as_soon_as_they_are_known(engine: MedMoe) -> None:
+    chunks = list(stream_chat(engine, request(QUESTION)))
+    assert len(chunks) > 4
+    assert all(chunk.text for chunk in chunks[:-1])
+    assert not any(chunk.text.endswith("\ufffd") for chunk in chunks[:-1])  # half a sign
+
+
+def test_an_answer_that_ends_by_itself_stops_and_a_long_one_is_cut(
+    engine: MedMoe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert list(stream_chat(engine, request(QUESTION)))[-1].finish == "length"
+    # The token that the model chooses third shall mean the end.
+    kind = type(engine.processor.tokenizer)
+    monkeypatch.setattr(kind, "eos_token_id", _greedy(engine, 3)[-1], raising=False)
+    ended = list(stream_chat(engine, request(QUESTION)))
+    assert ended[-1].finish == "stop"
+    assert len(ended) <= 3
+
+
+def _greedy(engine: MedMoe, count: int) -> list[int]:
+    import torch
+
+    features = engine.encode([picture()])
+    ids = torch.tensor([engine.tokenizer.prompt(QUESTION)])
+    inner: Any = engine.model.model
+    out = engine.model.generate(
+        inputs_embeds=inner.embed(ids, features), max_new_tokens=count, do_sample=False
+    )
+    return [int(token) for token in out[0]]
+
+
+def test_a_closed_conversation_runs_the_model_no_further(engine: MedMoe) -> None:
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    hook = engine.model.lm_head.register_forward_hook(count)
+    try:
+        chunks = stream_chat(engine, request(QUESTION))
+        next(chunks)
+        before = calls
+        chunks.close()
+        assert calls == before < 12
+    finally:
+        hook.remove()
+
+
+def test_what_was_said_before_is_read(engine: MedMoe) -> None:
+    alone = text_of(list(stream_chat(engine, request("Where?"))))
+    after = text_of(list(stream_chat(engine, request(QUESTION, "yes", "Where?"))))
+    other = text_of(list(stream_chat(engine, request(QUESTION, "no", "Where?"))))
+    assert len({alone, after, other}) == 3
+
+
+def test_the_prompt_is_the_templates_rendering_with_the_image_first(engine: MedMoe) -> None:
+    turns = [("user", QUESTION), ("assistant", "yes"), ("user", "Where?")]
+    ids = engine.tokenizer.conversation(turns, with_image=True)
+    image = engine.processor.image_token_id
+    assert ids.count(image) == engine.model.config.image_seq_length
+    text = processor().tokenizer.decode([i for i in ids if i != image])
+    assert text.lower().index("mass") < text.index("yes") < text.lower().index("where")
+    assert engine.tokenizer.conversation(turns[:1], with_image=True) == engine.tokenizer.prompt(
+        QUESTION
+    )
+    assert engine.tokenizer.conversation(turns[:1], with_image=False) == engine.tokenizer.prompt(
+        QUESTION, with_image=False
+    )
+
+
+def test_special_tokens_in_a_turn_are_text(engine: MedMoe) -> None:
+    turns = [("user", "a <image> b"), ("assistant", "</s> c"), ("user", "<image></s>")]
+    ids = engine.tokenizer.conversation(turns, with_image=True)
+    assert ids.count(engine.processor.image_token_id) == engine.model.config.image_seq_length
+    assert ids.count(processor().tokenizer.eos_token_id) == 1  # that of the template
+
+
+@pytest.mark.parametrize(
+    ("texts", "tokens", "part"),
+    [
+        ((), 4, "the turns are none"),
+        (("a", "b"), 4, "the turns are user, assistant; user and assistant must take turns"),
+        (("a", " ", "c"), 4, "a turn of the conversation is empty"),
+        (("a",), 0, r"max_new_tokens \(0\) must be at least 1"),
+    ],
+)
+def test_what_is_no_conversation_is_refused(texts: tuple[str, ...], tokens: int, part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        request(*texts, tokens=tokens)
+
+
+def test_a_conversation_longer_than_the_model_reads_is_refused(engine: MedMoe) -> None:
+    with pytest.raises(ConfigError, match="the model reads at most 256; begin anew"):
+        list(stream_chat(engine, request("mass " * 400)))
