@@ -6,6 +6,7 @@ them, in a folder on disk. Pictures come in as bytes (see ``assets/script.js``) 
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from html import escape
 from typing import Any
@@ -93,7 +94,9 @@ def _card(evidence: str) -> str:
 
 def _line(content: str) -> str:
     """Return HTML in one line, which Markdown takes for one block."""
-    return f'<div class="ours">{" ".join(content.split())}</div>' if content else ""
+    # Not `str.split`: it would part numbers and their units at the spaces that keep them together.
+    line = re.sub(r"[ \t\r\n]+", " ", content)
+    return f'<div class="ours">{line}</div>' if line else ""
 
 
 class _NoSessions(StateHolder):
