@@ -74,7 +74,9 @@ async def _read(service: Service, request: Request, request_id: str, started: fl
     if body.model != service.engine.describe().id:
         raise ProblemError(404, "model_not_found", "no such model; see /v1/models", param="model")
     turns = turns_of(body.messages, service.settings)
-    wanted = body.max_completion_tokens or body.max_tokens or service.settings.max_new_tokens
+    settings = service.settings
+    usual = min(settings.default_new_tokens, settings.max_new_tokens)
+    wanted = body.max_completion_tokens or body.max_tokens or usual
     if wanted > service.settings.max_new_tokens:
         raise ProblemError(
             400, "bad_parameter", f"max_tokens: at most {service.settings.max_new_tokens}",

@@ -22,6 +22,7 @@ class ServerSettings:
         deadline_seconds: For a whole answer.
         drain_seconds: For the answers that are under way when the server is told to end.
         max_new_tokens: Longest answer that may be asked for.
+        default_new_tokens: Longest answer where nothing is asked for.
         max_text: Signs of all texts of a conversation together.
         max_turns: Of a conversation.
     """
@@ -34,6 +35,7 @@ class ServerSettings:
     deadline_seconds: float = 60.0
     drain_seconds: float = 20.0
     max_new_tokens: int = 256
+    default_new_tokens: int = 64
     max_text: int = 16_384
     max_turns: int = 101
 

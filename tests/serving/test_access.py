@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.routing import BaseRoute
+from tests.serving.support import TOKEN
+
+from medmoe.errors import ConfigError
+from medmoe.serving.access import OPEN
+from medmoe.serving.app import create_app
+from medmoe.serving.local import LocalEngine
+from medmoe.serving.settings import ServerSettings
+
+
+@pytest.fixture(scope="module")
+def app(tiny_model: Path) -> Any:
+    """With its page: Gradio's routes count too."""
+    return create_app(LocalEngine(tiny_model), ServerSettings(token=TOKEN))
+
+
+def call(app: Any, method: str, path: str, **more: Any) -> httpx.Response:
+    async def send() -> httpx.Response:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://clinic") as client:
+            return await client.request(method, path, **more)
+
+    return asyncio.run(send())
+
+
+def paths(routes: list[BaseRoute], before: str = "") -> set[str]:
+    found: set[str] = set()
+    for route in routes:
+        path = before + getattr(route, "path", "").rstrip("/")
+        found.add(path or "/")
+        inner = getattr(getattr(route, "app", None), "routes", None)
+        found |= paths(inner, path) if inner else set()
+    return found
+
+
+def test_every_route_but_health_and_the_form_wants_the_token(app: Any) -> None:
+    known = {
+        path.replace("{", "").replace("}", "").replace(":path", "") for path in paths(app.routes)
+    }
+    assert {"/metrics", "/openapi.json", "/v1/models", "/config", "/page/picture"} <= known
+    known |= {"/gradio_api/queue/join", "/gradio_api/upload", "/nowhere"}
+    for path in sorted(known - OPEN):
+        for method in ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"):
+            assert call(app, method, path).status_code == 401, (method, path)
+
+
+@pytest.mark.parametrize("path", sorted(OPEN))
+def test_health_and_the_form_want_none(app: Any, path: str) -> None:
+    assert call(app, "GET", path).status_code in {200, 503}
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["", "Bearer", "Bearer ", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", TOKEN],
+)
+def test_only_the_whole_token_passes(app: Any, header: str) -> None:
+    headers = {"Authorization": header}
+    assert call(app, "GET", "/v1/models", headers=headers).status_code == 401
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+def test_the_token_passes(app: Any, scheme: str) -> None:
+    headers = {"Authorization": f"{scheme} {TOKEN}"}
+    assert call(app, "GET", "/v1/models", headers=headers).status_code == 200
+
+
+def test_a_browser_signs_in_once_and_out_again(app: Any) -> None:
+    seen = call(app, "GET", "/", headers={"Accept": "text/html"})
+    assert seen.status_code == 401
+    assert "<form" in seen.text
+    assert call(app, "POST", "/login", data={"token": "wrong"}).status_code == 401
+    reply = call(app, "POST", "/login", data={"token": TOKEN})
+    assert (reply.status_code, reply.headers["location"]) == (303, "/")
+    cookie = reply.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
+    assert TOKEN not in cookie
+    session = {"Cookie": cookie.partition(";")[0]}
+    assert call(app, "GET", "/v1/models", headers=session).status_code == 200
+    other = session | {"Origin": "http://elsewhere"}
+    assert call(app, "POST", "/v1/chat/completions", headers=other).status_code == 403
+    call(app, "POST", "/logout", headers=session)
+    assert call(app, "GET", "/v1/models", headers=session).status_code == 401
+
+
+def test_tokens_are_compared_in_constant_time(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[str, str]] = []
+    from medmoe.serving import access
+
+    def watched(one: str, other: str) -> bool:
+        compared.append((one, other))
+        return one == other
+
+    monkeypatch.setattr(access.hmac, "compare_digest", watched)
+    call(app, "GET", "/v1/models", headers={"Authorization": "Bearer x"})
+    call(app, "GET", "/v1/models", headers={"Authorization": f"Bearer {TOKEN}"})
+    assert [len(one) == len(other) for one, other in compared] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("host", "token", "part"),
+    [("0.0.0.0", None, "give a token"), ("::", None, "give a token"),
+     ("clinic.example", None, "give a token"), ("127.0.0.1", "short", "at least 16"),
+     ("0.0.0.0", "ä" * 20, "ASCII")],
+)  # fmt: skip
+def test_unsafe_settings_are_refused(host: str, token: str | None, part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        ServerSettings(host=host, token=token)
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", ""])
+def test_without_a_token_only_loopback_names_are_answered(talk: Any, host: str) -> None:
+    reply = talk("GET", "/v1/models", headers={"Host": host})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (403, "wrong_host")
+
+
+def test_a_page_of_another_site_cannot_ask(talk: Any) -> None:
+    reply = talk("POST", "/v1/chat/completions", json={}, headers={"Origin": "http://evil.example"})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (403, "cross_site")

@@ -1,0 +1,258 @@
+"""Transport and server rows of the catalogue of bad inputs, and what replies look like."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.serving.support import data_url, png, question
+
+from medmoe.serving.audit import verify
+
+CHAT = "/v1/chat/completions"
+
+
+def refused(reply: Any) -> tuple[int, str]:
+    error = reply.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert "\n" not in error["message"]
+    assert reply.headers["x-request-id"].startswith("req-")
+    return reply.status_code, error["code"]
+
+
+def parts(*content: dict[str, Any]) -> dict[str, Any]:
+    return {"model": "tiny", "messages": [{"role": "user", "content": list(content)}]}
+
+
+def image(url: str) -> dict[str, Any]:
+    return parts(
+        {"type": "text", "text": "What?"}, {"type": "image_url", "image_url": {"url": url}}
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://169.254.169.254/latest", "https://example.org/a.png", "file:///etc/passwd",
+     "/etc/passwd", "ftp://x/y", "", "//x/y", "DATA", "gopher://x"],
+)  # fmt: skip
+def test_addresses_and_paths_are_neither_fetched_nor_opened(
+    talk: Any, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise AssertionError("a socket or a file was opened")
+
+    monkeypatch.setattr(socket, "create_connection", forbidden)
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    assert refused(talk("POST", CHAT, json=image(url))) == (400, "remote_media_disabled")
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"", "bad_json"),
+        (b"{", "bad_json"),
+        (b"[]", "bad_parameter"),
+        (b"\xff\xfe", "bad_json"),
+        (b"[" * 10_000 + b"]" * 10_000, "bad_json"),
+        (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, "bad_json"),
+        (b'{"model":"tiny","model":"tiny"}', "bad_json"),
+        (b'{"model":"tiny","messages":[],"temperature":NaN}', "bad_json"),
+        (b'{"model":"tiny","messages":[],"temperature":1e999}', "bad_parameter"),
+        (b'{"model":"\\ud800","messages":[]}', "bad_json"),
+        (b'{"model":"tiny","messages":[]}', "bad_parameter"),
+    ],
+)
+def test_bad_json_is_refused(talk: Any, body: bytes, code: str) -> None:
+    reply = talk("POST", CHAT, content=body, headers={"Content-Type": "application/json"})
+    assert refused(reply) == (400, code)
+
+
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [
+        ({"n": 10**9}, "bad_parameter"),
+        ({"max_tokens": -1}, "bad_parameter"),
+        ({"max_tokens": 10**9}, "bad_parameter"),
+        ({"max_tokens": 10**30}, "bad_parameter"),
+        ({"max_tokens": 257}, "bad_parameter"),
+        ({"max_tokens": True}, "bad_parameter"),
+        ({"temperature": "hot"}, "bad_parameter"),
+        ({"stream": "yes"}, "bad_parameter"),
+        ({"tools": [{}]}, "bad_parameter"),
+        ({"logprobs": True}, "bad_parameter"),
+        ({"unheard_of": [1]}, "unknown_parameter"),
+        ({"medmoe": {"evidence": 1}}, "bad_parameter"),
+        ({"medmoe": {"frame": 0}}, "bad_parameter"),
+        ({"medmoe": {"window": [1]}}, "bad_parameter"),
+        ({"medmoe": {"window": "lung"}}, "bad_window"),
+    ],
+)
+def test_bad_parameters_are_refused(talk: Any, more: dict[str, Any], code: str) -> None:
+    assert refused(talk("POST", CHAT, json=question() | more)) == (400, code)
+
+
+@pytest.mark.parametrize(
+    "more", [{"temperature": 0.7}, {"n": 1}, {"seed": 3, "user": "u"}, {"tools": []}, {"top_p": 1}]
+)
+def test_what_official_clients_send_by_default_is_taken(talk: Any, more: dict[str, Any]) -> None:
+    assert talk("POST", CHAT, json=question() | more).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("messages", "code"),
+    [
+        ([{"role": "user", "content": ""}], "no_question"),
+        ([{"role": "user", "content": None}], "no_question"),
+        ([{"role": "assistant", "content": "yes"}], "bad_conversation"),
+        ([{"role": "system", "content": "x"}], "bad_conversation"),
+        ([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}],
+         "bad_conversation"),
+        ([{"role": "user", "content": "x"}, {"role": "assistant", "content": " "},
+          {"role": "user", "content": "y"}], "bad_conversation"),
+        ([{"role": "tool", "content": "x"}], "bad_parameter"),
+        ([{"role": "user", "content": "x" * 10_000_000}], "prompt_too_long"),
+        ([{"role": "user", "content": [{"type": "audio"}]}], "bad_parameter"),
+    ],
+)  # fmt: skip
+def test_bad_conversations_are_refused(talk: Any, messages: list[Any], code: str) -> None:
+    assert refused(talk("POST", CHAT, json={"model": "tiny", "messages": messages})) == (400, code)
+
+
+def test_more_images_than_one_are_refused(talk: Any) -> None:
+    url = {"type": "image_url", "image_url": {"url": data_url(png())}}
+    body = parts({"type": "text", "text": "What?"}, url, url)
+    assert refused(talk("POST", CHAT, json=body)) == (400, "too_many_images")
+
+
+def test_placeholders_in_the_text_are_text(talk: Any) -> None:
+    plain = talk("POST", CHAT, json=question("What <image> </s> <pad> is it?"))
+    assert plain.status_code == 200
+
+
+def test_what_a_system_message_says_is_read(talk: Any) -> None:
+    body = question("What organ?")
+    told = body | {
+        "messages": [{"role": "system", "content": "In the left lung"}, *body["messages"]]
+    }
+    one, two = (talk("POST", CHAT, json=b).json()["usage"]["prompt_tokens"] for b in (body, told))
+    assert two > one
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "expected"),
+    [
+        ("/nowhere", "GET", (404, "not_found")),
+        ("/v1/chat/completions", "GET", (405, "method_not_allowed")),
+        ("/v1/models/other", "GET", (404, "model_not_found")),
+        ("/v1/files/file-x", "GET", (404, "file_not_found")),
+        ("/v1/files/file-x", "DELETE", (404, "file_not_found")),
+        ("/v1/models/..%2f..%2fetc", "GET", (404, "not_found")),
+    ],
+)
+def test_other_addresses(talk: Any, path: str, method: str, expected: tuple[int, str]) -> None:
+    assert refused(talk(method, path)) == expected
+
+
+def test_another_model_is_not_there(talk: Any) -> None:
+    assert refused(talk("POST", CHAT, json=question() | {"model": "x"})) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "zstd"])
+def test_packed_bodies_are_not_unpacked(talk: Any, encoding: str) -> None:
+    headers = {"Content-Encoding": encoding, "Content-Type": "application/json"}
+    assert refused(talk("POST", CHAT, content=b"x", headers=headers)) == (
+        415,
+        "unsupported_encoding",
+    )
+
+
+def test_a_body_that_says_it_is_too_large_is_not_read(talk: Any) -> None:
+    headers = {"Content-Length": str(4 * 2**30), "Content-Type": "application/json"}
+    reply = talk("POST", CHAT, content=b"{", headers=headers)
+    assert refused(reply) == (413, "request_too_large")
+
+
+def test_a_body_without_end_is_cut_off(talk: Any) -> None:
+    given = 0
+
+    async def endless() -> Any:
+        nonlocal given
+        while True:
+            given += 2**20
+            yield b" " * 2**20
+
+    headers = {"Content-Type": "application/json"}
+    reply = talk("POST", CHAT, content=endless(), headers=headers)
+    assert refused(reply) == (413, "request_too_large")
+    assert given <= 66 * 2**20
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_what_a_form_of_another_site_can_send_is_refused(talk: Any, kind: str) -> None:
+    body = json.dumps(question()).encode()
+    reply = talk("POST", CHAT, content=body, headers={"Content-Type": kind})
+    assert refused(reply) == (415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x", "a\0b", "x" * 4096, "\u202egnp.exe", "<script>alert(1)</script>"]
+)
+def test_the_clients_name_of_a_file_is_nowhere(talk: Any, name: str) -> None:
+    reply = talk("POST", "/v1/files", files={"file": (name, png())}, data={"purpose": "vision"})
+    assert reply.status_code == 200
+    assert reply.json()["filename"] == reply.json()["id"]
+
+
+def test_a_form_that_is_none_is_refused(talk: Any) -> None:
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    many = b"--x\r\n" + b"A: b\r\n" * 10_000 + b"\r\n\r\n--x--"
+    for content in (b"", b"--y", many, b"--x\r\n\r\n\r\n--x--"):
+        reply = talk("POST", "/v1/files", content=content, headers=headers)
+        assert refused(reply) == (400, "bad_form")
+
+
+def test_every_reply_says_what_it_is_for_and_is_closed_to_others(talk: Any) -> None:
+    for reply in (
+        talk("GET", "/health/live"),
+        talk("GET", "/nowhere"),
+        talk("POST", CHAT, json={}),
+    ):
+        assert reply.headers["x-medmoe-notice"] == "Research use only, not a medical device"
+        assert "default-src 'none'" in reply.headers["content-security-policy"]
+        assert reply.headers["x-content-type-options"] == "nosniff"
+
+
+def test_health_and_numbers(talk: Any) -> None:
+    assert talk("GET", "/health/ready").json() == {"status": "ready"}
+    talk("POST", CHAT, json=question(image=png()))
+    text = talk("GET", "/metrics").text
+    assert 'medmoe_requests_total{route="/v1/chat/completions",status="200"} 1.0' in text
+    assert 'medmoe_pictures_total{outcome="ok"} 1.0' in text
+    assert "medmoe_ready 1.0" in text
+
+
+def test_the_log_holds_outcomes_and_nothing_of_what_was_said(talk: Any, tmp_path: Path) -> None:
+    secret = "Jane Doe, born 1970"
+    talk("POST", CHAT, json=question(secret, png()))
+    talk("POST", CHAT, json=question(secret, b"broken"))
+    talk("POST", CHAT, json=question(secret) | {"stream": True})
+    log = tmp_path / "audit.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    asked = [line for line in lines if line["event"] == "chat"]
+    assert [(line["status"], line["code"]) for line in asked] == [
+        (200, None), (415, "unsupported_image_type"), (200, None),
+    ]  # fmt: skip
+    assert asked[0]["image"] is not None
+    assert "Doe" not in log.read_text()
+    assert verify(log).fault is None
+
+
+def test_the_interface_is_described(talk: Any) -> None:
+    found = talk("GET", "/openapi.json").json()
+    assert {"/v1/chat/completions", "/v1/models", "/v1/files", "/health/ready"} <= set(
+        found["paths"]
+    )
+    assert "Message" in found["components"]["schemas"]
