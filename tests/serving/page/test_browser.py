@@ -195,6 +195,13 @@ def test_an_answer_can_be_stopped_and_the_next_question_asked(opened: Callable[.
     expect(page.locator("[data-testid=user] b")).to_have_count(0)
     page.get_by_role("button", name="Clear").click()
     expect(bot).to_have_count(0, timeout=SLOW)
+    page.get_by_label("Question").fill("Slowly: and now?")
+    page.get_by_label("Question").press("Enter")
+    expect(bot).to_be_visible(timeout=SLOW)
+    page.get_by_role("button", name="Example: MRI").click()  # another case ends it, too
+    expect(page.locator(".picture svg")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_role("button", name="Ask")).to_be_visible(timeout=SLOW)
+    expect(bot).to_have_count(0)
 
 
 def test_a_case_is_copied_as_text(opened: Callable[..., Any]) -> None:
