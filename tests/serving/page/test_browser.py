@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -307,7 +308,11 @@ def test_a_narrow_screen_holds_all_of_it(
 
 
 def test_nothing_of_a_patient_is_left(
-    opened: Callable[..., Any], scan: Path, server_folder: Path, server_log: Callable[[], str]
+    opened: Callable[..., Any],
+    scan: Path,
+    server: str,
+    server_folder: Path,
+    server_log: Callable[[], str],
 ) -> None:
     page = opened()
     page.set_input_files("#picture-file", scan)
@@ -317,3 +322,10 @@ def test_nothing_of_a_patient_is_left(
     assert files == []  # no temporary file at all
     assert "SMITH" not in page.content() + server_log()
     assert "mass" not in server_log()
+    page.close()
+    for _ in range(40):  # a closed page is noticed, and its case forgotten
+        if page.context.request.get(f"{server}/open-cases").text() == "0":
+            break
+        time.sleep(0.25)
+    else:
+        pytest.fail("the case of a page that was closed is still held")

@@ -280,13 +280,13 @@ class Layout:
         async for seen in self._desk.ask(question, handle, explain, request.session_hash):
             yield self._updates(seen)
 
-    def _stop(self, handle: str) -> dict[Any, Any]:
+    async def _stop(self, handle: str) -> dict[Any, Any]:
         return self._updates(self._desk.stopped(handle))
 
     async def _anew(self, handle: str, request: gr.Request) -> dict[Any, Any]:
         return self._updates(await self._desk.anew(handle, request.session_hash))
 
-    def _left(self, request: gr.Request) -> None:
+    async def _left(self, request: gr.Request) -> None:
         self._desk.cases.leave(request.session_hash)
 
     def _updates(self, seen: Seen) -> dict[Any, Any]:
