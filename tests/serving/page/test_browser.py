@@ -195,7 +195,8 @@ def test_an_answer_can_be_stopped_and_the_next_question_asked(opened: Callable[.
     expect(page.locator("[data-testid=user]").last).to_have_text("Is it <b>large</b>?")  # as text
     expect(page.locator("[data-testid=user] b")).to_have_count(0)
     page.get_by_role("button", name="Clear").click()
-    expect(bot).to_have_count(0, timeout=SLOW)
+    expect(page.locator("#evidence")).to_contain_text("will stand here", timeout=SLOW)
+    expect(bot).to_have_count(0)
     page.get_by_label("Question").fill("Slowly: and now?")
     page.get_by_label("Question").press("Enter")
     expect(bot).to_be_visible(timeout=SLOW)
