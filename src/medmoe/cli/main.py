@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("medmoe.cli.train", "train the phases of a recipe, resume them, or plan them"),
     "ask": ("medmoe.cli.ask", "answer a question about an image with a trained model"),
     "chat": ("medmoe.cli.chat", "ask and follow up about an image in the terminal"),
+    "serve": ("medmoe.cli.serve", "serve a model: OpenAI-compatible interface, and a page"),
     "explain": (
         "medmoe.cli.explain",
         "show the evidence behind one answer: experts, regions, changes",
@@ -34,6 +35,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "compare": ("medmoe.cli.compare", "compare two models' answers, paired, with what flipped"),
     "cost": ("medmoe.cli.cost", "count a model's weights, memory and FLOPs, beside others"),
     "data": ("medmoe.cli.data", "list, check, show, audit, fetch or export data sets"),
+    "audit": ("medmoe.cli.audit", "verify a server's audit log"),
     "doctor": ("medmoe.cli.doctor", "show versions, hardware and data, and what is missing"),
 }
 

@@ -1,33 +1,37 @@
-"""A conversation about one image: its turns, and the answer to the last of them, word by word.
+"""Conversations about one picture, answered token by token: streamed, batched, stopped any time.
 
-`stream_chat` answers one conversation, greedily, and gives each piece of text as soon as it can no
-longer change; closing it ends the answer before the next token. For a conversation of one turn it
-gives the very tokens, confidence and routing of `MedMoe.answer`. It does no batching: that is a
-server's matter.
+`ChatBatch` decodes several conversations together. Between two tokens rows join and leave, so that
+nobody waits for the longest answer of others, and a row that is left costs nothing from the next
+token on. Decoding is greedy; a row's tokens are those that `MedMoe.answer` gives. What it does not
+do: queues, threads, deadlines (see `medmoe.serving.local`), sampling.
+
+Shapes: B rows, S padded length, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import math
+from collections.abc import Generator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from PIL import Image
+from torch import Tensor
+from transformers import DynamicCache
 
 from medmoe.errors import ConfigError
 from medmoe.inference.answer import Answer, Routing, read_routings
 from medmoe.inference.engine import MedMoe
 from medmoe.routing.trace import record_routing
 
-#: What a tokenizer writes for a sign whose bytes have not all come yet.
-_UNFINISHED = "\ufffd"
+Finish = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one side said."""
+    """One contribution to a conversation, in plain words."""
 
     role: Literal["user", "assistant"]
     text: str
@@ -38,8 +42,8 @@ class ChatRequest:
     """A conversation to go on with.
 
     Attributes:
-        turns: User and assistant by turns; the first and the last are the user's.
-        image: Upright RGB, as `open_picture` gives it; it stands before the first turn.
+        turns: Of user and assistant in turn; the first and the last are the user's.
+        image: The picture that it is about, as `open_picture` gives it; None for words only.
         max_new_tokens: Longest answer.
     """
 
@@ -67,86 +71,236 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class ChatChunk:
-    """A piece of an answer.
+    """A piece of an answer; all pieces' texts together are the answer's.
 
     Attributes:
-        finish: With the last piece: ``stop`` where the model ended by itself, ``length`` where the
-            longest answer cut it.
-        answer: With the last piece: the whole of it, its confidence and routing.
+        finish: With the last piece: ``stop``, or ``length`` where the answer was cut.
+        answer: With the last piece.
+        prompt_tokens: With the last piece: of the conversation, the image's tokens counted.
+        completion_tokens: With the last piece.
     """
 
     text: str
-    finish: Literal["stop", "length"] | None = None
+    finish: Finish | None = None
     answer: Answer | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class ChatRow:
+    """A conversation that is ready to be decoded: its prompt, its picture, and what was said.
+
+    Attributes:
+        ids: Of the prompt.
+        features: (P, D_vision) of the picture, None without one.
+    """
+
+    ids: tuple[int, ...]
+    features: Tensor | None
+    max_new_tokens: int
+    said: list[int] = field(default_factory=list)
+    shown: str = ""
+    log_probability: float = 0.0
+    routing: Routing | None = None
 
 
 def stream_chat(engine: MedMoe, request: ChatRequest) -> Generator[ChatChunk]:
-    """Answer the last turn of a conversation, greedily.
+    """Answer one conversation, piece by piece; closing the iterator stops it.
 
     Raises:
-        ConfigError: The conversation is longer than the model can read.
-        ImageError: The image cannot be used.
+        ConfigError: The conversation does not fit the model.
     """
-    features = engine.encode([request.image]) if request.image is not None else None
+    features = engine.encode([request.image])[0] if request.image is not None else None
+    batch = ChatBatch(engine)
+    batch.join([prepare(engine, request, features)])
+    while batch.rows:
+        yield from (chunk for _, chunk in batch.step())
+
+
+def prepare(engine: MedMoe, request: ChatRequest, features: Tensor | None) -> ChatRow:
+    """Return a conversation as a row.
+
+    Args:
+        engine: Gives the tokenizer and the longest length.
+        request: The conversation.
+        features: (P, D_vision) of its picture, as `MedMoe.encode` gives them.
+
+    Raises:
+        ConfigError: It is longer than the model can read.
+    """
+    ids = prompt_ids(engine, request)
+    return ChatRow(ids, features, request.max_new_tokens)
+
+
+def prompt_ids(engine: MedMoe, request: ChatRequest) -> tuple[int, ...]:
+    """Return the ids of a conversation, each image token as a placeholder.
+
+    Raises:
+        ConfigError: As `prepare` says.
+    """
     turns = [(turn.role, turn.text) for turn in request.turns]
-    prompt = engine.tokenizer.conversation(turns, with_image=features is not None)
-    _check_length(engine, len(prompt) + request.max_new_tokens)
-    tokenizer: Any = engine.processor.tokenizer
-    ids, shown, log_probability = [], "", 0.0
-    finish: Literal["stop", "length"] = "length"
-    out, routing = _prefill(engine, prompt, features)
-    while True:
-        log_probs = out.logits[0, -1].float().log_softmax(-1)
-        token = int(log_probs.argmax())
-        log_probability += float(log_probs[token])
-        if token == tokenizer.eos_token_id:
-            finish = "stop"
-            break
-        ids.append(token)
-        if len(ids) == request.max_new_tokens:
-            break
-        text = str(tokenizer.decode(ids, skip_special_tokens=True))
-        if len(text) > len(shown) and not text.endswith(_UNFINISHED):
-            yield ChatChunk(text[len(shown) :] if shown else text.lstrip())
-            shown = text
-        out = _step(engine, token, out.past_key_values)
-    text = str(tokenizer.decode(ids, skip_special_tokens=True))
-    rest = text[len(shown) :] if shown else text.lstrip()
-    confidence = float(torch.tensor(log_probability, dtype=torch.float64).exp())
-    yield ChatChunk(rest.rstrip(), finish, Answer(text.strip(), confidence, routing))
-
-
-def _check_length(engine: MedMoe, length: int) -> None:
-    most = getattr(engine.model.config.text_config, "max_position_embeddings", None)
-    if most is not None and length > most:
+    ids = engine.tokenizer.conversation(turns, with_image=request.image is not None)
+    limit = getattr(engine.model.config.text_config, "max_position_embeddings", None)
+    length = len(ids) + request.max_new_tokens
+    if limit is not None and length > limit:
         raise ConfigError(
             f"the conversation and its answer need {length} tokens, the model reads at most "
-            f"{most}; begin anew or ask for a shorter answer"
+            f"{limit}; begin anew or ask for a shorter answer"
         )
+    return ids
 
 
-@torch.no_grad()
-def _prefill(
-    engine: MedMoe, prompt: tuple[int, ...], features: torch.Tensor | None
-) -> tuple[Any, Routing | None]:
-    """Return the model's output on the prompt, and where its router sends the image."""
-    model = engine.model
-    inner: Any = model.model
-    ids = torch.tensor([prompt], device=model.device)
-    vision = None if features is None else features.to(model.device)
-    routed = bool(model.config.moe_layers) and vision is not None
-    with record_routing(model, keep="counts") if routed else nullcontext() as trace:
+class ChatBatch:
+    """Conversations that are decoded together.
+
+    Args:
+        engine: Its model is used by one batch at a time, and by nothing else meanwhile.
+
+    Attributes:
+        rows: Those that are being answered.
+    """
+
+    def __init__(self, engine: MedMoe) -> None:
+        self.rows: list[ChatRow] = []
+        self._engine = engine
+        self._cache: Any = None
+        self._mask = torch.empty(0)  # (B, S)
+        self._logits = torch.empty(0)  # (B, V), of each row's next token
+
+    @torch.inference_mode()
+    def join(self, rows: Sequence[ChatRow]) -> None:
+        """Read the prompts of rows, and answer them from the next step on.
+
+        Rows with and without a picture may join together.
+        """
+        for kind in (True, False):
+            part = [row for row in rows if (row.features is not None) == kind]
+            if part:
+                self._join(part)
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[ChatRow, ChatChunk]]:
+        """Say one more token of every row; a row that has ended leaves.
+
+        Returns:
+            For each row its new text, where there is some, and at its end what goes with it.
+        """
+        log_probs = self._logits.float().log_softmax(-1)
+        best, tokens = log_probs.max(-1)
+        found: list[tuple[ChatRow, ChatChunk]] = []
+        going: list[int] = []
+        for place, (row, token, log_prob) in enumerate(
+            zip(self.rows, tokens.tolist(), best.tolist(), strict=True)
+        ):
+            chunk = self._say(row, token, log_prob)
+            if chunk.text or chunk.finish:
+                found.append((row, chunk))
+            if chunk.finish is None:
+                going.append(place)
+        self._keep(going)
+        if going:
+            self._forward(tokens[going])
+        return found
+
+    @torch.inference_mode()
+    def leave(self, rows: Sequence[ChatRow]) -> None:
+        """Stop answering rows."""
+        self._keep([place for place, row in enumerate(self.rows) if row not in rows])
+
+    def _say(self, row: ChatRow, token: int, log_prob: float) -> ChatChunk:
+        tokenizer = self._engine.processor.tokenizer
+        row.log_probability += log_prob
+        if ended := token == tokenizer.eos_token_id:
+            finish: Finish | None = "stop"
+        else:
+            row.said.append(token)
+            finish = "length" if len(row.said) >= row.max_new_tokens else None
+        text = tokenizer.decode(row.said, skip_special_tokens=True).strip()
+        if finish is None:
+            # Half of a character of several bytes is not shown: the next token completes it.
+            new = "" if text.endswith("\ufffd") else text[len(row.shown) :]
+            row.shown += new
+            return ChatChunk(new)
+        answer = Answer(text, math.exp(row.log_probability), row.routing)
+        said = len(row.said) + ended
+        return ChatChunk(text[len(row.shown) :], finish, answer, len(row.ids), said)
+
+    def _join(self, rows: list[ChatRow]) -> None:
+        model, engine = self._engine.model, self._engine
+        length = max(len(row.ids) for row in rows)
+        pad = engine.processor.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (length - len(row.ids)) + list(row.ids) for row in rows])
+        mask = torch.tensor([[0] * (length - len(row.ids)) + [1] * len(row.ids) for row in rows])
+        ids, mask = ids.to(model.device), mask.to(model.device)
+        pictures = [row.features for row in rows if row.features is not None]
+        vision = torch.stack(pictures).to(model.device) if pictures else None
+        routed = bool(model.config.moe_layers) and vision is not None
+        inner: Any = model.model
+        with record_routing(model, keep="counts") if routed else nullcontext() as trace:
+            if trace is not None:
+                trace.token_mask = ids == engine.processor.image_token_id
+            out = model(
+                inputs_embeds=inner.embed(ids, vision),
+                attention_mask=mask,
+                position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+                past_key_values=DynamicCache(),
+                use_cache=True,
+                logits_to_keep=1,
+            )
         if trace is not None:
-            trace.token_mask = ids == engine.processor.image_token_id
-        embeds = inner.embed(ids, vision)
-        out = model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1)
-    if trace is None:
-        return out, None
-    return out, read_routings(trace, 1, engine.domains, evidence=True)[0]
+            routings = read_routings(trace, len(rows), engine.domains, evidence=True)
+            for row, routing in zip(rows, routings, strict=True):
+                row.routing = routing
+        self._take_in(rows, out.past_key_values, mask, out.logits[:, -1])
+
+    def _take_in(self, rows: list[ChatRow], cache: Any, mask: Tensor, logits: Tensor) -> None:
+        """Put rows that have been read beside those that are there."""
+        if not self.rows:
+            self.rows, self._cache, self._mask, self._logits = rows, cache, mask, logits
+            return
+        length = max(self._mask.shape[1], mask.shape[1])
+        for mine, new in zip(self._cache.layers, cache.layers, strict=True):
+            mine.keys = torch.cat([_widened(mine.keys, length), _widened(new.keys, length)])
+            mine.values = torch.cat([_widened(mine.values, length), _widened(new.values, length)])
+        self._mask = torch.cat([_left_padded(self._mask, length), _left_padded(mask, length)])
+        self._logits = torch.cat([self._logits, logits])
+        self.rows = self.rows + rows
+
+    def _keep(self, places: list[int]) -> None:
+        """Drop all rows but those at some places, and the columns that only they needed."""
+        if len(places) == len(self.rows):
+            return
+        self.rows = [self.rows[place] for place in places]
+        if not places:
+            self._cache, self._mask, self._logits = None, torch.empty(0), torch.empty(0)
+            return
+        index = torch.tensor(places, device=self._mask.device)
+        self._mask, self._logits = self._mask[index], self._logits[index]
+        unused = int((self._mask.sum(0) == 0).long().cumprod(0).sum())
+        self._mask = self._mask[:, unused:]
+        for layer in self._cache.layers:
+            layer.keys = layer.keys[index, :, unused:]
+            layer.values = layer.values[index, :, unused:]
+
+    def _forward(self, tokens: Tensor) -> None:
+        positions = self._mask.sum(-1, keepdim=True)
+        self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
+        out = self._engine.model(
+            input_ids=tokens[:, None],
+            attention_mask=self._mask,
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self._logits = out.logits[:, -1]
 
 
-@torch.no_grad()
-def _step(engine: MedMoe, token: int, cache: Any) -> Any:
-    """Return the model's output on one more token."""
-    ids = torch.tensor([[token]], device=engine.model.device)
-    return engine.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+def _widened(states: Tensor, length: int) -> Tensor:
+    """Return cached states (B, heads, S, width), padded on the left to a length."""
+    return torch.nn.functional.pad(states, (0, 0, length - states.shape[2], 0))
+
+
+def _left_padded(mask: Tensor, length: int) -> Tensor:
+    return torch.nn.functional.pad(mask, (length - mask.shape[1], 0))

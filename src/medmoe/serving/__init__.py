@@ -1,1 +1,1 @@
-"""Serving a model to people and programs, and the interface that every engine behind it has."""
+"""The server: an OpenAI-compatible interface, a page, and the engines that answer behind them."""

@@ -1,24 +1,64 @@
-"""What answers behind a server: the one interface of all engines, whoever runs the model."""
+"""What the server and its page ask of an engine, whichever it is: answer, explain, start, drain.
+
+`medmoe.serving.local` decodes in this process; `medmoe.serving.vllm` hands over to vLLM. Nothing
+here knows HTTP; an error's status is one of its facts, as with `medmoe.errors.ImageError`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
 
+from medmoe.errors import CheckpointError, MedMoeError
 from medmoe.inference.chat import ChatChunk, ChatRequest
+from medmoe.model.checkpoint import read_config
+from medmoe.model.committed import MANIFEST
+
+
+class EngineError(MedMoeError):
+    """The engine does not answer now; another time or another request it would.
+
+    Args:
+        code: Stable, for programs.
+        message: One line for people.
+        status: Of HTTP.
+        retry_after: Seconds after which it makes sense to ask again, None where it never does.
+    """
+
+    def __init__(
+        self, code: str, message: str, status: int, retry_after: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code, self.status, self.retry_after = code, status, retry_after
+
+
+def busy(retry_after: int) -> EngineError:
+    """Return the error for a full queue."""
+    return EngineError("queue_full", "too many requests are waiting; try again", 429, retry_after)
+
+
+def late(seconds: float) -> EngineError:
+    """Return the error for an answer that was not ready in time."""
+    return EngineError("deadline_passed", f"no answer within {seconds:g} s; ask for less", 504)
+
+
+def not_ready(state: str) -> EngineError:
+    """Return the error of an engine that is loading, draining or broken."""
+    return EngineError("not_ready", f"the model is {state}; try again later", 503, 5)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What a server says of its model.
+    """What may be said of the model.
 
     Attributes:
-        id: Its name, never its path.
-        sha256: Of its manifest.
-        domains: In the order of the experts.
+        id: Its name in requests and replies.
+        sha256: Of its manifest, and so of every file of it.
+        domains: In the order of the experts; empty for a dense model.
     """
 
     id: str
@@ -26,22 +66,89 @@ class ModelFacts:
     domains: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How much an engine has to do: requests that wait, and those being answered."""
+
+    waiting: int
+    running: int
+
+
 class ChatEngine(Protocol):
-    """Answers conversations, many at once."""
+    """Answers conversations; all methods are called on one event loop."""
 
-    name: str
-    ready: bool
-
-    def stream(
-        self, request: ChatRequest, *, deadline: float | None = None
-    ) -> AsyncIterator[ChatChunk]:
-        """Answer piece by piece; closing it frees the engine within one token."""
-        ...
-
-    async def explain(self, image: Image.Image, question: str) -> dict[str, Any]:
-        """Return the evidence behind the answer to one question (`Evidence.to_dict`)."""
+    @property
+    def state(self) -> str:
+        """One of ``loading``, ``ready``, ``draining``, ``broken``."""
         ...
 
     def describe(self) -> ModelFacts:
-        """Return what is served."""
+        """Return the model's facts; they are known before it is loaded."""
         ...
+
+    def load(self) -> Load:
+        """Return how much there is to do."""
+        ...
+
+    async def start(self) -> None:
+        """Load the model.
+
+        Raises:
+            MedMoeError: It cannot be loaded.
+        """
+        ...
+
+    def stream(
+        self, request: ChatRequest, *, deadline: float | None = None
+    ) -> AsyncGenerator[ChatChunk]:
+        """Answer a conversation piece by piece; closing the iterator stops it within one token.
+
+        Args:
+            request: The conversation.
+            deadline: Seconds from now in which the whole answer must be there.
+
+        Raises:
+            EngineError: The queue is full, the deadline passed, or the engine does not answer now.
+            ConfigError: The conversation does not fit the model.
+        """
+        ...
+
+    async def explain(self, image: Image.Image, question: str) -> dict[str, Any]:
+        """Return what `medmoe.inference.evidence.explain` finds, as an object for JSON.
+
+        Raises:
+            EngineError: As with `stream`, or this engine cannot explain.
+        """
+        ...
+
+    async def drain(self, seconds: float) -> None:
+        """Take nothing new, and return when all is answered or the time is over."""
+        ...
+
+    async def stop(self) -> None:
+        """End the engine; what is still being answered is cut off."""
+        ...
+
+
+def model_facts(directory: Path, name: str | None = None) -> ModelFacts:
+    """Return the facts of a model folder; its files are not read but for two small ones.
+
+    Args:
+        directory: A committed model.
+        name: What to call it; by default its folder's name, or its run's for ``…/model``.
+
+    Raises:
+        CheckpointError: It is no model folder.
+    """
+    import hashlib
+
+    config = read_config(directory)
+    try:
+        manifest = (directory / MANIFEST).read_bytes()
+    except OSError:
+        raise CheckpointError(
+            f"{directory}: no {MANIFEST}; give the model/ folder of a run"
+        ) from None
+    path = directory.resolve()
+    named = name or (path.parent.name if path.name == "model" else path.name)
+    return ModelFacts(named, hashlib.sha256(manifest).hexdigest(), tuple(config.domains or ()))

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from medmoe.data.images import Picture, open_picture
 from medmoe.errors import MedMoeError
 from medmoe.inference.case import Exchange, begin
-from medmoe.inference.chat import ChatChunk, ChatRequest, Turn
+from medmoe.inference.chat import ChatRequest, Turn
 from medmoe.serving.engine import ChatEngine
 from medmoe.serving.page.cases import Case, CaseStore, Window
 from medmoe.serving.page.views import evidence_html, picture_html
@@ -138,7 +138,7 @@ class Desk:
         pending = evidence_html(exchange, "Answering …")
         yield Seen("", case.handle, None, pending, _messages(case), "", busy=True)
         try:
-            stream = cast("AsyncGenerator[ChatChunk]", self._engine.stream(request))
+            stream = self._engine.stream(request)
             async with aclosing(stream) as chunks:  # a page that is left frees the engine
                 async for chunk in chunks:
                     exchange.answer += chunk.text

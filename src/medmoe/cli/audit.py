@@ -1,0 +1,35 @@
+"""`medmoe audit verify LOG`: is the server's audit log whole and unaltered?"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from medmoe.cli import flags
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `audit`."""
+    parser.add_argument("action", choices=("verify",), help="what to do with the log")
+    parser.add_argument("log", type=Path, metavar="LOG", help="file given to serve --audit-log")
+    flags.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Verify the log.
+
+    Returns:
+        0 where every line is as it was written, 1 where a line was edited, removed or moved.
+
+    Raises:
+        DataError: The log or its key cannot be read.
+    """
+    from medmoe.serving.audit import verify
+
+    found = verify(args.log)
+    flags.write_json(args.json, {"lines": found.lines, "fault": found.fault})
+    if found.fault is not None:
+        print(f"altered: {found.fault}; {found.lines} lines before it are good")
+        return 1
+    print(f"whole: {found.lines} lines")
+    return 0

@@ -1,0 +1,190 @@
+"""`medmoe serve MODEL`: an OpenAI-compatible server and the clinician's page, in one process."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medmoe.cli import flags
+from medmoe.cli.parser import FOOTER
+
+if TYPE_CHECKING:
+    from medmoe.serving.audit import AuditLog
+    from medmoe.serving.engine import ChatEngine
+
+TOKEN_VARIABLE = "MEDMOE_TOKEN"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `serve`."""
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help="model folder, e.g. runs/demo/model"
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to bind to; beyond loopback it needs a token",
+    )
+    parser.add_argument("--port", type=_port, default=8000, help="port to bind to (default: 8000)")
+    parser.add_argument(
+        "--token",
+        metavar="TOKEN",
+        help=f"token that clients must give; others can see it in the process list: rather "
+        f"--token-file FILE or ${TOKEN_VARIABLE}",
+    )
+    parser.add_argument("--token-file", type=Path, metavar="FILE", help="file that holds the token")
+    parser.add_argument("--name", metavar="NAME", help="what to call the model (default: its run)")
+    parser.add_argument(
+        "--engine",
+        choices=("local", "vllm"),
+        default="local",
+        help="who answers: this process, or vLLM (default: local)",
+    )
+    parser.add_argument(
+        "--max-batch",
+        type=flags.positive_int,
+        default=16,
+        metavar="N",
+        help="conversations answered together (default: 16)",
+    )
+    parser.add_argument(
+        "--max-waiting",
+        type=flags.positive_int,
+        default=32,
+        metavar="N",
+        help="requests that may wait; more get 429 (default: 32)",
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        type=flags.positive_int,
+        default=256,
+        metavar="N",
+        help="longest answer that may be asked for (default: 256)",
+    )
+    parser.add_argument(
+        "--deadline",
+        type=flags.positive_float,
+        default=60.0,
+        metavar="SECONDS",
+        help="for a whole answer; later ones get 504 (default: 60)",
+    )
+    parser.add_argument(
+        "--drain",
+        type=flags.positive_float,
+        default=20.0,
+        metavar="SECONDS",
+        help="for answers under way after SIGTERM (default: 20)",
+    )
+    parser.add_argument(
+        "--audit-log", type=Path, metavar="FILE", help="keep a chained log (docs/serving.md)"
+    )
+    parser.add_argument("--no-page", action="store_true", help="only the interface, no page at /")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until told to end.
+
+    Returns:
+        0 after a drained end.
+
+    Raises:
+        MedMoeError: A setting is unsafe, the model cannot be loaded, or the port is taken.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    from medmoe.errors import ConfigError
+    from medmoe.model.checkpoint import verify
+    from medmoe.serving.settings import ServerSettings
+
+    settings = ServerSettings(
+        host=args.host, port=args.port, token=_token(args), max_new_tokens=args.max_new_tokens,
+        deadline_seconds=args.deadline, drain_seconds=args.drain,
+    )  # fmt: skip
+    try:
+        from medmoe.serving.server import Server, quiet_logs
+    except ImportError as error:
+        raise ConfigError(
+            f"{error.name} is not installed; run pip install 'medmoe[serve]'"
+        ) from None
+    disable_progress_bar()
+    verify(args.model)
+    _check_port(settings.host, settings.port)
+    quiet_logs()
+    audit = _audit(args.audit_log)
+    address = f"http://{f'[{args.host}]' if ':' in args.host else args.host}:{args.port}"
+    server = Server(
+        _engine(args), settings, audit=audit, page=not args.no_page,
+        on_ready=lambda: print(f"ready: {address}", flush=True),
+    )  # fmt: skip
+    print(f"loading {args.model} for {address} …  {FOOTER}", flush=True)
+    server.run()
+    if audit is not None:
+        audit.close()
+    if server.failure is not None:
+        raise server.failure
+    print(f"ended. {FOOTER}", flush=True)
+    return 0
+
+
+def _engine(args: argparse.Namespace) -> ChatEngine:
+    from medmoe.serving.local import LocalEngine
+
+    return LocalEngine(
+        args.model, name=args.name, max_batch=args.max_batch, max_waiting=args.max_waiting
+    )
+
+
+def _token(args: argparse.Namespace) -> str | None:
+    """Return the token of a file, a flag or the environment, in this order.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
+    from medmoe.errors import ConfigError
+
+    if args.token_file is None:
+        return args.token or os.environ.get(TOKEN_VARIABLE) or None
+    try:
+        return str(args.token_file.read_text(encoding="utf-8").strip())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise ConfigError(
+            f"cannot read the token file {str(args.token_file)!r} ({reason}); give another"
+        ) from None
+
+
+def _audit(path: Path | None) -> AuditLog | None:
+    from medmoe.serving.audit import AuditLog
+
+    return AuditLog(path) if path is not None else None
+
+
+def _check_port(host: str, port: int) -> None:
+    """Refuse an address that cannot be bound, before the model is loaded."""
+    import socket
+
+    from medmoe.errors import ConfigError
+
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot bind to {host} port {port} ({error.strerror}); give another --host or --port"
+        ) from None
+
+
+def _port(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to 65535")
+    return value

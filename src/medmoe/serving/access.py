@@ -1,0 +1,132 @@
+"""Who may ask: a token in the header, or the cookie that signing in with it gives a browser.
+
+Comparisons take the same time whatever is sent. Sessions are random, in memory, and end; the token
+itself never stands in a cookie. Without a token (loopback only) requests must name a loopback host
+and come from no other site, so that a web page elsewhere cannot use the browser to ask.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import secrets
+import time
+from collections import OrderedDict
+from html import escape
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+
+from medmoe.serving.problems import ProblemError
+from medmoe.serving.settings import LOOPBACK, NOTICE
+
+COOKIE = "medmoe_session"
+#: What anybody may reach: health, and the form that a token is typed into.
+OPEN = frozenset({"/health/live", "/health/ready", "/login"})
+SESSION_SECONDS = 12 * 3600.0
+MAX_SESSIONS = 1000
+_STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:22rem;margin:12vh auto;padding:0 1rem}"
+    "input,button{font:inherit;width:100%;box-sizing:border-box;padding:.5rem;margin:.3rem 0}"
+    "p.note{font-size:.9rem}@media(prefers-color-scheme:dark){body{background:#111;color:#eee}}"
+)
+_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+LOGIN_POLICY = (
+    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; form-action 'self'; "
+    "frame-ancestors 'none'; base-uri 'none'"
+)
+
+
+class Access:
+    """Decides whether a request may pass.
+
+    Args:
+        token: None where none is needed.
+    """
+
+    def __init__(self, token: str | None) -> None:
+        self._token = token
+        self._sessions: OrderedDict[str, float] = OrderedDict()
+
+    def check(self, path: str, method: str, headers: Headers) -> None:
+        """Let a request pass.
+
+        Raises:
+            ProblemError: 401 without token or session, 403 from another site.
+        """
+        self._check_site(method, headers)
+        if self._token is None or path in OPEN:
+            return
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and self._is_token(given.strip()):
+            return
+        if self._has_session(headers):
+            return
+        raise ProblemError(401, "unauthorized", "a token is needed: Authorization: Bearer …")
+
+    def sign_in(self, given: str) -> str | None:
+        """Return a new session for the token, None for anything else."""
+        if self._token is None or not self._is_token(given):
+            return None
+        session = secrets.token_urlsafe(32)
+        self._sessions[_digest(session)] = time.monotonic() + SESSION_SECONDS
+        while len(self._sessions) > MAX_SESSIONS:
+            self._sessions.popitem(last=False)
+        return session
+
+    def sign_out(self, headers: Headers) -> None:
+        """End the session of a request."""
+        self._sessions.pop(_digest(_session(headers)), None)
+
+    def _is_token(self, given: str) -> bool:
+        assert self._token is not None
+        return hmac.compare_digest(_digest(given), _digest(self._token))
+
+    def _has_session(self, headers: Headers) -> bool:
+        # Looked up by a hash, so that the time it takes tells nothing about the session itself.
+        ends = self._sessions.get(_digest(_session(headers)))
+        return ends is not None and ends > time.monotonic()
+
+    def _check_site(self, method: str, headers: Headers) -> None:
+        host = headers.get("host", "")
+        if self._token is None and _name(host) not in LOOPBACK:
+            raise ProblemError(403, "wrong_host", "this server answers on loopback only")
+        origin = headers.get("origin")
+        if method not in {"GET", "HEAD"} and origin and urlsplit(origin).netloc != host:
+            raise ProblemError(403, "cross_site", "requests of another site are refused")
+
+
+def login_page(failed: bool) -> str:
+    """Return the form that a token is typed into."""
+    said = "<p role=alert>That is not the token.</p>" if failed else ""
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>medmoe: sign in</title>'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<style>{_STYLE}</style><h1>medmoe</h1>{said}"
+        '<form method="post" action="/login"><label for="token">Token</label>'
+        '<input id="token" name="token" type="password" autocomplete="current-password" required '
+        'autofocus><button type="submit">Sign in</button></form>'
+        f'<p class="note">{escape(NOTICE)}.</p></html>'
+    )
+
+
+def _name(host: str) -> str:
+    """Return the host of a Host header without its port."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _session(headers: Headers) -> str:
+    try:
+        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+    except CookieError:
+        return ""
+    return found.value if found is not None else ""
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

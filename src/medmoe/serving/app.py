@@ -1,0 +1,239 @@
+"""The server's routes, put together; what holds for all of them is `medmoe.serving.transport`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import parse_qs
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from medmoe import __version__
+from medmoe.data.intake.limits import Limits
+from medmoe.serving.access import COOKIE, LOGIN_POLICY, SESSION_SECONDS, Access, login_page
+from medmoe.serving.audit import AuditLog
+from medmoe.serving.chat_route import complete
+from medmoe.serving.engine import ChatEngine
+from medmoe.serving.problems import ProblemError
+from medmoe.serving.schema import ChatBody
+from medmoe.serving.service import CountedEngine, Service
+from medmoe.serving.settings import NOTICE, ServerSettings
+from medmoe.serving.transport import Transport
+
+_MAX_FORM = 4096
+
+
+def create_app(
+    engine: ChatEngine,
+    settings: ServerSettings,
+    *,
+    audit: AuditLog | None = None,
+    page: bool = True,
+    started: Callable[[], Awaitable[None]] | None = None,
+) -> FastAPI:
+    """Return the server as an ASGI app.
+
+    Args:
+        engine: Answers; it is not started here.
+        settings: Limits and the token.
+        audit: None where no log is kept.
+        page: Whether the page is mounted at `/`.
+        started: Awaited when the server starts, before anything is answered.
+    """
+    service = Service(engine, settings, audit)
+    access = Access(settings.token)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.note("start")
+        if started is not None:
+            await started()
+        yield
+        service.note("stop")
+
+    app = FastAPI(
+        title="medmoe", version=__version__, description=f"{NOTICE}.", lifespan=lifespan,
+        docs_url=None, redoc_url=None,
+    )  # fmt: skip
+    app.state.service = service
+    _health(app, service)
+    _openai(app, service)
+    _files(app, service)
+    _sign_in(app, access)
+    _problems(app)
+    if page:
+        from medmoe.serving.page.mount import mount_page
+
+        mount_page(app, CountedEngine(service), max_new_tokens=min(64, settings.max_new_tokens))
+    app.add_middleware(Transport, settings=settings, access=access, metrics=service.metrics)
+    return app
+
+
+def _health(app: FastAPI, service: Service) -> None:
+    @app.get("/health/live")
+    async def live() -> dict[str, str]:
+        """Say that the server runs."""
+        return {"status": "live"}
+
+    @app.get("/health/ready")
+    async def ready() -> Response:
+        """Say whether the model answers: 200 or 503."""
+        state = service.state
+        return JSONResponse({"status": state}, 200 if state == "ready" else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Return the numbers for Prometheus."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def _openai(app: FastAPI, service: Service) -> None:
+    model = service.engine.describe()
+    described = {
+        "id": model.id, "object": "model", "created": 0, "owned_by": "medmoe",
+        "medmoe": {"sha256": model.sha256, "domains": list(model.domains), "notice": NOTICE},
+    }  # fmt: skip
+    body = {"content": {"application/json": {"schema": ChatBody.model_json_schema(
+        ref_template="#/components/schemas/{model}")}}, "required": True}  # fmt: skip
+    _lift_definitions(app, body)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """List the one model."""
+        return {"object": "list", "data": [described]}
+
+    @app.get("/v1/models/{name}")
+    async def one_model(name: str) -> dict[str, Any]:
+        """Return the model."""
+        if name != model.id:
+            raise ProblemError(404, "model_not_found", "no such model; see /v1/models")
+        return described
+
+    @app.post("/v1/chat/completions", openapi_extra={"requestBody": body})
+    async def chat(request: Request) -> Response:
+        """Answer a conversation about at most one image."""
+        _check_type(request, "application/json")
+        return await complete(service, request)
+
+
+def _files(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/files")
+    async def upload(request: Request) -> dict[str, object]:
+        """Keep an image for a while, to be asked about by its id."""
+        _check_type(request, "multipart/form-data")
+        data = await _uploaded(request)
+        Limits().check_file(len(data))
+        return service.uploads.add(data).to_json()
+
+    @app.get("/v1/files/{name}")
+    async def one_upload(name: str) -> dict[str, object]:
+        """Describe an upload."""
+        return service.uploads.get(name).to_json()
+
+    @app.delete("/v1/files/{name}")
+    async def forget(name: str) -> dict[str, object]:
+        """Forget an upload."""
+        service.uploads.delete(name)
+        return {"id": name, "object": "file", "deleted": True}
+
+
+def _sign_in(app: FastAPI, access: Access) -> None:
+    def form(failed: bool, status: int) -> Response:
+        headers = {"content-security-policy": LOGIN_POLICY}
+        return HTMLResponse(login_page(failed), status, headers=headers)
+
+    @app.get("/login", include_in_schema=False)
+    async def login() -> Response:
+        return form(False, 200)
+
+    @app.post("/login", include_in_schema=False)
+    async def sign_in(request: Request) -> Response:
+        data = b""
+        async for part in request.stream():
+            data += part
+            if len(data) > _MAX_FORM:
+                raise ProblemError(413, "request_too_large", "this is no token")
+        given = parse_qs(data.decode("utf-8", "replace"), max_num_fields=8).get("token", [""])[0]
+        session = access.sign_in(given)
+        if session is None:
+            return form(True, 401)
+        reply = RedirectResponse("/", 303)
+        reply.set_cookie(
+            COOKIE, session, max_age=int(SESSION_SECONDS), httponly=True, samesite="strict",
+            secure=request.url.scheme == "https",
+        )  # fmt: skip
+        return reply
+
+    @app.post("/logout", include_in_schema=False)
+    async def sign_out(request: Request) -> Response:
+        access.sign_out(request.headers)
+        reply = RedirectResponse("/login", 303)
+        reply.delete_cookie(COOKIE)
+        return reply
+
+
+def _problems(app: FastAPI) -> None:
+    from medmoe.errors import MedMoeError
+    from medmoe.serving.problems import problem_of
+
+    @app.exception_handler(ProblemError)
+    async def refused(_: Request, problem: ProblemError) -> Response:
+        return problem.response()
+
+    @app.exception_handler(MedMoeError)
+    async def ours(_: Request, error: MedMoeError) -> Response:
+        return problem_of(error).response()
+
+    @app.exception_handler(HTTPException)
+    async def by_routing(_: Request, error: HTTPException) -> Response:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+        message = {404: "there is nothing at this address", 405: "not with this method"}
+        status = error.status_code if 400 <= error.status_code < 500 else 400
+        return ProblemError(
+            status, code, message.get(status, "the request is not valid")
+        ).response()
+
+
+async def _uploaded(request: Request) -> bytes:
+    """Return the bytes of the one file of a form; its name is dropped here.
+
+    Raises:
+        ProblemError: It is no such form.
+    """
+    try:
+        parser = MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=8)
+        form = await parser.parse()
+    except (MultiPartException, ValueError, KeyError) as error:
+        raise ProblemError(400, "bad_form", "no form with one file in the field 'file'") from error
+    try:
+        file = form.get("file")
+        if file is None or isinstance(file, str):
+            raise ProblemError(400, "bad_form", "the form has no file in the field 'file'")
+        return await file.read()
+    finally:
+        await form.close()
+
+
+def _check_type(request: Request, wanted: str) -> None:
+    # A form of another site cannot send JSON, so this also keeps such forms out.
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != wanted:
+        raise ProblemError(415, "unsupported_media_type", f"send {wanted}")
+
+
+def _lift_definitions(app: FastAPI, body: dict[str, Any]) -> None:
+    """Put the parts of the body's schema where OpenAPI keeps them."""
+    schema = body["content"]["application/json"]["schema"]
+    parts = schema.pop("$defs", {})
+    make = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        found = make()
+        found.setdefault("components", {}).setdefault("schemas", {}).update(parts)
+        return found
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,229 @@
+"""`POST /v1/chat/completions`: a conversation in, an answer out, whole or as a stream of events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from medmoe.data.images import Picture
+from medmoe.errors import MedMoeError
+from medmoe.inference.answer import Answer, disagreements
+from medmoe.inference.chat import ChatChunk, ChatRequest
+from medmoe.serving.conversation import turns_of
+from medmoe.serving.problems import ProblemError, problem_of
+from medmoe.serving.schema import ChatBody, read_chat
+from medmoe.serving.service import Service
+from medmoe.serving.settings import NOTICE
+
+
+@dataclass(slots=True)
+class _Call:
+    """One request, while it is answered."""
+
+    id: str
+    body: ChatBody
+    request: ChatRequest
+    picture: Picture | None
+    image_hash: str | None
+    started: float
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def question(self) -> str:
+        """The user's last words."""
+        return self.request.turns[-1].text
+
+
+async def complete(service: Service, request: Request) -> Response:
+    """Answer a chat request.
+
+    Raises:
+        ProblemError: It is refused.
+    """
+    started = time.perf_counter()
+    request_id = request.state.request_id
+    service.check_open()
+    with service.audited(request_id, started) as record:
+        try:
+            call = await _read(service, request, request_id, started)
+            record.image = call.image_hash
+            if call.body.stream:
+                first = await _first(service, call)
+                record.handed_over = True
+                return StreamingResponse(
+                    _events(service, call, *first), media_type="text/event-stream"
+                )
+            return JSONResponse(await _unless_left(request, _whole(service, call)))
+        except MedMoeError as error:
+            raise problem_of(error) from None
+
+
+async def _read(service: Service, request: Request, request_id: str, started: float) -> _Call:
+    data = await request.body()
+    # Large bodies are mostly a picture: reading them would hold up everybody else.
+    large = len(data) > 2**18
+    body = await asyncio.to_thread(read_chat, data) if large else read_chat(data)
+    if body.model != service.engine.describe().id:
+        raise ProblemError(404, "model_not_found", "no such model; see /v1/models", param="model")
+    turns = turns_of(body.messages, service.settings)
+    wanted = body.max_completion_tokens or body.max_tokens or service.settings.max_new_tokens
+    if wanted > service.settings.max_new_tokens:
+        raise ProblemError(
+            400, "bad_parameter", f"max_tokens: at most {service.settings.max_new_tokens}",
+            param="max_tokens",
+        )  # fmt: skip
+    source = await asyncio.to_thread(service.pictures.find, body.messages)
+    picture = None
+    if source is not None:
+        picture = await service.pictures.open(source, body.medmoe)
+    elif body.medmoe.window is not None or body.medmoe.frame is not None:
+        raise ProblemError(400, "bad_window", "window and frame need an image", param="medmoe")
+    chat = ChatRequest(turns, picture.image if picture else None, wanted)
+    hashed = service.image_hash(chat.image)
+    return _Call(f"chatcmpl-{request_id[4:]}", body, chat, picture, hashed, started)
+
+
+async def _chunks(service: Service, call: _Call) -> AsyncGenerator[ChatChunk]:
+    stream = service.engine.stream(call.request, deadline=service.settings.deadline_seconds)
+    first = True
+    async with service.answering(), aclosing(stream) as chunks:
+        async for chunk in chunks:
+            if first:
+                service.metrics.first_token.observe(time.perf_counter() - call.started)
+                first = False
+            if chunk.finish is not None:
+                service.metrics.tokens.labels("prompt").inc(chunk.prompt_tokens)
+                service.metrics.tokens.labels("completion").inc(chunk.completion_tokens)
+            yield chunk
+
+
+async def _whole(service: Service, call: _Call) -> dict[str, Any]:
+    text, last = "", None
+    async with aclosing(_chunks(service, call)) as chunks:
+        async for last in chunks:
+            text += last.text
+    assert last is not None
+    message = {"role": "assistant", "content": text, "refusal": None}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": last.finish}
+    return _head(service, call, "chat.completion") | {
+        "choices": [choice],
+        "usage": _usage(last),
+        "medmoe": await _behind(service, call, last.answer),
+    }
+
+
+async def _first(service: Service, call: _Call) -> tuple[ChatChunk, AsyncGenerator[ChatChunk]]:
+    """Return the first piece of an answer and the others, so that a refusal is still a status."""
+    chunks = _chunks(service, call)
+    try:
+        return await anext(chunks), chunks
+    except BaseException:
+        await chunks.aclose()
+        raise
+
+
+async def _events(
+    service: Service, call: _Call, first: ChatChunk, rest: AsyncGenerator[ChatChunk]
+) -> AsyncIterator[bytes]:
+    """Yield the answer as server-sent events; an error after the first word is the last event."""
+    with service.audited(call.id.replace("chatcmpl-", "req-"), call.started) as record:
+        record.image = call.image_hash
+        try:
+            async with aclosing(rest):
+                yield _event(service, call, {"role": "assistant", "content": first.text}, None)
+                last = first
+                if first.finish is None:
+                    async for last in rest:
+                        if last.text:
+                            yield _event(service, call, {"content": last.text}, None)
+            behind = await _behind(service, call, last.answer)
+            yield _event(service, call, {}, last.finish, {"medmoe": behind})
+            if call.body.stream_options and call.body.stream_options.include_usage:
+                head = _head(service, call, "chat.completion.chunk")
+                yield _line(head | {"choices": [], "usage": _usage(last)})
+        except MedMoeError as error:
+            problem = problem_of(error)
+            record.refused(problem)
+            yield _line(problem.to_json())
+        yield b"data: [DONE]\n\n"
+
+
+async def _unless_left(request: Request, work: Any) -> Any:
+    """Return what some work gives, and stop it when the client leaves."""
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(left())
+    try:
+        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ProblemError(499, "client_left", "the client left")
+        return task.result()
+    finally:
+        for one in (task, leaving):
+            one.cancel()
+        await asyncio.gather(task, leaving, return_exceptions=True)
+
+
+async def _behind(service: Service, call: _Call, answer: Answer | None) -> dict[str, Any]:
+    """Return our extra field: what is behind the answer, and what it is not."""
+    facts = call.picture.facts if call.picture else None
+    routing = answer.routing if answer else None
+    found: dict[str, Any] = {
+        "notice": NOTICE,
+        "decoding": "greedy",
+        "confidence": answer.confidence if answer else None,
+        "routing": asdict(routing) if routing else None,
+        "picture": facts.to_json() if facts else None,
+        "warnings": [
+            *(facts.sentences() if facts else ()),
+            *disagreements(routing, facts.modality if facts else None),
+        ],
+    }
+    if call.body.medmoe.evidence:
+        found["evidence"] = None
+        if call.picture is not None:
+            found["evidence"] = await service.engine.explain(call.picture.image, call.question)
+    return found
+
+
+def _head(service: Service, call: _Call, kind: str) -> dict[str, Any]:
+    model = service.engine.describe()
+    return {
+        "id": call.id, "object": kind, "created": call.created, "model": model.id,
+        "system_fingerprint": model.sha256[:16],
+    }  # fmt: skip
+
+
+def _event(
+    service: Service,
+    call: _Call,
+    delta: dict[str, Any],
+    finish: str | None,
+    more: dict[str, Any] | None = None,
+) -> bytes:
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+    head = _head(service, call, "chat.completion.chunk")
+    return _line(head | {"choices": [choice]} | (more or {}))
+
+
+def _line(content: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(content, allow_nan=False)}\n\n".encode()
+
+
+def _usage(last: ChatChunk) -> dict[str, int]:
+    return {
+        "prompt_tokens": last.prompt_tokens,
+        "completion_tokens": last.completion_tokens,
+        "total_tokens": last.prompt_tokens + last.completion_tokens,
+    }

@@ -1,0 +1,309 @@
+"""The engine in our own process: one thread owns the model and answers all conversations together.
+
+The event loop only hands requests over and passes words on. The thread works in steps: take in who
+has come, say one token of every conversation, let go of who has ended, was left, or is late. Rows
+about one picture share its encoding, also with conversations that came before (a small cache by
+content). It is for one machine and moderate use; for more there is `medmoe.serving.vllm`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from medmoe.errors import MedMoeError
+from medmoe.inference.chat import ChatBatch, ChatChunk, ChatRequest, ChatRow, prepare
+from medmoe.inference.engine import MedMoe
+from medmoe.inference.evidence import explain
+from medmoe.serving.engine import EngineError, Load, ModelFacts, busy, late, model_facts, not_ready
+
+_log = logging.getLogger(__name__)
+#: Pictures whose encoding is kept (about 0.5 MB each at CLIP-L's size).
+KEPT_PICTURES = 64
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    """A request on its way through the thread."""
+
+    request: ChatRequest
+    deadline: float
+    loop: asyncio.AbstractEventLoop
+    chunks: asyncio.Queue[ChatChunk | MedMoeError] = field(default_factory=asyncio.Queue)
+    left: bool = False
+
+    def give(self, chunk: ChatChunk | MedMoeError) -> None:
+        """Hand a piece to the event loop, from the thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            self.loop.call_soon_threadsafe(self.chunks.put_nowait, chunk)
+
+
+class LocalEngine:
+    """A `medmoe.serving.engine.ChatEngine` on a model folder.
+
+    Args:
+        directory: The model's folder.
+        name: What to call it in replies.
+        max_batch: Conversations that are answered together.
+        max_waiting: Requests that may wait; more are refused.
+        load_model: Returns the model, in the thread; by default `MedMoe.load` of the folder.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        name: str | None = None,
+        max_batch: int = 16,
+        max_waiting: int = 32,
+        load_model: Callable[[], MedMoe] | None = None,
+    ) -> None:
+        self._facts = model_facts(directory, name)
+        self._load_model = load_model or (lambda: MedMoe.load(directory))
+        self._max_batch, self._max_waiting = max_batch, max_waiting
+        self._waiting: deque[_Job] = deque()
+        self._calls: deque[tuple[Callable[[MedMoe], Any], asyncio.Future[Any], Any]] = deque()
+        self._running = 0
+        self._changed = threading.Condition()
+        self._ended = False
+        self._thread: threading.Thread | None = None
+        self.state = "loading"
+
+    def describe(self) -> ModelFacts:
+        """Return the model's facts."""
+        return self._facts
+
+    def load(self) -> Load:
+        """Return how much there is to do."""
+        return Load(len(self._waiting) + len(self._calls), self._running)
+
+    async def start(self) -> None:
+        """Load the model in the thread that will own it.
+
+        Raises:
+            MedMoeError: It cannot be loaded.
+        """
+        loop = asyncio.get_running_loop()
+        loaded: asyncio.Future[None] = loop.create_future()
+        self._thread = threading.Thread(
+            target=self._run, args=(loop, loaded), name="medmoe-engine", daemon=True
+        )
+        self._thread.start()
+        await loaded
+        self.state = "ready"
+
+    async def stream(
+        self, request: ChatRequest, *, deadline: float | None = None
+    ) -> AsyncGenerator[ChatChunk]:
+        """Answer a conversation, as `ChatEngine.stream` says."""
+        self._check_open()
+        seconds = deadline if deadline is not None else float("inf")
+        job = _Job(request, time.monotonic() + seconds, asyncio.get_running_loop())
+        with self._changed:
+            if len(self._waiting) >= self._max_waiting:
+                raise busy(self._retry_after())
+            self._waiting.append(job)
+            self._changed.notify()
+        end = None if deadline is None else asyncio.get_running_loop().time() + deadline
+        finish = None
+        try:
+            while finish is None:
+                async with asyncio.timeout_at(end):  # never around a yield: it cancels the task
+                    chunk = await job.chunks.get()
+                if isinstance(chunk, MedMoeError):
+                    raise chunk
+                yield chunk
+                finish = chunk.finish
+        except TimeoutError:
+            raise late(seconds) from None
+        finally:
+            job.left = True
+
+    async def explain(self, image: Image.Image, question: str) -> dict[str, Any]:
+        """Explain an answer between two tokens of the conversations that are under way."""
+        self._check_open()
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[dict[str, Any]] = loop.create_future()
+        with self._changed:
+            if len(self._calls) >= self._max_waiting:
+                raise busy(self._retry_after())
+            self._calls.append((lambda model: explain(model, image, question), found, loop))
+            self._changed.notify()
+        evidence: Any = await found
+        return dict(evidence.to_dict())
+
+    async def drain(self, seconds: float) -> None:
+        """Take nothing new, and wait for what is under way."""
+        if self.state == "ready":
+            self.state = "draining"
+        end = time.monotonic() + seconds
+        while sum((self.load().waiting, self.load().running)) and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+
+    async def stop(self) -> None:
+        """End the thread after its present step."""
+        self.state = "draining" if self.state == "ready" else self.state
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join, 10.0)
+
+    def _check_open(self) -> None:
+        if self.state != "ready":
+            raise not_ready(self.state)
+
+    def _retry_after(self) -> int:
+        return 1 + len(self._waiting) // max(1, 2 * self._max_batch)
+
+    def _run(self, loop: asyncio.AbstractEventLoop, loaded: asyncio.Future[None]) -> None:
+        """Load the model and answer until the end: the thread's whole life."""
+        try:
+            model = self._load_model()
+        except BaseException as error:  # told to whoever waits for it, whatever it is
+            self.state = "broken"
+            loop.call_soon_threadsafe(loaded.set_exception, error)
+            return
+        loop.call_soon_threadsafe(loaded.set_result, None)
+        answers = _Answers(model)
+        while self._wait_for_work(answers):
+            new: list[_Job] = []
+            try:
+                answers.let_go()
+                new = self._next_jobs(answers)
+                answers.take_in(new)
+                answers.step()
+                self._one_call(model)
+            except Exception as error:  # an own fault must not end the thread and hang everybody
+                _log.error("a step failed: %s", type(error).__name__)
+                answers.fail(
+                    EngineError("engine_failed", "answering failed; try again", 503, 1), new
+                )
+            self._running = len(answers.jobs)
+        answers.fail(not_ready("stopped"), list(self._waiting))
+
+    def _wait_for_work(self, answers: _Answers) -> bool:
+        with self._changed:
+            while not (self._ended or self._waiting or self._calls or answers.jobs):
+                self._changed.wait()
+            return not self._ended
+
+    def _next_jobs(self, answers: _Answers) -> list[_Job]:
+        found: list[_Job] = []
+        with self._changed:
+            while self._waiting and len(answers.jobs) + len(found) < self._max_batch:
+                job = self._waiting.popleft()
+                if not job.left:
+                    found.append(job)
+            self._running = len(answers.jobs) + len(found)
+        return found
+
+    def _one_call(self, model: MedMoe) -> None:
+        with self._changed:
+            if not self._calls:
+                return
+            call, found, loop = self._calls.popleft()
+            self._running += 1
+        if found.cancelled():
+            return
+        try:
+            result = call(model)
+        except MedMoeError as error:
+            loop.call_soon_threadsafe(_settle, found, None, error)
+        except Exception as error:
+            _log.error("explaining failed: %s", type(error).__name__)
+            failed = EngineError("engine_failed", "explaining failed; try again", 503, 1)
+            loop.call_soon_threadsafe(_settle, found, None, failed)
+        else:
+            loop.call_soon_threadsafe(_settle, found, result, None)
+
+
+class _Answers:
+    """The thread's side: the batch, whose row is whose, and the pictures that were encoded."""
+
+    def __init__(self, model: MedMoe) -> None:
+        self.jobs: dict[ChatRow, _Job] = {}
+        self._model = model
+        self._batch = ChatBatch(model)
+        self._features: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    def let_go(self) -> None:
+        """Leave the conversations that nobody waits for."""
+        now = time.monotonic()
+        gone = [row for row, job in self.jobs.items() if job.left or job.deadline < now]
+        if gone:
+            self._batch.leave(gone)
+            for row in gone:
+                del self.jobs[row]
+
+    def take_in(self, jobs: Sequence[_Job]) -> None:
+        """Read the prompts of new conversations."""
+        if not jobs:
+            return
+        features = self._encoded([job.request.image for job in jobs])
+        rows: list[ChatRow] = []
+        for job, picture in zip(jobs, features, strict=True):
+            try:
+                row = prepare(self._model, job.request, picture)
+            except MedMoeError as error:
+                job.give(error)
+                continue
+            self.jobs[row] = job
+            rows.append(row)
+        self._batch.join(rows)
+
+    def step(self) -> None:
+        """Say one more token of every conversation."""
+        if not self._batch.rows:
+            return
+        for row, chunk in self._batch.step():
+            self.jobs[row].give(chunk)
+            if chunk.finish is not None:
+                del self.jobs[row]
+
+    def fail(self, error: EngineError, others: Sequence[_Job]) -> None:
+        """Tell all conversations, and others that are none yet, that there will be no answer."""
+        for job in {*self.jobs.values(), *others}:
+            job.give(error)
+        self.jobs.clear()
+        self._batch = ChatBatch(self._model)
+
+    def _encoded(self, images: Sequence[Image.Image | None]) -> list[Tensor | None]:
+        keys = [_content(image) if image is not None else None for image in images]
+        new = {
+            key: image
+            for key, image in zip(keys, images, strict=True)
+            if key is not None and image is not None and key not in self._features
+        }
+        if new:
+            encoded = self._model.encode(list(new.values()))
+            self._features.update(zip(new, encoded, strict=True))
+        found = [self._features[key] if key is not None else None for key in keys]
+        for key in keys:
+            if key is not None:
+                self._features.move_to_end(key)
+        while len(self._features) > KEPT_PICTURES:
+            self._features.popitem(last=False)
+        return found
+
+
+def _content(image: Image.Image) -> bytes:
+    head = f"{image.mode} {image.size}".encode()
+    return hashlib.sha256(head + image.tobytes()).digest()
+
+
+def _settle(future: asyncio.Future[Any], result: Any, error: MedMoeError | None) -> None:
+    if not future.done():
+        future.set_exception(error) if error is not None else future.set_result(result)

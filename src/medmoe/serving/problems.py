@@ -1,0 +1,82 @@
+"""Errors as a client gets them: OpenAI's shape, a stable code, one line, nothing of our inside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+from medmoe.errors import ConfigError, ImageError, MedMoeError
+from medmoe.serving.engine import EngineError
+
+_KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error",
+          429: "rate_limit_error"}  # fmt: skip
+
+
+class ProblemError(Exception):
+    """A request that is refused.
+
+    Args:
+        status: Of HTTP.
+        code: Stable, for programs.
+        message: One line for people.
+        param: The field that it is about.
+        retry_after: Seconds.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message = status, code, message
+        self.param, self.retry_after = param, retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers that go with it."""
+        found = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        return found | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the body of the reply."""
+        kind = _KINDS.get(
+            self.status, "invalid_request_error" if self.status < 500 else "api_error"
+        )
+        return {
+            "error": {
+                "message": self.message, "type": kind, "param": self.param, "code": self.code,
+            }
+        }  # fmt: skip
+
+    def response(self) -> JSONResponse:
+        """Return it as a reply."""
+        return JSONResponse(self.to_json(), self.status, headers=self.headers)
+
+
+def problem_of(error: MedMoeError) -> ProblemError:
+    """Return what a client is told of an error of ours."""
+    message = " ".join(str(error).split())
+    if isinstance(error, ImageError):
+        return ProblemError(error.status, error.code, message, param="messages")
+    if isinstance(error, EngineError):
+        return ProblemError(error.status, error.code, message, retry_after=error.retry_after)
+    if isinstance(error, ConfigError):
+        return ProblemError(400, "bad_conversation", message, param="messages")
+    return ProblemError(503, "engine_failed", "answering failed; try again", retry_after=1)
+
+
+def raw_reply(problem: ProblemError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Return a problem as status, headers and body, for replies below the routes."""
+    body = json.dumps(problem.to_json()).encode()
+    headers: Mapping[str, str] = {
+        "content-type": "application/json", "content-length": str(len(body)), "connection": "close",
+    } | problem.headers  # fmt: skip
+    return problem.status, [(k.encode(), v.encode()) for k, v in headers.items()], body

@@ -1,0 +1,141 @@
+"""Runs the app with uvicorn: connections that never say anything end, and SIGTERM drains."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from types import FrameType
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from medmoe.errors import MedMoeError
+from medmoe.serving.app import create_app
+from medmoe.serving.audit import AuditLog
+from medmoe.serving.engine import ChatEngine
+from medmoe.serving.settings import ServerSettings
+
+HEADER_SECONDS = 10.0
+MAX_HEADER_BYTES = 32 * 1024
+MAX_CONNECTIONS = 1024
+
+
+class _Protocol(H11Protocol):
+    """HTTP/1.1 where a client has to send its headers within some seconds."""
+
+    _headers_due: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._expect_headers()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._expect_nothing()
+        elif self._headers_due is None:
+            self._expect_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._expect_nothing()
+        super().connection_lost(exc)
+
+    def _expect_headers(self) -> None:
+        self._headers_due = self.loop.call_later(HEADER_SECONDS, self._end)
+
+    def _expect_nothing(self) -> None:
+        if self._headers_due is not None:
+            self._headers_due.cancel()
+            self._headers_due = None
+
+    def _end(self) -> None:
+        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+            self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """A server that drains: at the first signal it takes nothing new and finishes its answers.
+
+    Args:
+        engine: Loaded while health can already be asked.
+        settings: Limits.
+        audit: None where no log is kept.
+        page: Whether the page is mounted.
+        on_ready: Called when the model answers.
+
+    Attributes:
+        failure: Why the model could not be loaded, None if it could.
+    """
+
+    def __init__(
+        self,
+        engine: ChatEngine,
+        settings: ServerSettings,
+        *,
+        audit: AuditLog | None = None,
+        page: bool = True,
+        on_ready: Any = None,
+    ) -> None:
+        self.failure: MedMoeError | None = None
+        self._engine, self._settings, self._on_ready = engine, settings, on_ready
+        self._tasks: set[asyncio.Task[None]] = set()
+        app = create_app(engine, settings, audit=audit, page=page, started=self._begin_loading)
+        self._service = app.state.service
+        config = uvicorn.Config(
+            app, host=settings.host, port=settings.port, http=_Protocol, ws="none",
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES, timeout_keep_alive=30,
+            limit_concurrency=None, backlog=MAX_CONNECTIONS, access_log=False, log_level="warning",
+            server_header=False, date_header=True, proxy_headers=False,
+            timeout_graceful_shutdown=5,
+        )  # fmt: skip
+        super().__init__(config)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain at the first signal, end at the second."""
+        if self._service.engine.state == "draining" or (sig == signal.SIGINT and self.should_exit):
+            self.should_exit = True
+            return
+        loop = asyncio.get_event_loop()
+        loop.call_soon_threadsafe(self._begin_draining)
+
+    def _begin_draining(self) -> None:
+        self._spawn(self._drain())
+
+    async def _begin_loading(self) -> None:
+        self._spawn(self._load())
+
+    async def _load(self) -> None:
+        try:
+            await self._engine.start()
+        except MedMoeError as error:
+            self.failure = error
+            self.should_exit = True
+            return
+        if self._on_ready is not None:
+            self._on_ready()
+
+    async def _drain(self) -> None:
+        seconds = self._settings.drain_seconds
+        end = asyncio.get_running_loop().time() + seconds
+        with contextlib.suppress(Exception):
+            await self._engine.drain(seconds)
+        # Answers that are ready may still be on their way to their clients.
+        while self._service.under_way and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(0.02)
+        await self._engine.stop()
+        self.should_exit = True
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def quiet_logs() -> None:
+    """Keep the libraries' own messages about requests out of the log."""
+    for name in ("uvicorn.error", "uvicorn.access", "gradio", "multipart", "httpx"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,200 @@
+"""What the routes share: engine, settings, pictures, numbers, and the audit log of each request."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from medmoe.errors import MedMoeError
+from medmoe.inference.chat import ChatChunk, ChatRequest
+from medmoe.serving.audit import AuditLog
+from medmoe.serving.engine import ChatEngine, Load, ModelFacts, not_ready
+from medmoe.serving.metrics import Metrics
+from medmoe.serving.pictures import Pictures
+from medmoe.serving.problems import ProblemError, problem_of
+from medmoe.serving.settings import ServerSettings
+from medmoe.serving.uploads import UploadStore
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Record:
+    """What the audit log will say of a request.
+
+    Attributes:
+        image: Keyed hash of its picture.
+        status: Of the reply.
+        code: Why it was refused, None where it was answered.
+        handed_over: Somebody else writes the line.
+    """
+
+    image: str | None = None
+    status: int = 200
+    code: str | None = None
+    handed_over: bool = False
+
+    def refused(self, problem: ProblemError) -> None:
+        """Take in why the request was refused."""
+        self.status, self.code = problem.status, problem.code
+
+
+class Service:
+    """One server's parts.
+
+    Args:
+        engine: Answers.
+        settings: Limits.
+        audit: None where no log is kept.
+    """
+
+    def __init__(
+        self, engine: ChatEngine, settings: ServerSettings, audit: AuditLog | None
+    ) -> None:
+        self.engine, self.settings = engine, settings
+        self.metrics = Metrics(engine)
+        self.uploads = UploadStore()
+        self.pictures = Pictures(self.uploads, self.metrics)
+        self.under_way = 0
+        self._audit = audit
+        self._log_failed = False
+
+    @property
+    def state(self) -> str:
+        """The engine's, or ``broken`` where the audit log cannot be written."""
+        return "broken" if self._log_failed else self.engine.state
+
+    def check_open(self) -> None:
+        """Let a request pass if it can be answered, and written down.
+
+        Raises:
+            ProblemError: 503.
+        """
+        if self.state != "ready":
+            raise problem_of(not_ready(self.state))
+
+    def image_hash(self, image: Image.Image | None) -> str | None:
+        """Return the keyed hash of a picture's pixels, for the log."""
+        if self._audit is None or image is None:
+            return None
+        return self._audit.image_hash(f"{image.size}".encode() + image.tobytes())
+
+    @asynccontextmanager
+    async def answering(self) -> AsyncIterator[None]:
+        """Count an answer that is under way."""
+        self.under_way += 1
+        try:
+            yield
+        finally:
+            self.under_way -= 1
+
+    @contextmanager
+    def audited(self, request_id: str, started: float) -> Iterator[Record]:
+        """Write one line about a request when it ends, however it does."""
+        record = Record()
+        try:
+            yield record
+        except ProblemError as problem:
+            record.refused(problem)
+            raise
+        except MedMoeError as error:
+            record.refused(problem_of(error))
+            raise
+        except GeneratorExit:
+            record.status, record.code = 499, "client_left"
+            raise
+        except BaseException as error:
+            left = type(error).__name__ == "CancelledError"
+            record.status, record.code = (499, "client_left") if left else (500, "internal_error")
+            raise
+        finally:
+            if not record.handed_over:
+                self._write(request_id, started, record)
+
+    def note(self, event: str) -> None:
+        """Write a line about the server itself."""
+        if self._audit is not None:
+            self._guarded(event, model=self.engine.describe().sha256)
+
+    def _write(self, request_id: str, started: float, record: Record) -> None:
+        if self._audit is None:
+            return
+        self._guarded(
+            "chat",
+            request=request_id,
+            model=self.engine.describe().sha256,
+            image=record.image,
+            status=record.status,
+            code=record.code,
+            latency_ms=round(1000 * (time.perf_counter() - started), 1),
+        )
+
+    def _guarded(self, event: str, **facts: str | int | float | bool | None) -> None:
+        """Write a line; a log that cannot be written closes the server for new requests."""
+        assert self._audit is not None
+        try:
+            self._audit.append(event, **facts)
+        except OSError as error:
+            if not self._log_failed:
+                _log.error("the audit log cannot be written (%s): closed", error.strerror)
+            self._log_failed = True
+
+
+class CountedEngine:
+    """The engine as the page gets it: what it is asked is counted and written down too.
+
+    Args:
+        service: The server's parts.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service, self._engine = service, service.engine
+
+    @property
+    def state(self) -> str:
+        """The server's."""
+        return self._service.state
+
+    def describe(self) -> ModelFacts:
+        """Return the model's facts."""
+        return self._engine.describe()
+
+    def load(self) -> Load:
+        """Return how much there is to do."""
+        return self._engine.load()
+
+    async def start(self) -> None:
+        """Do nothing: the server starts the engine."""
+
+    async def stream(
+        self, request: ChatRequest, *, deadline: float | None = None
+    ) -> AsyncGenerator[ChatChunk]:
+        """Answer a conversation, as `ChatEngine.stream` says."""
+        service, started = self._service, time.perf_counter()
+        if service.state != "ready":
+            raise not_ready(service.state)
+        deadline = service.settings.deadline_seconds if deadline is None else deadline
+        with service.audited(f"page-{secrets.token_hex(12)}", started) as record:
+            record.image = service.image_hash(request.image)
+            stream = self._engine.stream(request, deadline=deadline)
+            async with service.answering(), aclosing(stream) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+
+    async def explain(self, image: Image.Image, question: str) -> dict[str, Any]:
+        """Explain an answer."""
+        async with self._service.answering():
+            return await self._engine.explain(image, question)
+
+    async def drain(self, seconds: float) -> None:
+        """Do nothing: the server drains the engine."""
+
+    async def stop(self) -> None:
+        """Do nothing: the server stops the engine."""

@@ -1,0 +1,55 @@
+"""What a server may be told, in one place; the defaults are those the documentation promises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from medmoe.errors import ConfigError
+
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+NOTICE = "Research use only, not a medical device"
+MIN_TOKEN = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Settings of the server.
+
+    Attributes:
+        token: Needed by all routes but health and the sign-in form; None only on loopback.
+        max_body_bytes: Of a request; a picture in base64 is a third larger than its file.
+        body_seconds: In which a request's body must have come.
+        deadline_seconds: For a whole answer.
+        drain_seconds: For the answers that are under way when the server is told to end.
+        max_new_tokens: Longest answer that may be asked for.
+        max_text: Signs of all texts of a conversation together.
+        max_turns: Of a conversation.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    token: str | None = None
+    max_body_bytes: int = 64 * 2**20
+    body_seconds: float = 30.0
+    deadline_seconds: float = 60.0
+    drain_seconds: float = 20.0
+    max_new_tokens: int = 256
+    max_text: int = 16_384
+    max_turns: int = 101
+
+    def __post_init__(self) -> None:
+        """Refuse what would be unsafe.
+
+        Raises:
+            ConfigError: Names the flag.
+        """
+        if self.token is None and self.host not in LOOPBACK:
+            raise ConfigError(
+                f"--host {self.host} can be reached from other machines; give a token by "
+                "--token-file FILE, or bind to 127.0.0.1"
+            )
+        if self.token is not None and (len(self.token) < MIN_TOKEN or not self.token.isascii()):
+            raise ConfigError(
+                f"the token has {len(self.token)} signs; at least {MIN_TOKEN} of ASCII are needed, "
+                "e.g. from `openssl rand -hex 32`"
+            )
