@@ -76,14 +76,23 @@ class Local:
         return ModelFacts("tiny", "0" * 64, self.model.domains)
 
 
-def served(store: CaseStore | None = None, *, max_new_tokens: int = 4) -> FastAPI:
+def served(store: CaseStore) -> FastAPI:
     """Return the page alone, as an app."""
     app = FastAPI()
-    mount_page(app, Local(remember=False), cases=store, max_new_tokens=max_new_tokens)
+    mount_page(app, Local(remember=False), cases=store, max_new_tokens=4)
     return app
 
 
-if __name__ == "__main__":
+def main(port: int) -> None:
+    """Serve the page to a browser; `/open-cases` tells a test how many it holds."""
     import uvicorn
 
-    uvicorn.run(served(max_new_tokens=16), port=int(sys.argv[1]))
+    store = CaseStore(grace_seconds=0.5)
+    app = FastAPI()
+    app.get("/open-cases")(lambda: len(store))
+    mount_page(app, Local(remember=False), cases=store, max_new_tokens=16)
+    uvicorn.run(app, port=port)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,15 @@ def test_an_answer_can_be_stopped_and_the_next_question_asked(opened: Callable[.
     expect(page.locator("[data-testid=user]").last).to_have_text("Is it <b>large</b>?")  # as text
     expect(page.locator("[data-testid=user] b")).to_have_count(0)
     page.get_by_role("button", name="Clear").click()
-    expect(bot).to_have_count(0, timeout=SLOW)
+    expect(page.locator("#evidence")).to_contain_text("will stand here", timeout=SLOW)
+    expect(bot).to_have_count(0)
+    page.get_by_label("Question").fill("Slowly: and now?")
+    page.get_by_label("Question").press("Enter")
+    expect(bot).to_be_visible(timeout=SLOW)
+    page.get_by_role("button", name="Example: MRI").click()  # another case ends it, too
+    expect(page.locator(".picture svg")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_role("button", name="Ask")).to_be_visible(timeout=SLOW)
+    expect(bot).to_have_count(0)
 
 
 def test_a_case_is_copied_as_text(opened: Callable[..., Any]) -> None:
@@ -300,7 +309,11 @@ def test_a_narrow_screen_holds_all_of_it(
 
 
 def test_nothing_of_a_patient_is_left(
-    opened: Callable[..., Any], scan: Path, server_folder: Path, server_log: Callable[[], str]
+    opened: Callable[..., Any],
+    scan: Path,
+    server: str,
+    server_folder: Path,
+    server_log: Callable[[], str],
 ) -> None:
     page = opened()
     page.set_input_files("#picture-file", scan)
@@ -310,3 +323,10 @@ def test_nothing_of_a_patient_is_left(
     assert files == []  # no temporary file at all
     assert "SMITH" not in page.content() + server_log()
     assert "mass" not in server_log()
+    page.close()
+    for _ in range(40):  # a closed page is noticed, and its case forgotten
+        if page.context.request.get(f"{server}/open-cases").text() == "0":
+            break
+        time.sleep(0.25)
+    else:
+        pytest.fail("the case of a page that was closed is still held")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from io import BytesIO
 from itertools import pairwise
 from typing import Any
@@ -13,7 +14,8 @@ from PIL import Image
 from tests.data.samples import dicom, ramp
 from tests.serving.page.support import Local
 
-from medmoe.errors import ImageError
+from medmoe.errors import ConfigError, ImageError
+from medmoe.inference.chat import ChatChunk
 from medmoe.serving.page.cases import CaseStore
 from medmoe.serving.page.desk import ENDED, EXAMPLES, MAX_EXCHANGES, MAX_QUESTION, Desk, Seen
 
@@ -162,6 +164,32 @@ def test_what_cannot_be_asked_is_said_in_one_line(
     (seen,) = asyncio.run(asked(desk, question, handle))
     assert part in seen.said
     assert len(desk.cases) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConfigError("the queue is full; try again"), "The queue is full; try again."),
+        (RuntimeError("/secret/path 0x7f"), "The server could not answer; ask again"),
+    ],
+)
+def test_an_engine_that_fails_is_one_line_and_the_page_is_free_again(
+    desk: Desk,
+    engine: Local,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    said: str,
+) -> None:
+    async def fails(*_: object, **__: object) -> AsyncIterator[ChatChunk]:
+        raise error
+        yield
+
+    monkeypatch.setattr(engine, "stream", fails)
+    last = asyncio.run(asked(desk, "Is it a secret?", ""))[-1]
+    assert last.said.startswith(said)
+    assert last.busy is False
+    assert "secret" not in caplog.text
 
 
 def test_a_question_needs_no_picture(desk: Desk, engine: Local) -> None:

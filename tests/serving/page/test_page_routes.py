@@ -208,6 +208,7 @@ def call(client: TestClient, control: str, event: str, data: list[object]) -> li
         for each in config["dependencies"]
         for target, name in each["targets"]
         if name == event
+        and each["outputs"]  # the others only end an answer
         and any(
             part["id"] == target and part["props"].get("elem_id") == control
             for part in config["components"]

@@ -83,15 +83,16 @@ class Desk:
         """Show a case that was just opened."""
         case = self.cases.get(handle, owner)
         if case is None or case.picture is None:
-            return None, Seen(handle="", picture="", evidence="", messages=[], picture_said=ENDED)
-        return case, Seen(handle=handle, picture=await self._drawn(case), evidence="", messages=[])
+            return None, Seen("", "", "", "", [], busy=False, picture_said=ENDED)
+        return case, Seen("", handle, await self._drawn(case), "", [], busy=False)
 
     async def example(self, name: str, owner: str | None) -> tuple[Case, Seen]:
         """Open a made-up picture and propose a question."""
         pixels = await asyncio.to_thread(_example, name)
         case = self.cases.open(picture=open_picture(pixels))
         case.owner = owner
-        seen = Seen("", case.handle, await self._drawn(case), "", [], EXAMPLES[name][1])
+        drawn, question = await self._drawn(case), EXAMPLES[name][1]
+        seen = Seen("", case.handle, drawn, "", [], question, busy=False)
         return case, seen
 
     async def window(
@@ -146,8 +147,8 @@ class Desk:
                         exchange.take(chunk.answer)
                     yield Seen(messages=_messages(case))
             exchange.answer = exchange.answer.strip()
-        except MedMoeError as error:
-            yield Seen(sentence(error), evidence=evidence_html(exchange), busy=False)
+        except Exception as error:
+            yield Seen(_failure(error), evidence=evidence_html(exchange), busy=False)
             return
         if not explain or picture is None:
             yield Seen(evidence=evidence_html(exchange), busy=False)
@@ -159,10 +160,10 @@ class Desk:
         """Forget the conversation and keep the picture."""
         case = self.cases.get(handle, owner)
         if case is None:
-            return Seen(evidence="", messages=[])
+            return Seen(evidence="", messages=[], busy=False)
         case.exchanges.clear()
         drawn = await self._drawn(case) if case.picture else None
-        return Seen(picture=drawn, evidence="", messages=[])
+        return Seen(picture=drawn, evidence="", messages=[], busy=False)
 
     def stopped(self, handle: str) -> Seen:
         """Show what there is of an answer that was stopped."""
@@ -223,8 +224,8 @@ class Desk:
         said = ""
         try:
             exchange.evidence = await self._engine.explain(picture.image, exchange.question)
-        except MedMoeError as error:
-            said = sentence(error)
+        except Exception as error:
+            said = _failure(error)
         card = evidence_html(exchange, said)
         return Seen(picture=await self._drawn(case), evidence=card, busy=False)
 
@@ -250,6 +251,14 @@ def sentence(error: MedMoeError) -> str:
     """Return an error as a line for the page."""
     text = str(error)
     return f"{text[:1].upper()}{text[1:]}."
+
+
+def _failure(error: Exception) -> str:
+    """Return why the engine gave nothing, as a line for the page; the log has no words of it."""
+    if isinstance(error, MedMoeError):
+        return sentence(error)
+    _log.error("the engine failed: %s", type(error).__name__)
+    return "The server could not answer; ask again, or tell who runs it."
 
 
 @cache

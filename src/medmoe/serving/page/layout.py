@@ -213,14 +213,6 @@ class Layout:
             "queue": True, "show_progress": "hidden", "api_visibility": "private",
         }  # fmt: skip
         shown = self._outputs()
-        self.handle.submit(self._show, [self.handle], shown, **plain)
-        for name, button in self.examples.items():
-            button.click(self._example_of(name), None, shown, **plain)
-        latest = plain | {"trigger_mode": "always_last"}
-        self.preset.input(self._preset, [self.handle, self.preset], shown, **latest)
-        for slider in (self.center, self.width):
-            slider.input(self._own_window, [self.handle, self.center, self.width], shown, **latest)
-        self.frame.input(self._frame, [self.handle, self.frame], shown, **latest)
         asked = gr.on(
             [self.ask.click, self.question.submit],
             self._ask,
@@ -230,8 +222,18 @@ class Layout:
             concurrency_limit=None,
             **plain,
         )
-        self.stop.click(self._stop, [self.handle], shown, cancels=[asked], **plain)
-        self.chat.clear(self._anew, [self.handle], shown, **plain)
+        # Whatever shows another case, or none, ends an answer that still comes.
+        ends = plain | {"cancels": [asked]}
+        self.handle.submit(self._show, [self.handle], shown, **ends)
+        for name, button in self.examples.items():
+            button.click(self._example_of(name), None, shown, **ends)
+        self.stop.click(self._stop, [self.handle], shown, **ends)
+        self.chat.clear(self._anew, [self.handle], shown, **ends)
+        latest = plain | {"trigger_mode": "always_last"}
+        self.preset.input(self._preset, [self.handle, self.preset], shown, **latest)
+        for slider in (self.center, self.width):
+            slider.input(self._own_window, [self.handle, self.center, self.width], shown, **latest)
+        self.frame.input(self._frame, [self.handle, self.frame], shown, **latest)
         self.blocks.unload(self._left)
 
     def _outputs(self) -> list[Any]:
@@ -278,13 +280,13 @@ class Layout:
         async for seen in self._desk.ask(question, handle, explain, request.session_hash):
             yield self._updates(seen)
 
-    def _stop(self, handle: str) -> dict[Any, Any]:
+    async def _stop(self, handle: str) -> dict[Any, Any]:
         return self._updates(self._desk.stopped(handle))
 
     async def _anew(self, handle: str, request: gr.Request) -> dict[Any, Any]:
         return self._updates(await self._desk.anew(handle, request.session_hash))
 
-    def _left(self, request: gr.Request) -> None:
+    async def _left(self, request: gr.Request) -> None:
         self._desk.cases.leave(request.session_hash)
 
     def _updates(self, seen: Seen) -> dict[Any, Any]:
