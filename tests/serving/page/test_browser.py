@@ -22,11 +22,6 @@ from PIL import Image
 from tests.data.samples import dicom
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = Path(os.environ.get("MEDMOE_CHROMIUM", "/usr/bin/chromium"))
-pytestmark = pytest.mark.skipif(
-    not CHROMIUM.exists(),
-    reason=f"no browser at {CHROMIUM}: install chromium or set MEDMOE_CHROMIUM",
-)
 NAME = "SMITH JOHN 1950-01-01"
 NOTE = "Research use only, not a medical device"
 #: Name of what has the focus (empty: nothing has), and whether a line around it shows that.
@@ -42,15 +37,6 @@ FOCUSED = """() => {
 }"""
 SLOW = 20_000  # milliseconds that a loaded machine may take
 expect = playwright.expect
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        found = driver.chromium.launch(executable_path=str(CHROMIUM), args=arguments)
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")
