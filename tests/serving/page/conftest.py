@@ -9,9 +9,13 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+CHROMIUM = Path(os.environ.get("MEDMOE_CHROMIUM", "/usr/bin/chromium"))
 
 
 @pytest.fixture(scope="module")
@@ -29,28 +33,52 @@ def server_log(_log: Path) -> Callable[[], str]:
     return lambda: _log.read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def server(server_folder: Path, _log: Path, repository: Path) -> Iterator[str]:
+@contextmanager
+def running(words: list[str], port: int, folder: Path, log: Path, root: Path) -> Iterator[str]:
+    """Run a server of ours until the end of the context; give its address once it answers."""
+    environment = os.environ | {"TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"}
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, *words], env=environment, cwd=root, stdout=file,
+            stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"{address}/health/ready", timeout=5)
+                break
+            except OSError:
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.25)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {"TMPDIR": str(server_folder), "PYTHONUNBUFFERED": "1"}
-    with _log.open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.serving.page.support", str(port)],
-            env=environment,
-            cwd=repository,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    address = f"http://127.0.0.1:{port}"
-    for _ in range(240):
-        try:
-            urllib.request.urlopen(address, timeout=5)
-            break
-        except OSError:
-            assert process.poll() is None, _log.read_text()
-            time.sleep(0.25)
-    yield address
-    process.terminate()
-    process.wait(10)
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def server(server_folder: Path, _log: Path, repository: Path) -> Iterator[str]:
+    port = free_port()
+    words = ["-m", "tests.serving.page.support", str(port)]
+    with running(words, port, server_folder, _log, repository) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM.exists():
+        pytest.skip(f"no browser at {CHROMIUM}: install chromium or set MEDMOE_CHROMIUM")
+    with playwright.sync_playwright() as driver:
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        found = driver.chromium.launch(executable_path=str(CHROMIUM), args=arguments)
+        yield found
+        found.close()

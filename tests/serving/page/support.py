@@ -90,6 +90,7 @@ def main(port: int) -> None:
     store = CaseStore(grace_seconds=0.5)
     app = FastAPI()
     app.get("/open-cases")(lambda: len(store))
+    app.get("/health/ready")(lambda: "ready")
     mount_page(app, Local(remember=False), cases=store, max_new_tokens=16)
     uvicorn.run(app, port=port)
 
