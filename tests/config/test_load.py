@@ -81,7 +81,10 @@ def test_numbers_with_an_exponent_are_numbers(text: str, value: object) -> None:
     ("text", "message"),
     [
         ("a: [", r"^x: not readable as YAML: "),
-        ("a: 1\nb: {c: 1, c: 2}", r"^x: not readable as YAML: key 'c' stands twice"),
+        (
+            "a: 1\nb: {c: 1, c: 2}",
+            r"^x: not readable as YAML: line 2, column 11: key 'c' stands twice",
+        ),
         ("- 1", r"^x: must be a mapping of keys to values, got list$"),
         ("", r"^x: must be a mapping of keys to values, got NoneType$"),
         ("a: !!python/object/apply:os.getcwd []", r"^x: not readable as YAML: .*constructor"),
@@ -244,3 +247,17 @@ def test_no_hyperparameter_of_the_paper_has_a_hidden_default() -> None:
     assert optional["ModelSpec"] == {"meta_expert", "language_source", "vision_source"}
     assert optional["PhaseSpec"] == {"augment", "label_smoothing", "trains"}
     assert optional["StepPlan"] == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("a: 1\nb: [c, d\ne: 1\n", r"line 3, column 2: expected ',' or '\]', but got ':'"),
+        ("a: 1\nb: 2\na: 3\n", "line 3, column 1: key 'a' stands twice; keep one"),
+        ("a: \x00", "unacceptable character #x0000: .* at position 3"),
+    ],
+)
+def test_broken_yaml_is_one_line_that_names_file_and_line(text: str, place: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^my\.yaml: not readable as YAML: {place}$") as caught:
+        parse_yaml(text, "my.yaml")
+    assert "unicode string" not in str(caught.value)

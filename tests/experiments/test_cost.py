@@ -154,6 +154,7 @@ def test_llava_med_reads_fewer_tokens_at_224_pixels() -> None:
     [
         ("phi2", {}, "unknown model 'phi2'; .*did you mean 'phi2_2_7b'.*or give the folder"),
         ("no/such/folder", {}, "unknown model 'no/such/folder'"),
+        (__file__, {}, "test_cost.py is a file; cost reads the name of a model recipe .*phi2_2_7b"),
         ("qwen3_0_6b", {"top_k": 5}, r"--top-k 5 must not exceed the number of domains \(4\)"),
         ("qwen3_0_6b", {"context": 576}, "--context 576 must lie above the 576 tokens"),
         ("phi2_2_7b", {"context": 4096}, "not above the 2048 positions"),

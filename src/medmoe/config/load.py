@@ -30,7 +30,11 @@ class _Loader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         repeated = [key for place, key in enumerate(keys) if key in keys[:place]]
         if repeated:
-            raise yaml.YAMLError(f"key {repeated[0]!r} stands twice{node.start_mark}; keep one")
+            second = keys.index(repeated[0], keys.index(repeated[0]) + 1)
+            raise yaml.MarkedYAMLError(
+                problem=f"key {repeated[0]!r} stands twice; keep one",
+                problem_mark=node.value[second][0].start_mark,
+            )
         return super().construct_mapping(node, deep)
 
 
@@ -48,11 +52,18 @@ def parse_yaml(text: str, name: str) -> dict[str, Any]:
     try:
         data = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{name}: not readable as YAML: {reason}") from None
+        raise ConfigError(f"{name}: not readable as YAML: {_yaml_problem(error)}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{name}: must be a mapping of keys to values, got {type(data).__name__}")
     return data
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """Return the place and the rule in one line; PyYAML would name a string, not the file."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    return " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
 
 
 def recipe(kind: str, name: str) -> dict[str, Any]:

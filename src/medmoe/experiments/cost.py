@@ -234,6 +234,11 @@ def _config_of(model: str) -> tuple[MedMoeConfig, str]:
     if model in names:
         spec = check(ModelSpec, recipe("models", model), model)
         return recipe_config(spec, _trained_vocabulary(model)), "bfloat16"
+    if Path(model).is_file():
+        raise ConfigError(
+            f"{model} is a file; cost reads the name of a model recipe ({', '.join(names)}) or the "
+            "folder of a model"
+        )
     if not Path(model).is_dir():
         raise ConfigError(f"{one_of(model, names, 'model')} (or give the folder of a model)")
     config = read_config(Path(model))
