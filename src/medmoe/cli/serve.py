@@ -42,6 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="local",
         help="who answers: this process, or vLLM (default: local)",
     )
+    _add_limits(parser)
+    parser.add_argument(
+        "--audit-log", type=Path, metavar="FILE", help="keep a chained log (docs/serving.md)"
+    )
+    parser.add_argument("--no-page", action="store_true", help="only the interface, no page at /")
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-batch",
         type=flags.positive_int,
@@ -77,10 +85,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="for answers under way after SIGTERM (default: 20)",
     )
-    parser.add_argument(
-        "--audit-log", type=Path, metavar="FILE", help="keep a chained log (docs/serving.md)"
-    )
-    parser.add_argument("--no-page", action="store_true", help="only the interface, no page at /")
 
 
 def run(args: argparse.Namespace) -> int:

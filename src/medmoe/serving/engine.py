@@ -90,6 +90,14 @@ class ChatEngine(Protocol):
         """Return how much there is to do."""
         ...
 
+    def check_room(self) -> None:
+        """Let a request come that could be taken now, before its picture is decoded.
+
+        Raises:
+            EngineError: The queue is full, or the engine does not answer now.
+        """
+        ...
+
     async def start(self) -> None:
         """Load the model.
 

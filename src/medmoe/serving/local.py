@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import sys
 import threading
 import time
 from collections import OrderedDict, deque
@@ -32,6 +33,7 @@ from medmoe.serving.engine import EngineError, Load, ModelFacts, busy, late, mod
 _log = logging.getLogger(__name__)
 #: Pictures whose encoding is kept (about 0.5 MB each at CLIP-L's size).
 KEPT_PICTURES = 64
+_SWITCH_SECONDS = 0.0002
 
 
 @dataclass(eq=False, slots=True)
@@ -108,12 +110,10 @@ class LocalEngine:
         self, request: ChatRequest, *, deadline: float | None = None
     ) -> AsyncGenerator[ChatChunk]:
         """Answer a conversation, as `ChatEngine.stream` says."""
-        self._check_open()
+        self.check_room()
         seconds = deadline if deadline is not None else float("inf")
         job = _Job(request, time.monotonic() + seconds, asyncio.get_running_loop())
         with self._changed:
-            if len(self._waiting) >= self._max_waiting:
-                raise busy(self._retry_after())
             self._waiting.append(job)
             self._changed.notify()
         end = None if deadline is None else asyncio.get_running_loop().time() + deadline
@@ -133,12 +133,10 @@ class LocalEngine:
 
     async def explain(self, image: Image.Image, question: str) -> dict[str, Any]:
         """Explain an answer between two tokens of the conversations that are under way."""
-        self._check_open()
+        self.check_room()
         loop = asyncio.get_running_loop()
         found: asyncio.Future[dict[str, Any]] = loop.create_future()
         with self._changed:
-            if len(self._calls) >= self._max_waiting:
-                raise busy(self._retry_after())
             self._calls.append((lambda model: explain(model, image, question), found, loop))
             self._changed.notify()
         evidence: Any = await found
@@ -161,15 +159,17 @@ class LocalEngine:
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, 10.0)
 
-    def _check_open(self) -> None:
+    def check_room(self) -> None:
+        """Let a request come that could be taken now, as `ChatEngine.check_room` says."""
         if self.state != "ready":
             raise not_ready(self.state)
-
-    def _retry_after(self) -> int:
-        return 1 + len(self._waiting) // max(1, 2 * self._max_batch)
+        if self.load().waiting >= self._max_waiting:
+            raise busy(1 + self._max_waiting // (2 * self._max_batch))
 
     def _run(self, loop: asyncio.AbstractEventLoop, loaded: asyncio.Future[None]) -> None:
         """Load the model and answer until the end: the thread's whole life."""
+        # The event loop asks for the interpreter's lock at every socket; it must not wait long.
+        sys.setswitchinterval(_SWITCH_SECONDS)
         try:
             model = self._load_model()
         except BaseException as error:  # told to whoever waits for it, whatever it is

@@ -75,10 +75,14 @@ class Service:
         """Let a request pass if it can be answered, and written down.
 
         Raises:
-            ProblemError: 503.
+            ProblemError: 429 or 503.
         """
-        if self.state != "ready":
+        if self._log_failed:
             raise problem_of(not_ready(self.state))
+        try:
+            self.engine.check_room()
+        except MedMoeError as error:
+            raise problem_of(error) from None
 
     def image_hash(self, image: Image.Image | None) -> str | None:
         """Return the keyed hash of a picture's pixels, for the log."""
@@ -170,6 +174,12 @@ class CountedEngine:
         """Return how much there is to do."""
         return self._engine.load()
 
+    def check_room(self) -> None:
+        """Let a request come that could be taken now."""
+        if self._service.state == "broken":
+            raise not_ready("broken")
+        self._engine.check_room()
+
     async def start(self) -> None:
         """Do nothing: the server starts the engine."""
 
@@ -178,8 +188,7 @@ class CountedEngine:
     ) -> AsyncGenerator[ChatChunk]:
         """Answer a conversation, as `ChatEngine.stream` says."""
         service, started = self._service, time.perf_counter()
-        if service.state != "ready":
-            raise not_ready(service.state)
+        self.check_room()
         deadline = service.settings.deadline_seconds if deadline is None else deadline
         with service.audited(f"page-{secrets.token_hex(12)}", started) as record:
             record.image = service.image_hash(request.image)
