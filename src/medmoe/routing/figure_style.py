@@ -126,3 +126,16 @@ def to_png(figure: Figure, dpi: int = 200) -> bytes:
     figure.set_dpi(dpi)
     FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A figure in both forms that `medmoe routes` writes."""
+
+    svg: str
+    png: bytes
+
+
+def drawing(figure: Figure, description: str) -> Drawing:
+    """Return a figure as SVG, with a description for screen readers, and as PNG."""
+    return Drawing(to_svg(figure, description), to_png(figure))
