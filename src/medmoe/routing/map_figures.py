@@ -21,39 +21,37 @@ from medmoe.routing.figure_style import (
 Rows = Sequence[Mapping[str, Any]]
 
 
-def embedding_map(points: Rows, silhouettes: Mapping[str, Any]) -> Drawing:
-    """Draw figure 3 or 10: one point per image, coloured by modality, before and after the router.
+def embedding_map(side: str, points: Rows, silhouettes: Mapping[str, Any]) -> Drawing:
+    """Draw one side of figure 3 or 10: one point per image, by modality.
 
     Args:
-        points: Per image ``modality``, ``before_x``, ``before_y``, ``after_x``, ``after_y``.
-        silhouettes: Of all layers side by side, with ``before``, ``after`` and their intervals.
+        side: ``before`` or ``after`` the router.
+        points: Per image ``modality``, ``<side>_x``, ``<side>_y``.
+        silhouettes: Of all layers side by side: ``<side>`` with ``<side>_low``, ``<side>_high``.
     """
+    value, low, high = (silhouettes[key] for key in (side, f"{side}_low", f"{side}_high"))
+    silhouette = f"silhouette {value:.2f} ({low:.2f} to {high:.2f})"
     modalities = list(dict.fromkeys(point["modality"] for point in points))
     with style():
-        figure = new_figure(6.6)
-        for axes, name in zip(figure.subplots(2, 1), ("before", "after"), strict=True):
-            for modality in modalities:
-                found = [point for point in points if point["modality"] == modality]
-                look = look_of(modality)
-                axes.scatter(
-                    [p[f"{name}_x"] for p in found], [p[f"{name}_y"] for p in found], s=16,
-                    c=look.colour, marker=look.marker, linewidths=0.4, edgecolors="black",
-                    label=modality, alpha=0.85,
-                )  # fmt: skip
-            axes.set(xticks=[], yticks=[])
-            axes.margins(0.06)
-            axes.set_title(
-                f"{name} the router: silhouette {_interval(silhouettes, name)}",
-                loc="left", fontsize=9,
+        figure = new_figure(3.5)
+        axes = figure.subplots()
+        for modality in modalities:
+            found = [point for point in points if point["modality"] == modality]
+            look = look_of(modality)
+            axes.scatter(
+                [p[f"{side}_x"] for p in found], [p[f"{side}_y"] for p in found], s=16,
+                c=look.colour, marker=look.marker, linewidths=0.4, edgecolors="black",
+                label=modality, alpha=0.85,
             )  # fmt: skip
-        handles, labels = axes.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)),
-                      frameon=False, fontsize=8, columnspacing=1.0, handletextpad=0.2)  # fmt: skip
-        return drawing(
-            figure,
-            f"Map of {len(points)} images by modality. Silhouette before the router "
-            f"{_interval(silhouettes, 'before')}, after {_interval(silhouettes, 'after')}",
-        )
+        axes.set(xticks=[], yticks=[])
+        axes.margins(0.06)
+        axes.set_title(f"{side} the router", loc="left", fontsize=10, fontweight="bold")
+        axes.set_xlabel(silhouette)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center",
+                      ncols=min(4, len(modalities)), frameon=False, fontsize=8,
+                      columnspacing=1.0, handletextpad=0.2)  # fmt: skip
+        words = f"Map of {len(points)} images by modality {side} the router: {silhouette}"
+        return drawing(figure, words)
 
 
 def label_curve(rows: Rows) -> Drawing:
@@ -86,11 +84,6 @@ def label_curve(rows: Rows) -> Drawing:
         axes.spines[["top", "right"]].set_visible(False)
         words = ", ".join(f"{row['labels']} labels {row['accuracy']:.1f} %" for row in rows)
         return drawing(figure, f"Router accuracy by labelled images: {words}")
-
-
-def _interval(silhouettes: Mapping[str, Any], name: str) -> str:
-    value, low, high = (silhouettes[key] for key in (name, f"{name}_low", f"{name}_high"))
-    return f"{value:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _root(values: Any) -> Any:

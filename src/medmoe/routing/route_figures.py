@@ -24,6 +24,7 @@ from medmoe.routing.figure_style import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Rows = Sequence[Mapping[str, Any]]
 _LABELLED = 12  # percent: narrower parts of a bar have no room for their number
@@ -63,82 +64,64 @@ def token_shares(modality: str, rows: Rows, looks: Mapping[str, Look]) -> Drawin
         return drawing(figure, f"Share of {modality} tokens by expert. {words}")
 
 
-def most_used(rows: Rows, looks: Mapping[str, Mapping[str, Look]]) -> Drawing:
-    """Draw figure 5: per router, layer and modality the expert that most image tokens chose.
+def most_used(router: str, rows: Rows, looks: Mapping[str, Look]) -> Drawing:
+    """Draw figure 5 for one router: the expert that most image tokens chose.
 
     Args:
-        rows: As `tables.most_used` gives them, of one router or more.
-        looks: Router → its experts with how each is drawn.
+        rows: Of this router, as `tables.most_used` gives them.
+        looks: Its experts with how each is drawn.
     """
     modalities = list(dict.fromkeys(row["modality"] for row in rows))
-    layers = {
-        router: list(dict.fromkeys(r["layer"] for r in rows if r["router"] == router))
-        for router in looks
-    }
+    layers = list(dict.fromkeys(row["layer"] for row in rows))
     with style():
-        heights = [max(1, len(found)) for found in layers.values()]
-        figure = new_figure(sum(0.85 + 0.42 * h for h in heights))
-        panels = figure.subplots(len(looks), 1, squeeze=False, height_ratios=heights)[:, 0]
-        for axes, (router, experts) in zip(panels, looks.items(), strict=True):
-            for row in rows:
-                if row["router"] == router:
-                    x, y = modalities.index(row["modality"]), layers[router].index(row["layer"])
-                    _cell(axes, x, y, experts[row["expert"]])
-                    _on_white(axes, x, y, f"{row['expert']}\n{_percent(row['share'])} %", 7.5)
-            axes.set(xlim=(-0.5, len(modalities) - 0.5), ylim=(len(layers[router]) - 0.5, -0.5))
-            _tick_names(axes, modalities)
-            axes.set_yticks(range(len(layers[router])), [f"layer {n}" for n in layers[router]])
-            axes.tick_params(length=0)
-            axes.spines[:].set_visible(False)
-            axes.set_title(router, loc="left", fontsize=10, fontweight="bold")
+        figure = new_figure(0.85 + 0.42 * len(layers))
+        axes = figure.subplots()
+        for row in rows:
+            x, y = modalities.index(row["modality"]), layers.index(row["layer"])
+            _cell(axes, x, y, looks[row["expert"]])
+            _on_white(axes, x, y, f"{row['expert']}\n{_percent(row['share'])} %", 7.5)
+        _grid(axes, modalities, [f"layer {layer}" for layer in layers])
+        axes.set_title(router, loc="left", fontsize=10, fontweight="bold")
         words = "; ".join(
-            f"{r['router']}, layer {r['layer']}, {r['modality']}: {r['expert']} "
-            f"{_percent(r['share'])} %"
+            f"layer {r['layer']}, {r['modality']}: {r['expert']} {_percent(r['share'])} %"
             for r in rows
         )
-        return drawing(figure, f"Most-used expert by layer and modality. {words}")
+        return drawing(figure, f"Most-used expert by layer and modality, {router}. {words}")
 
 
-def by_layer(rows: Rows) -> Drawing:
-    """Draw load entropy and specialisation index over the layers, image and text tokens apart.
+def load_entropy(rows: Rows) -> Drawing:
+    """Draw the load entropy over the layers, image and text tokens apart.
 
     Args:
         rows: As `tables.by_layer` gives them.
     """
-    layers = list(dict.fromkeys(row["layer"] for row in rows))
-    titles = {
-        "load_entropy": "load entropy (1: all experts take alike)",
-        "bits": "mutual information of domain and expert, bits",
-    }
     with style():
-        figure = new_figure(4.3)
-        panels = figure.subplots(2, 1, sharex=True)
-        for axes, (name, title) in zip(panels, titles.items(), strict=True):
-            for kind, (colour, marker, line) in _KIND_LOOKS.items():
-                found = [row for row in rows if row["tokens"] == kind]
-                x, y = [layers.index(r["layer"]) for r in found], [r[name] for r in found]
-                axes.plot(x, y, line, color=colour, marker=marker, label=f"{kind} tokens")
-                if name == "bits":
-                    chance = [row["by_chance"] for row in found]
-                    axes.plot(x, chance, ":", color=GREY, marker=marker, ms=3, mfc="white")
-            axes.set_title(title, loc="left", fontsize=9)
-            axes.grid(axis="y", color="#dadce0", linewidth=0.6)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.margins(x=0.12)
-            top = 1.0 if name == "load_entropy" else max(row["domain_bits"] for row in rows)
-            axes.set_ylim(-0.05 * top, 1.06 * top)
-        panels[1].axhline(rows[0]["domain_bits"], color=GREY, lw=1, label="entropy of domains")
-        panels[1].plot([], [], ":", color=GREY, marker="o", ms=3, mfc="white", label="by chance")
-        panels[1].set_xticks(range(len(layers)), [str(layer) for layer in layers])
-        panels[1].set_xlabel("MoE layer")
-        figure.legend(*panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=2,
-                      frameon=False, fontsize=8, columnspacing=1.0, handletextpad=0.4)  # fmt: skip
+        figure, axes = _over_layers(rows, "load_entropy", 1.0)
+        axes.set_title("load entropy", loc="left", fontsize=10, fontweight="bold")
+        axes.set_ylabel("0 one expert … 1 all alike")
         words = "; ".join(
-            f"layer {r['layer']}, {r['tokens']} tokens: entropy {r['load_entropy']:.2f}, "
-            f"{r['bits']:.2f} bits"
+            f"layer {r['layer']}, {r['tokens']} tokens {r['load_entropy']:.2f}" for r in rows
+        )
+        return drawing(figure, f"Load entropy by layer. {words}")
+
+
+def specialisation(rows: Rows) -> Drawing:
+    """Draw the mutual information of domain and expert over the layers, and what chance gives.
+
+    Args:
+        rows: As `tables.by_layer` gives them.
+    """
+    most = max(row["domain_bits"] for row in rows)
+    with style():
+        figure, axes = _over_layers(rows, "bits", most)
+        axes.set_title("mutual information", loc="left", fontsize=10, fontweight="bold")
+        axes.set_ylabel("of domain and expert, bits")
+        words = "; ".join(
+            f"layer {r['layer']}, {r['tokens']} tokens {r['bits']:.2f}, by chance "
+            f"{r['by_chance']:.2f}"
             for r in rows
         )
-        return drawing(figure, f"Load entropy and specialisation by layer. {words}")
+        return drawing(figure, f"Mutual information of domain and expert, bits. {words}")
 
 
 def norm_shares(rows: Rows) -> Drawing:
@@ -164,11 +147,7 @@ def norm_shares(rows: Rows) -> Drawing:
                 x, y, _percent(row["meta_share"]), ha="center", va="center",
                 color="white" if share > 0.65 else INK,
             )  # fmt: skip
-        axes.set(xlim=(-0.5, len(modalities) - 0.5), ylim=(len(lines) - 0.5, -0.5))
-        _tick_names(axes, modalities)
-        axes.set_yticks(range(len(lines)), [f"layer {layer}, {kind}" for layer, kind in lines])
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
+        _grid(axes, modalities, [f"layer {layer}, {kind}" for layer, kind in lines])
         axes.set_xlabel("‖meta‖ ÷ (‖meta‖ + ‖routed‖), %")
         words = "; ".join(
             f"layer {r['layer']}, {r['kind']}, {r['modality']} {_percent(r['meta_share'])} %"
@@ -223,10 +202,43 @@ def _legend(axes: Axes, looks: Mapping[str, Look]) -> None:
     )  # fmt: skip
 
 
-def _tick_names(axes: Axes, names: Sequence[str]) -> None:
-    tilt = sum(map(len, names)) > 34  # labels this long would run into each other
-    axes.set_xticks(range(len(names)), names, rotation=30 if tilt else 0,
+def _over_layers(rows: Rows, name: str, top: float) -> tuple[Figure, Axes]:
+    """Return a figure of one column of rows over the layers; bits also get what bounds them."""
+    layers = list(dict.fromkeys(row["layer"] for row in rows))
+    figure = new_figure(2.7)
+    axes = figure.subplots()
+    for kind, (colour, marker, line) in _KIND_LOOKS.items():
+        found = [row for row in rows if row["tokens"] == kind]
+        places = [layers.index(row["layer"]) for row in found]
+        label = f"{kind} tokens"
+        values = [row[name] for row in found]
+        axes.plot(places, values, line, color=colour, marker=marker, ms=5, label=label)
+        if name == "bits":
+            chance = [row["by_chance"] for row in found]
+            label = "by chance" if kind == "text" else ""
+            axes.plot(places, chance, ":", color=GREY, marker="d", ms=3, label=label)
+    if name == "bits":
+        axes.axhline(top, color=GREY, lw=1, label="entropy of domains")
+    axes.grid(axis="y", color="#dadce0", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.12)
+    axes.set_ylim(-0.05 * top, 1.06 * top)
+    axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
+    axes.set_xlabel("MoE layer")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2,
+                  frameon=False, fontsize=8, columnspacing=1.0, handletextpad=0.4)  # fmt: skip
+    return figure, axes
+
+
+def _grid(axes: Axes, columns: Sequence[str], rows: Sequence[str]) -> None:
+    """Label the cells of a table that is drawn."""
+    axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
+    tilt = sum(map(len, columns)) > 34  # labels this long would run into each other
+    axes.set_xticks(range(len(columns)), columns, rotation=30 if tilt else 0,
                     ha="right" if tilt else "center")  # fmt: skip
+    axes.set_yticks(range(len(rows)), rows)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
 
 
 def _percent(value: float | None) -> str:

@@ -63,11 +63,11 @@ def map_figure(embedding: Embedding, layers: int, before: str) -> RouteFigure:
         2,
     )
     reading = (
-        f"A point is one image: the mean over its tokens in all {layers} MoE layers side by side. "
+        f"A point is one image: the mean over its tokens, the MoE layers ({layers}) side by side. "
         f"Before: what the FFNs read in {before}. After: the router’s logits.",
         f"The map is for looking only ({embedding.method}); distances between groups and their "
         "sizes mean nothing. Silhouettes are computed in the spaces themselves, by the distance "
-        "named: 1 apart, 0 touching, below 0 mixed. The titles give the Euclidean one of all "
+        "named: 1 apart, 0 touching, below 0 mixed. Below the maps stands the Euclidean one of all "
         "layers.",
         "The paper reports 0.173 before and 0.579 after without its tokens, layers or distance, so "
         "these values cannot be held against them.",
@@ -78,7 +78,10 @@ def map_figure(embedding: Embedding, layers: int, before: str) -> RouteFigure:
         "figures 3 and 10",
         reading,
         embedding.points,
-        {stem: map_figures.embedding_map(embedding.points, whole)},
+        {
+            f"{stem}_{side}": map_figures.embedding_map(side, embedding.points, whole)
+            for side in ("before", "after")
+        },
         table,
         {"figure_3_silhouettes": embedding.silhouettes},
     )
@@ -135,7 +138,12 @@ def most_used_figure(
         "figure 5",
         tuple(reading),
         rows,
-        {stem: route_figures.most_used(rows, looks)},
+        {
+            f"{stem}_{_file_name(router)}": route_figures.most_used(
+                router, [row for row in rows if row["router"] == router], experts
+            )
+            for router, experts in looks.items()
+        },
     )
 
 
@@ -169,10 +177,11 @@ def layer_figure(rows: list[Row]) -> RouteFigure:
         "By chance and p: the same after shuffling the domains among images, 999 times; p is the "
         "share of shuffles that reach the value, the observed one counted in, so 0.001 at least.",
     )
-    return RouteFigure(
-        stem, "Load and specialisation", "", reading, rows, {stem: route_figures.by_layer(rows)},
-        table,
-    )  # fmt: skip
+    drawings = {
+        "load_entropy": route_figures.load_entropy(rows),
+        "specialisation": route_figures.specialisation(rows),
+    }
+    return RouteFigure(stem, "Load and specialisation", "", reading, rows, drawings, table)
 
 
 def norm_figure(rows: list[Row]) -> RouteFigure:

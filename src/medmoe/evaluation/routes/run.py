@@ -130,7 +130,7 @@ def routes(plan: RoutesPlan, out: Path, progress: Progress) -> dict[str, Any]:
     result = _result(plan, observation, embedding, found, domains)
     _write_figures(out / "figures", found)
     write_page(out / "routes.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
-    write_page(out / "routes.html", render_routes(plan.model.resolve().name, result, found))
+    write_page(out / "routes.html", render_routes(_called(plan.model), result, found))
     return result
 
 
@@ -221,6 +221,12 @@ def _result(
         "notes": notes,
         "use": USE,
     }
+
+
+def _called(model: Path) -> str:
+    """Return what to call a model on the page; a folder named ``model`` is called by its run."""
+    parts = model.resolve().parts
+    return "/".join(parts[-3:-1]) if parts[-1] == "model" else parts[-1]
 
 
 def _write_figures(folder: Path, found: Sequence[RouteFigure]) -> None:
