@@ -1,6 +1,6 @@
 """What all figures share: colours, hatches and markers of domains, text style, SVG and PNG.
 
-Colours are those of Okabe and Ito, told apart with any colour vision; a hatch and a marker go with
+Colours are those of Okabe and Ito (grey for yellow, which paper swallows), told apart with any colour vision; a hatch and a marker go with
 each, so that a grey print can be read too. A domain looks the same in every figure. The SVGs go
 inline into a page: text stays text, a title for screen readers, no metadata, no date, ids of their
 own. Equal input gives equal bytes. Nothing is drawn here (`medmoe.routing.figures`,
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from medmoe.domains import DOMAINS, MODALITIES
+from medmoe.domains import DOMAINS, MEMBERS, MODALITIES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,10 +57,10 @@ _DOMAIN_LOOKS = (
 _OTHER_LOOKS = (
     Look("#56B4E9", "\\\\\\\\", "v"),
     Look("#D55E00", "----", "P"),
-    Look("#F0E442", "++++", "X"),
+    Look("#000000", "++++", "X"),
     Look("#999999", "oo", "*"),
 )
-_OTHERS = [name for name in MODALITIES if name not in DOMAINS]
+_OTHERS = [*MEMBERS, *(name for name in MODALITIES if name not in DOMAINS)]
 
 
 def look_of(name: str) -> Look:

@@ -233,7 +233,7 @@ def _over_layers(rows: Rows, name: str, top: float) -> tuple[Figure, Axes]:
 def _grid(axes: Axes, columns: Sequence[str], rows: Sequence[str]) -> None:
     """Label the cells of a table that is drawn."""
     axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
-    tilt = sum(map(len, columns)) > 34  # labels this long would run into each other
+    tilt = max(map(len, columns)) * len(columns) > 38  # they would run into each other
     axes.set_xticks(range(len(columns)), columns, rotation=30 if tilt else 0,
                     ha="right" if tilt else "center")  # fmt: skip
     axes.set_yticks(range(len(rows)), rows)
