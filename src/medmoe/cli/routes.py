@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         CheckpointError: A model folder is incomplete or altered.
-        ConfigError: The model has no router or no domains, or another one does not fit it.
+        ConfigError: The model has no router, or another one does not fit it.
         DataError: There is no data for a task, it is malformed, or of fewer than two domains.
     """
     from transformers.utils.logging import disable_progress_bar

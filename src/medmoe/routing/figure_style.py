@@ -1,10 +1,10 @@
 """What all figures share: colours, hatches and markers of domains, text style, SVG and PNG.
 
-Colours are those of Okabe and Ito (grey for yellow, which paper swallows), told apart with any colour vision; a hatch and a marker go with
-each, so that a grey print can be read too. A domain looks the same in every figure. The SVGs go
-inline into a page: text stays text, a title for screen readers, no metadata, no date, ids of their
-own. Equal input gives equal bytes. Nothing is drawn here (`medmoe.routing.figures`,
-`medmoe.routing.route_figures`) or written to a file.
+Colours are those of Okabe and Ito (grey for yellow, which paper swallows), told apart with any
+colour vision; a hatch and a marker go with each, so that a grey print can be read too. A domain
+looks the same in every figure. The SVGs go inline into a page: text stays text, a title for screen
+readers, no metadata, no date, ids of their own. Equal input gives equal bytes. Nothing is drawn
+here (`medmoe.routing.figures`, `medmoe.routing.route_figures`) or written to a file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -69,6 +69,14 @@ def look_of(name: str) -> Look:
         return _DOMAIN_LOOKS[DOMAINS.index(name)]
     place = _OTHERS.index(name) if name in _OTHERS else sum(name.encode())
     return _OTHER_LOOKS[place % len(_OTHER_LOOKS)]
+
+
+def expert_looks(names: Sequence[str]) -> dict[str, Look]:
+    """Return how experts are drawn: as their domain, or in grey by number where they have none."""
+    return {
+        name: look_of(name) if name in DOMAINS or name in _OTHERS else numbered_look(number)
+        for number, name in enumerate(names)
+    }
 
 
 def numbered_look(number: int) -> Look:

@@ -50,7 +50,8 @@ def _row(path: Path, number: int, row: Any) -> dict[str, Any]:
         except (TypeError, ValueError):
             parsed = math.nan
         top = 100.0 if name in _PERCENT else math.inf
-        if not 0 <= parsed <= top or math.isinf(parsed):
+        whole = name in _PERCENT or parsed.is_integer()
+        if not (0 <= parsed <= top and whole) or math.isinf(parsed):
             kind = "a percent from 0 to 100" if name in _PERCENT else "a whole number"
             raise DataError(f"{path}: row {number}: {name} is {value!r}, not {kind}")
         found[name] = int(parsed) if name in _WHOLE else parsed

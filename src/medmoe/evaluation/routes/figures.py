@@ -11,7 +11,7 @@ from medmoe.evaluation.routes import tables
 from medmoe.evaluation.routes.embedding import Embedding
 from medmoe.evaluation.routes.observe import Observation
 from medmoe.routing import map_figures, route_figures
-from medmoe.routing.figure_style import Drawing, Look, look_of, numbered_look
+from medmoe.routing.figure_style import Drawing, Look, expert_looks
 
 Row = dict[str, Any]
 THIS, LEARNED = "this router", "learned router"
@@ -89,7 +89,7 @@ def map_figure(embedding: Embedding, layers: int, before: str) -> RouteFigure:
 
 def share_figure(rows: list[Row], domains: Sequence[str]) -> RouteFigure:
     """Return figures 4 and 11, one panel per modality."""
-    looks = {name: look_of(name) for name in domains}
+    looks = expert_looks(domains)
     drawings = {
         f"figure_4_token_shares_{_file_name(modality)}": route_figures.token_shares(
             modality, [row for row in rows if row["modality"] == modality], looks
@@ -121,12 +121,12 @@ def most_used_figure(
 ) -> RouteFigure:
     """Return figure 5, for this router and for a learned one where there is one."""
     rows = tables.most_used(observation, THIS, modalities, domains)
-    looks: dict[str, dict[str, Look]] = {THIS: {name: look_of(name) for name in domains}}
+    looks: dict[str, dict[str, Look]] = {THIS: expert_looks(domains)}
     reading = ["The expert that most image tokens of a modality chose, and the share it got."]
     if learned is not None:
         numbered = [f"expert {e + 1}" for e in range(learned.counts.shape[-1])]
         rows += tables.most_used(learned, LEARNED, modalities, numbered)
-        looks[LEARNED] = {name: numbered_look(e) for e, name in enumerate(numbered)}
+        looks[LEARNED] = expert_looks(numbered)
         reading.append(
             "The learned router saw no domain labels, so its experts have numbers and no names: "
             "look at whether modalities differ, not at which number they have."

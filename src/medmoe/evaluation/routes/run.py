@@ -57,7 +57,7 @@ def check_models(model: Path, before: Path | None, learned: Path | None) -> None
 
     Raises:
         CheckpointError: A folder is incomplete or altered.
-        ConfigError: MODEL is dense or names no domains, or the others do not fit it.
+        ConfigError: MODEL is dense, or the others do not fit it.
     """
     for folder in filter(None, (model, before, learned)):
         verify(folder)
@@ -65,11 +65,6 @@ def check_models(model: Path, before: Path | None, learned: Path | None) -> None
     if not config.moe_layers:
         raise ConfigError(
             f"{model}: a dense model has no router and no experts; give a model of phase 3"
-        )
-    if not config.domains:
-        raise ConfigError(
-            f"{model}: its config names no domains, so which expert serves which is not known; "
-            "give a model that was trained with domains"
         )
     if learned is not None:
         count = len(read_config(learned).moe_layers or [])
@@ -94,10 +89,9 @@ def check_records(tasks: Sequence[TaskRecords], domains: Sequence[str]) -> None:
         DataError: No image has a modality, or all are of one domain.
     """
     names = ", ".join(task.spec.name for task in tasks)
-    images = {r.image.id: r.image.modality for task in tasks for r in task.records}
-    found = sorted({d for m in images.values() if (d := domain_of(m, domains))})
-    if len(found) < 2:
-        known = sorted({m for m in images.values() if m}) or ["none"]
+    images = list({r.image.id: r.image for task in tasks for r in task.records}.values())
+    if len({label for label in tables.labels_of(images, domains) if label}) < 2:
+        known = sorted({image.modality for image in images if image.modality}) or ["none"]
         raise DataError(
             f"{names}: routing by domain needs images of two of the model's domains "
             f"({', '.join(domains)}), these {len(images)} have the modalities: {', '.join(known)}; "
@@ -190,6 +184,11 @@ def _result(
     sizes = Counter(image.modality or "unknown" for image in observation.images)
     config = read_config(plan.model)
     notes = []
+    if not any(domain_of(image.modality, domains) for image in observation.images):
+        notes.append(
+            "No image is of a domain that this model's experts are named after: modalities stand "
+            "for domains in the specialisation index."
+        )
     if "unknown" in sizes:
         notes.append(f"{sizes['unknown']} images have no known modality and are in no figure.")
     if embedding is None:

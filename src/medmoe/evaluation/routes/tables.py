@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medmoe.domains import domain_index
+from medmoe.data.schema import ImageRecord
+from medmoe.domains import domain_of
 from medmoe.evaluation.routes.observe import Observation
 from medmoe.routing.specialisation import specialisation
 from medmoe.routing.statistics import expert_share, routing_entropy
@@ -34,6 +35,16 @@ def modalities_of(observation: Observation, domains: Sequence[str]) -> list[str]
     """Return the modalities of the images: the model's domains first, then others by name."""
     found = {image.modality for image in observation.images if image.modality}
     return [name for name in domains if name in found] + sorted(found - set(domains))
+
+
+def labels_of(images: Sequence[ImageRecord], domains: Sequence[str]) -> list[str | None]:
+    """Return each image's domain, None where it has none.
+
+    Where no image is of any of the model's domains, as with experts of a converted model whose
+    domains are not known, its modality stands for it.
+    """
+    found = [domain_of(image.modality, domains) for image in images]
+    return found if any(found) else [image.modality or None for image in images]
 
 
 def token_shares(
@@ -99,8 +110,9 @@ def by_layer(observation: Observation, domains: Sequence[str], seed: int) -> lis
         ``normalised``, ``by_chance`` (bits), ``p`` and ``images`` (of a domain) of
         `specialisation`.
     """
-    labels = [domain_index(image.modality, domains) for image in observation.images]
-    known = np.array([-1 if label is None else label for label in labels])
+    labels = labels_of(observation.images, domains)
+    names = sorted({label for label in labels if label is not None})
+    known = np.array([-1 if label is None else names.index(label) for label in labels])
     rows = []
     for place, layer in enumerate(observation.layers):
         for name, at in GROUPS.items():
