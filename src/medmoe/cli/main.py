@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "medmoe.cli.explain",
         "show the evidence behind one answer: experts, regions, changes",
     ),
+    "routes": ("medmoe.cli.routes", "draw which expert did what: the paper's routing figures"),
     "convert": ("medmoe.cli.convert", "make a model of a reference or a stock Llava checkpoint"),
     "eval": ("medmoe.cli.eval", "ask a model all questions of a task and score its answers"),
     "score": ("medmoe.cli.score", "score any model's answers under every protocol, side by side"),

@@ -1,48 +1,28 @@
 """Learning curves, expert heat maps and the router confusion matrix, each as one SVG string.
 
-The heat map is the paper's figures 4 and 5 (which expert serves which modality, per MoE layer). The
-SVGs go inline into a page: readable text, a title for screen readers, no metadata, no date, ids of
-their own, colours that survive colour blindness and grey printing. Equal input gives equal bytes.
-Figures are about 340 px wide so that their text stays readable on a phone: draw one panel per
-figure and let the page arrange them, or pass several panels to get them in one column.
+The heat map is the paper's figures 4 and 5 (which expert serves which modality, per MoE layer), for
+the report of a run; those of `medmoe routes` are `medmoe.routing.route_figures`. Figures are about
+340 px wide so that their text stays readable on a phone: draw one panel per figure and let the page
+arrange them, or pass several panels to get them in one column. How they look and become SVG is
+`medmoe.routing.figure_style`.
 Nothing here computes statistics (`medmoe.routing.statistics`) or writes files.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from html import escape
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from medmoe.errors import DataError
+from medmoe.routing.figure_style import BLUE, INK, ORANGE, new_figure, style, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Matrix = npt.NDArray[np.float64]
-
-INK, GREY, BLUE, ORANGE = "#1b1b1f", "#5f6368", "#0b5394", "#b45f06"
-_WIDTH = 3.55  # inches: 341 CSS pixels at 96 dpi
-_RC: Any = {  # matplotlib types its keys as literals
-    "svg.fonttype": "none",  # text stays text: searchable, read aloud, drawn in the reader's font
-    "svg.hashsalt": "medmoe",  # ids from content, not from a random uuid
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "Arial", "Helvetica"],
-    "font.size": 9.0,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": GREY,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
 
 
 def learning_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
@@ -59,12 +39,12 @@ def learning_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
     """
     _need(curves, "learning_curves")
     what = "; ".join(f"{name}, {_curve_in_words(points)}" for name, points in curves.items())
-    with _style():
-        figure = _figure(2.25 * len(curves))
+    with style():
+        figure = new_figure(2.25 * len(curves))
         panels = figure.subplots(len(curves), 1, squeeze=False)[:, 0]
         for axes, (name, points) in zip(panels, curves.items(), strict=True):
             _draw_curve(axes, name, np.asarray(points, dtype=np.float64).reshape(-1, 2))
-        return _to_svg(figure, f"Learning curve: loss by training step. {what}")
+        return to_svg(figure, f"Learning curve: loss by training step. {what}")
 
 
 def expert_heatmap(
@@ -94,15 +74,15 @@ def expert_heatmap(
         f"layer {layer}: {_most_used(matrix, modalities, domains)}"
         for layer, matrix in matrices.items()
     )
-    with _style():
-        figure = _figure((1.05 + 0.4 * len(modalities)) * len(matrices))
+    with style():
+        figure = new_figure((1.05 + 0.4 * len(modalities)) * len(matrices))
         panels = figure.subplots(len(matrices), 1, squeeze=False)[:, 0]
         for axes, (layer, matrix) in zip(panels, matrices.items(), strict=True):
             cells = [[_percent(v) for v in row] for row in matrix]
             _draw_cells(axes, matrix, cells, modalities, domains)
             axes.set_title(f"layer {layer}", loc="left", fontsize=10, fontweight="bold")
             axes.set_xlabel("domain expert (% of the row's tokens)")
-        return _to_svg(figure, f"Share of tokens by domain expert and modality. {words}")
+        return to_svg(figure, f"Share of tokens by domain expert and modality. {words}")
 
 
 def confusion_matrix(counts: npt.ArrayLike, domains: Sequence[str]) -> str:
@@ -124,13 +104,13 @@ def confusion_matrix(counts: npt.ArrayLike, domains: Sequence[str]) -> str:
     total = matrix.sum(axis=1, keepdims=True)
     share = np.divide(matrix, total, out=np.full_like(matrix, np.nan), where=total > 0)
     right, n = int(np.trace(matrix)), int(matrix.sum())
-    with _style():
-        figure = _figure(1.2 + 0.45 * len(domains))
+    with style():
+        figure = new_figure(1.2 + 0.45 * len(domains))
         axes = figure.subplots()
         _draw_cells(axes, share, [[f"{v:.0f}" for v in row] for row in matrix], domains, domains)
         axes.set_xlabel("domain chosen by the router")
         axes.set_ylabel("true domain")
-        return _to_svg(figure, f"Router confusion matrix: {right} of {n} images on the diagonal")
+        return to_svg(figure, f"Router confusion matrix: {right} of {n} images on the diagonal")
 
 
 def _draw_curve(axes: Axes, name: str, points: Matrix) -> None:
@@ -250,42 +230,3 @@ def _matrix(
             "column labels; give one label for each row and column"
         )
     return matrix
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    """Set our style for the figures made inside, whatever the user's matplotlibrc says."""
-    import matplotlib as mpl
-
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(_RC)
-        yield
-
-
-def _figure(height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(_WIDTH, height), layout="constrained")
-
-
-def _to_svg(figure: Figure, description: str) -> str:
-    """Save a figure and make it fit to stand inline in a page among others."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]  # drops the XML declaration and the DTD's web address
-    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)  # would style the whole page
-    key = "s" + hashlib.sha256((description + svg).encode()).hexdigest()[:10]
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{key}-", svg)
-    width, height = (float(v) for v in re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0])
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'viewBox="0 0 {width:g} {height:g}" width="{width * 4 / 3:.0f}" '
-        f'height="{height * 4 / 3:.0f}" role="img" aria-labelledby="{key}-title" '
-        f'stroke-linejoin="round">\n <title id="{key}-title">{escape(description)}</title>'
-    )
-    return (head + svg[svg.index(">") + 1 :]).strip()

@@ -8,8 +8,7 @@ Shapes: N images, B of them at once, S sequence, L MoE layers, T tokens kept, D 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ from medmoe.data.schema import ImageRecord
 from medmoe.data.wording import question_text
 from medmoe.domains import domain_index
 from medmoe.model.configuration_medmoe import MedMoeConfig
+from medmoe.routing.states import ffn_inputs
 from medmoe.training.packed import PhaseContext
 
 #: Tokens kept of one image and layer; neighbouring patches tell the router little new.
@@ -82,7 +82,7 @@ def collect_states(
         batch: dict[str, Any] = dict(pack_batch(part, pad))
         batch.pop("labels")
         batch["vision_features"] = context.features[torch.tensor([s.image for s in part])]
-        with _ffn_inputs(model, layers) as seen:
+        with ffn_inputs(model, layers) as seen:
             model.model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
         for i, sample in enumerate(part):
             length = len(sample.prefix) + len(sample.segments[0].ids)
@@ -107,20 +107,3 @@ def _one_question_each(
         segment = context.tokenizer.segment(text, None)
         samples.append(Packed(context.rows[image.id], prefix, (segment,)))
     return samples
-
-
-@contextmanager
-def _ffn_inputs(model: Any, layers: Sequence[int]) -> Iterator[list[Tensor]]:
-    """Collect the inputs (B, S, D) of some layers' FFNs during one forward pass."""
-    seen: list[Tensor] = []
-    handles = [
-        model.model.language_model.layers[layer].mlp.register_forward_pre_hook(
-            lambda _, inputs: seen.append(inputs[0])
-        )
-        for layer in layers
-    ]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -1,0 +1,126 @@
+"""`medmoe routes MODEL --task T`: the paper's routing figures of a model, with their data."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from medmoe.cli import flags
+from medmoe.cli.parser import FOOTER
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `routes`."""
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help="folder of a MoE model, e.g. runs/demo/model"
+    )
+    parser.add_argument(
+        "--task",
+        action="append",
+        required=True,
+        metavar="T",
+        help="task, e.g. slake or phantom_vqa, or the path of your own data; may be repeated",
+    )
+    parser.add_argument("--split", metavar="NAME", help="split to read (default: the task's own)")
+    parser.add_argument(
+        "--limit",
+        type=flags.positive_int,
+        metavar="N",
+        help="read N questions of each task only, of images drawn by the seed",
+    )
+    parser.add_argument(
+        "--before",
+        type=Path,
+        metavar="DIR",
+        help="phase-2 model or its run: the states before the router are its (default: MODEL's)",
+    )
+    parser.add_argument(
+        "--learned",
+        type=Path,
+        metavar="DIR",
+        help="model or run with a learned router (…_learned_router), to hold beside in figure 5",
+    )
+    parser.add_argument(
+        "--label-curve",
+        type=Path,
+        metavar="FILE",
+        help="label_curve.csv or .json of `medmoe train …_label_curve`: draws figure 6",
+    )
+    flags.add_data(parser)
+    flags.add_out(parser, "runs/routes")
+    flags.add_seed(parser)
+    flags.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Observe, draw and write; print what the page says first.
+
+    Raises:
+        CheckpointError: A model folder is incomplete or altered.
+        ConfigError: The model has no router, or another one does not fit it.
+        DataError: There is no data for a task, it is malformed, or of fewer than two domains.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    from medmoe.cli.eval_tables import Bar
+    from medmoe.data.registry import find_data
+    from medmoe.evaluation.asking.task_records import task_records
+    from medmoe.evaluation.routes.curve_file import read_label_curve
+    from medmoe.evaluation.routes.run import RoutesPlan, check_models, check_records, routes
+    from medmoe.evaluation.tasks import task_spec
+    from medmoe.experiments.train.handover import model_of
+    from medmoe.model.checkpoint import read_config
+
+    disable_progress_bar()
+    specs = {spec.name: spec for spec in map(task_spec, args.task)}.values()
+    before, learned = (
+        None if folder is None else model_of(folder) for folder in (args.before, args.learned)
+    )
+    model = model_of(args.model)
+    check_models(model, before, learned)
+    curve = read_label_curve(args.label_curve) if args.label_curve else []
+    root = find_data(args.data)
+    tasks = [
+        task_records(spec, root, split=args.split, limit=args.limit, seed=args.seed)
+        for spec in specs
+    ]
+    check_records(tasks, read_config(model).domains or ())
+    plan = RoutesPlan(model, tasks, before, learned, curve, args.seed)
+    out = flags.make_out_dir(args.out)
+    with Bar() as bar:
+        result = routes(plan, out, bar.update)
+    _show(result)
+    print(f"page: {out / 'routes.html'}")
+    print(FOOTER)
+    flags.write_json(args.json, result)
+    return 0
+
+
+def _show(result: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from medmoe.cli.tables import plain_table, width_of
+
+    console = Console()
+    console.width = width_of(console)
+    modalities = ", ".join(f"{name} {count}" for name, count in result["modalities"].items())
+    console.print(f"{result['images']} images: {modalities}", highlight=False, markup=False)
+    table = plain_table(
+        "Load and specialisation", ("layer", "tokens"), ("entropy", "bits", "of 1", "p", "n")
+    )
+    for row in result["figures"]["load_and_specialisation"]:
+        numbers = [
+            "–" if row[name] is None else f"{row[name]:.{digits}f}"
+            for name, digits in (("load_entropy", 2), ("bits", 2), ("normalised", 2), ("p", 3))
+        ]
+        table.add_row(str(row["layer"]), row["tokens"], *numbers, str(row["images"]))
+    console.print(table)
+    for row in result["silhouettes"][:1]:
+        console.print(
+            f"silhouette ({row['metric']}): {row['before']:.2f} before the router, "
+            f"{row['after']:.2f} after",
+            highlight=False,
+        )
+    for note in result["notes"]:
+        console.print(f"note: {note}", highlight=False, markup=False)

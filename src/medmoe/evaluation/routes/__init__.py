@@ -1,0 +1,1 @@
+"""What `medmoe routes` sees, counts and draws of a model's routing on a task."""

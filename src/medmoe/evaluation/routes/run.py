@@ -1,0 +1,254 @@
+"""`medmoe routes` without its printing: observes a model's routing on tasks, and writes all of it.
+
+The folder gets ``routes.html``, ``routes.json`` and ``figures/`` (SVG, PNG and CSV of each figure).
+Models are loaded one after the other, so that only one is in memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medmoe.data.schema import Record
+from medmoe.domains import domain_of
+from medmoe.errors import ConfigError, DataError
+from medmoe.evaluation.asking.task_records import TaskRecords
+from medmoe.evaluation.pages.page import write_page
+from medmoe.evaluation.pages.routes_page import render_routes
+from medmoe.evaluation.routes import figures, tables
+from medmoe.evaluation.routes.embedding import Embedding, embed, mapped_images
+from medmoe.evaluation.routes.figures import RouteFigure
+from medmoe.evaluation.routes.observe import Observation, image_states, observe
+from medmoe.inference.engine import MedMoe
+from medmoe.model.checkpoint import read_config, verify
+
+USE = "Research use only, not a medical device."
+Progress = Callable[[str, int, int], None]  # which model, images done, images in all
+
+
+@dataclass(frozen=True, slots=True)
+class RoutesPlan:
+    """What is observed.
+
+    Attributes:
+        model: Folder of a MoE model.
+        before: Folder of the phase-2 model, whose states stand before the router.
+        learned: Folder of a model with a learned router, held beside in figure 5.
+        curve: Rows of a label-count curve; empty for none.
+    """
+
+    model: Path
+    tasks: Sequence[TaskRecords]
+    before: Path | None = None
+    learned: Path | None = None
+    curve: Sequence[dict[str, Any]] = ()
+    seed: int = 7
+
+
+def check_models(model: Path, before: Path | None, learned: Path | None) -> None:
+    """Refuse models that cannot be shown, before any of them is loaded.
+
+    Raises:
+        CheckpointError: A folder is incomplete or altered.
+        ConfigError: MODEL is dense, or the others do not fit it.
+    """
+    for folder in filter(None, (model, before, learned)):
+        verify(folder)
+    config = read_config(model)
+    if not config.moe_layers:
+        raise ConfigError(
+            f"{model}: a dense model has no router and no experts; give a model of phase 3"
+        )
+    if learned is not None:
+        count = len(read_config(learned).moe_layers or [])
+        if count != len(config.moe_layers):
+            raise ConfigError(
+                f"--learned {learned} has {count} MoE layers, {model} has "
+                f"{len(config.moe_layers)}; give the learned-router model of the same recipe"
+            )
+    if before is not None:
+        depth = read_config(before).text_config.num_hidden_layers
+        if depth <= max(config.moe_layers):
+            raise ConfigError(
+                f"--before {before} has {depth} decoder layers, {model} routes in layer "
+                f"{max(config.moe_layers)}; give the phase-2 model that it was made of"
+            )
+
+
+def check_records(tasks: Sequence[TaskRecords], domains: Sequence[str]) -> None:
+    """Refuse data on which nothing about domains can be said.
+
+    Raises:
+        DataError: No image has a modality, or all are of one domain.
+    """
+    names = ", ".join(task.spec.name for task in tasks)
+    images = list({r.image.id: r.image for task in tasks for r in task.records}.values())
+    if len({label for label in tables.labels_of(images, domains) if label}) < 2:
+        known = sorted({image.modality for image in images if image.modality}) or ["none"]
+        raise DataError(
+            f"{names}: routing by domain needs images of two of the model's domains "
+            f"({', '.join(domains)}), these {len(images)} have the modalities: {', '.join(known)}; "
+            "give another --task or a larger --limit"
+        )
+
+
+def routes(plan: RoutesPlan, out: Path, progress: Progress) -> dict[str, Any]:
+    """Observe, draw and write; return the object of ``routes.json``.
+
+    Args:
+        plan: Checked by `check_models` and `check_records`.
+        out: Folder to write to; it exists.
+
+    Raises:
+        ImageError: A picture cannot be used.
+        MedMoeError: A file cannot be written.
+    """
+    records = [record for task in plan.tasks for record in task.records]
+    domains = tuple(read_config(plan.model).domains or ())
+    images = list({r.image.id: r.image for r in records}.values())
+    mapped = mapped_images(images, plan.seed)
+    observation = _observe(plan.model, records, mapped, "model", progress)
+    embedding = _embedding(plan, observation, progress)
+    learned = None
+    if plan.learned is not None:
+        learned = _observe(plan.learned, records, (), "learned router", progress)
+    modalities = tables.modalities_of(observation, domains)
+    found = _figures(plan, observation, embedding, learned, modalities, domains)
+    result = _result(plan, observation, embedding, found, domains)
+    _write_figures(out / "figures", found)
+    write_page(out / "routes.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+    write_page(out / "routes.html", render_routes(_called(plan.model), result, found))
+    return result
+
+
+def _observe(
+    model: Path, records: Sequence[Record], mapped: Sequence[str], name: str, progress: Progress
+) -> Observation:
+    return observe(
+        MedMoe.load(model), records, mapped, lambda done, total: progress(name, done, total)
+    )
+
+
+def _embedding(plan: RoutesPlan, observation: Observation, progress: Progress) -> Embedding | None:
+    if not observation.points:
+        return None
+    images = [observation.images[i] for i in observation.points]
+    before = observation.states
+    if plan.before is not None:
+        progress("before", 0, len(images))
+        before = image_states(MedMoe.load(plan.before), images, observation.layers)
+        progress("before", len(images), len(images))
+    return embed(images, observation.layers, before, observation.logits, plan.seed)
+
+
+def _figures(
+    plan: RoutesPlan,
+    observation: Observation,
+    embedding: Embedding | None,
+    learned: Observation | None,
+    modalities: Sequence[str],
+    domains: Sequence[str],
+) -> list[RouteFigure]:
+    found = []
+    if embedding is not None:
+        before = "this model itself (no phase-2 model was given by --before)"
+        if plan.before is not None:
+            before = "the phase-2 model, before experts were tuned"
+        found.append(figures.map_figure(embedding, len(observation.layers), before))
+    shares = tables.token_shares(observation, modalities, domains)
+    found.append(figures.share_figure(shares, domains))
+    found.append(figures.most_used_figure(observation, learned, modalities, domains))
+    if plan.curve:
+        found.append(figures.curve_figure(list(plan.curve)))
+    found.append(figures.layer_figure(tables.by_layer(observation, domains, plan.seed)))
+    norms = tables.norm_shares(observation, modalities)
+    if norms:
+        found.append(figures.norm_figure(norms))
+    return found
+
+
+def _result(
+    plan: RoutesPlan,
+    observation: Observation,
+    embedding: Embedding | None,
+    found: Sequence[RouteFigure],
+    domains: Sequence[str],
+) -> dict[str, Any]:
+    sizes = Counter(image.modality or "unknown" for image in observation.images)
+    config = read_config(plan.model)
+    notes = []
+    if not any(domain_of(image.modality, domains) for image in observation.images):
+        notes.append(
+            "No image is of a domain that this model's experts are named after: modalities stand "
+            "for domains in the specialisation index."
+        )
+    if "unknown" in sizes:
+        notes.append(f"{sizes['unknown']} images have no known modality and are in no figure.")
+    if embedding is None:
+        notes.append("No map of images: too few images of two modalities.")
+    if not observation.meta_tokens.any():
+        notes.append("The model has no meta expert, so there is no share of it to show.")
+    return {
+        "version": 1,
+        "model": str(plan.model),
+        "before": None if plan.before is None else str(plan.before),
+        "learned": None if plan.learned is None else str(plan.learned),
+        "seed": plan.seed,
+        "tasks": [
+            {
+                "task": task.spec.name,
+                "split": task.split,
+                "questions": len(task.records),
+                "records_sha256": task.sha256(),
+            }
+            for task in plan.tasks
+        ],
+        "images": len(observation.images),
+        "modalities": dict(sorted(sizes.items())),
+        "domains": list(domains),
+        "layers": list(observation.layers),
+        "num_experts_per_tok": config.num_experts_per_tok,
+        "silhouettes": [] if embedding is None else embedding.silhouettes,
+        "figures": {figure.stem: figure.rows for figure in found},
+        "notes": notes,
+        "use": USE,
+    }
+
+
+def _called(model: Path) -> str:
+    """Return what to call a model on the page; a folder named ``model`` is called by its run."""
+    parts = model.resolve().parts
+    return "/".join(parts[-3:-1]) if parts[-1] == "model" else parts[-1]
+
+
+def _write_figures(folder: Path, found: Sequence[RouteFigure]) -> None:
+    """Write all files of the figures, and only then put them in the place of older ones."""
+    staging = folder.with_name(f".{folder.name}.staging")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        for figure in found:
+            for stem, rows in {figure.stem: figure.rows, **(figure.more or {})}.items():
+                (staging / f"{stem}.csv").write_text(_csv(rows), encoding="utf-8", newline="")
+            for stem, drawn in figure.drawings.items():
+                (staging / f"{stem}.svg").write_text(drawn.svg + "\n", encoding="utf-8")
+                (staging / f"{stem}.png").write_bytes(drawn.png)
+        shutil.rmtree(folder, ignore_errors=True)
+        staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()

@@ -1,0 +1,174 @@
+"""The numbers of the routing figures as rows: what a CSV holds is what its figure shows.
+
+The paper's figures 4, 5 and 11, and beside them load entropy, specialisation and norm shares.
+Shares are percent, 0–100; entropy and normalised values 0–1; mutual information bits. Nothing is
+drawn.
+
+Shapes: N images, L MoE layers, C token kinds, E experts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medmoe.data.schema import ImageRecord
+from medmoe.domains import domain_of
+from medmoe.evaluation.routes.observe import Observation
+from medmoe.routing.specialisation import specialisation
+from medmoe.routing.statistics import expert_share, routing_entropy
+from medmoe.routing.trace import KINDS
+
+Row = dict[str, Any]
+#: Kinds of tokens that are shown together -> their places in a trace.
+GROUPS: dict[str, tuple[int, ...]] = {
+    "image": (KINDS.index("image"),),
+    "text": (KINDS.index("question"), KINDS.index("answer")),
+}
+
+
+def modalities_of(observation: Observation, domains: Sequence[str]) -> list[str]:
+    """Return the modalities of the images: the model's domains first, then others by name."""
+    found = {image.modality for image in observation.images if image.modality}
+    return [name for name in domains if name in found] + sorted(found - set(domains))
+
+
+def labels_of(images: Sequence[ImageRecord], domains: Sequence[str]) -> list[str | None]:
+    """Return each image's domain, None where it has none.
+
+    Where no image is of any of the model's domains, as with experts of a converted model whose
+    domains are not known, its modality stands for it.
+    """
+    found = [domain_of(image.modality, domains) for image in images]
+    return found if any(found) else [image.modality or None for image in images]
+
+
+def token_shares(
+    observation: Observation, modalities: Sequence[str], experts: Sequence[str]
+) -> list[Row]:
+    """Return figures 4 and 11: of a modality's image and text tokens, the share of each expert.
+
+    Returns:
+        Per modality, layer and expert: ``image_tokens``, ``text_tokens`` (choices), their
+        ``image_share`` and ``text_share`` of all the modality's tokens of that kind in the layer,
+        and ``text_part``, the share of text among the expert's own tokens.
+    """
+    rows = []
+    for modality in modalities:
+        counts = _of_modality(observation, modality)
+        for place, layer in enumerate(observation.layers):
+            parts = {name: counts[place, list(at)].sum(0) for name, at in GROUPS.items()}
+            shares = {name: 100 * expert_share(found) for name, found in parts.items()}
+            for e, expert in enumerate(experts):
+                image, text = int(parts["image"][e]), int(parts["text"][e])
+                rows.append(
+                    {
+                        "modality": modality,
+                        "layer": layer,
+                        "expert": expert,
+                        "image_tokens": image,
+                        "text_tokens": text,
+                        "image_share": _value(shares["image"][e]),
+                        "text_share": _value(shares["text"][e]),
+                        "text_part": 100 * text / (image + text) if image + text else None,
+                    }
+                )
+    return rows
+
+
+def most_used(
+    observation: Observation, router: str, modalities: Sequence[str], experts: Sequence[str]
+) -> list[Row]:
+    """Return figure 5: per layer and modality the expert that most of the image tokens chose."""
+    rows = []
+    for place, layer in enumerate(observation.layers):
+        for modality in modalities:
+            found = _of_modality(observation, modality)[place, list(GROUPS["image"])].sum(0)
+            best = int(found.argmax())
+            rows.append(
+                {
+                    "router": router,
+                    "layer": layer,
+                    "modality": modality,
+                    "expert": experts[best],
+                    "share": 100 * float(found[best]) / float(found.sum()),
+                    "tokens": int(found.sum()),
+                }
+            )
+    return rows
+
+
+def by_layer(observation: Observation, domains: Sequence[str], seed: int) -> list[Row]:
+    """Return load entropy and specialisation index, per layer and kind of token.
+
+    Returns:
+        ``load_entropy`` (0 one expert takes all, 1 all take alike), ``bits``, ``domain_bits``,
+        ``normalised``, ``by_chance`` (bits), ``p`` and ``images`` (of a domain) of
+        `specialisation`.
+    """
+    labels = labels_of(observation.images, domains)
+    names = sorted({label for label in labels if label is not None})
+    known = np.array([-1 if label is None else names.index(label) for label in labels])
+    rows = []
+    for place, layer in enumerate(observation.layers):
+        for name, at in GROUPS.items():
+            counts = observation.counts[:, place, list(at)].sum(1)
+            found = specialisation(counts, known, seed=seed)
+            rows.append(
+                {
+                    "layer": layer,
+                    "tokens": name,
+                    "load_entropy": _value(routing_entropy(counts.sum(0))),
+                    "bits": found.bits,
+                    "domain_bits": found.domain_bits,
+                    "normalised": _value(found.normalised),
+                    "by_chance": found.by_chance,
+                    "p": found.p,
+                    "images": found.n,
+                }
+            )
+    return rows
+
+
+def norm_shares(observation: Observation, modalities: Sequence[str]) -> list[Row]:
+    """Return the meta expert's share of the block's output norm, by layer, token kind and modality.
+
+    Empty for a model without meta expert.
+    """
+    rows = []
+    for place, layer in enumerate(observation.layers):
+        for kind, name in enumerate(KINDS):
+            for modality in modalities:
+                here = _members(observation, modality)
+                tokens = int(observation.meta_tokens[here, place, kind].sum())
+                if tokens:
+                    share = float(observation.meta_shares[here, place, kind].sum()) / tokens
+                    rows.append(
+                        {
+                            "layer": layer,
+                            "kind": name,
+                            "modality": modality,
+                            "meta_share": 100 * share,
+                            "tokens": tokens,
+                        }
+                    )
+    return rows
+
+
+def _members(observation: Observation, modality: str) -> npt.NDArray[np.bool_]:
+    return np.array([image.modality == modality for image in observation.images])
+
+
+def _of_modality(observation: Observation, modality: str) -> npt.NDArray[np.int64]:
+    """Return the choices (L, C, E) of all tokens of a modality's images."""
+    counts: npt.NDArray[np.int64] = observation.counts[_members(observation, modality)].sum(0)
+    return counts
+
+
+def _value(number: float | npt.NDArray[np.float64]) -> float | None:
+    """Return a number as JSON has it: None for what is not defined."""
+    return None if math.isnan(float(number)) else float(number)
