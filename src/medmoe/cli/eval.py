@@ -41,6 +41,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also ask with other pictures: blank, noise, shuffled, or all",
     )
     parser.add_argument(
+        "--calibrate",
+        metavar="SPLIT",
+        help="also ask this split, e.g. validation, and choose temperature and abstention on it",
+    )
+    parser.add_argument(
+        "--target-risk",
+        type=_share,
+        default=0.1,
+        metavar="R",
+        help="share of an image's questions that may be answered wrongly (default: 0.1)",
+    )
+    parser.add_argument(
         "--batch-size",
         type=flags.positive_int,
         default=64,
@@ -83,6 +95,11 @@ def run(args: argparse.Namespace) -> int:
         task_records(spec, root, split=args.split, limit=args.limit, seed=args.seed)
         for spec in specs
     ]
+    calibration = {
+        spec.name: task_records(spec, root, split=args.calibrate, limit=args.limit, seed=args.seed)
+        for spec in specs
+        if args.calibrate
+    }
     plan = EvalPlan(
         model=args.model,
         out=flags.make_out_dir(args.out),
@@ -90,6 +107,8 @@ def run(args: argparse.Namespace) -> int:
         root=root,
         protocols=protocols,
         controls=controls,
+        calibration=calibration,
+        target_risk=args.target_risk,
         seed=args.seed,
         batch_size=args.batch_size,
         commit=git_commit()[0],
@@ -99,3 +118,13 @@ def run(args: argparse.Namespace) -> int:
     show(summary, args.out)
     flags.write_json(args.json, summary)
     return 0
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
+    return value

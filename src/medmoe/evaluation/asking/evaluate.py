@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from medmoe.evaluation.files.json_lines import read_rows
 from medmoe.evaluation.files.predictions import Prediction, read_predictions
 from medmoe.evaluation.pages.report import write_report
 from medmoe.evaluation.pages.run_report import report_of_run
+from medmoe.evaluation.reliability.measure import answered_by_kind, reliability
 from medmoe.evaluation.runner import predict
 from medmoe.evaluation.scoring.breakdowns import breakdowns
 from medmoe.evaluation.scoring.score_row import ScoreRow
@@ -53,6 +54,9 @@ class EvalPlan:
         root: Folder of the data sets, for the report's examples.
         protocols: Names of `ALL_PROTOCOLS`.
         controls: Names of `CONTROLS`.
+        calibration: Task name → other records of it, on which temperature and threshold are
+            chosen; empty for none.
+        target_risk: Of `choose_threshold`.
         commit: Of the code, None outside a checkout.
     """
 
@@ -62,6 +66,8 @@ class EvalPlan:
     root: Path | None = None
     protocols: Sequence[str] = ALL_PROTOCOLS
     controls: Sequence[str] = ()
+    calibration: Mapping[str, TaskRecords] = field(default_factory=dict)
+    target_risk: float = 0.1
     seed: int = 7
     batch_size: int = 64
     max_new_tokens: int = 24
@@ -89,13 +95,18 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
     """
     for task in plan.tasks:
         _protocols(plan, task)
+        if task.spec.name in plan.calibration:
+            check_apart(task, plan.calibration[task.spec.name])
     settings = hold_settings(plan.out, _settings(plan))
     asking = _Asking(plan, progress)
     start = time.perf_counter()
     rows: list[ScoreRow] = []
+    trusted: dict[str, Any] = {}
     for task in plan.tasks:
         path = plan.out / task.spec.name / "predictions.jsonl"
-        rows += _scores(plan, task, asking.ask(task.spec.name, task.records, path))
+        predictions = asking.ask(task.spec.name, task.records, path)
+        rows += _scores(plan, task, predictions)
+        trusted[task.spec.name] = _reliability(plan, task, predictions, asking)
         for control in plan.controls:
             records = controlled(task.records, control, plan.seed)
             path = plan.out / task.spec.name / "controls" / f"{control}.jsonl"
@@ -113,6 +124,7 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
         "model": str(plan.model),
         "asked": asking.asked,
         "notes": [note for task in plan.tasks for note in task.notes],
+        "reliability": trusted,
         "scores": [row.to_dict() for row in rows],
     }
     _write(plan.out / "summary.json", summary)
@@ -171,6 +183,10 @@ def _settings(plan: EvalPlan) -> dict[str, Any]:
         "batch_size": plan.batch_size,
         "max_new_tokens": plan.max_new_tokens,
         "tasks": tasks,
+        "calibration": {
+            name: {"split": task.split, "records": task.sha256()}
+            for name, task in sorted(plan.calibration.items())
+        },
         "model": plan.model,
     }
 
@@ -208,6 +224,39 @@ def _scores(
         protocols=_protocols(plan, task),
         subsets=breakdowns(task.records) if control is None else None,
     )
+
+
+def _reliability(
+    plan: EvalPlan, task: TaskRecords, predictions: Sequence[Prediction], asking: _Asking
+) -> dict[str, Any]:
+    """Return what is said of a task's confidences, asking the calibration records if there are."""
+    other = plan.calibration.get(task.spec.name)
+    chosen = None
+    if other is not None:
+        path = plan.out / task.spec.name / "calibration.jsonl"
+        found = asking.ask(f"{task.spec.name}, {other.split}", other.records, path)
+        chosen = answered_by_kind(other.records, found)
+    reported = answered_by_kind(task.records, predictions)
+    return reliability(reported, chosen, target=plan.target_risk, seed=plan.seed)
+
+
+def check_apart(task: TaskRecords, calibration: TaskRecords) -> None:
+    """Refuse to choose on what is reported.
+
+    Raises:
+        ConfigError: The split is the same, or pictures stand in both.
+    """
+    if calibration.split == task.split:
+        raise ConfigError(
+            f"task {task.spec.name!r} is reported on {task.split!r}; --calibrate needs another "
+            "split, e.g. validation"
+        )
+    shared = {r.image.id for r in task.records} & {r.image.id for r in calibration.records}
+    if shared:
+        raise ConfigError(
+            f"task {task.spec.name!r}: {len(shared)} images of {task.split!r} stand in "
+            f"{calibration.split!r} too, e.g. {min(shared)!r}; --calibrate needs a split apart"
+        )
 
 
 def _router(plan: EvalPlan) -> dict[str, Any] | None:

@@ -1,0 +1,1 @@
+"""How far a confidence can be trusted: calibration, abstention, and what it costs."""

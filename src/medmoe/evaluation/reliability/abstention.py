@@ -1,0 +1,133 @@
+"""Abstention: which answers to withhold so that few of those that are given are wrong.
+
+`risk_coverage` says what each threshold of confidence would cost. `choose_threshold` takes the
+threshold that conformal risk control allows (Angelopoulos et al., arXiv 2208.02814): on images that
+are exchangeable with those it was chosen on, the expected share of an image's questions that are
+answered wrongly is at most the target. The guarantee is about new images of the same kind, on
+average; another hospital's are not. The paper has no abstention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from medmoe.errors import ConfigError
+from medmoe.evaluation.reliability.calibration import Answered
+from medmoe.evaluation.statistics import Floats, cluster_indices
+
+SPLITS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """What thresholds would give; answers of one confidence are given or withheld together.
+
+    Attributes:
+        coverage: Share of the questions that are answered, rising.
+        risk: Share of the answers that are wrong.
+        area: Under the curve (AURC): mean risk over all coverages, 0 (best) to 1.
+    """
+
+    coverage: tuple[float, ...]
+    risk: tuple[float, ...]
+    area: float
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a threshold gave on some records.
+
+    Attributes:
+        wrong: Mean over images of the share of an image's questions that is answered wrongly:
+            what the target bounds.
+        coverage: Share of the questions that is answered.
+        risk: Share of the answers that is wrong; None where nothing is answered.
+    """
+
+    wrong: float
+    coverage: float
+    risk: float | None
+
+
+def risk_coverage(answered: Answered) -> Curve:
+    """Return the risk at each coverage, the most confident answers first."""
+    order = np.argsort(-answered.confidence, kind="stable")
+    confidence, wrong = answered.confidence[order], 1 - answered.right[order]
+    last = np.append(np.flatnonzero(np.diff(confidence)), len(confidence) - 1)
+    given = last + 1
+    risk = np.cumsum(wrong)[last] / given
+    steps = np.diff(np.concatenate([[0], given])) / len(confidence)
+    coverage = given / len(confidence)
+    return Curve(tuple(coverage.tolist()), tuple(risk.tolist()), float((steps * risk).sum()))
+
+
+def choose_threshold(answered: Answered, target: float) -> float | None:
+    """Return the least confidence from which answers are given; None where no threshold will do.
+
+    Args:
+        answered: Records that are not reported on, e.g. of the validation split.
+        target: The most that an image's share of wrong answers may be in expectation, above 0 and
+            below 1.
+
+    Raises:
+        ConfigError: The target is outside.
+    """
+    if not 0 < target < 1:
+        raise ConfigError(f"target risk {target:g} must lie between 0 and 1, e.g. 0.1")
+    index, count = cluster_indices(answered.images)
+    # One image more, all of whose answers are wrong, stands for the one to come.
+    room = target * (count + 1) - 1
+    if room < 0:
+        return None
+    sizes = np.bincount(index, minlength=count)
+    order = np.argsort(-answered.confidence, kind="stable")
+    confidence = answered.confidence[order]
+    cost = np.cumsum((1 - answered.right[order]) / sizes[index[order]])
+    last = np.append(np.flatnonzero(np.diff(confidence)), len(confidence) - 1)
+    # Rounding of equal sums must not decide.
+    fits = np.flatnonzero(cost[last] <= room + 1e-9)
+    return float(confidence[last[fits[-1]]]) if len(fits) else float(np.nextafter(confidence[0], 2))
+
+
+def at_threshold(answered: Answered, threshold: float) -> Given:
+    """Return what a threshold gives."""
+    index, count = cluster_indices(answered.images)
+    given = answered.confidence >= threshold
+    wrong = given * (1 - answered.right)
+    sizes = np.bincount(index, minlength=count)
+    share = np.bincount(index, weights=wrong, minlength=count) / sizes
+    risk = float(wrong.sum() / given.sum()) if given.any() else None
+    return Given(float(share.mean()), float(given.mean()), risk)
+
+
+def check_by_splits(
+    answered: Answered, target: float, *, seed: int, splits: int = SPLITS
+) -> tuple[float, float] | None:
+    """Return mean of `Given.wrong` and of coverage over random halves by image; None if too few.
+
+    Each time the threshold is chosen on one half and applied to the other: the first number should
+    be at most the target.
+    """
+    index, count = cluster_indices(answered.images)
+    rng = np.random.default_rng(seed)
+    found: list[tuple[float, float]] = []
+    for _ in range(splits):
+        chosen = np.zeros(count, dtype=bool)
+        chosen[rng.permutation(count)[: count // 2]] = True
+        inside = chosen[index]
+        if not inside.any() or inside.all():
+            return None
+        threshold = choose_threshold(_part(answered, inside), target)
+        if threshold is None:
+            return None
+        given = at_threshold(_part(answered, ~inside), threshold)
+        found.append((given.wrong, given.coverage))
+    means: Floats = np.mean(found, axis=0)
+    return float(means[0]), float(means[1])
+
+
+def _part(answered: Answered, kept: np.ndarray) -> Answered:
+    images = tuple(image for image, keep in zip(answered.images, kept, strict=True) if keep)
+    return Answered(answered.confidence[kept], answered.right[kept], images)

@@ -1,0 +1,126 @@
+"""The report's part on confidence: reliability diagrams, risk–coverage curves, their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from medmoe.evaluation.pages.page import percent
+from medmoe.evaluation.pages.report import DataTable, Figure, Section
+from medmoe.routing.figure_style import BLUE, GREY, ORANGE, new_figure, style, to_svg
+
+_WORDS = (
+    "A confidence is the probability that the model gave to exactly the answer it gave; of a "
+    "classification, the share of the chosen label. It is calibrated where an answer of 80 % is "
+    "right 80 % of the time. The expected calibration error (ECE) is the mean distance between "
+    "the two. One temperature, fitted on other records, can mend the scale, not the order."
+)
+_GUARANTEE = (
+    "Abstention: the threshold is chosen on the calibration split by conformal risk control, so "
+    "that of a new image's questions at most the target share is answered wrongly, in "
+    "expectation, where new images are of the same kind. The column by splits repeats the choice "
+    "on random halves of the reported images and applies it to the other half."
+)
+
+
+def reliability_section(summary: Mapping[str, Any]) -> Section | None:
+    """Return the part of the report, None where a run has nothing to say.
+
+    Args:
+        summary: The object of ``summary.json``; its ``reliability`` by task and kind of answer.
+    """
+    found: Mapping[str, Mapping[str, Any]] = summary.get("reliability") or {}
+    kinds = [(task, kind, entry) for task, of in found.items() for kind, entry in of.items()]
+    if not kinds:
+        return None
+    tables = [DataTable(_COLUMNS, [_row(*kind) for kind in kinds], "Calibration", 2)]
+    rows = [_abstained(*kind) for kind in kinds if "abstention" in kind[2]]
+    if rows:
+        tables.append(DataTable(_GIVEN, rows, "Abstention", 2))
+    figures = [figure for kind in kinds for figure in _figures(*kind)]
+    words = (_WORDS, _GUARANTEE) if rows else (_WORDS,)
+    return Section("reliability", "Can its confidence be trusted?", words, tables, figures)
+
+
+_COLUMNS = ("Task", "Answers", "n", "right", "confidence", "ECE", "95 %", "ECE, equal count",
+            "Brier", "T", "ECE at T", "Brier at T")  # fmt: skip
+_GIVEN = ("Task", "Answers", "target", "images chosen on", "least confidence", "answered",
+          "wrong of an image", "wrong of the answers", "by splits")  # fmt: skip
+
+
+def _row(task: str, kind: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
+    before, after = entry["before"], entry.get("after", {})
+    ends = (before["ece_low"], before["ece_high"])
+    return (
+        task, kind, str(entry["n"]), _share(entry["accuracy"]), _share(entry["mean_confidence"]),
+        _share(before["ece"]), "–" if None in ends else f"{_share(ends[0])}–{_share(ends[1])}",
+        _share(before["ece_equal_count"]), f"{before['brier']:.3f}",
+        f"{entry['temperature']:.2f}" if "temperature" in entry else "–",
+        _share(after.get("ece")), f"{after['brier']:.3f}" if after else "–",
+    )  # fmt: skip
+
+
+def _abstained(task: str, kind: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
+    given = entry["abstention"]
+    head = (task, kind, _share(given["target"]), str(given["images"]))
+    if given["threshold"] is None:
+        return (*head, "cannot be reached", "–", "–", "–", "–")
+    return (
+        *head, f"{min(given['threshold'], 1.0):.3f}", _share(given["coverage"]),
+        _share(given["wrong"]), _share(given["risk"]), _share(given.get("wrong_by_splits")),
+    )  # fmt: skip
+
+
+def _figures(task: str, kind: str, entry: Mapping[str, Any]) -> list[Figure]:
+    return [
+        Figure(f"{task}, {kind}: share right by confidence; bars of few answers say little; the "
+               "dotted line is perfect calibration.", _diagram(task, kind, entry)),
+        Figure(f"{task}, {kind}: share of wrong answers when only the most confident are given.",
+               _curve(task, kind, entry)),
+    ]  # fmt: skip
+
+
+def _diagram(task: str, kind: str, entry: Mapping[str, Any]) -> str:
+    with style():
+        figure = new_figure(3.1)
+        upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
+        upper.plot([0, 1], [0, 1], ":", color=GREY)
+        for key, colour, marker in (("before", BLUE, "o"), ("after", ORANGE, "s")):
+            if key not in entry:
+                continue
+            parts = entry[key]["bins"]
+            label = "as given" if key == "before" else f"at T = {entry['temperature']:.2f}"
+            upper.plot(
+                [part["confidence"] for part in parts], [part["accuracy"] for part in parts],
+                marker=marker, color=colour, label=label, markersize=5,
+            )  # fmt: skip
+        upper.set(ylabel="share right", xlim=(0, 1), ylim=(-0.02, 1.02))
+        upper.legend(frameon=False, fontsize=8)
+        parts = entry["before"]["bins"]
+        lower.bar(
+            [part["low"] for part in parts], [part["n"] for part in parts],
+            width=[part["high"] - part["low"] for part in parts], align="edge", color=BLUE,
+            edgecolor="white",
+        )  # fmt: skip
+        lower.set(xlabel="confidence", ylabel="answers")
+        return to_svg(figure, f"Reliability diagram of {task}, {kind} answers")
+
+
+def _curve(task: str, kind: str, entry: Mapping[str, Any]) -> str:
+    with style():
+        figure = new_figure(2.3)
+        axes = figure.subplots()
+        curve = entry["curve"]
+        axes.step(curve["coverage"], curve["risk"], where="post", color=BLUE)
+        given = entry.get("abstention", {})
+        if given.get("risk") is not None:
+            axes.plot([given["coverage"]], [given["risk"]], "s", color=ORANGE, label="threshold")
+            axes.legend(frameon=False, fontsize=8)
+        axes.set(
+            xlabel="share answered", ylabel="share of these wrong", xlim=(0, 1), ylim=(0, None)
+        )
+        return to_svg(figure, f"Risk–coverage curve of {task}, {kind} answers")
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else percent(100 * value)
