@@ -299,3 +299,25 @@ def test_kinds_of_embeddings_need_the_image_mask(model: MedMoeForConditionalGene
         trace.image_mask = inputs["input_ids"] == 9
         model(**given)
     assert trace.kinds.tolist() == [-1] * 12 + [1] * 8 + [0, 0, 1, 1]
+
+
+def test_rows_and_kinds_are_kept_once_for_all_layers(
+    model: MedMoeForConditionalGeneration,
+) -> None:
+    with record_routing(model) as trace:
+        model.generate(**prompt(), max_new_tokens=3, do_sample=False, eos_token_id=None)
+    lengths = {len(trace.logits(layer)) for layer in MOE_LAYERS}
+    assert lengths == {len(trace.rows)} == {len(trace.kinds)} == {12 + 2 * 3}
+
+
+def test_a_step_whose_mask_hides_a_row_does_not_count_for_it(
+    model: MedMoeForConditionalGeneration,
+) -> None:
+    inputs = prompt()
+    with record_routing(model) as trace:
+        cache = model(**inputs, use_cache=True).past_key_values
+        hidden = torch.tensor([[1], [0], [1]])
+        mask = torch.cat([inputs["attention_mask"], hidden], dim=1)
+        model(input_ids=torch.tensor([[7], [8], [9]]), attention_mask=mask, past_key_values=cache)
+    assert np.bincount(trace.rows).tolist() == [3 + 1, 5, 4 + 1]
+    assert [layer.sum() for layer in trace.row_counts(0)] == [8, 10, 10]

@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -34,6 +35,7 @@ Kept = Literal["logits", "experts", "weights", "rows", "kinds"]
 #: What a token is, by the index that `RoutingTrace.kinds` gives; -1 where nothing tells.
 KINDS = ("image", "question", "answer")
 IMAGE, QUESTION, ANSWER, UNKNOWN = 0, 1, 2, -1
+_NOTHING = torch.empty(0)
 
 
 class RoutingTrace:
@@ -67,11 +69,14 @@ class RoutingTrace:
         self.image_mask: Tensor | None = None
         self._image_id = image_id
         self._keep = keep
-        self._layers = {i: LayerRecord.of(block) for i, block in blocks.items()}
+        self._layers = {
+            layer: LayerRecord.of(block, holds_rows=place == 0)
+            for place, (layer, block) in enumerate(blocks.items())
+        }
         self._stop_ids = stop_ids
         self._call: _Call | None = None
         self._num_rows = 0
-        self._live_B = torch.ones(0, dtype=torch.bool)  # of the last batch: has not ended yet
+        self._live: list[bool] = []  # rows of the last batch that have not ended yet
         self._cache: Any = None  # that the rows of the last batch live in
 
     @property
@@ -200,16 +205,15 @@ class RoutingTrace:
         data, first_row = self._layers[layer], self._num_rows - batch
         if data.pending and data.pending[0].first_row != first_row:
             data.add_up(self._keep)
-        data.pending.append(
-            Step(first_row, call.counted_BS, call.kinds_BS, *(t.detach() for t in given))
-        )
+        decided = (t.detach() if t.requires_grad else t for t in given)
+        data.pending.append(Step(first_row, call.counted_BS, call.kinds_BS, *decided))
 
     def _kinds(self, call: _Call, batch: int, length: int) -> Tensor:
         """Return what each token of a call is (B, S): an index of `KINDS`, or -1."""
         if self._keep == "counts":  # nobody can ask
-            return torch.empty(0)
+            return _NOTHING
         if call.goes_on and length == 1:
-            return torch.full((batch, length), ANSWER)
+            return _filled(batch, ANSWER)
         ids, labels = call.inputs.get("input_ids"), call.inputs.get("labels")
         if isinstance(ids, Tensor) and ids.shape == (batch, length) and self._image_id is not None:
             image_BS = ids.detach().cpu() == self._image_id
@@ -224,25 +228,36 @@ class RoutingTrace:
 
     def _settle(self, call: _Call, batch: int, length: int) -> Tensor:
         """Number the rows of a call and return which of its tokens count (B, S)."""
-        goes_on = call.goes_on and batch == len(self._live_B)
+        goes_on = call.goes_on and batch == len(self._live)
         if not goes_on:
             self._num_rows += batch
-            self._live_B = torch.ones(batch, dtype=torch.bool)
+            self._live = [True] * batch
         self._cache = call.cache
         if self.token_mask is not None:
             return self._own_mask(batch, length, goes_on)
         mask = call.inputs.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= length:
-            counted_BS = mask[:, mask.shape[1] - length :].detach().bool().cpu()
-        else:
-            counted_BS = torch.ones(batch, length, dtype=torch.bool)
+        if not (isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= length):
+            mask = None
+        if goes_on and length == 1:
+            return self._settle_step(call, [True] * batch if mask is None else mask[:, -1].tolist())
+        if mask is not None:
+            return mask[:, mask.shape[1] - length :].detach().bool().cpu()
+        return torch.ones(batch, length, dtype=torch.bool)
+
+    def _settle_step(self, call: _Call, counted: list[Any]) -> Tensor:
+        """Return which rows of a step of one token count (B, 1).
+
+        On lists: `generate` comes here for each token, where small tensors cost most of recording.
+        """
         ids = call.inputs.get("input_ids")
-        if goes_on and length == 1 and isinstance(ids, Tensor):
+        if isinstance(ids, Tensor):
             # `generate` keeps feeding rows that have ended; alone, such a row would have stopped.
             ended = [i in self._stop_ids for i in ids[:, -1].tolist()]
-            self._live_B = self._live_B & ~torch.tensor(ended)
-            counted_BS = counted_BS & self._live_B[:, None]
-        return counted_BS
+            self._live = [alive and not end for alive, end in zip(self._live, ended, strict=True)]
+            counted = [c and alive for c, alive in zip(counted, self._live, strict=True)]
+        if all(counted):
+            return _filled(len(counted), True)
+        return torch.tensor(counted, dtype=torch.bool)[:, None]
 
     def _own_mask(self, batch: int, length: int, goes_on: bool) -> Tensor:
         """Return the caller's token mask, or nothing for tokens made after the prompt."""
@@ -294,12 +309,12 @@ def record_routing(model: nn.Module, keep: Keep = "tokens") -> Iterator[RoutingT
             f"{type(model).__name__} has 0 MoE layers and routes nothing; give a phase 3 model"
         )
     trace = RoutingTrace(dict(sorted(blocks.items())), keep, _stop_ids(model), _image_id(model))
-    signature = inspect.signature(model.forward)
 
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # Binding costs more than all the rest here, and `generate` gives names only.
-        named = signature.bind_partial(*args).arguments if args else {}
-        trace._begin({**named, **kwargs})
+        if args:
+            kwargs = {**inspect.signature(model.forward).bind_partial(*args).arguments, **kwargs}
+        trace._begin(kwargs)
 
     handles = [model.register_forward_pre_hook(begin, with_kwargs=True)]
     for layer, block in blocks.items():
@@ -310,6 +325,12 @@ def record_routing(model: nn.Module, keep: Keep = "tokens") -> Iterator[RoutingT
         for handle in handles:
             handle.remove()
         trace._call = trace._cache = None  # they hold the last inputs and the key-value cache
+
+
+@lru_cache(maxsize=64)
+def _filled(batch: int, value: int | bool) -> Tensor:
+    """Return a column (B, 1) of one value, made once; nobody writes into it."""
+    return torch.full((batch, 1), value)
 
 
 def _recorder(trace: RoutingTrace, layer: int) -> Callable[..., None]:
