@@ -114,6 +114,16 @@ def test_figure_is_deterministic_and_its_png_is_sharp(
     assert np.asarray(picture.convert("L")).std() > 5
 
 
+def test_many_modalities_with_long_names_get_a_legend_instead_of_names_in_cells() -> None:
+    names = ("ct", "mri", "xray", "ultrasound", "angiography", "fluoroscopy")
+    rows = [{"layer": 0, "modality": n, "expert": "pathology", "share": 51.0} for n in names]
+    svg = route_figures.most_used("this router", rows, LOOKS).svg
+    written = [e.text for e in ET.fromstring(svg).iter(f"{SVG}text")]
+    assert written.count("51 %") == 6
+    assert written.count("pathology") == 1
+    assert set(DOMAINS) <= set(written)
+
+
 def test_the_description_says_in_words_what_is_drawn() -> None:
     title = ET.fromstring(used().svg).find(f"{SVG}title")
     assert title is not None

@@ -81,7 +81,7 @@ def expert_looks(names: Sequence[str]) -> dict[str, Look]:
 
 def numbered_look(number: int) -> Look:
     """Return how an expert without a domain is drawn: a grey and a hatch, no domain's colour."""
-    greys = ("#f1f3f4", "#c4c7c5", "#9aa0a6", "#dadce0")
+    greys = ("#d2d5d9", "#c4c7c5", "#9aa0a6", "#dadce0")
     hatches = ("", "////", "....", "xxxx", "----", "++++")
     return Look(greys[number % len(greys)], hatches[number % len(hatches)], "o")
 

@@ -30,7 +30,7 @@ def embedding_map(side: str, points: Rows, silhouettes: Mapping[str, Any]) -> Dr
         silhouettes: Of all layers side by side: ``<side>`` with ``<side>_low``, ``<side>_high``.
     """
     value, low, high = (silhouettes[key] for key in (side, f"{side}_low", f"{side}_high"))
-    silhouette = f"silhouette {value:.2f} ({low:.2f} to {high:.2f})"
+    silhouette = f"silhouette {value:.2f} ({low:.2f} to {high:.2f})".replace("-", "−")
     modalities = list(dict.fromkeys(point["modality"] for point in points))
     with style():
         figure = new_figure(3.5)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Rows = Sequence[Mapping[str, Any]]
 _LABELLED = 12  # percent: narrower parts of a bar have no room for their number
+_ROOM = 38  # letters that stand side by side over the width of a table
 _KIND_LOOKS = {"image": (BLUE, "o", "-"), "text": (ORANGE, "s", "--")}
 
 
@@ -74,12 +75,18 @@ def most_used(router: str, rows: Rows, looks: Mapping[str, Look]) -> Drawing:
     modalities = list(dict.fromkeys(row["modality"] for row in rows))
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     with style():
-        figure = new_figure(0.85 + 0.42 * len(layers))
+        crowded = max(map(len, looks)) * len(modalities) > _ROOM
+        height = 0.85 + 0.42 * len(layers) + _tilted(modalities) + 0.35 * crowded
+        figure = new_figure(height)
         axes = figure.subplots()
         for row in rows:
             x, y = modalities.index(row["modality"]), layers.index(row["layer"])
             _cell(axes, x, y, looks[row["expert"]])
-            _on_white(axes, x, y, f"{row['expert']}\n{_percent(row['share'])} %", 7.5)
+            # Without room for names the legend tells what the hatches are.
+            name = "" if crowded else f"{row['expert']}\n"
+            _on_white(axes, x, y, f"{name}{_percent(row['share'])} %", 7.5)
+        if crowded:
+            _legend(axes, looks)
         _grid(axes, modalities, [f"layer {layer}" for layer in layers])
         axes.set_title(router, loc="left", fontsize=10, fontweight="bold")
         words = "; ".join(
@@ -136,7 +143,7 @@ def norm_shares(rows: Rows) -> Drawing:
     modalities = list(dict.fromkeys(row["modality"] for row in rows))
     lines = list(dict.fromkeys((row["layer"], row["kind"]) for row in rows))
     with style():
-        figure = new_figure(0.95 + 0.3 * len(lines))
+        figure = new_figure(0.95 + 0.3 * len(lines) + _tilted(modalities))
         axes = figure.subplots()
         for row in rows:
             x, y = modalities.index(row["modality"]), lines.index((row["layer"], row["kind"]))
@@ -230,10 +237,15 @@ def _over_layers(rows: Rows, name: str, top: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def _tilted(columns: Sequence[str]) -> float:
+    """Return the height, in inches, that names of columns need where they have to be tilted."""
+    return 0.4 if max(map(len, columns)) * len(columns) > _ROOM else 0.0
+
+
 def _grid(axes: Axes, columns: Sequence[str], rows: Sequence[str]) -> None:
     """Label the cells of a table that is drawn."""
     axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
-    tilt = max(map(len, columns)) * len(columns) > 38  # they would run into each other
+    tilt = _tilted(columns) > 0
     axes.set_xticks(range(len(columns)), columns, rotation=30 if tilt else 0,
                     ha="right" if tilt else "center")  # fmt: skip
     axes.set_yticks(range(len(rows)), rows)

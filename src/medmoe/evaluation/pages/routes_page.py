@@ -53,7 +53,9 @@ def _tiles(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     )
     for row in result["silhouettes"][:1]:
         remark = f"before to after the router, {row['metric']}, {row['images']} images"
-        found.append(("silhouette", f"{row['before']:.2f} → {row['after']:.2f}", remark))
+        found.append(
+            ("silhouette", f"{row['before']:.2f} → {row['after']:.2f}".replace("-", "−"), remark)
+        )
     norms = result["figures"].get("norm_share")
     if norms:
         tokens = sum(row["tokens"] for row in norms)

@@ -228,7 +228,8 @@ def curve_figure(rows: list[Row]) -> RouteFigure:
 
 
 def _interval(row: Mapping[str, Any], name: str) -> str:
-    return f"{row[name]:.2f} ({row[f'{name}_low']:.2f} to {row[f'{name}_high']:.2f})"
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return f"{row[name]:.2f} ({low:.2f} to {high:.2f})".replace("-", "−")
 
 
 def _number(value: float | None, digits: int = 2) -> str:
