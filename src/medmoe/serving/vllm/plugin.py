@@ -82,7 +82,7 @@ class VllmModel(MedMoeModel):
 
     config_class = VllmConfig
     # vLLM reads these as tensors to leave out, and the head's would stay zeros without a word.
-    _keys_to_ignore_on_load_unexpected = None
+    _keys_to_ignore_on_load_unexpected = ()
 
     def __init__(self, config: VllmConfig) -> None:
         super().__init__(config)
