@@ -50,6 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="local",
         help="who answers: this process, or vLLM (default: local)",
     )
+    _add_limits(parser)
+    parser.add_argument(
+        "--audit-log", type=Path, metavar="FILE", help="keep a chained log (docs/serving.md)"
+    )
+    _add_vllm_arguments(parser.add_argument_group("with --engine vllm (docs/serving_vllm.md)"))
+    parser.add_argument("--no-page", action="store_true", help="only the interface, no page at /")
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-batch",
         type=flags.positive_int,
@@ -85,11 +94,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="for answers under way after SIGTERM (default: 20)",
     )
-    parser.add_argument(
-        "--audit-log", type=Path, metavar="FILE", help="keep a chained log (docs/serving.md)"
-    )
-    _add_vllm_arguments(parser.add_argument_group("with --engine vllm (docs/serving_vllm.md)"))
-    parser.add_argument("--no-page", action="store_true", help="only the interface, no page at /")
 
 
 def _add_vllm_arguments(group: argparse._ArgumentGroup) -> None:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
+from transformers.models.stablelm.modeling_stablelm import StableLmAttention
 
 from medmoe.errors import ConfigError
 from medmoe.model.configuration_medmoe import MedMoeConfig
@@ -92,6 +93,9 @@ class VllmModel(MedMoeModel):
             elif isinstance(module, Router):
                 for i in range(1, module.depth + 1):
                     setattr(module, f"fc{i}", RouterLayer(getattr(module, f"fc{i}")))
+            elif isinstance(module, StableLmAttention) and not module.qk_layernorm:
+                # It shapes its heads by these numbers; a tensor-parallel process has fewer of them.
+                module.num_heads = module.num_key_value_heads = -1
 
 
 def register() -> None:
