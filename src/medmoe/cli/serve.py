@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medmoe.cli import flags
 from medmoe.cli.parser import FOOTER
@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from medmoe.serving.engine import ChatEngine
 
 TOKEN_VARIABLE = "MEDMOE_TOKEN"
+_VLLM_FLAGS = (
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "data_parallel_size",
+    "max_model_len",
+    "gpu_memory_utilization",
+    "dtype",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--audit-log", type=Path, metavar="FILE", help="keep a chained log (docs/serving.md)"
     )
+    _add_vllm_arguments(parser.add_argument_group("with --engine vllm (docs/serving_vllm.md)"))
     parser.add_argument("--no-page", action="store_true", help="only the interface, no page at /")
 
 
@@ -84,6 +93,28 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         default=20.0,
         metavar="SECONDS",
         help="for answers under way after SIGTERM (default: 20)",
+    )
+
+
+def _add_vllm_arguments(group: argparse._ArgumentGroup) -> None:
+    count: dict[str, Any] = {"type": flags.positive_int, "metavar": "N"}
+    group.add_argument("--tensor-parallel-size", help="GPUs that share each layer", **count)
+    group.add_argument("--pipeline-parallel-size", help="GPUs that share the layers", **count)
+    group.add_argument("--data-parallel-size", help="copies of the model", **count)
+    group.add_argument("--max-model-len", help="longest conversation in tokens", **count)
+    group.add_argument(
+        "--gpu-memory-utilization",
+        type=flags.positive_float,
+        metavar="SHARE",
+        help="of the GPU's memory, 0 to 1",
+    )
+    group.add_argument("--dtype", metavar="TYPE", help="of weights and states, e.g. bfloat16")
+    group.add_argument(
+        "--vllm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any other option of vLLM's engine, by its name there; may be given more than once",
     )
 
 
@@ -133,11 +164,48 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _engine(args: argparse.Namespace) -> ChatEngine:
+    options = _vllm_options(args)
+    if args.engine == "vllm":
+        from medmoe.serving.vllm.engine import VllmEngine
+
+        return VllmEngine(
+            args.model, name=args.name, max_batch=args.max_batch, max_waiting=args.max_waiting,
+            options=options,
+        )  # fmt: skip
+    if options:
+        from medmoe.errors import ConfigError
+
+        flag = next(iter(options)).replace("_", "-")
+        raise ConfigError(f"--{flag} is for vLLM; add --engine vllm, or leave it out")
     from medmoe.serving.local import LocalEngine
 
     return LocalEngine(
         args.model, name=args.name, max_batch=args.max_batch, max_waiting=args.max_waiting
     )
+
+
+def _vllm_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what was said of vLLM, by its own names.
+
+    Raises:
+        ConfigError: A pair is none.
+    """
+    import yaml
+
+    from medmoe.errors import ConfigError
+
+    found = {name: getattr(args, name) for name in _VLLM_FLAGS}
+    options = {name: value for name, value in found.items() if value is not None}
+    for pair in args.vllm:
+        key, equals, text = pair.partition("=")
+        name = key.strip().removeprefix("--").replace("-", "_")
+        try:
+            options[name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            equals = ""
+        if not (name and equals):
+            raise ConfigError(f"--vllm {pair!r} is no KEY=VALUE; e.g. --vllm block_size=32")
+    return options
 
 
 def _token(args: argparse.Namespace) -> str | None:

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache
 
+from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.errors import ConfigError
 from medmoe.inference.answer import Answer, Routing, read_routings
 from medmoe.inference.engine import MedMoe
@@ -139,9 +140,20 @@ def prompt_ids(engine: MedMoe, request: ChatRequest) -> tuple[int, ...]:
     Raises:
         ConfigError: As `prepare` says.
     """
-    turns = [(turn.role, turn.text) for turn in request.turns]
-    ids = engine.tokenizer.conversation(turns, with_image=request.image is not None)
     limit = getattr(engine.model.config.text_config, "max_position_embeddings", None)
+    return fitting_ids(request, engine.tokenizer, limit)
+
+
+def fitting_ids(
+    request: ChatRequest, tokenizer: ConversationTokenizer, limit: int | None
+) -> tuple[int, ...]:
+    """Return the ids of a conversation for a model that reads so many tokens at most.
+
+    Raises:
+        ConfigError: As `prepare` says.
+    """
+    turns = [(turn.role, turn.text) for turn in request.turns]
+    ids = tokenizer.conversation(turns, with_image=request.image is not None)
     length = len(ids) + request.max_new_tokens
     if limit is not None and length > limit:
         raise ConfigError(
@@ -149,6 +161,32 @@ def prompt_ids(engine: MedMoe, request: ChatRequest) -> tuple[int, ...]:
             f"{limit}; begin anew or ask for a shorter answer"
         )
     return ids
+
+
+def say(row: ChatRow, token: int, log_prob: float, tokenizer: Any) -> ChatChunk:
+    """Let a row say one more token, and return what it adds to the answer.
+
+    Args:
+        row: Takes the token in.
+        token: As it was decoded.
+        log_prob: Of the token.
+        tokenizer: The model's own.
+    """
+    row.log_probability += log_prob
+    if ended := token == tokenizer.eos_token_id:
+        finish: Finish | None = "stop"
+    else:
+        row.said.append(token)
+        finish = "length" if len(row.said) >= row.max_new_tokens else None
+    text = tokenizer.decode(row.said, skip_special_tokens=True).strip()
+    if finish is None:
+        # Half of a character of several bytes is not shown: the next token completes it.
+        new = "" if text.endswith("\ufffd") else text[len(row.shown) :]
+        row.shown += new
+        return ChatChunk(new)
+    answer = Answer(text, math.exp(row.log_probability), row.routing)
+    said = len(row.said) + ended
+    return ChatChunk(text[len(row.shown) :], finish, answer, len(row.ids), said)
 
 
 class ChatBatch:
@@ -190,10 +228,11 @@ class ChatBatch:
         best, tokens = log_probs.max(-1)
         found: list[tuple[ChatRow, ChatChunk]] = []
         going: list[int] = []
+        tokenizer = self._engine.processor.tokenizer
         for place, (row, token, log_prob) in enumerate(
             zip(self.rows, tokens.tolist(), best.tolist(), strict=True)
         ):
-            chunk = self._say(row, token, log_prob)
+            chunk = say(row, token, log_prob, tokenizer)
             if chunk.text or chunk.finish:
                 found.append((row, chunk))
             if chunk.finish is None:
@@ -207,24 +246,6 @@ class ChatBatch:
     def leave(self, rows: Sequence[ChatRow]) -> None:
         """Stop answering rows."""
         self._keep([place for place, row in enumerate(self.rows) if row not in rows])
-
-    def _say(self, row: ChatRow, token: int, log_prob: float) -> ChatChunk:
-        tokenizer = self._engine.processor.tokenizer
-        row.log_probability += log_prob
-        if ended := token == tokenizer.eos_token_id:
-            finish: Finish | None = "stop"
-        else:
-            row.said.append(token)
-            finish = "length" if len(row.said) >= row.max_new_tokens else None
-        text = tokenizer.decode(row.said, skip_special_tokens=True).strip()
-        if finish is None:
-            # Half of a character of several bytes is not shown: the next token completes it.
-            new = "" if text.endswith("\ufffd") else text[len(row.shown) :]
-            row.shown += new
-            return ChatChunk(new)
-        answer = Answer(text, math.exp(row.log_probability), row.routing)
-        said = len(row.said) + ended
-        return ChatChunk(text[len(row.shown) :], finish, answer, len(row.ids), said)
 
     def _join(self, rows: list[ChatRow]) -> None:
         model, engine = self._engine.model, self._engine

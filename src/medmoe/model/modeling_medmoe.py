@@ -87,7 +87,7 @@ class MedMoeModel(_MedMoePreTrained, LlavaModel):
     """Vision encoder, projector and language model without the output head."""
 
     # The whole model's files hold the head too, which has no place here.
-    _keys_to_ignore_on_load_unexpected = (r"^lm_head\.",)
+    _keys_to_ignore_on_load_unexpected: tuple[str, ...] = (r"^lm_head\.",)
 
     def __init__(self, config: MedMoeConfig) -> None:
         # differs from Llava: the chosen layers' FFNs are swapped before weights are initialised.

@@ -1,0 +1,244 @@
+"""vLLM in our server: its scheduler behind our intake of images, our limits, audit log and page.
+
+It decodes greedily, as `medmoe.serving.local` does, and gives the same tokens. What it does not do:
+say where the router sent an image, or explain (`--engine local` does).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import logging
+import os
+import time
+import uuid
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from medmoe.data.tokenize import ConversationTokenizer
+from medmoe.errors import ConfigError, MedMoeError
+from medmoe.inference.chat import ChatChunk, ChatRequest, ChatRow, fitting_ids, say
+from medmoe.model.checkpoint import read_config, verify
+from medmoe.model.processing_medmoe import MedMoeProcessor
+from medmoe.serving.engine import EngineError, Load, ModelFacts, busy, late, model_facts, not_ready
+
+_log = logging.getLogger(__name__)
+#: vLLM reports home and looks for files on the hub unless it is told not to.
+_OFFLINE = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+#: What is ours to say: the model, how it is built, and how many answer together.
+_FIXED = ("model", "model_impl", "max_num_seqs", "limit_mm_per_prompt", "enable_log_requests")
+
+
+class VllmEngine:
+    """A `medmoe.serving.engine.ChatEngine` that hands over to vLLM.
+
+    Args:
+        directory: The model's folder.
+        name: What to call it in replies.
+        max_batch: Conversations that are answered together.
+        max_waiting: Requests that may wait; more are refused.
+        options: Of vLLM's engine, by its own names, e.g. ``tensor_parallel_size``.
+
+    Raises:
+        ConfigError: vLLM is not installed, or an option is none.
+        CheckpointError: It is no model folder.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        name: str | None = None,
+        max_batch: int = 16,
+        max_waiting: int = 32,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._facts = model_facts(directory, name)
+        self._directory, self._config = directory, read_config(directory)
+        self._max_batch, self._max_waiting = max_batch, max_waiting
+        self._options = dict(options or {})
+        _check_options(self._options)
+        self._under_way = 0
+        self._llm: Any = None
+        self._loaded = False
+        self._draining = False
+
+    @property
+    def state(self) -> str:
+        """One of ``loading``, ``ready``, ``draining``, ``broken``."""
+        if self._llm is not None and self._llm.errored:
+            return "broken"
+        if self._draining:
+            return "draining"
+        return "ready" if self._loaded else "loading"
+
+    def describe(self) -> ModelFacts:
+        """Return the model's facts."""
+        return self._facts
+
+    def load(self) -> Load:
+        """Return how much there is to do."""
+        running = min(self._under_way, self._max_batch)
+        return Load(self._under_way - running, running)
+
+    def check_room(self) -> None:
+        """Let a request come that could be taken now, as `ChatEngine.check_room` says."""
+        if self.state != "ready":
+            raise not_ready(self.state)
+        if self._under_way >= self._max_batch + self._max_waiting:
+            raise busy(1 + self.load().waiting // (2 * self._max_batch))
+
+    async def start(self) -> None:
+        """Start vLLM's processes.
+
+        Raises:
+            MedMoeError: The model cannot be loaded, or vLLM does not start.
+        """
+        verify(self._directory)
+        self._processor = MedMoeProcessor.from_pretrained(self._directory, local_files_only=True)
+        self._count = ConversationTokenizer(self._processor, self._config.image_seq_length)
+        # vLLM puts the picture's tokens in the place of one placeholder itself.
+        self._write = ConversationTokenizer(self._processor, 1)
+        try:
+            self._llm = await asyncio.to_thread(self._build)
+        except MedMoeError:
+            raise
+        except Exception as error:  # whatever a start of many processes may give
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ConfigError(
+                f"vLLM does not start ({reason}); its log above says more, "
+                "docs/serving_vllm.md what was tried"
+            ) from None
+        self._loaded = True
+
+    async def stream(
+        self, request: ChatRequest, *, deadline: float | None = None
+    ) -> AsyncGenerator[ChatChunk]:
+        """Answer a conversation, as `ChatEngine.stream` says."""
+        self.check_room()
+        ids = fitting_ids(request, self._count, self._llm.model_config.max_model_len)
+        row = ChatRow(ids, None, request.max_new_tokens)
+        end = None if deadline is None else asyncio.get_running_loop().time() + deadline
+        self._under_way += 1
+        try:
+            # Closing what vLLM gives takes the request out of its batch.
+            async with aclosing(self._outputs(request)) as outputs:
+                while True:
+                    async with asyncio.timeout_at(end):  # never around a yield
+                        chunks = self._said(row, await anext(outputs))
+                    for chunk in chunks:
+                        yield chunk
+                        if chunk.finish is not None:
+                            return
+        except TimeoutError:
+            raise late(deadline or 0.0) from None
+        finally:
+            self._under_way -= 1
+
+    async def explain(self, image: Image.Image, question: str) -> dict[str, Any]:
+        """Refuse: vLLM shows neither the router's choices nor gradients.
+
+        Raises:
+            EngineError: Always.
+        """
+        raise EngineError(
+            "no_evidence", "vLLM does not show the router's choices; evidence needs a server "
+            "with --engine local", 501,
+        )  # fmt: skip
+
+    async def drain(self, seconds: float) -> None:
+        """Take nothing new, and wait for what is under way."""
+        self._draining = True
+        end = time.monotonic() + seconds
+        while self._under_way and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+
+    async def stop(self) -> None:
+        """End vLLM's processes."""
+        self._draining = True
+        if self._llm is not None:
+            await asyncio.to_thread(self._llm.shutdown)
+
+    def _build(self) -> Any:
+        """Return vLLM's engine; takes a minute."""
+        for name, value in _OFFLINE.items():
+            os.environ.setdefault(name, value)
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        args = AsyncEngineArgs(
+            model=str(self._directory), model_impl="transformers", max_num_seqs=self._max_batch,
+            limit_mm_per_prompt={"image": 1}, enable_log_requests=False, **self._options,
+        )  # fmt: skip
+        return AsyncLLM.from_engine_args(args)
+
+    async def _outputs(self, request: ChatRequest) -> AsyncGenerator[Any]:
+        """Yield what vLLM says, each time the new tokens only.
+
+        Raises:
+            EngineError: It failed.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        turns = [(turn.role, turn.text) for turn in request.turns]
+        with_image = request.image is not None
+        prompt: dict[str, Any] = {
+            "prompt_token_ids": list(self._write.conversation(turns, with_image=with_image))
+        }
+        if request.image is not None:
+            prompt["multi_modal_data"] = {"image": request.image.convert("RGB")}
+        params = SamplingParams(
+            temperature=0.0, max_tokens=request.max_new_tokens, logprobs=0, detokenize=False,
+            stop_token_ids=[self._processor.tokenizer.eos_token_id],
+            output_kind=RequestOutputKind.DELTA,
+        )  # fmt: skip
+        answer = self._llm.generate(prompt, params, uuid.uuid4().hex)
+        try:
+            async with aclosing(answer) as outputs:
+                async for output in outputs:
+                    yield output.outputs[0]
+        except EngineDeadError:
+            raise not_ready("broken") from None
+        except (EngineGenerateError, ValueError) as error:
+            _log.error("vLLM failed: %s", type(error).__name__)
+            raise EngineError("engine_failed", "answering failed; try again", 503, 1) from None
+
+    def _said(self, row: ChatRow, output: Any) -> list[ChatChunk]:
+        """Return what new tokens add to an answer."""
+        tokenizer = self._processor.tokenizer
+        chunks = []
+        for token, choices in zip(output.token_ids, output.logprobs, strict=True):
+            chunk = say(row, token, choices[token].logprob, tokenizer)
+            if chunk.text or chunk.finish:
+                chunks.append(chunk)
+        return chunks
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options that vLLM does not have, or that are ours.
+
+    Raises:
+        ConfigError: vLLM is not installed, or names the option.
+    """
+    try:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+    except ImportError as error:
+        raise ConfigError(
+            f"{error.name} is not installed, which --engine vllm needs; "
+            "docs/serving_vllm.md says how to install it"
+        ) from None
+    known = sorted({field.name for field in fields(AsyncEngineArgs)} - set(_FIXED))
+    for name in options:
+        if name in _FIXED:
+            raise ConfigError(f"--vllm {name}: is set by medmoe itself; leave it out")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"--vllm {name}: vLLM has no such option{hint}")
