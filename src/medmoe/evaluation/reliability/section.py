@@ -7,6 +7,7 @@ from typing import Any
 
 from medmoe.evaluation.pages.page import percent
 from medmoe.evaluation.pages.report import DataTable, Figure, Section
+from medmoe.evaluation.reliability.calibration import LEAST_T, MOST_T
 from medmoe.routing.figure_style import BLUE, GREY, ORANGE, new_figure, style, to_svg
 
 _WORDS = (
@@ -50,12 +51,11 @@ _GIVEN = ("Task", "Answers", "target", "images chosen on", "least confidence", "
 
 def _row(task: str, kind: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
     before, after = entry["before"], entry.get("after", {})
-    ends = (before["ece_low"], before["ece_high"])
     return (
         task, kind, str(entry["n"]), _share(entry["accuracy"]), _share(entry["mean_confidence"]),
-        _share(before["ece"]), "–" if None in ends else f"{_share(ends[0])}–{_share(ends[1])}",
+        _share(before["ece"]), _interval(before),
         _share(before["ece_equal_count"]), f"{before['brier']:.3f}",
-        f"{entry['temperature']:.2f}" if "temperature" in entry else "–",
+        _temperature(entry.get("temperature")),
         _share(after.get("ece")), f"{after['brier']:.3f}" if after else "–",
     )  # fmt: skip
 
@@ -89,7 +89,7 @@ def _diagram(task: str, kind: str, entry: Mapping[str, Any]) -> str:
             if key not in entry:
                 continue
             parts = entry[key]["bins"]
-            label = "as given" if key == "before" else f"at T = {entry['temperature']:.2f}"
+            label = "as given" if key == "before" else f"at T {_temperature(entry['temperature'])}"
             upper.plot(
                 [part["confidence"] for part in parts], [part["accuracy"] for part in parts],
                 marker=marker, color=colour, label=label, markersize=5,
@@ -120,6 +120,21 @@ def _curve(task: str, kind: str, entry: Mapping[str, Any]) -> str:
             xlabel="share answered", ylabel="share of these wrong", xlim=(0, 1), ylim=(0, None)
         )
         return to_svg(figure, f"Risk–coverage curve of {task}, {kind} answers")
+
+
+def _interval(entry: Mapping[str, Any]) -> str:
+    low, high = entry["ece_low"], entry["ece_high"]
+    # Word joiners: an interval is not to be broken at its dash.
+    return "–" if low is None else f"{_share(low)}\u2060–\u2060{_share(high)}"
+
+
+def _temperature(value: float | None) -> str:
+    """Return a temperature; one at the end of what is tried was not found inside."""
+    if value is None:
+        return "–"
+    if value > 0.99 * MOST_T:
+        return f"≥ {MOST_T:g}"
+    return f"≤ {LEAST_T:g}" if value < 1.01 * LEAST_T else f"{value:.2f}"
 
 
 def _share(value: float | None) -> str:
