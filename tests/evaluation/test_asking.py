@@ -235,3 +235,25 @@ def test_a_task_without_a_fitting_protocol_is_refused(model: Path, tmp_path: Pat
     with pytest.raises(ConfigError, match="not scored under label_score; add --protocol strict"):
         evaluate(plan_of(model, tmp_path, protocols=("label_score",)), silent)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_a_model_was_trained_on_stand_in_every_score_and_on_the_page(
+    tmp_path: Path,
+) -> None:
+    folder, out = tmp_path / "model", tmp_path / "out"
+    save_model(
+        moe_model("stablelm"), processor(), folder, {"shared_images": {"phantom/test": 3, "x/y": 1}}
+    )
+    summary = evaluate(plan_of(folder, out, controls=("blank",)), silent)
+    assert {row["shared_images"] for row in summary["scores"]} == {3}
+    assert summary["shared_images"] == {"phantom/test": 3, "x/y": 1}
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "at least 3 pictures that nearly equal pictures of phantom/test" in page
+
+
+def test_a_split_that_training_did_not_touch_has_no_shared_images(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    save_model(moe_model("stablelm"), processor(), folder, {"shared_images": {"phantom/x": 3}})
+    summary = evaluate(plan_of(folder, tmp_path / "out"), silent)
+    assert not any("shared_images" in row for row in summary["scores"])
+    assert any("phantom/x" in note for note in summary["notes"])

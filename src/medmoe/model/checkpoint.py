@@ -128,6 +128,16 @@ def read_config(directory: Path) -> MedMoeConfig:
     return config
 
 
+def provenance(directory: Path) -> dict[str, Any]:
+    """Return what a model directory says about its training; empty where it says nothing."""
+    try:
+        content = json.loads((directory / PROVENANCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    training = content.get("training") if isinstance(content, dict) else None
+    return training if isinstance(training, dict) else {}
+
+
 def verify(directory: Path) -> None:
     """Check a model directory against its manifest without running anything in it.
 

@@ -12,10 +12,10 @@ from tests.experiments.train.micro_train import micro_plan, micro_recipe, silent
 from medmoe.config.train_schema import TrainSpec
 from medmoe.errors import DataError
 from medmoe.experiments.train.data import TrainData, read_data
-from medmoe.experiments.train.handover import provenance
 from medmoe.experiments.train.recipe import load_recipe
 from medmoe.experiments.train.run import run_train
 from medmoe.model.card import CARD
+from medmoe.model.checkpoint import provenance
 
 COPY = {"train/5": "rad/17"}
 SCORED = "data.apart_from=[vqa_rad/disjoint_test]"

@@ -19,12 +19,12 @@ from medmoe.experiments.corpus import phantom_corpus
 from medmoe.experiments.pipeline import train_all
 from medmoe.experiments.train import phases as running
 from medmoe.experiments.train.estimate import estimate
-from medmoe.experiments.train.handover import check_input, load_router, provenance, save_router
+from medmoe.experiments.train.handover import check_input, load_router, save_router
 from medmoe.experiments.train.plan import plan_train
 from medmoe.experiments.train.recipe import load_recipe
 from medmoe.experiments.train.run import run_train
 from medmoe.inference.engine import MedMoe
-from medmoe.model.checkpoint import verify
+from medmoe.model.checkpoint import provenance, verify
 from medmoe.training.meter import Measured
 
 PHASES_OF_TINY = PHASES[:-1]

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from medmoe.evaluation.scoring.scores import score_task
 from medmoe.evaluation.scoring.side_by_side import ALL_PROTOCOLS, LABEL_SCORE
 from medmoe.evaluation.statistics import wilson
 from medmoe.inference.engine import MedMoe
-from medmoe.model.checkpoint import read_config
+from medmoe.model.checkpoint import provenance, read_config
 from medmoe.model.cost.parameters import activated_parameters, total_parameters
 
 #: Batches of a chunk: what is lost at most when a run is cut off.
@@ -99,6 +99,7 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
             check_apart(task, plan.calibration[task.spec.name])
     settings = hold_settings(plan.out, _settings(plan))
     asking = _Asking(plan, progress)
+    shared = provenance(plan.model).get("shared_images") or {}
     start = time.perf_counter()
     rows: list[ScoreRow] = []
     trusted: dict[str, Any] = {}
@@ -123,7 +124,8 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
         "router": _router(plan),
         "model": str(plan.model),
         "asked": asking.asked,
-        "notes": [note for task in plan.tasks for note in task.notes],
+        "notes": [note for task in plan.tasks for note in task.notes] + _leaks(shared),
+        **({"shared_images": shared} if shared else {}),
         "reliability": trusted,
         "scores": [row.to_dict() for row in rows],
     }
@@ -212,7 +214,7 @@ def _scores(
     predictions: Sequence[Prediction],
     control: str | None = None,
 ) -> list[ScoreRow]:
-    return score_task(
+    rows = score_task(
         system="moe" if read_config(plan.model).moe_layers else "dense",
         task=task.spec.name,
         split=task.split,
@@ -224,6 +226,18 @@ def _scores(
         protocols=_protocols(plan, task),
         subsets=breakdowns(task.records) if control is None else None,
     )
+    scored = f"{task.spec.dataset}/{task.split}"
+    shared = (provenance(plan.model).get("shared_images") or {}).get(scored)
+    return [replace(row, shared_images=shared) for row in rows]
+
+
+def _leaks(shared: Mapping[str, int]) -> list[str]:
+    """Return what the model says of scored pictures that it was trained on."""
+    return [
+        f"The model was trained on at least {count:,} pictures that nearly equal pictures of "
+        f"{name} (allowed by name): its scores there are no scores on unseen pictures."
+        for name, count in shared.items()
+    ]
 
 
 def _reliability(

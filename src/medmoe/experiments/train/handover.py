@@ -6,7 +6,6 @@ A phase's run directory holds ``model/``: a model directory, or in its manner a 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from medmoe.config.schema import PhaseName
 from medmoe.errors import CheckpointError, ConfigError
-from medmoe.model.checkpoint import PROVENANCE
+from medmoe.model.checkpoint import PROVENANCE, provenance
 from medmoe.model.committed import MANIFEST, check_files, committed, read_manifest, write_json
 from medmoe.model.upcycle import RouterState
 
@@ -61,16 +60,6 @@ def check_input(directory: Path, source: PhaseName, phase: PhaseName, recipe: st
             f"use --set starts.{source}=RUN_DIRECTORY with one of {source}"
         )
     return model
-
-
-def provenance(model: Path) -> dict[str, Any]:
-    """Return what a model directory says about its training."""
-    try:
-        content = json.loads((model / PROVENANCE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    training = content.get("training") if isinstance(content, dict) else None
-    return training if isinstance(training, dict) else {}
 
 
 def save_part(directory: Path, facts: Mapping[str, Any], *parts: Callable[[Path], Any]) -> None:

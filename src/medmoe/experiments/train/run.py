@@ -23,9 +23,10 @@ from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainSpec
 from medmoe.experiments.train.data import TrainData, read_data
-from medmoe.experiments.train.handover import check_input, is_finished, provenance
+from medmoe.experiments.train.handover import check_input, is_finished
 from medmoe.experiments.train.phases import PHASE_FUNCTIONS, Job
 from medmoe.experiments.train.plan import TrainPlan, is_main
+from medmoe.model.checkpoint import provenance
 from medmoe.training.meter import Listener, Meter
 from medmoe.training.out_of_memory import named_out_of_memory
 from medmoe.training.saving.run_dir import close_run, git_commit, open_run, run_facts
