@@ -58,6 +58,9 @@ def test_dense_and_moe_models_are_scored_and_can_be_compared(
         (["--task", "phantom_vqa", "--protocol", "strickt"], "did you mean 'strict'"),
         (["--task", "phantom_vqa", "--control", "blanc"], "did you mean 'blank'"),
         (["--task", "phantom_vqa", "--split", "tset"], "did you mean 'test'"),
+        (["--task", "phantom_vqa", "--calibrate", "test"], "needs another split"),
+        (["--task", "phantom_vqa", "--target-risk", "0.1"], "add --calibrate validation"),
+        (["--task", "phantom_vqa", "--target-risk", "1"], "is not a number between 0 and 1"),
         (["--task", "phantom_vqa", "--data", "nowhere"], "no such folder"),
     ],
 )

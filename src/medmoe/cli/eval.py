@@ -48,7 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target-risk",
         type=_share,
-        default=0.1,
         metavar="R",
         help="share of an image's questions that may be answered wrongly (default: 0.1)",
     )
@@ -77,8 +76,9 @@ def run(args: argparse.Namespace) -> int:
 
     from medmoe.cli.eval_tables import Bar, show
     from medmoe.data.registry import find_data
+    from medmoe.errors import ConfigError
     from medmoe.evaluation.asking.controls import CONTROLS
-    from medmoe.evaluation.asking.evaluate import EvalPlan, check_names, evaluate
+    from medmoe.evaluation.asking.evaluate import EvalPlan, check_apart, check_names, evaluate
     from medmoe.evaluation.asking.task_records import task_records
     from medmoe.evaluation.scoring.side_by_side import ALL_PROTOCOLS
     from medmoe.evaluation.tasks import task_spec
@@ -95,11 +95,16 @@ def run(args: argparse.Namespace) -> int:
         task_records(spec, root, split=args.split, limit=args.limit, seed=args.seed)
         for spec in specs
     ]
+    if args.target_risk is not None and args.calibrate is None:
+        raise ConfigError("--target-risk needs a split to choose on; add --calibrate validation")
     calibration = {
         spec.name: task_records(spec, root, split=args.calibrate, limit=args.limit, seed=args.seed)
         for spec in specs
         if args.calibrate
     }
+    for task in tasks:
+        if task.spec.name in calibration:
+            check_apart(task, calibration[task.spec.name])
     plan = EvalPlan(
         model=args.model,
         out=flags.make_out_dir(args.out),
@@ -108,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
         protocols=protocols,
         controls=controls,
         calibration=calibration,
-        target_risk=args.target_risk,
+        target_risk=args.target_risk or 0.1,
         seed=args.seed,
         batch_size=args.batch_size,
         commit=git_commit()[0],

@@ -95,8 +95,6 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
     """
     for task in plan.tasks:
         _protocols(plan, task)
-        if task.spec.name in plan.calibration:
-            check_apart(task, plan.calibration[task.spec.name])
     settings = hold_settings(plan.out, _settings(plan))
     asking = _Asking(plan, progress)
     shared = provenance(plan.model).get("shared_images") or {}
