@@ -292,7 +292,9 @@ def test_in_a_terminal_control_c_at_the_prompt_goes_on_and_control_d_ends_with_0
     terminal.type(f"{QUESTION}\n")
     terminal.until("confidence")
     terminal.until("> ")
-    terminal.type("half a que\x03")
+    terminal.type("half a que")
+    terminal.until("half a que")  # the line editor is listening
+    terminal.type("\x03")
     terminal.until("(Ctrl-D or /quit ends)")
     terminal.type("/nonsense\n")
     terminal.until("unknown command")
