@@ -58,7 +58,8 @@ async def complete(service: Service, request: Request) -> Response:
     service.check_open()
     with service.audited(request_id, started) as record:
         try:
-            call = await _read(service, request, request_id, started)
+            with service.coming():
+                call = await _read(service, request, request_id, started)
             record.image = call.image_hash
             if call.body.stream:
                 first = await _first(service, call)

@@ -63,6 +63,7 @@ class Service:
         self.uploads = UploadStore()
         self.pictures = Pictures(self.uploads, self.metrics)
         self.under_way = 0
+        self._coming = 0
         self._audit = audit
         self._log_failed = False
 
@@ -80,7 +81,7 @@ class Service:
         if self._log_failed:
             raise problem_of(not_ready(self.state))
         try:
-            self.engine.check_room()
+            self.engine.check_room(self._coming)
         except MedMoeError as error:
             raise problem_of(error) from None
 
@@ -89,6 +90,15 @@ class Service:
         if self._audit is None or image is None:
             return None
         return self._audit.image_hash(f"{image.size}".encode() + image.tobytes())
+
+    @contextmanager
+    def coming(self) -> Iterator[None]:
+        """Count a request that was let in, until the engine has it."""
+        self._coming += 1
+        try:
+            yield
+        finally:
+            self._coming -= 1
 
     @asynccontextmanager
     async def answering(self) -> AsyncIterator[None]:
@@ -174,11 +184,11 @@ class CountedEngine:
         """Return how much there is to do."""
         return self._engine.load()
 
-    def check_room(self) -> None:
+    def check_room(self, coming: int = 0) -> None:
         """Let a request come that could be taken now."""
         if self._service.state == "broken":
             raise not_ready("broken")
-        self._engine.check_room()
+        self._engine.check_room(coming)
 
     async def start(self) -> None:
         """Do nothing: the server starts the engine."""
