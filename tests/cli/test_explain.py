@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom.data import get_testdata_file
 from tests.model.tiny import DOMAINS, dense_model, moe_model, processor
 
 from medmoe.cli.main import main
@@ -59,6 +60,25 @@ def test_page_and_json_hold_the_whole_card(
     # Self-contained, and silent about where the picture came from.
     assert not re.search(r'(?:src|href)="(?!data:|#)', page)
     assert "name of a person" not in page + json.dumps(found)
+
+
+def test_a_dicom_is_shown_in_the_window_of_choice_with_what_its_file_warns_of(
+    models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = get_testdata_file("CT_small.dcm")
+    words = ["explain", str(models["moe"]), str(file), QUESTION, "--out", str(tmp_path / "out")]
+    assert main([*words, "--window", "40,400", "--frame", "1"]) == 0
+    found = json.loads((tmp_path / "out" / "evidence.json").read_text(encoding="utf-8"))
+    assert found["image"]["window"]["width"] == 400
+    page = (tmp_path / "out" / "evidence.html").read_text(encoding="utf-8")
+    assert "DICOM, ct" in page
+    assert "window 40,400" in page
+    printed = capsys.readouterr().out
+    assert found["image"]["warnings"]
+    for warning in found["image"]["warnings"]:
+        assert f"warning: {warning}" in printed
+        assert warning in page
+    assert "CompressedSamples" not in page  # the patient's name in this file
 
 
 def test_a_dense_models_card_leaves_the_routing_out_and_says_so(

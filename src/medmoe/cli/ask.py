@@ -19,6 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "image", type=Path, metavar="IMAGE", help="PNG, JPEG, DICOM or NIfTI file, by content"
     )
     parser.add_argument("question", metavar="QUESTION", help="the question, in quotes")
+    add_view(parser)
+    flags.add_json(parser)
+
+
+def add_view(parser: argparse.ArgumentParser) -> None:
+    """Add `--window C,W` and `--frame K`: how a DICOM or NIfTI file becomes a picture."""
     parser.add_argument(
         "--window",
         type=window,
@@ -33,7 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="frame of a DICOM file (default: 1), slice of a NIfTI volume (default: the middle)",
     )
-    flags.add_json(parser)
 
 
 def window(text: str) -> tuple[float, float] | str:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from medmoe.cli import flags
+from medmoe.cli.ask import add_view
 from medmoe.cli.parser import FOOTER
 
 
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="options",
         help="choose among these answers only; give it once for each (default: a free answer)",
     )
+    add_view(parser)
     flags.add_out(parser, "runs/explain")
     flags.add_json(parser)
 
@@ -40,20 +42,25 @@ def run(args: argparse.Namespace) -> int:
     """
     from transformers.utils.logging import disable_progress_bar
 
-    from medmoe.data.images import open_image
+    from medmoe.data.images import open_picture
     from medmoe.evaluation.pages.evidence_page import write_evidence
+    from medmoe.inference.answer import disagreements
     from medmoe.inference.engine import MedMoe
     from medmoe.inference.evidence import check_question, explain
 
     check_question(args.question, args.options)
     disable_progress_bar()
-    picture = open_image(args.image)
+    picture = open_picture(args.image, window=args.window, frame=args.frame)
     engine = MedMoe.load(args.model)
     out = flags.make_out_dir(args.out)
-    found = explain(engine, picture, args.question, args.options)
+    found = explain(engine, picture.image, args.question, args.options)
+    warnings = [*picture.facts.sentences(), *disagreements(found.routing, picture.facts.modality)]
     # Not the path: it may name a person.
-    write_evidence(out / "evidence.html", found, picture, args.model.resolve().name)
-    result = {"version": 1} | found.to_dict()
+    write_evidence(
+        out / "evidence.html", found, picture, args.model.resolve().name, warnings=warnings
+    )
+    image = picture.facts.to_json() | {"warnings": warnings}
+    result = {"version": 1, "image": image} | found.to_dict()
     flags.write_json(out / "evidence.json", result)
     flags.write_json(args.json, result)
     print(found.answer)
@@ -64,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"router: {found.routing.domain} ({100 * found.routing.domain_probability:.0f} %)")
     if found.out_of_domain.warning:
         print("warning: out of domain, the router is unsure what kind of picture this is")
+    for line in warnings:
+        print(f"warning: {line}")
     changed = [row for row in found.counterfactuals if row.differs]
     for row in changed:
         print(f"{row.change}: {row.answer or '(empty)'}")

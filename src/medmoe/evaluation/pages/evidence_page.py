@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
+from medmoe.data.images import Picture
 from medmoe.evaluation.pages.page import render_page, write_page
 from medmoe.inference.evidence import BEAM, Evidence
 from medmoe.inference.evidence_picture import region_picture
 
 
-def write_evidence(path: Path, evidence: Evidence, image: Image.Image, model: str) -> None:
+def write_evidence(
+    path: Path, evidence: Evidence, picture: Picture, model: str, *, warnings: Sequence[str] = ()
+) -> None:
     """Write the card, whole or not at all.
 
     Args:
         path: The HTML file.
-        image: The picture asked about, upright RGB.
+        picture: The picture asked about, and what its file says of it.
         model: What to call the model on the page.
+        warnings: About the picture, in words.
 
     Raises:
         GuardError: The disk is full.
         MedMoeError: The file cannot be written.
     """
-    write_page(path, render_evidence(evidence, image, model))
+    write_page(path, render_evidence(evidence, picture, model, warnings))
 
 
-def render_evidence(evidence: Evidence, image: Image.Image, model: str) -> str:
+def render_evidence(
+    evidence: Evidence, picture: Picture, model: str, warnings: Sequence[str] = ()
+) -> str:
     """Return the card as HTML."""
     routing = evidence.routing
     return render_page(
@@ -34,7 +39,9 @@ def render_evidence(evidence: Evidence, image: Image.Image, model: str) -> str:
         title="Evidence card",
         model=model,
         evidence=evidence,
-        picture=region_picture(image, evidence.attribution),
+        shown=picture.facts.description(),
+        warnings=warnings,
+        picture=region_picture(picture.image, evidence.attribution),
         domains=sorted(routing.probabilities.items(), key=lambda p: -p[1]) if routing else [],
         experts=routing.experts if routing else {},
         columns=list(routing.probabilities) if routing else [],
