@@ -105,12 +105,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     asked = 0
     ask = module.ask_chunk
 
-    def killed(engine: Any, records: Any) -> list[Prediction]:
+    def killed(engine: Any, records: Any, change: Any) -> list[Prediction]:
         nonlocal asked
         asked += 1
         if asked == 3:
             raise KeyboardInterrupt
-        return ask(engine, records)
+        return ask(engine, records, change)
 
     monkeypatch.setattr(module, "ask_chunk", killed)
     plan = plan_of(model, tmp_path, controls=("blank",))

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medmoe.cli import flags
+
+if TYPE_CHECKING:
+    from medmoe.evaluation.asking.task_records import TaskRecords
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,12 +37,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="ask N questions of each task only, of images drawn by the seed",
     )
+    _add_tests(parser)
+    parser.add_argument(
+        "--batch-size",
+        type=flags.positive_int,
+        default=64,
+        metavar="B",
+        help="questions answered together (default: 64)",
+    )
+    flags.add_data(parser)
+    flags.add_out(parser, "runs/eval")
+    flags.add_seed(parser)
+    flags.add_json(parser)
+
+
+def _add_tests(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--control",
         type=lambda text: text.split(","),
         default=[],
         metavar="NAME[,NAME]",
         help="also ask with other pictures: blank, noise, shuffled, or all",
+    )
+    parser.add_argument(
+        "--corruption",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="NAME[,NAME]",
+        help="also ask about worse pictures at five severities: gaussian_noise, gaussian_blur, "
+        "jpeg_compression, …, or all",
+    )
+    parser.add_argument(
+        "--severity",
+        type=_severities,
+        metavar="K[,K]",
+        help="severities of --corruption, 1 (mild) to 5 (default: 1,2,3,4,5)",
     )
     parser.add_argument(
         "--calibrate",
@@ -51,17 +84,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="share of an image's questions that may be answered wrongly (default: 0.1)",
     )
-    parser.add_argument(
-        "--batch-size",
-        type=flags.positive_int,
-        default=64,
-        metavar="B",
-        help="questions answered together (default: 64)",
-    )
-    flags.add_data(parser)
-    flags.add_out(parser, "runs/eval")
-    flags.add_seed(parser)
-    flags.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,42 +98,33 @@ def run(args: argparse.Namespace) -> int:
 
     from medmoe.cli.eval_tables import Bar, show
     from medmoe.data.registry import find_data
-    from medmoe.errors import ConfigError
     from medmoe.evaluation.asking.controls import CONTROLS
+    from medmoe.evaluation.asking.corruptions import CORRUPTIONS, SEVERITIES
     from medmoe.evaluation.asking.evaluate import EvalPlan, check_apart, check_names, evaluate
-    from medmoe.evaluation.asking.task_records import task_records
     from medmoe.evaluation.scoring.side_by_side import ALL_PROTOCOLS
-    from medmoe.evaluation.tasks import task_spec
     from medmoe.model.checkpoint import verify
     from medmoe.training.saving.run_dir import git_commit
 
     disable_progress_bar()
     protocols = check_names(args.protocol or ["all"], ALL_PROTOCOLS, "protocol")
     controls = check_names(args.control, CONTROLS, "control")
-    specs = {spec.name: spec for spec in map(task_spec, args.task)}.values()
+    corruptions = check_names(args.corruption, CORRUPTIONS, "corruption")
+    _check_pairs(args)
     verify(args.model)
     root = find_data(args.data)
-    tasks = [
-        task_records(spec, root, split=args.split, limit=args.limit, seed=args.seed)
-        for spec in specs
-    ]
-    if args.target_risk is not None and args.calibrate is None:
-        raise ConfigError("--target-risk needs a split to choose on; add --calibrate validation")
-    calibration = {
-        spec.name: task_records(spec, root, split=args.calibrate, limit=args.limit, seed=args.seed)
-        for spec in specs
-        if args.calibrate
-    }
-    for task in tasks:
-        if task.spec.name in calibration:
-            check_apart(task, calibration[task.spec.name])
+    tasks = _tasks(args, root, args.split)
+    calibration = _tasks(args, root, args.calibrate) if args.calibrate else {}
+    for name in calibration:
+        check_apart(tasks[name], calibration[name])
     plan = EvalPlan(
         model=args.model,
         out=flags.make_out_dir(args.out),
-        tasks=tasks,
+        tasks=list(tasks.values()),
         root=root,
         protocols=protocols,
         controls=controls,
+        corruptions=corruptions,
+        severities=args.severity or SEVERITIES,
         calibration=calibration,
         target_risk=args.target_risk or 0.1,
         seed=args.seed,
@@ -123,6 +136,37 @@ def run(args: argparse.Namespace) -> int:
     show(summary, args.out)
     flags.write_json(args.json, summary)
     return 0
+
+
+def _tasks(
+    args: argparse.Namespace, root: Path | None, split: str | None
+) -> dict[str, TaskRecords]:
+    """Return the records of each task, of its own split where none is given."""
+    from medmoe.evaluation.asking.task_records import task_records
+    from medmoe.evaluation.tasks import task_spec
+
+    specs = {spec.name: spec for spec in map(task_spec, args.task)}
+    return {
+        name: task_records(spec, root, split=split, limit=args.limit, seed=args.seed)
+        for name, spec in specs.items()
+    }
+
+
+def _check_pairs(args: argparse.Namespace) -> None:
+    """Refuse a flag that means nothing without another."""
+    from medmoe.errors import ConfigError
+
+    if args.severity is not None and not args.corruption:
+        raise ConfigError("--severity needs worse pictures; add --corruption all")
+    if args.target_risk is not None and args.calibrate is None:
+        raise ConfigError("--target-risk needs a split to choose on; add --calibrate validation")
+
+
+def _severities(text: str) -> tuple[int, ...]:
+    known = {"1", "2", "3", "4", "5"}
+    if not set(text.split(",")) <= known:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of 1 to 5, e.g. 1,3,5")
+    return tuple(sorted({int(part) for part in text.split(",")}))
 
 
 def _share(text: str) -> float:

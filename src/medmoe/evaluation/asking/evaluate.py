@@ -13,15 +13,18 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from medmoe.data.images import open_record
 from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, one_of
 from medmoe.evaluation.asking.answer_file import AnswerFile, chunks_of
 from medmoe.evaluation.asking.controls import controlled
+from medmoe.evaluation.asking.corruptions import SEVERITIES, corrupted
 from medmoe.evaluation.asking.settings import hold_settings, settings_sha256
 from medmoe.evaluation.asking.task_records import TaskRecords
 from medmoe.evaluation.files.json_lines import read_rows
@@ -29,6 +32,7 @@ from medmoe.evaluation.files.predictions import Prediction, read_predictions
 from medmoe.evaluation.pages.report import write_report
 from medmoe.evaluation.pages.run_report import report_of_run
 from medmoe.evaluation.reliability.measure import answered_by_kind, reliability
+from medmoe.evaluation.reliability.robustness import robustness_row
 from medmoe.evaluation.runner import predict
 from medmoe.evaluation.scoring.breakdowns import breakdowns
 from medmoe.evaluation.scoring.score_row import ScoreRow
@@ -54,6 +58,8 @@ class EvalPlan:
         root: Folder of the data sets, for the report's examples.
         protocols: Names of `ALL_PROTOCOLS`.
         controls: Names of `CONTROLS`.
+        corruptions: Names of `CORRUPTIONS`, and the severities that each is asked at.
+        severities: From 1 to 5.
         calibration: Task name → other records of it, on which temperature and threshold are
             chosen; empty for none.
         target_risk: Of `choose_threshold`.
@@ -66,6 +72,8 @@ class EvalPlan:
     root: Path | None = None
     protocols: Sequence[str] = ALL_PROTOCOLS
     controls: Sequence[str] = ()
+    corruptions: Sequence[str] = ()
+    severities: Sequence[int] = SEVERITIES
     calibration: Mapping[str, TaskRecords] = field(default_factory=dict)
     target_risk: float = 0.1
     seed: int = 7
@@ -101,11 +109,13 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
     start = time.perf_counter()
     rows: list[ScoreRow] = []
     trusted: dict[str, Any] = {}
+    worse: list[dict[str, Any]] = []
     for task in plan.tasks:
         path = plan.out / task.spec.name / "predictions.jsonl"
         predictions = asking.ask(task.spec.name, task.records, path)
         rows += _scores(plan, task, predictions)
         trusted[task.spec.name] = _reliability(plan, task, predictions, asking)
+        worse += _robustness(plan, task, predictions, asking)
         for control in plan.controls:
             records = controlled(task.records, control, plan.seed)
             path = plan.out / task.spec.name / "controls" / f"{control}.jsonl"
@@ -125,6 +135,7 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
         "notes": [note for task in plan.tasks for note in task.notes] + _leaks(shared),
         **({"shared_images": shared} if shared else {}),
         "reliability": trusted,
+        **({"corruptions": worse} if worse else {}),
         "scores": [row.to_dict() for row in rows],
     }
     _write(plan.out / "summary.json", summary)
@@ -147,29 +158,46 @@ class _Asking:
             plan.model, batch_size=plan.batch_size, max_new_tokens=plan.max_new_tokens
         )
 
-    def ask(self, name: str, records: Sequence[Record], path: Path) -> list[Prediction]:
-        """Return the predictions in a file once every record is answered there."""
+    def ask(
+        self,
+        name: str,
+        records: Sequence[Record],
+        path: Path,
+        change: Callable[[str, Image.Image], Image.Image] | None = None,
+    ) -> list[Prediction]:
+        """Return the predictions in a file once every record is answered there.
+
+        Args:
+            change: Makes another picture of an image's id and picture.
+        """
         chunks = chunks_of(records, _BATCHES * self._plan.batch_size)
         file = AnswerFile(path, chunks)
         whole = file.resume()
         done = sum(len(chunk) for chunk in chunks[:whole])
         for chunk in chunks[whole:]:
             self._progress(name, done, len(records))
-            file.append(chunk, ask_chunk(self.engine, chunk))
+            file.append(chunk, ask_chunk(self.engine, chunk, change))
             done += len(chunk)
             self.asked += len(chunk)
         self._progress(name, done, len(records))
         return read_predictions(path)
 
 
-def ask_chunk(engine: MedMoe, records: Sequence[Record]) -> list[Prediction]:
+def ask_chunk(
+    engine: MedMoe,
+    records: Sequence[Record],
+    change: Callable[[str, Image.Image], Image.Image] | None = None,
+) -> list[Prediction]:
     """Answer records, each image encoded once for all its questions.
 
     Raises:
         ImageError: A picture cannot be used; the record is named.
     """
     images = list({record.image.id: record.image for record in records}.values())
-    features = engine.encode([open_record(image) for image in images])
+    pictures = [open_record(image) for image in images]
+    if change is not None:
+        pictures = [change(i.id, picture) for i, picture in zip(images, pictures, strict=True)]
+    features = engine.encode(pictures)
     return predict(engine, records, features, {image.id: i for i, image in enumerate(images)})
 
 
@@ -178,15 +206,16 @@ def _settings(plan: EvalPlan) -> dict[str, Any]:
         task.spec.name: {"split": task.split, "limit": task.limit, "records": task.sha256()}
         for task in plan.tasks
     }
+    calibration = {
+        name: {"split": task.split, "records": task.sha256()}
+        for name, task in sorted(plan.calibration.items())
+    }
     return {
+        **({"calibration": calibration} if calibration else {}),
         "seed": plan.seed,
         "batch_size": plan.batch_size,
         "max_new_tokens": plan.max_new_tokens,
         "tasks": tasks,
-        "calibration": {
-            name: {"split": task.split, "records": task.sha256()}
-            for name, task in sorted(plan.calibration.items())
-        },
         "model": plan.model,
     }
 
@@ -250,6 +279,31 @@ def _reliability(
         chosen = answered_by_kind(other.records, found)
     reported = answered_by_kind(task.records, predictions)
     return reliability(reported, chosen, target=plan.target_risk, seed=plan.seed)
+
+
+def _robustness(
+    plan: EvalPlan, task: TaskRecords, predictions: Sequence[Prediction], asking: _Asking
+) -> list[dict[str, Any]]:
+    """Ask about worse pictures; return the share of right answers of each, the clean ones first."""
+    if not plan.corruptions:
+        return []
+    name, seed = task.spec.name, plan.seed
+    clean = answered_by_kind(task.records, predictions)
+    rows = [robustness_row(name, None, 0, kind, found, seed) for kind, found in clean.items()]
+    for corruption in plan.corruptions:
+        for severity in plan.severities:
+            path = plan.out / name / "corruptions" / f"{corruption}-{severity}.jsonl"
+            change = partial(_worse, corruption, severity, seed)
+            said = asking.ask(f"{name}, {corruption} {severity}", task.records, path, change)
+            rows += [
+                robustness_row(name, corruption, severity, kind, found, seed)
+                for kind, found in answered_by_kind(task.records, said).items()
+            ]
+    return rows
+
+
+def _worse(corruption: str, severity: int, seed: int, key: str, image: Image.Image) -> Image.Image:
+    return corrupted(image, corruption, severity, key, seed)
 
 
 def check_apart(task: TaskRecords, calibration: TaskRecords) -> None:

@@ -1,0 +1,98 @@
+"""How scores fall as pictures get worse: rows by corruption and severity, their part of a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from medmoe.evaluation.pages.page import percent
+from medmoe.evaluation.pages.report import DataTable, Figure, Section
+from medmoe.evaluation.reliability.calibration import Answered
+from medmoe.evaluation.statistics import clustered_bootstrap
+from medmoe.routing.figure_style import BLUE, GREY, ORANGE, new_figure, style, to_svg
+
+_WORDS = (
+    "The same questions about worse pictures: share of right answers (strict, or of the best "
+    "label) by severity, 1 mild to 5 strong; 0 is the picture as it is. The last column is the "
+    "share of the clean score that is lost on the mean over severities. The strengths are ours, "
+    "after MedMNIST-C."
+)
+
+
+def robustness_row(
+    task: str, corruption: str | None, severity: int, kind: str, answered: Answered, seed: int
+) -> dict[str, Any]:
+    """Return the share of right answers, in percent, with an interval by image.
+
+    Args:
+        corruption: None for the pictures as they are.
+        severity: 0 for them.
+    """
+    low, high = clustered_bootstrap(answered.right, answered.images, seed=seed)
+    ends = [100 * end if np.isfinite(end) else None for end in (low, high)]
+    return {
+        "task": task, "corruption": corruption, "severity": severity, "kind": kind,
+        "value": 100 * float(answered.right.mean()), "low": ends[0], "high": ends[1],
+        "n": len(answered.right),
+    }  # fmt: skip
+
+
+def robustness_section(summary: Mapping[str, Any]) -> Section | None:
+    """Return the part of the report, None where nothing was corrupted.
+
+    Args:
+        summary: The object of ``summary.json``; its ``corruptions`` are rows of `robustness_row`.
+    """
+    rows: Sequence[Mapping[str, Any]] = summary.get("corruptions") or ()
+    kinds = list(dict.fromkeys((row["task"], row["kind"]) for row in rows))
+    tables, figures = [], []
+    for task, kind in kinds:
+        mine = [row for row in rows if (row["task"], row["kind"]) == (task, kind)]
+        clean = next(row for row in mine if row["corruption"] is None)
+        by_name: dict[str, dict[int, Mapping[str, Any]]] = {}
+        for row in mine:
+            if row["corruption"] is not None:
+                by_name.setdefault(row["corruption"], {})[row["severity"]] = row
+        tables.append(_table(f"{task}, {kind} (n = {clean['n']})", clean, by_name))
+        caption = f"{task}, {kind}: share right by severity, each corruption a line."
+        figures.append(Figure(caption, _figure(f"{task}, {kind}", clean, by_name)))
+    return Section("corruptions", "Worse pictures", (_WORDS,), tables, figures) if kinds else None
+
+
+def _table(
+    title: str, clean: Mapping[str, Any], by_name: Mapping[str, Mapping[int, Mapping[str, Any]]]
+) -> DataTable:
+    severities = sorted({severity for rows in by_name.values() for severity in rows})
+    found = []
+    for name, rows in by_name.items():
+        values = [rows[s]["value"] if s in rows else None for s in severities]
+        known = [value for value in values if value is not None]
+        lost = 100 * (1 - float(np.mean(known)) / clean["value"]) if clean["value"] else None
+        shown = [percent(value) for value in (clean["value"], *values)]
+        found.append((name.replace("_", " "), *shown, percent(lost)))
+    columns = ("Corruption", "0", *(str(s) for s in severities), "lost")
+    return DataTable(columns, found, title)
+
+
+def _figure(
+    title: str, clean: Mapping[str, Any], by_name: Mapping[str, Mapping[int, Mapping[str, Any]]]
+) -> str:
+    dashes = ("-", "--", "-.", ":")
+    with style():
+        figure = new_figure(3.4, 5.2)
+        axes = figure.subplots()
+        for place, (name, rows) in enumerate(by_name.items()):
+            points = [(0, clean["value"]), *((s, rows[s]["value"]) for s in sorted(rows))]
+            axes.plot(
+                *zip(*points, strict=True),
+                color=(BLUE, ORANGE, GREY)[place % 3],
+                linestyle=dashes[place // 3 % 4],
+                marker="os^Dv*"[place % 6],
+                markersize=4,
+                label=name.replace("_", " "),
+            )
+        axes.set(xlabel="severity", ylabel="% right", ylim=(0, 102))
+        axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        return to_svg(figure, f"Scores by severity of corruptions: {title}")
