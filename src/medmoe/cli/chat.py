@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from medmoe.cli import flags
-from medmoe.cli.ask import window
+from medmoe.cli.ask import add_view
 from medmoe.cli.parser import FOOTER
 
 
@@ -23,15 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGE",
         help="PNG, JPEG, DICOM or NIfTI file to begin with (default: none; /image PATH opens one)",
     )
-    parser.add_argument(
-        "--window",
-        type=window,
-        metavar="C,W",
-        help="center and width of a DICOM or NIfTI picture, or a CT preset, as in `medmoe ask`",
-    )
-    parser.add_argument(
-        "--frame", type=flags.positive_int, metavar="K", help="frame or slice, as in `medmoe ask`"
-    )
+    add_view(parser)
     parser.add_argument(
         "--max-new-tokens",
         type=flags.positive_int,

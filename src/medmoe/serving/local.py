@@ -31,7 +31,7 @@ from medmoe.inference.evidence import explain
 from medmoe.serving.engine import EngineError, Load, ModelFacts, busy, late, model_facts, not_ready
 
 _log = logging.getLogger(__name__)
-#: Pictures whose encoding is kept (about 0.5 MB each at CLIP-L's size).
+#: Pictures whose encoding is kept (about 2.4 MB each at CLIP-L's size, float32).
 KEPT_PICTURES = 64
 _SWITCH_SECONDS = 0.0002
 
