@@ -123,7 +123,7 @@ def _check_one_per_id(train: Sequence[Record]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Measure:
+class Measure:
     """One metric: which key of `score_pair` is read for each answer type; others are left out."""
 
     protocol: str
@@ -144,20 +144,20 @@ _OPEN: Mapping[str, Mapping[str, str]] = {
     "llava_med": {"recall": "recall", "f1": "f1"},
     "token_f1": {"f1": "f1"},
 }
-_RIGHT = _Measure("strict", "accuracy", {"closed": "accuracy", "open": "exact_match"})
+_RIGHT = Measure("strict", "accuracy", {"closed": "accuracy", "open": "exact_match"})
 
 
-def _measures(subset: str, protocols: Sequence[str]) -> Iterator[_Measure]:
+def measures(subset: str, protocols: Sequence[str]) -> Iterator[Measure]:
     for protocol in protocols:
         if subset not in ("closed", "open") and protocol == "strict":
             yield _RIGHT
             continue
         if subset not in ("open", "all"):
             for metric, key in _CLOSED[protocol].items():
-                yield _Measure(protocol, metric, {"closed": key})
+                yield Measure(protocol, metric, {"closed": key})
         if subset not in ("closed", "all"):
             for metric, key in _OPEN[protocol].items():
-                yield _Measure(protocol, metric, {"open": key})
+                yield Measure(protocol, metric, {"open": key})
 
 
 def record_scores(protocol: str, record: Record, answer: str) -> Mapping[str, float]:
@@ -181,7 +181,7 @@ class _Answers:
         self._answers = answers
         self._scores: dict[str, dict[str, Mapping[str, float]]] = {}
 
-    def values(self, chosen: Sequence[Record], measure: _Measure) -> list[float]:
+    def values(self, chosen: Sequence[Record], measure: Measure) -> list[float]:
         """Return the measure's value for each chosen record."""
         if measure.protocol not in self._scores:
             self._scores[measure.protocol] = {
@@ -190,7 +190,7 @@ class _Answers:
         scores, keys = self._scores[measure.protocol], measure.keys
         return [scores[r.id][keys[r.answer_type]] for r in chosen]
 
-    def mean(self, chosen: Sequence[Record], measure: _Measure) -> float:
+    def mean(self, chosen: Sequence[Record], measure: Measure) -> float:
         """Return the mean of the measure over the chosen records."""
         return math.fsum(self.values(chosen, measure)) / len(chosen)
 
@@ -210,13 +210,13 @@ class _Blind:
             _Answers(test, baselines.question_only(train, test)) if train else None
         )
 
-    def constant(self, train: Sequence[Record], test: Sequence[Record], measure: _Measure) -> float:
+    def constant(self, train: Sequence[Record], test: Sequence[Record], measure: Measure) -> float:
         """Score the constant that is best on the training records of the subset."""
         chosen_on, answers = (train, self._on_train) if train else (test, self._on_test)
         best = max(answers, key=lambda name: answers[name].mean(chosen_on, measure))
         return self._on_test[best].mean(test, measure)
 
-    def question_only(self, test: Sequence[Record], measure: _Measure) -> float | None:
+    def question_only(self, test: Sequence[Record], measure: Measure) -> float | None:
         """Score the answers that the questions' words alone would give."""
         return None if self._question_only is None else self._question_only.mean(test, measure)
 
@@ -248,7 +248,7 @@ def _vqa_rows(
     answers = _Answers(records, {record.id: prediction.text for record, prediction in pairs})
     blind = _Blind(train, records)
     for subset, belongs in (_subsets(records) | dict(further)).items():
-        for measure in _measures(subset, protocols):
+        for measure in measures(subset, protocols):
             chosen = [r for r in records if belongs(r) and r.answer_type in measure.keys]
             if not chosen:
                 continue
