@@ -9,25 +9,34 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from medmoe.data.schema import Record
 from medmoe.errors import DataError
 from medmoe.evaluation.files.predictions import Prediction, pair, prediction_row
 
+#: Batches of a chunk: what is lost at most when a run is cut off.
+BATCHES = 4
 Chunk = Sequence[Record]
+T = TypeVar("T")
 
 
 def chunks_of(records: Sequence[Record], size: int) -> list[list[Record]]:
-    """Return the records in chunks of at least ``size``, all questions about an image in one.
+    """Return `chunks_by_image` of records."""
+    return chunks_by_image(records, lambda record: record.image.id, size)
 
-    So an image is encoded once. The order is that of the images' first records.
+
+def chunks_by_image(items: Iterable[T], image_of: Callable[[T], str], size: int) -> list[list[T]]:
+    """Return questions in chunks of at least ``size``, all questions about an image in one.
+
+    So an image is encoded once. The order is that of the images' first questions.
     """
-    by_image: dict[str, list[Record]] = {}
-    for record in records:
-        by_image.setdefault(record.image.id, []).append(record)
-    found: list[list[Record]] = [[]]
+    by_image: dict[str, list[T]] = {}
+    for item in items:
+        by_image.setdefault(image_of(item), []).append(item)
+    found: list[list[T]] = [[]]
     for own in by_image.values():
         if len(found[-1]) >= size:
             found.append([])

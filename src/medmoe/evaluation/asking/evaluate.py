@@ -22,7 +22,7 @@ from PIL import Image
 from medmoe.data.images import open_record
 from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, one_of
-from medmoe.evaluation.asking.answer_file import AnswerFile, chunks_of
+from medmoe.evaluation.asking.answer_file import BATCHES, AnswerFile, chunks_of
 from medmoe.evaluation.asking.controls import controlled
 from medmoe.evaluation.asking.corruptions import SEVERITIES, corrupted
 from medmoe.evaluation.asking.settings import hold_settings, settings_sha256
@@ -43,8 +43,6 @@ from medmoe.inference.engine import MedMoe
 from medmoe.model.checkpoint import provenance, read_config
 from medmoe.model.cost.parameters import activated_parameters, total_parameters
 
-#: Batches of a chunk: what is lost at most when a run is cut off.
-_BATCHES = 4
 Progress = Callable[[str, int, int], None]  # what is asked, questions done, questions in all
 
 
@@ -170,7 +168,7 @@ class _Asking:
         Args:
             change: Makes another picture of an image's id and picture.
         """
-        chunks = chunks_of(records, _BATCHES * self._plan.batch_size)
+        chunks = chunks_of(records, BATCHES * self._plan.batch_size)
         file = AnswerFile(path, chunks)
         whole = file.resume()
         done = sum(len(chunk) for chunk in chunks[:whole])
