@@ -17,7 +17,7 @@ from medmoe.data import registry
 from medmoe.data.images import open_record
 from medmoe.data.schema import Record
 from medmoe.data.wording import question_text
-from medmoe.errors import DataError
+from medmoe.errors import DataError, MedMoeError
 from medmoe.evaluation.scoring.score_row import percent
 from medmoe.evaluation.scoring.scores import measures, record_scores
 from medmoe.evaluation.tasks import task_spec
@@ -42,10 +42,15 @@ def documents(task: str, _: object = None) -> Dataset:
         task: A name of `medmoe.evaluation.tasks.TASKS`.
 
     Raises:
-        DataError: ``$MEDMOE_DATA`` is not set, or the set is not there or malformed.
+        SystemExit: ``$MEDMOE_DATA`` is not set, or the set is not there or malformed; with the line
+            that says so. lmms-eval asks five times after any other error, and then hides it.
     """
     from datasets import Dataset
 
+    try:
+        records = _records(task)
+    except MedMoeError as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from None
     return Dataset.from_list(
         [
             {
@@ -57,7 +62,7 @@ def documents(task: str, _: object = None) -> Dataset:
                 "answer_type": record.answer_type,
                 "question_type": record.question_type,
             }
-            for record in _records(task).values()
+            for record in records.values()
         ]
     )
 
@@ -82,8 +87,9 @@ def doc_to_text(document: Document, words: Mapping[str, str] | None = None) -> s
 def process_results(document: Document, answers: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return the scores of one answer by metric: ``<protocol>_<subset>_<metric>``.
 
-    Each is ``{score, share, image}``: in percent (for the standard errors), from 0 to 1, and the
-    image's id. Metrics of closed questions are left out for open ones and the other way round.
+    Each is ``{score, share, image, id}``: in percent (for the standard errors), from 0 to 1, and
+    the ids of image and question, which lmms-eval's log of samples has from here. Metrics of closed
+    questions are left out for open ones and the other way round.
     """
     record = _record(document)
     kind = record.answer_type
@@ -98,6 +104,7 @@ def process_results(document: Document, answers: Sequence[str]) -> dict[str, dic
                 "score": 100.0 * share,
                 "share": share,
                 "image": record.image.id,
+                "id": record.id,
             }
     return found
 
