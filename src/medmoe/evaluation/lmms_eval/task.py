@@ -9,6 +9,7 @@ percent, as everywhere here. Standard errors are lmms-eval's, clustered on the i
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -114,10 +115,14 @@ def mean(scores: Sequence[Mapping[str, Any]]) -> float | None:
     return percent(math.fsum(score["share"] for score in scores) / len(scores))
 
 
-@lru_cache
 def _records(task: str) -> dict[str, Record]:
     """Return the questions of a task's own split by id."""
-    root = registry.find_data(None)
+    return _read(task, os.environ.get(registry.ENVIRONMENT_VARIABLE, ""))
+
+
+@lru_cache
+def _read(task: str, folder: str) -> dict[str, Record]:
+    root = registry.find_data(None, {registry.ENVIRONMENT_VARIABLE: folder})
     if root is None:
         raise DataError(
             f"task {task!r} needs its data set; set ${registry.ENVIRONMENT_VARIABLE} to the folder "
