@@ -76,7 +76,8 @@ class ImageCache:
         head = _HEAD.pack(_MARK, *pixels.shape, zlib.crc32(np.ascontiguousarray(pixels).data))
         data = head + pixels.tobytes()
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not path.parent.is_dir():
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._make_room(len(data))
             handle, staging = tempfile.mkstemp(dir=path.parent, prefix=_STAGING)
             try:

@@ -91,6 +91,17 @@ def pixel_table(
     )
 
 
+def read_pixels(image: ImageRecord, image_processor: Any) -> Pixels:
+    """Return one image as it stands in a table, (3, H, W): from the cache, or opened.
+
+    Raises:
+        ImageError: It cannot be opened; its id is named.
+    """
+    cache, policy = default_cache(), cache_policy(image_processor)
+    known = cached(image, policy, cache)
+    return decoded(image, image_processor, policy, cache) if known is None else known
+
+
 def cached(image: ImageRecord, policy: str, cache: ImageCache | None) -> Pixels | None:
     """Return the squared, resized pixels (3, H, W) of a record's file from the cache, or None."""
     if cache is None or not isinstance(image.source, Path):
