@@ -116,7 +116,7 @@ class ImageCache:
     def _entries(self) -> list[tuple[float, int, str]]:
         """Return time, size and path of every entry; staging files of killed processes go."""
         found = []
-        for folder in self.folder.iterdir() if self.folder.is_dir() else ():
+        for folder in self.folder.glob("[0-9a-f][0-9a-f]"):
             with contextlib.suppress(OSError), os.scandir(folder) as files:
                 for file in files:
                     with contextlib.suppress(OSError):
