@@ -1,14 +1,15 @@
 """How fast pictures are read, from the image cache and without it, beside what training takes.
 
 Warm: squared pictures are fetched from the cache (at least 2,000 a second are wanted). Cold: they
-are decoded, padded and resized into an empty cache. A training step of phases 1 to 3 of the tiny
-model on 16 pictures says how many of them training consumes; cold reading should be 5 times that.
-All rates are pictures a second of processor time, that of the decoder processes included, hence of
-one core: a busy machine does not change them much. Cold reading uses all cores, a step here one.
+are decoded, padded and resized into an empty cache, which should be 5 times as fast as training
+takes them. What training takes is measured of the tiny models of the recipes, 16 pictures a step
+of phases 1 to 3: from kept features, and from the pictures themselves, which a step then encodes.
+All on one core, reading and decoder process and training alike.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import time
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
+import torch
 from packing import batches, step
 from support.pictures import pictures
 from support.timing import options
@@ -31,7 +32,8 @@ from medmoe.model.processing_medmoe import square_image_processor
 from medmoe.training.trainable import set_trainable
 
 BATCH = 16
-SIDES = (64, 128, 336)  # the phantom's encoder, the real-data demo's, the paper's
+MODELS = (("tiny", 64), ("tiny_real", 128))  # of the phantom's recipes, and of the real data's
+PAPER_SIDE = 336
 PHASES: tuple[tuple[PhaseName, int], ...] = (
     ("phase1_alignment", 1),
     ("phase2_instruction", 6),
@@ -39,21 +41,19 @@ PHASES: tuple[tuple[PhaseName, int], ...] = (
 )
 
 
-def seconds(run: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
-    start = clock()
+def seconds(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
     run()
-    return clock() - start
+    return time.perf_counter() - start
 
 
-def spent() -> float:
-    """Return the processor time of this process and of its decoder processes so far."""
-    decoders = psutil.Process().children()
-    times = [child.cpu_times() for child in decoders]
-    return time.process_time() + sum(one.user + one.system for one in times)
-
-
-def consumed(parts: Tiny, repeats: int) -> dict[str, float]:
-    """Return how many pictures a second a training step takes, by phase."""
+def consumed(parts: Tiny, repeats: int) -> dict[str, tuple[float, float]]:
+    """Return the pictures a second a step takes by phase: with kept features, and encoding."""
+    pixels = parts.pixels[:BATCH]
+    encode = lambda: parts.dense.model.encode_images(pixels)  # noqa: E731
+    with torch.no_grad():
+        encode()
+        encoding = statistics.median(seconds(encode) for _ in range(repeats))
     rates = {}
     for phase, questions in PHASES:
         model = parts.moe if phase == "phase3_moe" else parts.dense
@@ -61,40 +61,43 @@ def consumed(parts: Tiny, repeats: int) -> dict[str, float]:
         packed, _ = batches(parts, questions)
         run = step(model, packed)
         run()
-        spent = [seconds(run, time.process_time) for _ in range(repeats)]
-        rates[phase] = BATCH / statistics.median(spent)
+        kept = statistics.median(seconds(run) for _ in range(repeats))
+        rates[phase] = (BATCH / kept, BATCH / (kept + encoding))
     return rates
 
 
 def read(records: list[ImageRecord], side: int, folder: Path, repeats: int) -> tuple[float, float]:
-    """Return warm and cold pictures a second of one core."""
+    """Return warm and cold pictures a second."""
     processor = square_image_processor(side, (0.5,) * 3, (0.5,) * 3)
     policy = cache_policy(processor)
     cold, warm = [], []
     for turn in range(min(repeats, 3)):
         cache = ImageCache(folder / f"{side}-{turn}")
-        cold.append(seconds(lambda: pixel_table(records, processor, cache=cache), spent))  # noqa: B023
+        cold.append(seconds(lambda: pixel_table(records, processor, cache=cache)))  # noqa: B023
         for _ in range(repeats):
             fetch = lambda: [cached(image, policy, cache) for image in records]  # noqa: B023, E731
-            warm.append(seconds(fetch, time.process_time))
+            warm.append(seconds(fetch))
     return len(records) / statistics.median(warm), len(records) / statistics.median(cold)
 
 
 def main() -> None:
     values = options(__doc__.splitlines()[0])
-    rates = consumed(tiny(BATCH), values.repeats)
-    for phase, rate in rates.items():
-        print(f"a step of {phase:<20} takes {rate:8.0f} pictures a second")
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before a decoder process starts
     with tempfile.TemporaryDirectory() as folder:
         name, records = pictures(Path(folder), 400)
         default_pool().decode(Path(records[0].source).read_bytes())
-        print(f"{name}, {default_pool().workers} decoder processes")
-        head = "".join(f"{'÷ ' + phase.split('_')[0]:>12}" for phase in rates)
-        print(f"{'side':<6}{'warm':>10}{'cold':>10}  cold{head}")
-        for side in SIDES:
+        print(f"{name}, {default_pool().workers} decoder process, pictures a second of one core")
+        for model, side in MODELS:
+            rates = consumed(tiny(BATCH, model), values.repeats)
             warm, cold = read(records, side, Path(folder), values.repeats)
-            shares = "".join(f"{cold / rate:>11.1f}×" for rate in rates.values())
-            print(f"{side:<6}{warm:>8.0f}/s{cold:>8.0f}/s      {shares}")
+            print(f"{model}, {side} px: warm {warm:,.0f}, cold {cold:.0f}")
+            for phase, (kept, encoding) in rates.items():
+                print(
+                    f"  a step of {phase:<20}{kept:>6.0f}, cold ÷ it {cold / kept:4.1f}×"
+                    f"   encoding too {encoding:>6.0f}, {cold / encoding:4.1f}×"
+                )
+        warm, cold = read(records, PAPER_SIDE, Path(folder), values.repeats)
+        print(f"the paper's encoder, {PAPER_SIDE} px: warm {warm:,.0f}, cold {cold:.0f}")
 
 
 if __name__ == "__main__":

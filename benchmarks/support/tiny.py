@@ -35,9 +35,9 @@ class Tiny:
     rows: dict[str, int]
 
 
-def tiny(images: int) -> Tiny:
-    """Return the models of recipe ``tiny`` and all questions about some phantom images."""
-    spec = check(ModelSpec, recipe("models", "tiny"), "tiny")
+def tiny(images: int, model: str = "tiny") -> Tiny:
+    """Return the models of a recipe and all questions about some phantom images."""
+    spec = check(ModelSpec, recipe("models", model), model)
     vision, language = vision_backbone(spec.vision_encoder), language_backbone(spec.language_model)
     records = [
         r for r in read_phantom("train", images, seed=7, size=vision.image_size) if r.task == "vqa"

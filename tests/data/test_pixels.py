@@ -7,10 +7,12 @@ import pytest
 import torch
 from PIL import Image
 from tests.model.tiny import processor
+from transformers import CLIPImageProcessorPil
 
-from medmoe.data.pixels import augmented, pixel_table
+from medmoe.data.pixels import augmented, pixel_table, squared
 from medmoe.data.schema import ImageRecord
 from medmoe.errors import ImageError
+from medmoe.model.processing_medmoe import square_image_processor
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -36,6 +38,21 @@ def test_a_table_holds_what_the_processor_shows_the_encoder(tmp_path: Path) -> N
     found = table.normalised(torch.arange(4))
     # Same 8-bit pixels, divided in another order; the values reach 5.
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (448, 367), (31, 90), (1, 200), (20, 20)])
+def test_a_picture_is_squared_bit_for_bit_as_by_the_processor(size: tuple[int, int]) -> None:
+    ours = square_image_processor(48, (0.48, 0.45, 0.40), (0.27, 0.26, 0.28))
+    image = Image.fromarray(picture(*size))
+    expected = ours(image, do_rescale=False, do_normalize=False)["pixel_values"][0]
+    assert np.array_equal(squared(image, ours), expected)
+
+
+def test_a_processor_of_another_policy_is_asked_itself() -> None:
+    cropping = CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size=48)
+    image = Image.fromarray(picture(60, 90))
+    expected = cropping(image, do_rescale=False, do_normalize=False)["pixel_values"][0]
+    assert np.array_equal(squared(image, cropping), expected)
 
 
 def test_rows_are_found_by_image_id_in_any_order() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from tests.experiments.micro import TEST_IMAGES, TRAIN_IMAGES, micro_spec, micro
 from medmoe.config.load import check, recipe
 from medmoe.config.schema import DemoSpec
 from medmoe.data import registry
-from medmoe.data.phantom import anatomy_of
+from medmoe.data.phantom import anatomy_of, read_phantom
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.errors import DataError
+from medmoe.experiments import corpus as corpus_module
 from medmoe.experiments.corpus import (
     SPLITS,
     Corpus,
@@ -67,6 +69,26 @@ def test_phantom_train_and_test_share_neither_image_nor_anatomy() -> None:
     assert not train & test
     anatomies = [{anatomy_of(name, 7) for name in names} for names in (train, test)]
     assert not anatomies[0] & anatomies[1]
+
+
+def test_a_phantom_that_looks_like_a_scored_one_is_not_trained_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def with_twin(split: Any, count: int, **values: Any) -> list[Record]:
+        records = read_phantom(split, count, **values)
+        if split != "train":
+            return records
+        scored = read_phantom("test", 1, **values)[0].image.source
+        assert isinstance(scored, np.ndarray)
+        twin = replace(records[0].image, source=np.minimum(scored, 250) + np.uint8(2))
+        return [replace(r, image=twin) if r.image.id == twin.id else r for r in records]
+
+    monkeypatch.setattr(corpus_module, "read_phantom", with_twin)
+    corpus = phantom_corpus(micro_steps(), "standard", 7, 32)
+    assert image_ids(list(corpus.train)) == {
+        f"phantom/train/{n:06d}" for n in range(1, TRAIN_IMAGES)
+    }
+    assert f"nearly equal a scored one: 1 of {TRAIN_IMAGES}." in corpus.notes[1]
 
 
 def test_phantom_tasks_hold_their_kind_and_their_baselines_the_same() -> None:

@@ -11,6 +11,9 @@ import pytest
 from tests.serving.support import data_url, png, question
 
 from medmoe.serving.audit import verify
+from medmoe.serving.engine import busy
+from medmoe.serving.gate import SMALL_BODY
+from medmoe.serving.local import LocalEngine
 
 CHAT = "/v1/chat/completions"
 
@@ -256,3 +259,23 @@ def test_the_interface_is_described(talk: Any) -> None:
         found["paths"]
     )
     assert "Message" in found["components"]["schemas"]
+
+
+def test_a_full_queue_refuses_before_a_body_is_looked_at_and_keeps_the_connection(
+    talk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalEngine, "check_room", full)
+    nonsense = {"content": b"{", "headers": {"Content-Type": "application/json"}}
+    reply = talk("POST", CHAT, **nonsense)
+    assert refused(reply) == (429, "queue_full")
+    assert reply.headers["retry-after"] == "1"
+    assert "connection" not in reply.headers
+    assert talk("GET", "/v1/models").status_code == 200
+    # What is large is not read to its end, and so the connection ends.
+    reply = talk("POST", CHAT, **nonsense | {"content": b"{" * (SMALL_BODY + 1)})
+    assert refused(reply) == (429, "queue_full")
+    assert reply.headers["connection"] == "close"
+
+
+def full(*_: object) -> None:
+    raise busy(1)

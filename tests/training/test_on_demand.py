@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from tests.model.tiny import VISION, processor
 from tests.training import toy
 
 from medmoe.data.pixels import pixel_table
+from medmoe.data.schema import ImageRecord
+from medmoe.errors import ImageError
+from medmoe.training import on_demand
 from medmoe.training.features import encode_images
 from medmoe.training.on_demand import FeaturesOnDemand
 from medmoe.training.phases.phase1_alignment import train_alignment
@@ -27,6 +32,37 @@ def test_rows_are_those_of_the_table() -> None:
     torch.testing.assert_close(lazy[rows], kept[rows], rtol=1e-5, atol=1e-5)
 
 
+def test_a_row_begun_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDMOE_CACHE", "off")
+    model: Any = toy.dense()
+    images = list({r.image.id: r.image for r in toy.phantom_records(4)}.values())
+    lazy = FeaturesOnDemand(model.model.vision_tower, VISION, processor().image_processor, images)
+    rows = torch.tensor([1, 3])
+    wanted = lazy[rows]
+    opened: list[str] = []
+    read = on_demand.read_pixels
+
+    def counted(image: ImageRecord, image_processor: Any) -> Any:
+        opened.append(image.id)
+        return read(image, image_processor)
+
+    monkeypatch.setattr(on_demand, "read_pixels", counted)
+    for row in (1, 3, 3):
+        lazy.begin(row)
+    assert torch.equal(lazy[rows], wanted)
+    assert sorted(opened) == sorted([images[1].id, images[3].id])
+
+
+def test_a_picture_begun_that_cannot_be_opened_fails_in_its_batch(tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    model: Any = toy.dense()
+    images = [ImageRecord("bad", tmp_path / "bad.png")]
+    lazy = FeaturesOnDemand(model.model.vision_tower, VISION, processor().image_processor, images)
+    lazy.begin(0)
+    with pytest.raises(ImageError, match="image bad: neither PNG nor JPEG"):
+        lazy[torch.tensor([0])]
+
+
 def test_a_phase_trains_on_them_as_on_the_table() -> None:
     curves = []
     for lazily in (False, True):
@@ -37,6 +73,6 @@ def test_a_phase_trains_on_them_as_on_the_table() -> None:
         lazy = FeaturesOnDemand(tower, VISION, prepare, images)
         kept = encode_images(tower, pixel_table(images, prepare), VISION)
         context = toy.context(model, steps=4, records=records)
-        context = replace(context, features=cast(torch.Tensor, lazy if lazily else kept))
+        context = replace(context, features=lazy if lazily else kept)
         curves.append([loss for _, loss in train_alignment(context).curve])
     torch.testing.assert_close(*map(torch.tensor, curves), rtol=1e-4, atol=1e-5)

@@ -76,7 +76,8 @@ class ImageCache:
         head = _HEAD.pack(_MARK, *pixels.shape, zlib.crc32(np.ascontiguousarray(pixels).data))
         data = head + pixels.tobytes()
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not path.parent.is_dir():
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._make_room(len(data))
             handle, staging = tempfile.mkstemp(dir=path.parent, prefix=_STAGING)
             try:
@@ -115,7 +116,7 @@ class ImageCache:
     def _entries(self) -> list[tuple[float, int, str]]:
         """Return time, size and path of every entry; staging files of killed processes go."""
         found = []
-        for folder in self.folder.iterdir() if self.folder.is_dir() else ():
+        for folder in self.folder.glob("[0-9a-f][0-9a-f]"):
             with contextlib.suppress(OSError), os.scandir(folder) as files:
                 for file in files:
                     with contextlib.suppress(OSError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -87,15 +87,23 @@ def _visible(owner: Tensor) -> Tensor:
     return torch.where(padding, torch.eye(length, dtype=torch.bool), causal & (same | prefix))
 
 
+class Features(Protocol):
+    """A tensor (N, P, D), or anything that is indexed by rows like one."""
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        """Return (B, P, D) of the rows (B,)."""
+
+
 class PackingCollator:
     """A Trainer data collator: packed samples plus their images' vision features.
 
     Args:
-        features: (N, P, D_vision) float32, the frozen encoder's output for all images.
+        features: (N, P, D_vision) float32, the frozen encoder's output for all images, or what
+            gives those of some rows (B,) when indexed by them.
         pad_token_id: Fills the right end of shorter rows.
     """
 
-    def __init__(self, features: Tensor, pad_token_id: int) -> None:
+    def __init__(self, features: Features, pad_token_id: int) -> None:
         self._features = features
         self._pad = pad_token_id
 

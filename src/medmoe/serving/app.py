@@ -18,6 +18,7 @@ from medmoe.serving.access import COOKIE, LOGIN_POLICY, SESSION_SECONDS, Access,
 from medmoe.serving.audit import AuditLog
 from medmoe.serving.chat_route import complete
 from medmoe.serving.engine import ChatEngine
+from medmoe.serving.gate import CHAT_PATH, Gate
 from medmoe.serving.problems import ProblemError
 from medmoe.serving.schema import ChatBody
 from medmoe.serving.service import CountedEngine, Service
@@ -69,6 +70,7 @@ def create_app(
         from medmoe.serving.page.mount import mount_page
 
         mount_page(app, CountedEngine(service), max_new_tokens=min(64, settings.max_new_tokens))
+    app.add_middleware(Gate, service=service)
     app.add_middleware(Transport, settings=settings, access=access, metrics=service.metrics)
     return app
 
@@ -113,7 +115,7 @@ def _openai(app: FastAPI, service: Service) -> None:
             raise ProblemError(404, "model_not_found", "no such model; see /v1/models")
         return described
 
-    @app.post("/v1/chat/completions", openapi_extra={"requestBody": body})
+    @app.post(CHAT_PATH, openapi_extra={"requestBody": body})
     async def chat(request: Request) -> Response:
         """Answer a conversation about at most one image."""
         _check_type(request, "application/json")

@@ -23,8 +23,6 @@ from medmoe.serving.schema import ChatBody, read_chat
 from medmoe.serving.service import Service
 from medmoe.serving.settings import NOTICE
 
-_SMALL_BODY = 2**20
-
 
 @dataclass(slots=True)
 class _Call:
@@ -52,9 +50,6 @@ async def complete(service: Service, request: Request) -> Response:
     """
     started = time.perf_counter()
     request_id = request.state.request_id
-    length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) <= _SMALL_BODY:
-        await request.body()  # who is refused then keeps the connection
     service.check_open()
     with service.audited(request_id, started) as record:
         try:

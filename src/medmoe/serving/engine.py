@@ -6,6 +6,7 @@ here knows HTTP; an error's status is one of its facts, as with `medmoe.errors.I
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +37,13 @@ class EngineError(MedMoeError):
         self.code, self.status, self.retry_after = code, status, retry_after
 
 
-def busy(retry_after: int) -> EngineError:
-    """Return the error for a full queue."""
+def busy(seconds: int) -> EngineError:
+    """Return the error for a full queue.
+
+    Args:
+        seconds: To come back after, on average: who was refused together shall not return together.
+    """
+    retry_after = random.randint(1, 2 * seconds - 1)
     return EngineError("queue_full", "too many requests are waiting; try again", 429, retry_after)
 
 

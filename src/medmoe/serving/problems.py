@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -73,10 +72,15 @@ def problem_of(error: MedMoeError) -> ProblemError:
     return ProblemError(503, "engine_failed", "answering failed; try again", retry_after=1)
 
 
-def raw_reply(problem: ProblemError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Return a problem as status, headers and body, for replies below the routes."""
+def raw_reply(
+    problem: ProblemError, *, close: bool = True
+) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Return a problem as status, headers and body, for replies below the routes.
+
+    Args:
+        close: End the connection: the request was not read to its end.
+    """
     body = json.dumps(problem.to_json()).encode()
-    headers: Mapping[str, str] = {
-        "content-type": "application/json", "content-length": str(len(body)), "connection": "close",
-    } | problem.headers  # fmt: skip
+    headers = {"content-type": "application/json", "content-length": str(len(body))}
+    headers |= ({"connection": "close"} if close else {}) | problem.headers
     return problem.status, [(k.encode(), v.encode()) for k, v in headers.items()], body

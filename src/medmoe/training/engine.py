@@ -19,11 +19,12 @@ from accelerate.utils import (
 )
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerState
 
 from medmoe.config.schema import PhaseName
 from medmoe.errors import GuardError
+from medmoe.training.ahead import Ahead, Begin
 from medmoe.training.guards import StopRequest, cannot_save, ignore_sigterm, not_finite
 from medmoe.training.parallel import (
     all_finite,
@@ -65,9 +66,12 @@ class PhaseTrainer(Trainer):
         stop: StopRequest,
         save_every: int,
         answers_only: bool,
+        begin: Begin | None = None,
         **trainer: Any,
     ) -> None:
         super().__init__(**trainer)
+        self.begin = begin
+        self.ahead: Ahead | None = None
         self.phase, self.folder, self.facts, self.stop = phase, folder, facts, stop
         self.save_every = save_every
         takes = inspect.signature(self.model.forward).parameters
@@ -93,13 +97,18 @@ class PhaseTrainer(Trainer):
             fit_to_model(state.fsdp_plugin, self.model)
 
     def get_train_dataloader(self) -> Any:
-        """Return the batches in the schedule's order, prepared in loader processes if asked for."""
+        """Return the batches in the schedule's order, prepared while the step before computes.
+
+        By a thread of this process, or in loader processes if asked for.
+        """
         workers = self.args.dataloader_num_workers
-        assert self.train_dataset is not None
+        samples: Dataset[Any] = self._schedule()
+        if not workers:
+            samples = self.ahead = Ahead(self._schedule(), self._batch(), self.begin)
         loader: DataLoader[Any] = DataLoader(
-            self.train_dataset,
+            samples,
             batch_size=self._train_batch_size,
-            sampler=SequentialSampler(self.train_dataset),
+            sampler=SequentialSampler(self._schedule()),
             collate_fn=self.data_collator,
             num_workers=workers,
             # Forked, so that the features of all images are shared and nothing is pickled.
@@ -108,6 +117,11 @@ class PhaseTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory,
         )
         return self.accelerator.prepare(loader)
+
+    def close(self) -> None:
+        """End the thread that prepares samples."""
+        if self.ahead is not None:
+            self.ahead.close()
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], **kwargs: Any) -> Any:
         """Compute the loss, the head on answers only where the model can."""

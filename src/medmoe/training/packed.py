@@ -9,10 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from medmoe.config.schema import PhaseName, PhaseSpec
-from medmoe.data.collate import PackingCollator
+from medmoe.data.collate import Packed, PackingCollator
 from medmoe.data.schema import Record, Task
 from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
+from medmoe.training.ahead import Begin
+from medmoe.training.on_demand import FeaturesOnDemand
 from medmoe.training.samples import packed_schedule
 from medmoe.training.settings import RunSettings
 from medmoe.training.trainer import PhaseResult, Progress, run_phase
@@ -24,7 +26,8 @@ class PhaseContext:
 
     Attributes:
         model: Trained in place.
-        features: (N, P, D_vision) float32, the frozen encoder's output for every image.
+        features: (N, P, D_vision) float32, the frozen encoder's output for every image, or what
+            encodes them when they are asked for.
         rows: Row of each image id in ``features``.
         records: Training records; each phase picks its tasks.
         repeats: How often a data set's images come in one epoch.
@@ -38,7 +41,7 @@ class PhaseContext:
     model: MedMoeForConditionalGeneration
     processor: Any
     tokenizer: ConversationTokenizer
-    features: Tensor
+    features: Tensor | FeaturesOnDemand
     rows: dict[str, int]
     records: Sequence[Record]
     repeats: dict[str, int]
@@ -95,4 +98,16 @@ def train_packed(
         context.seed,
         context.progress,
         context.settings,
+        _reads_ahead(context.features),
     )
+
+
+def _reads_ahead(features: Tensor | FeaturesOnDemand) -> Begin | None:
+    """Return what starts reading the picture of a sample, where it is not encoded already."""
+    if not isinstance(features, FeaturesOnDemand):
+        return None
+
+    def begin(sample: Packed) -> None:
+        features.begin(sample.image)
+
+    return begin

@@ -79,9 +79,12 @@ class Schedule(Dataset[Sample], Generic[Sample]):
 
     def _at(self, index: int) -> tuple[int, int]:
         epoch, position = divmod(index, self._count)
-        if epoch not in self._orders:
-            self._orders = {epoch: self._order(epoch)}
-        return epoch, int(self._orders[epoch][position])
+        order = self._orders.get(epoch)
+        if order is None:
+            order = self._order(epoch)
+            # The last two: around the end of an epoch both are asked for, by several threads.
+            self._orders = dict([*self._orders.items(), (epoch, order)][-2:])
+        return epoch, int(order[position])
 
     def _order(self, epoch: int) -> Order:
         rng = np.random.default_rng((self._seed, epoch))

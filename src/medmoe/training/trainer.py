@@ -10,6 +10,7 @@ import copy
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from medmoe.config.schema import PhaseName, PhaseSpec
 from medmoe.errors import StoppedError
+from medmoe.training.ahead import Begin
 from medmoe.training.arguments import training_arguments
 from medmoe.training.engine import PhaseTrainer
 from medmoe.training.guards import StopRequest, sigterm_asks
@@ -80,11 +82,14 @@ def run_phase(
     seed: int,
     progress: Progress,
     settings: RunSettings | None = None,
+    begin: Begin | None = None,
 ) -> PhaseResult:
     """Train a model in place for ``steps`` steps and return its learning curve.
 
     Args:
         settings: How to run it; by default one process in float32 without checkpoints.
+        begin: Called with each sample a batch before it is collated, where there are no loader
+            processes.
 
     Raises:
         CheckpointError: There are checkpoints but none may be resumed, or none should be there.
@@ -112,6 +117,7 @@ def run_phase(
             stop=stop,
             save_every=settings.save_every,
             answers_only=settings.answers_only,
+            begin=begin,
             model=working,
             args=training_arguments(phase, working, spec, steps, seed, settings, scratch),
             train_dataset=samples,
@@ -119,7 +125,8 @@ def run_phase(
             callbacks=[_Watch(phase, progress), *settings.callbacks],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+        with closing(trainer):
+            trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     if working is not model:
         _copy_trained(working, model)
     if stop.asked:

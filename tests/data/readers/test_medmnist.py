@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from medmoe.data.readers import npz
 from medmoe.data.readers.medmnist import SETS
 from medmoe.errors import DataError
 
@@ -96,3 +97,35 @@ def test_the_size_of_the_paper_goes_first_then_the_largest(tmp_path: Path) -> No
         sides.append(source.shape[0])
         write(tmp_path, "breastmnist", 28)
     assert sides == [224, 28]
+
+
+def test_a_large_array_is_mapped_from_the_cache_and_reads_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write(tmp_path, "pathmnist", 64)
+    monkeypatch.setenv("MEDMOE_CACHE", str(tmp_path / "cache"))
+    whole = SETS["pathmnist"].read(root, "test")
+    monkeypatch.setattr(npz, "MAPPED_BYTES", 1000)
+    for _ in ("unpacked", "found there"):
+        mapped = SETS["pathmnist"].read(root, "test")
+        assert isinstance(mapped[0].image.source, np.memmap)
+        assert [r.answer for r in mapped] == [r.answer for r in whole]
+        pairs = [(a.image.source, b.image.source) for a, b in zip(mapped, whole, strict=True)]
+        assert all(np.array_equal(a, b) for a, b in pairs)
+    (unpacked,) = (tmp_path / "cache" / "arrays").iterdir()  # the images alone, and no leftovers
+    assert unpacked.suffix == ".npy"
+    # Another file under the same name is another array.
+    write(tmp_path, "pathmnist", 64, labels=np.arange(9)[:5, None])
+    assert len(SETS["pathmnist"].read(root, "test")) == 5
+
+
+def test_an_array_that_finds_no_room_is_refused_with_the_fix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write(tmp_path, "pathmnist", 64)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "arrays").write_text("no folder")
+    monkeypatch.setenv("MEDMOE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(npz, "MAPPED_BYTES", 1000)
+    with pytest.raises(DataError, match=r"cannot unpack test_images.npy .* set MEDMOE_CACHE"):
+        SETS["pathmnist"].read(root, "test")

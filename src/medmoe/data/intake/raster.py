@@ -118,10 +118,9 @@ def jpeg_ends_early(data: bytes, picture: Image.Image) -> bool:
         again.load()
     except OSError:
         return True
-    strips = _strips(picture)
     return any(
-        ImageChops.difference(again.crop(box), picture.crop(box)).getbbox(alpha_only=False)
-        for box in strips
+        ImageChops.difference(_part(again, box), _part(picture, box)).getbbox(alpha_only=False)
+        for box in _strips(picture)
     )
 
 
@@ -190,6 +189,11 @@ def _strips(picture: Image.Image) -> list[tuple[int, int, int, int]]:
     width, height = picture.size
     step = max(1, _BLOCK_PIXELS // width)
     return [(0, top, width, min(top + step, height)) for top in range(0, height, step)]
+
+
+def _part(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """Return a part of a picture; the whole of it is not copied."""
+    return picture if box == (0, 0, *picture.size) else picture.crop(box)
 
 
 def _stretched(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:

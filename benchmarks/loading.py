@@ -1,0 +1,124 @@
+"""A phase that prepares its samples while the step before computes, against one that does not.
+
+Phase 2 of the tiny model, one question on each of 16 pictures a step. On demand: pictures are read
+from files that no cache holds, squared and encoded in the step that needs them. Kept: features are
+there already and samples are only drawn and tokenised. Both in multiples of the time of a run whose
+batches are ready before it begins. One thread computes, which leaves a second core to read with.
+The weights after both ways are equal, which is checked.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from support.pictures import pictures
+from support.timing import options, ratios
+from support.tiny import Tiny, tiny
+
+from medmoe.backbones.registry import vision_backbone
+from medmoe.config.schema import PhaseName, PhaseSpec
+from medmoe.data.collate import PackingCollator
+from medmoe.data.intake.sandbox import default_pool
+from medmoe.data.schema import ImageRecord, Record
+from medmoe.training import engine
+from medmoe.training.ahead import Ahead, Begin
+from medmoe.training.on_demand import FeaturesOnDemand
+from medmoe.training.samples import packed_schedule
+from medmoe.training.schedule import Schedule
+from medmoe.training.trainer import run_phase
+
+BATCH, STEPS = 16, 12
+PHASE: PhaseName = "phase2_instruction"
+SPEC = PhaseSpec(
+    learning_rate=1e-4, batch_size=BATCH, warmup_ratio=0.0, weight_decay=0.0, max_grad_norm=1.0
+)
+
+
+class AtOnce(Ahead):
+    """Draws a sample when it is asked for."""
+
+    def __getitem__(self, index: int) -> Any:
+        return self._schedule[index]
+
+
+def schedule_of(parts: Tiny, images: list[ImageRecord]) -> Schedule[Any]:
+    """Return the samples: each picture once, with one question."""
+    records = [
+        Record(
+            image.id, image, "Is there a fracture?", "no", "closed", "presence", "vqa", "benchmark",
+            "train", "none",
+        )
+        for image in images
+    ]  # fmt: skip
+    rows = {image.id: row for row, image in enumerate(images)}
+    return packed_schedule(
+        PHASE, records, ["vqa"], rows, parts.tokenizer, SPEC, STEPS, 1, {}, seed=1
+    )
+
+
+def train(parts: Tiny, schedule: Schedule[Any], collate: Any, begin: Begin | None = None) -> Any:
+    """Train a copy of the dense model, and return it."""
+    model = copy.deepcopy(parts.dense)
+    run_phase(PHASE, model, schedule, collate, SPEC, STEPS, 1, silent, begin=begin)
+    return model
+
+
+def compare(parts: Tiny, images: list[ImageRecord], features: Any, repeats: int) -> str:
+    """Return what preparing at once costs, and what is left of the cost ahead, as ratios."""
+    collate = PackingCollator(features, parts.processor.tokenizer.pad_token_id)
+    plain = schedule_of(parts, images)
+    batches = [
+        collate([plain[i] for i in range(start, start + BATCH)])
+        for start in range(0, len(plain), BATCH)
+    ]
+    ready: Schedule[Any] = Schedule(lambda i, _: batches[i // BATCH], len(plain), len(plain), 1)
+
+    def begin(sample: Any) -> None:
+        if isinstance(features, FeaturesOnDemand):
+            features.begin(sample.image)
+
+    def ahead() -> Any:
+        engine.Ahead = Ahead
+        return train(parts, schedule_of(parts, images), collate, begin)
+
+    def at_once() -> Any:
+        engine.Ahead = AtOnce
+        return train(parts, schedule_of(parts, images), collate)
+
+    def nothing() -> Any:
+        return train(parts, ready, lambda samples: samples[0])
+
+    pairs = zip(ahead().parameters(), at_once().parameters(), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs), "not the same training"
+    found = ratios({"ahead": ahead, "at once": at_once, "ready": nothing}, "ready", repeats)
+    return f"{found['at once']!s:>24}{found['ahead']!s:>24}"
+
+
+def silent(*_: Any) -> None:
+    """Report progress to nobody."""
+
+
+def main() -> None:
+    values = options(__doc__.splitlines()[0])
+    os.environ["MEDMOE_CACHE"] = "off"
+    parts = tiny(BATCH)
+    vision = vision_backbone("tiny_clip_64")
+    with tempfile.TemporaryDirectory() as folder:
+        name, images = pictures(Path(folder), BATCH * STEPS)
+        default_pool().decode(Path(images[0].source).read_bytes())
+        print(f"{name}, {STEPS} steps of {BATCH}")
+        tower = parts.dense.model.vision_tower
+        on_demand = FeaturesOnDemand(tower, vision, parts.processor.image_processor, images)
+        kept = on_demand[torch.arange(len(images))]
+        print(f"{'÷ batches ready':<16}{'at once':>24}{'ahead':>24}")
+        for title, features in (("on demand", on_demand), ("kept", kept)):
+            print(f"{title:<16}{compare(parts, images, features, values.repeats)}")
+
+
+if __name__ == "__main__":
+    main()
