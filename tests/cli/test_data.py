@@ -104,10 +104,14 @@ def test_show_writes_one_sheet_per_split(tmp_path: Path, table: Path) -> None:
 
 
 def test_audit_finds_the_copy_and_fix_parts_it_from_its_original(
-    tmp_path: Path, table: Path
+    tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "audit"
     found = run(tmp_path, "audit", table, "--out", out, "--fix", "image-disjoint")
+    said = capsys.readouterr().out
+    assert re.search(r"^clinic/train +clinic/test +12 +2 +1$", said, re.MULTILINE)
+    assert "2 of 3 pairs share no picture" in said
+    assert len(re.findall(r"^clinic/", said, re.MULTILINE)) == 1  # those are not listed
     across = next(o for o in found["overlaps"] if o["left"] != o["right"])
     assert (across["left"], across["right"]) == ("clinic/train", "clinic/test")
     assert (across["left_images"], across["right_images"], across["shared_images"]) == (12, 2, 1)

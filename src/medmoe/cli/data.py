@@ -170,13 +170,14 @@ def _audit(args: argparse.Namespace) -> dict[str, Any]:
     found = data_audit.audit(data_audit.read_parts(args.sets, _root(args), bad), bad)
     (out / "audit.html").write_text(data_audit.page(found), encoding="utf-8")
     flags.write_json(out / "audit.json", found.result)
-    _table(
-        ("left", "right", "left images", "right images", "shared"),
-        [
-            (o.left, o.right, f"{o.left_images:,}", f"{o.right_images:,}", f"{o.shared_images:,}")
-            for o in found.overlaps
-        ],
-    )
+    shared = [o for o in found.overlaps if o.shared_images]
+    rows = [
+        (o.left, o.right, f"{o.left_images:,}", f"{o.right_images:,}", f"{o.shared_images:,}")
+        for o in shared
+    ]
+    if rows:
+        _table(("left", "right", "left images", "right images", "shared"), rows)
+    print(f"{len(found.overlaps) - len(rows)} of {len(found.overlaps)} pairs share no picture")
     _print_left_out([*bad.reasons, *found.result["unreadable_images"].values()], bad.known_faults)
     print(f"{out / 'audit.html'}\n{out / 'audit.json'}")
     if args.fix:
@@ -255,4 +256,7 @@ def _table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
         table.add_column(title, overflow="fold", justify="right" if right else "left")
     for row in rows:
         table.add_row(*map(escape, row))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 1000  # a file is as wide as it must be
+    console.print(table)
