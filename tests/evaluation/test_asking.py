@@ -14,10 +14,11 @@ from tests.model.tiny import moe_model, processor
 from medmoe.data.phantom import read_phantom
 from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, DataError
-from medmoe.evaluation.asking import evaluate as module
+from medmoe.evaluation.asking import asker as module
 from medmoe.evaluation.asking.answer_file import AnswerFile, chunks_of
 from medmoe.evaluation.asking.controls import CONTROLS, controlled
-from medmoe.evaluation.asking.evaluate import EvalPlan, evaluate
+from medmoe.evaluation.asking.evaluate import evaluate
+from medmoe.evaluation.asking.plan import EvalPlan
 from medmoe.evaluation.asking.task_records import task_records
 from medmoe.evaluation.files.predictions import Prediction
 from medmoe.evaluation.tasks import task_spec

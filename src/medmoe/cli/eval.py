@@ -100,7 +100,8 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.data.registry import find_data
     from medmoe.evaluation.asking.controls import CONTROLS
     from medmoe.evaluation.asking.corruptions import CORRUPTIONS, SEVERITIES
-    from medmoe.evaluation.asking.evaluate import EvalPlan, check_apart, check_names, evaluate
+    from medmoe.evaluation.asking.evaluate import evaluate
+    from medmoe.evaluation.asking.plan import EvalPlan, check_apart, check_names
     from medmoe.evaluation.scoring.side_by_side import ALL_PROTOCOLS
     from medmoe.model.checkpoint import verify
     from medmoe.training.saving.run_dir import git_commit

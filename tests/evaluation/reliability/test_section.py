@@ -6,7 +6,7 @@ import pytest
 
 from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, DataError
-from medmoe.evaluation.asking.evaluate import check_apart
+from medmoe.evaluation.asking.plan import check_apart
 from medmoe.evaluation.asking.task_records import TaskRecords
 from medmoe.evaluation.files.predictions import Prediction
 from medmoe.evaluation.reliability.measure import answered_by_kind, reliability
