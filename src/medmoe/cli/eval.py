@@ -74,6 +74,14 @@ def _add_tests(parser: argparse.ArgumentParser) -> None:
         help="severities of --corruption, 1 (mild) to 5 (default: 1,2,3,4,5)",
     )
     parser.add_argument(
+        "--pairs",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="NAME[,NAME]",
+        help="also ask in other words whose answers must agree: negated, swapped_options, "
+        "swapped_words, or all",
+    )
+    parser.add_argument(
         "--calibrate",
         metavar="SPLIT",
         help="also ask this split, e.g. validation, and choose temperature and abstention on it",
@@ -102,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.evaluation.asking.corruptions import CORRUPTIONS, SEVERITIES
     from medmoe.evaluation.asking.evaluate import evaluate
     from medmoe.evaluation.asking.plan import EvalPlan, check_apart, check_names
+    from medmoe.evaluation.pairs.rewriting import PAIRS
     from medmoe.evaluation.scoring.side_by_side import ALL_PROTOCOLS
     from medmoe.model.checkpoint import verify
     from medmoe.training.saving.run_dir import git_commit
@@ -110,7 +119,8 @@ def run(args: argparse.Namespace) -> int:
     protocols = check_names(args.protocol or ["all"], ALL_PROTOCOLS, "protocol")
     controls = check_names(args.control, CONTROLS, "control")
     corruptions = check_names(args.corruption, CORRUPTIONS, "corruption")
-    _check_pairs(args)
+    pairs = check_names(args.pairs, PAIRS, "kind of pair")
+    _check_flags(args)
     verify(args.model)
     root = find_data(args.data)
     tasks = _tasks(args, root, args.split)
@@ -126,6 +136,7 @@ def run(args: argparse.Namespace) -> int:
         controls=controls,
         corruptions=corruptions,
         severities=args.severity or SEVERITIES,
+        pairs=pairs,
         calibration=calibration,
         target_risk=args.target_risk or 0.1,
         seed=args.seed,
@@ -153,7 +164,7 @@ def _tasks(
     }
 
 
-def _check_pairs(args: argparse.Namespace) -> None:
+def _check_flags(args: argparse.Namespace) -> None:
     """Refuse a flag that means nothing without another."""
     from medmoe.errors import ConfigError
 

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from medmoe.data.schema import Record
 from medmoe.errors import DataError
@@ -50,11 +50,13 @@ class AnswerFile:
     Args:
         path: A JSON Lines file, as `write_predictions` writes it; its folder is made.
         chunks: All chunks, in the order in which they are asked.
+        questions: Also write what was asked, where that is not in the data set.
     """
 
-    def __init__(self, path: Path, chunks: Sequence[Chunk]) -> None:
+    def __init__(self, path: Path, chunks: Sequence[Chunk], *, questions: bool = False) -> None:
         self._path = path
         self._chunks = chunks
+        self._questions = questions
 
     def resume(self) -> int:
         """Cut off what follows the last whole chunk and return how many chunks are whole.
@@ -79,7 +81,7 @@ class AnswerFile:
             DataError: The ids do not pair, or a number is not finite: nothing is written.
         """
         lines = [
-            json.dumps(prediction_row(r, p), ensure_ascii=False) + "\n"
+            json.dumps(self._row(r, p), ensure_ascii=False) + "\n"
             for r, p in pair(chunk, predictions)
         ]
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,6 +89,10 @@ class AnswerFile:
             file.write("".join(lines).encode("utf-8"))
             file.flush()
             os.fsync(file.fileno())
+
+    def _row(self, record: Record, prediction: Prediction) -> dict[str, Any]:
+        row = prediction_row(record, prediction)
+        return row | {"question": record.question} if self._questions else row
 
     def _whole(self, content: bytes) -> tuple[int, int]:
         """Return how many chunks the content begins with, and how many bytes they take."""

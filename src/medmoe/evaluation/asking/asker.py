@@ -42,14 +42,17 @@ class Asker:
         records: Sequence[Record],
         path: Path,
         change: Change | None = None,
+        *,
+        questions: bool = False,
     ) -> list[Prediction]:
         """Return the predictions in a file once every record is answered there.
 
         Args:
             change: Makes another picture of an image's id and picture.
+            questions: Also write the questions, which are not those of the data set.
         """
         chunks = chunks_of(records, BATCHES * self._plan.batch_size)
-        file = AnswerFile(path, chunks)
+        file = AnswerFile(path, chunks, questions=questions)
         whole = file.resume()
         done = sum(len(chunk) for chunk in chunks[:whole])
         for chunk in chunks[whole:]:

@@ -20,6 +20,7 @@ from medmoe.evaluation.asking.plan import EvalPlan, protocols_of, settings_of
 from medmoe.evaluation.asking.settings import hold_settings, settings_sha256
 from medmoe.evaluation.asking.task_parts import (
     control_rows,
+    pairs_of,
     reliability_of,
     robustness_of,
     score_rows,
@@ -48,12 +49,14 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
     rows: list[ScoreRow] = []
     trusted: dict[str, Any] = {}
     worse: list[dict[str, Any]] = []
+    pairs: list[dict[str, Any]] = []
     for task in plan.tasks:
         path = plan.out / task.spec.name / "predictions.jsonl"
         predictions = asker.ask(task.spec.name, task.records, path)
         rows += score_rows(plan, task, predictions)
         trusted[task.spec.name] = reliability_of(plan, task, predictions, asker)
         worse += robustness_of(plan, task, predictions, asker)
+        pairs += pairs_of(plan, task, predictions, asker)
         rows += control_rows(plan, task, asker)
     seconds = round(time.perf_counter() - start, 1)
     summary = {
@@ -62,6 +65,7 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
         "seconds": {"eval": seconds},
         "reliability": trusted,
         **({"corruptions": worse} if worse else {}),
+        **({"pairs": pairs} if pairs else {}),
         "scores": [row.to_dict() for row in rows],
     }
     _write(plan.out / "summary.json", summary)

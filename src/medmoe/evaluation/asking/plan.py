@@ -25,6 +25,7 @@ class EvalPlan:
         controls: Names of `CONTROLS`.
         corruptions: Names of `CORRUPTIONS`, and the severities that each is asked at.
         severities: From 1 to 5.
+        pairs: Names of `PAIRS`.
         calibration: Task name → other records of it, on which temperature and threshold are
             chosen; empty for none.
         target_risk: Of `choose_threshold`.
@@ -39,6 +40,7 @@ class EvalPlan:
     controls: Sequence[str] = ()
     corruptions: Sequence[str] = ()
     severities: Sequence[int] = SEVERITIES
+    pairs: Sequence[str] = ()
     calibration: Mapping[str, TaskRecords] = field(default_factory=dict)
     target_risk: float = 0.1
     seed: int = 7

@@ -15,6 +15,8 @@ from medmoe.evaluation.asking.corruptions import corrupted
 from medmoe.evaluation.asking.plan import EvalPlan, protocols_of
 from medmoe.evaluation.asking.task_records import TaskRecords
 from medmoe.evaluation.files.predictions import Prediction
+from medmoe.evaluation.pairs.measure import pair_scores
+from medmoe.evaluation.pairs.rewriting import rewritten
 from medmoe.evaluation.reliability.measure import answered_by_kind, reliability
 from medmoe.evaluation.reliability.robustness import robustness_row
 from medmoe.evaluation.scoring.breakdowns import breakdowns
@@ -56,6 +58,21 @@ def control_rows(plan: EvalPlan, task: TaskRecords, asker: Asker) -> list[ScoreR
         found = asker.ask(f"{task.spec.name}, {control}", records, path)
         rows += score_rows(plan, task, found, control)
     return rows
+
+
+def pairs_of(
+    plan: EvalPlan, task: TaskRecords, predictions: Sequence[Prediction], asker: Asker
+) -> list[dict[str, Any]]:
+    """Ask the questions in other words; return what is found of each kind of pair."""
+    found = []
+    for kind in plan.pairs:
+        records = rewritten(task.records, kind)
+        path = plan.out / task.spec.name / "pairs" / f"{kind}.jsonl"
+        name = f"{task.spec.name}, {kind}"
+        answers = asker.ask(name, records, path, questions=True) if records else []
+        scores = pair_scores(kind, task.records, predictions, records, answers, plan.seed)
+        found.append({"task": task.spec.name, "split": task.split, "pair": kind, **scores})
+    return found
 
 
 def reliability_of(

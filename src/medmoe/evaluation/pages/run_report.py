@@ -24,6 +24,7 @@ from medmoe.evaluation.files.truth import own_truth
 from medmoe.evaluation.pages.page import percent
 from medmoe.evaluation.pages.report import DataTable, Example, ReportData, Section
 from medmoe.evaluation.pages.report_rows import interval, system_name
+from medmoe.evaluation.pairs.section import pairs_section
 from medmoe.evaluation.reliability.robustness import robustness_section
 from medmoe.evaluation.reliability.section import reliability_section
 from medmoe.evaluation.tasks import TASKS, paper_rows
@@ -55,7 +56,8 @@ def report_of_run(
     systems = list(dict.fromkeys(row["system"] for row in scores))
     lead = "moe" if "moe" in systems or not systems else systems[0]
     further = (
-        reliability_section(summary), robustness_section(summary), paper_section(scores, lead)
+        reliability_section(summary), robustness_section(summary), pairs_section(summary),
+        paper_section(scores, lead),
     )  # fmt: skip
     return ReportData(
         title=title or f"{summary.get('data', 'Run')}: {folder.resolve().name}",

@@ -1,0 +1,1 @@
+"""Pairs of questions whose two answers must agree: negated, and swapped."""

@@ -1,0 +1,98 @@
+"""From the answers to pairs of questions to what is said of them: one object for ``summary.json``.
+
+How often the two answers can both be true, and how often both are right, with intervals by image.
+A model that hears the nouns only, or always gives one answer, never flips; that one never changes
+its answer says nothing of whether it is right.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from medmoe.data.schema import Record
+from medmoe.evaluation.comparing.comparison import is_right
+from medmoe.evaluation.files.predictions import Prediction, pair
+from medmoe.evaluation.pairs.rewriting import PAIRINGS
+from medmoe.evaluation.scoring.score_row import intervals, percent
+
+#: Examples that a summary keeps of either outcome.
+_EXAMPLES = 3
+
+
+def pair_scores(
+    kind: str,
+    records: Sequence[Record],
+    predictions: Sequence[Prediction],
+    others: Sequence[Record],
+    answers: Sequence[Prediction],
+    seed: int,
+) -> dict[str, Any]:
+    """Return what is found of one kind of pair.
+
+    Args:
+        kind: A name of `PAIRS`.
+        records: All records of the task, as they are.
+        predictions: Of these.
+        others: The pair's records, as `rewritten` returns them.
+        answers: Of these.
+        seed: Of the resampling and of the examples.
+
+    Returns:
+        ``n`` pairs ``of`` so many questions that the kind concerns; ``scores``: metric → ``{value,
+        low, high}`` in percent, strict protocol: ``right_as_asked``, ``right_rewritten``,
+        ``both_right`` and ``flips`` (negated), ``stays`` (swapped_options) or ``excludes``
+        (swapped_words); ``examples`` of both outcomes.
+
+    Raises:
+        DataError: Ids do not pair.
+    """
+    pairing = PAIRINGS[kind]
+    found: dict[str, Any] = {
+        "n": len(others),
+        "of": sum(pairing.concerns(record) for record in records),
+        "scores": {},
+        "examples": [],
+    }
+    if not others:
+        return found
+    asked = {record.id: (record, said) for record, said in pair(records, predictions)}
+    quartets = [(*asked[other.id], other, said) for other, said in pair(others, answers)]
+    right = [
+        [is_right(record, said), is_right(other, new)] for record, said, other, new in quartets
+    ]
+    agree = [pairing.agree(said.text, new.text) for _, said, _, new in quartets]
+    columns = np.array(
+        [[a, b, a and b, c] for (a, b), c in zip(right, agree, strict=True)], dtype=np.float64
+    )
+    ends = intervals(columns, [record.image.id for record, *_ in quartets], seed)
+    names = ("right_as_asked", "right_rewritten", "both_right", pairing.must[0])
+    for name, value, (low, high) in zip(names, columns.mean(axis=0), ends, strict=True):
+        found["scores"][name] = {
+            "value": percent(float(value)), "low": percent(low), "high": percent(high)
+        }  # fmt: skip
+    rng = random.Random(seed)
+    for outcome in (True, False):
+        chosen = [q for q, agrees in zip(quartets, agree, strict=True) if agrees == outcome]
+        drawn = rng.sample(chosen, min(_EXAMPLES, len(chosen)))
+        found["examples"] += [_example(*quartet, agree=outcome) for quartet in drawn]
+    return found
+
+
+def _example(
+    record: Record, said: Prediction, other: Record, answer: Prediction, *, agree: bool
+) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "questions": [_question(record), _question(other)],
+        "truth": [record.answer, other.answer],
+        "answers": [said.text, answer.text],
+        "agree": agree,
+    }
+
+
+def _question(record: Record) -> str:
+    return ", ".join(record.options) if record.options else record.question

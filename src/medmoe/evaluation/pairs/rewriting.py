@@ -1,0 +1,105 @@
+"""Which questions of a task have a pair, and the pair's records: the same ids, other words.
+
+Of every kind of pair it is known what a model that contradicts itself on none of them must say:
+``negated`` the opposite word, ``swapped_options`` the same answer, ``swapped_words`` not yes to
+both. How a question is rewritten stands in `negation` and `swaps`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from medmoe.data.schema import Record
+from medmoe.evaluation.metrics import normalise, yes_or_no
+from medmoe.evaluation.pairs.negation import negated
+from medmoe.evaluation.pairs.swaps import excluding, reordered
+
+_OPPOSITE = {"yes": "no", "no": "yes"}
+_OR = re.compile(r"\bor\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """One kind of pair.
+
+    Attributes:
+        concerns: Whether a record is of the kind of question that could have such a pair.
+        rewrite: The pair's record, with its own question and truth; None where no rule is sure.
+        agree: Whether the answers to the question as it is and as rewritten can both be true.
+        must: The name of that in ``summary.json``, and in words.
+    """
+
+    concerns: Callable[[Record], bool]
+    rewrite: Callable[[Record], Record | None]
+    agree: Callable[[str, str], bool]
+    must: tuple[str, str]
+
+
+def rewritten(records: Sequence[Record], pair: str) -> list[Record]:
+    """Return the pair's records of all questions that surely have one, in their order.
+
+    Args:
+        pair: A name of `PAIRS`.
+    """
+    pairing = PAIRINGS[pair]
+    found = (pairing.rewrite(record) for record in records if pairing.concerns(record))
+    return [record for record in found if record is not None]
+
+
+def _yes_no(record: Record) -> bool:
+    return record.task == "vqa" and not record.options and normalise(record.answer) in _OPPOSITE
+
+
+def _negated(record: Record) -> Record | None:
+    question = negated(record.question)
+    answer = _OPPOSITE[normalise(record.answer)]
+    return None if question is None else _with(record, question, answer)
+
+
+def _offers_options(record: Record) -> bool:
+    asked = record.task == "vqa" and not _yes_no(record) and bool(_OR.search(record.question))
+    return len(record.options) > 1 or asked
+
+
+def _reordered(record: Record) -> Record | None:
+    if record.options:
+        first, *others, last = record.options
+        return replace(record, options=(last, *others, first))
+    question = reordered(record.question)
+    return None if question is None else replace(record, question=question)
+
+
+def _true_yes(record: Record) -> bool:
+    return _yes_no(record) and normalise(record.answer) == "yes"
+
+
+def _excluding(record: Record) -> Record | None:
+    question = excluding(record.question)
+    return None if question is None else _with(record, question, "no")
+
+
+def _with(record: Record, question: str, answer: str) -> Record:
+    return replace(record, question=question, answer=answer, references=())
+
+
+def _opposite(one: str, other: str) -> bool:
+    return {yes_or_no(one), yes_or_no(other)} == {"yes", "no"}
+
+
+def _same(one: str, other: str) -> bool:
+    return normalise(one) == normalise(other)
+
+
+def _not_both(one: str, other: str) -> bool:
+    return not yes_or_no(one) == yes_or_no(other) == "yes"
+
+
+PAIRINGS: Mapping[str, Pairing] = {
+    "negated": Pairing(_yes_no, _negated, _opposite, ("flips", "the other word")),
+    "swapped_options": Pairing(_offers_options, _reordered, _same, ("stays", "the same answer")),
+    "swapped_words": Pairing(_true_yes, _excluding, _not_both, ("excludes", "not yes to both")),
+}
+#: The kinds of pairs by name.
+PAIRS = tuple(PAIRINGS)

@@ -1,0 +1,79 @@
+"""The report's part on pairs of questions: how often two answers agree, and examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from medmoe.evaluation.pages.page import percent
+from medmoe.evaluation.pages.report import DataTable, Section
+from medmoe.evaluation.pages.report_rows import interval, place
+from medmoe.evaluation.pairs.rewriting import PAIRINGS
+
+_WORDS = (
+    "The same questions in other words, of the same pictures. Negated: “Is there a mass?” and “Is "
+    "there no mass?” have opposite answers. Options swapped: “CT or MRI?” and “MRI or CT?” have "
+    "the same one. Words swapped: where “Is this a CT?” is true, “Is this an MRI?” is not. Only "
+    "questions that a rule surely rewrites are asked; n says how many of those concerned. “Agree” "
+    "is the share of pairs whose two answers can both be true (the last column says how), right or "
+    "wrong; both right is the share in which both are."
+)
+_LIMITS = (
+    "A model that always gives one answer never flips. Colloquially, “no” to a negated question "
+    "may mean “there is none”: the logical reading is scored, in which it means that there is one."
+)
+
+
+def pairs_section(summary: Mapping[str, Any]) -> Section | None:
+    """Return the part of the report, None where no pairs were asked.
+
+    Args:
+        summary: The object of ``summary.json``; its ``pairs`` are objects of `pair_scores` with
+            task, split and kind.
+    """
+    found: Sequence[Mapping[str, Any]] = summary.get("pairs") or ()
+    if not found:
+        return None
+    tables = [DataTable(PAIR_COLUMNS, [pair_row(entry) for entry in found], "", 2)]
+    for entry in found:
+        if entry["examples"]:
+            title = f"{_place(entry)}, {named(entry['pair'])}: drawn by the seed"
+            rows = [_example(example) for example in entry["examples"]]
+            tables.append(DataTable(_EXAMPLE_COLUMNS, rows, title, 6))
+    return Section("pairs", "The same questions in other words", (_WORDS, _LIMITS), tables)
+
+
+PAIR_COLUMNS = ("Task", "Pair", "n", "as asked", "rewritten", "both right", "agree", "must be")
+_EXAMPLE_COLUMNS = ("Question", "Answer", "Rewritten", "Answer then", "Truth", "Agree")
+
+
+def named(pair: str) -> str:
+    """Return the printed name of a kind of pair."""
+    return pair.replace("_", " ")
+
+
+def pair_row(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the cells of one kind of pair, as `PAIR_COLUMNS` has them; percent with intervals."""
+    metric, words = PAIRINGS[entry["pair"]].must
+    cells = [
+        _cell(entry["scores"].get(name))
+        for name in ("right_as_asked", "right_rewritten", "both_right", metric)
+    ]
+    return (_place(entry), named(entry["pair"]), f"{entry['n']} of {entry['of']}", *cells, words)
+
+
+def _place(entry: Mapping[str, Any]) -> str:
+    return place(entry["task"], entry["split"])
+
+
+def _cell(score: Mapping[str, Any] | None) -> str:
+    if score is None:
+        return "–"
+    ends = interval(score)
+    return f"{percent(score['value'])} ({ends})" if ends else percent(score["value"])
+
+
+def _example(example: Mapping[str, Any]) -> tuple[str, ...]:
+    (question, other), (said, then) = example["questions"], example["answers"]
+    truth = " / ".join(dict.fromkeys(example["truth"]))
+    return (question, said, other, then, truth, "yes" if example["agree"] else "no")
