@@ -57,6 +57,7 @@ def test_dense_and_moe_models_are_scored_and_can_be_compared(
         (["--task", "phantom_vqa", "--limit", "0"], "'0' is not a whole number of at least 1"),
         (["--task", "phantom_vqa", "--protocol", "strickt"], "did you mean 'strict'"),
         (["--task", "phantom_vqa", "--control", "blanc"], "did you mean 'blank'"),
+        (["--task", "phantom_vqa", "--pairs", "negate"], "did you mean 'negated'"),
         (["--task", "phantom_vqa", "--split", "tset"], "did you mean 'test'"),
         (["--task", "phantom_vqa", "--calibrate", "test"], "needs another split"),
         (["--task", "phantom_vqa", "--target-risk", "0.1"], "add --calibrate validation"),
@@ -74,6 +75,37 @@ def test_bad_flags_are_one_line_and_write_nothing(
     out = tmp_path / "out"
     assert message in refused(capsys, model, *words, "--out", out)
     assert not out.exists()
+
+
+def test_pairs_and_calibration_are_asked_kept_printed_and_shown(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["--task", "phantom_vqa", "--task", "phantom_classification", "--limit", "24"]
+    words += ["--pairs", "all", "--calibrate", "validation", "--out", str(out)]
+    assert main(["eval", str(model), *words]) == 0
+    printed = capsys.readouterr().out
+    for word in ("negated", "the other word", "ECE at T", "abstention"):
+        assert word in printed
+    prose = ("  - ", "asked ")  # wrapped by the terminal
+    assert max(len(line) for line in printed.splitlines() if not line.startswith(prose)) <= 80
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    found = {(row["task"], row["pair"]): row for row in summary["pairs"]}
+    assert found["phantom_classification", "swapped_options"]["n"] == 24
+    assert found["phantom_classification", "negated"]["of"] == 0
+    negated = found["phantom_vqa", "negated"]
+    lines = (out / "phantom_vqa" / "pairs" / "negated.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in lines.splitlines()]
+    assert len(rows) == negated["n"] > 0
+    asked = json.loads((out / "phantom_vqa" / "predictions.jsonl").read_text().splitlines()[0])
+    assert set(rows[0]) == {*asked, "question"}
+    assert all(" no " in row["question"] or " not " in row["question"] for row in rows)
+    assert "The same questions in other words" in (out / "report.html").read_text(encoding="utf-8")
+    before = summary["pairs"]
+    assert main(["eval", str(model), *words, "--json", str(tmp_path / "again.json")]) == 0
+    again = json.loads((tmp_path / "again.json").read_text(encoding="utf-8"))
+    assert (again["asked"], again["pairs"]) == (0, before)
+    capsys.readouterr()
 
 
 def test_data_without_the_tasks_file_names_the_file(

@@ -225,6 +225,166 @@ def test_a_missing_file_is_one_line(truth: Path, capsys: pytest.CaptureFixture[s
     assert "cannot read predictions from none.jsonl" in refused(capsys, "none.jsonl", truth)
 
 
+def test_constant_answers_have_short_names_that_do_not_wrap(
+    predictions: Path, truth: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["score", str(predictions), str(truth), "--protocol", "strict"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.split()[:1] == ["strict"])
+    rows = [line.split() for line in lines[start : start + 4]]
+    assert [row[-1] for row in rows] == ["yes", "frequent", "frequent", "frequent"]
+    assert any("most frequent of its question type (frequent)" in line for line in lines)
+
+
+def own(rows: list[dict[str, Any]], *, split: str = "test") -> list[dict[str, Any]]:
+    """Return answers with their truth and a confidence, as medmoe writes them."""
+    return [
+        {**answer, **row, "image": f"{split}/{row['image']}", "confidence": 0.9}
+        for row, answer in zip(TRUTH, rows, strict=True)
+    ]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder of `eval` with two tasks."""
+    for name in ("one", "two"):
+        (tmp_path / "run" / name / "controls").mkdir(parents=True)
+        written(tmp_path / "run" / name / "predictions.jsonl", own(ROWS))
+        written(tmp_path / "run" / name / "controls" / "blank.jsonl", own(ROWS))
+    return tmp_path / "run"
+
+
+def test_a_run_folder_is_scored_file_by_file(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, page = tmp_path / "s.json", tmp_path / "s.html"
+    assert main(["score", str(run), "--json", str(out), "--report", str(page)]) == 0
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert list(found["files"]) == ["one", "two"]
+    single = tmp_path / "one.json"
+    path = run / "one" / "predictions.jsonl"
+    assert main(["score", str(path), "--json", str(single)]) == 0
+    alone = json.loads(single.read_text(encoding="utf-8"))
+    assert found["files"]["one"]["protocols"] == alone["protocols"]
+    html = page.read_text(encoding="utf-8")
+    assert '<th scope="row">one</th>' in html
+    assert '<th scope="row">two</th>' in html
+    printed = capsys.readouterr().out
+    assert "== one" in printed
+    assert printed.count("Research use only") == 2  # once a command
+
+
+def test_one_truth_for_several_files_is_refused(
+    run: Path, truth: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "holds 2 prediction files ('one', 'two') and one truth" in refused(capsys, run, truth)
+    assert "--task names one task" in refused(capsys, run, "--task", "vqa_rad")
+    assert "holds no predictions; looked for" in refused(capsys, run / "one" / "controls")
+
+
+def test_predictions_without_a_truth_are_one_line(
+    predictions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "line 1 holds no answer: give the truth" in refused(capsys, predictions)
+
+
+def test_confidences_are_judged_and_a_threshold_chosen_on_other_answers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 40 images each: one question, right in 30 with confidence 0.9, wrong in 10 with 0.4."""
+    paths = []
+    for split in ("test", "validation"):
+        rows = [
+            {
+                "id": f"{split}-{i}", "prediction": "yes" if i % 4 else "no", "answer": "yes",
+                "answer_type": "closed", "image": f"{split}/{i}",
+                "confidence": 0.9 if i % 4 else 0.4,
+            }
+            for i in range(40)
+        ]  # fmt: skip
+        paths.append(str(written(tmp_path / f"{split}.jsonl", rows)))
+    out, page = tmp_path / "s.json", tmp_path / "s.html"
+    words = ["--reliability", "--calibrate", paths[1], "--target-risk", "0.1", "--json", str(out)]
+    assert main(["score", paths[0], *words, "--report", str(page)]) == 0
+    found = json.loads(out.read_text(encoding="utf-8"))["reliability"]["closed"]
+    # (30 · 0.1 + 10 · 0.4) ÷ 40
+    assert found["before"]["ece"] == pytest.approx(0.175)
+    assert (found["abstention"]["threshold"], found["abstention"]["coverage"]) == (0.9, 0.75)
+    printed = capsys.readouterr().out
+    assert "test.jsonl: calibration" in printed
+    assert "test.jsonl: abstention" in printed
+    assert max(len(line) for line in printed.splitlines() if not line.startswith("  - ")) <= 80
+    assert "Reliability diagram of" in page.read_text(encoding="utf-8")
+
+
+def test_without_calibrate_nothing_is_chosen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = written(tmp_path / "p.jsonl", own(ROWS)), tmp_path / "s.json"
+    assert main(["score", str(path), "--reliability", "--json", str(out)]) == 0
+    found = json.loads(out.read_text(encoding="utf-8"))["reliability"]
+    assert set(found) == {"closed", "open"}
+    assert all("temperature" not in entry for entry in found.values())
+    assert main(["score", str(path), "--json", str(out)]) == 0
+    assert "reliability" not in json.loads(out.read_text(encoding="utf-8"))
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--reliability", "--calibrate", "OWN"], "of its images, e.g. 'test/a', are reported on"),
+        (["--calibrate", "OWN"], "add --reliability"),
+        (["--reliability", "--target-risk", "0.1"], "add --calibrate FILE"),
+        (["--reliability", "--calibrate-truth", "OWN"], "add --calibrate FILE"),
+        (["--reliability", "--target-risk", "1"], "is not a number between 0 and 1"),
+        (["--reliability", "--calibrate", "none.jsonl"], "cannot read predictions from none.jsonl"),
+    ],
+)
+def test_what_confidences_cannot_be_judged_on_is_one_line(
+    tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(written(tmp_path / "p.jsonl", own(ROWS)))
+    assert message in refused(capsys, path, *(path if word == "OWN" else word for word in words))
+
+
+def test_the_same_records_without_images_are_reported_on_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{k: v for k, v in row.items() if k != "image"} for row in own(ROWS)]
+    path, copy = (written(tmp_path / name, rows) for name in ("p.jsonl", "copy.jsonl"))
+    words = [path, "--reliability", "--calibrate", copy]
+    assert "copy.jsonl: its records are reported on too" in refused(capsys, *words)
+    rows[0]["answer"] = "no"  # ids that begin anew in each split
+    assert main(["score", *map(str, [path, "--reliability", "--calibrate"]),
+                 str(written(copy, rows))]) == 0  # fmt: skip
+    capsys.readouterr()
+
+
+def test_answers_without_confidence_are_named(
+    predictions: Path, truth: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refused(capsys, predictions, truth, "--reliability")
+    assert "prediction of '1' has no confidence" in message
+
+
+def test_a_run_on_other_records_is_matched_by_name(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    (other / "one").mkdir(parents=True)
+    written(other / "one" / "predictions.jsonl", own(ROWS, split="validation"))
+    words = ["--reliability", "--calibrate", str(other)]
+    assert "holds no answers for 'two'" in refused(capsys, run, *words)
+    (other / "two").mkdir()
+    written(other / "two" / "predictions.jsonl", own(ROWS, split="validation"))
+    out = tmp_path / "s.json"
+    assert main(["score", str(run), *words, "--json", str(out)]) == 0
+    found = json.loads(out.read_text(encoding="utf-8"))["files"]
+    assert all("temperature" in f["reliability"]["closed"] for f in found.values())
+    capsys.readouterr()
+
+
 def test_recorded_answers_give_the_recorded_scores(
     repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

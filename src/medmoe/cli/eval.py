@@ -88,7 +88,7 @@ def _add_tests(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--target-risk",
-        type=_share,
+        type=flags.share,
         metavar="R",
         help="share of an image's questions that may be answered wrongly (default: 0.1)",
     )
@@ -179,13 +179,3 @@ def _severities(text: str) -> tuple[int, ...]:
     if not set(text.split(",")) <= known:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of 1 to 5, e.g. 1,3,5")
     return tuple(sorted({int(part) for part in text.split(",")}))
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
-    return value

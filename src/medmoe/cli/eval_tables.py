@@ -12,9 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from medmoe.cli.parser import FOOTER
+from medmoe.cli.reliability_tables import reliability_tables
 from medmoe.cli.tables import plain_table, width_of
 from medmoe.evaluation.pages.report_rows import interval, percent, place, results
 from medmoe.evaluation.pages.run_report import paper_section
+from medmoe.evaluation.pairs.rewriting import PAIRINGS
+from medmoe.evaluation.pairs.section import named
 
 _MAIN = ("closed", "open", "all")
 _ORDER = ("label_score", "strict", "reference", "llava_med", "token_f1")
@@ -65,6 +68,8 @@ def show(summary: Mapping[str, Any], out: Path) -> None:
         controls = [row for row in own if row["control"] is not None]
         if controls:
             console.print(_controls(own, controls), width=width)
+        _trusted(console, width, summary, *task)
+        _pairs(console, width, summary, *task)
     _paper(console, width, scores)
     found = results(scores)
     for line in (*found.baseline_sentences, *summary["notes"]):
@@ -77,7 +82,7 @@ def _scores(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     table = plain_table(
         f"{name}; percent, 95 % interval by image",
         ("protocol", "subset", "metric"),
-        ("value", "interval", "n", "constant", "question only"),
+        ("value", "interval", "n", "constant", "question\nonly"),
     )
     main = [row for row in rows if row["control"] is None and row["subset"] in _MAIN]
     before = None
@@ -115,6 +120,41 @@ def _controls(rows: Sequence[Mapping[str, Any]], controls: Sequence[Mapping[str,
                 percent(own.get("value")),
             )
     return table
+
+
+def _trusted(
+    console: Console, width: int, summary: Mapping[str, Any], task: str, split: str
+) -> None:
+    """Print calibration and abstention where a split to choose them on was asked."""
+    found = summary["reliability"].get(task, {})
+    if any("after" in entry for entry in found.values()):
+        for table in reliability_tables(place(task, split), found):
+            console.print(table, width=width)
+
+
+def _pairs(console: Console, width: int, summary: Mapping[str, Any], task: str, split: str) -> None:
+    """Print how often the answers to a question and to the same in other words agree."""
+    own = [entry for entry in summary.get("pairs", ()) if entry["task"] == task and entry["of"]]
+    if not own:
+        return
+    table = plain_table(
+        "the same in other words: answers that agree, and pairs that are right",
+        ("pair", "must be"),
+        ("n", "of", "agree", "interval", "both right"),
+    )
+    for entry in own:
+        metric, words = PAIRINGS[entry["pair"]].must
+        agree, right = (entry["scores"].get(name, {}) for name in (metric, "both_right"))
+        table.add_row(
+            named(entry["pair"]),
+            words,
+            str(entry["n"]),
+            str(entry["of"]),
+            percent(agree.get("value")),
+            interval(agree),
+            percent(right.get("value")),
+        )
+    console.print(table, width=width)
 
 
 def _paper(console: Console, width: int, scores: Sequence[Mapping[str, Any]]) -> None:

@@ -175,3 +175,18 @@ def file_error(error: OSError) -> MedMoeError:
     if error.errno in FULL:
         return GuardError(f"{reason}; free some space on the disk and run the command again")
     return ConfigError(f"{reason}; check that it exists, is of the right kind and may be used")
+
+
+def share(text: str) -> float:
+    """Return a number between 0 and 1, both excluded.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
+    return value

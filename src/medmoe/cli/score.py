@@ -1,13 +1,17 @@
-"""`medmoe score PREDICTIONS TRUTH`: any model's answers under every protocol, side by side."""
+"""`medmoe score PREDICTIONS [TRUTH]`: any model's answers under every protocol, side by side."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medmoe.cli import flags
 from medmoe.cli.parser import FOOTER
+from medmoe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from medmoe.evaluation.scoring.score_files import Answers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,13 +20,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "predictions",
         type=Path,
         metavar="PREDICTIONS",
-        help="JSON lines {id, prediction}; option_scores for label_score",
+        help="JSON lines {id, prediction}; option_scores for label_score; or a run folder",
     )
     parser.add_argument(
         "truth",
         type=Path,
+        nargs="?",
         metavar="TRUTH",
-        help="JSON lines {id, answer, answer_type, image, subset}; a file of medmoe is both",
+        help="JSON lines {id, answer, answer_type, image, subset} (default: what PREDICTIONS "
+        "itself holds, as medmoe writes it)",
     )
     parser.add_argument(
         "--protocol",
@@ -41,9 +47,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="what was answered, e.g. vqa_rad: also show what the paper reports on it",
     )
+    _add_reliability(parser)
     parser.add_argument("--report", type=Path, metavar="FILE", help="also write an HTML report")
     flags.add_seed(parser)
     flags.add_json(parser)
+
+
+def _add_reliability(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--reliability",
+        action="store_true",
+        help="also say how far the confidences can be trusted: calibration, risk and coverage",
+    )
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="FILE",
+        help="answers to another split, e.g. validation (a file or run folder): choose temperature "
+        "and abstention on them; with --reliability",
+    )
+    parser.add_argument(
+        "--calibrate-truth",
+        type=Path,
+        metavar="FILE",
+        help="truth of --calibrate (default: what its own file holds)",
+    )
+    parser.add_argument(
+        "--target-risk",
+        type=flags.share,
+        metavar="R",
+        help="share of an image's questions that may be answered wrongly (default: 0.1)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,44 +85,68 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         DataError: A file or a line cannot be used; the message names it.
-        ConfigError: A protocol or the task is unknown.
+        ConfigError: A protocol or the task is unknown, or a flag means nothing without another.
     """
-    from dataclasses import asdict
-
     from medmoe.cli.score_tables import show
-    from medmoe.evaluation.files.predictions import read_predictions
-    from medmoe.evaluation.files.truth import check_same_truth, read_truth
-    from medmoe.evaluation.scoring.side_by_side import ALL_PROTOCOLS, score_records
-    from medmoe.evaluation.tasks import paper_rows, task_spec
+    from medmoe.evaluation.scoring.score_files import answers_of
 
-    chosen = args.protocol or ["all"]
-    task = task_spec(args.task) if args.task else None
-    paper = paper_rows(args.task) if args.task else []
-    records = read_truth(args.truth)
-    predictions = read_predictions(args.predictions)
-    check_same_truth(args.predictions, records)
-    found = score_records(
-        records,
-        predictions,
-        train=read_truth(args.train) if args.train else (),
-        wanted=ALL_PROTOCOLS if "all" in chosen else tuple(dict.fromkeys(chosen)),
-        multi_label=task is not None and task.kind == "multi_label",
-        seed=args.seed,
-    )
-    result: dict[str, Any] = {
-        "version": 1,
-        "predictions": args.predictions.name,
-        "truth": args.truth.name,
-        "task": args.task,
-        "seed": args.seed,
-        **found,
-        "paper": [asdict(row) | {"our_protocol": row.our_protocol} for row in paper],
-        "use": FOOTER,
-    }
-    show(result)
+    _check_flags(args)
+    answers = answers_of(args.predictions, args.truth)
+    if args.task and len(answers) > 1:
+        raise ConfigError(
+            f"--task names one task, {args.predictions} holds {len(answers)} prediction files; "
+            "score one of them"
+        )
+    results = _scored(args, answers)
+    for result in results:
+        show(result, named=len(results) > 1)
+    print(FOOTER)
     if args.report:
         from medmoe.evaluation.pages.score_report import write_score_report
 
-        write_score_report(args.report, result)
-    flags.write_json(args.json, result)
+        write_score_report(args.report, results)
+    if list(answers) == [""] or len(results) == 1:
+        flags.write_json(args.json, results[0])
+    else:
+        files = dict(zip(answers, results, strict=True))
+        head = {"version": 1, "predictions": args.predictions.name, "seed": args.seed}
+        flags.write_json(args.json, {**head, "files": files, "use": FOOTER})
     return 0
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    """Refuse a flag that means nothing without another."""
+    if args.calibrate is not None and not args.reliability:
+        raise ConfigError("--calibrate is about confidences; add --reliability")
+    for flag, value in (
+        ("--calibrate-truth", args.calibrate_truth),
+        ("--target-risk", args.target_risk),
+    ):
+        if value is not None and args.calibrate is None:
+            raise ConfigError(f"{flag} needs answers to choose on; add --calibrate FILE")
+
+
+def _scored(args: argparse.Namespace, answers: dict[str, Answers]) -> list[dict[str, Any]]:
+    """Return what ``--json`` holds of each prediction file."""
+    from medmoe.evaluation.files.truth import read_truth
+    from medmoe.evaluation.scoring.score_files import Confidence, calibrations, score_answers
+    from medmoe.evaluation.scoring.side_by_side import ALL_PROTOCOLS
+
+    chosen = args.protocol or ["all"]
+    wanted = ALL_PROTOCOLS if "all" in chosen else tuple(dict.fromkeys(chosen))
+    train = read_truth(args.train) if args.train else ()
+    others = calibrations(args.calibrate, args.calibrate_truth, answers)
+    target = args.target_risk or 0.1
+    return [
+        score_answers(
+            own,
+            name=name,
+            task=args.task,
+            train=train,
+            wanted=wanted,
+            seed=args.seed,
+            confidence=Confidence(others[name], target) if args.reliability else None,
+        )
+        | {"use": FOOTER}
+        for name, own in answers.items()
+    ]

@@ -8,32 +8,45 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from medmoe.cli.parser import FOOTER
+from medmoe.cli.reliability_tables import reliability_tables
 from medmoe.cli.tables import plain_table, width_of
 from medmoe.evaluation.pages.report_rows import interval, percent
 from medmoe.evaluation.pages.score_report import MAIN_SUBSETS, shown
 
+#: Constant answers by their name in the JSON: as the table has room for, and as sentences say it.
 _CONSTANTS = {
-    "always_yes": "yes",
-    "always_no": "no",
-    "most_frequent_per_type": "most frequent",
-    "question_only": "question only",
-    "best_option": "best option",
+    "always_yes": ("yes", "yes"),
+    "always_no": ("no", "no"),
+    "most_frequent_per_type": ("frequent", "most frequent"),
+    "question_only": ("question", "question only"),
+    "best_option": ("option", "best option"),
 }
+_LEGEND = (
+    "constant: the best answer that needs no picture: yes, no, the most frequent of its question "
+    "type (frequent) or to the same question (question), or the best single option"
+)
 
 
-def show(result: Mapping[str, Any]) -> None:
-    """Print everything that `score` found."""
+def show(result: Mapping[str, Any], *, named: bool = False) -> None:
+    """Print everything that `score` found in one file.
+
+    Args:
+        named: Begin with the file's name: there are several.
+    """
     console = Console()
     width = width_of(console)
+    if named:
+        console.print(f"== {result['predictions']}", highlight=False, markup=False)
     console.print(_protocols(result), width=width)
     if any(name not in MAIN_SUBSETS for name in result["protocols"].get("strict", {})):
         console.print(_subsets(result), width=width)
     if result["paper"]:
         console.print(_paper(result), width=width)
-    for line in (*_blind_sentences(result), *result["notes"]):
+    if "reliability" in result:
+        for table in reliability_tables(result["predictions"], result["reliability"]):
+            console.print(table, width=width)
+    for line in (_LEGEND, *_blind_sentences(result), *result["notes"]):
         console.print(f"  - {line}", highlight=False, markup=False, soft_wrap=True)
-    console.print(FOOTER, highlight=False)
 
 
 def _protocols(result: Mapping[str, Any]) -> Table:
@@ -41,7 +54,7 @@ def _protocols(result: Mapping[str, Any]) -> Table:
     table = plain_table(
         title, ("protocol", "subset", "metric"), ("value", "interval", "n", "constant")
     )
-    table.add_column("answer")
+    table.add_column("answer", no_wrap=True)
     for protocol, subsets in _headline_first(result["protocols"]):
         first = True
         for subset, metric in shown(protocol, subsets):
@@ -55,7 +68,7 @@ def _protocols(result: Mapping[str, Any]) -> Table:
                 interval(cell),
                 str(cell["n"]),
                 percent(constant),
-                answer,
+                answer[0],
             )
             first = False
         if not first:
@@ -69,14 +82,17 @@ def _headline_first(cells: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def best_constant(
     result: Mapping[str, Any], protocol: str, subset: str, metric: str
-) -> tuple[float | None, str]:
-    """Return the best constant answer's value and name; (None, "") where none was scored."""
+) -> tuple[float | None, tuple[str, str]]:
+    """Return the best constant answer's value and its names, short and long.
+
+    (None, ("", "")) where none was scored.
+    """
     found = [
         (cells[protocol][subset][metric]["value"], _CONSTANTS[name])
         for name, cells in result["baselines"].items()
         if metric in cells.get(protocol, {}).get(subset, {})
     ]
-    return max(found, key=lambda pair: pair[0]) if found else (None, "")
+    return max(found, key=lambda pair: pair[0]) if found else (None, ("", ""))
 
 
 def _subsets(result: Mapping[str, Any]) -> Table:
@@ -127,6 +143,6 @@ def _blind_sentences(result: Mapping[str, Any]) -> Iterator[str]:
         if cell is None or constant is None or (cell["low"] or 0.0) > constant:
             continue
         yield (
-            f"strict {subset} is not above the constant answer ({answer}, {percent(constant)}) "
+            f"strict {subset} is not above the constant answer ({answer[1]}, {percent(constant)}) "
             "outside its interval: no sign that pictures were used"
         )

@@ -13,7 +13,7 @@ from medmoe.evaluation.pairs.swaps import excluding, reordered
         ("Is this a CT or an MRI?", "Is this an MRI or a CT?"),
         ("Is this an MRI or CT scan?", "Is this a CT or MRI scan?"),
         ("Is the finding small or large?", "Is the finding large or small?"),
-        ("Is it on the left or the right side?", None),  # the second "the" is no article known
+        ("Is it on the left or the right side?", "Is it on the right or the left side?"),
         ("Is it on the left or right side?", "Is it on the right or left side?"),
         ("Is this a T1 weighted or T2 weighted MRI?", "Is this a T2 weighted or T1 weighted MRI?"),
         ("Is this a T1 weighted, T2 weighted, or FLAIR image?", None),

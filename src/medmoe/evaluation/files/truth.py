@@ -16,7 +16,8 @@ from medmoe.errors import DataError, one_of
 from medmoe.evaluation.files.json_lines import named, read_rows, text_of
 from medmoe.evaluation.metrics import normalise
 
-_OWN = "record\0"  # begins the id of an image that a record does not name
+#: Begins the id of an image that a record does not name.
+UNNAMED = "record\0"
 
 
 def read_truth(path: Path) -> list[Record]:
@@ -31,21 +32,24 @@ def read_truth(path: Path) -> list[Record]:
     return [_record(row, where) for where, row in read_rows(path, "truth")]
 
 
-def own_truth(path: Path) -> list[Record]:
+def own_truth(path: Path, *, by: str = "--truth") -> list[Record]:
     """Return the records of a prediction file that holds its truth, as medmoe writes it.
+
+    Args:
+        by: How the caller's user can give the truth, for the message.
 
     Raises:
         DataError: It holds none, or a line cannot be used.
     """
     where, first = read_rows(path, "predictions")[0]
     if "answer" not in first:
-        raise DataError(f"{where} holds no answer: give the truth of the predictions by --truth")
+        raise DataError(f"{where} holds no answer: give the truth of the predictions by {by}")
     return read_truth(path)
 
 
 def names_an_image(record: Record) -> bool:
     """Return whether the truth says which image a record is about."""
-    return not record.image.id.startswith(_OWN)
+    return not record.image.id.startswith(UNNAMED)
 
 
 def _record(row: Mapping[str, Any], where: str) -> Record:
@@ -54,7 +58,7 @@ def _record(row: Mapping[str, Any], where: str) -> Record:
     if not answer.strip():
         raise DataError(f"{where}: answer of {name!r} is empty; give the true answer or drop it")
     options = _texts(row, "options", where)
-    image = _optional(row, "image", where) or f"{_OWN}{name}"
+    image = _optional(row, "image", where) or f"{UNNAMED}{name}"
     return Record(
         id=name,
         image=ImageRecord(image, Path(image)),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medmoe.evaluation.pages.report import ReportData, write_report
 from medmoe.evaluation.pages.run_report import paper_section
+from medmoe.evaluation.reliability.section import reliability_section
 
 MAIN_SUBSETS = ("closed", "open", "all")
 _SYSTEM = "answers"
@@ -28,23 +29,45 @@ _SHOWN: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 
 
-def write_score_report(path: Path, result: Mapping[str, Any]) -> None:
-    """Write the page of what ``score --json`` holds, whole or not at all.
+def write_score_report(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Write the page of what ``score --json`` holds of each file, whole or not at all.
 
     Raises:
         GuardError: The disk is full.
         MedMoeError: The file cannot be written.
     """
-    task = str(result["task"] or result["truth"])
-    scores = list(score_rows(result, task))
-    section = paper_section(scores, lead=_SYSTEM)
+    names = [_name(result, len(results) > 1) for result in results]
+    scores = [
+        row for name, result in zip(names, results, strict=True) for row in score_rows(result, name)
+    ]
+    trusted = {
+        name: result["reliability"]
+        for name, result in zip(names, results, strict=True)
+        if "reliability" in result
+    }
+    sections = (
+        reliability_section({"reliability": trusted}), paper_section(scores, lead=_SYSTEM)
+    )  # fmt: skip
+    notes = list(dict.fromkeys(note for result in results for note in result["notes"]))
+    files = ", ".join(str(result["predictions"]) for result in results)
     data = ReportData(
-        title=f"Scores of {result['predictions']}",
-        summary={"data": result["truth"], "seed": result["seed"], "scores": scores},
-        sections=() if section is None else (section,),
-        notes=[note[0].upper() + note[1:] + "." for note in result["notes"]],
+        title=f"Scores of {files}",
+        summary={
+            "data": ", ".join(dict.fromkeys(str(result["truth"]) for result in results)),
+            "seed": results[0]["seed"],
+            "scores": scores,
+        },
+        sections=[section for section in sections if section is not None],
+        notes=[note[0].upper() + note[1:] + "." for note in notes],
     )
     write_report(path, data)
+
+
+def _name(result: Mapping[str, Any], several: bool) -> str:
+    """Return what the rows of a file are called: the task, or a name that no other file has."""
+    if several:
+        return str(result["predictions"])
+    return str(result["task"] or result["truth"])
 
 
 def shown(protocol: str, subsets: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from medmoe.evaluation.pages.page import percent
@@ -31,7 +31,7 @@ def pairs_section(summary: Mapping[str, Any]) -> Section | None:
         summary: The object of ``summary.json``; its ``pairs`` are objects of `pair_scores` with
             task, split and kind.
     """
-    found: Sequence[Mapping[str, Any]] = summary.get("pairs") or ()
+    found = [entry for entry in summary.get("pairs") or () if entry["of"]]
     if not found:
         return None
     tables = [DataTable(PAIR_COLUMNS, [pair_row(entry) for entry in found], "", 2)]

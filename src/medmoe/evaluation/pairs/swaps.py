@@ -59,7 +59,7 @@ _FAMILIES: Sequence[frozenset[str]] = [
 #: ``A or B`` with or without articles; a noun behind A must stand behind B, as in "T1 weighted".
 _OR = re.compile(
     r"(?P<article>\ban? )?\b(?P<one>[\w-]+)(?P<middle>(?: (?P<noun>[\w-]+))?,? or )"
-    r"(?P<second>an? )?(?P<two>[\w-]+)\b(?: (?P<after>[\w-]+))?",
+    r"(?P<second>(?:an?|the) )?(?P<two>[\w-]+)\b(?: (?P<after>[\w-]+))?",
     re.IGNORECASE,
 )
 #: ``which …, A or B?``: what stands behind the last comma are the alternatives, whatever they are.
@@ -169,4 +169,6 @@ def _is_sure(found: re.Match[str]) -> bool:
 
 
 def _with_article(article: str | None, word: str) -> str:
-    return word if article is None else f"{article_for(word)} {word}"
+    if article is None or article.casefold() == "the ":
+        return (article or "") + word
+    return f"{article_for(word)} {word}"

@@ -44,7 +44,7 @@ def reliability_section(summary: Mapping[str, Any]) -> Section | None:
 
 
 _COLUMNS = ("Task", "Answers", "n", "right", "confidence", "ECE", "95 %", "ECE, equal count",
-            "Brier", "T", "ECE at T", "Brier at T")  # fmt: skip
+            "Brier", "AURC", "T", "ECE at T", "Brier at T")  # fmt: skip
 _GIVEN = ("Task", "Answers", "target", "images chosen on", "least confidence", "answered",
           "wrong of an image", "wrong of the answers", "by splits")  # fmt: skip
 
@@ -55,7 +55,7 @@ def _row(task: str, kind: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
         task, kind, str(entry["n"]), _share(entry["accuracy"]), _share(entry["mean_confidence"]),
         _share(before["ece"]), _interval(before),
         _share(before["ece_equal_count"]), f"{before['brier']:.3f}",
-        _temperature(entry.get("temperature")),
+        aurc_text(entry), temperature_text(entry.get("temperature")),
         _share(after.get("ece")), f"{after['brier']:.3f}" if after else "–",
     )  # fmt: skip
 
@@ -89,7 +89,9 @@ def _diagram(task: str, kind: str, entry: Mapping[str, Any]) -> str:
             if key not in entry:
                 continue
             parts = entry[key]["bins"]
-            label = "as given" if key == "before" else f"at T {_temperature(entry['temperature'])}"
+            label = (
+                "as given" if key == "before" else f"at T {temperature_text(entry['temperature'])}"
+            )
             upper.plot(
                 [part["confidence"] for part in parts], [part["accuracy"] for part in parts],
                 marker=marker, color=colour, label=label, markersize=5,
@@ -128,7 +130,12 @@ def _interval(entry: Mapping[str, Any]) -> str:
     return "–" if low is None else f"{_share(low)}\u2060–\u2060{_share(high)}"
 
 
-def _temperature(value: float | None) -> str:
+def aurc_text(entry: Mapping[str, Any]) -> str:
+    """Return the area under the risk–coverage curve in percent; small ones differ in hundredths."""
+    return f"{100 * entry['curve']['area']:.2f}"
+
+
+def temperature_text(value: float | None) -> str:
     """Return a temperature; one at the end of what is tried was not found inside."""
     if value is None:
         return "–"

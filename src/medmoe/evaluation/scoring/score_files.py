@@ -1,0 +1,164 @@
+"""Scores of a prediction file or a whole run folder, and how far their confidences can be trusted.
+
+One object per file: that of `score_records`, with what was read. Nothing is asked of a model here,
+so whatever wrote the answers can be scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from medmoe.data.schema import Record
+from medmoe.errors import ConfigError, DataError
+from medmoe.evaluation.files.json_lines import named
+from medmoe.evaluation.files.predictions import read_predictions
+from medmoe.evaluation.files.run_files import read_side
+from medmoe.evaluation.files.truth import UNNAMED, check_same_truth, own_truth, read_truth
+from medmoe.evaluation.reliability.measure import answered_by_kind, reliability
+from medmoe.evaluation.scoring.side_by_side import ALL_PROTOCOLS, score_records
+from medmoe.evaluation.tasks import TASKS, paper_rows, task_spec
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """A prediction file and the truth of it, None where the file holds both."""
+
+    predictions: Path
+    truth: Path | None = None
+
+    def records(self) -> list[Record]:
+        """Return the records, after a check that the file's own truth, if any, is the same."""
+        if self.truth is None:
+            return own_truth(self.predictions, by="a second file")
+        records = read_truth(self.truth)
+        check_same_truth(self.predictions, records)
+        return records
+
+
+@dataclass(frozen=True, slots=True)
+class Confidence:
+    """That confidences are judged too; with other answers, what is chosen on them."""
+
+    calibration: Answers | None = None
+    target: float = 0.1
+
+
+def answers_of(path: Path, truth: Path | None) -> dict[str, Answers]:
+    """Return the answers that stand in a file (name ``""``) or in a run folder, by name.
+
+    Raises:
+        DataError: The folder holds no predictions, or several files for one truth.
+    """
+    if not path.is_dir():
+        return {"": Answers(path, truth)}
+    files = read_side(str(path)).runs[0]
+    if truth is not None and len(files) > 1:
+        raise DataError(
+            f"{path} holds {len(files)} prediction files ({named(files)}) and one truth is given; "
+            "score one of the files, or leave the truth out"
+        )
+    return {name: Answers(file, truth) for name, file in files.items()}
+
+
+def score_answers(
+    answers: Answers,
+    *,
+    name: str = "",
+    task: str | None = None,
+    train: Sequence[Record] = (),
+    wanted: Sequence[str] = ALL_PROTOCOLS,
+    seed: int = 7,
+    confidence: Confidence | None = None,
+) -> dict[str, Any]:
+    """Return the scores of one prediction file.
+
+    Args:
+        name: As a run folder names it; a task's name there stands for ``task``.
+        task: What was answered; the paper's rows of it are added.
+        train: Of `score_records`.
+        wanted: Of `score_records`.
+        seed: Of the bootstrap.
+        confidence: Also add ``reliability``, as a run's ``summary.json`` has it for one task.
+
+    Raises:
+        DataError: A file cannot be used; or an answer has no confidence, and one is asked for.
+        ConfigError: A protocol or the task is unknown, or the calibration is what is reported.
+    """
+    task = task or (name if name in TASKS else None)
+    spec = task_spec(task) if task else None
+    records, predictions = answers.records(), read_predictions(answers.predictions)
+    found = score_records(
+        records,
+        predictions,
+        train=train,
+        wanted=wanted,
+        multi_label=spec is not None and spec.kind == "multi_label",
+        seed=seed,
+    )
+    rows = paper_rows(task) if task else []
+    result: dict[str, Any] = {
+        "version": 1,
+        "predictions": name or answers.predictions.name,
+        "truth": (answers.truth or answers.predictions).name,
+        "task": task,
+        "seed": seed,
+        **found,
+        "paper": [asdict(row) | {"our_protocol": row.our_protocol} for row in rows],
+    }
+    if confidence is not None:
+        reported = answered_by_kind(records, predictions)
+        other = confidence.calibration
+        chosen = None
+        if other is not None:
+            others = other.records()
+            _check_apart(records, others, other.predictions)
+            chosen = answered_by_kind(others, read_predictions(other.predictions))
+        result["reliability"] = reliability(reported, chosen, target=confidence.target, seed=seed)
+    return result
+
+
+def _check_apart(records: Sequence[Record], others: Sequence[Record], path: Path) -> None:
+    """Refuse to choose on what is reported: the same pictures, or without these the same records.
+
+    Raises:
+        ConfigError: They are not apart.
+    """
+    shared = {r.image.id for r in records} & {r.image.id for r in others}
+    named_ones = sorted(image for image in shared if not image.startswith(UNNAMED))
+    if named_ones:
+        raise ConfigError(
+            f"{path}: {len(named_ones)} of its images, e.g. {named_ones[0]!r}, are reported on "
+            "too; give answers to another split"
+        )
+    # Without images ids may begin anew in each split: only equal files are surely the same.
+    if {(r.id, r.answer) for r in records if r.image.id in shared} == {
+        (r.id, r.answer) for r in others
+    }:
+        raise ConfigError(f"{path}: its records are reported on too; give answers to another split")
+
+
+def calibrations(
+    path: Path | None, truth: Path | None, names: Mapping[str, Answers]
+) -> dict[str, Answers | None]:
+    """Return for each name of what is reported the answers that are chosen on, None without any.
+
+    One file on each side belong together, under whatever names.
+
+    Raises:
+        DataError: A name has no answers to choose on.
+    """
+    if path is None:
+        return dict.fromkeys(names)
+    found = answers_of(path, truth)
+    if len(found) == len(names) == 1:
+        return dict(zip(names, found.values(), strict=True))
+    missing = sorted(set(names) - set(found))
+    if missing:
+        raise DataError(
+            f"{path} holds no answers for {named(missing)}; give a run of the same tasks on "
+            "another split"
+        )
+    return {name: found[name] for name in names}
