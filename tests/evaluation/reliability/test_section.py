@@ -10,6 +10,7 @@ from medmoe.evaluation.asking.plan import check_apart
 from medmoe.evaluation.asking.task_records import TaskRecords
 from medmoe.evaluation.files.predictions import Prediction
 from medmoe.evaluation.reliability.measure import answered_by_kind, reliability
+from medmoe.evaluation.reliability.robustness import robustness_row, robustness_section
 from medmoe.evaluation.reliability.section import reliability_section
 from medmoe.evaluation.tasks import task_spec
 
@@ -98,3 +99,26 @@ def test_nothing_is_chosen_on_what_is_reported(make_record: Make) -> None:
         check_apart(task("test", records), task("test", others))
     with pytest.raises(ConfigError, match="4 images of 'test' stand in 'validation' too"):
         check_apart(task("test", records), task("validation", records))
+
+
+def test_worse_pictures_stand_with_interval_n_and_the_share_lost(make_record: Make) -> None:
+    """All right on clean pictures: Wilson's interval over images, never a width of zero."""
+    clean = answered_by_kind(*asked(make_record, "test", 20))["open"]
+    worse = answered_by_kind(*asked(make_record, "test", 20))["closed"]
+    rows = [
+        robustness_row("vqa", None, 0, "open", clean, 7),
+        robustness_row("vqa", "jpeg_compression", 5, "open", worse, 7),
+    ]
+    # Wilson's lower end of 20 of 20: 1 ÷ (1 + z² ÷ 20), z the 97.5 % point of the normal.
+    assert (rows[0]["value"], rows[0]["high"]) == (100, 100)
+    assert rows[0]["low"] == pytest.approx(100 / (1 + 1.959964**2 / 20), abs=1e-4)
+    section = robustness_section({"corruptions": rows})
+    assert section is not None
+    assert section.tables[0].title == "vqa, open (n = 20)"
+    name, before, after, lost = section.tables[0].rows[0]
+    assert name == "jpeg compression"
+    assert before.startswith("100.0 (83.9")
+    assert after.startswith("75.0 (")
+    assert lost == "25.0"
+    assert "Scores by severity of corruptions: vqa, open" in section.figures[0].svg
+    assert robustness_section({}) is None

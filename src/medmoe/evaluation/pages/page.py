@@ -100,6 +100,14 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
+def with_interval(value: float | None, low: float | None, high: float | None) -> str:
+    """Return ``91.6 (88.9–94.1)`` for a cell; a line may break before the bracket only."""
+    if value is None or low is None or high is None:
+        return percent(value)
+    # Word joiners: an interval is not to be broken at its dash.
+    return f"{percent(value)} ({percent(low)}\u2060–\u2060{percent(high)})"
+
+
 def points(value: float | None) -> str:
     """Return a difference in points with its sign, if not zero; a dash where there is none."""
     if value is None:

@@ -95,4 +95,4 @@ def _example(
 
 
 def _question(record: Record) -> str:
-    return ", ".join(record.options) if record.options else record.question
+    return f"Options: {', '.join(record.options)}" if record.options else record.question

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from medmoe.evaluation.pages.page import percent
+from medmoe.evaluation.pages.page import with_interval
 from medmoe.evaluation.pages.report import DataTable, Section
-from medmoe.evaluation.pages.report_rows import interval, place
+from medmoe.evaluation.pages.report_rows import place
 from medmoe.evaluation.pairs.rewriting import PAIRINGS
 
 _WORDS = (
-    "The same questions in other words, of the same pictures. Negated: “Is there a mass?” and “Is "
-    "there no mass?” have opposite answers. Options swapped: “CT or MRI?” and “MRI or CT?” have "
-    "the same one. Words swapped: where “Is this a CT?” is true, “Is this an MRI?” is not. Only "
-    "questions that a rule surely rewrites are asked; n says how many of those concerned. “Agree” "
-    "is the share of pairs whose two answers can both be true (the last column says how), right or "
-    "wrong; both right is the share in which both are."
+    "A model that understands a question answers it in other words as well. Negated: “Is there a "
+    "mass?” and “Is there no mass?” have opposite answers. Options swapped: “CT or MRI?” and “MRI "
+    "or CT?” have the same one. Words swapped: where “Is this a CT?” is true, “Is this an MRI?” is "
+    "not. Only questions that a rule surely rewrites are asked: n of those concerned. “Agree” is "
+    "the share of pairs whose two answers can both be true, right or wrong: the second one must be "
+    "as the third column says. “Both right” is the share in which both are. Percent, with 95 % "
+    "interval by image."
 )
 _LIMITS = (
     "A model that always gives one answer never flips. Colloquially, “no” to a negated question "
@@ -34,17 +35,19 @@ def pairs_section(summary: Mapping[str, Any]) -> Section | None:
     found = [entry for entry in summary.get("pairs") or () if entry["of"]]
     if not found:
         return None
-    tables = [DataTable(PAIR_COLUMNS, [pair_row(entry) for entry in found], "", 2)]
+    tables = [DataTable(PAIR_COLUMNS, [pair_row(entry) for entry in found], "", 3)]
     for entry in found:
         if entry["examples"]:
-            title = f"{_place(entry)}, {named(entry['pair'])}: drawn by the seed"
+            title = f"Examples drawn by the seed: {_place(entry)}, {named(entry['pair'])}"
             rows = [_example(example) for example in entry["examples"]]
             tables.append(DataTable(_EXAMPLE_COLUMNS, rows, title, 6))
     return Section("pairs", "The same questions in other words", (_WORDS, _LIMITS), tables)
 
 
-PAIR_COLUMNS = ("Task", "Pair", "n", "as asked", "rewritten", "both right", "agree", "must be")
-_EXAMPLE_COLUMNS = ("Question", "Answer", "Rewritten", "Answer then", "Truth", "Agree")
+PAIR_COLUMNS = (
+    "Task", "Pair", "Second answer", "n", "as asked", "rewritten", "both right", "agree"
+)  # fmt: skip
+_EXAMPLE_COLUMNS = ("Question", "Answer", "Rewritten", "Answer then", "Truth", "The two")
 
 
 def named(pair: str) -> str:
@@ -59,7 +62,8 @@ def pair_row(entry: Mapping[str, Any]) -> tuple[str, ...]:
         _cell(entry["scores"].get(name))
         for name in ("right_as_asked", "right_rewritten", "both_right", metric)
     ]
-    return (_place(entry), named(entry["pair"]), f"{entry['n']} of {entry['of']}", *cells, words)
+    count = f"{entry['n']} of {entry['of']}".replace(" ", "\u00a0")
+    return (_place(entry), named(entry["pair"]), words, count, *cells)
 
 
 def _place(entry: Mapping[str, Any]) -> str:
@@ -67,13 +71,10 @@ def _place(entry: Mapping[str, Any]) -> str:
 
 
 def _cell(score: Mapping[str, Any] | None) -> str:
-    if score is None:
-        return "–"
-    ends = interval(score)
-    return f"{percent(score['value'])} ({ends})" if ends else percent(score["value"])
+    return "–" if score is None else with_interval(score["value"], score["low"], score["high"])
 
 
 def _example(example: Mapping[str, Any]) -> tuple[str, ...]:
     (question, other), (said, then) = example["questions"], example["answers"]
-    truth = " / ".join(dict.fromkeys(example["truth"]))
-    return (question, said, other, then, truth, "yes" if example["agree"] else "no")
+    truth = "\u00a0/\u00a0".join(dict.fromkeys(example["truth"]))
+    return (question, said, other, then, truth, "agree" if example["agree"] else "contradict")

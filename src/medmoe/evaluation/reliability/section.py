@@ -23,6 +23,10 @@ _GUARANTEE = (
     "on random halves of the reported images and applies it to the other half."
 )
 
+#: Fewer answers in a bin say too little to be drawn like the others.
+_FEW = 10
+_LEAST_RISK_SHOWN = 0.05
+
 
 def reliability_section(summary: Mapping[str, Any]) -> Section | None:
     """Return the part of the report, None where a run has nothing to say.
@@ -38,7 +42,8 @@ def reliability_section(summary: Mapping[str, Any]) -> Section | None:
     rows = [_abstained(*kind) for kind in kinds if "abstention" in kind[2]]
     if rows:
         tables.append(DataTable(_GIVEN, rows, "Abstention", 2))
-    figures = [figure for kind in kinds for figure in _figures(*kind)]
+    figures = [_reliability_figure(*kind) for kind in kinds]
+    figures += [_coverage_figure(*kind) for kind in kinds]
     words = (_WORDS, _GUARANTEE) if rows else (_WORDS,)
     return Section("reliability", "Can its confidence be trusted?", words, tables, figures)
 
@@ -71,13 +76,17 @@ def _abstained(task: str, kind: str, entry: Mapping[str, Any]) -> tuple[str, ...
     )  # fmt: skip
 
 
-def _figures(task: str, kind: str, entry: Mapping[str, Any]) -> list[Figure]:
-    return [
-        Figure(f"{task}, {kind}: share right by confidence; bars of few answers say little; the "
-               "dotted line is perfect calibration.", _diagram(task, kind, entry)),
-        Figure(f"{task}, {kind}: share of wrong answers when only the most confident are given.",
-               _curve(task, kind, entry)),
-    ]  # fmt: skip
+def _reliability_figure(task: str, kind: str, entry: Mapping[str, Any]) -> Figure:
+    caption = (
+        f"{task}, {kind}: share right by confidence, hollow where fewer than {_FEW} answers stand "
+        "behind it; the dotted line is perfect calibration."
+    )
+    return Figure(caption, _diagram(task, kind, entry))
+
+
+def _coverage_figure(task: str, kind: str, entry: Mapping[str, Any]) -> Figure:
+    caption = f"{task}, {kind}: share of wrong answers when only the most confident are given."
+    return Figure(caption, _curve(task, kind, entry))
 
 
 def _diagram(task: str, kind: str, entry: Mapping[str, Any]) -> str:
@@ -94,9 +103,16 @@ def _diagram(task: str, kind: str, entry: Mapping[str, Any]) -> str:
             )
             upper.plot(
                 [part["confidence"] for part in parts], [part["accuracy"] for part in parts],
-                marker=marker, color=colour, label=label, markersize=5,
+                color=colour, linewidth=1, zorder=1,
             )  # fmt: skip
-        upper.set(ylabel="share right", xlim=(0, 1), ylim=(-0.02, 1.02))
+            for part in parts:
+                fill = "white" if part["n"] < _FEW else colour
+                upper.plot(
+                    part["confidence"], part["accuracy"], marker=marker, color=colour,
+                    markerfacecolor=fill, markersize=5, linestyle="none", clip_on=False, zorder=3,
+                )  # fmt: skip
+            upper.plot([], [], marker=marker, color=colour, label=label, markersize=5, linewidth=1)
+        upper.set(ylabel="share right", xlim=(0, 1), ylim=(0, 1))
         upper.legend(frameon=False, fontsize=8)
         parts = entry["before"]["bins"]
         lower.bar(
@@ -110,17 +126,20 @@ def _diagram(task: str, kind: str, entry: Mapping[str, Any]) -> str:
 
 def _curve(task: str, kind: str, entry: Mapping[str, Any]) -> str:
     with style():
-        figure = new_figure(2.3)
+        figure = new_figure(2.6)
         axes = figure.subplots()
         curve = entry["curve"]
         axes.step(curve["coverage"], curve["risk"], where="post", color=BLUE)
         given = entry.get("abstention", {})
         if given.get("risk") is not None:
-            axes.plot([given["coverage"]], [given["risk"]], "s", color=ORANGE, label="threshold")
+            axes.plot(
+                [given["coverage"]], [given["risk"]], "s", color=ORANGE, label="threshold",
+                clip_on=False, zorder=3,
+            )  # fmt: skip
             axes.legend(frameon=False, fontsize=8)
-        axes.set(
-            xlabel="share answered", ylabel="share of these wrong", xlim=(0, 1), ylim=(0, None)
-        )
+        # A scale of tenths of a percent would make one wrong answer look like a cliff.
+        top = max(_LEAST_RISK_SHOWN, 1.05 * max(curve["risk"]))
+        axes.set(xlabel="share answered", ylabel="share of these wrong", xlim=(0, 1), ylim=(0, top))
         return to_svg(figure, f"Risk–coverage curve of {task}, {kind} answers")
 
 
@@ -140,8 +159,8 @@ def temperature_text(value: float | None) -> str:
     if value is None:
         return "–"
     if value > 0.99 * MOST_T:
-        return f"≥ {MOST_T:g}"
-    return f"≤ {LEAST_T:g}" if value < 1.01 * LEAST_T else f"{value:.2f}"
+        return f"≥\u00a0{MOST_T:g}"
+    return f"≤\u00a0{LEAST_T:g}" if value < 1.01 * LEAST_T else f"{value:.2f}"
 
 
 def _share(value: float | None) -> str:
