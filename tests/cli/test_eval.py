@@ -93,6 +93,7 @@ def test_pairs_and_calibration_are_asked_kept_printed_and_shown(
     found = {(row["task"], row["pair"]): row for row in summary["pairs"]}
     assert found["phantom_classification", "swapped_options"]["n"] == 24
     assert found["phantom_classification", "negated"]["of"] == 0
+    assert "phantom_classification: none of its questions was asked as negated" in printed
     negated = found["phantom_vqa", "negated"]
     lines = (out / "phantom_vqa" / "pairs" / "negated.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in lines.splitlines()]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
 
+from medmoe.data.phantom import read_phantom
 from medmoe.data.schema import Record
 from medmoe.errors import DataError
 from medmoe.evaluation.files.predictions import Prediction
@@ -99,6 +101,40 @@ def test_excluding_words_are_asked_of_true_questions_only(make_record: Make) -> 
         "swapped_words", records, said(records, ["no"] * 3), others, said(others, ["no"]), 7
     )
     assert (value(neither, "excludes"), value(neither, "both_right")) == (100, 0)
+
+
+def test_rewritten_phantom_questions_have_the_truth_of_their_picture() -> None:
+    """The phantom's plan says what is true of a picture: it must be what the pair's record says."""
+    records = [r for r in read_phantom("test", 60, seed=3, size=32) if r.task == "vqa"]
+    checked = 0
+    for r in rewritten(records, "negated"):
+        facts = r.image.labels
+        asked = re.search(r"(?:no|any) (finding|nodule|ring|band)", r.question)
+        placed = re.search(r"not on the (left|right)|not (small|large)", r.question)
+        if asked:
+            there = facts["finding"] != "normal" and asked[1] in ("finding", facts["finding"])
+        else:
+            assert placed, r.question
+            there = (placed[1] or placed[2]) in (facts["side"], facts["size"])
+        assert r.answer == ("no" if there else "yes"), r.question
+        checked += 1
+    for r in rewritten(records, "swapped_words"):
+        side = re.search(r"on the (left|right) side", r.question)
+        assert side, r.question
+        assert r.image.labels["side"] != side[1]
+        assert r.answer == "no"
+        checked += 1
+    assert checked > 150
+
+
+def test_options_exchanged_twice_are_the_question_itself() -> None:
+    records = read_phantom("test", 60, seed=3, size=32)
+    once = rewritten(records, "swapped_options")
+    by_id = {r.id: r for r in records}
+    assert len(once) > 60
+    for one, two in zip(once, rewritten(once, "swapped_options"), strict=True):
+        assert (one.question, one.options) != (two.question, two.options)
+        assert (two.question, two.options) == (by_id[two.id].question, by_id[two.id].options)
 
 
 def test_answers_to_other_questions_are_refused(make_record: Make) -> None:

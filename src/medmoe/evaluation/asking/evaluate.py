@@ -1,7 +1,8 @@
 """`medmoe eval` without its printing: asks a model every question of some tasks and scores them.
 
 The folder holds ``settings.json`` (what is asked of which model: a resumed run must be the same),
-``<task>/predictions.jsonl``, ``<task>/controls/<control>.jsonl``, ``summary.json`` and
+``<task>/predictions.jsonl``, beside it the answers to other pictures (``controls``,
+``corruptions``), in other words (``pairs``) and to the calibration split, ``summary.json`` and
 ``report.html``. Answers that stand there are not asked again, so a finished run is scored anew
 without loading the model.
 """
@@ -28,6 +29,7 @@ from medmoe.evaluation.asking.task_parts import (
 from medmoe.evaluation.files.json_lines import read_rows
 from medmoe.evaluation.pages.report import write_report
 from medmoe.evaluation.pages.run_report import report_of_run
+from medmoe.evaluation.pairs.measure import unasked
 from medmoe.evaluation.scoring.score_row import ScoreRow
 from medmoe.evaluation.statistics import wilson
 from medmoe.model.checkpoint import provenance, read_config
@@ -59,13 +61,15 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
         pairs += pairs_of(plan, task, predictions, asker)
         rows += control_rows(plan, task, asker)
     seconds = round(time.perf_counter() - start, 1)
+    circumstances = _circumstances(plan, asker)
     summary = {
-        **_circumstances(plan, asker),
+        **circumstances,
         "config_sha256": settings_sha256(settings),
         "seconds": {"eval": seconds},
         "reliability": trusted,
         **({"corruptions": worse} if worse else {}),
         **({"pairs": pairs} if pairs else {}),
+        "notes": [*circumstances["notes"], *unasked(pairs)],
         "scores": [row.to_dict() for row in rows],
     }
     _write(plan.out / "summary.json", summary)

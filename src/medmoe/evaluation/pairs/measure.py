@@ -8,7 +8,7 @@ its answer says nothing of whether it is right.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,3 +96,17 @@ def _example(
 
 def _question(record: Record) -> str:
     return f"Options: {', '.join(record.options)}" if record.options else record.question
+
+
+def unasked(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a sentence for each kind of pair that a task has no question for.
+
+    Args:
+        found: Objects of `pair_scores` with ``task`` and ``pair``.
+    """
+    return [
+        f"{entry['task']}: none of its questions was asked as {entry['pair']} "
+        f"({entry['of']} concerned, none surely rewritten)."
+        for entry in found
+        if not entry["n"]
+    ]
