@@ -16,9 +16,9 @@ from medmoe.routing.figure_style import BLUE, GREY, ORANGE, new_figure, style, t
 
 _WORDS = (
     "The same questions about worse pictures: share of right answers (strict, or of the best "
-    "label) in percent with 95 % interval by image, by severity, 1 mild to 5 strong; 0 is the "
-    "picture as it is. The last column is the share of the clean score that is lost on the mean "
-    "over severities. The strengths are ours, after MedMNIST-C."
+    "label) in percent with 95 % interval by image, by severity, 1 mild to 5 strong, beside the "
+    "picture as it is (0 in the figures). The last column is the share of the clean score that is "
+    "lost on the mean over severities. The strengths are ours, after MedMNIST-C."
 )
 
 
@@ -73,7 +73,7 @@ def _table(
         lost = 100 * (1 - mean / clean["value"]) if clean["value"] else None
         cells = [_cell(row) for row in (clean, *(rows.get(severity) for severity in severities))]
         found.append((name.replace("_", " "), *cells, percent(lost)))
-    columns = ("Corruption", "0", *(str(s) for s in severities), "lost")
+    columns = ("Corruption", "clean", *(f"severity {s}" for s in severities), "lost")
     return DataTable(columns, found, title)
 
 
