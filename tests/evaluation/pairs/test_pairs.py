@@ -70,17 +70,18 @@ def test_exchanged_options_ask_for_the_same_answer(make_record: Make) -> None:
         make_record("a", "mri", question="Is this a CT or an MRI?"),
         make_record("b", "yes", question="Is there a mass or a cyst?"),  # asks for neither
         make_record("c", "ct", question="Which?", options=("ct", "mri", "x-ray")),
+        make_record("d", "ct", question="Which?", options=("ct", "mri", "all of the above")),
     ]
     others = rewritten(records, "swapped_options")
     assert [(r.id, r.question, r.options, r.answer) for r in others] == [
         ("a", "Is this an MRI or a CT?", (), "mri"),
         ("c", "Which?", ("x-ray", "mri", "ct"), "ct"),
     ]
-    answers = said(records, ["an MRI", "yes", "ct"])
+    answers = said(records, ["an MRI", "yes", "ct", "ct"])
     found = pair_scores(
         "swapped_options", records, answers, others, said(others, ["mri", "mri"]), 7
     )
-    assert (found["n"], found["of"]) == (2, 2)
+    assert (found["n"], found["of"]) == (2, 3)
     assert value(found, "stays") == 50
     assert value(found, "both_right") == 50
 

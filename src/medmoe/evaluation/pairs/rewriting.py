@@ -18,6 +18,8 @@ from medmoe.evaluation.pairs.swaps import excluding, reordered
 
 _OPPOSITE = {"yes": "no", "no": "yes"}
 _OR = re.compile(r"\bor\b", re.IGNORECASE)
+#: Options that speak of other options, by their place or letter.
+_REFERS = re.compile(r"\b(above|below|all of|none of|both|neither|either)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,8 @@ def _offers_options(record: Record) -> bool:
 
 def _reordered(record: Record) -> Record | None:
     if record.options:
+        if any(_REFERS.search(option) for option in record.options):
+            return None
         first, *others, last = record.options
         return replace(record, options=(last, *others, first))
     question = reordered(record.question)
