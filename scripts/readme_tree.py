@@ -74,13 +74,18 @@ def by_file(known: dict[str, str]) -> list[str]:
 
 
 def by_folder(known: dict[str, str]) -> list[str]:
-    """Return the tree with one entry per folder: what it is, then the names of its modules."""
+    """Return the tree with one entry per folder: what it is, then the names of its modules.
+
+    The names stand on the folder's own line where there is room.
+    """
     lines = ["src/medmoe/", *_names(SOURCE, "  ")]
     for start, path in entries(SOURCE):
         if path.is_dir():
             about = described(path, known.get(path.relative_to(SOURCE).as_posix(), ""))
-            lines.append(_shortened(f"{start:<{COLUMN}} {about}".rstrip()))
-            lines += _names(path, " " * (len(start) - len(start.lstrip()) + 4))
+            line = _shortened(f"{start:<{COLUMN}} {about}".rstrip())
+            names = _names(path, " " * (len(start) - len(start.lstrip()) + 4))
+            together = f"{line}: {names[0].strip()}" if len(names) == 1 else ""
+            lines += [together] if 0 < len(together) <= WIDTH else [line, *names]
     return lines
 
 

@@ -71,8 +71,10 @@ def files_in_readme() -> set[str]:
         if first.endswith("/"):
             depth = (len(line) - len(line.lstrip())) // 2 - 1
             folders[depth:] = [first.rstrip("/")]
+            others = [name for name in others if name.endswith(".py")]
         else:
-            found |= {"/".join([*folders, name]) for name in (first, *others)}
+            others = [first, *others]
+        found |= {"/".join([*folders, name]) for name in others}
     return found
 
 
