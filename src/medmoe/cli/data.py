@@ -171,7 +171,7 @@ def _audit(args: argparse.Namespace) -> dict[str, Any]:
     (out / "audit.html").write_text(data_audit.page(found), encoding="utf-8")
     flags.write_json(out / "audit.json", found.result)
     shared = [o for o in found.overlaps if o.shared_images]
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (o.left, o.right, f"{o.left_images:,}", f"{o.right_images:,}", f"{o.shared_images:,}")
         for o in shared
     ]

@@ -88,8 +88,7 @@ def run_phase(
 
     Args:
         settings: How to run it; by default one process in float32 without checkpoints.
-        begin: Called with each sample a batch before it is collated, where there are no loader
-            processes.
+        begin: Called with each sample a batch ahead, where there are no loader processes.
 
     Raises:
         CheckpointError: There are checkpoints but none may be resumed, or none should be there.
@@ -132,9 +131,13 @@ def run_phase(
     if stop.asked:
         raise _stopped(phase, trainer.state.global_step, steps)
     model.eval()
-    curve = [(int(row["step"]), row["loss"]) for row in trainer.state.log_history if "loss" in row]
     damaged = tuple(folder.damaged) if folder else ()
-    return PhaseResult(counts, curve, trainer.resumed.get("step"), damaged)
+    return PhaseResult(counts, _curve(trainer), trainer.resumed.get("step"), damaged)
+
+
+def _curve(trainer: PhaseTrainer) -> Curve:
+    history = trainer.state.log_history
+    return [(int(row["step"]), row["loss"]) for row in history if "loss" in row]
 
 
 def _stopped(phase: PhaseName, step: int, steps: int) -> StoppedError:

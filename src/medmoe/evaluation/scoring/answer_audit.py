@@ -25,15 +25,17 @@ def audit_answers(parts: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
         parts: Name, e.g. ``vqa_rad/train``, and records.
     """
     asked = {name: [r for r in found if r.task != "caption"] for name, found in parts.items()}
-    return {name: _part(name, found, asked) for name, found in asked.items() if found}
+    asked = {name: found for name, found in asked.items() if found}
+    rows = {name: Counter(map(_row_key, found)) for name, found in asked.items()}
+    return {name: _part(name, asked, rows) for name in asked}
 
 
 def _part(
-    name: str, records: Sequence[Record], parts: Mapping[str, Sequence[Record]]
+    name: str, parts: Mapping[str, Sequence[Record]], rows: Mapping[str, Counter[Hashable]]
 ) -> dict[str, Any]:
+    records, mine = parts[name], rows[name]
     train_name = _train_of(name, parts)
     train = parts[train_name] if train_name else []
-    rows = Counter(map(_row_key, records))
     return {
         "n": len(records),
         "images": len({record.image.id for record in records}),
@@ -43,12 +45,12 @@ def _part(
         "top_answers": {
             kind: _top([r for r in records if r.answer_type == kind]) for kind in ("closed", "open")
         },
-        "repeated_rows": sum(count - 1 for count in rows.values()),
+        "repeated_rows": sum(count - 1 for count in mine.values()),
         "contradicting_rows": _contradictions(records),
         "rows_also_in": {
-            other: sum(_row_key(record) in set(map(_row_key, found)) for record in records)
-            for other, found in parts.items()
-            if other != name and found
+            other: sum(count for row, count in mine.items() if row in found)
+            for other, found in rows.items()
+            if other != name
         },
         "baselines": _baselines(records, train),
         "baselines_learned_from": train_name,
