@@ -131,13 +131,14 @@ def run_phase(
     if stop.asked:
         raise _stopped(phase, trainer.state.global_step, steps)
     model.eval()
+    return _result(counts, trainer)
+
+
+def _result(counts: TrainableCount, trainer: PhaseTrainer) -> PhaseResult:
+    history, folder = trainer.state.log_history, trainer.folder
+    curve = [(int(row["step"]), row["loss"]) for row in history if "loss" in row]
     damaged = tuple(folder.damaged) if folder else ()
-    return PhaseResult(counts, _curve(trainer), trainer.resumed.get("step"), damaged)
-
-
-def _curve(trainer: PhaseTrainer) -> Curve:
-    history = trainer.state.log_history
-    return [(int(row["step"]), row["loss"]) for row in history if "loss" in row]
+    return PhaseResult(counts, curve, trainer.resumed.get("step"), damaged)
 
 
 def _stopped(phase: PhaseName, step: int, steps: int) -> StoppedError:
