@@ -1,8 +1,8 @@
-"""The tiny models of `medmoe demo` with random weights, and phantom questions to ask them."""
+"""Models of recipes with random weights and few words, and phantom questions to ask them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from medmoe.data.wording import question_text
 from medmoe.model.build import build_dense, build_processor
 from medmoe.model.upcycle import upcycle
 from medmoe.training.phases.phase0_language import new_language_model
+
+_OF_THE_VOCABULARY = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ def tiny(images: int, model: str = "tiny") -> Tiny:
     """Return the models of a recipe and all questions about some phantom images."""
     spec = check(ModelSpec, recipe("models", model), model)
     vision, language = vision_backbone(spec.vision_encoder), language_backbone(spec.language_model)
+    shape = {k: v for k, v in language.config.items() if k not in _OF_THE_VOCABULARY}
+    language = replace(language, config=shape)
     records = [
         r for r in read_phantom("train", images, seed=7, size=vision.image_size) if r.task == "vqa"
     ]
