@@ -93,7 +93,7 @@ class DataSpec(Strict):
 
     Attributes:
         phantom_images, phantom_test_images: How many embedded pictures ``phantom/train`` and
-            ``phantom/test`` are.
+            ``phantom/test`` are; `medmoe eval` asks about 200.
         apart_from: Sets that will be scored: a training picture that nearly equals one of theirs
             is dropped, and counted in ``run.json``.
         drop_near_duplicates: Switched off, such a picture is refused instead of dropped.
@@ -102,7 +102,7 @@ class DataSpec(Strict):
     """
 
     phantom_images: Positive = 480
-    phantom_test_images: Positive = 48
+    phantom_test_images: Positive = 200
     apart_from: tuple[str, ...] = ()
     drop_near_duplicates: bool = True
     repeats: dict[str, Positive] = Field(default_factory=dict)
