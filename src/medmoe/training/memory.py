@@ -2,28 +2,30 @@
 
     weights      all parameters · bytes of the dtype
     gradients    trained parameters · bytes of the dtype
-    AdamW        trained parameters · 12 bytes in mixed precision (float32 copy and two moments),
-                 8 bytes in float32 (two moments)
+    AdamW        trained parameters · 12 bytes beside weights of 16 bits (float32 copy and two
+                 moments), 8 bytes beside float32 (two moments)
     activations  what autograd keeps for the backward pass
 
 Activations are not a formula: the forward pass runs on fake tensors of the real shapes, and what
 autograd saves is summed. With gradient checkpointing each decoder layer keeps its input only, and
-the largest layer's tensors exist once, while it is computed anew. Not in it: the runtime's own
+the largest layer's tensors exist once, while it is computed anew. Weights may be float32 and
+computed with in bfloat16 (autocast): its copies of them are kept too. Not in it: the runtime's own
 memory, fragmentation, and the short-lived tensors of a pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from medmoe.config.schema import PhaseName
+from medmoe.config.schema import PhaseName, Trains
 from medmoe.model.blueprint import dense_twin, first_layers, meta_model
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.cost.memory import load_bytes
@@ -78,49 +80,69 @@ def training_memory(
     batch: int,
     context: int,
     lora_ranks: tuple[int, ...] = (),
+    *,
+    trains: Trains = "paper",
+    answers: int | None = None,
+    autocast: bool = False,
 ) -> list[TrainingMemory]:
     """Estimate the memory of a phase: full tuning first, then LoRA at each rank.
 
-    With LoRA the activations are those of full tuning, which are an upper bound but for the
-    adapters' own narrow ones.
+    With LoRA the activations are those of full tuning and a copy of each adapted stack of experts,
+    which PEFT makes in every pass to add the adapter to it; the adapters' own narrow ones are not
+    counted.
 
     Args:
         config: Of the model that the phase trains: MoE for ``phase3_moe``, else dense.
         phase: A phase of the whole model (not ``phase0_*`` and not ``phase2_router``).
-        dtype: Of weights, gradients and activations.
-        batch: Conversations per device and step.
+        dtype: Of weights and gradients, and of activations without ``autocast``.
+        batch: Conversations per device that are computed at once.
         context: Tokens of a conversation, image tokens included.
         lora_ranks: Ranks to estimate besides full tuning.
+        trains: Variant of the phase.
+        answers: Positions of the whole batch that the head is run on; None runs it on all.
+        autocast: Compute in bfloat16 with weights of ``dtype``.
     """
     model = meta_model(config)
-    trained, weights = set_trainable(model, phase).trainable, load_bytes(model, dtype)
-    counts: list[tuple[int | None, int, int]] = [(None, trained, weights)]
-    for rank in lora_ranks:
-        adapters = adapter_parameters(model, rank)
-        counts.append((rank, adapters, weights + adapters * dtype.itemsize))
-    kept, checkpointed = kept_for_backward(config, phase, dtype, batch, context)
-    return [
-        TrainingMemory(
-            phase=phase,
-            lora_rank=rank,
-            trained=count,
-            weights=held,
-            gradients=count * dtype.itemsize,
-            optimizer=count * _ADAMW_BYTES[dtype],
-            activations=kept,
-            checkpointed=checkpointed,
+    trained = set_trainable(model, phase, trains).trainable
+    weights = load_bytes(model, dtype)
+    kept, checkpointed = kept_for_backward(
+        config, phase, dtype, batch, context, trains=trains, answers=answers, autocast=autocast
+    )
+    stacks = [p.numel() * dtype.itemsize for p in model.parameters() if _is_adapted_stack(p)]
+    in_a_layer = sum(stacks) // max(1, len(model.moe_blocks))
+    rows = []
+    for rank in (None, *lora_ranks):
+        adapters = 0 if rank is None else adapter_parameters(model, rank)
+        count = adapters or trained
+        rows.append(
+            TrainingMemory(
+                phase=phase,
+                lora_rank=rank,
+                trained=count,
+                weights=weights + adapters * dtype.itemsize,
+                gradients=count * dtype.itemsize,
+                optimizer=count * _ADAMW_BYTES[dtype],
+                activations=kept + (sum(stacks) if rank else 0),
+                checkpointed=checkpointed + (in_a_layer if rank else 0),
+            )
         )
-        for rank, count, held in counts
-    ]
+    return rows
 
 
-def router_memory(config: MedMoeConfig, dtype: torch.dtype) -> TrainingMemory:
-    """Estimate the memory of ``phase2_router``: one router in float32 beside the dense model.
+def router_memory(
+    config: MedMoeConfig, dtype: torch.dtype, *, per_layer: bool = False
+) -> TrainingMemory:
+    """Estimate the memory of ``phase2_router``: routers in float32 beside the dense model.
 
-    The hidden states it reads are computed without gradient, so no activations are kept.
+    The hidden states they read are computed without gradient, so no activations are kept.
+
+    Args:
+        config: Of the MoE model.
+        dtype: Of the dense model's weights.
+        per_layer: One router for each MoE layer instead of one for all.
     """
-    counts = count_by_part(meta_model(config))
-    trained = counts["routers"] // len(config.moe_layers or [])
+    routers = count_by_part(meta_model(config))["routers"]
+    trained = routers if per_layer else routers // len(config.moe_layers or [])
     return TrainingMemory(
         phase="phase2_router",
         lora_rank=None,
@@ -141,58 +163,181 @@ def adapter_parameters(model: MedMoeForConditionalGeneration, rank: int) -> int:
     total = 0
     for name, parameter in model.named_parameters():
         adapted = parameter.requires_grad and not any(part in name for part in _NO_ADAPTER)
-        if adapted and (parameter.dim() == 3 or (parameter.dim() == 2 and "bias" not in name)):
-            stacked = parameter.shape[0] if parameter.dim() == 3 else 1
+        stack = _is_adapted_stack(parameter)
+        if adapted and (stack or (parameter.dim() == 2 and "bias" not in name)):
+            stacked = parameter.shape[0] if stack else 1
             total += stacked * rank * (parameter.shape[-1] + parameter.shape[-2])
     return total
 
 
+def _is_adapted_stack(parameter: Tensor) -> bool:
+    """Return whether a parameter is the weights of all experts of a layer, and trains."""
+    return parameter.requires_grad and parameter.dim() == 3
+
+
 def kept_for_backward(
-    config: MedMoeConfig, phase: PhaseName, dtype: torch.dtype, batch: int, context: int
+    config: MedMoeConfig,
+    phase: PhaseName,
+    dtype: torch.dtype,
+    batch: int,
+    context: int,
+    *,
+    trains: Trains = "paper",
+    answers: int | None = None,
+    autocast: bool = False,
 ) -> tuple[int, int]:
-    """Return the bytes that autograd keeps for a step, without and with gradient checkpointing."""
+    """Return the bytes that autograd keeps for a step, without and with gradient checkpointing.
+
+    See `training_memory` for the arguments.
+    """
     cut, alike = first_layers(config)
-    text, patches = config.text_config, config.image_seq_length
-    layers: list[int] = []
-    with FakeTensorMode():
-        # In bfloat16 whatever the dtype: the grouped product of experts has no other fake form.
-        model: Any = MedMoeForConditionalGeneration._from_config(cut, dtype=torch.bfloat16)
+    with _fake(autocast):
+        model: Any = MedMoeForConditionalGeneration._from_config(cut, dtype=dtype)
         model.set_experts_implementation({"": "grouped_mm"})
-        set_trainable(model.train(), phase)
-        inner = model.model
-        with _saved_bytes(model, dtype) as saved:
-            for layer in inner.language_model.layers:
-                layer.register_forward_pre_hook(lambda *_: layers.append(-saved[0]))
-                layer.register_forward_hook(lambda *_: layers.append(layers.pop() + saved[0]))
-            projector = inner.multi_modal_projector
-            vision = torch.empty(batch, patches, projector.linear_1.in_features)
-            image = projector(vision.to(model.dtype))
-            ids = torch.zeros(batch, context - patches, dtype=torch.int64)
-            embeds = torch.cat([image, inner.get_input_embeddings()(ids)], dim=1)
-            mask = torch.ones(batch, 1, context, context, dtype=torch.bool)  # packed questions
-            out = inner.language_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False)
-            logits = model.lm_head(out.last_hidden_state)
-            labels = torch.zeros(batch, context, dtype=torch.int64)
-            model.loss_function(logits, labels, vocab_size=text.vocab_size)
-    outside, inside = saved[0] - sum(layers), sum(layers[index] for index in alike)
-    inputs = len(alike) * batch * context * text.hidden_size * dtype.itemsize
-    return outside + inside, outside + inputs + max(layers)
+        set_trainable(model.train(), phase, trains)
+        decoder = model.model.language_model
+        with _saved_by_layer(model, decoder.layers) as saved:
+            hidden = _hidden_states(model, batch, context)
+            _loss(model, hidden, answers)
+    inside = sum(saved.layers[index] for index in alike)
+    inputs = len(alike) * saved.input_bytes
+    outside = saved.total - sum(saved.layers)
+    again = max(saved.layers)
+    if autocast:  # until a forward pass ends it holds its copies of all trained matrices
+        again = max(again, sum(_copied(decoder.layers[index]) for index in alike))
+    return outside + inside, outside + inputs + again
+
+
+def backbone_memory(
+    phase: PhaseName,
+    build: Callable[[], Any],
+    inputs: Callable[[], dict[str, Tensor]],
+    autocast: bool,
+) -> TrainingMemory:
+    """Estimate the memory of ``phase0_*``: all of a stand-in backbone in float32.
+
+    Args:
+        build: Makes the backbone, an encoder or a causal language model.
+        inputs: Makes a batch; with ``labels`` where the backbone computes a loss itself.
+        autocast: Compute in bfloat16.
+    """
+    with _fake(autocast):
+        model = build().train()
+        base = getattr(model, "base_model", model)
+        layers = base.layers if hasattr(base, "layers") else base.encoder.layers
+        with _saved_by_layer(model, layers) as saved:
+            model(**inputs())
+    count = sum(parameter.numel() for parameter in model.parameters())
+    outside, copied = saved.total - sum(saved.layers), sum(map(_copied, layers)) * autocast
+    again = max(*saved.layers, copied)
+    return TrainingMemory(
+        phase=phase,
+        lora_rank=None,
+        trained=count,
+        weights=4 * count,
+        gradients=4 * count,
+        optimizer=count * _ADAMW_BYTES[torch.float32],
+        activations=saved.total,
+        checkpointed=outside + len(layers) * saved.input_bytes + again,
+    )
+
+
+def _hidden_states(model: Any, batch: int, context: int) -> Tensor:
+    """Return the states (B, S, D) of images that are encoded, and packed questions behind them."""
+    inner, patches = model.model, model.config.image_seq_length
+    projector = inner.multi_modal_projector
+    image = projector(
+        torch.empty(batch, patches, projector.linear_1.in_features, dtype=model.dtype)
+    )
+    embeds = inner.get_input_embeddings()(torch.zeros(batch, context, dtype=torch.int64))
+    place = (torch.arange(context) < patches)[None, :, None].expand_as(embeds)
+    embeds = embeds.masked_scatter(place, image.to(embeds.dtype))
+    mask = torch.ones(batch, 1, context, context, dtype=torch.bool)
+    out = inner.language_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False)
+    states: Tensor = out.last_hidden_state
+    return states
+
+
+def _loss(model: Any, hidden: Tensor, answers: int | None) -> None:
+    """Compute the loss on all positions, or on so many of them."""
+    vocabulary = model.config.text_config.vocab_size
+    if answers is None:
+        labels = torch.zeros(hidden.shape[:2], dtype=torch.int64)
+        model.loss_function(model.lm_head(hidden), labels, vocab_size=vocabulary)
+        return
+    # Chosen by number: where labels are is data, which fake tensors have none of.
+    chosen = hidden.flatten(0, 1)[torch.zeros(answers, dtype=torch.int64)]
+    shifted = torch.zeros(answers, dtype=torch.int64)
+    model.loss_function(
+        logits=model.lm_head(chosen), labels=None, shift_labels=shifted, vocab_size=vocabulary
+    )
+
+
+class _GroupedProducts(TorchDispatchMode):
+    """The shape of the experts' grouped product in every dtype: PyTorch knows that of bfloat16."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.ops.aten._grouped_mm.default:
+            rows, weights = args[:2]
+            return rows.new_empty(rows.shape[0], weights.shape[-1])
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
-def _saved_bytes(model: Any, dtype: torch.dtype) -> Iterator[list[int]]:
-    """Sum, in the list's one element, the bytes of tensors that autograd saves, each once."""
+def _fake(autocast: bool) -> Iterator[None]:
+    """Compute with shapes instead of numbers."""
+    # Autocast keeps its copies of weights until it ends: it begins and ends with a forward pass.
+    precision = torch.autocast("cpu", torch.bfloat16, enabled=autocast)
+    grouped: Any = _GroupedProducts  # whose base class is not typed
+    with FakeTensorMode(), grouped(), precision:
+        yield
+
+
+@dataclass(slots=True)
+class _Saved:
+    """Bytes that autograd saves: in all, within each layer, and one layer's input."""
+
+    layers: list[int]
+    total: int = 0
+    input_bytes: int = 0
+
+
+@contextmanager
+def _saved_by_layer(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[_Saved]:
+    """Sum the bytes of tensors that autograd saves, each once; weights are not counted."""
     known = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    total, alive = [0], []
+    saved, alive = _Saved([]), []
 
     def save(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in known:
             known.add(storage._cdata)
             alive.append(storage)  # a freed address could be given out again
-            wider = dtype.itemsize // 2 if tensor.dtype == torch.bfloat16 else 1
-            total[0] += storage.nbytes() * wider
+            saved.total += storage.nbytes()
         return tensor
 
+    def enter(layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        saved.input_bytes = hidden.nbytes
+        saved.layers.append(-saved.total)
+
+    def leave(*_: Any) -> None:
+        saved.layers[-1] += saved.total
+
+    hooks: list[Any] = []
+    for layer in layers:
+        hooks.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
+        hooks.append(layer.register_forward_hook(leave))
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-        yield total
+        yield saved
+    for hook in hooks:
+        hook.remove()
+
+
+def _copied(layer: nn.Module) -> int:
+    """Return the bytes of the copies in bfloat16 that autocast keeps of a layer's weights."""
+    linear = [module for module in layer.modules() if isinstance(module, nn.Linear)]
+    trained = [p for module in linear for p in module.parameters() if p.requires_grad]
+    return sum(p.numel() for p in trained) * torch.bfloat16.itemsize

@@ -1,42 +1,52 @@
 """`medmoe train --plan`: phases, weights, steps, memory and time, without training anything.
 
-Weights are counted on the meta device, so real sizes cost no memory. Memory and time are estimates
-by the formulas in `memory_bytes` and `step_flops`; the plan says what they leave out.
+Weights are counted on the meta device, so real sizes cost no memory. Memory is that of
+`medmoe.training.memory`, which `medmoe cost` shows too; time is an estimate by `step_flops`. The
+plan says what they leave out.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from medmoe.backbones.registry import language_backbone, vision_backbone
 from medmoe.config.schema import PhaseName
-from medmoe.config.train_schema import TrainPhaseSpec, TrainSpec
+from medmoe.config.train_schema import TrainSpec
 from medmoe.errors import ConfigError, DataError
 from medmoe.experiments.stages import config_of_moe
 from medmoe.experiments.train.data import TASKS, TrainData, read_data, steps_of
 from medmoe.experiments.train.recipe import Recipe
+from medmoe.model.blueprint import dense_twin, recipe_config
 from medmoe.model.configuration_medmoe import MedMoeConfig
-from medmoe.model.cost import activated_parameters
+from medmoe.model.cost.parameters import activated_parameters
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.training.lora import attach_lora
+from medmoe.training.memory import (
+    TrainingMemory,
+    backbone_memory,
+    router_memory,
+    training_memory,
+)
 from medmoe.training.phases.phase2_router import RouterTraining, choose_labelled
 from medmoe.training.phases.router_states import TOKENS_KEPT
 from medmoe.training.trainable import TRAINABLE, set_trainable
 
 #: Tokens that one question with its answer is taken to have.
 _QUESTION_TOKENS = 32
+#: Share of a question's tokens that are its answer. Captions are answers, instructions may be.
+_ANSWER_SHARE: dict[PhaseName, float] = {"phase3_moe": 0.25, "sft": 0.25}
 #: Share of the measured matrix-product speed that training is taken to reach.
 _UTILISATION = 0.4
-#: Bytes of activations per token, layer and hidden unit in bfloat16: attention and norms, one FFN.
-_ATTENTION_BYTES, _FFN_BYTES = 15, 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +56,12 @@ class Shape:
     Attributes:
         total, trainable, activated: Numbers of weights; a token passes the activated ones.
         tokens: Of one sample, image tokens included.
-        layers, hidden, vocabulary: Of the language model.
-        ffns: FFNs that a token passes in a layer, on average.
     """
 
     total: int
     trainable: int
     activated: int
     tokens: int
-    layers: int
-    hidden: int
-    vocabulary: int
-    ffns: float
 
 
 def estimate(recipe: Recipe, phases: Sequence[str], root: Path | None, seed: int) -> dict[str, Any]:
@@ -98,29 +102,55 @@ def estimate(recipe: Recipe, phases: Sequence[str], root: Path | None, seed: int
             "frozen": shape.total - shape.trainable,
             "samples": samples,
             "steps": steps,
-            "memory_gib": round(memory_bytes(shape, values, spec) / 2**30, 2),
+            "memory_gib": round(memory_bytes(spec, phase, samples) / 2**30, 2),
             "seconds": None if steps is None else round(steps * flops / speed, 1),
         }
     return {"description": spec.description, "phases": rows, "notes": [*notes, *_notes(speed)]}
 
 
-def memory_bytes(shape: Shape, values: TrainPhaseSpec, spec: TrainSpec) -> float:
-    """Return the memory of a step: weights, gradients, AdamW's two moments, activations, logits.
+def memory_bytes(spec: TrainSpec, phase: PhaseName, samples: int | None = None) -> int:
+    """Return the memory of a step: weights, gradients, AdamW's two moments, activations.
 
-    4 bytes a weight and 12 more a trained one (weights stay in float32); activations of one part of
-    the batch: tokens x layers x hidden x (15 + 19 x FFNs a token passes) bytes in bfloat16, twice
-    that in float32, 2 bytes with gradient checkpointing and one layer besides; logits and their
-    gradient in float32 on one question's tokens in eight.
+    Args:
+        samples: Labelled images of ``phase2_router``, whose hidden states are all held.
     """
-    part = max(1, values.batch_size // spec.run.gradient_accumulation)
-    size = 2 if spec.run.precision == "float32" else 1
-    unit = part * shape.tokens * shape.hidden * size
-    per_layer = unit * (_ATTENTION_BYTES + _FFN_BYTES * shape.ffns)
-    activations = per_layer * shape.layers
-    if spec.run.gradient_checkpointing:
-        activations = per_layer + 2 * unit * shape.layers
-    logits = 8 * part * shape.tokens / 8 * shape.vocabulary
-    return 4 * shape.total + 12 * shape.trainable + activations + logits
+    row = step_memory(spec, phase)
+    checkpointing = spec.run.gradient_checkpointing and phase != "phase0_encoder"
+    held = row.sharded() if checkpointing else row.total
+    if phase == "phase2_router":
+        width = _text_config(spec).hidden_size
+        held += 4 * (samples or 0) * len(spec.model.moe_layers) * TOKENS_KEPT * width
+    return held
+
+
+def step_memory(spec: TrainSpec, phase: PhaseName) -> TrainingMemory:
+    """Return the memory of the part of a phase's batch that is computed at once."""
+    values, autocast = spec.phases[phase], spec.run.precision == "bf16"
+    batch = max(1, values.batch_size // spec.run.gradient_accumulation)
+    if phase in ("phase0_encoder", "phase0_language"):
+        build, inputs = _backbone(spec, phase, batch)
+        return backbone_memory(phase, build, inputs, autocast)
+    if phase == "phase2_router":
+        assert spec.router is not None
+        moe = config_of_moe(_dense_config(spec), spec.model)
+        return router_memory(moe, torch.float32, per_layer=spec.router.per_layer)
+    dense = _dense_config(spec)
+    context = _tokens(spec, phase)
+    answers = math.ceil((context - dense.image_seq_length) * _ANSWER_SHARE.get(phase, 1.0))
+    # What is put around a model whose router learns does not know answers from other positions.
+    everywhere = not spec.run.answers_only or values.trains == "learned_router"
+    rows = training_memory(
+        config_of_moe(dense, spec.model) if phase == "phase3_moe" else dense,
+        phase,
+        torch.float32,
+        batch,
+        context,
+        (values.lora.rank,) if values.lora else (),
+        trains="paper" if values.lora else values.trains,
+        answers=None if everywhere else batch * answers,
+        autocast=autocast,
+    )
+    return rows[-1]
 
 
 def step_flops(shape: Shape, batch_size: int) -> float:
@@ -153,61 +183,36 @@ def matmul_speed(precision: str) -> float:
 
 def phase_shape(spec: TrainSpec, phase: PhaseName) -> Shape:
     """Return the sizes of what a phase trains, counted on the meta device."""
-    vision = vision_backbone(spec.model.vision_encoder)
     with torch.device("meta"):
         model = _meta_model(spec, phase)
     counts = set_trainable(model, phase, spec.phases[phase].trains)
-    text = _text_config(spec)
-    image = (vision.image_size // vision.patch_size) ** 2
-    tokens = min(spec.max_length, image + spec.phases[phase].max_questions * _QUESTION_TOKENS)
-    total = counts.trainable + counts.frozen
-    activated, ffns = total, 1.0
+    tokens, total = _tokens(spec, phase), counts.trainable + counts.frozen
+    activated = total
     if phase == "phase3_moe" and isinstance(model, MedMoeForConditionalGeneration):
         activated = activated_parameters(model)
-        extra = spec.model.num_experts_per_tok - (not spec.model.meta_expert)
-        ffns += extra * len(spec.model.moe_layers) / text.num_hidden_layers
-    if phase == "phase2_router":
-        layers = len(spec.model.moe_layers)
-        return Shape(total, total, total, layers * TOKENS_KEPT, 1, text.hidden_size, 0, 0.0)
+    vision = sum(p.numel() for n, p in model.named_parameters() if "vision_tower." in n)
+    # Encoded once, not in every step.
+    return Shape(total, counts.trainable, activated - vision, tokens)
+
+
+def _tokens(spec: TrainSpec, phase: PhaseName) -> int:
+    """Return the tokens that one sample of a phase is taken to have."""
+    vision = vision_backbone(spec.model.vision_encoder)
+    image = (vision.image_size // vision.patch_size) ** 2
     if phase == "phase0_encoder":
-        config = vision.config
-        layers, hidden = config["num_hidden_layers"], config["hidden_size"]
-        return Shape(total, total, total, image + 1, layers, hidden, 0, 1.0)
+        return image + 1
     if phase == "phase0_language":
-        tokens = 2 * _QUESTION_TOKENS
-    frozen_vision = sum(p.numel() for n, p in model.named_parameters() if "vision_tower." in n)
-    return Shape(
-        total,
-        counts.trainable,
-        activated - frozen_vision,  # encoded once, not in every step
-        tokens,
-        text.num_hidden_layers,
-        text.hidden_size,
-        text.vocab_size,
-        ffns,
-    )
+        return 2 * _QUESTION_TOKENS
+    if phase == "phase2_router":
+        return len(spec.model.moe_layers) * TOKENS_KEPT
+    return min(spec.max_length, image + spec.phases[phase].max_questions * _QUESTION_TOKENS)
 
 
 def _meta_model(spec: TrainSpec, phase: PhaseName) -> nn.Module:
-    vision = vision_backbone(spec.model.vision_encoder)
-    vision_config = AutoConfig.for_model(vision.model_type, **vision.config)
-    text = _text_config(spec)
-    if phase == "phase0_encoder":
-        encoder: nn.Module = AutoModel.from_config(vision_config)
-        return encoder
-    if phase == "phase0_language":
-        words: nn.Module = AutoModelForCausalLM.from_config(text)
-        return words
-    config = MedMoeConfig(
-        vision_config=vision_config.to_dict(),
-        text_config=text.to_dict(),
-        image_token_index=text.vocab_size - 1,
-        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
-        vision_feature_layer=vision.select_layer,
-        vision_feature_select_strategy=vision.select_strategy,
-        tie_word_embeddings=text.tie_word_embeddings,
-        lm_head_bias=language_backbone(spec.model.language_model).lm_head_bias,
-    )
+    if phase in ("phase0_encoder", "phase0_language"):
+        backbone: nn.Module = _backbone(spec, phase, 1)[0]()
+        return backbone
+    config = _dense_config(spec)
     if phase == "phase2_router":
         assert spec.router is not None
         moe = config_of_moe(config, spec.model)
@@ -219,6 +224,28 @@ def _meta_model(spec: TrainSpec, phase: PhaseName) -> nn.Module:
     if lora is not None:
         attach_lora(model, lora, seed=0)
     return model
+
+
+def _dense_config(spec: TrainSpec) -> MedMoeConfig:
+    """Return the configuration of the dense model of phases 1 and 2."""
+    return dense_twin(recipe_config(spec.model, spec.vocab_size))
+
+
+def _backbone(
+    spec: TrainSpec, phase: PhaseName, batch: int
+) -> tuple[Callable[[], Any], Callable[[], dict[str, Tensor]]]:
+    """Return what makes a stand-in backbone, and what makes a batch of its phase 0."""
+    if phase == "phase0_encoder":
+        vision = vision_backbone(spec.model.vision_encoder)
+        config = AutoConfig.for_model(vision.model_type, **vision.config)
+        shape = (batch, 3, vision.image_size, vision.image_size)
+        return partial(AutoModel.from_config, config), lambda: {"pixel_values": torch.empty(shape)}
+
+    def texts() -> dict[str, Tensor]:
+        ids = torch.zeros(batch, _tokens(spec, phase), dtype=torch.int64)
+        return {"input_ids": ids, "labels": ids}
+
+    return partial(AutoModelForCausalLM.from_config, _text_config(spec)), texts
 
 
 def _text_config(spec: TrainSpec) -> Any:
@@ -248,6 +275,6 @@ def _notes(speed: float) -> list[str]:
         f"time: {_UTILISATION:.0%} of the matrix-product speed measured here "
         f"({speed / _UTILISATION / 1e9:,.0f} GFLOP/s), {_QUESTION_TOKENS} tokens a question, every "
         "sample as full as max_questions allows; encoding the images is not counted",
-        "memory: of one process that holds all of it; kept features of the images and the loader's "
-        "batches are not counted",
+        "memory: of one process that holds all of it; kept features of the images, the loader's "
+        "batches and tensors that live shorter than a layer's pass are not counted",
     ]
