@@ -129,7 +129,7 @@ def silent(*_: Any) -> None:
 
 def main() -> None:
     values = options(__doc__.splitlines()[0])
-    # A process of its own for each: what one leaves behind would be freed, and counted, in the next.
+    # A process for each: what one leaves behind would be freed, and counted, in the next.
     forked = multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1)
     for size in list(SIZES)[: 1 if values.quick else None]:
         moe = configuration(size)

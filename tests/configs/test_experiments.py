@@ -11,7 +11,7 @@ import yaml
 import medmoe.recipes
 from medmoe.config.load import recipe, recipe_names
 from medmoe.config.schema import PHASES
-from medmoe.experiments.train.estimate import Shape, phase_shape
+from medmoe.experiments.train.estimate import Shape, memory_bytes, phase_shape, step_memory
 from medmoe.experiments.train.recipe import load_recipe
 from medmoe.training.trainable import TRAINABLE
 
@@ -129,3 +129,48 @@ def test_real_sizes_are_counted() -> None:
     lora = shape("phi2_lora128", "phase3_moe")
     assert lora.total - lora.trainable == phi.total
     assert lora.trainable < 0.2 * phi.trainable
+
+
+def test_a_plan_holds_float32_weights_and_16_bytes_of_what_trains() -> None:
+    spec = load_recipe("phi2").spec
+    for phase in ("phase1_alignment", "phase2_instruction", "phase3_moe"):
+        row, found = step_memory(spec, phase), shape("phi2", phase)  # type: ignore[arg-type]
+        assert row.trained == found.trainable
+        assert row.weights == 4 * found.total
+        assert row.gradients + row.optimizer == 12 * found.trainable
+        assert 0 < row.checkpointed < row.activations
+    lora = step_memory(load_recipe("phi2_lora128").spec, "phase3_moe")
+    assert lora.trained == shape("phi2_lora128", "phase3_moe").trainable
+    assert lora.weights == 4 * shape("phi2_lora128", "phase3_moe").total
+
+
+def test_memory_follows_how_a_recipe_is_run() -> None:
+    plain = load_recipe("tiny_phantom", ["run.gradient_accumulation=1"]).spec
+    base = memory_bytes(plain, "phase2_instruction")
+    for words in (
+        ["run.gradient_accumulation=2"],
+        ["run.gradient_checkpointing=true"],
+        ["run.precision=bf16"],
+        ["phases.phase2_instruction.max_questions=2"],
+    ):
+        less = memory_bytes(load_recipe("tiny_phantom", words).spec, "phase2_instruction")
+        assert less < base, words
+    everywhere = load_recipe("tiny_phantom", ["run.answers_only=false"]).spec
+    assert memory_bytes(everywhere, "phase2_instruction") > base
+
+
+def test_the_router_holds_the_dense_model_and_the_states_of_its_images() -> None:
+    spec = load_recipe("phi2").spec
+    dense, router = shape("phi2", "phase2_instruction").total, 4 * (2560 + 1)
+    states = 16 * 32 * 2560  # MoE layers, tokens of an image, width
+    found = memory_bytes(spec, "phase2_router", 1000)
+    assert found == 4 * (dense + 1000 * states) + 16 * router
+
+
+@pytest.mark.parametrize("phase", ["phase0_encoder", "phase0_language"])
+def test_stand_ins_train_whole(phase: str) -> None:
+    spec = load_recipe("tiny_phantom").spec
+    row, found = step_memory(spec, phase), shape("tiny_phantom", phase)  # type: ignore[arg-type]
+    assert row.trained == found.total
+    assert row.total - row.activations == 16 * found.total
+    assert 0 < row.checkpointed < row.activations

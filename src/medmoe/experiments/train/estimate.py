@@ -94,6 +94,9 @@ def estimate(recipe: Recipe, phases: Sequence[str], root: Path | None, seed: int
         shape = phase_shape(spec, phase)
         values = spec.phases[phase]
         samples = _samples(spec, phase, data, seed)
+        labelled = samples or 0
+        if phase == "phase2_router" and data is not None:
+            labelled += len(data.router_test())
         steps = steps_of(values, samples or 0) if samples or values.steps else None
         flops = step_flops(shape, values.batch_size)
         rows[phase] = {
@@ -102,24 +105,26 @@ def estimate(recipe: Recipe, phases: Sequence[str], root: Path | None, seed: int
             "frozen": shape.total - shape.trainable,
             "samples": samples,
             "steps": steps,
-            "memory_gib": round(memory_bytes(spec, phase, samples) / 2**30, 2),
+            "memory_gib": round(memory_bytes(spec, phase, labelled) / 2**30, 2),
             "seconds": None if steps is None else round(steps * flops / speed, 1),
         }
     return {"description": spec.description, "phases": rows, "notes": [*notes, *_notes(speed)]}
 
 
-def memory_bytes(spec: TrainSpec, phase: PhaseName, samples: int | None = None) -> int:
+def memory_bytes(spec: TrainSpec, phase: PhaseName, labelled: int = 0) -> int:
     """Return the memory of a step: weights, gradients, AdamW's two moments, activations.
 
     Args:
-        samples: Labelled images of ``phase2_router``, whose hidden states are all held.
+        labelled: Images of ``phase2_router``, taught and tested, whose hidden states are all held.
     """
     row = step_memory(spec, phase)
-    checkpointing = spec.run.gradient_checkpointing and phase != "phase0_encoder"
+    # As `training/arguments.py` has it: what is put around a model is not checkpointed.
+    wrapped = phase == "phase0_encoder" or spec.phases[phase].trains == "learned_router"
+    checkpointing = spec.run.gradient_checkpointing and not wrapped
     held = row.sharded() if checkpointing else row.total
     if phase == "phase2_router":
         width = _text_config(spec).hidden_size
-        held += 4 * (samples or 0) * len(spec.model.moe_layers) * TOKENS_KEPT * width
+        held += 4 * labelled * len(spec.model.moe_layers) * TOKENS_KEPT * width
     return held
 
 
