@@ -97,7 +97,10 @@ def _openai(app: FastAPI, service: Service) -> None:
     model = service.engine.describe()
     described = {
         "id": model.id, "object": "model", "created": 0, "owned_by": "medmoe",
-        "medmoe": {"sha256": model.sha256, "domains": list(model.domains), "notice": NOTICE},
+        "medmoe": {
+            "sha256": model.sha256, "domains": list(model.domains),
+            "evidence": service.engine.explains, "notice": NOTICE,
+        },
     }  # fmt: skip
     body = {"content": {"application/json": {"schema": ChatBody.model_json_schema(
         ref_template="#/components/schemas/{model}")}}, "required": True}  # fmt: skip

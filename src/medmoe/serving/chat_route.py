@@ -18,6 +18,7 @@ from medmoe.errors import MedMoeError
 from medmoe.inference.answer import Answer, disagreements
 from medmoe.inference.chat import ChatChunk, ChatRequest
 from medmoe.serving.conversation import turns_of
+from medmoe.serving.engine import no_evidence
 from medmoe.serving.problems import ProblemError, problem_of
 from medmoe.serving.schema import ChatBody, read_chat
 from medmoe.serving.service import Service
@@ -74,6 +75,8 @@ async def _read(service: Service, request: Request, request_id: str, started: fl
     body = await asyncio.to_thread(read_chat, data) if large else read_chat(data)
     if body.model != service.engine.describe().id:
         raise ProblemError(404, "model_not_found", "no such model; see /v1/models", param="model")
+    if body.medmoe.evidence and not service.engine.explains:
+        raise no_evidence()
     turns = turns_of(body.messages, service.settings)
     settings = service.settings
     usual = min(settings.default_new_tokens, settings.max_new_tokens)

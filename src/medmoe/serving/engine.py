@@ -57,6 +57,14 @@ def not_ready(state: str) -> EngineError:
     return EngineError("not_ready", f"the model is {state}; try again later", 503, 5)
 
 
+def no_evidence() -> EngineError:
+    """Return the error for evidence that is asked of an engine that cannot explain."""
+    return EngineError(
+        "no_evidence", "this server's engine does not show the router's choices; evidence needs a "
+        "server with --engine local", 501,
+    )  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
     """What may be said of the model.
@@ -86,6 +94,11 @@ class ChatEngine(Protocol):
     @property
     def state(self) -> str:
         """One of ``loading``, ``ready``, ``draining``, ``broken``."""
+        ...
+
+    @property
+    def explains(self) -> bool:
+        """Whether `explain` can answer: a fact of the engine, known before the model is loaded."""
         ...
 
     def describe(self) -> ModelFacts:
@@ -134,7 +147,7 @@ class ChatEngine(Protocol):
         """Return what `medmoe.inference.evidence.explain` finds, as an object for JSON.
 
         Raises:
-            EngineError: As with `stream`, or this engine cannot explain.
+            EngineError: As with `stream`; always `no_evidence` where ``explains`` is false.
         """
         ...
 

@@ -176,6 +176,11 @@ class CountedEngine:
         """The server's."""
         return self._service.state
 
+    @property
+    def explains(self) -> bool:
+        """The engine's."""
+        return self._engine.explains
+
     def describe(self) -> ModelFacts:
         """Return the model's facts."""
         return self._engine.describe()
