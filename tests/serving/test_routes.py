@@ -12,8 +12,8 @@ from tests.serving.support import data_url, png, question
 
 from medmoe.serving.audit import verify
 from medmoe.serving.engine import busy
-from medmoe.serving.gate import SMALL_BODY
 from medmoe.serving.local import LocalEngine
+from medmoe.serving.transport import SMALL_BODY
 
 CHAT = "/v1/chat/completions"
 
