@@ -86,7 +86,11 @@ class Inside:
 
 @contextmanager
 def running(
-    model: Path, folder: Path, *flags: str, wrap: tuple[str, ...] = ()
+    model: Path,
+    folder: Path,
+    *flags: str,
+    wrap: tuple[str, ...] = (),
+    program: tuple[str, ...] = ("-m", "medmoe"),
 ) -> Iterator[Running]:
     """Run `medmoe serve`, ready, with an empty folder for temporary files."""
     with socket.socket() as free:
@@ -96,7 +100,7 @@ def running(
     files.mkdir(parents=True)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MEDMOE_TOKEN")}
     environment |= {"TMPDIR": str(files), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-    words = [*wrap, sys.executable, "-m", "medmoe", "serve", str(model), "--port", str(port)]
+    words = [*wrap, sys.executable, *program, "serve", str(model), "--port", str(port)]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([*words, *flags], env=environment, stdout=log, stderr=log)
     server = Running(f"http://127.0.0.1:{port}", port, process, folder / "log", files)
