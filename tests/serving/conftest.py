@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from tests.model.tiny import moe_model, processor
-from tests.serving.support import Running, running
+from tests.serving.support import Inside, Running, running
 
 from medmoe.inference.engine import MedMoe
 from medmoe.model.checkpoint import save_model
@@ -42,20 +42,26 @@ Talk = Callable[..., httpx.Response]
 
 
 @pytest.fixture
-def talk(tiny_model: Path, tiny: MedMoe, tmp_path: Path) -> Iterator[Talk]:
-    """The app in this process: ``talk(method, path, **httpx's)``; its engine runs for real."""
+def inside(tiny_model: Path, tiny: MedMoe, tmp_path: Path) -> Iterator[Inside]:
+    """The app in this process, without its page; its engine runs for real."""
     engine = LocalEngine(tiny_model, load_model=lambda: tiny)
     audit = AuditLog(tmp_path / "audit.jsonl")
-    app = create_app(engine, ServerSettings(), audit=audit, page=False)
+    app = create_app(engine, ServerSettings(body_seconds=0.5), audit=audit, page=False)
     loop = asyncio.new_event_loop()
     loop.run_until_complete(engine.start())
-
-    async def send(method: str, path: str, **more: Any) -> httpx.Response:
-        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            return await client.request(method, path, **more)
-
-    yield lambda method, path, **more: loop.run_until_complete(send(method, path, **more))
+    yield Inside(app, loop, tmp_path / "audit.jsonl")
     loop.run_until_complete(engine.stop())
     loop.close()
     audit.close()
+
+
+@pytest.fixture
+def talk(inside: Inside) -> Talk:
+    """An ordinary client of that app: ``talk(method, path, **httpx's)``."""
+
+    async def send(method: str, path: str, **more: Any) -> httpx.Response:
+        transport = httpx.ASGITransport(app=inside.app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.request(method, path, **more)
+
+    return lambda method, path, **more: inside.loop.run_until_complete(send(method, path, **more))

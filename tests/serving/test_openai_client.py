@@ -32,7 +32,8 @@ def ask(client: openai.OpenAI, text: str, image: bytes | None, **more):  # type:
 
 
 def test_it_lists_the_model(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["tiny"]
+    (model,) = client.models.list()
+    assert (model.id, model.medmoe["evidence"]) == ("tiny", True)
     assert client.models.retrieve("tiny").id == "tiny"
 
 

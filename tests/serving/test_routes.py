@@ -12,8 +12,8 @@ from tests.serving.support import data_url, png, question
 
 from medmoe.serving.audit import verify
 from medmoe.serving.engine import busy
-from medmoe.serving.gate import SMALL_BODY
 from medmoe.serving.local import LocalEngine
+from medmoe.serving.transport import SMALL_BODY
 
 CHAT = "/v1/chat/completions"
 
@@ -279,3 +279,17 @@ def test_a_full_queue_refuses_before_a_body_is_looked_at_and_keeps_the_connectio
 
 def full(*_: object) -> None:
     raise busy(1)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_evidence_that_the_engine_cannot_give_is_refused_before_anything_is_answered(
+    talk: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stream: bool
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(LocalEngine, "explains", False)
+    monkeypatch.setattr(LocalEngine, "stream", lambda *_, **__: asked.append(1))
+    body = question(image=png()) | {"medmoe": {"evidence": True}, "stream": stream}
+    assert refused(talk("POST", CHAT, json=body)) == (501, "no_evidence")
+    assert asked == []
+    last = json.loads((tmp_path / "audit.jsonl").read_text().splitlines()[-1])
+    assert (last["status"], last["code"]) == (501, "no_evidence")

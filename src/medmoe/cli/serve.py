@@ -43,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"--token-file FILE or ${TOKEN_VARIABLE}",
     )
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="file that holds the token")
-    parser.add_argument("--name", metavar="NAME", help="what to call the model (default: its run)")
+    parser.add_argument(
+        "--name", metavar="NAME", help="what to call the model (default: by its folder)"
+    )
     parser.add_argument(
         "--engine",
         choices=("local", "vllm"),
@@ -143,14 +145,18 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"{error.name} is not installed; run pip install 'medmoe[serve]'"
         ) from None
+    if not args.no_page:
+        from medmoe.serving.page.mount import check_gradio
+
+        check_gradio()
     disable_progress_bar()
     verify(args.model)
     _check_port(settings.host, settings.port)
     quiet_logs()
-    audit = _audit(args.audit_log)
+    engine, audit = _engine(args), _audit(args.audit_log)  # in this order: a refusal leaves no log
     address = f"http://{f'[{args.host}]' if ':' in args.host else args.host}:{args.port}"
     server = Server(
-        _engine(args), settings, audit=audit, page=not args.no_page,
+        engine, settings, audit=audit, page=not args.no_page,
         on_ready=lambda: print(f"ready: {address}", flush=True),
     )  # fmt: skip
     print(f"loading {args.model} for {address} …  {FOOTER}", flush=True)

@@ -9,8 +9,10 @@ from urllib.parse import parse_qs
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.routing import Match
 
 from medmoe import __version__
 from medmoe.data.intake.limits import Limits
@@ -19,13 +21,14 @@ from medmoe.serving.audit import AuditLog
 from medmoe.serving.chat_route import complete
 from medmoe.serving.engine import ChatEngine
 from medmoe.serving.gate import CHAT_PATH, Gate
-from medmoe.serving.problems import ProblemError
+from medmoe.serving.problems import ProblemError, check_type
 from medmoe.serving.schema import ChatBody
 from medmoe.serving.service import CountedEngine, Service
 from medmoe.serving.settings import NOTICE, ServerSettings
 from medmoe.serving.transport import Transport
 
 _MAX_FORM = 4096
+_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 
 
 def create_app(
@@ -58,13 +61,14 @@ def create_app(
 
     app = FastAPI(
         title="medmoe", version=__version__, description=f"{NOTICE}.", lifespan=lifespan,
-        docs_url=None, redoc_url=None,
+        docs_url=None, redoc_url=None, redirect_slashes=False,
     )  # fmt: skip
     app.state.service = service
     _health(app, service)
     _openai(app, service)
     _files(app, service)
     _sign_in(app, access)
+    _others(app)
     _problems(app)
     if page:
         from medmoe.serving.page.mount import mount_page
@@ -76,11 +80,13 @@ def create_app(
 
 
 def _health(app: FastAPI, service: Service) -> None:
+    @app.head("/health/live", include_in_schema=False)  # what load balancers ask with
     @app.get("/health/live")
     async def live() -> dict[str, str]:
         """Say that the server runs."""
         return {"status": "live"}
 
+    @app.head("/health/ready", include_in_schema=False)
     @app.get("/health/ready")
     async def ready() -> Response:
         """Say whether the model answers: 200 or 503."""
@@ -97,7 +103,10 @@ def _openai(app: FastAPI, service: Service) -> None:
     model = service.engine.describe()
     described = {
         "id": model.id, "object": "model", "created": 0, "owned_by": "medmoe",
-        "medmoe": {"sha256": model.sha256, "domains": list(model.domains), "notice": NOTICE},
+        "medmoe": {
+            "sha256": model.sha256, "domains": list(model.domains),
+            "evidence": service.engine.explains, "notice": NOTICE,
+        },
     }  # fmt: skip
     body = {"content": {"application/json": {"schema": ChatBody.model_json_schema(
         ref_template="#/components/schemas/{model}")}}, "required": True}  # fmt: skip
@@ -118,7 +127,6 @@ def _openai(app: FastAPI, service: Service) -> None:
     @app.post(CHAT_PATH, openapi_extra={"requestBody": body})
     async def chat(request: Request) -> Response:
         """Answer a conversation about at most one image."""
-        _check_type(request, "application/json")
         return await complete(service, request)
 
 
@@ -126,7 +134,7 @@ def _files(app: FastAPI, service: Service) -> None:
     @app.post("/v1/files")
     async def upload(request: Request) -> dict[str, object]:
         """Keep an image for a while, to be asked about by its id."""
-        _check_type(request, "multipart/form-data")
+        check_type(request, "multipart/form-data")
         data = await _uploaded(request)
         Limits().check_file(len(data))
         return service.uploads.add(data).to_json()
@@ -178,6 +186,24 @@ def _sign_in(app: FastAPI, access: Access) -> None:
         return reply
 
 
+def _others(app: FastAPI) -> None:
+    """Answer what no route of ours takes, before the page does, which is mounted at `/`."""
+
+    async def refuse(request: Request) -> Response:
+        allowed = {
+            method
+            for route in app.routes
+            if isinstance(route, APIRoute) and route.matches(request.scope)[0] is Match.PARTIAL
+            for method in route.methods or ()
+        }
+        if not allowed:
+            raise HTTPException(404)
+        raise HTTPException(405, headers={"Allow": ", ".join(sorted(allowed))})
+
+    for path in ("/v1/{rest:path}", "/health/{rest:path}", "/metrics", "/login", "/logout"):
+        app.add_api_route(path, refuse, methods=_METHODS, include_in_schema=False)
+
+
 def _problems(app: FastAPI) -> None:
     from medmoe.errors import MedMoeError
     from medmoe.serving.problems import problem_of
@@ -195,9 +221,10 @@ def _problems(app: FastAPI) -> None:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
         message = {404: "there is nothing at this address", 405: "not with this method"}
         status = error.status_code if 400 <= error.status_code < 500 else 400
-        return ProblemError(
-            status, code, message.get(status, "the request is not valid")
-        ).response()
+        problem = ProblemError(status, code, message.get(status, "the request is not valid"))
+        reply = problem.response()
+        reply.headers.update({k: v for k, v in (error.headers or {}).items() if k == "Allow"})
+        return reply
 
 
 async def _uploaded(request: Request) -> bytes:
@@ -218,13 +245,6 @@ async def _uploaded(request: Request) -> bytes:
         return await file.read()
     finally:
         await form.close()
-
-
-def _check_type(request: Request, wanted: str) -> None:
-    # A form of another site cannot send JSON, so this also keeps such forms out.
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != wanted:
-        raise ProblemError(415, "unsupported_media_type", f"send {wanted}")
 
 
 def _lift_definitions(app: FastAPI, body: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,10 +18,32 @@ from medmoe.errors import MedMoeError
 from medmoe.inference.answer import Answer, disagreements
 from medmoe.inference.chat import ChatChunk, ChatRequest
 from medmoe.serving.conversation import turns_of
-from medmoe.serving.problems import ProblemError, problem_of
+from medmoe.serving.engine import no_evidence
+from medmoe.serving.problems import ProblemError, check_type, problem_of
 from medmoe.serving.schema import ChatBody, read_chat
-from medmoe.serving.service import Service
+from medmoe.serving.service import Record, Service
 from medmoe.serving.settings import NOTICE
+from medmoe.serving.transport import Receive, Scope, Send
+
+
+class _Stream(StreamingResponse):
+    """Events that let go of the answer when they end, also where the first was never asked for.
+
+    Args:
+        events: What is sent.
+        answer: What they are made of; it was begun already.
+    """
+
+    def __init__(self, events: AsyncGenerator[bytes], answer: AsyncGenerator[ChatChunk]) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self._events, self._answer = events, answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._events.aclose()
+            await self._answer.aclose()
 
 
 @dataclass(slots=True)
@@ -32,7 +54,7 @@ class _Call:
     body: ChatBody
     request: ChatRequest
     picture: Picture | None
-    image_hash: str | None
+    record: Record
     started: float
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -43,37 +65,41 @@ class _Call:
 
 
 async def complete(service: Service, request: Request) -> Response:
-    """Answer a chat request.
+    """Answer a chat request that `medmoe.serving.gate.Gate` let in.
 
     Raises:
         ProblemError: It is refused.
     """
+    record: Record = request.state.record
+    try:
+        with service.coming():
+            call = await _read(service, request)
+        if call.body.stream:
+            first, rest = await _first(service, call)
+            return _Stream(_events(service, call, first, rest), rest)
+        reply = JSONResponse(await _unless_left(request, _whole(service, call)))
+        record.answered()
+        return reply
+    except MedMoeError as error:
+        problem = problem_of(error)
+        record.refused(problem)
+        raise problem from None
+    except ProblemError as problem:
+        record.refused(problem)
+        raise
+
+
+async def _read(service: Service, request: Request) -> _Call:
     started = time.perf_counter()
-    request_id = request.state.request_id
-    service.check_open()
-    with service.audited(request_id, started) as record:
-        try:
-            with service.coming():
-                call = await _read(service, request, request_id, started)
-            record.image = call.image_hash
-            if call.body.stream:
-                first = await _first(service, call)
-                record.handed_over = True
-                return StreamingResponse(
-                    _events(service, call, *first), media_type="text/event-stream"
-                )
-            return JSONResponse(await _unless_left(request, _whole(service, call)))
-        except MedMoeError as error:
-            raise problem_of(error) from None
-
-
-async def _read(service: Service, request: Request, request_id: str, started: float) -> _Call:
+    check_type(request, "application/json")
     data = await request.body()
     # Large bodies are mostly a picture: reading them would hold up everybody else.
     large = len(data) > 2**18
     body = await asyncio.to_thread(read_chat, data) if large else read_chat(data)
     if body.model != service.engine.describe().id:
         raise ProblemError(404, "model_not_found", "no such model; see /v1/models", param="model")
+    if body.medmoe.evidence and not service.engine.explains:
+        raise no_evidence()
     turns = turns_of(body.messages, service.settings)
     settings = service.settings
     usual = min(settings.default_new_tokens, settings.max_new_tokens)
@@ -90,8 +116,10 @@ async def _read(service: Service, request: Request, request_id: str, started: fl
     elif body.medmoe.window is not None or body.medmoe.frame is not None:
         raise ProblemError(400, "bad_window", "window and frame need an image", param="medmoe")
     chat = ChatRequest(turns, picture.image if picture else None, wanted)
-    hashed = service.image_hash(chat.image)
-    return _Call(f"chatcmpl-{request_id[4:]}", body, chat, picture, hashed, started)
+    record: Record = request.state.record
+    record.image = service.image_hash(chat.image)
+    name = request.state.request_id.replace("req-", "chatcmpl-")
+    return _Call(name, body, chat, picture, record, started)
 
 
 async def _chunks(service: Service, call: _Call) -> AsyncGenerator[ChatChunk]:
@@ -135,28 +163,27 @@ async def _first(service: Service, call: _Call) -> tuple[ChatChunk, AsyncGenerat
 
 async def _events(
     service: Service, call: _Call, first: ChatChunk, rest: AsyncGenerator[ChatChunk]
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     """Yield the answer as server-sent events; an error after the first word is the last event."""
-    with service.audited(call.id.replace("chatcmpl-", "req-"), call.started) as record:
-        record.image = call.image_hash
-        try:
-            async with aclosing(rest):
-                yield _event(service, call, {"role": "assistant", "content": first.text}, None)
-                last = first
-                if first.finish is None:
-                    async for last in rest:
-                        if last.text:
-                            yield _event(service, call, {"content": last.text}, None)
-            behind = await _behind(service, call, last.answer)
-            yield _event(service, call, {}, last.finish, {"medmoe": behind})
-            if call.body.stream_options and call.body.stream_options.include_usage:
-                head = _head(service, call, "chat.completion.chunk")
-                yield _line(head | {"choices": [], "usage": _usage(last)})
-        except MedMoeError as error:
-            problem = problem_of(error)
-            record.refused(problem)
-            yield _line(problem.to_json())
-        yield b"data: [DONE]\n\n"
+    try:
+        yield _event(service, call, {"role": "assistant", "content": first.text}, None)
+        last = first
+        if first.finish is None:
+            async for last in rest:
+                if last.text:
+                    yield _event(service, call, {"content": last.text}, None)
+        await rest.aclose()  # the place is free while the answer is explained
+        behind = await _behind(service, call, last.answer)
+        yield _event(service, call, {}, last.finish, {"medmoe": behind})
+        if call.body.stream_options and call.body.stream_options.include_usage:
+            head = _head(service, call, "chat.completion.chunk")
+            yield _line(head | {"choices": [], "usage": _usage(last)})
+        call.record.answered()  # before the last sign: clients hang up at it
+    except MedMoeError as error:
+        problem = problem_of(error)
+        call.record.refused(problem)
+        yield _line(problem.to_json())
+    yield b"data: [DONE]\n\n"
 
 
 async def _unless_left(request: Request, work: Any) -> Any:

@@ -7,6 +7,7 @@ here knows HTTP; an error's status is one of its facts, as with `medmoe.errors.I
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,13 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from medmoe.errors import CheckpointError, MedMoeError
+from medmoe.errors import CheckpointError, ConfigError, MedMoeError
 from medmoe.inference.chat import ChatChunk, ChatRequest
 from medmoe.model.checkpoint import read_config
 from medmoe.model.committed import MANIFEST
+
+#: What a model may be called: it stands in addresses, replies and requests. Letters of any script.
+_NAME, _OTHER = re.compile(r"[\w.:@+-]+"), re.compile(r"[^\w.:@+-]+")
 
 
 class EngineError(MedMoeError):
@@ -57,6 +61,14 @@ def not_ready(state: str) -> EngineError:
     return EngineError("not_ready", f"the model is {state}; try again later", 503, 5)
 
 
+def no_evidence() -> EngineError:
+    """Return the error for evidence that is asked of an engine that cannot explain."""
+    return EngineError(
+        "no_evidence", "this server's engine does not show the router's choices; evidence needs a "
+        "server with --engine local", 501,
+    )  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
     """What may be said of the model.
@@ -86,6 +98,11 @@ class ChatEngine(Protocol):
     @property
     def state(self) -> str:
         """One of ``loading``, ``ready``, ``draining``, ``broken``."""
+        ...
+
+    @property
+    def explains(self) -> bool:
+        """Whether `explain` can answer: a fact of the engine, known before the model is loaded."""
         ...
 
     def describe(self) -> ModelFacts:
@@ -134,7 +151,7 @@ class ChatEngine(Protocol):
         """Return what `medmoe.inference.evidence.explain` finds, as an object for JSON.
 
         Raises:
-            EngineError: As with `stream`, or this engine cannot explain.
+            EngineError: As with `stream`; always `no_evidence` where ``explains`` is false.
         """
         ...
 
@@ -152,13 +169,19 @@ def model_facts(directory: Path, name: str | None = None) -> ModelFacts:
 
     Args:
         directory: A committed model.
-        name: What to call it; by default its folder's name, or its run's for ``…/model``.
+        name: What to call it; by default what `name_of` says.
 
     Raises:
+        ConfigError: The name has a sign that no name may have.
         CheckpointError: It is no model folder.
     """
     import hashlib
 
+    if name is not None and not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"--name {name!r} must be one or more letters, digits and . _ : @ + -; give another, "
+            "or leave it out"
+        )
     config = read_config(directory)
     try:
         manifest = (directory / MANIFEST).read_bytes()
@@ -166,6 +189,17 @@ def model_facts(directory: Path, name: str | None = None) -> ModelFacts:
         raise CheckpointError(
             f"{directory}: no {MANIFEST}; give the model/ folder of a run"
         ) from None
-    path = directory.resolve()
-    named = name or (path.parent.name if path.name == "model" else path.name)
+    named = name or name_of(directory)
     return ModelFacts(named, hashlib.sha256(manifest).hexdigest(), tuple(config.domains or ()))
+
+
+def name_of(directory: Path) -> str:
+    """Return what a model is called by its folder: never empty, and fit for an address.
+
+    It is the folder's name, or for ``…/model`` its run's; other signs than those of `_NAME` become
+    ``-``. A folder that leaves nothing to call it by (``/``, or ``/model`` in a container) is
+    ``medmoe``.
+    """
+    path = directory.resolve()
+    folder = path.parent.name if path.name == "model" else path.name
+    return _OTHER.sub("-", folder).strip(".-") or "medmoe"

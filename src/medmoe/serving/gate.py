@@ -1,26 +1,23 @@
-"""Refuses chat requests that cannot be taken now, before they are routed, parsed or decoded.
+"""Where a chat request is let in: refused before it is routed, parsed or decoded, or written down.
 
-Under load most requests end here: what a refusal costs is what all others wait for.
+Under load most requests end here: what a refusal costs is what all others wait for. A request that
+is let in leaves exactly one line in the audit log, whatever becomes of it; one that is refused here
+leaves none, so that nobody can fill a disk by asking a busy server (the numbers count it).
 """
 
 from __future__ import annotations
 
-from starlette.datastructures import Headers
-
-from medmoe.serving.problems import ProblemError, raw_reply
 from medmoe.serving.service import Service
-from medmoe.serving.transport import App, Receive, Scope, Send
+from medmoe.serving.transport import App, Receive, Scope, Send, route_path
 
 CHAT_PATH = "/v1/chat/completions"
-#: A body up to this size is read to its end, so that who is refused keeps the connection.
-SMALL_BODY = 2**20
 
 
 class Gate:
     """An ASGI layer inside `medmoe.serving.transport.Transport`.
 
     Args:
-        app: The routes.
+        app: The routes; that of chat finds the request's `Record` in its state.
         service: Knows whether there is room.
     """
 
@@ -28,20 +25,14 @@ class Gate:
         self._app, self._service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer or pass on one request."""
-        if scope["type"] == "http" and (scope["method"], scope["path"]) == ("POST", CHAT_PATH):
-            try:
-                self._service.check_open()
-            except ProblemError as problem:
-                return await _refuse(problem, scope, receive, send)
-        await self._app(scope, receive, send)
+        """Pass on one request.
 
-
-async def _refuse(problem: ProblemError, scope: Scope, receive: Receive, send: Send) -> None:
-    length = Headers(scope=scope).get("content-length", "")
-    keeps = length.isdigit() and int(length) <= SMALL_BODY
-    while keeps and (await receive()).get("more_body", False):
-        pass
-    status, headers, body = raw_reply(problem, close=not keeps)
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+        Raises:
+            ProblemError: 429 or 503.
+        """
+        if scope["type"] != "http" or (scope["method"], route_path(scope)) != ("POST", CHAT_PATH):
+            return await self._app(scope, receive, send)
+        self._service.check_open()
+        with self._service.audited(scope["state"]["request_id"]) as record:
+            scope["state"]["record"] = record
+            await self._app(scope, receive, send)

@@ -63,6 +63,8 @@ class LocalEngine:
         load_model: Returns the model, in the thread; by default `MedMoe.load` of the folder.
     """
 
+    explains = True
+
     def __init__(
         self,
         directory: Path,

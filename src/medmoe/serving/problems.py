@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from fastapi import Request
 from fastapi.responses import JSONResponse
 
 from medmoe.errors import ConfigError, ImageError, MedMoeError
@@ -72,15 +73,20 @@ def problem_of(error: MedMoeError) -> ProblemError:
     return ProblemError(503, "engine_failed", "answering failed; try again", retry_after=1)
 
 
-def raw_reply(
-    problem: ProblemError, *, close: bool = True
-) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Return a problem as status, headers and body, for replies below the routes.
+def check_type(request: Request, wanted: str) -> None:
+    """Refuse a body of another type; a form of another site cannot send JSON, so that ends here.
 
-    Args:
-        close: End the connection: the request was not read to its end.
+    Raises:
+        ProblemError: 415.
     """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != wanted:
+        raise ProblemError(415, "unsupported_media_type", f"send {wanted}")
+
+
+def raw_reply(problem: ProblemError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Return a problem as status, headers and body, for replies below the routes."""
     body = json.dumps(problem.to_json()).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body))}
-    headers |= ({"connection": "close"} if close else {}) | problem.headers
+    headers |= problem.headers
     return problem.status, [(k.encode(), v.encode()) for k, v in headers.items()], body

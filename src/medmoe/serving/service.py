@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
+from starlette.requests import ClientDisconnect
 
 from medmoe.errors import MedMoeError
 from medmoe.inference.chat import ChatChunk, ChatRequest
@@ -27,22 +28,24 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Record:
-    """What the audit log will say of a request.
+    """What the audit log will say of a request: that it was left, until its end is known.
 
     Attributes:
         image: Keyed hash of its picture.
         status: Of the reply.
         code: Why it was refused, None where it was answered.
-        handed_over: Somebody else writes the line.
     """
 
     image: str | None = None
-    status: int = 200
-    code: str | None = None
-    handed_over: bool = False
+    status: int = 499
+    code: str | None = "client_left"
+
+    def answered(self) -> None:
+        """Take in that the whole answer was handed over."""
+        self.status, self.code = 200, None
 
     def refused(self, problem: ProblemError) -> None:
-        """Take in why the request was refused."""
+        """Take in why the request was refused, or its answer broken off."""
         self.status, self.code = problem.status, problem.code
 
 
@@ -110,9 +113,9 @@ class Service:
             self.under_way -= 1
 
     @contextmanager
-    def audited(self, request_id: str, started: float) -> Iterator[Record]:
+    def audited(self, request_id: str) -> Iterator[Record]:
         """Write one line about a request when it ends, however it does."""
-        record = Record()
+        record, started = Record(), time.perf_counter()
         try:
             yield record
         except ProblemError as problem:
@@ -121,16 +124,13 @@ class Service:
         except MedMoeError as error:
             record.refused(problem_of(error))
             raise
-        except GeneratorExit:
-            record.status, record.code = 499, "client_left"
+        except ClientDisconnect:
             raise
-        except BaseException as error:
-            left = type(error).__name__ == "CancelledError"
-            record.status, record.code = (499, "client_left") if left else (500, "internal_error")
+        except Exception:
+            record.status, record.code = 500, "internal_error"
             raise
         finally:
-            if not record.handed_over:
-                self._write(request_id, started, record)
+            self._write(request_id, started, record)
 
     def note(self, event: str) -> None:
         """Write a line about the server itself."""
@@ -176,6 +176,11 @@ class CountedEngine:
         """The server's."""
         return self._service.state
 
+    @property
+    def explains(self) -> bool:
+        """The engine's."""
+        return self._engine.explains
+
     def describe(self) -> ModelFacts:
         """Return the model's facts."""
         return self._engine.describe()
@@ -197,14 +202,16 @@ class CountedEngine:
         self, request: ChatRequest, *, deadline: float | None = None
     ) -> AsyncGenerator[ChatChunk]:
         """Answer a conversation, as `ChatEngine.stream` says."""
-        service, started = self._service, time.perf_counter()
+        service = self._service
         self.check_room()
         deadline = service.settings.deadline_seconds if deadline is None else deadline
-        with service.audited(f"page-{secrets.token_hex(12)}", started) as record:
+        with service.audited(f"page-{secrets.token_hex(12)}") as record:
             record.image = service.image_hash(request.image)
             stream = self._engine.stream(request, deadline=deadline)
             async with service.answering(), aclosing(stream) as chunks:
                 async for chunk in chunks:
+                    if chunk.finish is not None:
+                        record.answered()
                     yield chunk
 
     async def explain(self, image: Image.Image, question: str) -> dict[str, Any]:

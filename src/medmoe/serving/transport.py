@@ -7,6 +7,7 @@ it is kept; one that is too slow is cut off. A fault of ours becomes a 500 that 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -14,6 +15,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 
 from medmoe.serving.access import LOGIN_POLICY, Access, login_page
 from medmoe.serving.metrics import Metrics
@@ -30,6 +32,9 @@ _log = logging.getLogger(__name__)
 #: Routes that are counted by name; all else is "page" or "other".
 _COUNTED = ("/v1/chat/completions", "/v1/models", "/v1/files", "/health/live", "/health/ready",
             "/metrics", "/login", "/logout", "/openapi.json")  # fmt: skip
+#: A body up to this size that nobody asked for is read to its end, if that comes within a second.
+SMALL_BODY, REST_SECONDS = 2**20, 1.0
+_UNPACKED = frozenset({"", "identity"})
 _POLICY = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 _ALWAYS = {
     "x-content-type-options": "nosniff",
@@ -65,97 +70,167 @@ class Transport:
             return await send({"type": "websocket.close", "code": 1008})
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        reply = _Reply(send, scope["path"])
+        headers, path = Headers(scope=scope), route_path(scope)
+        body = _Body(receive, self._settings, headers)
+        reply = _Reply(send, body, form="text/html" in headers.get("accept", ""))
         started = time.perf_counter()
         scope.setdefault("state", {})["request_id"] = reply.request_id
         try:
-            headers = Headers(scope=scope)
-            self._access.check(scope["path"], scope["method"], headers)
-            body = _Body(receive, self._settings, headers)
+            self._access.check(path, scope["method"], headers)
+            body.check()
             await self._app(scope, body.receive, reply.send)
         except ProblemError as problem:
-            await reply.refuse(problem, form="text/html" in Headers(scope=scope).get("accept", ""))
+            await reply.refuse(problem)
+        except ClientDisconnect:
+            pass
         except Exception as error:
             _log.error("request %s failed: %s", reply.request_id, _names(error))
             await reply.refuse(ProblemError(500, "internal_error", "the server failed; try again"))
         finally:
-            route = _route(scope["path"])
+            route = _route(path)
             self._metrics.requests.labels(route, str(reply.status or 499)).inc()
             self._metrics.seconds.labels(route).observe(time.perf_counter() - started)
 
 
-class _Reply:
-    """Sends the reply, with our headers."""
+def route_path(scope: Scope) -> str:
+    """Return a request's path as the routes see it, without the prefix the app is mounted at."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    if root and (path == root or path.startswith(root + "/")):
+        return path[len(root) :] or "/"
+    return path
 
-    def __init__(self, send: Send, path: str) -> None:
-        self._send, self._path = send, path
+
+class _Reply:
+    """Sends the reply, with our headers.
+
+    Args:
+        send: Of the server.
+        body: Of the request: where it failed, that is the reply, whatever the app says.
+        form: A browser asks: without a token it gets the form to sign in.
+    """
+
+    def __init__(self, send: Send, body: _Body, *, form: bool) -> None:
+        self._send, self._body, self._form = send, body, form
+        self._replaced = False
         self.request_id = f"req-{secrets.token_hex(12)}"
         self.status: int | None = None
 
     async def send(self, message: Message) -> None:
+        """Pass on what the app sends."""
         if message["type"] == "http.response.start":
+            if self._body.problem is not None:
+                await self.refuse(self._body.problem)
+                self._replaced = True
+                return
             self.status = message["status"]
-            message.setdefault("headers", [])
-            headers = MutableHeaders(scope=message)
-            for name, value in _ALWAYS.items():
-                headers[name] = value
-            headers["x-request-id"] = self.request_id
-            headers.setdefault("content-security-policy", _POLICY)
-            headers.setdefault("cache-control", "no-store")
-        await self._send(message)
+            await self._decorate(message)
+        if not self._replaced:
+            await self._send(message)
 
-    async def refuse(self, problem: ProblemError, *, form: bool = False) -> None:
-        """Send a problem, if nothing was sent yet; a browser without token gets the form."""
+    async def refuse(self, problem: ProblemError) -> None:
+        """Send a problem, if nothing was sent yet."""
         if self.status is not None:
             return
-        status, headers, body = raw_reply(problem)
-        if form and status == 401:
+        self.status, headers, body = raw_reply(problem)
+        if self._form and problem.status == 401:
             body = login_page(failed=False).encode()
             headers = [
                 (b"content-type", b"text/html; charset=utf-8"),
                 (b"content-length", str(len(body)).encode()),
                 (b"content-security-policy", LOGIN_POLICY.encode()),
             ]
-        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        start = {"type": "http.response.start", "status": self.status, "headers": headers}
+        await self._decorate(start)
+        await self._send(start)
         await self._send({"type": "http.response.body", "body": body})
+
+    async def _decorate(self, message: Message) -> None:
+        message.setdefault("headers", [])
+        headers = MutableHeaders(scope=message)
+        for name, value in _ALWAYS.items():
+            headers[name] = value
+        headers["x-request-id"] = self.request_id
+        headers.setdefault("content-security-policy", _POLICY)
+        headers.setdefault("cache-control", "no-store")
+        if not await self._body.ended():
+            headers["connection"] = "close"  # else what still comes would be the next request
 
 
 class _Body:
     """Passes a request's body on while it is within the limits.
 
-    Raises:
-        ProblemError: It says that it is too large or packed (at once), or turns out to be too large
-            or too slow (while it is read).
+    Args:
+        receive: Of the server.
+        settings: The limits.
+        headers: Of the request.
+
+    Attributes:
+        problem: Why it was not taken, None where it was.
     """
 
     def __init__(self, receive: Receive, settings: ServerSettings, headers: Headers) -> None:
-        self._receive, self._limit = receive, settings.max_body_bytes
+        self._receive, self._headers, self._limit = receive, headers, settings.max_body_bytes
         self._ends = asyncio.get_running_loop().time() + settings.body_seconds
         self._seconds = settings.body_seconds
-        self._size, self._complete = 0, False
-        if headers.get("content-encoding", "identity").strip().lower() not in {"", "identity"}:
+        self._size, self._reading, self._begun = 0, False, False
+        length = headers.get("content-length", "")
+        self._length = int(length) if length.isdecimal() else None
+        self._complete = not self._length and "transfer-encoding" not in headers
+        self.problem: ProblemError | None = None
+
+    def check(self) -> None:
+        """Let a body come.
+
+        Raises:
+            ProblemError: It says that it is packed or too large.
+        """
+        if self._headers.get("content-encoding", "identity").strip().lower() not in _UNPACKED:
             raise ProblemError(
                 415, "unsupported_encoding", "packed bodies are not accepted; send it as it is"
             )
-        length = headers.get("content-length", "")
-        if length.isdigit() and int(length) > self._limit:
+        if self._length is not None and self._length > self._limit:
             raise self._too_large()
 
     async def receive(self) -> Message:
+        """Return the next piece.
+
+        Raises:
+            ProblemError: It turns out to be too large or too slow.
+        """
         if self._complete:  # what is still to come is the client's leaving
             return await self._receive()
+        self._begun = self._reading = True
         try:
             async with asyncio.timeout_at(self._ends):
                 message = await self._receive()
         except TimeoutError:
-            raise ProblemError(
+            self.problem = ProblemError(
                 408, "too_slow", f"the body did not come within {self._seconds:g} s"
-            ) from None
+            )
+            raise self.problem from None
+        finally:
+            self._reading = False
         self._size += len(message.get("body", b""))
         if self._size > self._limit:
-            raise self._too_large()
+            self.problem = self._too_large()
+            raise self.problem
         self._complete = not message.get("more_body", False)
         return message
+
+    async def ended(self) -> bool:
+        """Return whether the client may send another request after this one.
+
+        A small body that nobody asked for is taken in first, so that who is refused keeps the
+        connection; one that a client holds back until it is told to go on is not asked for.
+        """
+        held = not self._begun and "100-continue" in self._headers.get("expect", "").lower()
+        if self._reading or held or (self._length or 0) > SMALL_BODY:
+            return self._complete
+        with contextlib.suppress(TimeoutError, ProblemError):
+            async with asyncio.timeout(REST_SECONDS):
+                while not self._complete and self.problem is None and self._size <= SMALL_BODY:
+                    await self.receive()
+        return self._complete
 
     def _too_large(self) -> ProblemError:
         limit = f"{self._limit // 2**20} MiB"

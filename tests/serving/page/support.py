@@ -33,6 +33,7 @@ class Local:
     name, ready = "local", True
 
     def __init__(self, *, remember: bool) -> None:
+        self.explains = True
         if path := os.environ.get("MEDMOE_PAGE_MODEL"):  # a trained one, for pictures worth seeing
             self.model = MedMoe.load(path)
         else:
@@ -76,10 +77,11 @@ class Local:
         return ModelFacts("tiny", "0" * 64, self.model.domains)
 
 
-def served(store: CaseStore) -> FastAPI:
+def served(store: CaseStore, *, explains: bool = True) -> FastAPI:
     """Return the page alone, as an app."""
-    app = FastAPI()
-    mount_page(app, Local(remember=False), cases=store, max_new_tokens=4)
+    app, engine = FastAPI(), Local(remember=False)
+    engine.explains = explains
+    mount_page(app, engine, cases=store, max_new_tokens=4)
     return app
 
 

@@ -238,3 +238,19 @@ def test_the_file_of_a_plain_picture_is_not_kept_once_it_is_decoded(desk: Desk) 
     Image.new("RGB", (40, 30)).save(buffer, "PNG")
     assert asyncio.run(desk.receive(buffer.getvalue())).data is None
     assert asyncio.run(desk.receive(SCAN)).data == SCAN  # other windows and frames are made of it
+
+
+def test_an_engine_that_cannot_explain_is_not_asked_to(
+    desk: Desk, engine: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "explains", False)
+    monkeypatch.setattr(engine, "explain", None)
+
+    async def story() -> list[Seen]:
+        case, _ = await desk.example("ct", "page")
+        return await asked(desk, "Is there any nodule?", case.handle, explain=True)
+
+    steps = asyncio.run(story())
+    assert steps[-1].busy is False
+    assert "Confidence" in str(steps[-1].evidence)
+    assert not any("Looking at regions" in str(step.evidence) for step in steps)

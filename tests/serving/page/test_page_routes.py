@@ -314,3 +314,17 @@ def test_nothing_is_written_by_all_of_this(client: TestClient, tmp_path: Path) -
     client.post("/gradio_api/upload", files={"files": ("SMITH^JOHN.png", marked)})
     assert [path for path in folder.rglob("*") if b"SMITH" in str(path).encode()] == []
     assert json.dumps(client.get("/config").json()).find("SMITH") == -1
+
+
+def test_without_evidence_to_show_the_page_has_no_evidence_card_and_offers_none() -> None:
+    def shown(explains: bool) -> tuple[bool, bool, bool]:
+        app = served(CaseStore(), explains=explains)
+        with TestClient(app, base_url="http://127.0.0.1") as client:
+            parts = client.get("/config").json()["components"]
+        (box,) = (p for p in parts if str(p["props"].get("label")).startswith("Show regions"))
+        (card,) = (p for p in parts if p["props"].get("elem_id") == "evidence")
+        title = "<h2>Evidence</h2>" in card["props"]["value"]
+        return title, box["props"]["visible"], box["props"]["value"]
+
+    assert shown(True) == (True, True, True)
+    assert shown(False) == (False, False, False)

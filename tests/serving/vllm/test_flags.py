@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tests.model.tiny import moe_model, processor
 
 from medmoe.cli.main import parser_of
 from medmoe.cli.serve import _engine, _vllm_options
 from medmoe.errors import ConfigError
 from medmoe.model.checkpoint import save_model
+from medmoe.serving.engine import EngineError
+from medmoe.serving.vllm.engine import VllmEngine
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +59,11 @@ def test_a_pair_that_is_none_is_refused(pair: str) -> None:
     args = parser_of("serve").parse_args([str(Path("model")), "--vllm", pair])
     with pytest.raises(ConfigError, match=r"is no KEY=VALUE; e\.g\. --vllm block_size=32"):
         _vllm_options(args)
+
+
+def test_the_engine_says_that_it_cannot_explain_and_refuses_to() -> None:
+    assert VllmEngine.explains is False
+    engine = VllmEngine.__new__(VllmEngine)  # a fact of it, whatever it serves
+    with pytest.raises(EngineError, match="needs a server with --engine local") as caught:
+        asyncio.run(engine.explain(Image.new("RGB", (32, 32)), "Is there a mass?"))
+    assert (caught.value.status, caught.value.code) == (501, "no_evidence")

@@ -70,6 +70,11 @@ class Desk:
         self._engine, self.cases = engine, cases
         self._max_new_tokens = max_new_tokens
 
+    @property
+    def explains(self) -> bool:
+        """Whether there is evidence to be shown."""
+        return self._engine.explains
+
     async def receive(self, data: bytes) -> Case:
         """Open a case about a file.
 
@@ -150,7 +155,7 @@ class Desk:
         except Exception as error:
             yield Seen(_failure(error), evidence=evidence_html(exchange), busy=False)
             return
-        if not explain or picture is None:
+        if picture is None or not (explain and self.explains):
             yield Seen(evidence=evidence_html(exchange), busy=False)
             return
         yield Seen(evidence=evidence_html(exchange, "Looking at regions and alternatives …"))

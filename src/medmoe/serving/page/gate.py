@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from html import escape
 from typing import Any
 
+from medmoe.serving.problems import ProblemError, raw_reply
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -175,7 +177,6 @@ class Gate:
 
 
 async def _refuse(send: Send, status: int, code: str, message: str) -> None:
-    body = f'{{"error": {{"code": "{code}", "message": "{message}", "type": "invalid_request"}}}}'
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    status, headers, body = raw_reply(ProblemError(status, code, message))
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body.encode()})
+    await send({"type": "http.response.body", "body": body})

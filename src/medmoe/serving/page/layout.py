@@ -44,6 +44,10 @@ _EXPORTS = """
 </div>
 """
 _NOTHING_YET = '<p class="soft">What is behind an answer will stand here.</p>'
+_NO_EVIDENCE = (
+    '<p class="soft">How sure the model is of an answer will stand here. This server shows no '
+    "evidence: neither experts nor regions.</p>"
+)
 _NO_PICTURE = (
     '<p class="soft">No picture yet. Without one, questions are answered in words alone.</p>'
 )
@@ -88,8 +92,10 @@ def _as_text(messages: list[dict[str, str]]) -> list[dict[str, str]]:
     return [each | {"content": escape(each["content"], quote=False)} for each in messages]
 
 
-def _card(evidence: str) -> str:
-    return f'<section aria-label="Evidence"><h2>Evidence</h2>{evidence or _NOTHING_YET}</section>'
+def _card(known: str, explains: bool) -> str:
+    # Confidence and warnings are there with any engine; it is no evidence card without evidence.
+    title, nothing = ("Evidence", _NOTHING_YET) if explains else ("The answer", _NO_EVIDENCE)
+    return f'<section aria-label="{title}"><h2>{title}</h2>{known or nothing}</section>'
 
 
 def _line(content: str) -> str:
@@ -147,7 +153,7 @@ class Layout:
                 with gr.Column(scale=4, min_width=280):
                     self._talk_part()
                 with gr.Column(scale=4, min_width=280):
-                    self.evidence = _html(_card(""), elem_id="evidence")
+                    self.evidence = _html(_card("", desk.explains), elem_id="evidence")
             self._wire()
 
     def _picture_part(self) -> None:
@@ -199,7 +205,9 @@ class Layout:
                 "Stop", variant="stop", visible=False, elem_id="stop", min_width=100
             )
         self.explain = gr.Checkbox(
-            True, label="Show regions and alternatives of each answer (takes longer)"
+            self._desk.explains,
+            label="Show regions and alternatives of each answer (takes longer)",
+            visible=self._desk.explains,
         )
         _html(_EXPORTS)
         self.with_picture = gr.Checkbox(
@@ -297,10 +305,11 @@ class Layout:
             )
             for place, line in ((self.said, seen.said), (self.picture_said, seen.picture_said))
         }
+        card = None if seen.evidence is None else _card(seen.evidence, self._desk.explains)
         for part, value in (
             (self.handle, seen.handle),
             (self.picture, seen.picture if seen.picture != "" else _NO_PICTURE),
-            (self.evidence, None if seen.evidence is None else _card(seen.evidence)),
+            (self.evidence, card),
             (self.chat, None if seen.messages is None else _as_text(seen.messages)),
             (self.question, seen.question),
         ):

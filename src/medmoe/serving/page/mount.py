@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
 from typing import Any, Literal
@@ -14,10 +15,11 @@ from typing import Any, Literal
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 
 from medmoe.data.intake.limits import Limits
-from medmoe.errors import ImageError
+from medmoe.errors import ConfigError, ImageError
 from medmoe.inference.case import case_to_json, case_to_text
 from medmoe.serving.engine import ChatEngine
 from medmoe.serving.page.cases import Case, CaseStore
@@ -42,6 +44,23 @@ class Export(BaseModel):
     picture: bool = False
 
 
+def check_gradio() -> None:
+    """Refuse a page that cannot be, before anything is loaded.
+
+    Raises:
+        ConfigError: Gradio (extra ``serve``) is not installed.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise _missing("gradio")
+
+
+def _missing(module: str | None) -> ConfigError:
+    return ConfigError(
+        f"{module} is not installed, which the page needs; run pip install 'medmoe[serve]', or "
+        "serve without a page: --no-page"
+    )
+
+
 def mount_page(
     app: FastAPI, engine: ChatEngine, *, max_new_tokens: int = 64, cases: CaseStore | None = None
 ) -> None:
@@ -54,13 +73,15 @@ def mount_page(
         cases: The open ones; by default a store with the default bounds.
 
     Raises:
-        ImportError: Gradio (extra ``serve``) is not installed.
+        ConfigError: Gradio (extra ``serve``), or a part of it, is not installed.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read at import: nothing leaves the host
-    import gradio as gr
-    from starlette.middleware import Middleware
+    try:
+        import gradio as gr
 
-    from medmoe.serving.page.layout import Layout, forget_sessions, theme
+        from medmoe.serving.page.layout import Layout, forget_sessions, theme
+    except ImportError as error:
+        raise _missing(error.name) from None
 
     desk = Desk(engine, cases if cases is not None else CaseStore(), max_new_tokens)
     model = engine.describe().id

@@ -25,7 +25,16 @@ from medmoe.errors import ConfigError, MedMoeError
 from medmoe.inference.chat import ChatChunk, ChatRequest, ChatRow, fitting_ids, say
 from medmoe.model.checkpoint import read_config, verify
 from medmoe.model.processing_medmoe import MedMoeProcessor
-from medmoe.serving.engine import EngineError, Load, ModelFacts, busy, late, model_facts, not_ready
+from medmoe.serving.engine import (
+    EngineError,
+    Load,
+    ModelFacts,
+    busy,
+    late,
+    model_facts,
+    no_evidence,
+    not_ready,
+)
 
 _log = logging.getLogger(__name__)
 #: vLLM reports home and looks for files on the hub unless it is told not to.
@@ -48,6 +57,8 @@ class VllmEngine:
         ConfigError: vLLM is not installed, or an option is none.
         CheckpointError: It is no model folder.
     """
+
+    explains = False  # vLLM shows neither the router's choices nor gradients
 
     def __init__(
         self,
@@ -141,15 +152,12 @@ class VllmEngine:
             self._under_way -= 1
 
     async def explain(self, image: Image.Image, question: str) -> dict[str, Any]:
-        """Refuse: vLLM shows neither the router's choices nor gradients.
+        """Refuse.
 
         Raises:
             EngineError: Always.
         """
-        raise EngineError(
-            "no_evidence", "vLLM does not show the router's choices; evidence needs a server "
-            "with --engine local", 501,
-        )  # fmt: skip
+        raise no_evidence()
 
     async def drain(self, seconds: float) -> None:
         """Take nothing new, and wait for what is under way."""
