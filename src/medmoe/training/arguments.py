@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import TrainingArguments
 
 from medmoe.config.schema import PhaseName, PhaseSpec
 from medmoe.errors import ConfigError
@@ -84,7 +84,8 @@ def _batch_size(phase: PhaseName, spec: PhaseSpec, settings: RunSettings) -> int
 def _checkpointing(model: nn.Module, settings: RunSettings) -> dict[str, Any]:
     """Return gradient checkpointing under the name that this release of transformers has for it."""
     # The router alone, or an encoder with its heads, has nothing worth it.
-    if not settings.gradient_checkpointing or not isinstance(model, PreTrainedModel):
+    enable = "gradient_checkpointing_enable"
+    if not settings.gradient_checkpointing or not hasattr(model, enable):
         return {}
     names = {field.name for field in fields(TrainingArguments)}
     name = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if n in names)

@@ -58,15 +58,22 @@ class BalancedMoe(nn.Module):
         """The model's configuration, which the Trainer looks at."""
         return self.model.config
 
-    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """Recompute activations in the backward pass."""
+        self.model.activation_checkpointing_enable(**kwargs)
+
+    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+        """Do the same, under its name in earlier releases of transformers."""
         self.model.gradient_checkpointing_enable(**kwargs)
 
-    def forward(self, attention_mask: Tensor | None = None, **inputs: Any) -> dict[str, Tensor]:
+    def forward(
+        self, attention_mask: Tensor | None = None, *, answers_only: bool = False, **inputs: Any
+    ) -> dict[str, Tensor]:
         """Return ``loss``, with its parts ``answer_loss`` and ``balance_loss``.
 
         Args:
             attention_mask: (B, S) or (B, 1, S, S), also tells padding.
+            answers_only: Run the head on the answers' positions only; the loss is the same.
             inputs: The model's other inputs, labels among them.
         """
         logits: list[Tensor] = []
@@ -75,7 +82,7 @@ class BalancedMoe(nn.Module):
             for block in self.model.moe_blocks.values()
         ]
         try:
-            out = self.model(attention_mask=attention_mask, **inputs)
+            out = self.model(attention_mask=attention_mask, answers_only=answers_only, **inputs)
         finally:
             for handle in handles:
                 handle.remove()

@@ -118,9 +118,8 @@ def memory_bytes(spec: TrainSpec, phase: PhaseName, labelled: int = 0) -> int:
         labelled: Images of ``phase2_router``, taught and tested, whose hidden states are all held.
     """
     row = step_memory(spec, phase)
-    # As `training/arguments.py` has it: what is put around a model is not checkpointed.
-    wrapped = phase == "phase0_encoder" or spec.phases[phase].trains == "learned_router"
-    checkpointing = spec.run.gradient_checkpointing and not wrapped
+    # As `training/arguments.py` has it: an encoder with its heads is not checkpointed.
+    checkpointing = spec.run.gradient_checkpointing and phase != "phase0_encoder"
     held = row.sharded() if checkpointing else row.total
     if phase == "phase2_router":
         width = _text_config(spec).hidden_size
@@ -142,8 +141,6 @@ def step_memory(spec: TrainSpec, phase: PhaseName) -> TrainingMemory:
     dense = _dense_config(spec)
     context = _tokens(spec, phase)
     answers = math.ceil((context - dense.image_seq_length) * _ANSWER_SHARE.get(phase, 1.0))
-    # What is put around a model whose router learns does not know answers from other positions.
-    everywhere = not spec.run.answers_only or values.trains == "learned_router"
     rows = training_memory(
         config_of_moe(dense, spec.model) if phase == "phase3_moe" else dense,
         phase,
@@ -152,7 +149,7 @@ def step_memory(spec: TrainSpec, phase: PhaseName) -> TrainingMemory:
         context,
         (values.lora.rank,) if values.lora else (),
         trains="paper" if values.lora else values.trains,
-        answers=None if everywhere else batch * answers,
+        answers=batch * answers if spec.run.answers_only else None,
         autocast=autocast,
     )
     return rows[-1]
