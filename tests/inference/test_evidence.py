@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.model.tiny import DOMAINS, MOE_LAYERS, dense_model, moe_model, processor
+from tests.model.tiny import DOMAINS, bare_model, dense_model, moe_model, processor
 
 from medmoe.errors import ConfigError, ImageError, MedMoeError
 from medmoe.inference.attribution import answer_log_probability, attribute, region_masks
 from medmoe.inference.engine import MedMoe, Routing
 from medmoe.inference.evidence import Evidence, explain, out_of_domain
-from medmoe.model.upcycle import upcycle
 from medmoe.routing.intervene import meta_expert_off
 
 QUESTION = "Is there a mass?"
@@ -121,14 +120,8 @@ def test_a_dense_model_has_no_routing_and_says_so() -> None:
 
 
 def test_a_model_without_meta_expert_has_none_to_switch_off() -> None:
-    bare = upcycle(
-        dense_model("phi"),
-        moe_layers=MOE_LAYERS,
-        domains=DOMAINS,
-        num_experts_per_tok=1,
-        meta_expert=False,
-    )
-    engine = MedMoe(bare.eval(), processor(), max_new_tokens=2)
+    bare = bare_model()
+    engine = MedMoe(bare, processor(), max_new_tokens=2)
     changes = [row.change for row in explain(engine, picture(), QUESTION).counterfactuals]
     assert changes == ["image blanked", *(f"expert {domain} forced" for domain in DOMAINS)]
     with pytest.raises(MedMoeError, match="no meta expert"), meta_expert_off(bare):

@@ -113,6 +113,17 @@ def moe_model(
     return randomise(model, seed=6)
 
 
+def bare_model() -> MedMoeForConditionalGeneration:
+    """Return a MoE model without a meta expert, in eval mode."""
+    return upcycle(
+        dense_model("phi"),
+        moe_layers=MOE_LAYERS,
+        domains=DOMAINS,
+        num_experts_per_tok=1,
+        meta_expert=False,
+    ).eval()
+
+
 def pixels(count: int, seed: int = 0) -> torch.Tensor:
     """Return normalised random pictures (count, 3, 32, 32)."""
     return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))

@@ -7,18 +7,17 @@ from typing import Any
 import pytest
 import torch
 from tests.model.tiny import (
-    DOMAINS,
     FAMILIES,
     MOE_LAYERS,
     WIDTH,
     Family,
+    bare_model,
     dense_model,
     moe_model,
     prompt_ids,
 )
 
 from medmoe.errors import MedMoeError
-from medmoe.model.upcycle import upcycle
 from medmoe.routing.contributions import Norms, record_norms
 from medmoe.routing.states import ffn_inputs
 
@@ -69,13 +68,7 @@ def test_the_share_is_that_of_the_two_norms() -> None:
 
 @torch.no_grad()
 def test_without_a_meta_expert_there_is_no_norm_of_it() -> None:
-    bare = upcycle(
-        dense_model("phi"),
-        moe_layers=MOE_LAYERS,
-        domains=DOMAINS,
-        num_experts_per_tok=1,
-        meta_expert=False,
-    ).eval()
+    bare = bare_model()
     with record_norms(bare) as norms:
         run(bare)
     assert set(norms.routed) == set(MOE_LAYERS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medmoe.cli import flags
 
@@ -51,19 +51,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_json(parser)
 
 
+#: A flag that takes names parted by commas.
+_NAMES: dict[str, Any] = {
+    "type": lambda text: text.split(","),
+    "default": [],
+    "metavar": "NAME[,NAME]",
+}
+
+
 def _add_tests(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--control",
-        type=lambda text: text.split(","),
-        default=[],
-        metavar="NAME[,NAME]",
+        **_NAMES,
         help="also ask with other pictures: blank, noise, shuffled, or all",
     )
     parser.add_argument(
         "--corruption",
-        type=lambda text: text.split(","),
-        default=[],
-        metavar="NAME[,NAME]",
+        **_NAMES,
         help="also ask about worse pictures at five severities: gaussian_noise, gaussian_blur, "
         "jpeg_compression, …, or all",
     )
@@ -75,9 +79,7 @@ def _add_tests(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--pairs",
-        type=lambda text: text.split(","),
-        default=[],
-        metavar="NAME[,NAME]",
+        **_NAMES,
         help="also ask in other words whose answers must agree: negated, swapped_options, "
         "swapped_words, or all",
     )

@@ -7,14 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.model.tiny import DOMAINS, IMAGE_TOKENS, MOE_LAYERS, dense_model, moe_model, processor
+from tests.model.tiny import (
+    IMAGE_TOKENS,
+    MOE_LAYERS,
+    bare_model,
+    dense_model,
+    moe_model,
+    processor,
+)
 
 from medmoe.data.images import open_record
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.evaluation.routes import observe as module
 from medmoe.evaluation.routes.observe import Observation, image_states, observe
 from medmoe.inference.engine import MedMoe
-from medmoe.model.upcycle import upcycle
 from medmoe.routing.contributions import record_norms
 from medmoe.routing.states import ffn_inputs
 from medmoe.routing.trace import KINDS, record_routing
@@ -144,13 +150,7 @@ def test_states_of_images_need_no_question_and_a_dense_model_has_them_too(
 
 
 def test_without_a_meta_expert_no_norm_is_summed() -> None:
-    bare = upcycle(
-        dense_model("phi"),
-        moe_layers=MOE_LAYERS,
-        domains=DOMAINS,
-        num_experts_per_tok=1,
-        meta_expert=False,
-    ).eval()
+    bare = bare_model()
     found = observe(MedMoe(bare, processor()), records())
     assert not found.meta_tokens.any()
     assert found.counts.sum() > 0
