@@ -19,7 +19,7 @@ from medmoe.cli.main import main
 from medmoe.config.schema import PHASES
 from medmoe.data.registry import READERS
 from medmoe.experiments import plan as planning
-from medmoe.experiments.plan import DemoPlan, plan_demo
+from medmoe.experiments.demo_plan import DemoPlan, plan_demo
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
-from tests.experiments.train.micro_train import (
+from tests.experiments.micro_train import (
     SMALL,
     micro_plan,
     micro_recipe,
@@ -25,8 +25,8 @@ from medmoe.cli.flags import counts
 from medmoe.cli.main import main
 from medmoe.cli.train_display import Display, bar
 from medmoe.config.schema import PhaseName
-from medmoe.experiments.train import phases as running
-from medmoe.experiments.train.plan import is_main
+from medmoe.experiments import phases as running
+from medmoe.experiments.plan import is_main
 from medmoe.model.checkpoint import save_model
 from medmoe.training.meter import Measured
 

@@ -11,8 +11,8 @@ import yaml
 import medmoe.recipes
 from medmoe.config.load import recipe, recipe_names
 from medmoe.config.schema import PHASES
-from medmoe.experiments.train.estimate import Shape, memory_bytes, phase_shape, step_memory
-from medmoe.experiments.train.recipe import load_recipe
+from medmoe.experiments.estimate import Shape, memory_bytes, phase_shape, step_memory
+from medmoe.experiments.recipe import load_recipe
 from medmoe.training.trainable import TRAINABLE
 
 FOLDER = Path(medmoe.recipes.__file__).parent / "experiments"

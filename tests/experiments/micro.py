@@ -15,7 +15,7 @@ import torch
 
 from medmoe.config.schema import PHASES, DemoSpec, PhaseName, StepPlan
 from medmoe.experiments.demo import run_demo
-from medmoe.experiments.plan import DemoPlan, plan_demo
+from medmoe.experiments.demo_plan import DemoPlan, plan_demo
 
 # Sums of floats depend on the number of threads: one everywhere, so that runs can be compared.
 torch.set_num_threads(1)

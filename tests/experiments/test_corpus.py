@@ -19,7 +19,7 @@ from medmoe.data.phantom import anatomy_of, read_phantom
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.errors import DataError
 from medmoe.experiments import corpus as corpus_module
-from medmoe.experiments.corpus import (
+from medmoe.experiments.demo_corpus import (
     SPLITS,
     Corpus,
     EvalTask,

@@ -13,8 +13,8 @@ from medmoe.backbones.registry import language_backbone, vision_backbone
 from medmoe.config.load import check, recipe
 from medmoe.config.schema import PHASES, DemoSpec, ModelSpec
 from medmoe.errors import ConfigError
+from medmoe.experiments.demo_plan import plan_demo
 from medmoe.experiments.demo_report import next_steps
-from medmoe.experiments.plan import plan_demo
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.cost import activated_parameters
 

@@ -12,7 +12,7 @@ from tests.experiments import miniature
 from tests.experiments.micro import micro_spec, micro_steps, silent
 
 from medmoe.experiments.demo import run_demo
-from medmoe.experiments.plan import plan_demo
+from medmoe.experiments.demo_plan import plan_demo
 from medmoe.model.checkpoint import verify
 
 

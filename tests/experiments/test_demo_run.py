@@ -31,9 +31,9 @@ from medmoe.errors import GuardError
 from medmoe.evaluation.files.predictions import read_predictions
 from medmoe.evaluation.scoring.scores import score_task
 from medmoe.experiments import demo
-from medmoe.experiments.corpus import phantom_corpus
 from medmoe.experiments.demo import run_demo
-from medmoe.experiments.plan import DemoPlan
+from medmoe.experiments.demo_corpus import phantom_corpus
+from medmoe.experiments.demo_plan import DemoPlan
 from medmoe.inference.engine import Answer, MedMoe
 from medmoe.model.checkpoint import load_model, save_model, verify
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from medmoe.data.pixels import pixel_table
 from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.errors import CheckpointError, GuardError, StoppedError
-from medmoe.experiments.corpus import unique_images
+from medmoe.experiments.demo_corpus import unique_images
 from medmoe.model.upcycle import moe_config
 from medmoe.training.packed import PhaseContext
 from medmoe.training.phases.phase0_encoder import train_encoder

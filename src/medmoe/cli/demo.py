@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.cli.demo_display import Display
     from medmoe.data.registry import find_data
     from medmoe.experiments.demo import run_demo
+    from medmoe.experiments.demo_plan import plan_demo
     from medmoe.experiments.demo_report import next_steps
-    from medmoe.experiments.plan import plan_demo
 
     disable_progress_bar()
     root = find_data(args.data)

@@ -22,7 +22,7 @@ from rich.table import Table
 from medmoe.cli.console import log_to
 from medmoe.config.schema import PHASES, PhaseName
 from medmoe.evaluation.pages.report_rows import interval, percent, place, results
-from medmoe.experiments.plan import DemoPlan
+from medmoe.experiments.demo_plan import DemoPlan
 
 #: Protocol, subset and metric of what the result table shows.
 HEADLINES = {

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.evaluation.routes.curve_file import read_label_curve
     from medmoe.evaluation.routes.run import RoutesPlan, check_models, check_records, routes
     from medmoe.evaluation.tasks import task_spec
-    from medmoe.experiments.train.handover import model_of
+    from medmoe.experiments.handover import model_of
     from medmoe.model.checkpoint import read_config
 
     disable_progress_bar()

@@ -62,14 +62,14 @@ def run(args: argparse.Namespace) -> int:
 
     from medmoe.cli.train_display import Display, show_plan
     from medmoe.data.registry import find_data
-    from medmoe.experiments.train.plan import plan_train
-    from medmoe.experiments.train.recipe import load_recipe
+    from medmoe.experiments.plan import plan_train
+    from medmoe.experiments.recipe import load_recipe
 
     disable_progress_bar()
     recipe = load_recipe(args.config, args.settings)
     root = find_data(args.data)
     if args.plan:
-        from medmoe.experiments.train.estimate import estimate
+        from medmoe.experiments.estimate import estimate
 
         found = estimate(recipe, args.phases, root, args.seed)
         show_plan(recipe.name, found)
@@ -94,8 +94,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(plan: Any, display: Any) -> dict[str, Any]:
-    from medmoe.experiments.train.plan import is_main
-    from medmoe.experiments.train.run import run_train
+    from medmoe.experiments.plan import is_main
+    from medmoe.experiments.run import run_train
 
     if not is_main():  # of several processes one speaks
         return run_train(plan, _silent, None)

@@ -18,7 +18,7 @@ from rich.text import Text
 from medmoe.cli.console import log_to
 from medmoe.cli.parser import FOOTER
 from medmoe.config.schema import PhaseName
-from medmoe.experiments.train.plan import TrainPlan
+from medmoe.experiments.plan import TrainPlan
 from medmoe.training.meter import Measured
 
 _BAR = "▏▎▍▌▋▊▉█"

@@ -17,10 +17,10 @@ from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
 from medmoe.config.schema import PHASES
 from medmoe.evaluation.pages.cards import CARDS, write_cards
 from medmoe.evaluation.pages.report import write_report
-from medmoe.experiments.corpus import Corpus, phantom_corpus
+from medmoe.experiments.demo_corpus import Corpus, phantom_corpus
+from medmoe.experiments.demo_plan import DemoPlan
 from medmoe.experiments.demo_report import example_pictures, report_data
 from medmoe.experiments.pipeline import Trained, train_all
-from medmoe.experiments.plan import DemoPlan
 from medmoe.experiments.real_corpus import real_corpus
 from medmoe.experiments.scoring import Scored, score_all
 from medmoe.model.checkpoint import check_replaceable, save_model

@@ -12,9 +12,9 @@ from medmoe.data.images import open_image
 from medmoe.domains import DOMAINS
 from medmoe.evaluation.comparing.comparison import is_right
 from medmoe.evaluation.pages.report import Example, ReportData
-from medmoe.experiments.corpus import Corpus, unique_images
+from medmoe.experiments.demo_corpus import Corpus, unique_images
+from medmoe.experiments.demo_plan import DemoPlan
 from medmoe.experiments.pipeline import Trained
-from medmoe.experiments.plan import DemoPlan
 from medmoe.experiments.scoring import Scored
 from medmoe.inference.engine import MedMoe
 

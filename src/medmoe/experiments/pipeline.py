@@ -16,7 +16,7 @@ from medmoe.backbones.registry import language_backbone, vision_backbone
 from medmoe.config.schema import DemoSpec, ModelSpec, PhaseName, StepPlan
 from medmoe.data.pixels import PixelTable, pixel_table
 from medmoe.data.tokenize import ConversationTokenizer
-from medmoe.experiments.corpus import Corpus, unique_images
+from medmoe.experiments.demo_corpus import Corpus, unique_images
 from medmoe.experiments.stages import (
     config_of_moe,
     encode_blank,

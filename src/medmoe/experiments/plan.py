@@ -1,101 +1,160 @@
-"""What a demonstration will do, settled and checked before anything is trained.
-
-``minutes`` picks a step plan from the recipe's table, never a clock: the same arguments do the same
-work anywhere.
-"""
+"""What a call of `medmoe train` will do, checked before any data is read or anything is trained."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medmoe.backbones.registry import language_backbone
-from medmoe.config.load import apply_overrides, check, config_hash, recipe
-from medmoe.config.schema import DemoSpec, ModelSpec, StepPlan
+import yaml
+
+from medmoe.config.schema import PhaseName
+from medmoe.config.train_schema import TrainSpec
 from medmoe.errors import ConfigError
-from medmoe.experiments.corpus import SplitName
-from medmoe.training.saving.run_dir import git_commit
+from medmoe.experiments.handover import check_input, is_finished
+from medmoe.experiments.recipe import Recipe
+from medmoe.training.trackers import check_trackers
 
 
 @dataclass(frozen=True, slots=True)
-class DemoPlan:
-    """What a demonstration will do, settled before it starts.
+class TrainPlan:
+    """What a call of `medmoe train` will do.
 
     Attributes:
-        source: Commit of the code, None outside a checkout, and whether it has changes: read now,
-            since the checkout may move on while the run lasts.
+        phases: Those to run, in order.
+        root: Folder of the real data sets, None where there is none.
+        resume: Skip finished phases and go on with a broken one.
+        allow_changed: Resume although values differ from those of the run.
+        allow_leak: Train on pictures that are scored; the run and every score then say so.
+        label_counts: Sizes of the router's label-count curve.
     """
 
+    recipe: Recipe
+    phases: tuple[PhaseName, ...]
     root: Path | None
-    split: SplitName
+    out: Path
     seed: int
-    minutes: int
-    model: ModelSpec
-    spec: DemoSpec
-    steps: StepPlan
-    source: tuple[str | None, bool]
+    resume: bool = False
+    allow_changed: bool = False
+    label_counts: tuple[int, ...] = ()
+    allow_leak: bool = False
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """The resolved configuration, as written into the run directory."""
-        return {
-            "experiment": "demo_phantom" if self.root is None else "demo_real",
-            "split": self.split,
-            "minutes": self.minutes,
-            "seed": self.seed,
-            "model": self.model.model_dump(mode="json"),
-            "spec": self.spec.model_dump(mode="json", exclude={"plans"}),
-            "plan": self.steps.model_dump(mode="json"),
-        }
-
-    @property
-    def config_sha256(self) -> str:
-        """Hash of all that shapes the result but the seed."""
-        return config_hash({key: value for key, value in self.config.items() if key != "seed"})
+    def where(self, source: PhaseName) -> Path:
+        """Return the run directory of an earlier phase."""
+        named = self.recipe.spec.starts.get(source)
+        return Path(named) if named is not None else self.out / source
 
 
-def plan_demo(
-    root: Path | None, split: SplitName, minutes: int, seed: int, settings: Sequence[str] = ()
-) -> DemoPlan:
-    """Settle the recipe and the step plan: the largest one that fits into ``minutes``.
+def plan_train(
+    recipe: Recipe,
+    phases: Sequence[str],
+    root: Path | None,
+    out: Path,
+    seed: int,
+    *,
+    resume: bool = False,
+    allow_changed: bool = False,
+    label_counts: Sequence[int] = (),
+    allow_leak: bool = False,
+) -> TrainPlan:
+    """Return what to do, once everything that needs no data is checked.
 
     Args:
-        root: Folder of the real data sets, None for the embedded phantom.
-        settings: ``key=value`` changes of the recipe; keys under ``model.`` are the model's.
+        phases: Those to run; all of the recipe where empty.
+        label_counts: Instead of the recipe's own.
 
     Raises:
-        ConfigError: No plan is that short, the phantom is asked for another split, or a setting
-            breaks a rule.
+        ConfigError: A phase is not of the recipe or out of order, has nothing to start from, holds
+            another run, or a tracker's package is missing.
     """
-    name = "demo_phantom" if root is None else "demo_real"
-    of_model = [setting for setting in settings if setting.startswith("model.")]
-    of_demo = [setting for setting in settings if setting not in of_model]
-    spec = check(DemoSpec, apply_overrides(recipe("experiments", name), of_demo), name)
-    if root is None and split == "disjoint":
+    spec = recipe.spec
+    unknown = [name for name in phases if name not in spec.phases]
+    if unknown:
         raise ConfigError(
-            "--split disjoint needs real data (the phantom's splits always are); add --data DIR"
+            f"{unknown[0]!r} is no phase of {recipe.name}; its phases: {', '.join(spec.phases)}"
         )
-    fitting = [length for length in spec.plans if length <= minutes]
-    if not fitting:
+    chosen = tuple(phase for phase in spec.phases if not phases or phase in phases)
+    if phases and list(phases) != list(chosen):
         raise ConfigError(
-            f"--minutes {minutes} is shorter than the shortest plan ({min(spec.plans)}); "
-            f"plans: {', '.join(map(str, sorted(spec.plans)))}"
+            f"--phase {', '.join(phases)} is out of order; train {', '.join(chosen)} in this order"
         )
-    chosen = {"model": recipe("models", spec.model)}
-    model = check(ModelSpec, apply_overrides(chosen, of_model)["model"], spec.model)
-    check_depth(model)
-    steps = spec.plans[max(fitting)]
-    return DemoPlan(root, split, seed, max(fitting), model, spec, steps, git_commit())
+    if label_counts and "phase2_router" not in chosen:
+        raise ConfigError("--label-counts belongs to phase2_router; add --phase phase2_router")
+    check_trackers(spec.run.trackers)
+    if not label_counts and spec.router and "phase2_router" in chosen:
+        label_counts = spec.router.label_counts
+    counts = tuple(label_counts)
+    plan = TrainPlan(recipe, chosen, root, out, seed, resume, allow_changed, counts, allow_leak)
+    for phase in chosen:
+        if is_main():  # the others may come when the first one has begun to write
+            _check_folder(plan, phase)
+        if not (resume and is_finished(out / phase)):
+            for source in spec.inputs(phase):
+                if source not in chosen or source in spec.starts:
+                    check_input(plan.where(source), source, phase, recipe.name)
+    return plan
 
 
-def check_depth(model: ModelSpec) -> None:
-    """Refuse MoE layers that the language model does not have, before anything is trained."""
-    depth = language_backbone(model.language_model).config["num_hidden_layers"]
-    outside = [layer for layer in model.moe_layers if not 0 <= layer < depth]
-    if outside:
+def is_main() -> bool:
+    """Return whether this process writes: the first of several that train together."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _check_folder(plan: TrainPlan, phase: PhaseName) -> None:
+    """Refuse a folder that holds another run, or one whose values have changed."""
+    folder = plan.out / phase
+    known = folder / "config.yaml"
+    if not known.is_file():
+        return
+    if not plan.resume:
         raise ConfigError(
-            f"moe_layers {list(model.moe_layers)} must lie in 0..{depth - 1}, the layers of "
-            f"{model.language_model}; use --set model.moe_layers=[0,2]"
+            f"{folder} holds a run already; go on with it by --resume, or give another --out"
         )
+    try:
+        then = yaml.safe_load(known.read_text(encoding="utf-8"))
+        seed = json.loads((folder / "run.json").read_text(encoding="utf-8"))["seed"]
+    except (OSError, ValueError, KeyError, yaml.YAMLError):
+        raise ConfigError(
+            f"{folder}: its config.yaml or run.json cannot be read; delete the folder to train anew"
+        ) from None
+    now = relevant(plan.recipe.spec, phase) | {"seed": plan.seed}
+    before = relevant_of(then, phase) | {"seed": seed}
+    keys = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
+    if keys and not plan.allow_changed:
+        shown = "; ".join(f"{key}: {before.get(key)} then, {now.get(key)} now" for key in keys)
+        raise ConfigError(
+            f"{folder} was trained with other values ({shown}); set them back, give another "
+            "--out, or use --allow-changed"
+        )
+
+
+def relevant(spec: TrainSpec, phase: PhaseName) -> dict[str, Any]:
+    """Return, flat, the values of a recipe that shape what a phase learns."""
+    return relevant_of(spec.model_dump(mode="json"), phase)
+
+
+def relevant_of(config: Mapping[str, Any], phase: PhaseName) -> dict[str, Any]:
+    """Return the same of a resolved configuration as it was written."""
+    groups = {
+        "model": config.get("model"),
+        "vocab_size": config.get("vocab_size"),
+        "max_length": config.get("max_length"),
+        "data": config.get("data"),
+        "router": config.get("router") if phase == "phase2_router" else None,
+        f"phases.{phase}": (config.get("phases") or {}).get(phase),
+        "run.precision": (config.get("run") or {}).get("precision"),
+        "run.group_by_length": (config.get("run") or {}).get("group_by_length"),
+        "run.answers_only": (config.get("run") or {}).get("answers_only"),
+    }
+    return _flat(groups)
+
+
+def _flat(group: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in group.items():
+        name = f"{prefix}{key}"
+        found |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return found

@@ -19,7 +19,7 @@ from medmoe.evaluation.runner import predict
 from medmoe.evaluation.scoring.score_row import ScoreRow
 from medmoe.evaluation.scoring.scores import score_task
 from medmoe.evaluation.statistics import wilson
-from medmoe.experiments.corpus import Corpus, EvalTask
+from medmoe.experiments.demo_corpus import Corpus, EvalTask
 from medmoe.experiments.pipeline import Trained
 from medmoe.inference.engine import MedMoe, Routing
 from medmoe.routing.statistics import confusion_matrix, expert_share, router_accuracy

@@ -16,7 +16,7 @@ from medmoe.data.pixels import PixelTable, normalise
 from medmoe.data.schema import Record
 from medmoe.data.tokenize import ConversationTokenizer, train_tokenizer
 from medmoe.data.wording import question_text
-from medmoe.experiments.corpus import unique_images
+from medmoe.experiments.demo_corpus import unique_images
 from medmoe.model.build import build_processor
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration

@@ -23,7 +23,7 @@ from medmoe.data.phantom import read_phantom
 from medmoe.data.schema import ImageRecord, Record, Task
 from medmoe.domains import domain_of
 from medmoe.errors import DataError
-from medmoe.experiments.corpus import unique_images
+from medmoe.experiments.demo_corpus import unique_images
 from medmoe.experiments.real_corpus import limited
 from medmoe.training.phases.phase2_router import choose_labelled
 

@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.experiments.train.micro_train import silent
+from tests.experiments.micro_train import silent
 from tests.model.tiny import language_model, processor, randomise
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from medmoe.errors import ConfigError
-from medmoe.experiments.train.plan import plan_train
-from medmoe.experiments.train.recipe import Recipe, load_recipe
-from medmoe.experiments.train.run import run_train
+from medmoe.experiments.plan import plan_train
+from medmoe.experiments.recipe import Recipe, load_recipe
+from medmoe.experiments.run import run_train
 from medmoe.inference.engine import MedMoe
 
 PHASES = ("phase1_alignment", "phase2_instruction", "phase2_router", "phase3_moe")

@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.experiments.micro_train import micro_plan, micro_recipe, silent
 from tests.experiments.miniature import write_all
-from tests.experiments.train.micro_train import micro_plan, micro_recipe, silent
 
 from medmoe.config.train_schema import TrainSpec
 from medmoe.errors import DataError
-from medmoe.experiments.train.data import TrainData, read_data
-from medmoe.experiments.train.recipe import load_recipe
-from medmoe.experiments.train.run import run_train
+from medmoe.experiments.data import TrainData, read_data
+from medmoe.experiments.recipe import load_recipe
+from medmoe.experiments.run import run_train
 from medmoe.model.card import CARD
 from medmoe.model.checkpoint import provenance
 

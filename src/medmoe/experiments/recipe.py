@@ -23,7 +23,7 @@ from medmoe.config.load import (
 )
 from medmoe.config.train_schema import TrainSpec
 from medmoe.errors import ConfigError
-from medmoe.experiments.plan import check_depth
+from medmoe.experiments.demo_plan import check_depth
 
 
 @dataclass(frozen=True, slots=True)

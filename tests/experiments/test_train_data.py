@@ -6,13 +6,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from tests.experiments.micro_train import micro_recipe
 from tests.experiments.miniature import write_all
-from tests.experiments.train.micro_train import micro_recipe
 
 from medmoe.config.train_schema import TrainPhaseSpec
 from medmoe.errors import DataError
-from medmoe.experiments.train.data import read_data, steps_of
-from medmoe.experiments.train.recipe import load_recipe
+from medmoe.experiments.data import read_data, steps_of
+from medmoe.experiments.recipe import load_recipe
 
 
 def phase(**values: object) -> TrainPhaseSpec:

@@ -12,8 +12,8 @@ import torch
 import yaml
 
 from medmoe.config.schema import PhaseName
-from medmoe.experiments.train.plan import TrainPlan, plan_train
-from medmoe.experiments.train.recipe import Recipe, load_recipe
+from medmoe.experiments.plan import TrainPlan, plan_train
+from medmoe.experiments.recipe import Recipe, load_recipe
 
 torch.set_num_threads(1)
 

@@ -20,7 +20,10 @@ from medmoe.config.train_schema import TrainPhaseSpec, TrainSpec
 from medmoe.data.pixels import pixel_table
 from medmoe.data.schema import ImageRecord
 from medmoe.data.tokenize import ConversationTokenizer
-from medmoe.experiments.corpus import unique_images
+from medmoe.experiments.data import TrainData, steps_of
+from medmoe.experiments.demo_corpus import unique_images
+from medmoe.experiments.handover import load_router, save_part, save_router
+from medmoe.experiments.label_curve import label_curve, router_score
 from medmoe.experiments.stages import (
     config_of_moe,
     stand_in_processor,
@@ -28,9 +31,6 @@ from medmoe.experiments.stages import (
     train_stand_in_language,
     upcycled,
 )
-from medmoe.experiments.train.data import TrainData, steps_of
-from medmoe.experiments.train.handover import load_router, save_part, save_router
-from medmoe.experiments.train.label_curve import label_curve, router_score
 from medmoe.model.build import build_dense, build_processor
 from medmoe.model.checkpoint import load_model, save_model
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration

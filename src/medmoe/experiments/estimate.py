@@ -23,9 +23,9 @@ from medmoe.backbones.registry import language_backbone, vision_backbone
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainSpec
 from medmoe.errors import ConfigError, DataError
+from medmoe.experiments.data import TASKS, TrainData, read_data, steps_of
+from medmoe.experiments.recipe import Recipe
 from medmoe.experiments.stages import config_of_moe
-from medmoe.experiments.train.data import TASKS, TrainData, read_data, steps_of
-from medmoe.experiments.train.recipe import Recipe
 from medmoe.model.blueprint import dense_twin, recipe_config
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.cost.parameters import activated_parameters

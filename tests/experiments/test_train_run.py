@@ -12,17 +12,17 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from tests.experiments.micro import micro_plan as demo_plan
-from tests.experiments.train.micro_train import SMALL, micro_plan, micro_recipe, silent
+from tests.experiments.micro_train import SMALL, micro_plan, micro_recipe, silent
 
 from medmoe.config.schema import PHASES
-from medmoe.experiments.corpus import phantom_corpus
+from medmoe.experiments import phases as running
+from medmoe.experiments.demo_corpus import phantom_corpus
+from medmoe.experiments.estimate import estimate
+from medmoe.experiments.handover import check_input, load_router, save_router
 from medmoe.experiments.pipeline import train_all
-from medmoe.experiments.train import phases as running
-from medmoe.experiments.train.estimate import estimate
-from medmoe.experiments.train.handover import check_input, load_router, save_router
-from medmoe.experiments.train.plan import plan_train
-from medmoe.experiments.train.recipe import load_recipe
-from medmoe.experiments.train.run import run_train
+from medmoe.experiments.plan import plan_train
+from medmoe.experiments.recipe import load_recipe
+from medmoe.experiments.run import run_train
 from medmoe.inference.engine import MedMoe
 from medmoe.model.checkpoint import provenance, verify
 from medmoe.training.meter import Measured

@@ -22,10 +22,10 @@ from medmoe.backbones.registry import language_backbone, vision_backbone
 from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainSpec
-from medmoe.experiments.train.data import TrainData, read_data
-from medmoe.experiments.train.handover import check_input, is_finished
-from medmoe.experiments.train.phases import PHASE_FUNCTIONS, Job
-from medmoe.experiments.train.plan import TrainPlan, is_main
+from medmoe.experiments.data import TrainData, read_data
+from medmoe.experiments.handover import check_input, is_finished
+from medmoe.experiments.phases import PHASE_FUNCTIONS, Job
+from medmoe.experiments.plan import TrainPlan, is_main
 from medmoe.model.checkpoint import provenance
 from medmoe.training.meter import Listener, Meter
 from medmoe.training.out_of_memory import named_out_of_memory
