@@ -17,7 +17,7 @@ from support.tiny import tiny
 
 from medmoe.data.images import open_record
 from medmoe.data.schema import Record
-from medmoe.evaluation.asking.asker import ask_chunk
+from medmoe.evaluation.ask.asker import ask_chunk
 from medmoe.inference.engine import MedMoe
 
 IMAGES, NEW_TOKENS = 16, 8

@@ -16,9 +16,9 @@ import pytest
 
 from medmoe.data.schema import Record
 from medmoe.evaluation.files.predictions import Prediction
-from medmoe.evaluation.scoring import classification
-from medmoe.evaluation.scoring.scores import score_task
-from medmoe.evaluation.scoring.side_by_side import score_records
+from medmoe.evaluation.score import classification
+from medmoe.evaluation.score.scores import score_task
+from medmoe.evaluation.score.side_by_side import score_records
 
 MISSING = "medmnist is not installed: pip install --no-deps medmnist (and pandas)"
 

@@ -105,7 +105,7 @@ def test_edges_on_which_the_released_scorer_fails_are_scored(shared: Path) -> No
     if not path.is_file():
         pytest.skip(f"no outputs of the released scorer at {path}")
     edges = json.loads(path.read_text(encoding="utf-8"))["evaluate_edges"]
-    # What ours gives there: tests/evaluation/scoring/test_side_by_side.py, tests/cli/test_score.py.
+    # What ours gives there: tests/evaluation/score/test_side_by_side.py, tests/cli/test_score.py.
     assert edges["only_open"] == edges["only_closed"] == "ZeroDivisionError: division by zero"
     assert "silently left out" in edges["other_answer_type_is_ignored"]
     every = json.loads(path.read_text(encoding="utf-8"))["pairs"]

@@ -11,7 +11,7 @@ from medmoe.cli import flags
 from medmoe.cli.parser import FOOTER
 
 if TYPE_CHECKING:
-    from medmoe.evaluation.comparing.run_comparison import Comparison
+    from medmoe.evaluation.compare import Comparison
     from medmoe.evaluation.files.run_files import Side
 
 WORSE = 1
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
 def _compare(
     name: str, a: Sequence[Path], b: Sequence[Path], args: argparse.Namespace
 ) -> Comparison:
-    from medmoe.evaluation.comparing.run_comparison import compare_runs
+    from medmoe.evaluation.compare import compare_runs
     from medmoe.evaluation.files.predictions import read_predictions
     from medmoe.evaluation.files.truth import check_same_truth, own_truth, read_truth
 

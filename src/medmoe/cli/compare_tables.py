@@ -9,7 +9,7 @@ from rich.table import Table
 
 from medmoe.cli.parser import FOOTER
 from medmoe.cli.tables import plain_table, width_of
-from medmoe.evaluation.comparing.run_comparison import Comparison
+from medmoe.evaluation.compare import Comparison
 from medmoe.evaluation.pages.compare_page import sentences, verdict
 from medmoe.evaluation.pages.page import percent, points
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from medmoe.cli import flags
 
 if TYPE_CHECKING:
-    from medmoe.evaluation.asking.task_records import TaskRecords
+    from medmoe.evaluation.ask.records import TaskRecords
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,12 +108,12 @@ def run(args: argparse.Namespace) -> int:
 
     from medmoe.cli.eval_tables import Bar, show
     from medmoe.data.registry import find_data
-    from medmoe.evaluation.asking.controls import CONTROLS
-    from medmoe.evaluation.asking.corruptions import CORRUPTIONS, SEVERITIES
-    from medmoe.evaluation.asking.evaluate import evaluate
-    from medmoe.evaluation.asking.plan import EvalPlan, check_apart, check_names
+    from medmoe.evaluation.ask.controls import CONTROLS
+    from medmoe.evaluation.ask.corruptions import CORRUPTIONS, SEVERITIES
+    from medmoe.evaluation.ask.plan import EvalPlan, check_apart, check_names
+    from medmoe.evaluation.evaluate import evaluate
     from medmoe.evaluation.pairs.rewriting import PAIRS
-    from medmoe.evaluation.scoring.side_by_side import ALL_PROTOCOLS
+    from medmoe.evaluation.score.side_by_side import ALL_PROTOCOLS
     from medmoe.model.checkpoint import verify
     from medmoe.training.saving.run_dir import git_commit
 
@@ -156,7 +156,7 @@ def _tasks(
     args: argparse.Namespace, root: Path | None, split: str | None
 ) -> dict[str, TaskRecords]:
     """Return the records of each task, of its own split where none is given."""
-    from medmoe.evaluation.asking.task_records import task_records
+    from medmoe.evaluation.ask.records import task_records
     from medmoe.evaluation.tasks import task_spec
 
     specs = {spec.name: spec for spec in map(task_spec, args.task)}

@@ -16,8 +16,8 @@ from medmoe.cli.reliability_tables import reliability_tables
 from medmoe.cli.tables import plain_table, width_of
 from medmoe.evaluation.pages.report_rows import interval, percent, place, results
 from medmoe.evaluation.pages.run_report import paper_section
+from medmoe.evaluation.pages.sections.pairs import named
 from medmoe.evaluation.pairs.rewriting import PAIRINGS
-from medmoe.evaluation.pairs.section import named
 
 _MAIN = ("closed", "open", "all")
 _ORDER = ("label_score", "strict", "reference", "llava_med", "token_f1")

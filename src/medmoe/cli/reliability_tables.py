@@ -9,7 +9,7 @@ from rich.table import Table
 
 from medmoe.cli.tables import plain_table
 from medmoe.evaluation.pages.report_rows import percent
-from medmoe.evaluation.reliability.section import aurc_text, temperature_text
+from medmoe.evaluation.pages.sections.reliability import aurc_text, temperature_text
 
 Entries = Mapping[str, Mapping[str, Any]]  # kind of answer → what `reliability` says of it
 

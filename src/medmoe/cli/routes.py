@@ -65,9 +65,9 @@ def run(args: argparse.Namespace) -> int:
 
     from medmoe.cli.eval_tables import Bar
     from medmoe.data.registry import find_data
-    from medmoe.evaluation.asking.task_records import task_records
+    from medmoe.evaluation.ask.records import task_records
     from medmoe.evaluation.routes.curve_file import read_label_curve
-    from medmoe.evaluation.routes.run import RoutesPlan, check_models, check_records, routes
+    from medmoe.evaluation.routing_report import RoutesPlan, check_models, check_records, routes
     from medmoe.evaluation.tasks import task_spec
     from medmoe.experiments.handover import model_of
     from medmoe.model.checkpoint import read_config

@@ -11,7 +11,7 @@ from medmoe.cli.parser import FOOTER
 from medmoe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from medmoe.evaluation.scoring.score_files import Answers
+    from medmoe.evaluation.score_files import Answers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: A protocol or the task is unknown, or a flag means nothing without another.
     """
     from medmoe.cli.score_tables import show
-    from medmoe.evaluation.scoring.score_files import answers_of
+    from medmoe.evaluation.score_files import answers_of
 
     _check_flags(args)
     answers = answers_of(args.predictions, args.truth)
@@ -129,8 +129,8 @@ def _check_flags(args: argparse.Namespace) -> None:
 def _scored(args: argparse.Namespace, answers: dict[str, Answers]) -> list[dict[str, Any]]:
     """Return what ``--json`` holds of each prediction file."""
     from medmoe.evaluation.files.truth import read_truth
-    from medmoe.evaluation.scoring.score_files import Confidence, calibrations, score_answers
-    from medmoe.evaluation.scoring.side_by_side import ALL_PROTOCOLS
+    from medmoe.evaluation.score.side_by_side import ALL_PROTOCOLS
+    from medmoe.evaluation.score_files import Confidence, calibrations, score_answers
 
     chosen = args.protocol or ["all"]
     wanted = ALL_PROTOCOLS if "all" in chosen else tuple(dict.fromkeys(chosen))

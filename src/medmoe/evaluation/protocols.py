@@ -3,7 +3,7 @@
 ``reference`` is the scorer of the paper's released code (tables 1 and 2), ``llava_med`` that of
 LLaVA-Med v1.0, ``token_f1`` the MedGemma style, ``strict`` ours and the headline. Scores of
 different protocols are never averaged or compared. Averages, intervals and the choice among
-several references are made in `medmoe.evaluation.scoring.scores`, not here.
+several references are made in `medmoe.evaluation.score.scores`, not here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`medmoe data audit`: pictures shared by splits and sets, and what the answers give away.
 
-It joins `medmoe.data.overlaps` and `medmoe.evaluation.scoring.answer_audit` into one JSON object
+It joins `medmoe.data.overlaps` and `medmoe.evaluation.score.answer_audit` into one JSON object
 and one page. It changes no data; a clean split is written beside the report on demand.
 """
 
@@ -24,7 +24,7 @@ from medmoe.data.overlaps import Overlap, find_overlaps
 from medmoe.data.readers.common import MissingPart
 from medmoe.data.schema import Record
 from medmoe.errors import DataError
-from medmoe.evaluation.scoring.answer_audit import audit_answers
+from medmoe.evaluation.score.answer_audit import audit_answers
 
 NOTE = "Research use only, not a medical device."
 _SHOWN_PAIRS = 12

@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from medmoe.data.schema import ImageRecord
 from medmoe.domains import domain_index
-from medmoe.evaluation.comparing.comparison import compare_task
+from medmoe.evaluation.ask.predict import predict
+from medmoe.evaluation.compare import compare_task
 from medmoe.evaluation.files.predictions import Prediction, write_predictions
-from medmoe.evaluation.runner import predict
-from medmoe.evaluation.scoring.score_row import ScoreRow
-from medmoe.evaluation.scoring.scores import score_task
+from medmoe.evaluation.score.rows import ScoreRow
+from medmoe.evaluation.score.scores import score_task
 from medmoe.evaluation.statistics import wilson
 from medmoe.experiments.demo_corpus import Corpus, EvalTask
 from medmoe.experiments.pipeline import Trained

@@ -11,9 +11,9 @@ from medmoe.data.phantom import read_phantom
 from medmoe.data.schema import Record
 from medmoe.errors import DataError
 from medmoe.evaluation.files.predictions import Prediction
+from medmoe.evaluation.pages.sections.pairs import pairs_section
 from medmoe.evaluation.pairs.measure import pair_scores
 from medmoe.evaluation.pairs.rewriting import PAIRS, rewritten
-from medmoe.evaluation.pairs.section import pairs_section
 
 Make = Callable[..., Record]
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from medmoe.data.images import to_rgb
 from medmoe.errors import ConfigError
-from medmoe.evaluation.asking.answer_file import BATCHES, chunks_by_image
+from medmoe.evaluation.ask.answers import BATCHES, chunks_by_image
 from medmoe.inference.engine import MedMoe
 
 #: As `medmoe eval` has it, where a task does not say.

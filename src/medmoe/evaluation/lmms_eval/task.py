@@ -19,8 +19,8 @@ from medmoe.data.images import open_record
 from medmoe.data.schema import Record
 from medmoe.data.wording import question_text
 from medmoe.errors import DataError, MedMoeError
-from medmoe.evaluation.scoring.score_row import percent
-from medmoe.evaluation.scoring.scores import measures, record_scores
+from medmoe.evaluation.score.rows import percent
+from medmoe.evaluation.score.scores import measures, record_scores
 from medmoe.evaluation.tasks import task_spec
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medmoe.data.schema import Pixels, Record
-from medmoe.evaluation.comparing.run_comparison import Comparison, Difference, Flip
+from medmoe.evaluation.compare import Comparison, Difference, Flip
 from medmoe.evaluation.files.known_records import known_records, picture_of, with_question
 from medmoe.evaluation.pages.page import points, render_page, write_page
 

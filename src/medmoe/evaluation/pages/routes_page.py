@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from medmoe.evaluation.pages.page import render_page
 
 if TYPE_CHECKING:
-    from medmoe.evaluation.routes.figures import RouteFigure
+    from medmoe.evaluation.pages.route_figures import RouteFigure
 
 
 def render_routes(model: str, result: Mapping[str, Any], figures: Sequence[RouteFigure]) -> str:

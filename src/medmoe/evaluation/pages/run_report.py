@@ -15,7 +15,6 @@ from typing import Any
 
 from medmoe.data.schema import Record
 from medmoe.errors import DataError
-from medmoe.evaluation.comparing.comparison import is_right
 from medmoe.evaluation.files.json_lines import read_rows
 from medmoe.evaluation.files.known_records import known_records, picture_of, with_question
 from medmoe.evaluation.files.predictions import Prediction, pair, read_predictions
@@ -24,9 +23,10 @@ from medmoe.evaluation.files.truth import own_truth
 from medmoe.evaluation.pages.page import percent
 from medmoe.evaluation.pages.report import DataTable, Example, ReportData, Section
 from medmoe.evaluation.pages.report_rows import interval, system_name
-from medmoe.evaluation.pairs.section import pairs_section
+from medmoe.evaluation.pages.sections.pairs import pairs_section
+from medmoe.evaluation.pages.sections.reliability import reliability_section
 from medmoe.evaluation.reliability.robustness import robustness_section
-from medmoe.evaluation.reliability.section import reliability_section
+from medmoe.evaluation.score.scores import is_right
 from medmoe.evaluation.tasks import TASKS, paper_rows
 
 EXAMPLES_PER_TASK = 6

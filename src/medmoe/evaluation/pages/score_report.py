@@ -8,7 +8,7 @@ from typing import Any
 
 from medmoe.evaluation.pages.report import ReportData, write_report
 from medmoe.evaluation.pages.run_report import paper_section
-from medmoe.evaluation.reliability.section import reliability_section
+from medmoe.evaluation.pages.sections.reliability import reliability_section
 
 MAIN_SUBSETS = ("closed", "open", "all")
 _SYSTEM = "answers"

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from medmoe.data.schema import Record
-from medmoe.evaluation.comparing.comparison import is_right
 from medmoe.evaluation.files.predictions import Prediction, pair
 from medmoe.evaluation.pairs.rewriting import PAIRINGS
-from medmoe.evaluation.scoring.score_row import intervals, percent
+from medmoe.evaluation.score.rows import intervals, percent
+from medmoe.evaluation.score.scores import is_right
 
 #: Examples that a summary keeps of either outcome.
 _EXAMPLES = 3

@@ -10,7 +10,6 @@ import numpy as np
 
 from medmoe.data.schema import Record
 from medmoe.errors import DataError
-from medmoe.evaluation.comparing.comparison import is_right
 from medmoe.evaluation.files.predictions import Prediction, pair
 from medmoe.evaluation.reliability.abstention import (
     at_threshold,
@@ -26,7 +25,8 @@ from medmoe.evaluation.reliability.calibration import (
     ece_interval,
     fit_temperature,
 )
-from medmoe.evaluation.scoring.classification import label_probabilities
+from medmoe.evaluation.score.classification import label_probabilities
+from medmoe.evaluation.score.scores import is_right
 
 #: Points of a curve that a summary keeps.
 _POINTS = 200

@@ -10,8 +10,8 @@ import numpy as np
 from medmoe.evaluation.pages.page import percent, with_interval
 from medmoe.evaluation.pages.report import DataTable, Figure, Section
 from medmoe.evaluation.reliability.calibration import Answered
-from medmoe.evaluation.scoring.score_row import interval
-from medmoe.evaluation.scoring.score_row import percent as percent_of
+from medmoe.evaluation.score.rows import interval
+from medmoe.evaluation.score.rows import percent as percent_of
 from medmoe.routing.figure_style import BLUE, GREY, ORANGE, new_figure, style, to_svg
 
 _WORDS = (

@@ -8,7 +8,7 @@ import pytest
 from medmoe.data.schema import Record
 from medmoe.errors import DataError
 from medmoe.evaluation.metrics import exact_match
-from medmoe.evaluation.scoring import baselines
+from medmoe.evaluation.score import baselines
 
 Make = Callable[..., Record]
 

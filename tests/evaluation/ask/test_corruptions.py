@@ -9,7 +9,7 @@ from PIL import Image
 from tests.model.tiny import moe_model, processor
 
 from medmoe.cli.main import main
-from medmoe.evaluation.asking.corruptions import CORRUPTIONS, SEVERITIES, corrupted
+from medmoe.evaluation.ask.corruptions import CORRUPTIONS, SEVERITIES, corrupted
 from medmoe.model.checkpoint import save_model
 
 

@@ -1,7 +1,7 @@
 """What a data set's answers give away without a picture: counts, repeats and constant answers.
 
 For each part: how the answers are distributed, which rows repeat, and what the baselines of
-`medmoe.evaluation.scoring.baselines` would score on it by whole-answer match, learned from the
+`medmoe.evaluation.score.baselines` would score on it by whole-answer match, learned from the
 training part of the same set where there is one.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from medmoe.data.schema import Record
 from medmoe.evaluation.metrics import normalise
-from medmoe.evaluation.scoring import baselines
+from medmoe.evaluation.score import baselines
 
 _TOP = 10
 

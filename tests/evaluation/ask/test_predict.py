@@ -14,8 +14,8 @@ from torch import Tensor
 from medmoe.data.phantom import read_phantom
 from medmoe.data.schema import Record
 from medmoe.data.wording import question_text
-from medmoe.evaluation.runner import predict
-from medmoe.evaluation.scoring.scores import score_task
+from medmoe.evaluation.ask.predict import predict
+from medmoe.evaluation.score.scores import score_task
 from medmoe.inference.engine import MedMoe
 
 RECORDS = [r for r in read_phantom("test", 6, seed=3, size=32) if r.task != "caption"]

@@ -10,7 +10,7 @@ import pytest
 from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, DataError
 from medmoe.evaluation.protocols import PROTOCOLS
-from medmoe.evaluation.scoring.scores import Prediction, ScoreRow, clears_baselines, score_task
+from medmoe.evaluation.score.scores import Prediction, ScoreRow, clears_baselines, score_task
 from medmoe.evaluation.statistics import clustered_bootstrap, wilson
 
 Make = Callable[..., Record]

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from medmoe.errors import ConfigError, one_of
-from medmoe.evaluation.asking.corruptions import SEVERITIES
-from medmoe.evaluation.asking.task_records import TaskRecords
-from medmoe.evaluation.scoring.side_by_side import ALL_PROTOCOLS, LABEL_SCORE
+from medmoe.evaluation.ask.corruptions import SEVERITIES
+from medmoe.evaluation.ask.records import TaskRecords
+from medmoe.evaluation.score.side_by_side import ALL_PROTOCOLS, LABEL_SCORE
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, DataError
 from medmoe.evaluation.files.predictions import Prediction
 from medmoe.evaluation.protocols import score_pair
-from medmoe.evaluation.scoring.side_by_side import ALL_PROTOCOLS, score_records
+from medmoe.evaluation.score.side_by_side import ALL_PROTOCOLS, score_records
 from medmoe.evaluation.statistics import clustered_bootstrap, wilson
 
 Make = Callable[..., Record]

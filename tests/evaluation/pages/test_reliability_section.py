@@ -6,12 +6,12 @@ import pytest
 
 from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, DataError
-from medmoe.evaluation.asking.plan import check_apart
-from medmoe.evaluation.asking.task_records import TaskRecords
+from medmoe.evaluation.ask.plan import check_apart
+from medmoe.evaluation.ask.records import TaskRecords
 from medmoe.evaluation.files.predictions import Prediction
+from medmoe.evaluation.pages.sections.reliability import reliability_section
 from medmoe.evaluation.reliability.measure import answered_by_kind, reliability
 from medmoe.evaluation.reliability.robustness import robustness_row, robustness_section
-from medmoe.evaluation.reliability.section import reliability_section
 from medmoe.evaluation.tasks import task_spec
 
 Make = Callable[..., Record]

@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from medmoe.errors import DataError
-from medmoe.evaluation.scoring.classification import (
+from medmoe.evaluation.score.classification import (
     accuracy,
     auc,
     auc_with_interval,

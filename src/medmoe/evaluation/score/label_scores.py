@@ -2,7 +2,7 @@
 
 The option with the largest summed log-likelihood is the answer (the paper's table 3 gives accuracy
 only). AUC needs one list of options shared by all records of a subset. How accuracy and AUC are
-computed stands in `medmoe.evaluation.scoring.classification`.
+computed stands in `medmoe.evaluation.score.classification`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from medmoe.data.schema import Record
 from medmoe.errors import DataError
 from medmoe.evaluation.files.predictions import Prediction, named
-from medmoe.evaluation.scoring import baselines, classification
-from medmoe.evaluation.scoring.score_row import ScoreRow, filled, percent, type_label
+from medmoe.evaluation.score import baselines, classification
+from medmoe.evaluation.score.rows import ScoreRow, filled, percent, type_label
 
 
 def label_score_rows(

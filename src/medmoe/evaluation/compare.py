@@ -19,9 +19,15 @@ import numpy as np
 
 from medmoe.data.schema import Record
 from medmoe.evaluation.files.predictions import Prediction, pair
-from medmoe.evaluation.scoring.score_row import type_label
-from medmoe.evaluation.scoring.scores import record_scores
-from medmoe.evaluation.statistics import Floats, clustered_bootstrap, mcnemar, wilson
+from medmoe.evaluation.score.rows import type_label
+from medmoe.evaluation.score.scores import is_right, record_scores
+from medmoe.evaluation.statistics import (
+    Floats,
+    clustered_bootstrap,
+    mcnemar,
+    paired_bootstrap,
+    wilson,
+)
 
 RIGHT = "right"
 #: subset → the metrics that are compared; the first decides whether B is worse.
@@ -253,3 +259,48 @@ def _wins(name: str, subset: str, a: Floats, b: Floats) -> Wins:
         both_wrong=int(((a == b) & (a < 1)).sum()),
         n=len(a),
     )
+
+
+def compare_task(
+    task: str,
+    split: str,
+    records: Sequence[Record],
+    systems: Mapping[str, Sequence[Prediction]],
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Return one row per subset: the first system's right answers against the second's.
+
+    Args:
+        systems: Two systems by name, each with its predictions for all records.
+
+    Returns:
+        Rows with task, split, subset, systems, ``difference``, ``low`` and ``high`` in points
+        (percent), McNemar's exact ``p`` (0-1) and n; a single image gives no interval (None).
+
+    Raises:
+        DataError: The predictions do not pair with the records by id.
+    """
+    right = [
+        [float(is_right(record, prediction)) for record, prediction in pair(records, found)]
+        for found in systems.values()
+    ]
+    rows = []
+    for subset, chosen in _subsets(records).items():
+        a, b = ([values[i] for i in chosen] for values in right)
+        images = [records[i].image.id for i in chosen]
+        row: dict[str, Any] = {
+            "task": task,
+            "split": split,
+            "subset": subset,
+            "systems": list(systems),
+            "difference": 100 * (sum(a) - sum(b)) / len(a),
+            "low": None,
+            "high": None,
+            "p": mcnemar(a, b),
+            "n": len(a),
+        }
+        if len(set(images)) > 1:
+            _, low, high = paired_bootstrap(a, b, images, seed)
+            row |= {"low": 100 * low, "high": 100 * high}
+        rows.append(row)
+    return rows

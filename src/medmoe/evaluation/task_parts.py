@@ -9,19 +9,19 @@ from typing import Any
 
 from PIL import Image
 
-from medmoe.evaluation.asking.asker import Asker
-from medmoe.evaluation.asking.controls import controlled
-from medmoe.evaluation.asking.corruptions import corrupted
-from medmoe.evaluation.asking.plan import EvalPlan, protocols_of
-from medmoe.evaluation.asking.task_records import TaskRecords
+from medmoe.evaluation.ask.asker import Asker
+from medmoe.evaluation.ask.controls import controlled
+from medmoe.evaluation.ask.corruptions import corrupted
+from medmoe.evaluation.ask.plan import EvalPlan, protocols_of
+from medmoe.evaluation.ask.records import TaskRecords
 from medmoe.evaluation.files.predictions import Prediction
 from medmoe.evaluation.pairs.measure import pair_scores
 from medmoe.evaluation.pairs.rewriting import rewritten
 from medmoe.evaluation.reliability.measure import answered_by_kind, reliability
 from medmoe.evaluation.reliability.robustness import robustness_row
-from medmoe.evaluation.scoring.breakdowns import breakdowns
-from medmoe.evaluation.scoring.score_row import ScoreRow
-from medmoe.evaluation.scoring.scores import score_task
+from medmoe.evaluation.score.breakdowns import breakdowns
+from medmoe.evaluation.score.rows import ScoreRow
+from medmoe.evaluation.score.scores import score_task
 from medmoe.model.checkpoint import provenance, read_config
 
 

@@ -14,12 +14,12 @@ from tests.model.tiny import moe_model, processor
 from medmoe.data.phantom import read_phantom
 from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, DataError
-from medmoe.evaluation.asking import asker as module
-from medmoe.evaluation.asking.answer_file import AnswerFile, chunks_of
-from medmoe.evaluation.asking.controls import CONTROLS, controlled
-from medmoe.evaluation.asking.evaluate import evaluate
-from medmoe.evaluation.asking.plan import EvalPlan
-from medmoe.evaluation.asking.task_records import task_records
+from medmoe.evaluation.ask import asker as module
+from medmoe.evaluation.ask.answers import AnswerFile, chunks_of
+from medmoe.evaluation.ask.controls import CONTROLS, controlled
+from medmoe.evaluation.ask.plan import EvalPlan
+from medmoe.evaluation.ask.records import task_records
+from medmoe.evaluation.evaluate import evaluate
 from medmoe.evaluation.files.predictions import Prediction
 from medmoe.evaluation.tasks import task_spec
 from medmoe.model.checkpoint import save_model

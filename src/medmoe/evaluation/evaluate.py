@@ -16,22 +16,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medmoe.evaluation.asking.asker import Asker, Progress
-from medmoe.evaluation.asking.plan import EvalPlan, protocols_of, settings_of
-from medmoe.evaluation.asking.settings import hold_settings, settings_sha256
-from medmoe.evaluation.asking.task_parts import (
+from medmoe.evaluation.ask.asker import Asker, Progress
+from medmoe.evaluation.ask.plan import EvalPlan, protocols_of, settings_of
+from medmoe.evaluation.ask.settings import hold_settings, settings_sha256
+from medmoe.evaluation.files.json_lines import read_rows
+from medmoe.evaluation.pages.report import write_report
+from medmoe.evaluation.pages.run_report import report_of_run
+from medmoe.evaluation.pairs.measure import unasked
+from medmoe.evaluation.score.rows import ScoreRow
+from medmoe.evaluation.statistics import wilson
+from medmoe.evaluation.task_parts import (
     control_rows,
     pairs_of,
     reliability_of,
     robustness_of,
     score_rows,
 )
-from medmoe.evaluation.files.json_lines import read_rows
-from medmoe.evaluation.pages.report import write_report
-from medmoe.evaluation.pages.run_report import report_of_run
-from medmoe.evaluation.pairs.measure import unasked
-from medmoe.evaluation.scoring.score_row import ScoreRow
-from medmoe.evaluation.statistics import wilson
 from medmoe.model.checkpoint import provenance, read_config
 from medmoe.model.cost.parameters import activated_parameters, total_parameters
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.data.pictures import record
 
 from medmoe.data.schema import ImageRecord, Record
-from medmoe.evaluation.scoring.answer_audit import audit_answers
+from medmoe.evaluation.score.answer_audit import audit_answers
 
 IMAGES = [ImageRecord(f"set/{n}", Path("unused")) for n in range(4)]
 

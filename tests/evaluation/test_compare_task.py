@@ -9,8 +9,9 @@ import pytest
 
 from medmoe.data.schema import Record
 from medmoe.errors import DataError
-from medmoe.evaluation.comparing.comparison import compare_task, is_right
+from medmoe.evaluation.compare import compare_task
 from medmoe.evaluation.files.predictions import Prediction
+from medmoe.evaluation.score.scores import is_right
 from medmoe.evaluation.statistics import mcnemar
 
 MakeRecord = Callable[..., Record]

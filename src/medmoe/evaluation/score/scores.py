@@ -22,9 +22,9 @@ from medmoe.evaluation.files.predictions import (
     write_predictions,
 )
 from medmoe.evaluation.protocols import PROTOCOLS, word_scores
-from medmoe.evaluation.scoring import baselines
-from medmoe.evaluation.scoring.label_scores import label_score_rows
-from medmoe.evaluation.scoring.score_row import ScoreRow, clears_baselines, filled, type_label
+from medmoe.evaluation.score import baselines
+from medmoe.evaluation.score.label_scores import label_score_rows
+from medmoe.evaluation.score.rows import ScoreRow, clears_baselines, filled, type_label
 from medmoe.evaluation.tasks import TASKS
 
 __all__ = [
@@ -73,7 +73,7 @@ def score_task(
         seed: Of the bootstrap.
         control: None, ``blank``, ``noise`` or ``shuffled``.
         protocols: The VQA protocols to score under.
-        subsets: Further subsets by name, e.g. those of `medmoe.evaluation.scoring.breakdowns`.
+        subsets: Further subsets by name, e.g. those of `medmoe.evaluation.score.breakdowns`.
 
     Raises:
         DataError: The ids do not pair, training ids are mixed up, the records are of several
@@ -262,3 +262,11 @@ def _vqa_rows(
                 constant=blind.constant(learned, chosen, measure),
                 question_only=blind.question_only(chosen, measure),
             )
+
+
+def is_right(record: Record, prediction: Prediction) -> bool:
+    """Return whether an answer is right: strict protocol, or the best-scored option."""
+    if record.task == "classification":
+        return prediction.text == record.answer
+    key = "accuracy" if record.answer_type == "closed" else "exact_match"
+    return bool(record_scores("strict", record, prediction.text)[key] == 1)

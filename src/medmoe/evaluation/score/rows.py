@@ -1,8 +1,8 @@
 """One score row: a value in percent with its interval, its baselines and its n.
 
 A row is one line of a run's ``summary.json``; the paper's tables give the value alone. What is
-scored, and how, is decided in `medmoe.evaluation.scoring.scores` and
-`medmoe.evaluation.scoring.label_scores`.
+scored, and how, is decided in `medmoe.evaluation.score.scores` and
+`medmoe.evaluation.score.label_scores`.
 """
 
 from __future__ import annotations

@@ -18,10 +18,10 @@ from medmoe.errors import ConfigError, DataError, one_of
 from medmoe.evaluation import protocols
 from medmoe.evaluation.files.predictions import Prediction, named, pair
 from medmoe.evaluation.files.truth import names_an_image
-from medmoe.evaluation.scoring import baselines
-from medmoe.evaluation.scoring.label_scores import label_score_rows
-from medmoe.evaluation.scoring.score_row import ScoreRow, intervals, percent, type_label
-from medmoe.evaluation.scoring.scores import record_scores
+from medmoe.evaluation.score import baselines
+from medmoe.evaluation.score.label_scores import label_score_rows
+from medmoe.evaluation.score.rows import ScoreRow, intervals, percent, type_label
+from medmoe.evaluation.score.scores import record_scores
 from medmoe.evaluation.statistics import Floats
 
 LABEL_SCORE = "label_score"

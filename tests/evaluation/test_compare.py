@@ -9,7 +9,7 @@ import pytest
 
 from medmoe.data.schema import Record
 from medmoe.errors import DataError
-from medmoe.evaluation.comparing.run_comparison import (
+from medmoe.evaluation.compare import (
     Comparison,
     Difference,
     Flip,

@@ -19,12 +19,13 @@ from typing import Any
 from medmoe.data.schema import Record
 from medmoe.domains import domain_of
 from medmoe.errors import ConfigError, DataError
-from medmoe.evaluation.asking.task_records import TaskRecords
+from medmoe.evaluation.ask.records import TaskRecords
+from medmoe.evaluation.pages import route_figures as figures
 from medmoe.evaluation.pages.page import write_page
+from medmoe.evaluation.pages.route_figures import RouteFigure
 from medmoe.evaluation.pages.routes_page import render_routes
-from medmoe.evaluation.routes import figures, tables
+from medmoe.evaluation.routes import tables
 from medmoe.evaluation.routes.embedding import Embedding, embed, mapped_images
-from medmoe.evaluation.routes.figures import RouteFigure
 from medmoe.evaluation.routes.observe import Observation, image_states, observe
 from medmoe.inference.engine import MedMoe
 from medmoe.model.checkpoint import read_config, verify

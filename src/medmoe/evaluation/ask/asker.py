@@ -10,10 +10,10 @@ from PIL import Image
 
 from medmoe.data.images import open_record
 from medmoe.data.schema import Record
-from medmoe.evaluation.asking.answer_file import BATCHES, AnswerFile, chunks_of
-from medmoe.evaluation.asking.plan import EvalPlan
+from medmoe.evaluation.ask.answers import BATCHES, AnswerFile, chunks_of
+from medmoe.evaluation.ask.plan import EvalPlan
+from medmoe.evaluation.ask.predict import predict
 from medmoe.evaluation.files.predictions import Prediction, read_predictions
-from medmoe.evaluation.runner import predict
 from medmoe.inference.engine import MedMoe
 
 Progress = Callable[[str, int, int], None]  # what is asked, questions done, questions in all

@@ -1,1 +1,0 @@
-"""Two systems or two sets of runs against each other, paired."""
