@@ -10,10 +10,10 @@ import yaml
 
 import medmoe.recipes
 from medmoe.config.load import recipe, recipe_names
+from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PHASES
 from medmoe.experiments.estimate import Shape, memory_bytes, phase_shape, step_memory
 from medmoe.experiments.recipe import load_recipe
-from medmoe.training.trainable import TRAINABLE
 
 FOLDER = Path(medmoe.recipes.__file__).parent / "experiments"
 FAMILIES = ("phi2", "stablelm2", "tiny_phantom", "tiny_real")
@@ -68,7 +68,7 @@ def test_every_phase_builds_on_the_meta_device(name: str) -> None:
     for phase, values in spec.phases.items():
         found = shape(name, phase)
         assert 0 < found.trainable <= found.total
-        assert TRAINABLE[phase][values.trains]
+        assert PHASE_TABLE[phase].trains[values.trains]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,8 +11,9 @@ import pytest
 from tests.model.tiny import FAMILIES, MOE_LAYERS, Family, dense_model, moe_model
 from torch import nn
 
+from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PHASES, PhaseName
-from medmoe.training.trainable import PARTS, TRAINABLE, set_trainable
+from medmoe.training.trainable import PARTS, set_trainable
 
 VISION = "model.vision_tower."
 PROJECTOR = "model.multi_modal_projector."
@@ -28,7 +29,7 @@ def names(model: nn.Module, wanted: Callable[[str], bool]) -> set[str]:
 
 
 def test_every_phase_stands_in_the_table() -> None:
-    assert set(TRAINABLE) == set(PHASES)
+    assert list(PHASE_TABLE) == list(PHASES)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -112,10 +113,10 @@ def test_the_line_names_parts_and_counts() -> None:
 
 def test_every_variant_is_made_of_known_parts() -> None:
     named = {
-        part for variants in TRAINABLE.values() for parts in variants.values() for part in parts
+        part for row in PHASE_TABLE.values() for parts in row.trains.values() for part in parts
     }
     assert named == set(PARTS)
-    assert all("paper" in variants for variants in TRAINABLE.values())
+    assert all("paper" in row.trains for row in PHASE_TABLE.values())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

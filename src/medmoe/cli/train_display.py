@@ -17,6 +17,7 @@ from rich.text import Text
 
 from medmoe.cli.console import log_to
 from medmoe.cli.parser import FOOTER
+from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.experiments.plan import TrainPlan
 from medmoe.training.meter import Measured
@@ -120,7 +121,7 @@ class Display:
         minutes = (time.monotonic() - self._begun) / 60
         model = self._plan.out / summary["model"]
         self._console.print(f"done in {minutes:.1f} minutes; model: {model}", soft_wrap=True)
-        if list(summary["phases"])[-1] in ("phase2_instruction", "phase3_moe", "sft"):
+        if PHASE_TABLE[self._plan.phases[-1]].answers:
             line = f'ask it: medmoe ask {model} IMAGE "QUESTION"'
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
         self._console.print(FOOTER)

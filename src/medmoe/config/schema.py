@@ -6,13 +6,15 @@ defaults: a phase states them all.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-#: Which parts train in a phase: the columns of `medmoe.training.trainable.TRAINABLE`.
+#: What a record asks for.
+Task = Literal["caption", "vqa", "classification"]
+#: Which parts train in a phase: the variants of `medmoe.config.phases`.
 Trains = Literal["paper", "reference", "learned_router", "lora"]
 PhaseName = Literal[
     "phase0_encoder",
@@ -23,15 +25,7 @@ PhaseName = Literal[
     "phase3_moe",
     "sft",
 ]
-PHASES: tuple[PhaseName, ...] = (
-    "phase0_encoder",
-    "phase0_language",
-    "phase1_alignment",
-    "phase2_instruction",
-    "phase2_router",
-    "phase3_moe",
-    "sft",
-)
+PHASES: tuple[PhaseName, ...] = get_args(PhaseName)
 
 
 class Strict(BaseModel):
@@ -94,7 +88,7 @@ class PhaseSpec(Strict):
         warmup_ratio: Share of the steps with rising learning rate.
         augment: Strength 0–1 of shifts, zooms and exposure changes of training pictures.
         label_smoothing: Of the encoder's attribute heads.
-        trains: Which parts train; what each name means stands in `medmoe.training.trainable`.
+        trains: Which parts train; what each name means stands in `medmoe.config.phases`.
     """
 
     learning_rate: Annotated[float, Field(gt=0)]

@@ -10,18 +10,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PHASES, ModelSpec, PhaseName, PhaseSpec, Positive, Strict
 
-#: Phase → the phases whose results it starts from.
-INPUTS: dict[PhaseName, tuple[PhaseName, ...]] = {
-    "phase0_encoder": (),
-    "phase0_language": (),
-    "phase1_alignment": ("phase0_encoder", "phase0_language"),
-    "phase2_instruction": ("phase1_alignment",),
-    "phase2_router": ("phase2_instruction",),
-    "phase3_moe": ("phase2_instruction", "phase2_router"),
-    "sft": ("phase2_instruction",),
-}
 _SET = re.compile(r"[a-z0-9_]+/[a-z0-9_-]+")
 
 
@@ -174,7 +165,7 @@ class TrainSpec(Strict):
             first = next(a for a, b in zip(named, ordered, strict=True) if a != b)
             raise ValueError(f"phases stand out of order from {first} on; use {', '.join(ordered)}")
         for phase, spec in self.phases.items():
-            if spec.trains != "paper" and phase != "phase3_moe":
+            if spec.trains not in PHASE_TABLE[phase].trains:
                 raise ValueError(
                     f"phases.{phase}.trains is {spec.trains!r}: only phase3_moe has variants; "
                     "leave it out"
@@ -190,7 +181,7 @@ class TrainSpec(Strict):
                         f"{phase} starts from {source}, which is neither a phase of this recipe "
                         f"nor named under starts; use --set starts.{source}=RUN_DIRECTORY"
                     )
-        if self.vocab_size is None and {"phase0_encoder", "phase0_language"} & set(self.phases):
+        if self.vocab_size is None and any(PHASE_TABLE[name].stand_in for name in self.phases):
             raise ValueError("phase 0 trains a tokenizer, so vocab_size is missing; add it")
         if "phase2_router" in self.phases and self.router is None:
             raise ValueError("phase2_router needs the group router (labels, loss, per_layer)")
@@ -198,11 +189,11 @@ class TrainSpec(Strict):
 
     def inputs(self, phase: PhaseName) -> tuple[PhaseName, ...]:
         """Return the phases whose results a phase starts from in this run."""
-        sources = INPUTS[phase]
-        if phase == "phase1_alignment" and not self.stand_ins():
-            return ()  # pretrained backbones, from the hub or a folder
-        if phase == "phase3_moe" and self.learns_router():
-            return ("phase2_instruction",)
+        sources = PHASE_TABLE[phase].inputs
+        if not self.stand_ins():  # pretrained backbones, from the hub or a folder
+            sources = tuple(name for name in sources if not PHASE_TABLE[name].stand_in)
+        if self.learns_router():
+            sources = tuple(name for name in sources if PHASE_TABLE[name].leaves != "router")
         return sources
 
     def stand_ins(self) -> bool:

@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from medmoe.config.schema import Task as Task  # a recipe names tasks too
+
 AnswerType = Literal["open", "closed"]
-Task = Literal["caption", "vqa", "classification"]
-TASKS: tuple[Task, ...] = ("caption", "vqa", "classification")
+TASKS: tuple[Task, ...] = get_args(Task)
 Pixels = npt.NDArray[np.uint8]
 
 

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medmoe.backbones.registry import vision_backbone
+from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainPhaseSpec, TrainSpec
 from medmoe.data import registry
 from medmoe.data.leakage import Leak, drop_near_duplicates, images_of, refuse_leaks
 from medmoe.data.near_duplicates import fingerprints
 from medmoe.data.phantom import read_phantom
-from medmoe.data.schema import ImageRecord, Record, Task
+from medmoe.data.schema import ImageRecord, Record
 from medmoe.domains import domain_of
 from medmoe.errors import DataError
 from medmoe.experiments.demo_corpus import unique_images
@@ -28,16 +29,6 @@ from medmoe.experiments.real_corpus import limited
 from medmoe.training.phases.phase2_router import choose_labelled
 
 PHANTOM = "phantom"
-#: Phase → the tasks whose records it trains on.
-TASKS: dict[PhaseName, tuple[Task, ...]] = {
-    "phase0_encoder": ("caption", "vqa", "classification"),
-    "phase0_language": ("caption", "vqa", "classification"),
-    "phase1_alignment": ("caption",),
-    "phase2_instruction": ("caption", "vqa", "classification"),
-    "phase2_router": ("caption", "vqa", "classification"),
-    "phase3_moe": ("vqa", "classification"),
-    "sft": ("vqa", "classification"),
-}
 
 
 @dataclass(slots=True)
@@ -92,7 +83,7 @@ class TrainData:
             DataError: A phase has no record, or an expert or the whole router no label.
         """
         for phase in phases:
-            if phase != "phase2_router":
+            if PHASE_TABLE[phase].leaves != "router":
                 self.samples(phase)
                 continue
             assert self.spec.router is not None
@@ -109,14 +100,14 @@ class TrainData:
 
     def samples(self, phase: PhaseName) -> int:
         """Return how many samples one epoch of a phase has: images, repeated as the recipe says."""
-        tasks = TASKS[phase]
+        tasks = PHASE_TABLE[phase].tasks
         records = [record for record in self.records(phase) if record.task in tasks]
         if not records:
             raise DataError(
                 f"{phase}: no training record of task {' or '.join(tasks)} in "
                 f"{', '.join(self.spec.phases[phase].data)}; name another set in its data"
             )
-        if phase == "phase0_language":
+        if PHASE_TABLE[phase].leaves == "language_model":  # it reads texts, not pictures
             return len(records)
         repeats = self.spec.data.repeats
         dataset = {record.image.id: record.dataset for record in records}

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from medmoe.backbones.registry import language_backbone, vision_backbone
+from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainSpec
 from medmoe.errors import ConfigError, DataError
-from medmoe.experiments.data import TASKS, TrainData, read_data, steps_of
+from medmoe.experiments.data import TrainData, read_data, steps_of
 from medmoe.experiments.recipe import Recipe
 from medmoe.experiments.stages import config_of_moe
 from medmoe.model.blueprint import dense_twin, recipe_config
@@ -39,12 +40,12 @@ from medmoe.training.memory import (
 )
 from medmoe.training.phases.phase2_router import RouterTraining, choose_labelled
 from medmoe.training.phases.router_states import TOKENS_KEPT
-from medmoe.training.trainable import TRAINABLE, set_trainable
+from medmoe.training.trainable import set_trainable
 
 #: Tokens that one question with its answer is taken to have.
 _QUESTION_TOKENS = 32
 #: Share of a question's tokens that are its answer. Captions are answers, instructions may be.
-_ANSWER_SHARE: dict[PhaseName, float] = {"phase3_moe": 0.25, "sft": 0.25}
+_ANSWER_SHARE = 0.25
 #: Share of the measured matrix-product speed that training is taken to reach.
 _UTILISATION = 0.4
 
@@ -100,7 +101,7 @@ def estimate(recipe: Recipe, phases: Sequence[str], root: Path | None, seed: int
         steps = steps_of(values, samples or 0) if samples or values.steps else None
         flops = step_flops(shape, values.batch_size)
         rows[phase] = {
-            "trains": list(TRAINABLE[phase][values.trains]),
+            "trains": list(PHASE_TABLE[phase].trains[values.trains]),
             "trainable": shape.trainable,
             "frozen": shape.total - shape.trainable,
             "samples": samples,
@@ -119,7 +120,7 @@ def memory_bytes(spec: TrainSpec, phase: PhaseName, labelled: int = 0) -> int:
     """
     row = step_memory(spec, phase)
     # As `training/arguments.py` has it: an encoder with its heads is not checkpointed.
-    checkpointing = spec.run.gradient_checkpointing and phase != "phase0_encoder"
+    checkpointing = spec.run.gradient_checkpointing and not PHASE_TABLE[phase].whole_batch
     held = row.sharded() if checkpointing else row.total
     if phase == "phase2_router":
         width = _text_config(spec).hidden_size
@@ -131,7 +132,7 @@ def step_memory(spec: TrainSpec, phase: PhaseName) -> TrainingMemory:
     """Return the memory of the part of a phase's batch that is computed at once."""
     values, autocast = spec.phases[phase], spec.run.precision == "bf16"
     batch = max(1, values.batch_size // spec.run.gradient_accumulation)
-    if phase in ("phase0_encoder", "phase0_language"):
+    if PHASE_TABLE[phase].stand_in:
         build, inputs = _backbone(spec, phase, batch)
         return backbone_memory(phase, build, inputs, autocast)
     if phase == "phase2_router":
@@ -140,7 +141,8 @@ def step_memory(spec: TrainSpec, phase: PhaseName) -> TrainingMemory:
         return router_memory(moe, torch.float32, per_layer=spec.router.per_layer)
     dense = _dense_config(spec)
     context = _tokens(spec, phase)
-    answers = math.ceil((context - dense.image_seq_length) * _ANSWER_SHARE.get(phase, 1.0))
+    share = 1.0 if "caption" in PHASE_TABLE[phase].tasks else _ANSWER_SHARE
+    answers = math.ceil((context - dense.image_seq_length) * share)
     rows = training_memory(
         config_of_moe(dense, spec.model) if phase == "phase3_moe" else dense,
         phase,
@@ -211,7 +213,7 @@ def _tokens(spec: TrainSpec, phase: PhaseName) -> int:
 
 
 def _meta_model(spec: TrainSpec, phase: PhaseName) -> nn.Module:
-    if phase in ("phase0_encoder", "phase0_language"):
+    if PHASE_TABLE[phase].stand_in:
         backbone: nn.Module = _backbone(spec, phase, 1)[0]()
         return backbone
     config = _dense_config(spec)
@@ -267,7 +269,7 @@ def _samples(spec: TrainSpec, phase: PhaseName, data: TrainData | None, seed: in
         images = [record.image for record in data.records(phase)]
         unique = list({image.id: image for image in images}.values())
         return len(choose_labelled(unique, spec.model.domains, router.labels, seed))
-    if data is None or not any(r.task in TASKS[phase] for r in data.records(phase)):
+    if data is None or not any(r.task in PHASE_TABLE[phase].tasks for r in data.records(phase)):
         return values.samples
     return data.samples(phase)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.errors import CheckpointError, ConfigError
 from medmoe.model.checkpoint import PROVENANCE, provenance
@@ -53,7 +54,7 @@ def check_input(directory: Path, source: PhaseName, phase: PhaseName, recipe: st
     facts = provenance(model)
     found = facts.get("phase")
     # A model that was converted from elsewhere names no phase: a dense one may be phase 1's or 2's.
-    foreign = found is None and source in ("phase1_alignment", "phase2_instruction")
+    foreign = found is None and PHASE_TABLE[source].leaves == "dense"
     if found != source and not foreign:
         raise ConfigError(
             f"{phase} starts from {source}, but {directory} is of {found or 'no known phase'}; "

@@ -20,6 +20,7 @@ import torch
 
 from medmoe.backbones.registry import language_backbone, vision_backbone
 from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
+from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainSpec
 from medmoe.experiments.data import TrainData, read_data
@@ -218,7 +219,7 @@ def _settings(
         loader_workers=run.loader_workers if values.keep_features else 0,
         precision=run.precision,
         # The encoder's contrastive loss compares all images of a batch: it has no parts.
-        gradient_accumulation=1 if phase == "phase0_encoder" else run.gradient_accumulation,
+        gradient_accumulation=1 if PHASE_TABLE[phase].whole_batch else run.gradient_accumulation,
         gradient_checkpointing=run.gradient_checkpointing,
         group_by_length=run.group_by_length,
         answers_only=run.answers_only,

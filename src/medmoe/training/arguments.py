@@ -9,13 +9,11 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
+from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName, PhaseSpec
 from medmoe.errors import ConfigError
 from medmoe.training.parallel import processes, sharding_arguments
 from medmoe.training.settings import RunSettings
-
-#: Its contrastive loss compares all images of a batch: in parts it would be another loss.
-_WHOLE_BATCH_ONLY: tuple[PhaseName, ...] = ("phase0_encoder",)
 
 
 def training_arguments(
@@ -66,7 +64,7 @@ def training_arguments(
 def _batch_size(phase: PhaseName, spec: PhaseSpec, settings: RunSettings) -> int:
     """Return how many samples one process computes at a time."""
     parts = settings.gradient_accumulation * processes()
-    if parts > 1 and phase in _WHOLE_BATCH_ONLY:
+    if parts > 1 and PHASE_TABLE[phase].whole_batch:
         raise ConfigError(
             f"{phase}: its loss compares all images of a batch, so a batch cannot be computed in "
             f"{parts} parts; run it in one process with gradient_accumulation=1"

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.errors import GuardError
 from medmoe.training.settings import RunSettings
@@ -44,9 +45,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _fix(phase: PhaseName, batch_size: int, settings: RunSettings) -> str:
     """Return the setting that saves most and changes least: first what keeps the loss the same."""
     parts = 2 * settings.gradient_accumulation
-    if phase != "phase0_encoder" and batch_size % parts == 0:
+    if not PHASE_TABLE[phase].whole_batch and batch_size % parts == 0:
         return f"use --set run.gradient_accumulation={parts} (the same loss in smaller parts)"
-    if not settings.gradient_checkpointing and phase not in ("phase0_encoder", "phase2_router"):
+    if not settings.gradient_checkpointing and PHASE_TABLE[phase].recomputes:
         return "use --set run.gradient_checkpointing=true (the same loss, more time)"
     if batch_size > 1:
         return f"use --set phases.{phase}.batch_size={batch_size // 2}"

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName, PhaseSpec
 from medmoe.data.collate import Packed, PackingCollator
-from medmoe.data.schema import Record, Task
+from medmoe.data.schema import Record
 from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.training.ahead import Begin
@@ -65,10 +66,9 @@ class PhaseContext:
 def train_packed(
     context: PhaseContext,
     phase: PhaseName,
-    tasks: Sequence[Task],
     trained: nn.Module | None = None,
 ) -> PhaseResult:
-    """Train ``context.model`` in place on the records of some tasks; loss on answers only.
+    """Train ``context.model`` in place on the records of a phase's tasks; loss on answers only.
 
     Args:
         trained: What the Trainer sees, where it is the model with something around it.
@@ -77,7 +77,7 @@ def train_packed(
     schedule = packed_schedule(
         phase,
         context.records,
-        tasks,
+        PHASE_TABLE[phase].tasks,
         context.rows,
         context.tokenizer,
         spec,

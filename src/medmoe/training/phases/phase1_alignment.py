@@ -11,4 +11,4 @@ from medmoe.training.trainer import PhaseResult
 
 def train_alignment(context: PhaseContext) -> PhaseResult:
     """Train the projector of ``context.model`` in place on the caption records."""
-    return train_packed(context, "phase1_alignment", ("caption",))
+    return train_packed(context, "phase1_alignment")

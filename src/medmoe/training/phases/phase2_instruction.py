@@ -12,9 +12,9 @@ from medmoe.training.trainer import PhaseResult
 
 def train_instruction(context: PhaseContext) -> PhaseResult:
     """Train projector and language model in place on questions and captions."""
-    return train_packed(context, "phase2_instruction", ("caption", "vqa", "classification"))
+    return train_packed(context, "phase2_instruction")
 
 
 def train_sft(context: PhaseContext) -> PhaseResult:
     """Fine-tune the dense model in place on phase 3's data, the comparison for MoE tuning."""
-    return train_packed(context, "sft", ("vqa", "classification"))
+    return train_packed(context, "sft")

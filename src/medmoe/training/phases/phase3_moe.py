@@ -1,7 +1,7 @@
 """Phase 3, domain-specific MoE tuning (paper, section 3.3): experts and meta expert train.
 
 Attention, embeddings and vision encoder are frozen, and by the paper the router and the projector
-too. The variants stand in `medmoe.training.trainable`: what the reference trains besides, a router
+too. The variants stand in `medmoe.config.phases`: what the reference trains besides, a router
 that learns without labels (`load_balance`), and adapters (`lora`).
 """
 
@@ -19,4 +19,4 @@ def train_moe(context: PhaseContext, trained: nn.Module | None = None) -> PhaseR
     Args:
         trained: The model inside of what a variant puts around it.
     """
-    return train_packed(context, "phase3_moe", ("vqa", "classification"), trained)
+    return train_packed(context, "phase3_moe", trained)
