@@ -27,7 +27,7 @@ from medmoe.cli.train_display import Display, bar
 from medmoe.config.schema import PhaseName
 from medmoe.experiments import phases as running
 from medmoe.experiments.plan import is_main
-from medmoe.model.checkpoint import save_model
+from medmoe.model.checkpoint import provenance, save_model
 from medmoe.training.meter import Measured
 
 
@@ -238,23 +238,33 @@ def test_real_sets_need_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert "give the folder of the data sets by --data DIR" in line
 
 
-def test_experts_without_a_label_are_refused_before_training(
+def test_experts_without_a_picture_are_named_with_the_flag_that_leaves_them_out(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    six = "model.domains=[ct, mri, pathology, xray, ultrasound, angiography]"
-    line = refused(capsys, "tiny_phantom", *sets(settings(six)))
-    assert "the recipe has 6 experts, but the data have no labelled image of ultrasound" in line
-    assert "--set model.domains=[ct,mri,pathology,xray]" in line
+    words = sets(settings(steps=1))
+    domains = "ct,mri,pathology,xray,ultrasound,angiography"
+    assert main(["train", "tiny_phantom", "--domains", domains, *words]) == 0
+    out = capsys.readouterr().out
+    assert "phase2_router: No picture of the router's data is of ultrasound, angiography: " in out
+    assert "(--domains ct,mri,pathology,xray leaves them out)" in out
+    notes = provenance(Path("runs/tiny_phantom/phase3_moe/model"))["notes"]
+    assert any(
+        note.startswith("No picture of the router's data is of ultrasound") for note in notes
+    )
+
+
+def test_a_router_whose_data_name_no_modality_is_refused_with_the_flag(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = refused(capsys, "tiny_phantom", *sets(settings()), "--domains", "ultrasound,fundus")
+    assert "none of its data is of ultrasound, fundus; --modality X labels all pictures" in line
     assert not list(Path("runs").rglob("model"))
 
 
-@pytest.mark.parametrize(("domains", "found"), [("[ct, fundus]", "ct"), ("[us, fundus]", "none")])
-def test_empty_or_one_class_labels(
-    domains: str, found: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    line = refused(capsys, "tiny_phantom", *sets(settings(f"model.domains={domains}")))
-    assert f"images of at least two of the domains {domains[1:-1]}" in line
-    assert f"found: {found}; add a data set with modality labels" in line
+def test_an_unknown_modality_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "tiny_phantom", "--modality", "xrai")
+    assert "unknown modality 'xrai'" in line
+    assert "did you mean 'xray'?" in line
 
 
 def test_too_few_labels(capsys: pytest.CaptureFixture[str]) -> None:
@@ -289,6 +299,7 @@ def test_out_of_memory_names_the_setting(
     line = refused(capsys, "tiny_phantom", "--phase", "phase0_language", *sets(settings()), code=3)
     assert "phase0_language: out of memory at batch_size 4 (gradient_accumulation 1" in line
     assert "use --set run.gradient_accumulation=2 (the same loss in smaller parts)" in line
+    assert list(Path("runs/tiny_phantom").iterdir()) == []  # nothing that blocks the next try
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "trackio", "wandb"])

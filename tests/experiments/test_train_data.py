@@ -44,13 +44,27 @@ def test_samples_are_images_with_their_repeats() -> None:
     assert data.samples("phase0_language") == len(data.records("phase0_language"))
 
 
-def test_a_phase_whose_sets_have_none_of_its_tasks_is_refused(tmp_path: Path) -> None:
+def test_a_phase_whose_sets_have_none_of_its_tasks_is_refused() -> None:
+    data = read_data(micro_recipe().spec, ["phase3_moe"], None, 7)
+    data.sets["phantom/train"] = [r for r in data.sets["phantom/train"] if r.task == "caption"]
+    message = "phase3_moe: no training record of task vqa or classification in phantom/train; name"
+    with pytest.raises(DataError, match=message):
+        data.check(["phase3_moe"], (), 7)
+
+
+def test_without_captions_phase_1_aligns_on_the_questions_and_says_so(tmp_path: Path) -> None:
     root = write_all(tmp_path)
     recipe = micro_recipe("phases.phase1_alignment.data=[pneumoniamnist/train]")
     data = read_data(recipe.spec, ["phase1_alignment"], root, 7)
-    message = "phase1_alignment: no training record of task caption in pneumoniamnist/train; name"
-    with pytest.raises(DataError, match=message):
-        data.check(["phase1_alignment"], (), 7)
+    notes = data.check(["phase1_alignment"], (), 7)
+    assert notes == {
+        "phase1_alignment": "The data hold no captions: phase 1 aligned on the questions."
+    }
+    assert data.samples("phase1_alignment") == 12
+    captioned = micro_recipe("phases.phase1_alignment.data=[pneumoniamnist/train, mednist/train]")
+    data = read_data(captioned.spec, ["phase1_alignment"], root, 7)
+    assert data.check(["phase1_alignment"], (), 7) == {}
+    assert data.tasks("phase1_alignment") == ("caption",)
 
 
 @pytest.mark.parametrize(

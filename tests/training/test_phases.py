@@ -105,13 +105,21 @@ def test_sft_and_phase_3_see_the_same_samples_in_the_same_order() -> None:
     assert all(torch.equal(a, b) for a, b in zip(seen["moe"], seen["sft"], strict=True))
 
 
-@pytest.mark.parametrize(
-    ("phase", "kind", "task"),
-    [(train_alignment, "caption", "caption"), (train_moe, "vqa", "vqa or classification")],
-)
-def test_a_phase_without_its_records_says_which_are_missing(
-    phase: Phase, kind: str, task: str
-) -> None:
-    others = [r for r in toy.phantom_records(4) if (r.task == "caption") != (kind == "caption")]
-    with pytest.raises(DataError, match=f"no training record of task {task}; check --data"):
-        phase(toy.context(toy.moe() if phase is train_moe else toy.dense(), records=others))
+def test_a_phase_without_its_records_says_which_are_missing() -> None:
+    captions = [r for r in toy.phantom_records(4) if r.task == "caption"]
+    message = "phase3_moe: no training record of task vqa or classification; check --data"
+    with pytest.raises(DataError, match=message):
+        train_moe(toy.context(toy.moe(), records=captions))
+    with pytest.raises(DataError, match="phase1_alignment: no training record of task vqa or cl"):
+        train_alignment(toy.context(toy.dense(), records=[]))
+
+
+def test_without_captions_alignment_trains_the_projector_on_questions() -> None:
+    dense = toy.dense()
+    before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
+    questions = [r for r in toy.phantom_records(4) if r.task != "caption"]
+    train_alignment(toy.context(dense, records=questions, steps=2))
+    after = dense.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all("multi_modal_projector" in name for name in changed)

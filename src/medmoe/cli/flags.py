@@ -64,6 +64,31 @@ def add_set(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_own_data(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of training on one's own pictures; `own_data` turns them into settings."""
+    parser.add_argument(
+        "--modality",
+        metavar="X",
+        help="modality of all pictures of a set that names none, e.g. CT, X-ray, histology",
+    )
+    parser.add_argument(
+        "--domains",
+        metavar="A,B",
+        help="the experts' domains instead of the recipe's, e.g. ct,xray",
+    )
+
+
+def own_data(args: argparse.Namespace) -> list[str]:
+    """Return the flags of `add_own_data` as settings of a recipe."""
+    settings = []
+    if args.modality is not None:
+        settings.append(f"data.modality={json.dumps(args.modality)}")
+    if args.domains is not None:
+        names = [name.strip() for name in args.domains.split(",")]
+        settings.append(f"model.domains={json.dumps(names)}")
+    return settings
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add `--json FILE`, which receives the verb's result as one JSON object."""
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result as JSON")

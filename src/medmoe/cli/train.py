@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with phase2_router: also its accuracy at these numbers of labelled images",
     )
     flags.add_data(parser)
+    flags.add_own_data(parser)
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder to write to (default: runs/CONFIG)"
     )
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.experiments.recipe import load_recipe
 
     disable_progress_bar()
-    recipe = load_recipe(args.config, args.settings)
+    recipe = load_recipe(args.config, [*flags.own_data(args), *args.settings])
     root = find_data(args.data)
     if args.plan:
         from medmoe.experiments.estimate import estimate

@@ -12,6 +12,8 @@ from pydantic import Field, field_validator, model_validator
 
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PHASES, ModelSpec, PhaseName, PhaseSpec, Positive, Strict
+from medmoe.domains import MODALITIES, modality_name
+from medmoe.errors import one_of
 
 _SET = re.compile(r"[a-z0-9_]+/[a-z0-9_-]+")
 
@@ -90,6 +92,7 @@ class DataSpec(Strict):
         drop_near_duplicates: Switched off, such a picture is refused instead of dropped.
         repeats: How often a data set's images come in one epoch (1 where not named).
         limits: At most so many training images of a data set.
+        modality: That of all pictures of a set that names none.
     """
 
     phantom_images: Positive = 480
@@ -98,6 +101,14 @@ class DataSpec(Strict):
     drop_near_duplicates: bool = True
     repeats: dict[str, Positive] = Field(default_factory=dict)
     limits: dict[str, Positive] = Field(default_factory=dict)
+    modality: str | None = Field(default=None, exclude_if=lambda value: value is None)
+
+    @field_validator("modality")
+    @classmethod
+    def _known_modality(cls, name: str | None) -> str | None:
+        if name is None or modality_name(name) in MODALITIES:
+            return name and modality_name(name)
+        raise ValueError(one_of(name, MODALITIES, "modality"))
 
 
 class RouterSpec(Strict):

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medmoe.backbones.registry import vision_backbone
@@ -21,11 +21,12 @@ from medmoe.data import registry
 from medmoe.data.leakage import Leak, drop_near_duplicates, images_of, refuse_leaks
 from medmoe.data.near_duplicates import fingerprints
 from medmoe.data.phantom import read_phantom
-from medmoe.data.schema import ImageRecord, Record
+from medmoe.data.schema import ImageRecord, Record, Task
 from medmoe.domains import domain_of
 from medmoe.errors import DataError
 from medmoe.experiments.demo_corpus import unique_images
 from medmoe.experiments.real_corpus import limited
+from medmoe.training.packed import tasks_of
 from medmoe.training.phases.phase2_router import choose_labelled
 
 PHANTOM = "phantom"
@@ -46,6 +47,10 @@ class TrainData:
     sets: dict[str, list[Record]]
     dropped: dict[str, int] = field(default_factory=dict)
     leaks: dict[str, Leak] = field(default_factory=dict)
+
+    def tasks(self, phase: PhaseName) -> tuple[Task, ...]:
+        """Return the tasks whose records a phase trains on."""
+        return tasks_of(phase, self.records(phase))
 
     def records(self, phase: PhaseName) -> list[Record]:
         """Return a phase's records, of all tasks, in the order of its sets."""
@@ -75,32 +80,42 @@ class TrainData:
         found = [i for i in images if domain_of(i.modality, domains) is not None]
         return [image for image in found if image.id not in taught]
 
-    def check(self, phases: Sequence[PhaseName], label_counts: Sequence[int], seed: int) -> None:
+    def check(
+        self, phases: Sequence[PhaseName], label_counts: Sequence[int], seed: int
+    ) -> dict[PhaseName, str]:
         """Check, before anything is trained, that every phase will have what it trains on.
+
+        Returns:
+            What the user should know, by phase: that it makes do, or experts that see nothing.
 
         Raises:
             ConfigError: The router would see fewer labels than there are domains.
-            DataError: A phase has no record, or an expert or the whole router no label.
+            DataError: A phase has no record, or the router no label.
         """
+        notes: dict[PhaseName, str] = {}
         for phase in phases:
             if PHASE_TABLE[phase].leaves != "router":
                 self.samples(phase)
+                if self.tasks(phase) != PHASE_TABLE[phase].tasks:
+                    notes[phase] = "The data hold no captions: phase 1 aligned on the questions."
                 continue
             assert self.spec.router is not None
             domains = self.spec.model.domains
             images = unique_images(self.records(phase))
             for limit in (self.spec.router.labels, *filter(None, label_counts)):
                 choose_labelled(images, domains, limit, seed)
-            _refuse_untaught(images, domains)
+            if note := _untaught(images, domains):
+                notes[phase] = note
             if label_counts and not self.router_test():
                 raise DataError(
                     "the label-count curve needs labelled images that no router sees to score on; "
                     "name sets by --set router.test=[set/split]"
                 )
+        return notes
 
     def samples(self, phase: PhaseName) -> int:
         """Return how many samples one epoch of a phase has: images, repeated as the recipe says."""
-        tasks = PHASE_TABLE[phase].tasks
+        tasks = self.tasks(phase)
         records = [record for record in self.records(phase) if record.task in tasks]
         if not records:
             raise DataError(
@@ -149,12 +164,30 @@ def read_data(
         raise DataError(
             f"the recipe reads {', '.join(missing)}; give the folder of the data sets by --data DIR"
         )
-    data = TrainData(spec, {name: _read(name, spec, root, seed) for name in names})
+    sets = {name: _read(name, spec, root, seed) for name in names}
+    if spec.data.modality is not None:
+        sets = _labelled(sets, spec.data.modality)
+    data = TrainData(spec, sets)
     for name in trained:
         data.sets[name] = limited(data.sets[name], spec.data.limits, seed)
     if clean and scored:
         _keep_apart(data, trained, list(dict.fromkeys(scored)), allow_leak)
     return data
+
+
+def _labelled(sets: Mapping[str, list[Record]], modality: str) -> dict[str, list[Record]]:
+    """Give a modality to all pictures of the data sets that name none in any of their splits."""
+    named = {r.dataset for records in sets.values() for r in records if r.image.modality}
+    images: dict[str, ImageRecord] = {}
+
+    def labelled(record: Record) -> Record:
+        if record.dataset in named:
+            return record
+        image = record.image
+        images.setdefault(image.id, replace(image, modality=modality))
+        return replace(record, image=images[image.id])
+
+    return {name: [labelled(record) for record in records] for name, records in sets.items()}
 
 
 def _keep_apart(
@@ -178,17 +211,15 @@ def _keep_apart(
             data.leaks[name] = leak
 
 
-def _refuse_untaught(images: Sequence[ImageRecord], domains: Sequence[str]) -> None:
-    """Refuse experts that no label leads to: the router could never choose them for a reason."""
-    known = {domain_of(image.modality, domains) for image in images}
-    untaught = [name for name in domains if name not in known]
-    if untaught:
-        kept = [name for name in domains if name in known]
-        raise DataError(
-            f"the recipe has {len(domains)} experts, but the data have no labelled image of "
-            f"{', '.join(untaught)}; add a data set with such, or use "
-            f"--set model.domains=[{','.join(kept)}]"
-        )
+def _untaught(images: Sequence[ImageRecord], domains: Sequence[str]) -> str:
+    """Return a note on the experts that no label leads to, empty where there are none."""
+    taught = {domain_of(image.modality, domains) for image in images}
+    missing = ", ".join(name for name in domains if name not in taught)
+    kept = ",".join(name for name in domains if name in taught)
+    return missing and (
+        f"No picture of the router's data is of {missing}: their experts see nothing "
+        f"that is theirs (--domains {kept} leaves them out)."
+    )
 
 
 def steps_of(spec: TrainPhaseSpec, samples: int) -> int:

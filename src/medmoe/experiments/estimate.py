@@ -269,7 +269,7 @@ def _samples(spec: TrainSpec, phase: PhaseName, data: TrainData | None, seed: in
         images = [record.image for record in data.records(phase)]
         unique = list({image.id: image for image in images}.values())
         return len(choose_labelled(unique, spec.model.domains, router.labels, seed))
-    if data is None or not any(r.task in PHASE_TABLE[phase].tasks for r in data.records(phase)):
+    if data is None or not any(r.task in data.tasks(phase) for r in data.records(phase)):
         return values.samples
     return data.samples(phase)
 

@@ -30,7 +30,7 @@ from medmoe.experiments.plan import TrainPlan, is_main
 from medmoe.model.checkpoint import provenance
 from medmoe.training.meter import Listener, Meter
 from medmoe.training.out_of_memory import named_out_of_memory
-from medmoe.training.saving.run_dir import close_run, git_commit, open_run, run_facts
+from medmoe.training.saving.run_dir import abandon_run, close_run, git_commit, open_run, run_facts
 from medmoe.training.settings import RunSettings
 from medmoe.training.trackers import tracker_folders
 from medmoe.training.trainer import PhaseResult, Progress
@@ -57,9 +57,11 @@ def run_train(plan: TrainPlan, progress: Progress, listener: Listener | None) ->
             logger.info("%s: finished before, skipped", phase)
     source = git_commit()
     data = read_data(plan.recipe.spec, todo, plan.root, plan.seed, allow_leak=plan.allow_leak)
-    data.check(todo, plan.label_counts, plan.seed)
+    notes = data.check(todo, plan.label_counts, plan.seed)
+    for phase, note in notes.items():
+        logger.warning("%s: %s", phase, note)
     for phase in todo:
-        _run_phase(plan, phase, data, source, progress, listener)
+        _run_phase(plan, phase, data, notes.get(phase, ""), source, progress, listener)
     summary = _summary(plan, source)
     if is_main():
         path = plan.out / "summary.json"
@@ -71,6 +73,7 @@ def _run_phase(
     plan: TrainPlan,
     phase: PhaseName,
     data: TrainData,
+    note: str,
     source: tuple[str | None, bool],
     progress: Progress,
     listener: Listener | None,
@@ -104,7 +107,7 @@ def _run_phase(
         seed=plan.seed,
         settings=settings,
         progress=progress,
-        facts=_provenance(plan, phase, facts, data, inputs),
+        facts=_provenance(plan, phase, facts, data, note, inputs),
         cache=plan.out / "features",
         label_counts=plan.label_counts,
         saves=is_main(),
@@ -116,6 +119,10 @@ def _run_phase(
             tracker_folders(settings.trackers, out / "logs"),
         ):
             result = PHASE_FUNCTIONS[phase](job)
+    except BaseException:
+        if is_main():
+            abandon_run(out)
+        raise
     finally:
         meter.detach()
     if is_main():
@@ -161,6 +168,7 @@ def _provenance(
     phase: PhaseName,
     facts: Mapping[str, Any],
     data: TrainData,
+    note: str,
     inputs: Mapping[PhaseName, Path],
 ) -> dict[str, Any]:
     """Return what the model directory says about its training, with that of what it starts from."""
@@ -169,7 +177,11 @@ def _provenance(
     licences = {name: text for known in before for name, text in known.get("licences", {}).items()}
     base = next((known["base_model"] for known in before if known.get("base_model")), None)
     dropped = sum(data.dropped.get(name, 0) for name in plan.recipe.spec.phases[phase].data)
-    notes = [f"{dropped} training records dropped, their picture nearly equals a scored one."]
+    notes = [text for known in before for text in known.get("notes", ())] + [note]
+    if dropped:
+        notes.append(
+            f"{dropped} training records dropped: their pictures nearly equal scored ones."
+        )
     kept = ("recipe", "config_sha256", "seed", "commit", "dirty", "starts")
     return {
         "phase": phase,
@@ -179,7 +191,7 @@ def _provenance(
         "licences": licences | {r.dataset: r.licence for r in data.records(phase)},
         "base_model": base or _base_model(plan.recipe.spec),
         "phases": phases,
-        "notes": notes if dropped else [],
+        "notes": list(dict.fromkeys(filter(None, notes))),
         "shared_images": facts["data"]["shared_images"],
         "use": _USE,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName, PhaseSpec
 from medmoe.data.collate import Packed, PackingCollator
-from medmoe.data.schema import Record
+from medmoe.data.schema import Record, Task
 from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.training.ahead import Begin
@@ -63,6 +63,14 @@ class PhaseContext:
         return replace(self, settings=settings)
 
 
+def tasks_of(phase: PhaseName, records: Iterable[Record]) -> tuple[Task, ...]:
+    """Return the tasks whose records a phase trains on; without captions phase 1 takes the rest."""
+    tasks = PHASE_TABLE[phase].tasks
+    if tasks == ("caption",) and not any(record.task == "caption" for record in records):
+        return ("vqa", "classification")
+    return tasks
+
+
 def train_packed(
     context: PhaseContext,
     phase: PhaseName,
@@ -77,7 +85,7 @@ def train_packed(
     schedule = packed_schedule(
         phase,
         context.records,
-        PHASE_TABLE[phase].tasks,
+        tasks_of(phase, context.records),
         context.rows,
         context.tokenizer,
         spec,

@@ -1,6 +1,7 @@
 """Phase 1, alignment (paper, section 3.1): the projector learns to put pictures into words.
 
 Image-caption pairs, next-token loss on the caption; vision encoder and language model are frozen.
+Data without any caption aligns on its questions: better a projector that knows them than none.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def choose_labelled(
 
     Raises:
         ConfigError: The limit is not one image for each domain.
-        DataError: Fewer than two domains have an image.
+        DataError: No domain has an image.
     """
     if limit < len(domains):
         raise ConfigError(
@@ -95,11 +95,10 @@ def choose_labelled(
         name = domain_of(image.modality, domains)
         if name is not None:
             pools[name].append(image)
-    if sum(bool(pool) for pool in pools.values()) < 2:
-        have = ", ".join(name for name, pool in pools.items() if pool) or "none"
+    if not any(pools.values()):
         raise DataError(
-            f"the router needs labelled images of at least two of the domains "
-            f"{', '.join(domains)}; found: {have}; add a data set with modality labels"
+            "phase2_router needs pictures that name their modality, and none of its data is of "
+            f"{', '.join(domains)}; --modality X labels all pictures of a set that names none"
         )
     share = limit // len(pools)
     return [pool[i] for pool in pools.values() for i in rng.permutation(len(pool))[:share].tolist()]

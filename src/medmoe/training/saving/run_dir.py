@@ -12,6 +12,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,19 @@ def open_run(folder: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) 
         source = Path(__file__).resolve().parent
         _write(folder / "dirty.diff", _git(source, "diff", "HEAD") + "\n")
     _write_json(folder / "run.json", {**facts, "finished": None})
+
+
+def abandon_run(folder: Path) -> None:
+    """Take back `open_run` of a run that ended before its first step: it can be tried again.
+
+    What an earlier start has measured or saved stays, and so does what is not a run's.
+    """
+    if (folder / "metrics.jsonl").is_file() or any((folder / "checkpoints").glob("step-*")):
+        return
+    for name in ("config.yaml", "run.json", "dirty.diff"):
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):  # it holds something else
+        folder.rmdir()
 
 
 def close_run(folder: Path, finished: Mapping[str, Any]) -> None:
