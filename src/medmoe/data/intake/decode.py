@@ -28,7 +28,7 @@ _STARTS: tuple[tuple[Kind, bytes], ...] = (
 _GZIP_START = b"\x1f\x8b"
 _NIFTI_SIZES = {(size).to_bytes(4, order) for size in (348, 540) for order in ("little", "big")}
 _READERS = {
-    "DICOM": "medmoe.data.intake.dicom_picture",
+    "DICOM": "medmoe.data.intake.dicom",
     "NIFTI": "medmoe.data.intake.nifti",
 }
 
@@ -113,9 +113,9 @@ def decode(data: bytes, request: Request, limits: Limits) -> Decoded:
     limits.check_file(len(data))
     kind = kind_of(data, request.hint)
     if kind == "DICOM":
-        from medmoe.data.intake import dicom_picture
+        from medmoe.data.intake import dicom
 
-        return Decoded(*dicom_picture.read(data, limits, request.window, request.frame))
+        return Decoded(*dicom.read(data, limits, request.window, request.frame))
     if kind == "NIFTI":
         from medmoe.data.intake import nifti
 

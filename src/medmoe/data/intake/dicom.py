@@ -1,15 +1,20 @@
-"""DICOM, part one: the header, checked before any pixel is decoded, and the pixels of one frame.
+"""DICOM: from the bytes of a file to one frame as a picture, and the facts that may be told of it.
 
-Only the elements named here are read; whatever else stands in a file is skipped unseen. Errors say
-nothing of what the file holds but sizes. No path, address or file reference in a file is followed.
-`medmoe.data.intake.dicom_picture` makes a picture of the values.
+The header is checked before any pixel is decoded. Only the elements named here are read; whatever
+else stands in a file is skipped unseen. Errors say nothing of what the file holds but sizes. No
+path, address or file reference in a file is followed.
+
+Grey goes through the modality table or rescale, then the window (given, else the file's lookup
+table, else its first window, else a percentile window), then MONOCHROME1 is inverted. Grey of up to
+8 bits without a window is shown as it is stored. Colour becomes RGB of 8 bits. Overlays are not
+drawn. Window, rescale and spacing of enhanced multi-frame files are those of the frame shown.
 """
 
 from __future__ import annotations
 
 import math
-import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -22,6 +27,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset
 from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_color_lut
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -31,15 +37,13 @@ from pydicom.uid import (
     JPEGLSTransferSyntaxes,
 )
 
-from medmoe.data.intake import codecs
-from medmoe.data.intake.display import Values
+from medmoe.data.intake import codecs, display, facts
+from medmoe.data.intake.display import Curve, Grey, Table, Values
+from medmoe.data.intake.facts import ImageFacts, Window
 from medmoe.data.intake.inflate import RAW_DEFLATE, inflated
 from medmoe.data.intake.limits import Limits
 from medmoe.data.intake.raster import JPEG_END, jpeg_ends_early
 from medmoe.errors import ImageError
-
-PREAMBLE = 128
-MAGIC = b"DICM"
 
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _TAGS: tuple[str, ...] = (
@@ -57,12 +61,16 @@ _TAGS: tuple[str, ...] = (
     *_PIXELS,
 )
 _BITS = {"PixelData": (1, 8, 16, 32, 64), "FloatPixelData": (32,), "DoubleFloatPixelData": (64,)}
-#: What the first element of a data set looks like in a file that lacks the preamble.
-_BARE = re.compile(rb"[\x02\x08]\x00[\x00-\x20]\x00(?:[A-Z]{2}|..\x00\x00)", re.DOTALL)
 _EXPORT = "export the file anew"
 _EXTRA = "pip install 'medmoe[codecs]'"
 #: Meta elements end where (0002,0000), their length, says so.
 _GROUP_LENGTH = b"\x02\x00\x00\x00UL\x04\x00"
+_META_START = 132  # after a preamble of 128 bytes and the mark DICM
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kinds, .7.1 to .7.4
+_ULTRASOUND = ("US", "IVUS")
+_SMALL = 16
+_GREY = ("MONOCHROME1", "MONOCHROME2")
+_RGB = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +100,49 @@ class Header:
         return self.samples == 3
 
 
-def is_dicom(data: bytes) -> bool:
-    """Return whether a file is DICOM by its mark."""
-    return data[PREAMBLE : PREAMBLE + 4] == MAGIC
+def read(
+    data: bytes, limits: Limits, window: tuple[float, float] | str | None, frame: int | None
+) -> tuple[Grey, ImageFacts]:
+    """Return one frame as grey (H, W) or RGB (H, W, 3), uint8, and its facts.
 
+    Args:
+        data: A whole file.
+        window: Center and width, or the name of a preset; None leaves it to the file.
+        frame: From 1; the first by default.
 
-def looks_like_bare_dicom(data: bytes) -> bool:
-    """Return whether a file seems to be a DICOM data set without preamble and mark."""
-    return _BARE.match(data) is not None
+    Raises:
+        ImageError: As `read_header` and `read_frame` say; also ``bad_window`` and ``bad_frame``.
+    """
+    dataset, header = read_header(data, limits)
+    number = display.chosen_frame(frame, header.frames, default=1)
+    modality = facts.modality(dataset.get("Modality", ""))
+    if window is not None and header.photometric not in _GREY:
+        raise ImageError("bad_window", "a colour picture has no window; leave the window out")
+    wanted = None if window is None else display.requested(window, modality)
+    values = read_frame(dataset, header, number)
+    flags = _flags(dataset, header)
+    shown: Window | None = None
+    if header.photometric in _GREY:
+        pixels, shown = _grey(values, dataset, header, number, wanted)
+        if _ignored(dataset, number) and shown is not None and shown.origin == "percentile":
+            flags = (*flags, "window_ignored")
+    elif header.photometric == "PALETTE COLOR":
+        pixels = _palette(values, dataset, header)
+    elif header.photometric in _RGB and header.colour:
+        pixels = _eight_bits(values, header.bits_stored)
+    else:
+        raise ImageError("undecodable", "unknown photometric interpretation; export the file anew")
+    return pixels, ImageFacts(
+        format="dicom",
+        modality=modality,
+        body_part=facts.body_part(_part(dataset, number)),
+        view=facts.view(dataset.get("ViewPosition", "")),
+        window=shown,
+        spacing=_spacing(dataset, number),
+        frame=number,
+        frames=header.frames,
+        warnings=flags,
+    )
 
 
 def read_header(data: bytes, limits: Limits) -> tuple[Dataset, Header]:
@@ -123,8 +166,8 @@ def read_header(data: bytes, limits: Limits) -> tuple[Dataset, Header]:
 
 
 def _dataset(data: bytes, limits: Limits) -> tuple[Dataset, UID | None]:
-    start = data[PREAMBLE + 4 : PREAMBLE + 4 + len(_GROUP_LENGTH)]
-    body = PREAMBLE + 4 + len(_GROUP_LENGTH) + 4
+    start = data[_META_START : _META_START + len(_GROUP_LENGTH)]
+    body = _META_START + len(_GROUP_LENGTH) + 4
     if start == _GROUP_LENGTH:
         end = body + int.from_bytes(data[body - 4 : body], "little")
         meta = pydicom.dcmread(BytesIO(data[:end])).file_meta
@@ -312,6 +355,198 @@ def _check_whole_jpeg(buffer: bytes, header: Header, frame: int, options: dict[s
     picture.load()
     if jpeg_ends_early(stream, picture):
         raise _undecodable("its pixel data is cut short")
+
+
+def _flags(dataset: Dataset, header: Header) -> tuple[str, ...]:
+    found = []
+    if str(dataset.get("BurnedInAnnotation", "")).strip().upper() == "YES":
+        found.append("burned_in_annotation")
+    kind = str(dataset.get("SOPClassUID", ""))
+    if kind == _SECONDARY_CAPTURE or kind.startswith(f"{_SECONDARY_CAPTURE}."):
+        found.append("secondary_capture")
+    if str(dataset.get("Modality", "")).strip().upper() in _ULTRASOUND:
+        found.append("ultrasound")
+    if min(header.rows, header.columns) < _SMALL:
+        found.append("small_matrix")
+    return tuple(found)
+
+
+def _groups(dataset: Dataset, frame: int, name: str) -> Iterator[Dataset]:
+    """Yield where an attribute of a frame may stand: its own group, the shared one, the top."""
+    per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    shared = dataset.get("SharedFunctionalGroupsSequence") or []
+    for group in (*per_frame[frame - 1 : frame], *shared[:1]):
+        if items := group.get(name):
+            yield items[0]
+    yield dataset
+
+
+def _find(dataset: Dataset, frame: int, group: str, keyword: str) -> Any:
+    for place in _groups(dataset, frame, group):
+        value = place.get(keyword)
+        if value is not None and value != "":
+            return value
+    return None
+
+
+def _part(dataset: Dataset, frame: int) -> object:
+    return _find(dataset, frame, "FrameAnatomySequence", "BodyPartExamined") or ""
+
+
+def _spacing(dataset: Dataset, frame: int) -> tuple[float, float] | None:
+    value = _find(dataset, frame, "PixelMeasuresSequence", "PixelSpacing")
+    return facts.spacing(value or dataset.get("ImagerPixelSpacing"))
+
+
+def _grey(
+    values: Values, dataset: Dataset, header: Header, frame: int, wanted: Window | None
+) -> tuple[Grey, Window | None]:
+    modality = _modality_curve(dataset, header, frame)
+    rescale = modality or display.rescaled(1, 0)
+    inverted = header.photometric == "MONOCHROME1"
+    curve, shown = _file_curve(dataset, header, frame)
+    if wanted is not None:
+        curve, shown = _linear(wanted), wanted
+    if curve is None and modality is None and header.bits_stored <= 8 and not header.signed:
+        shown = None
+        top = 2**header.bits_stored - 1
+        curve = display.linear(top / 2, top, exact=True)
+    elif curve is None:
+        shown = display.fitted(values, rescale, _padding(dataset))
+        curve = display.linear(shown.center, shown.width, exact=True)
+    return display.grey(values, rescale, curve, inverted=inverted), shown
+
+
+def _linear(window: Window) -> Curve:
+    """Return the window as the standard's LINEAR, which needs a width of 1 or more."""
+    return display.linear(window.center, window.width, exact=window.width < 1)
+
+
+def _modality_curve(dataset: Dataset, header: Header, frame: int) -> Curve | None:
+    if items := dataset.get("ModalityLUTSequence"):
+        return _table(items[0].get("LUTDescriptor"), items[0].get("LUTData"), header)
+    group = "PixelValueTransformationSequence"
+    slope = _find(dataset, frame, group, "RescaleSlope")
+    intercept = _find(dataset, frame, group, "RescaleIntercept")
+    if slope is None and intercept is None:
+        return None
+    return display.rescaled(
+        1.0 if slope is None else _number(slope), 0.0 if intercept is None else _number(intercept)
+    )
+
+
+def _file_curve(dataset: Dataset, header: Header, frame: int) -> tuple[Curve | None, Window | None]:
+    """Return the file's first lookup table, else its first window, else None."""
+    if items := dataset.get("VOILUTSequence"):
+        table = _table(items[0].get("LUTDescriptor"), items[0].get("LUTData"), header)
+        size = len(table.entries)
+        span = Window(table.first + (size - 1) / 2, float(size), "voi_lut")
+        return (lambda values: table(values) / table.top), span
+    window = _first_window(dataset, frame)
+    if window is None:
+        return None, None
+    function = _find(dataset, frame, "FrameVOILUTSequence", "VOILUTFunction")
+    kind = str(function or "LINEAR").strip().upper()
+    if kind == "SIGMOID":
+        return display.sigmoid(window.center, window.width), window
+    return display.linear(
+        window.center, window.width, exact=kind == "LINEAR_EXACT" or window.width < 1
+    ), window
+
+
+def _raw_window(dataset: Dataset, frame: int) -> tuple[Any, Any]:
+    group = "FrameVOILUTSequence"
+    return (
+        _find(dataset, frame, group, "WindowCenter"),
+        _find(dataset, frame, group, "WindowWidth"),
+    )
+
+
+def _first_window(dataset: Dataset, frame: int) -> Window | None:
+    """Return the first window of the file, None where there is none that can be used."""
+    center, width = _raw_window(dataset, frame)
+    if center is None or width is None:
+        return None
+    try:
+        found = Window(_number(center), _number(width), "file")
+    except ImageError:
+        return None
+    return found if found.width > 0 and np.isfinite([found.center, found.width]).all() else None
+
+
+def _ignored(dataset: Dataset, frame: int) -> bool:
+    """Return whether the file holds a window that cannot be used."""
+    return _raw_window(dataset, frame) != (None, None) and _first_window(dataset, frame) is None
+
+
+def _number(value: Any) -> float:
+    """Return a decimal of the file, the first of several."""
+    try:
+        first = value if isinstance(value, str | float | int) else value[0]
+    except TypeError:
+        first = value
+    try:
+        return float(first)
+    except (TypeError, ValueError):
+        raise ImageError(
+            "undecodable", "a number in the DICOM header is none; export the file anew"
+        ) from None
+
+
+def _padding(dataset: Dataset) -> int | None:
+    value = dataset.get("PixelPaddingValue")
+    return value if isinstance(value, int) else None
+
+
+def _table(descriptor: Any, data: Any, header: Header) -> Table:
+    """Return a lookup table of the file.
+
+    Args:
+        descriptor: Its length, the value of its first entry, its bits.
+        data: Its entries, as bytes or as numbers.
+    """
+    wrong = ImageError("undecodable", "a lookup table of the DICOM file is damaged; export it anew")
+    if descriptor is None or data is None or len(descriptor) != 3:
+        raise wrong
+    count, first, bits = (int(number) for number in descriptor)
+    count = count or 2**16
+    if isinstance(data, bytes):
+        size = 1 if len(data) < 2 * count else 2
+        order = "<" if header.syntax.is_little_endian else ">"
+        entries = np.frombuffer(data[: count * size], f"{order}u{size}")
+    else:
+        entries = np.atleast_1d(np.asarray(data))
+    if len(entries) < count or not 1 <= bits <= 16:
+        raise wrong
+    return Table(entries[:count].astype(np.float64), first, 2.0**bits - 1)
+
+
+def _palette(values: Values, dataset: Dataset, header: Header) -> Grey:
+    """Return the colours of palette indices."""
+    if "SegmentedRedPaletteColorLookupTableData" in dataset:
+        try:
+            found = apply_color_lut(values, dataset)
+        except MemoryError:
+            raise
+        except Exception:  # pydicom raises of every kind
+            raise ImageError(
+                "undecodable", "a palette of the DICOM file is damaged; export it anew"
+            ) from None
+        return _eight_bits(found[..., :3], 8 * found.dtype.itemsize)
+    channels = []
+    for colour in ("Red", "Green", "Blue"):
+        name = f"{colour}PaletteColorLookupTable"
+        table = _table(dataset.get(f"{name}Descriptor"), dataset.get(f"{name}Data"), header)
+        step = (table.top + 1) / 256  # the upper eight bits
+        channels.append(display.grey(values, table, lambda u, s=step: np.floor(u / s) / 255))  # type: ignore[misc]
+    return np.stack(channels, axis=-1)
+
+
+def _eight_bits(values: Values, bits: int) -> Grey:
+    """Return RGB of 8 bits, the upper ones of more."""
+    if values.dtype.kind == "i":
+        raise ImageError("undecodable", "colour of signed values; export the file anew")
+    return np.asarray(values >> max(0, bits - 8), dtype=np.uint8)
 
 
 def _undecodable(what: str) -> ImageError:

@@ -172,3 +172,16 @@ def requested(window: tuple[float, float] | str, modality: str | None) -> Window
             "bad_window", f"window {center:g},{width:g}: the width must be above 0; give C,W"
         )
     return Window(center, width, "given")
+
+
+def chosen_frame(frame: int | None, frames: int, default: int) -> int:
+    """Return the frame to show, from 1.
+
+    Raises:
+        ImageError: There is no such frame.
+    """
+    if frame is None:
+        return default
+    if not 1 <= frame <= frames:
+        raise ImageError("bad_frame", f"frame {frame}: choose one of 1 to {frames}")
+    return frame

@@ -15,7 +15,6 @@ import nibabel
 import numpy as np
 
 from medmoe.data.intake import display
-from medmoe.data.intake.dicom_picture import chosen_frame
 from medmoe.data.intake.display import Grey, Values
 from medmoe.data.intake.facts import ImageFacts, Window, spacing
 from medmoe.data.intake.inflate import GZIP, inflated
@@ -87,7 +86,7 @@ def read(
     """
     volume = _open(plain(data, limits), limits)
     frames = volume.shape[volume.axes[2]]
-    number = chosen_frame(frame, frames, default=(frames + 1) // 2)
+    number = display.chosen_frame(frame, frames, default=(frames + 1) // 2)
     values = _slice(volume, number)
     shown: Window | None = None
     if values.ndim == 2:
