@@ -19,11 +19,11 @@ from transformers.models.llava.modeling_llava import (
 )
 
 from medmoe.backbones.ffn import ffn_family
-from medmoe.backbones.stablelm_layer import pass_keywords
 from medmoe.errors import CheckpointError, ConfigError
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.moe import MoeBlock
 from medmoe.model.placeholder import embed_placeholder
+from medmoe.model.stablelm_layer import pass_keywords
 
 #: Marks the positions of ``labels`` that no loss is computed on, everywhere in transformers.
 IGNORE = -100
