@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -27,13 +26,19 @@ HEAVY = {
 }
 
 
-def loaded_after(code: str) -> set[str]:
-    """Return the top-level modules that a fresh interpreter holds after running `code`."""
+def modules_after(code: str) -> list[str]:
+    """Return the modules that a fresh interpreter holds after running `code`."""
     probe = f"{code}\nimport json, sys\nprint('\\n' + json.dumps(sorted(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=60
     )
-    return {name.split(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
+    modules: list[str] = json.loads(done.stdout.splitlines()[-1])
+    return modules
+
+
+def loaded_after(code: str) -> set[str]:
+    """Return the top-level modules that a fresh interpreter holds after running `code`."""
+    return {name.split(".")[0] for name in modules_after(code)}
 
 
 def lint_imports(folder: Path, config: Path) -> subprocess.CompletedProcess[str]:
@@ -109,18 +114,13 @@ def test_every_verb_shows_its_flags_without_loading_torch() -> None:
     assert not loaded_after(code) & {"torch", "transformers", "matplotlib", "sklearn"}
 
 
-def test_help_answers_at_once() -> None:
-    command = [sys.executable, "-m", "medmoe", "--help"]
-    bare = [sys.executable, "-c", "pass"]
-
-    def seconds(words: list[str]) -> float:
-        start = time.perf_counter()
-        subprocess.run(words, check=True, capture_output=True, env=os.environ.copy(), timeout=60)
-        return time.perf_counter() - start
-
-    # The best of five, less the interpreter's own start: a busy machine slows both.
-    own = min(seconds(command) for _ in range(5)) - min(seconds(bare) for _ in range(5))
-    assert own < 0.3
+@pytest.mark.parametrize(
+    ("code", "times"),
+    [("import medmoe", 3), ("import medmoe.cli.main as m; m.main(['--help'])", 6)],
+)
+def test_a_light_start_loads_few_modules(code: str, times: int) -> None:
+    """A start costs its imports: they are counted, since clocks differ between machines."""
+    assert len(modules_after(code)) < times * len(modules_after("import json"))
 
 
 def test_public_names_are_lazy_and_a_wrong_one_is_refused() -> None:
