@@ -21,6 +21,7 @@ from tests.model.tiny import (
 )
 from tests.model.zoo import small_dense
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import DynamicCache
 
 from medmoe.backbones.registry import LANGUAGE_BACKBONES
 from medmoe.model.blueprint import dense_twin, first_layers
@@ -82,7 +83,8 @@ def test_a_tied_head_is_loaded_once(tmp_path: Path) -> None:
 def test_kv_cache_has_the_bytes_of_a_real_one(language: str) -> None:
     model = small_dense(language, "clip_large_336")
     ids = torch.ones(3, 20, dtype=torch.int64)
-    cache = model(input_ids=ids, use_cache=True).past_key_values
+    cache = DynamicCache()
+    model(input_ids=ids, past_key_values=cache)
     real = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert kv_cache_bytes(model.config, torch.float32, batch=3, context=20) == real
 

@@ -13,6 +13,7 @@ from tests.model.tiny import (
     processor,
     prompt_ids,
 )
+from transformers import DynamicCache
 
 STEPS = 8
 # Sums in another order, logits of three layers near 10; the reference's own cache moves by 7e-6.
@@ -51,6 +52,18 @@ def test_cached_generation_equals_uncached(family: Family, top_k: int) -> None:
     again, again_logits = generate(model, **inputs, use_cache=False)
     assert torch.equal(tokens, again)
     torch.testing.assert_close(logits, again_logits, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+@torch.no_grad()
+def test_the_cache_is_taken_by_either_name_under_any_release(name: str) -> None:
+    model = moe_model("stablelm", 2)
+    ids = torch.tensor([processor().tokenizer("is there a mass?").input_ids])
+    cache = DynamicCache()
+    model(input_ids=ids[:, :-1], **{name: cache})
+    step = model(input_ids=ids[:, -1:], **{name: cache}).logits
+    torch.testing.assert_close(step, model(input_ids=ids).logits[:, -1:], **CLOSE)
+    assert cache.get_seq_length() == ids.shape[1]
 
 
 @pytest.mark.parametrize("top_k", [1, 2])

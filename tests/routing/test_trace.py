@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaConfig
+from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig
 
 from medmoe.errors import DataError, MedMoeError
 from medmoe.model.configuration_medmoe import MedMoeConfig
@@ -155,12 +155,25 @@ def test_a_row_whose_answer_has_ended_counts_as_if_alone(
     inputs = prompt()
     fed = torch.tensor([[7, 8, 9], [EOS, PAD, PAD], [7, EOS, 5]])  # row 2: 5 comes after its end
     with record_routing(model) as trace:
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = DynamicCache()
+        model(**inputs, past_key_values=cache)
         mask = inputs["attention_mask"]
         for step in range(3):
             mask = torch.cat([mask, torch.ones(3, 1, dtype=mask.dtype)], dim=1)
             model(input_ids=fed[:, step : step + 1], attention_mask=mask, past_key_values=cache)
     assert np.bincount(trace.rows).tolist() == [3 + 3, 5 + 0, 4 + 1]
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_a_step_goes_on_with_its_prompt_whatever_the_cache_is_called(
+    model: MedMoeForConditionalGeneration, name: str
+) -> None:
+    cache = {name: DynamicCache()}
+    with record_routing(model) as trace:
+        trace.token_mask = torch.tensor([[False, True, True, False]])
+        model(input_ids=torch.tensor([[4, 5, 6, 7]]), **cache)
+        model(input_ids=torch.tensor([[8]]), **cache)
+    assert trace.rows.tolist() == [0, 0]
 
 
 def test_own_token_mask_says_which_tokens_count(model: MedMoeForConditionalGeneration) -> None:
@@ -315,7 +328,8 @@ def test_a_step_whose_mask_hides_a_row_does_not_count_for_it(
 ) -> None:
     inputs = prompt()
     with record_routing(model) as trace:
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = DynamicCache()
+        model(**inputs, past_key_values=cache)
         hidden = torch.tensor([[1], [0], [1]])
         mask = torch.cat([inputs["attention_mask"], hidden], dim=1)
         model(input_ids=torch.tensor([[7], [8], [9]]), attention_mask=mask, past_key_values=cache)

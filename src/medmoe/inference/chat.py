@@ -258,6 +258,7 @@ class ChatBatch:
         vision = torch.stack(pictures).to(model.device) if pictures else None
         routed = bool(model.config.moe_layers) and vision is not None
         inner: Any = model.model
+        cache = DynamicCache()  # the model fills it
         with record_routing(model, keep="counts") if routed else nullcontext() as trace:
             if trace is not None:
                 trace.token_mask = ids == engine.processor.image_token_id
@@ -265,7 +266,7 @@ class ChatBatch:
                 inputs_embeds=inner.embed(ids, vision),
                 attention_mask=mask,
                 position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-                past_key_values=DynamicCache(),
+                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
             )
@@ -273,7 +274,7 @@ class ChatBatch:
             routings = read_routings(trace, len(rows), engine.domains, evidence=True)
             for row, routing in zip(rows, routings, strict=True):
                 row.routing = routing
-        self._take_in(rows, out.past_key_values, mask, out.logits[:, -1])
+        self._take_in(rows, cache, mask, out.logits[:, -1])
 
     def _take_in(self, rows: list[ChatRow], cache: Any, mask: Tensor, logits: Tensor) -> None:
         """Put rows that have been read beside those that are there."""

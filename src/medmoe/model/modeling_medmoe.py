@@ -6,6 +6,7 @@ own configs; only the chosen layers' ``mlp`` attributes are swapped. One class f
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,9 @@ from medmoe.model.stablelm_layer import pass_keywords
 
 #: Marks the positions of ``labels`` that no loss is computed on, everywhere in transformers.
 IGNORE = -100
+#: What models of the installed transformers call the key-value cache: renamed in release 5.24.
+_named = inspect.signature(LlavaForConditionalGeneration.forward).parameters
+CACHE = "cache" if "cache" in _named else "past_key_values"
 
 
 class _MedMoePreTrained:
@@ -191,11 +195,14 @@ class MedMoeForConditionalGeneration(_MedMoePreTrained, LlavaForConditionalGener
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         answers_only: bool = False,
+        cache: Any = None,
         **kwargs: Any,
     ) -> Any:
         """Run Llava's forward, the head on answers only if asked for.
 
         Args:
+            past_key_values: The key-value cache; ``cache`` is the same, whatever the release of
+                transformers calls it.
             answers_only: Compute the loss without running the head where ``labels`` (B, S) are
                 -100, most positions of a training batch. The loss and its gradients are the same;
                 the output then has a loss and no logits.
@@ -206,9 +213,11 @@ class MedMoeForConditionalGeneration(_MedMoePreTrained, LlavaForConditionalGener
             "pixel_values": pixel_values,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
-            "past_key_values": past_key_values,
             "inputs_embeds": inputs_embeds,
         }
+        cache = past_key_values if cache is None else cache
+        if cache is not None:
+            inputs[CACHE] = cache
         if labels is None or not answers_only:
             return super().forward(**inputs, labels=labels, logits_to_keep=logits_to_keep, **kwargs)
         loss_kwargs = {k: kwargs.pop(k) for k in ("num_items_in_batch",) if k in kwargs}

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from medmoe.errors import DataError, MedMoeError
 from medmoe.model.moe import MoeBlock
@@ -181,7 +182,8 @@ class RoutingTrace:
 
     def _begin(self, inputs: Mapping[str, Any]) -> None:
         """Note a call of the outer model, before it runs and the cache grows."""
-        cache = inputs.get("past_key_values")
+        # By what it is: releases of transformers name this input differently.
+        cache = next((value for value in inputs.values() if isinstance(value, Cache)), None)
         cached = 0 if cache is None else cache.get_seq_length()
         known = self._cache is None or cache is self._cache
         self._call = _Call(inputs, cache, goes_on=known and cached > 0)

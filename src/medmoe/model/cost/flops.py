@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from medmoe.model.blueprint import first_layers, meta_model
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.cost.memory import head_width
+from medmoe.model.modeling_medmoe import CACHE
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +95,8 @@ def _tokens(model: Any, alike: list[int], tokens: int, before: int) -> int:
             inputs_embeds=torch.empty(1, tokens, text.hidden_size, device="meta"),
             # Four-dimensional, so that nobody looks into it: the meta device has no values.
             attention_mask=torch.empty(1, 1, tokens, before + tokens, device="meta"),
-            past_key_values=_cache(model.config, before),
             use_cache=True,
+            **{CACHE: _cache(model.config, before)},
         )
         model.lm_head(out.last_hidden_state[:, -1:])
     for handle in handles:
