@@ -76,9 +76,16 @@ class StoppedError(MedMoeError):
     exit_code = 143
 
 
+def quoted(text: str, longest: int = 80) -> str:
+    """Return a text in quotation marks for a message; of a long one the beginning."""
+    if len(text) <= longest:
+        return repr(text)
+    return f"{text[:longest]!r}… ({len(text):,} characters)"
+
+
 def one_of(value: str, choices: Iterable[str], what: str) -> str:
     """Return the line for an unknown name: the value, the choices and the nearest of them."""
     names = sorted(choices)
     near = difflib.get_close_matches(value, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what} {value!r}; choose one of: {', '.join(names)}{hint}"
+    return f"unknown {what} {quoted(value)}; choose one of: {', '.join(names)}{hint}"

@@ -83,7 +83,8 @@ def test_info_lists_all_bad_rows_and_fails_unless_they_may_be_skipped(
     bad = tmp_path / "bad.json"
     line = refused(capsys, "info", table, "--check-images", "--json", bad)
     assert f"{table} row 16: image file 'gone.png' is missing" in line
-    assert "(and 2 more bad rows)" in line
+    assert "row 17: empty answer" in line
+    assert "row 18: unreadable image: broken PNG file" in line
     reasons = json.loads(bad.read_text())["bad_rows"]
     assert [re.search(r"row \d+", reason)[0] for reason in reasons] == [  # type: ignore[index]
         "row 16",

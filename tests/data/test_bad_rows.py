@@ -58,14 +58,15 @@ def test_skipping_leaves_out_that_row_alone_and_counts_it(tmp_path: Path, what: 
     assert reason in bad.reasons[0]
 
 
-def test_failing_names_the_first_row_and_the_number_of_all(tmp_path: Path) -> None:
+def test_failing_names_the_first_three_rows_and_the_number_of_the_others(tmp_path: Path) -> None:
     rows = b"".join(raw for raw, _ in BAD_ROWS.values())
     bad = BadRows("fail")
     path = write(tmp_path, (HEADER + GOOD).encode() + rows)
     registry.read(path, tmp_path, "train", bad)
     assert len(bad.reasons) == len(BAD_ROWS)
     with pytest.raises(
-        DataError, match=r"row 3: image .* \(and 8 more bad rows\).*--on-bad-row skip"
+        DataError,
+        match=r"row 3: image .*row 4: empty image.*row 5: .*\(and 6 more bad rows\).*skip",
     ):
         bad.settle()
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from medmoe.data import registry
+from medmoe.data.bad_rows import BadRows
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.errors import DataError
 
@@ -121,3 +122,57 @@ def test_hold_out_refuses_a_fraction_outside_zero_to_one(fraction: float) -> Non
 
 def test_no_fraction_holds_nothing_out() -> None:
     assert registry.hold_out(records(20), 0.0, seed=0)[1] == []
+
+
+def test_a_set_is_named_by_name_or_path_each_with_a_split_where_wanted(tmp_path: Path) -> None:
+    table = tmp_path / "scans.csv"
+    table.write_text("image,question,answer\n")
+    parsed = {
+        text: registry.parse_set(text)
+        for text in ("vqa_rad", "vqa_rad/test", str(table), f"{table}:val")
+    }
+    found = [(reader.NAME, split) for reader, split in parsed.values()]
+    assert found == [
+        ("vqa_rad", None),
+        ("vqa_rad", "test"),
+        ("scans", None),
+        ("scans", "validation"),
+    ]
+    odd = tmp_path / "a:b.csv"
+    odd.write_text("image,question,answer\n")
+    assert registry.parse_set(odd)[1] is None
+
+
+@pytest.mark.parametrize("name", sorted(registry.READERS))
+def test_a_known_set_is_recognised_by_its_own_folder_and_the_one_above(
+    tmp_path: Path, name: str
+) -> None:
+    markers = registry.READERS[name].MARKERS
+    for number, marker in enumerate(markers):
+        root = tmp_path / str(number)
+        path = root / marker
+        path.parent.mkdir(parents=True)
+        path.touch() if path.suffix in (".json", ".csv", ".npz", ".txt") else path.mkdir()
+        folder, _, inner = marker.partition("/")
+        above, _ = registry.parse_sets(root)
+        own, _ = registry.parse_sets(root / folder)
+        assert name in [reader.NAME for reader in above]
+        assert [reader.NAME for reader in own] == [reader.NAME for reader in above]
+        bad = BadRows()
+        with pytest.raises(DataError):  # the miniature holds nothing
+            next(r for r in own if name == r.NAME).read(Path(), "train", bad)
+        assert bad.notes == [f"{root}: read as {name}"]
+        assert inner or path.is_file()
+
+
+def test_a_folder_that_holds_several_known_sets_must_be_narrowed_down(tmp_path: Path) -> None:
+    for name in ("mednist-6k.npz", "pneumoniamnist.npz"):
+        (tmp_path / name).touch()
+    assert len(registry.parse_sets(tmp_path)[0]) == 2
+    with pytest.raises(DataError, match=r"holds pneumoniamnist, mednist; give it as --data"):
+        registry.parse_set(tmp_path)
+
+
+def test_a_name_without_a_data_folder_says_where_it_can_be_given() -> None:
+    with pytest.raises(DataError, match=r"vqa_rad: where is it\? give the data folder with --data"):
+        registry.read_splits(*registry.parse_set("vqa_rad"), None)

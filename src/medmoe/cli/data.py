@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +123,8 @@ def _info(args: argparse.Namespace) -> dict[str, Any]:
         for key, values in content.items():
             if isinstance(values, Mapping) and values:
                 print(f"  {key.replace('_', ' ')}: {_few(values)}")
-    _print_left_out(bad.reasons, bad.known_faults)
-    result = {"version": 1, "splits": found, "bad_rows": bad.reasons}
+    _print_met(bad)
+    result = {"version": 1, "splits": found, "bad_rows": bad.reasons, "notes": bad.notes}
     flags.write_json(args.json, result)
     bad.policy = args.on_bad_row
     bad.settle()
@@ -178,7 +178,7 @@ def _audit(args: argparse.Namespace) -> dict[str, Any]:
     if rows:
         _table(("left", "right", "left images", "right images", "shared"), rows)
     print(f"{len(found.overlaps) - len(rows)} of {len(found.overlaps)} pairs share no picture")
-    _print_left_out([*bad.reasons, *found.result["unreadable_images"].values()], bad.known_faults)
+    _print_met(bad, found.result["unreadable_images"].values())
     print(f"{out / 'audit.html'}\n{out / 'audit.json'}")
     if args.fix:
         path = out / "image_disjoint.json"
@@ -224,18 +224,21 @@ def _parts(args: argparse.Namespace) -> dict[str, Any]:
 
     bad = BadRows(args.on_bad_row)
     parts = read_parts(args.sets, _root(args), bad)
-    _print_left_out(bad.reasons, bad.known_faults)
+    _print_met(bad)
     return parts
 
 
-def _print_left_out(reasons: list[str], faults: Mapping[str, int]) -> None:
+def _print_met(bad: Any, unreadable: Iterable[str] = ()) -> None:
+    for note in bad.notes:
+        print(note)
+    reasons = [*bad.reasons, *unreadable]
     if reasons:
         print(f"left out: {len(reasons)} rows")
         for reason in reasons[:20]:
             print(f"  {reason}")
         if len(reasons) > 20:
             print(f"  … and {len(reasons) - 20} more (all of them in --json FILE)")
-    for what, count in faults.items():
+    for what, count in bad.known_faults.items():
         print(f"left out: {count} rows for a fault of the set itself: {what}")
 
 

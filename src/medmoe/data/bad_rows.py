@@ -21,6 +21,8 @@ _log = logging.getLogger(__name__)
 
 Policy = Literal["fail", "skip"]
 POLICIES: tuple[Policy, ...] = ("fail", "skip")
+#: Reasons that an error spells out; the others are counted.
+_SPELT_OUT = 3
 
 
 @dataclass(slots=True)
@@ -33,11 +35,14 @@ class BadRows:
         known_faults: What is wrong in an official set itself, and in how many rows: counted, never
             an error (LLaVA-Med's pictures are fetched one by one and some are gone; a SLAKE row has
             no answer).
+        notes: How a user's own files were read (encoding, separator, parts, what is not read), one
+            sentence each.
     """
 
     policy: Policy = "fail"
     reasons: list[str] = field(default_factory=list)
     known_faults: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
 
     @contextmanager
     def row(self) -> Iterator[None]:
@@ -52,17 +57,34 @@ class BadRows:
         self.known_faults[what] += rows
         _log.warning("left out for a fault of the set itself: %s: %d rows", what, rows)
 
+    def say(self, note: str) -> None:
+        """Keep a sentence on how the set was read, once."""
+        if note not in self.notes:
+            self.notes.append(note)
+            _log.info("%s", note)
+
+    def take(self, other: BadRows) -> None:
+        """Add what was met in one reading; the same reading adds nothing twice."""
+        if not set(other.reasons[:1]) & set(self.reasons):
+            self.reasons += other.reasons
+        for note in other.notes:
+            self.say(note)
+
+    def first_reasons(self) -> str:
+        """Return the first reasons, and how many more there are."""
+        others = len(self.reasons) - _SPELT_OUT
+        more = f" (and {others} more bad rows)" if others > 0 else ""
+        return "; ".join(self.reasons[:_SPELT_OUT]) + more
+
     def settle(self) -> None:
-        """Raise the first bad row, with the number of them, unless they may be skipped.
+        """Raise the first bad rows, with the number of the others, unless they may be skipped.
 
         Raises:
             DataError: There are bad rows and the policy is ``fail``.
         """
         if self.reasons and self.policy == "fail":
-            others = len(self.reasons) - 1
-            more = f" (and {others} more bad rows)" if others else ""
             raise DataError(
-                f"{self.reasons[0]}{more}; `medmoe data info` lists all, --on-bad-row skip leaves "
+                f"{self.first_reasons()}; `medmoe data info` lists all, --on-bad-row skip leaves "
                 "them out"
             )
 
@@ -95,13 +117,18 @@ def readable(records: Iterable[Record], bad: BadRows) -> list[Record]:
         if reason is None:
             kept.append(record)
         else:
-            bad.reasons.append(f"{record.place or record.id}: {reason}")
+            bad.reasons.append(unreadable(record, reason))
     return kept
+
+
+def unreadable(record: Record, reason: object) -> str:
+    """Return the line for a record whose picture cannot be opened."""
+    return f"{record.place or record.id}: unreadable image: {reason}"
 
 
 def _fault(record: Record) -> str | None:
     try:
         open_image(record.image.source)
     except ImageError as error:
-        return f"unreadable image: {error}"
+        return str(error)
     return None

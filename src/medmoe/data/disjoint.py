@@ -34,7 +34,7 @@ def disjoint_split(
     """
     by_id = {image.id: image for image in images}
     strata: defaultdict[str, list[list[str]]] = defaultdict(list)
-    for group in _groups(by_id, alike):
+    for group in groups_of(by_id, alike):
         first = by_id[group[0]]
         strata[first.organ or first.modality or "unknown"].append(group)
     parts: dict[str, list[str]] = {part: [] for part in SHARES}
@@ -49,9 +49,9 @@ def disjoint_split(
     return {part: sorted(names) for part, names in parts.items()}
 
 
-def _groups(by_id: Mapping[str, ImageRecord], alike: Iterable[tuple[str, str]]) -> list[list[str]]:
+def groups_of(ids: Iterable[str], alike: Iterable[tuple[str, str]]) -> list[list[str]]:
     """Return the ids joined by any chain of pairs, each group sorted."""
-    above = {name: name for name in by_id}
+    above = {name: name for name in ids}
 
     def top(name: str) -> str:
         while above[name] != name:

@@ -213,7 +213,7 @@ def record_of(
         question_type=text["question_type"] or "other",
         task=task,
         dataset=text["dataset"] or folder.name,
-        split=text["split"] or "train",
+        split=text["split"],
         licence=text["licence"] or "unknown",
         options=tuple(row.get("options") or ()),
         references=tuple(row.get("references") or ()),

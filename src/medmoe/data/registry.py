@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -90,39 +91,154 @@ def read(name: str | Path, root: Path, split: str, bad: BadRows | None = None) -
     """Return the records of one split of a data set.
 
     Args:
-        name: A name of `READERS`, or the path of a user's own table or folder of classes.
-        root: The data folder; not looked at for a user's own data.
+        name: A name of `READERS`, or the path of a set.
+        root: The data folder; not looked at for a path.
         split: The split.
-        bad: Receives the bad rows, which are then left out; without it the first is an error.
+        bad: Receives the bad rows, which are then left out; without it they are an error.
 
     Raises:
         DataError: The name or the split is unknown, or the files are missing or malformed.
     """
-    return reader_of(name).read(root, split, bad)
+    return reader_of(name).read(root, common.split_name(split), bad)
+
+
+def read_splits(
+    reader: Reader, split: str | None, root: Path | None, bad: BadRows | None = None
+) -> dict[str, list[Record]]:
+    """Return the records of one split of a set, or of all that are there.
+
+    Args:
+        reader: Of `parse_set`.
+        split: None for all; the image-disjoint ones of VQA-RAD must be named.
+        root: The data folder, None where there is none; not looked at for a path.
+        bad: As in `read`.
+
+    Raises:
+        DataError: There is no data folder or no such split, or the files are malformed.
+    """
+    if root is None and reader is READERS.get(reader.NAME):
+        raise DataError(
+            f"{reader.NAME}: where is it? give the data folder with --data or "
+            f"${ENVIRONMENT_VARIABLE}, or the path of the set itself"
+        )
+    if split is not None:
+        return {split: reader.read(root or Path(), split, bad)}
+    parts, missing = {}, None
+    for one in reader.SPLITS:
+        try:
+            if not one.startswith("disjoint_"):
+                parts[one] = reader.read(root or Path(), one, bad)
+        except common.MissingPart as error:
+            missing = error
+    if not parts and missing is not None:
+        raise missing
+    return parts
+
+
+def parse_set(name: str | Path, *, allow_outside: bool = False) -> tuple[Reader, str | None]:
+    """Return the reader of a set as a user names it, and the split where one is named.
+
+    Args:
+        name: ``vqa_rad``, ``vqa_rad/test``, ``clinic/data.csv`` or ``clinic/data.csv:test``.
+        allow_outside: A user's own table may name pictures outside its folder.
+
+    Raises:
+        DataError: It is none of these, or a folder that holds several known sets.
+    """
+    readers, split = parse_sets(name, allow_outside=allow_outside)
+    if len(readers) > 1:
+        names = ", ".join(reader.NAME for reader in readers)
+        raise DataError(f"{name} holds {names}; give it as --data and name one of them")
+    return readers[0], split
+
+
+def parse_sets(name: str | Path, *, allow_outside: bool = False) -> tuple[list[Reader], str | None]:
+    """Return what `parse_set` does, and every known set of a folder that holds several."""
+    text = str(name)
+    known, _, split = text.partition("/")
+    if known in READERS:
+        return [READERS[known]], common.split_name(split) or None
+    path, split = Path(text).expanduser(), ""
+    before, _, after = text.rpartition(":")
+    if before and not path.exists() and not {"/", os.sep} & set(after):
+        path, split = Path(before).expanduser(), after
+    if not path.exists():
+        if isinstance(name, Path) or {"/", os.sep} & set(text) or path.suffix in own.SUFFIXES:
+            raise DataError(f"{path}: no such file or folder; give a table or a folder of pictures")
+        raise DataError(one_of(text, READERS, "data set"))
+    return _at(path, allow_outside), common.split_name(split) or None
 
 
 def reader_of(name: str | Path) -> Reader:
-    """Return the reader of a set by name, or of a user's own table or folder by path.
+    """Return the reader of a set by name or path, as `parse_set` does."""
+    return parse_set(name)[0]
 
-    Raises:
-        DataError: It is neither.
-    """
-    if str(name) in READERS:
-        return READERS[str(name)]
-    path = Path(name).expanduser()
-    if not path.exists():
-        if isinstance(name, Path) or os.sep in str(name) or path.suffix in own.SUFFIXES:
-            raise DataError(f"{path}: no such file or folder; give your table or folder of classes")
-        raise DataError(one_of(str(name), READERS, "data set"))
+
+def _at(path: Path, allow_outside: bool) -> list[Reader]:
+    """Return the readers of what lies at a path: known sets, a table, or a folder of classes."""
+    if known := [_Located.at(reader, root) for reader, root in _known_at(path)]:
+        return known
     table = own.find(path)
     if table is not None:
-        return own.Own(table)
+        return [own.Own(table, allow_outside)]
     if path.is_dir() and folder_per_class.looks_like_one(path):
-        return folder_per_class.FolderPerClass(path)
+        return [folder_per_class.FolderPerClass(path)]
     raise DataError(
         f"{path}: neither a table ({', '.join(own.SUFFIXES)}) nor a folder with one folder of "
         "pictures per class; see docs/your_own_data.md"
     )
+
+
+#: What the folders of other sets hold too: these tell a known set by its folder's name only.
+_COMMON_MARKERS = (
+    *("data", "qas", "train.json", "train.csv", "test.csv", "train/captions.csv"),
+    "train_captions.csv",
+)
+
+
+def _known_at(path: Path) -> list[tuple[Reader, Path]]:
+    """Return the known sets whose own folder or file a path is, else those in it, each with root.
+
+    The root of a set is the folder that its markers are looked for in: the data folder, or a set's
+    own folder under another name.
+    """
+    path = path.resolve()
+    own_folder, below = [], []
+    for reader in READERS.values():
+        named = [m for m in reader.MARKERS if m.split("/")[0] == path.name]
+        inner = [m.partition("/")[2] for m in reader.MARKERS]
+        if any((path.parent / marker).exists() for marker in named):
+            own_folder.append((reader, path.parent))
+        elif any(m not in _COMMON_MARKERS and (path / m).exists() for m in inner if m):
+            own_folder.append((reader, path))
+        elif is_there(reader, path):
+            below.append((reader, path))
+    return own_folder or below
+
+
+@dataclass(frozen=True)
+class _Located:
+    """A known set whose place is known: the data folder is not asked for."""
+
+    reader: Reader
+    root: Path
+    NAME: str
+    SPLITS: tuple[str, ...]
+    MARKERS: tuple[str, ...]
+    LICENCE: str
+    SOURCE: common.Source
+
+    @classmethod
+    def at(cls, reader: Reader, root: Path) -> Reader:
+        facts = (reader.NAME, reader.SPLITS, reader.MARKERS, reader.LICENCE, reader.SOURCE)
+        return cls(reader, root, *facts)
+
+    def read(self, root: Path, split: str, bad: BadRows | None = None) -> list[Record]:
+        """Return the records of a split, and say what the folder was taken for."""
+        del root
+        if bad is not None:
+            bad.say(f"{self.root}: read as {self.NAME}")
+        return self.reader.read(self.root, split, bad)
 
 
 def is_there(reader: Reader, root: Path) -> bool:

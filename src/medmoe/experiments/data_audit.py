@@ -21,7 +21,6 @@ from medmoe.data.disjoint import disjoint_split, split_content
 from medmoe.data.images import open_image
 from medmoe.data.leakage import images_of
 from medmoe.data.overlaps import Overlap, find_overlaps
-from medmoe.data.readers.common import MissingPart
 from medmoe.data.schema import Record
 from medmoe.errors import DataError
 from medmoe.evaluation.score.answer_audit import audit_answers
@@ -46,8 +45,10 @@ class Audit:
     overlaps: Sequence[Overlap]
 
 
-def read_parts(names: Sequence[str], root: Path | None, bad: BadRows) -> dict[str, list[Record]]:
-    """Read all splits of sets given by name, ``name/split`` or the path of a user's own data.
+def read_parts(
+    names: Sequence[str], root: Path | None, bad: BadRows, *, allow_outside: bool = False
+) -> dict[str, list[Record]]:
+    """Read sets as a user names them, all splits of those that name none, as ``name/split``.
 
     Splits that are not there are left out; a set without any is an error.
 
@@ -56,32 +57,13 @@ def read_parts(names: Sequence[str], root: Path | None, bad: BadRows) -> dict[st
     """
     parts: dict[str, list[Record]] = {}
     for name in names:
-        found = _parts_of(name, root, bad)
-        for part, records in found.items():
-            if part in parts:
-                raise DataError(f"{part} is given twice; name each set once")
-            parts[part] = records
+        readers, split = registry.parse_sets(name, allow_outside=allow_outside)
+        for reader in readers:
+            for part, records in registry.read_splits(reader, split, root, bad).items():
+                if (label := f"{reader.NAME}/{part}") in parts:
+                    raise DataError(f"{label} is given twice; name each set once")
+                parts[label] = records
     bad.settle()
-    return parts
-
-
-def _parts_of(name: str, root: Path | None, bad: BadRows) -> dict[str, list[Record]]:
-    known, _, split = name.partition("/")
-    if known in registry.READERS and not Path(name).exists():
-        reader, splits = registry.READERS[known], [split] if split else None
-    else:
-        reader, splits = registry.reader_of(name), None
-    if reader.NAME in registry.READERS and root is None:
-        raise DataError(f"{name}: where is it? give the data folder with --data or $MEDMOE_DATA")
-    chosen = splits or [s for s in reader.SPLITS if not s.startswith("disjoint_")]
-    parts, missing = {}, None
-    for one in chosen:
-        try:
-            parts[f"{reader.NAME}/{one}"] = reader.read(root or Path(), one, bad)
-        except MissingPart as error:
-            missing = error
-    if not parts and missing is not None:
-        raise missing
     return parts
 
 
@@ -95,6 +77,7 @@ def audit(parts: Mapping[str, Sequence[Record]], bad: BadRows) -> Audit:
         "unreadable_images": unreadable,
         "bad_rows": list(bad.reasons),
         "known_faults": dict(bad.known_faults),
+        "notes": list(bad.notes),
         "note": NOTE,
     }
     return Audit(parts, result, overlaps)

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from tests.data.pictures import picture
 
 from medmoe.data import registry
 from medmoe.data.readers.folder_per_class import FolderPerClass
@@ -23,8 +25,8 @@ FULL = (
 
 def write(folder: Path, text: str, name: str = "scans.csv") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    for image in ("a.png", "b.png"):
-        (folder / image).write_bytes(b"never opened")
+    for seed, image in enumerate(("a.png", "b.png")):
+        Image.fromarray(picture(seed, 40)).save(folder / image)
     (folder / name).write_text(text, encoding="utf-8")
     return folder / name
 
@@ -112,7 +114,7 @@ def classes(root: Path, *splits: str) -> Path:
         for name in ("lung_cancer", "normal"):
             folder = root / "tiles" / split / name
             folder.mkdir(parents=True)
-            (folder / "1.png").write_bytes(b"never opened")
+            Image.fromarray(picture(len(name), 40)).save(folder / "1.png")
             (folder / ".hidden").write_bytes(b"")
     return root / "tiles"
 
@@ -120,8 +122,9 @@ def classes(root: Path, *splits: str) -> Path:
 def test_a_folder_per_class_is_a_classification_set(tmp_path: Path) -> None:
     reader = registry.reader_of(classes(tmp_path))
     assert isinstance(reader, FolderPerClass)
-    assert (reader.NAME, reader.SPLITS) == ("tiles", ("train",))
-    first, second = reader.read(tmp_path, "train")
+    assert (reader.NAME, reader.SPLITS) == ("tiles", ("train", "test"))
+    records = [record for split in reader.SPLITS for record in reader.read(tmp_path, split)]
+    first, second = sorted(records, key=lambda record: record.id)
     assert (first.answer, second.answer) == ("lung cancer", "normal")
     assert first.options == ("lung cancer", "normal")
     assert (first.task, first.id) == ("classification", "tiles/lung_cancer/1.png")

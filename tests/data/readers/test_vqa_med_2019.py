@@ -231,7 +231,7 @@ def test_real_train_and_validation_keep_no_picture_of_vqa_rad(shared: Path) -> N
 
 
 def test_built_in_overlap_covers_the_file(shared: Path, tmp_path: Path) -> None:
-    from_file = vqa_med_2019.overlap(shared / "data")
+    from_file = vqa_med_2019.overlap(shared / "data" / "vqa-med-2019")
     built_in = vqa_med_2019.overlap(tmp_path)
     for split in vqa_med_2019.SPLITS:
         assert from_file[split] <= built_in[split]

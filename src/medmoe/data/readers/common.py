@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 
 from medmoe.data.bad_rows import BadRows
 from medmoe.data.schema import AnswerType, ImageRecord, Record
-from medmoe.errors import DataError, one_of
+from medmoe.errors import DataError, one_of, quoted
 
+SPLITS = ("train", "validation", "test")
 CAPTION_REQUEST = "Describe this image."
 
 #: How a caption names a modality; other modalities are written as they are, with "image".
@@ -73,10 +75,14 @@ def check_split(name: str, split: str, splits: Sequence[str]) -> None:
 
 
 def require(root: Path, marker: str, name: str, *others: str) -> Path:
-    """Return the first marker of a set under the data folder, or say what was looked for."""
+    """Return the first marker of a set under the data folder, or say what was looked for.
+
+    ``root`` may be the set's own folder too, whatever it is called.
+    """
     for choice in (marker, *others):
-        if (root / choice).exists():
-            return root / choice
+        for inside in (choice, choice.partition("/")[2]):
+            if inside and (root / inside).exists():
+                return root / inside
     raise MissingPart(
         f"{name}: no {marker} under {root}; give the folder with --data or $MEDMOE_DATA"
     )
@@ -180,12 +186,49 @@ def fields(raw: Any, names: Sequence[str], where: str) -> dict[str, str]:
     return found
 
 
-def image_file(folder: Path, name: str, where: str) -> Path:
-    """Return the path of an image file that must be there."""
-    path = folder / name
-    if not path.is_file():
-        raise DataError(f"{where}: image file {name!r} is missing in {folder}; add it")
+def image_file(folder: Path, name: str, where: str, allow_outside: bool = False) -> Path:
+    r"""Return the path of an image file that must be there, inside its set's folder.
+
+    ``\\`` is read as ``/``, and a letter with an accent is the same however it is composed.
+
+    Args:
+        allow_outside: The user's ``--allow-outside``: the file may lie anywhere.
+    """
+    if "://" in name:
+        raise DataError(f"{where}: image {quoted(name)} is an address; name a file")
+    spellings = (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
+    choices = [folder / one for text in spellings for one in (text, text.replace("\\", "/"))]
+    path = next((choice for choice in choices if _is_file(choice)), None)
+    if path is None:
+        raise DataError(f"{where}: image file {quoted(name)} is missing in {folder}; add it")
+    if not allow_outside and not path.resolve().is_relative_to(folder.resolve()):
+        raise DataError(
+            f"{where}: image file {quoted(name)} lies outside {folder}; copy it there, or give "
+            "--allow-outside"
+        )
     return path
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have: too long, or with a NUL
+        return False
+
+
+#: Other spellings of the names of splits.
+_SPLIT_NAMES = {
+    "training": "train",
+    **dict.fromkeys(("val", "valid", "dev", "validate"), "validation"),
+    "testing": "test",
+}
+
+
+def split_name(raw: str) -> str:
+    """Return our name of a split (``Val`` is ``validation``); any other name is kept."""
+    name = raw.strip()
+    known = _SPLIT_NAMES.get(name.lower(), name.lower())
+    return known if known in SPLITS else name
 
 
 def json_list(path: Path) -> list[Any]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from medmoe.data.bad_rows import BadRows, collector
-from medmoe.data.readers import common
+from medmoe.data.bad_rows import BadRows
+from medmoe.data.readers.own_set import Content, OwnSet
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.errors import DataError
 
@@ -19,49 +19,24 @@ QUESTION = "Which class does this image belong to?"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".nii", ".gz")
 _SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
 
-_SOURCE = common.Source("your own folder")
 
-
-@dataclass(frozen=True, slots=True)
-class FolderPerClass:
+@dataclass(frozen=True)
+class FolderPerClass(OwnSet):
     """A user's folder of classes; its name is the name of the set."""
 
-    path: Path
-    SOURCE: common.Source = _SOURCE
-    LICENCE: str = "unknown"
-
-    @property
-    def NAME(self) -> str:
-        """The name of the folder."""
-        return self.path.resolve().name
-
-    @property
-    def MARKERS(self) -> tuple[str, ...]:
-        """The folder itself."""
-        return (str(self.path),)
-
-    @property
-    def SPLITS(self) -> tuple[str, ...]:
-        """The splits that have a folder, else ``train``."""
-        return tuple(_splits(self.path)) or ("train",)
-
-    def read(self, root: Path, split: str, bad: BadRows | None = None) -> list[Record]:
-        """Return one classification record per picture of a split.
-
-        Raises:
-            DataError: There is no class folder, or a file in one is no picture.
-        """
-        del root
-        common.check_split(self.NAME, split, self.SPLITS)
-        bad = collector(bad)
-        classes = _classes(_splits(self.path).get(split, self.path))
-        options = tuple(_label(folder.name) for folder in classes)
+    def content(self, bad: BadRows) -> Content:
+        """Return one classification record per picture."""
+        splits = _splits(self.path) or {"": self.path}
+        classes = [
+            (split, folder) for split, inside in splits.items() for folder in _classes(inside)
+        ]
+        options = tuple(sorted({_label(folder.name) for _, folder in classes}))
         records = []
-        for folder in classes:
+        for split, folder in classes:
             for file in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
                 with bad.row():
                     records.append(self._record(file, _label(folder.name), options, split))
-        return common.some(records, self.path)
+        return Content(records)
 
     def _record(self, file: Path, answer: str, options: tuple[str, ...], split: str) -> Record:
         if not file.is_file() or file.suffix.lower() not in SUFFIXES:

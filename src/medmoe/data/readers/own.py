@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from medmoe.data import exchange
-from medmoe.data.bad_rows import BadRows, collector
+from medmoe.data.bad_rows import BadRows
 from medmoe.data.readers import common, tables
+from medmoe.data.readers.own_set import Content, OwnSet
 from medmoe.data.schema import TASKS, AnswerType, ImageRecord, Record, Task
 from medmoe.domains import MODALITIES, modality_name
 from medmoe.errors import DataError, one_of
@@ -28,18 +29,14 @@ OPTIONAL = (
     *("id", "split", "answer_type", "question_type", "options", "references"),
     *("modality", "organ", "licence", "task"),
 )
+#: Columns that say whose picture it is: not kept, but a set without splits is parted by them.
+PATIENT = ("patient", "patient_id", "subject", "subject_id")
 _LISTS = ("options", "references")
 
-_SOURCE = common.Source("your own file")
 
-
-@dataclass(frozen=True, slots=True)
-class Own:
+@dataclass(frozen=True)
+class Own(OwnSet):
     """A user's file; its name without suffix (or that of its folder) is the name of the set."""
-
-    path: Path
-    SOURCE: common.Source = _SOURCE
-    LICENCE: str = "unknown"
 
     @property
     def NAME(self) -> str:
@@ -47,37 +44,18 @@ class Own:
         path = self.path.resolve()
         return path.parent.name if path.stem == "data" else path.stem
 
-    @property
-    def MARKERS(self) -> tuple[str, ...]:
-        """The file itself."""
-        return (str(self.path),)
-
-    @property
-    def SPLITS(self) -> tuple[str, ...]:
-        """The splits that the rows name, in order of appearance."""
-        skipped = BadRows("skip")
-        names = (_split(row) for _, row in _rows(self.path, skipped))
-        return tuple(dict.fromkeys(names)) or ("train",)
-
-    def read(self, root: Path, split: str, bad: BadRows | None = None) -> list[Record]:
-        """Return the records of a split.
-
-        Raises:
-            DataError: A row is malformed (file and row are named), or no row can be used.
-        """
-        del root
-        bad = collector(bad)
+    def content(self, bad: BadRows) -> Content:
+        """Return the records of all rows that can be used."""
         images: dict[str, ImageRecord] = {}
+        patients: dict[str, str] = {}
         records = []
-        seen = set()
         for where, row in _rows(self.path, bad):
-            seen.add(_split(row))
-            if _split(row) == split:
-                with bad.row():
-                    records.append(self._record(row, where, images))
-        if seen and split not in seen:
-            raise DataError(one_of(split, seen, f"split of {self.NAME}"))
-        return common.some(common.unique(records, self.path, bad), self.path)
+            with bad.row():
+                record = self._record(row, where, images)
+                records.append(record)
+                if patient := _patient(row):
+                    patients[record.image.id] = patient
+        return Content(common.unique(records, self.path, bad), patients)
 
     def _record(self, row: tables.Row, where: str, images: dict[str, ImageRecord]) -> Record:
         if "messages" in row:
@@ -97,7 +75,7 @@ class Own:
             or common.question_word(text["question"], text["answer"]),
             task=_task(more["task"], where),
             dataset=self.NAME,
-            split=_split(row),
+            split=common.split_name(_text(row.get("split"))),
             licence=more["licence"] or self.LICENCE,
             options=_checked_options(options, text["answer"], where),
             references=references,
@@ -114,7 +92,7 @@ class Own:
     ) -> ImageRecord:
         """Return the one record of an image; two rows must not contradict each other on it."""
         if name not in images:
-            source = common.image_file(self.path.parent, name, where)
+            source = common.image_file(self.path.parent, name, where, self.allow_outside)
             images[name] = ImageRecord(f"{self.NAME}/{name}", source, modality, organ or None)
         image = images[name]
         if modality is not None and image.modality != modality:
@@ -156,8 +134,8 @@ def _rows(path: Path, bad: BadRows) -> Iterator[tuple[str, tables.Row]]:
         yield from tables.rows(path, bad)
 
 
-def _split(row: tables.Row) -> str:
-    return _text(row.get("split")) or "train"
+def _patient(row: tables.Row) -> str:
+    return next((text for name in PATIENT if (text := _text(row.get(name)))), "")
 
 
 def _text(value: Any) -> str:
@@ -170,7 +148,7 @@ def _list(value: Any) -> tuple[str, ...]:
 
 
 def _check_columns(row: tables.Row, where: str) -> None:
-    known = (*NEEDED, *OPTIONAL)
+    known = (*NEEDED, *OPTIONAL, *PATIENT)
     for name in row:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)

@@ -101,7 +101,7 @@ def read(root: Path, split: str, bad: BadRows | None = None) -> list[Record]:
             if row.image not in files:
                 raise DataError(f"{where}: image file {row.image}.jpg is missing in {images_dir}")
             rows.append((where, row))
-    banned = overlap(root)[split]
+    banned = overlap(folder.parent)[split]
     placed = [(where, row) for where, row in rows if row.image not in banned]
     kept = [row for _, row in placed]
     _log.info(
@@ -109,7 +109,7 @@ def read(root: Path, split: str, bad: BadRows | None = None) -> list[Record]:
         *(NAME, split, len(rows) - len(kept)),
         *(len({row.image for _, row in rows} & banned), len(kept)),
     )
-    images = _image_records(kept, files, _modalities(root, kept, split), split)
+    images = _image_records(kept, files, _modalities(folder.parent, kept, split), split)
     records = [_record(row, images[row.image], split, where) for where, row in placed]
     records = common.unique(records, folder, bad)
     if split == "train":
@@ -117,12 +117,12 @@ def read(root: Path, split: str, bad: BadRows | None = None) -> list[Record]:
     return records
 
 
-def overlap(root: Path) -> dict[str, frozenset[str]]:
+def overlap(folder: Path) -> dict[str, frozenset[str]]:
     """Return, for each split, the image names that must not be used beside VQA-RAD.
 
-    From ``overlap_with_vqa_rad.json`` where the folder holds it, else from the same list here.
+    From ``overlap_with_vqa_rad.json`` where it is there, else from the same list here.
     """
-    path = root / "vqa-med-2019" / _OVERLAP_FILE
+    path = folder / _OVERLAP_FILE
     if not path.is_file():
         same = frozenset(f"synpic{number}" for number in _SAME_PICTURE.split())
         adjacent = frozenset(f"synpic{number}" for number in _ADJACENT_SLICES.split())
@@ -203,9 +203,9 @@ def _image_files(folder: Path) -> dict[str, Path]:
     return {Path(name).stem: folder / name for name in common.file_names(folder)}
 
 
-def _modalities(root: Path, rows: list[_Row], split: str) -> dict[str, str]:
+def _modalities(folder: Path, rows: list[_Row], split: str) -> dict[str, str]:
     """Return image -> modality, from answers only: the wording of a question proves nothing."""
-    path = root / "vqa-med-2019" / _LABEL_FILE
+    path = folder / _LABEL_FILE
     if split != "test" and path.is_file():
         return _labelled_modalities(path, _FOLDERS[split])
     found: defaultdict[str, set[str]] = defaultdict(set)
