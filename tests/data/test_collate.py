@@ -78,6 +78,31 @@ def test_the_models_own_mean_is_the_token_weighted_mean() -> None:
     assert whole != pytest.approx(sum(losses) / 3, abs=1e-3)
 
 
+@torch.no_grad()
+def test_the_loss_of_a_conversation_is_that_of_its_answers_in_the_rendered_text() -> None:
+    model = moe_model("stablelm", top_k=2)
+    table = features(model, 1)
+    (conversation,) = TOKENS.segments(QUESTIONS[:3])
+    neighbours = [TOKENS.segment(*QUESTIONS[3]), conversation, TOKENS.segment(*QUESTIONS[1])]
+    ids = torch.tensor([PREFIX + conversation.ids])
+    said = model(input_ids=ids, vision_features=table).logits[0, :-1].log_softmax(-1)
+    losses = -said.gather(-1, ids[0, 1:, None])[:, 0]
+    end = len(conversation.ids)
+    spans = [*conversation.earlier, (end - conversation.answer_length, end)]
+    at = len(PREFIX) - 1  # the token before predicts
+    wanted = sum(float(losses[at + first : at + after].sum()) for first, after in spans)
+    alone = sum(
+        float(model(**PackingCollator(table, PAD)([Packed(0, PREFIX, (s,))]).copy()).loss)
+        * s.answer_length
+        for s in (neighbours[0], neighbours[2])
+    )
+    for others, more in (([conversation], 0.0), (neighbours, alone)):
+        batch = PackingCollator(table, PAD)([Packed(0, PREFIX, tuple(others))])
+        total = float(model(**batch, num_items_in_batch=1).loss)
+        assert total == pytest.approx(wanted + more, abs=1e-4, rel=1e-5)
+    assert len(spans) == 3
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
@@ -140,6 +165,16 @@ def test_a_small_batch_by_hand() -> None:
     assert seen == ["x......", "xx.....", "xxx....", "xxxx...", "xx..x..", "xx...x.", "xx...xx"]
     seen = ["".join(".x"[int(v)] for v in row) for row in batch["attention_mask"][1, 0]]
     assert seen == ["x......", "xx.....", "xxx....", "...x...", "....x..", ".....x.", "......x"]
+
+
+def test_every_answer_of_a_conversation_is_a_label_and_its_turns_see_what_came_before() -> None:
+    talk = Segment((3, 4, 5, 6, 9), 2, earlier=((1, 2),))
+    batch = pack_batch([Packed(0, (7,), (Segment((2, 2), 1), talk))], pad_token_id=0)
+    no = IGNORE
+    assert batch["labels"].tolist() == [[no, no, 2, no, 4, no, 6, 9]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 1, 2, 3, 4, 5]]
+    seen = ["".join(".x"[int(v)] for v in row) for row in batch["attention_mask"][0, 0]]
+    assert seen[3:] == ["x..x....", "x..xx...", "x..xxx..", "x..xxxx.", "x..xxxxx"]
 
 
 def test_each_row_gets_the_features_of_its_own_image() -> None:

@@ -31,6 +31,7 @@ def records(tmp_path: Path) -> list[Record]:
         record(file, "b", answer="Größe 3 cm", answer_type="open", references=("3 cm",)),
         record(pixels, "c", task="classification", options=("yes", "no"), split="test"),
         record(ImageRecord("set/2", png(9)), "d", task="caption", licence="CC-BY-4.0"),
+        record(pixels, "e", further=(("Where?", "left, <image> 2"), ("Why?", "no idea"))),
     ]
 
 
@@ -98,6 +99,16 @@ def test_each_trainer_gets_the_mark_it_wants(tmp_path: Path, records: list[Recor
     assert not (tmp_path / "trl" / "dataset_info.json").exists()
 
 
+def test_a_conversation_shows_its_picture_once(records: list[Record]) -> None:
+    said = exchange.row_of(records[-1], "x.png")["messages"]
+    assert [turn["role"] for turn in said] == ["user", "assistant"] * 3
+    assert [turn["content"] for turn in said[::2]] == [
+        "<image>\nIs there a mass?",
+        "Where?",
+        "Why?",
+    ]
+
+
 def test_a_choice_lists_its_options_in_the_message(records: list[Record]) -> None:
     row = exchange.row_of(records[2], "x.png")
     assert row["messages"][0]["content"] == "<image>\nIs there a mass? Options: yes, no."
@@ -110,6 +121,20 @@ def test_a_choice_lists_its_options_in_the_message(records: list[Record]) -> Non
         ({"images": []}, "images must hold exactly one image"),
         ({"images": ["gone.png"]}, r"image file 'gone\.png' is missing"),
         ({"messages": [{"role": "user", "content": "x"}]}, "messages must be one of user"),
+        ({"messages": []}, r"one of user, one of assistant, and so on in turn, found \[\]"),
+        (
+            {"messages": [{"role": r, "content": "x"} for r in ("user", "assistant", "user")]},
+            "messages must be one of user",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": r, "content": c}
+                    for r, c in zip(("user", "assistant") * 2, ("a", "b", "c", " "), strict=True)
+                ]
+            },
+            "row 1: empty answer",
+        ),
         (
             {"messages": [{"role": r, "content": "<image>"} for r in ("user", "assistant")]},
             "empty question",
@@ -117,7 +142,7 @@ def test_a_choice_lists_its_options_in_the_message(records: list[Record]) -> Non
         ({"labels": "[1]"}, "labels must be a JSON object"),
     ],
 )
-def test_a_row_that_is_no_single_question_is_refused(
+def test_a_row_that_is_no_conversation_about_one_image_is_refused(
     tmp_path: Path, records: list[Record], changes: dict[str, object], message: str
 ) -> None:
     path = write_jsonl(records[:1], tmp_path / "out", "set")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 from tests.model.tiny import IMAGE_TOKENS, TEXTS, processor
 
+from medmoe.backbones.templates import NO_THINKING, chatml_template
 from medmoe.data import tokenize
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.data.tokenize import ConversationTokenizer, train_tokenizer
@@ -127,6 +129,52 @@ def test_a_template_that_renders_answers_unlike_prompts_is_refused() -> None:
 
     with pytest.raises(DataError, match="must be how the answer begins"):
         ConversationTokenizer(Odd(), IMAGE_TOKENS).segment("why?", "yes")
+
+
+TURNS = (("Is there a mass?", "yes"), ("where — which lobe?", "left lung, upper"), ("Why?", ""))
+
+
+def asked_in_chat(conversations: ConversationTokenizer, turn: int) -> tuple[int, ...]:
+    """Return what a model is asked with when a conversation has come to this turn."""
+    said = [part for t in TURNS[:turn] for part in zip(("user", "assistant"), t, strict=True)]
+    return conversations.conversation([*said, ("user", TURNS[turn][0])], with_image=True)
+
+
+def test_before_each_answer_of_a_conversation_stands_what_chat_asks_with(
+    conversations: ConversationTokenizer,
+) -> None:
+    (segment,) = conversations.segments(TURNS)
+    end = len(segment.ids)
+    spans = [*segment.earlier, (end - segment.answer_length, end)]
+    for turn, (first, after) in enumerate(spans):
+        before = conversations.prefix() + segment.ids[:first]
+        assert before == asked_in_chat(conversations, turn)
+        assert decoded(segment.ids[first:after]) == f" {TURNS[turn][1]}</s>"
+    assert len(spans) == len(TURNS)
+
+
+def test_a_conversation_of_one_turn_is_a_question(conversations: ConversationTokenizer) -> None:
+    assert conversations.segments(TURNS[:1]) == (conversations.segment(*TURNS[0]),)
+
+
+def test_a_turn_that_is_rendered_otherwise_later_on_begins_a_segment_with_all_before_it() -> None:
+    thinking = copy.copy(processor())
+    thinking.chat_template = chatml_template(opening=NO_THINKING)
+    conversations = ConversationTokenizer(thinking, IMAGE_TOKENS)
+    segments = conversations.segments(TURNS)
+    assert len(segments) == len(TURNS)
+    for turn, segment in enumerate(segments):
+        assert segment.earlier == ()
+        before = conversations.prefix() + segment.ids[: -segment.answer_length]
+        assert before == asked_in_chat(conversations, turn)
+
+
+def test_a_conversation_without_a_picture_is_its_whole_text(
+    conversations: ConversationTokenizer,
+) -> None:
+    text = "USER: Is there a mass? ASSISTANT: yes</s>USER: Why? ASSISTANT: so</s>"
+    ids = conversations.text_only([("Is there a mass?", "yes"), ("Why?", "so")])
+    assert list(ids) == processor().tokenizer(text).input_ids
 
 
 def test_a_trained_tokenizer_reads_and_writes_any_text_in_lower_case() -> None:

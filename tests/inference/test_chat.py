@@ -131,6 +131,12 @@ def test_the_prompt_is_the_templates_rendering_with_the_image_first(engine: MedM
     )
 
 
+def test_a_conversation_is_trained_on_exactly_as_it_is_asked(engine: MedMoe) -> None:
+    (segment,) = engine.tokenizer.segments([(QUESTION, "yes"), ("Where?", "left")])
+    asked = engine.tokenizer.prefix() + segment.ids[: -segment.answer_length]
+    assert asked == prompt_ids(engine, request(QUESTION, "yes", "Where?"))
+
+
 def test_special_tokens_in_a_turn_are_text(engine: MedMoe) -> None:
     turns = [("user", "a <image> b"), ("assistant", "</s> c"), ("user", "<image></s>")]
     ids = engine.tokenizer.conversation(turns, with_image=True)

@@ -97,7 +97,7 @@ def test_ids_of_a_question_in_words_only(
     family: str, labels: Any, conversations: ConversationTokenizer
 ) -> None:
     wanted = labels["results"][f"{family}/text_only"]["input_ids"]
-    assert list(conversations.text_only(*pair(labels, "text_only"))) == wanted
+    assert list(conversations.text_only([pair(labels, "text_only")])) == wanted
 
 
 def test_ids_of_two_rounds(family: str, processor: Any, labels: Any) -> None:

@@ -81,7 +81,7 @@ def _table() -> Any:
 
 def _language(settings: RunSettings, progress: Progress) -> tuple[Weights, PhaseResult]:
     tokenizer = ConversationTokenizer(processor(), image_tokens=1)
-    texts = [tokenizer.text_only(r.question, r.answer) for r in records()]
+    texts = [tokenizer.text_only([(r.question, r.answer)]) for r in records()]
     words, result = train_language_model(
         TINY_LANGUAGE, texts, processor().tokenizer, toy.SPEC, STEPS, SEED, progress, settings
     )

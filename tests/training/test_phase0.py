@@ -191,7 +191,7 @@ def test_same_seed_gives_the_same_encoder() -> None:
 
 def test_a_few_steps_of_the_language_model_reduce_the_loss() -> None:
     conversations = ConversationTokenizer(processor(), image_tokens=1)
-    texts = [conversations.text_only(r.question, r.answer) for r in phantom_records(8)]
+    texts = [conversations.text_only([(r.question, r.answer)]) for r in phantom_records(8)]
     model, result = train_language_model(
         TINY_LANGUAGE, texts, processor().tokenizer, SPEC, 25, 5, silent
     )

@@ -15,6 +15,7 @@ from medmoe.config.schema import PhaseName
 from medmoe.data.collate import Packed
 from medmoe.data.schema import ImageRecord, Record, Task
 from medmoe.data.tokenize import ConversationTokenizer
+from medmoe.data.wording import turns_of
 from medmoe.errors import DataError
 from medmoe.training.samples import packed_length, packed_schedule
 from medmoe.training.schedule import Schedule
@@ -194,3 +195,36 @@ def test_a_question_longer_than_a_sample_is_named(tokenizer: ConversationTokeniz
     long = record("long", IMAGES[0], question="why " * 40 + "?", answer="so")
     with pytest.raises(DataError, match=r"hand_made: question long has \d+ tokens, and max_len"):
         samples(tokenizer, records=[long], max_length=60)[0]
+
+
+TALK = record(
+    "talk", IMAGES[0], question="why?", answer="so", further=(("where?", "left"), ("when?", "now"))
+)
+
+
+def test_a_conversation_is_one_question_among_others(tokenizer: ConversationTokenizer) -> None:
+    schedule = samples(tokenizer, records=[TALK, *RECORDS], max_questions=2, steps=30)
+    (talk,) = tokenizer.segments(turns_of(TALK))
+    assert any(talk in schedule[i].segments for i in range(len(schedule)))
+    assert max(len(schedule[i].segments) for i in range(len(schedule))) == 2
+
+
+@pytest.mark.parametrize("turns", [1, 2])
+def test_a_conversation_too_long_ends_with_its_last_turn_that_fits(
+    tokenizer: ConversationTokenizer, turns: int
+) -> None:
+    said = turns_of(TALK)
+    (longer,) = tokenizer.segments(said[: turns + 1])
+    limit = len(tokenizer.prefix()) + len(longer.ids) - 1
+    sample = samples(tokenizer, records=[TALK], max_length=limit)[0]
+    assert sample.segments == tokenizer.segments(said[:turns])
+
+
+def test_of_a_conversation_whose_first_answer_is_too_long_its_end_is_cut(
+    tokenizer: ConversationTokenizer,
+) -> None:
+    (first,) = tokenizer.segments(turns_of(TALK)[:1])
+    limit = len(tokenizer.prefix()) + len(first.ids) - 1
+    (segment,) = samples(tokenizer, records=[TALK], max_length=limit)[0].segments
+    assert segment.ids == first.ids[:-1]
+    assert (segment.answer_length, segment.earlier) == (first.answer_length - 1, ())

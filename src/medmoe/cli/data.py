@@ -119,7 +119,9 @@ def _info(args: argparse.Namespace) -> dict[str, Any]:
         parts = {name: readable(records, bad) for name, records in parts.items()}
     found = {name: counts(records) for name, records in parts.items()}
     for name, content in found.items():
-        print(f"{name}: {content['n']:,} rows on {content['images']:,} images")
+        more = content["turns"] - content["n"]
+        talk = f", {more:,} further turns of conversations" if more else ""
+        print(f"{name}: {content['n']:,} rows on {content['images']:,} images{talk}")
         for key, values in content.items():
             if isinstance(values, Mapping) and values:
                 print(f"  {key.replace('_', ' ')}: {_few(values)}")

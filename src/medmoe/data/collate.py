@@ -1,7 +1,8 @@
 """Packs the questions about one image behind one image prefix.
 
 Each question attends to the prefix and to itself only, and its positions restart after the prefix,
-so the loss equals that of unpacked questions while the image is read once, not once per question.
+so the loss equals that of unpacked questions while the image is read once, not once per question. A
+conversation is packed as one question is: its turns see each other in order, and nothing else.
 
 Shapes: B images of the batch, S packed length, P prefix length.
 """
@@ -72,8 +73,9 @@ def _fill_row(
         ids[at:end] = torch.tensor(segment.ids)
         positions[at:end] = torch.arange(start, start + len(segment.ids))
         owner[at:end] = number
-        if segment.answer_length:
-            labels[end - segment.answer_length : end] = ids[end - segment.answer_length : end]
+        answers = ((at + first, at + after) for first, after in segment.earlier)
+        for first, after in (*answers, (end - segment.answer_length, end)):
+            labels[first:after] = ids[first:after]
         at = end
 
 

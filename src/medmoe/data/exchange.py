@@ -4,8 +4,8 @@ A row has ``messages`` (role and content), ``images`` and what a record says bes
 beside a folder of pictures, as Parquet with the pictures inside, or as a Hugging Face dataset in
 memory or streamed. The content of a user's message begins with ``<image>``, which LLaMA-Factory and
 ms-swift want; TRL puts the picture there itself, so for it the mark is left out. Rows read back
-give the same records. Chats of other origin are read by `medmoe.data.readers.own`, one question a
-row; system prompts, several images and several turns are refused.
+give the same records. Chats of other origin are read by `medmoe.data.readers.own`, a conversation
+a row; system prompts and several images are refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from medmoe.data.schema import TASKS, ImageRecord, Record, Task
-from medmoe.data.wording import question_text
+from medmoe.data.wording import turns_of
 from medmoe.errors import DataError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Target = Literal["llama_factory", "swift", "trl"]
 TARGETS: tuple[Target, ...] = ("llama_factory", "swift", "trl")
 IMAGE_MARK = "<image>"
+_ROLES = ("user", "assistant")
 
 #: Columns with plain text, in the order of the file.
 _TEXTS = (
@@ -45,12 +46,15 @@ def row_of(record: Record, image: object, target: Target = "llama_factory") -> d
     Args:
         image: The reference that stands in ``images``: a path, or ``{"bytes", "path"}``.
     """
-    mark = "" if target == "trl" else f"{IMAGE_MARK}\n"
+    messages = [
+        {"role": role, "content": text}
+        for turn in turns_of(record)
+        for role, text in zip(_ROLES, turn, strict=True)
+    ]
+    if target != "trl":
+        messages[0]["content"] = f"{IMAGE_MARK}\n{messages[0]['content']}"
     return {
-        "messages": [
-            {"role": "user", "content": mark + question_text(record)},
-            {"role": "assistant", "content": record.answer},
-        ],
+        "messages": messages,
         "images": [image],
         "id": record.id,
         "question": record.question,
@@ -191,9 +195,9 @@ def record_of(
         images: Images known so far, by id; the row's is added.
 
     Raises:
-        DataError: The row is no question with one image and one answer.
+        DataError: The row is no conversation about one image.
     """
-    question, answer = _turns(row.get("messages"), where)
+    (question, answer), *further = _turns(row.get("messages"), where)
     text = {key: _text(row.get(key)) for key in _TEXTS}
     references = row.get("images")
     if not isinstance(references, list) or len(references) != 1:
@@ -218,27 +222,28 @@ def record_of(
         options=tuple(row.get("options") or ()),
         references=tuple(row.get("references") or ()),
         place=where,
+        further=tuple(further),
     )
 
 
 _YES_NO = ("yes", "no")
 
 
-def _turns(messages: object, where: str) -> tuple[str, str]:
-    """Return question and answer of a chat of one turn."""
-    turns = messages if isinstance(messages, list) else []
-    roles = [turn.get("role") if isinstance(turn, dict) else None for turn in turns]
-    if roles != ["user", "assistant"]:
+def _turns(messages: object, where: str) -> list[tuple[str, str]]:
+    """Return question and answer of each turn of a chat."""
+    said = messages if isinstance(messages, list) else []
+    roles = [one.get("role") if isinstance(one, dict) else None for one in said]
+    if not roles or roles != [*_ROLES] * (len(roles) // 2):
         raise DataError(
-            f"{where}: messages must be one of user and one of assistant, found {roles}; split "
-            "longer chats"
+            f"{where}: messages must be one of user, one of assistant, and so on in turn, found "
+            f"{roles}; correct the row or remove it"
         )
-    question, answer = (_text(turn.get("content")) for turn in turns)
-    question = question.replace(IMAGE_MARK, "").strip()
-    for name, text in (("question", question), ("answer", answer)):
-        if not text:
-            raise DataError(f"{where}: empty {name}; fill it in or remove the row")
-    return question, answer
+    texts = [_text(one.get("content")) for one in said]
+    texts[::2] = [text.replace(IMAGE_MARK, "").strip() for text in texts[::2]]
+    if "" in texts:
+        what = ("question", "answer")[texts.index("") % 2]
+        raise DataError(f"{where}: empty {what}; fill it in or remove the row")
+    return list(zip(texts[::2], texts[1::2], strict=True))
 
 
 def _text(value: object) -> str:

@@ -45,10 +45,12 @@ class ImageRecord:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Record:
-    """One question (or caption request) about one image.
+    """One question (or caption request) about one image, or a conversation that begins with it.
 
     Attributes:
         id: Unique within the data set and split.
+        further: The conversation's further turns, question and answer of each; a turn is read with
+            all that was said before it. They are trained on; scored is the first question.
         options: The closed set of answers of a classification item, in label order.
         references: Further accepted answers besides ``answer``.
         place: File and row it was read from, for reports; empty where there is none.
@@ -67,3 +69,4 @@ class Record:
     options: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
     place: str = ""
+    further: tuple[tuple[str, str], ...] = ()

@@ -62,7 +62,8 @@ def _tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, record: Record, x: int,
     sheet.paste(picture, (x + (_SIDE - size[0]) // 2, y + (_SIDE - size[1]) // 2))
     lines = _wrapped(f"Q: {record.question}", 2)
     lines += _wrapped(f"A: {record.answer}", _LINES - 1 - len(lines))
-    lines.append(f"{record.image.modality or 'unknown modality'} · {record.answer_type}")
+    turns = f" · {1 + len(record.further)} turns" if record.further else ""
+    lines.append(f"{record.image.modality or 'unknown modality'} · {record.answer_type}{turns}")
     for number, line in enumerate(lines[:_LINES]):
         draw.text((x, y + _SIDE + 2 + number * _LINE), line, "#1b1b1f", _font(line))
 

@@ -21,17 +21,23 @@ PAD, END, IMAGE = "<pad>", "</s>", "<image>"
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One question after the image prefix: its token ids, and how many of them are the answer.
+    """What stands after the image prefix: a question or a conversation, and where it is answered.
 
-    The answer (with its end token) is the tail of ``ids``; only it is trained on.
+    Only answers, with their end tokens, are trained on.
+
+    Attributes:
+        ids: Token ids.
+        answer_length: How many of them, at the end, are the last answer.
+        earlier: First place of each earlier answer of a conversation, and the place after it.
     """
 
     ids: tuple[int, ...]
     answer_length: int
+    earlier: tuple[tuple[int, int], ...] = ()
 
 
 class ConversationTokenizer:
-    """Renders and tokenises single-turn conversations with a processor's template.
+    """Renders and tokenises conversations about one image with a processor's template.
 
     Args:
         processor: Gives the chat template and the tokenizer.
@@ -54,9 +60,8 @@ class ConversationTokenizer:
         if key not in self._prompts:
             if len(self._prompts) >= _MAX_KEPT_PROMPTS:  # a server is asked without end
                 self._prompts.clear()
-            text = self._render(question, None, with_image)
-            text = text.replace(IMAGE, IMAGE * self._image_tokens)
-            self._prompts[key] = tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
+            asked = [("user", question)]
+            self._prompts[key] = self.conversation(asked, with_image=with_image)
         return self._prompts[key]
 
     def prefix(self) -> tuple[int, ...]:
@@ -70,19 +75,39 @@ class ConversationTokenizer:
         tail = prompt[self._prefix_length(prompt) :]
         if answer is None:
             return Segment(tail, 0)
-        rendered = self._render(question, answer, with_image=True)
-        bare = self._render(question, None, with_image=True)
-        if not rendered.startswith(bare):
-            raise DataError(
-                "the chat template renders an answered prompt unlike the open one; "
-                "its generation prompt must be how the answer begins"
-            )
-        ids = tuple(self._tokenizer(rendered[len(bare) :], add_special_tokens=False).input_ids)
+        ids = self._answer([("user", question)], answer)
         return Segment(tail + ids, len(ids))
 
-    def text_only(self, question: str, answer: str) -> tuple[int, ...]:
-        """Return the ids of a whole conversation without an image."""
-        text = self._render(question, answer, with_image=False)
+    def segments(self, turns: Sequence[tuple[str, str]]) -> tuple[Segment, ...]:
+        """Return the ids after the prefix of a conversation in which every answer is trained on.
+
+        Before each answer stand the ids that `conversation` gives for the turns so far: what a
+        model is asked with when the conversation is held. That is one segment, unless a template
+        renders what was said otherwise later on (Qwen3 drops the thought of earlier answers):
+        then a further segment begins anew, with all turns before it.
+
+        Args:
+            turns: Question and answer of each.
+        """
+        done: list[Segment] = []
+        said: list[tuple[str, str]] = []
+        for question, answer in turns:
+            said.append(("user", question))
+            asked = self.conversation(said, with_image=True)[len(self.prefix()) :]
+            ids = self._answer(said, answer)
+            said.append(("assistant", answer))
+            earlier: tuple[tuple[int, int], ...] = ()
+            if done and asked[: len(done[-1].ids)] == done[-1].ids:
+                last = done.pop()
+                end = len(last.ids)
+                earlier = (*last.earlier, (end - last.answer_length, end))
+            done.append(Segment(asked + ids, len(ids), earlier))
+        return tuple(done)
+
+    def text_only(self, turns: Sequence[tuple[str, str]]) -> tuple[int, ...]:
+        """Return the ids of a whole conversation, of questions and answers, without an image."""
+        said = [part for turn in turns for part in zip(("user", "assistant"), turn, strict=True)]
+        text = self._rendered(said, with_image=False, answered=True)
         return tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
 
     def conversation(
@@ -94,28 +119,36 @@ class ConversationTokenizer:
             turns: Role (``user`` or ``assistant``) and text of each; the image, if there is one,
                 stands before the first.
         """
-        messages = [self._message(role, text) for role, text in turns]
-        if with_image:
-            messages[0]["content"].insert(0, {"type": "image"})
-        text: str = self._processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
-        )
+        text = self._rendered(turns, with_image=with_image)
         text = text.replace(IMAGE, IMAGE * self._image_tokens)
         return tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
 
-    def _message(self, role: str, text: str) -> dict[str, Any]:
-        return {"role": role, "content": [{"type": "text", "text": self._plain(text)}]}
-
-    def _render(self, question: str, answer: str | None, with_image: bool) -> str:
-        content: list[dict[str, str]] = [{"type": "image"}] if with_image else []
-        content.append({"type": "text", "text": self._plain(question)})
-        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
-        if answer is not None:
-            messages.append(
-                {"role": "assistant", "content": [{"type": "text", "text": self._plain(answer)}]}
+    def _answer(self, asked: Sequence[tuple[str, str]], answer: str) -> tuple[int, ...]:
+        """Return the ids of an answer, its end token included."""
+        bare = self._rendered(asked)
+        rendered = self._rendered([*asked, ("assistant", answer)], answered=True)
+        if not rendered.startswith(bare):
+            raise DataError(
+                "the chat template renders an answered prompt unlike the open one; "
+                "its generation prompt must be how the answer begins"
             )
+        return tuple(self._tokenizer(rendered[len(bare) :], add_special_tokens=False).input_ids)
+
+    def _rendered(
+        self,
+        turns: Sequence[tuple[str, str]],
+        *,
+        with_image: bool = True,
+        answered: bool = False,
+    ) -> str:
+        messages: list[dict[str, Any]] = [
+            {"role": role, "content": [{"type": "text", "text": self._plain(text)}]}
+            for role, text in turns
+        ]
+        if with_image:
+            messages[0]["content"].insert(0, {"type": "image"})
         text: str = self._processor.apply_chat_template(
-            messages, add_generation_prompt=answer is None, tokenize=False
+            messages, add_generation_prompt=not answered, tokenize=False
         )
         return text
 

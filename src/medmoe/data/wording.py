@@ -10,3 +10,8 @@ def question_text(record: Record) -> str:
     if record.options:
         return f"{record.question} Options: {', '.join(record.options)}."
     return record.question
+
+
+def turns_of(record: Record) -> tuple[tuple[str, str], ...]:
+    """Return question, as asked, and answer of each turn of a record."""
+    return ((question_text(record), record.answer), *record.further)

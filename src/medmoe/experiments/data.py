@@ -253,7 +253,8 @@ def _digest(records: Iterable[Record]) -> str:
         image = record.image
         if image.id not in pictures:
             pictures[image.id] = hashlib.sha256(_raw(image)).hexdigest()
-        lines.append(f"{record.id}\t{record.question}\t{record.answer}\t{pictures[image.id]}\n")
+        said = [record.question, record.answer, *(text for turn in record.further for text in turn)]
+        lines.append("\t".join([record.id, *said, pictures[image.id]]) + "\n")
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 

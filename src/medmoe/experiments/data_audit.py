@@ -89,6 +89,7 @@ def counts(records: Sequence[Record]) -> dict[str, Any]:
     return {
         "n": len(records),
         "images": len(images),
+        "turns": sum(1 + len(record.further) for record in records),
         "tasks": _counted(record.task for record in records),
         "answer_types": _counted(r.answer_type for r in records if r.task != "caption"),
         "question_types": _counted(r.question_type for r in records if r.task != "caption"),

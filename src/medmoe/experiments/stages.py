@@ -15,7 +15,7 @@ from medmoe.config.schema import ModelSpec, PhaseSpec
 from medmoe.data.pixels import PixelTable, normalise
 from medmoe.data.schema import Record
 from medmoe.data.tokenize import ConversationTokenizer, train_tokenizer
-from medmoe.data.wording import question_text
+from medmoe.data.wording import turns_of
 from medmoe.experiments.demo_corpus import unique_images
 from medmoe.model.build import build_processor
 from medmoe.model.configuration_medmoe import MedMoeConfig
@@ -32,7 +32,10 @@ def stand_in_processor(
     records: Sequence[Record], vocab_size: int, vision: VisionBackbone, language: LanguageBackbone
 ) -> Any:
     """Return the processor of stand-in backbones, its tokenizer trained on the training texts."""
-    texts = (f"user: {question_text(r)} assistant: {r.answer}" for r in records)
+    texts = (
+        " ".join(f"user: {question} assistant: {answer}" for question, answer in turns_of(record))
+        for record in records
+    )
     tokenizer = train_tokenizer(texts, vocab_size)
     return build_processor(tokenizer, vision, language.chat_template)
 
@@ -75,7 +78,7 @@ def train_stand_in_language(
 ) -> tuple[PreTrainedModel, PhaseResult]:
     """Return the language model of phase 0, trained on the records' texts without pictures."""
     conversations = ConversationTokenizer(processor, image_tokens=1)
-    texts = [conversations.text_only(question_text(r), r.answer) for r in records]
+    texts = [conversations.text_only(turns_of(record)) for record in records]
     return train_language_model(
         language, texts, processor.tokenizer, spec, steps, seed, progress, settings
     )

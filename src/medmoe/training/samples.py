@@ -11,7 +11,7 @@ from medmoe.config.schema import PhaseName, PhaseSpec
 from medmoe.data.collate import Packed
 from medmoe.data.schema import Record, Task
 from medmoe.data.tokenize import ConversationTokenizer, Segment
-from medmoe.data.wording import question_text
+from medmoe.data.wording import turns_of
 from medmoe.errors import DataError
 from medmoe.training.schedule import Schedule
 
@@ -35,7 +35,8 @@ def packed_schedule(
         rows: Row of each image in the feature table.
         repeats: How often a data set's images come in one epoch, once where not named.
         max_length: Longest sample in tokens: questions that do not fit behind the image wait for
-            another epoch, and of an answer too long for a sample of its own the end is cut.
+            another epoch; a conversation too long for a sample of its own ends with its last turn
+            that fits, and of an answer too long for one the end is cut.
 
     Raises:
         DataError: No record has one of the tasks, or a question alone is longer than a sample.
@@ -54,19 +55,20 @@ def packed_schedule(
     prefix = tokenizer.prefix()
     room = None if max_length is None else max_length - len(prefix)
     # Each question is tokenised once, not once an epoch.
-    segments: dict[tuple[str, str, str], Segment] = {}
+    tokenised: dict[tuple[str, str, str], tuple[Segment, ...]] = {}
 
-    def segment(record: Record) -> Segment:
+    def segments(record: Record) -> tuple[Segment, ...]:
         key = (record.dataset, record.split, record.id)
-        if key not in segments:
-            whole = tokenizer.segment(question_text(record), record.answer)
-            segments[key] = _cut(whole, room, f"{record.dataset}: question {record.id}")
-        return segments[key]
+        if key not in tokenised:
+            whole = tokenizer.segments(turns_of(record))
+            tokenised[key] = _cut(whole, room, f"{record.dataset}: question {record.id}")
+        return tokenised[key]
 
     def draw(index: int, rng: np.random.Generator) -> Packed:
         image, questions = groups[index]
         chosen = rng.permutation(len(questions))[:max_questions]
-        return Packed(rows[image], prefix, _fitting([segment(questions[i]) for i in chosen], room))
+        drawn = [segment for i in chosen for segment in segments(questions[i])]
+        return Packed(rows[image], prefix, _fitting(drawn, room))
 
     return Schedule(
         draw,
@@ -78,17 +80,34 @@ def packed_schedule(
     )
 
 
-def _cut(segment: Segment, room: int | None, name: str) -> Segment:
-    """Return a segment that fits into a sample of its own: the end of its answer goes."""
-    if room is None or len(segment.ids) <= room:
-        return segment
-    left = segment.answer_length - (len(segment.ids) - room)
-    if left < 1:
+def _cut(segments: Sequence[Segment], room: int | None, name: str) -> tuple[Segment, ...]:
+    """Return the turns of a record that fit into a sample of its own.
+
+    The turns that do not fit go; if it is the first, the end of its answer.
+    """
+    if room is None:
+        return tuple(segments)
+    fitting = tuple(s for segment in segments if (s := _whole_turns(segment, room)) is not None)
+    if fitting:
+        return fitting
+    first = segments[0]
+    begin = first.earlier[0][0] if first.earlier else len(first.ids) - first.answer_length
+    if begin >= room:
         raise DataError(
-            f"{name} has {len(segment.ids) - segment.answer_length} tokens, and max_length leaves "
-            f"{max(0, room)} behind the image; use a larger --set max_length=N"
+            f"{name} has {begin} tokens, and max_length leaves {max(0, room)} behind the image; "
+            "use a larger --set max_length=N"
         )
-    return Segment(segment.ids[:room], left)
+    return (Segment(first.ids[:room], room - begin),)
+
+
+def _whole_turns(segment: Segment, room: int) -> Segment | None:
+    """Return a segment up to its last turn that fits; None where not even the first does."""
+    while len(segment.ids) > room:
+        if not segment.earlier:
+            return None
+        *earlier, (first, end) = segment.earlier
+        segment = Segment(segment.ids[:end], end - first, tuple(earlier))
+    return segment
 
 
 def _fitting(segments: Sequence[Segment], room: int | None) -> tuple[Segment, ...]:

@@ -49,13 +49,13 @@ def test_alignment_gives_captions_also_under_the_misspelt_key(tmp_path: Path) ->
     assert record.id == "llava_med_alignment/1"
 
 
-def test_each_turn_of_a_chat_is_a_record_on_the_shared_image(tmp_path: Path) -> None:
+def test_a_chat_is_one_record_with_all_its_turns(tmp_path: Path) -> None:
     name = "llava_med_instruct_60k_inline_mention.json"
-    first, second = INSTRUCT.read(write(tmp_path, name, [CHAT], "instruct"), "train")
-    assert (first.question, second.question) == ("What is it?", "Is it normal?")
-    assert first.image is second.image
-    assert first.image.modality == "xray"
-    assert [r.id for r in (first, second)] == ["llava_med_instruct/2/1", "llava_med_instruct/2/2"]
+    (record,) = INSTRUCT.read(write(tmp_path, name, [CHAT], "instruct"), "train")
+    assert (record.question, record.answer) == ("What is it?", "A chest X-ray.")
+    assert record.further == (("Is it normal?", "It is."),)
+    assert record.image.modality == "xray"
+    assert record.id == "llava_med_instruct/2"
 
 
 def test_missing_pictures_are_counted_and_no_error(

@@ -2,13 +2,12 @@
 
 The paper's data of phase 1 and phase 2. JSON files beside a folder ``images``. Its pictures are
 fetched one by one from PubMed Central and some are gone: rows without their picture are left out,
-counted in `BadRows.known_faults` and logged, never an error. Each turn of a conversation becomes
-a record of its own on the shared image; what earlier turns said is not carried along.
+counted in `BadRows.known_faults` and logged, never an error. A row of several turns is one record,
+a conversation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ _DOMAINS = {
 }
 #: The alignment file spells the key without its i.
 _TURNS = ("conversations", "conversatons")
-_SPEAKERS = ((0, "human"), (1, "gpt"))
+_SPEAKERS = ("human", "gpt")
 _SOURCE = common.Source("https://github.com/microsoft/LLaVA-Med", "llava-med")
 
 
@@ -73,30 +72,31 @@ class LlavaMed:
                     folder / text["image"],
                     modality=_modality(raw.get("domain")),
                 )
-                records += self._records(raw, text["id"], image, where)
+                records.append(self._record(raw, text["id"], image, where))
         if missing:
             bad.leave_out(f"{path}: image not there", missing)
         return common.some(common.unique(records, path, bad), path)
 
-    def _records(self, raw: Any, name: str, image: ImageRecord, where: str) -> Iterator[Record]:
-        turns = next((raw[key] for key in _TURNS if key in raw), None)
-        if not isinstance(turns, list) or len(turns) < 2 or len(turns) % 2:
+    def _record(self, raw: Any, name: str, image: ImageRecord, where: str) -> Record:
+        said = next((raw[key] for key in _TURNS if key in raw), None)
+        if not isinstance(said, list) or len(said) < 2 or len(said) % 2:
             raise DataError(f"{where}: conversations must alternate human and gpt; correct the row")
-        for number in range(0, len(turns), 2):
-            question, answer = (_said(turns[number + k], who, where) for k, who in _SPEAKERS)
-            yield Record(
-                id=f"{self.NAME}/{name}" + (f"/{number // 2 + 1}" if len(turns) > 2 else ""),
-                image=image,
-                question=question,
-                answer=answer,
-                answer_type="open",
-                question_type="caption" if self.task == "caption" else "instruction",
-                task=self.task,
-                dataset=self.NAME,
-                split="train",
-                licence=self.LICENCE,
-                place=where,
-            )
+        texts = [_said(turn, _SPEAKERS[n % 2], where) for n, turn in enumerate(said)]
+        (question, answer), *further = zip(texts[::2], texts[1::2], strict=True)
+        return Record(
+            id=f"{self.NAME}/{name}",
+            image=image,
+            question=question,
+            answer=answer,
+            answer_type="open",
+            question_type="caption" if self.task == "caption" else "instruction",
+            task=self.task,
+            dataset=self.NAME,
+            split="train",
+            licence=self.LICENCE,
+            place=where,
+            further=tuple(further),
+        )
 
 
 def _said(turn: Any, speaker: str, where: str) -> str:

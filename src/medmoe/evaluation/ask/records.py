@@ -82,6 +82,10 @@ def task_records(
             f"{spec.name}: no training answers ({error}); constants are chosen on the scored "
             "records, an upper bound."
         )
+    if talks := sum(bool(record.further) for record in records):
+        notes.append(
+            f"{spec.name}: {talks} records are conversations; the first question of each is asked."
+        )
     if chosen == spec.train_split:
         notes.append(f"{spec.name}: the training split is scored; its baselines know the answers.")
     return TaskRecords(spec, chosen, limit, records, train, tuple(notes))
