@@ -73,6 +73,19 @@ def test_info_counts_by_split_type_modality_and_licence(tmp_path: Path, table: P
     assert splits["clinic/test"]["question_types"] == {"what": 2}
 
 
+def test_info_counts_the_turns_of_conversations(
+    tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = [{"role": r, "content": "x"} for r in ("user", "assistant") * 3]
+    rows = [{"messages": said[: 2 * n], "images": [f"{n}.png"], "id": str(n)} for n in (1, 3)]
+    chats = table.with_name("chats.jsonl")
+    chats.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(tmp_path, "info", chats)["splits"]["chats/train"]["turns"] == 4
+    assert "2 rows on 2 images, 2 further turns of conversations" in capsys.readouterr().out
+    assert run(tmp_path, "info", table)["splits"]["clinic/train"]["turns"] == 12
+    assert "conversations" not in capsys.readouterr().out
+
+
 def test_info_lists_all_bad_rows_and_fails_unless_they_may_be_skipped(
     tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

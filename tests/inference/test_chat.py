@@ -10,7 +10,7 @@ from PIL import Image
 from tests.model.tiny import FAMILIES, Family, dense_model, moe_model, processor
 
 from medmoe.errors import ConfigError
-from medmoe.inference.chat import ChatChunk, ChatRequest, Turn, stream_chat
+from medmoe.inference.chat import ChatChunk, ChatRequest, Turn, prompt_ids, stream_chat
 from medmoe.inference.engine import MedMoe
 
 QUESTION = "Is there a mass?"

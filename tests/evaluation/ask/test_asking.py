@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from tests.model.tiny import moe_model, processor
 
+from medmoe.data.exchange import write_jsonl
 from medmoe.data.phantom import read_phantom
 from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, DataError
@@ -53,6 +55,20 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole")
     evaluate(plan_of(model, out, controls=("blank",)), silent)
     return out
+
+
+def test_of_conversations_the_first_question_is_asked_and_that_is_said(
+    tmp_path: Path, model: Path
+) -> None:
+    records = read_phantom("test", 2, seed=3)[:2]
+    talk = replace(records[0], further=(("Where is it?", "left"),))
+    path = write_jsonl([talk, records[1]], tmp_path / "own", "talks")
+    task = task_records(task_spec(str(path)), None, split="test", limit=None, seed=3)
+    said = "talks: 1 records are conversations; the first question of each is asked."
+    assert said in task.notes
+    summary = evaluate(plan_of(model, tmp_path / "out", tasks=[task]), silent)
+    assert said in summary["notes"]
+    assert len((tmp_path / "out/talks/predictions.jsonl").read_text().splitlines()) == 2
 
 
 def test_a_chunk_holds_all_questions_about_its_images(make_record: Make) -> None:
