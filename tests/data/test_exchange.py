@@ -31,7 +31,7 @@ def records(tmp_path: Path) -> list[Record]:
         record(file, "b", answer="Größe 3 cm", answer_type="open", references=("3 cm",)),
         record(pixels, "c", task="classification", options=("yes", "no"), split="test"),
         record(ImageRecord("set/2", png(9)), "d", task="caption", licence="CC-BY-4.0"),
-        record(pixels, "e", further=(("Where?", "left, <image> 2"), ("Why?", "no idea"))),
+        record(pixels, "e", split="test", further=(("Where?", "left"), ("Why?", "no idea"))),
     ]
 
 

@@ -60,7 +60,7 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_of_conversations_the_first_question_is_asked_and_that_is_said(
     tmp_path: Path, model: Path
 ) -> None:
-    records = read_phantom("test", 2, seed=3)[:2]
+    records = [r for r in read_phantom("test", 2, seed=3) if r.task == "vqa"][:2]
     talk = replace(records[0], further=(("Where is it?", "left"),))
     path = write_jsonl([talk, records[1]], tmp_path / "own", "talks")
     task = task_records(task_spec(str(path)), None, split="test", limit=None, seed=3)
