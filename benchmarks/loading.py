@@ -22,19 +22,19 @@ from support.timing import options, ratios
 from support.tiny import Tiny, tiny
 
 from medmoe.backbones.registry import vision_backbone
-from medmoe.config.schema import PhaseName, PhaseSpec
+from medmoe.config.schema import PhaseSpec
 from medmoe.data.collate import PackingCollator
 from medmoe.data.intake.sandbox import default_pool
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.training import engine
 from medmoe.training.ahead import Ahead, Begin
+from medmoe.training.context import PhaseContext
 from medmoe.training.on_demand import FeaturesOnDemand
 from medmoe.training.samples import packed_schedule
 from medmoe.training.schedule import Schedule
 from medmoe.training.trainer import run_phase
 
 BATCH, STEPS = 16, 12
-PHASE: PhaseName = "phase2_instruction"
 SPEC = PhaseSpec(
     learning_rate=1e-4, batch_size=BATCH, warmup_ratio=0.0, weight_decay=0.0, max_grad_norm=1.0
 )
@@ -47,8 +47,8 @@ class AtOnce(Ahead):
         return self._schedule[index]
 
 
-def schedule_of(parts: Tiny, images: list[ImageRecord]) -> Schedule[Any]:
-    """Return the samples: each picture once, with one question."""
+def context_of(parts: Tiny, images: list[ImageRecord], features: Any) -> PhaseContext:
+    """Return a phase on each picture once, with one question."""
     records = [
         Record(
             image.id, image, "Is there a fracture?", "no", "closed", "presence", "vqa", "benchmark",
@@ -57,22 +57,27 @@ def schedule_of(parts: Tiny, images: list[ImageRecord]) -> Schedule[Any]:
         for image in images
     ]  # fmt: skip
     rows = {image.id: row for row, image in enumerate(images)}
-    return packed_schedule(
-        PHASE, records, ["vqa"], rows, parts.tokenizer, SPEC, STEPS, 1, {}, seed=1
-    )
+    return PhaseContext(
+        phase="phase2_instruction", spec=SPEC, steps=STEPS, seed=1, progress=silent,
+        model=parts.dense, processor=parts.processor, tokenizer=parts.tokenizer,
+        features=features, rows=rows, records=records, repeats={}, max_questions=1,
+    )  # fmt: skip
 
 
-def train(parts: Tiny, schedule: Schedule[Any], collate: Any, begin: Begin | None = None) -> Any:
+def train(
+    context: PhaseContext, schedule: Schedule[Any], collate: Any, begin: Begin | None = None
+) -> Any:
     """Train a copy of the dense model, and return it."""
-    model = copy.deepcopy(parts.dense)
-    run_phase(PHASE, model, schedule, collate, SPEC, STEPS, 1, silent, begin=begin)
+    model = copy.deepcopy(context.model)
+    run_phase(context, model, schedule, collate, begin)
     return model
 
 
 def compare(parts: Tiny, images: list[ImageRecord], features: Any, repeats: int) -> str:
     """Return what preparing at once costs, and what is left of the cost ahead, as ratios."""
     collate = PackingCollator(features, parts.processor.tokenizer.pad_token_id)
-    plain = schedule_of(parts, images)
+    context = context_of(parts, images, features)
+    plain = packed_schedule(context)
     batches = [
         collate([plain[i] for i in range(start, start + BATCH)])
         for start in range(0, len(plain), BATCH)
@@ -85,14 +90,14 @@ def compare(parts: Tiny, images: list[ImageRecord], features: Any, repeats: int)
 
     def ahead() -> Any:
         engine.Ahead = Ahead
-        return train(parts, schedule_of(parts, images), collate, begin)
+        return train(context, packed_schedule(context), collate, begin)
 
     def at_once() -> Any:
         engine.Ahead = AtOnce
-        return train(parts, schedule_of(parts, images), collate)
+        return train(context, packed_schedule(context), collate)
 
     def nothing() -> Any:
-        return train(parts, ready, lambda samples: samples[0])
+        return train(context, ready, lambda samples: samples[0])
 
     pairs = zip(ahead().parameters(), at_once().parameters(), strict=True)
     assert all(torch.equal(*pair) for pair in pairs), "not the same training"

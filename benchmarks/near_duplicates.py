@@ -18,10 +18,9 @@ from support.timing import options, ratios
 
 from medmoe.data import registry
 from medmoe.data.images import open_image
-from medmoe.data.leakage import images_of
 from medmoe.data.near_duplicates import Fingerprints, fingerprints, same_pictures
 from medmoe.data.phantom import read_phantom
-from medmoe.data.schema import ImageRecord
+from medmoe.data.schema import ImageRecord, images_of
 
 COUNT, SIDE = 120, 224
 CROPS = (0.0, 0.03, 0.06, 0.1, 0.15)

@@ -23,6 +23,7 @@ from medmoe.data.tokenize import Segment
 from medmoe.model.blueprint import dense_twin
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
+from medmoe.training.context import PhaseRun
 from medmoe.training.lora import attach_lora
 from medmoe.training.memory import training_memory
 from medmoe.training.schedule import Schedule
@@ -103,7 +104,8 @@ def real(
         if trains == "lora":
             attach_lora(model, LoraSpec(rank=RANK, alpha=RANK), 0)
         schedule: Schedule[Any] = Schedule(lambda *_: sample, BATCH, STEPS * BATCH, 1)
-        run_phase(phase, model, schedule, PackingCollator(features, 0), spec, STEPS, 1, silent, way)
+        run = PhaseRun(phase=phase, spec=spec, steps=STEPS, seed=1, progress=silent, settings=way)
+        run_phase(run, model, schedule, PackingCollator(features, 0))
     events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
     return held + max(accumulate(event.nbytes() for event in events))

@@ -29,6 +29,7 @@ from medmoe.config.schema import PhaseSpec
 from medmoe.data.collate import Packed, pack_batch
 from medmoe.data.tokenize import ConversationTokenizer, Segment
 from medmoe.model.build import build_dense
+from medmoe.training.context import PhaseRun
 from medmoe.training.phases.phase0_language import new_language_model
 from medmoe.training.schedule import Schedule
 from medmoe.training.trainable import set_trainable
@@ -140,7 +141,8 @@ def by_trainers(parts: Tiny, repeats: int) -> None:
 
     def ours() -> None:
         samples: Schedule[Any] = Schedule(lambda i, _: packed[i], len(packed), len(packed), 1)
-        run_phase("phase3_moe", parts.moe, samples, lambda s: s[0], spec, len(packed), 1, silent)
+        run = PhaseRun(phase="phase3_moe", spec=spec, steps=len(packed), seed=1, progress=silent)
+        run_phase(run, parts.moe, samples, lambda s: s[0])
 
     def plain() -> None:
         parts.moe.requires_grad_(True)

@@ -52,6 +52,15 @@ def test_a_phase_whose_sets_have_none_of_its_tasks_is_refused() -> None:
         data.check(["phase3_moe"], (), 7)
 
 
+def test_a_recipe_may_name_a_phases_tasks() -> None:
+    recipe = micro_recipe("phases.phase2_instruction.tasks=[vqa]")
+    data = read_data(recipe.spec, ["phase2_instruction", "sft"], None, 7)
+    assert {record.task for record in data.records("phase2_instruction")} == {"vqa"}
+    assert {record.task for record in data.records("sft")} == {"vqa", "classification"}
+    with pytest.raises(ConfigError, match="tasks = .*must name at least one task, and each once"):
+        micro_recipe("phases.sft.tasks=[]")
+
+
 def test_without_captions_phase_1_aligns_on_the_questions_and_says_so(tmp_path: Path) -> None:
     root = write_all(tmp_path)
     recipe = micro_recipe("phases.phase1_alignment.data=[pneumoniamnist/train]")

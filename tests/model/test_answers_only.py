@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,17 +14,12 @@ from tests.training import toy
 from torch import Tensor
 
 from medmoe.data.collate import PackingCollator
-from medmoe.data.schema import Task
 from medmoe.training.samples import packed_schedule
-
-TASKS: tuple[Task, ...] = ("vqa", "classification")
 
 
 def batch(context: Any) -> dict[str, Tensor]:
     """Return a batch of packed questions, some answered in one token and some in several."""
-    schedule = packed_schedule(
-        "phase3_moe", context.records, TASKS, context.rows, context.tokenizer, toy.SPEC, 1, 3, {}, 7
-    )
+    schedule = packed_schedule(replace(context, steps=1, seed=7))
     collate = PackingCollator(context.features, context.processor.tokenizer.pad_token_id)
     return collate([schedule[i] for i in range(4)])
 

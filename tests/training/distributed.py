@@ -18,7 +18,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from medmoe.training.phases.phase3_moe import train_moe
+from medmoe.training.packed import train_packed
 from medmoe.training.settings import RunSettings
 
 STEPS = 6
@@ -50,7 +50,7 @@ def run(changes: dict[str, Any], stop_at: int | None = None) -> dict[str, Any]:
 
     model = toy.moe()
     settings = RunSettings(**changes, callbacks=(sharded,))
-    result = train_moe(replace(toy.context(model, STEPS), settings=settings, progress=stop))
+    result = train_packed(replace(toy.context(model, STEPS), settings=settings, progress=stop))
     weights = [p.detach() for p in model.parameters()]
     assert not any(isinstance(p, DTensor) for p in weights), "the caller's model is whole"
     return {

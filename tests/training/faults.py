@@ -14,7 +14,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -28,22 +28,21 @@ from tests.training import toy
 from tests.training.test_phase0 import TINY_LANGUAGE, TINY_VISION
 from torch import Tensor
 
+from medmoe.config.schema import PhaseName
 from medmoe.data.pixels import pixel_table
-from medmoe.data.tokenize import ConversationTokenizer
+from medmoe.data.schema import images_of
 from medmoe.errors import CheckpointError, GuardError, StoppedError
-from medmoe.experiments.demo_corpus import unique_images
 from medmoe.model.upcycle import moe_config
-from medmoe.training.packed import PhaseContext
+from medmoe.training.context import PhaseRun, Progress
+from medmoe.training.packed import train_packed
 from medmoe.training.phases.phase0_encoder import train_encoder
 from medmoe.training.phases.phase0_language import train_language_model
-from medmoe.training.phases.phase1_alignment import train_alignment
-from medmoe.training.phases.phase2_instruction import train_instruction, train_sft
-from medmoe.training.phases.phase2_router import choose_labelled, train_router
-from medmoe.training.phases.phase3_moe import train_moe
+from medmoe.training.phases.phase2_router import choose_labelled, fit_router
+from medmoe.training.phases.router_states import labelled_states
 from medmoe.training.saving.checkpoints import CheckpointFolder, verify_checkpoint
 from medmoe.training.saving.state import read_state
 from medmoe.training.settings import RunSettings
-from medmoe.training.trainer import PhaseResult, Progress
+from medmoe.training.trainer import PhaseResult
 
 STEPS, SAVE_EVERY, SEED = 12, 2, 5
 Weights = dict[str, Tensor]
@@ -55,50 +54,45 @@ def records() -> list[Any]:
     return toy.phantom_records(8)
 
 
-def _context(model: Any, settings: RunSettings, progress: Progress) -> PhaseContext:
-    made = toy.context(model, STEPS, records())
-    return replace(made, settings=settings, progress=progress)
+def _run(phase: PhaseName, settings: RunSettings, progress: Progress, augment: float) -> PhaseRun:
+    spec = toy.SPEC.model_copy(update={"augment": augment})
+    return PhaseRun(
+        phase=phase, spec=spec, steps=STEPS, seed=SEED, progress=progress, settings=settings
+    )
 
 
 def _encoder(settings: RunSettings, progress: Progress) -> tuple[Weights, PhaseResult]:
-    captions = defaultdict(list)
-    for record in records():
-        if record.task == "caption":
-            captions[record.image.id].append(record)
-    images = unique_images(records())
-    spec = toy.SPEC.model_copy(update={"augment": 0.5})
+    run = _run("phase0_encoder", settings, progress, augment=0.5)
     tokenizer = processor().tokenizer
-    encoder, result = train_encoder(
-        TINY_VISION, images, captions, _table(), tokenizer, spec, STEPS, SEED, progress, settings
-    )
+    encoder, result = train_encoder(run, TINY_VISION, records(), {}, _table(), tokenizer)
     return encoder.state_dict(), result
 
 
 @cache
 def _table() -> Any:
-    return pixel_table(unique_images(records()), processor().image_processor)
+    return pixel_table(images_of(records()), processor().image_processor)
 
 
 def _language(settings: RunSettings, progress: Progress) -> tuple[Weights, PhaseResult]:
-    tokenizer = ConversationTokenizer(processor(), image_tokens=1)
-    texts = [tokenizer.text_only([(r.question, r.answer)]) for r in records()]
-    words, result = train_language_model(
-        TINY_LANGUAGE, texts, processor().tokenizer, toy.SPEC, STEPS, SEED, progress, settings
-    )
+    run = _run("phase0_language", settings, progress, augment=0.0)
+    words, result = train_language_model(run, TINY_LANGUAGE, records(), processor())
     return words.state_dict(), result
 
 
 def _router(settings: RunSettings, progress: Progress) -> tuple[Weights, PhaseResult]:
     model = toy.dense()
-    labelled = choose_labelled(unique_images(records()), DOMAINS, 8, SEED)
+    labelled = choose_labelled(images_of(records()), DOMAINS, 8, SEED)
     config = moe_config(model.config, MOE_LAYERS, DOMAINS, 1, 1)
-    return train_router(_context(model, settings, progress), config, labelled)
+    made = toy.context(model, STEPS, records(), "phase2_router")
+    context = replace(made, settings=settings, progress=progress)
+    return fit_router(context, config, labelled_states(context, config, labelled))
 
 
-def _packed(make: Callable[[], Any], phase: Callable[[PhaseContext], PhaseResult]) -> Train:
+def _packed(make: Callable[[], Any], phase: PhaseName) -> Train:
     def train(settings: RunSettings, progress: Progress) -> tuple[Weights, PhaseResult]:
         model = make()
-        result = phase(_context(model, settings, progress))
+        context = toy.context(model, STEPS, records(), phase)
+        result = train_packed(replace(context, settings=settings, progress=progress))
         return model.state_dict(), result
 
     return train
@@ -108,11 +102,11 @@ def _packed(make: Callable[[], Any], phase: Callable[[PhaseContext], PhaseResult
 PHASES: dict[str, Train] = {
     "phase0_encoder": _encoder,
     "phase0_language": _language,
-    "phase1_alignment": _packed(toy.dense, train_alignment),
-    "phase2_instruction": _packed(toy.dense, train_instruction),
+    "phase1_alignment": _packed(toy.dense, "phase1_alignment"),
+    "phase2_instruction": _packed(toy.dense, "phase2_instruction"),
     "phase2_router": _router,
-    "phase3_moe": _packed(toy.moe, train_moe),
-    "sft": _packed(toy.dense, train_sft),
+    "phase3_moe": _packed(toy.moe, "phase3_moe"),
+    "sft": _packed(toy.dense, "sft"),
 }
 
 

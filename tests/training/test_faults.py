@@ -18,8 +18,7 @@ from tests.training.faults import PHASES, SAVE_EVERY, STEPS, Steps, ended, forke
 from tests.training.system_calls import CHANGES, WRITES, Saves, can_trace
 
 from medmoe.errors import GuardError
-from medmoe.training.packed import PhaseContext
-from medmoe.training.phases.phase3_moe import train_moe
+from medmoe.training.packed import PhaseContext, train_packed
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -128,9 +127,9 @@ def test_without_checkpoints_sigterm_ends_the_process_as_always(tmp_path: Path) 
         seen.append(signal.getsignal(signal.SIGTERM))
 
     toy_context = replace(toy.context(toy.moe(), 2), progress=hear)
-    train_moe(toy_context)
+    train_packed(toy_context)
     assert set(seen) == {before}
-    train_moe(replace(toy_context, settings=settings(tmp_path / "run")))
+    train_packed(replace(toy_context, settings=settings(tmp_path / "run")))
     assert seen[-1] != before
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -152,7 +151,7 @@ def test_a_poisoned_image_stops_its_first_step_and_is_named(
     run = settings(tmp_path / "run", save_every=1, gradient_accumulation=accumulation)
     context = replace(context, settings=run, progress=lambda _, step, *rest: heard.append(step))
     with pytest.raises(GuardError, match=r"phase3_moe: the loss is nan at step \d+; samples") as it:
-        train_moe(context)
+        train_packed(context)
     step = max(heard, default=0) + 1
     line = str(it.value)
     assert f"at step {step}; samples of the step: " in line
@@ -171,16 +170,14 @@ def test_random_state_goes_on_where_it_was(tmp_path: Path) -> None:
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.2
-        made = toy.context(model, STEPS, faults.records())
+        made = toy.context(model, STEPS, faults.records(), "phase2_instruction")
         run = settings(folder, resume=resume)
 
         def stop(phase: Any, step: int, steps: int, loss: float | None) -> None:
             if step == stop_at:
                 raise KeyboardInterrupt
 
-        from medmoe.training.phases.phase2_instruction import train_instruction
-
-        train_instruction(replace(made, settings=run, progress=stop))
+        train_packed(replace(made, settings=run, progress=stop))
         return faults.digest(model.state_dict())
 
     wanted = train(tmp_path / "whole")

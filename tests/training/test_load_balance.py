@@ -15,7 +15,7 @@ from tests.training import toy
 from medmoe.data.collate import Packed, pack_batch
 from medmoe.data.tokenize import Segment
 from medmoe.training.load_balance import BalancedMoe, is_token, load_balance_loss
-from medmoe.training.phases.phase3_moe import train_moe
+from medmoe.training.packed import train_packed
 from medmoe.training.settings import RunSettings
 
 
@@ -91,10 +91,10 @@ def test_router_trains_in_phase_3_and_experts_share_the_tokens() -> None:
     model = toy.moe()
     before = toy.weights(model)
     context = toy.context(model, steps=30)
-    spec = context.specs["phase3_moe"].model_copy(update={"trains": "learned_router"})
+    spec = context.spec.model_copy(update={"trains": "learned_router"})
     wrapped = BalancedMoe(model, weight=1.0)
-    context = replace(context, specs=context.specs | {"phase3_moe": spec})
-    train_moe(context, trained=wrapped)
+    context = replace(context, spec=spec)
+    train_packed(context, trained=wrapped)
     changed = toy.changed(before, toy.weights(model))
     assert {n for n in before if ".mlp.gate." in n} <= changed
     assert all(".mlp." in name for name in changed)
@@ -126,10 +126,10 @@ def test_it_saves_memory_as_other_models_do_and_learns_the_same() -> None:
             )
         )
         context = toy.context(model, steps=3)
-        spec = context.specs["phase3_moe"].model_copy(update={"trains": "learned_router"})
+        spec = context.spec.model_copy(update={"trains": "learned_router"})
         settings = RunSettings(answers_only=saving, gradient_checkpointing=saving)
-        context = replace(context, specs=context.specs | {"phase3_moe": spec}, settings=settings)
-        train_moe(context, trained=BalancedMoe(model, weight=1.0))
+        context = replace(context, spec=spec, settings=settings)
+        train_packed(context, trained=BalancedMoe(model, weight=1.0))
         learned.append((toy.weights(model), seen))
     (plain, everywhere), (weights, few) = learned
     assert not any(checkpointed for _, checkpointed in everywhere)

@@ -14,7 +14,7 @@ from tests.training import toy
 from medmoe.config.train_schema import LoraSpec
 from medmoe.errors import ConfigError
 from medmoe.training.lora import attach_lora, merge_lora
-from medmoe.training.phases.phase3_moe import train_moe
+from medmoe.training.packed import train_packed
 from medmoe.training.trainable import set_trainable
 
 pytest.importorskip("peft", reason="peft is not installed: pip install 'medmoe[train]'")
@@ -42,9 +42,9 @@ def test_trained_and_merged_it_is_an_ordinary_model_with_the_same_answers(family
     before = toy.weights(model)
     adapted = attach_lora(model, SPEC, seed=1)
     context = toy.context(model, steps=8)
-    spec = context.specs["phase3_moe"].model_copy(update={"trains": "lora", "learning_rate": 2e-2})
-    context = replace(context, specs=context.specs | {"phase3_moe": spec})
-    result = train_moe(context, trained=adapted.get_base_model())
+    spec = context.spec.model_copy(update={"trains": "lora", "learning_rate": 2e-2})
+    context = replace(context, spec=spec)
+    result = train_packed(context, trained=adapted.get_base_model())
     assert result.counts.trains == "lora"
     unmerged = logits(adapted)
     merged = merge_lora(adapted)

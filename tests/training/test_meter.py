@@ -13,8 +13,7 @@ from tests.training import toy
 
 from medmoe.training.load_balance import is_token
 from medmoe.training.meter import NO_DOMAIN, Measured, Meter
-from medmoe.training.phases.phase1_alignment import train_alignment
-from medmoe.training.phases.phase3_moe import train_moe
+from medmoe.training.packed import train_packed
 from medmoe.training.settings import RunSettings
 
 
@@ -28,14 +27,14 @@ def measured(
     points: list[Measured] = []
     meter = Meter("phase3_moe", path, modalities, domains, points.append)
     run = RunSettings(callbacks=(meter,), log_every=1, **settings)  # type: ignore[arg-type]
-    train_moe(context.with_settings(run))
+    train_packed(replace(context, settings=run))
     return points, model
 
 
 def test_a_run_with_it_gives_the_weights_of_one_without(tmp_path: Path) -> None:
     _, model = measured(tmp_path / "m.jsonl")
     plain = toy.moe()
-    train_moe(toy.context(plain, steps=4))
+    train_packed(toy.context(plain, steps=4))
     assert not toy.changed(toy.weights(plain), toy.weights(model))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
@@ -60,7 +59,7 @@ def test_shares_are_those_of_the_routers_on_the_step_s_pictures(tmp_path: Path) 
         model.moe_blocks[index].gate.register_forward_hook(lambda _, __, out: chosen.append(out[2]))
     points: list[Measured] = []
     meter = Meter("phase3_moe", tmp_path / "m.jsonl", modality, DOMAINS, points.append)
-    train_moe(context.with_settings(RunSettings(callbacks=(meter,), log_every=1)))
+    train_packed(replace(context, settings=RunSettings(callbacks=(meter,), log_every=1)))
     for row in range(len(batches[0])):
         same = [
             i
@@ -123,6 +122,6 @@ def test_a_dense_model_has_no_shares(tmp_path: Path) -> None:
     points: list[Measured] = []
     meter = Meter("phase1_alignment", tmp_path / "m.jsonl", {}, DOMAINS, points.append)
     settings = RunSettings(callbacks=(meter,), log_every=1)
-    train_alignment(replace(context, settings=settings))
+    train_packed(replace(context, settings=settings))
     assert [point.experts for point in points] == [{}, {}]
     assert all(point.images_per_second > 0 for point in points)

@@ -17,7 +17,7 @@ from medmoe.errors import ImageError
 from medmoe.training import on_demand
 from medmoe.training.features import encode_images
 from medmoe.training.on_demand import FeaturesOnDemand
-from medmoe.training.phases.phase1_alignment import train_alignment
+from medmoe.training.packed import train_packed
 
 
 def test_rows_are_those_of_the_table() -> None:
@@ -74,5 +74,5 @@ def test_a_phase_trains_on_them_as_on_the_table() -> None:
         kept = encode_images(tower, pixel_table(images, prepare), VISION)
         context = toy.context(model, steps=4, records=records)
         context = replace(context, features=lazy if lazily else kept)
-        curves.append([loss for _, loss in train_alignment(context).curve])
+        curves.append([loss for _, loss in train_packed(context).curve])
     torch.testing.assert_close(*map(torch.tensor, curves), rtol=1e-4, atol=1e-5)

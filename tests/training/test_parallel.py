@@ -20,6 +20,7 @@ from torch import nn
 from medmoe.config.schema import PhaseName
 from medmoe.errors import ConfigError
 from medmoe.training.arguments import training_arguments
+from medmoe.training.context import PhaseRun
 from medmoe.training.parallel import all_finite, refuse_deepspeed, trained_parameters
 from medmoe.training.settings import RunSettings
 
@@ -101,35 +102,22 @@ def test_frozen_parts_have_neither_gradients_nor_optimiser_state(tmp_path: Path)
 
 def in_parts(phase: PhaseName, parts: int) -> Any:
     settings = RunSettings(gradient_accumulation=parts)
-    return training_arguments(phase, nn.Linear(1, 1), toy.SPEC, 2, 1, settings, "unused")
+    run = PhaseRun(
+        phase=phase, spec=toy.SPEC, steps=2, seed=1, progress=toy.silent, settings=settings
+    )
+    return training_arguments(run, nn.Linear(1, 1), "unused")
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (
-            lambda: training_arguments(
-                "phase3_moe",
-                nn.Linear(1, 1),
-                toy.SPEC,
-                2,
-                1,
-                RunSettings(gradient_accumulation=3),
-                "x",
-            ),
+            lambda: in_parts("phase3_moe", 3),
             r"batch_size \(4\) must be a multiple of gradient_accumulation \(3\) x processes "
             r"\(1\); use --set phases.phase3_moe.batch_size=6",
         ),
         (
-            lambda: training_arguments(
-                "phase0_encoder",
-                nn.Linear(1, 1),
-                toy.SPEC,
-                2,
-                1,
-                RunSettings(gradient_accumulation=2),
-                "x",
-            ),
+            lambda: in_parts("phase0_encoder", 2),
             r"phase0_encoder: its loss compares all images of a batch",
         ),
         (lambda: refuse_deepspeed(RunSettings(sharding="zero2")), "DeepSpeed is not installed"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ from torch import Tensor
 
 from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
 from medmoe.backbones.templates import chat_template
+from medmoe.config.schema import PhaseName
 from medmoe.data.pixels import pixel_table
-from medmoe.data.schema import ImageRecord, Record
-from medmoe.data.tokenize import ConversationTokenizer
+from medmoe.data.schema import ImageRecord, images_of
+from medmoe.training.context import PhaseRun
 from medmoe.training.phases.phase0_encoder import (
     MIN_PICTURES,
     AttributeHead,
@@ -154,23 +154,22 @@ def test_contrast_of_equal_captions_equals_that_of_targets_shared_among_them() -
     assert float(found) == pytest.approx(unshared, rel=1e-5)
 
 
+def run(phase: PhaseName, steps: int, seed: int = 5, **values: Any) -> PhaseRun:
+    spec = SPEC.model_copy(update=values)
+    return PhaseRun(phase=phase, spec=spec, steps=steps, seed=seed, progress=silent)
+
+
 def fit_encoder(steps: int, seed: int = 5) -> tuple[Any, PhaseResult]:
     records = phantom_records(32)
-    images = list({r.image.id: r.image for r in records}.values())
-    captions: dict[str, list[Record]] = defaultdict(list)
-    for record in records[: len(records) // 2]:  # the other pictures are named by attributes
-        if record.task == "caption":
-            captions[record.image.id].append(record)
+    half = len(records) // 2  # the other pictures are named by attributes
+    records = [r for i, r in enumerate(records) if i < half or r.task != "caption"]
     return train_encoder(
+        run("phase0_encoder", steps, seed, batch_size=8, augment=0.5),
         TINY_VISION,
-        images,
-        captions,
-        pixel_table(images, processor().image_processor),
+        records,
+        {},
+        pixel_table(images_of(records), processor().image_processor),
         processor().tokenizer,
-        SPEC.model_copy(update={"batch_size": 8, "augment": 0.5}),
-        steps,
-        seed,
-        silent,
     )
 
 
@@ -190,10 +189,8 @@ def test_same_seed_gives_the_same_encoder() -> None:
 
 
 def test_a_few_steps_of_the_language_model_reduce_the_loss() -> None:
-    conversations = ConversationTokenizer(processor(), image_tokens=1)
-    texts = [conversations.text_only([(r.question, r.answer)]) for r in phantom_records(8)]
     model, result = train_language_model(
-        TINY_LANGUAGE, texts, processor().tokenizer, SPEC, 25, 5, silent
+        run("phase0_language", 25), TINY_LANGUAGE, phantom_records(8), processor()
     )
     losses = [loss for _, loss in result.curve]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,17 +15,18 @@ from tests.training import toy
 from medmoe.data.schema import ImageRecord
 from medmoe.errors import ConfigError, DataError
 from medmoe.inference.engine import MedMoe
+from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.upcycle import moe_config, upcycle
-from medmoe.training.packed import PhaseContext
+from medmoe.training.context import PhaseContext
 from medmoe.training.phases.phase2_router import (
     RouterTraining,
     choose_labelled,
     fit_router,
     route,
-    train_router,
 )
 from medmoe.training.phases.router_states import TOKENS_KEPT, collect_states, labelled_states
+from medmoe.training.trainer import PhaseResult
 
 
 def images(**counts: int) -> list[ImageRecord]:
@@ -80,14 +81,13 @@ def test_pictures_of_no_domain_are_an_error_with_the_flag() -> None:
 def separable(model: MedMoeForConditionalGeneration, count: int = 40) -> PhaseContext:
     """Return a context whose image features tell the domain, and whose labels do too."""
     records = toy.phantom_records(count)
-    context = toy.context(model, steps=150, records=records)
+    context = toy.context(model, steps=150, records=records, phase="phase2_router")
     domains = {r.image.id: DOMAINS.index(str(r.image.modality)) for r in records}
     mean = 3 * torch.randn(len(DOMAINS), WIDTH, generator=torch.Generator().manual_seed(8))
     rows = torch.tensor([domains[name] for name in context.rows])
     features = mean[rows][:, None, :].expand(-1, IMAGE_TOKENS, -1) + 0.1 * context.features
     spec = toy.SPEC.model_copy(update={"learning_rate": 3e-2, "batch_size": 16})
-    specs = context.specs | {"phase2_router": spec}
-    return replace(context, features=features.contiguous(), specs=specs)
+    return replace(context, features=features.contiguous(), spec=spec)
 
 
 def config_of(model: MedMoeForConditionalGeneration, depth: int = 1):  # type: ignore[no-untyped-def]
@@ -98,11 +98,15 @@ def labelled(context: PhaseContext) -> list[ImageRecord]:
     return list({r.image.id: r.image for r in context.records}.values())
 
 
+def trained(context: PhaseContext, config: MedMoeConfig) -> tuple[Any, PhaseResult]:
+    return fit_router(context, config, labelled_states(context, config, labelled(context)))
+
+
 @pytest.mark.parametrize("depth", [1, 2])
 def test_router_learns_separable_domains_to_the_last_image(depth: int) -> None:
     dense = toy.dense()
     context = separable(dense)
-    router, result = train_router(context, config_of(dense, depth), labelled(context))
+    router, result = trained(context, config_of(dense, depth))
     assert result.curve[-1][1] < 0.5 * result.curve[0][1]
     moe = upcycle(dense, moe_layers=MOE_LAYERS, domains=DOMAINS, router=router, router_layers=depth)
     routings = MedMoe(moe, context.processor).route(context.features)
@@ -113,8 +117,8 @@ def test_router_learns_separable_domains_to_the_last_image(depth: int) -> None:
 
 def test_one_router_serves_every_moe_layer() -> None:
     dense = toy.dense()
-    context = toy.context(dense, steps=2)
-    router, _ = train_router(context, config_of(dense), labelled(context))
+    context = toy.context(dense, steps=2, phase="phase2_router")
+    router, _ = trained(context, config_of(dense))
     moe = upcycle(dense, moe_layers=MOE_LAYERS, domains=DOMAINS, router=router)
     assert sorted(moe.moe_blocks) == list(MOE_LAYERS)
     for block in moe.moe_blocks.values():
@@ -126,8 +130,8 @@ def test_one_router_serves_every_moe_layer() -> None:
 def test_training_the_router_leaves_the_phase_2_model_alone() -> None:
     dense = toy.dense()
     before = toy.weights(dense)
-    context = toy.context(dense, steps=3)
-    train_router(context, config_of(dense), labelled(context))
+    context = toy.context(dense, steps=3, phase="phase2_router")
+    trained(context, config_of(dense))
     assert not toy.changed(before, toy.weights(dense))
     assert not any(module._forward_pre_hooks for module in dense.modules()), (
         "hooks stay on the model"
@@ -138,8 +142,8 @@ def test_same_seed_gives_the_same_router() -> None:
     dense = toy.dense()
     routers = []
     for seed in (5, 5, 6):
-        context = replace(toy.context(dense, steps=3), seed=seed)
-        routers.append(train_router(context, config_of(dense), labelled(context))[0])
+        context = replace(toy.context(dense, steps=3, phase="phase2_router"), seed=seed)
+        routers.append(trained(context, config_of(dense))[0])
     same, other = (
         [torch.equal(routers[0][name], routers[i][name]) for name in routers[0]] for i in (1, 2)
     )
@@ -149,7 +153,7 @@ def test_same_seed_gives_the_same_router() -> None:
 
 def test_tokens_of_every_moe_layer_are_kept_and_the_image_is_seen() -> None:
     dense = toy.dense()
-    context = toy.context(dense)
+    context = toy.context(dense, phase="phase2_router")
     states = collect_states(context, MOE_LAYERS, labelled(context))
     assert states.shape == (len(context.rows), len(MOE_LAYERS), TOKENS_KEPT, WIDTH)
     assert states.dtype == torch.float32
@@ -160,7 +164,7 @@ def test_tokens_of_every_moe_layer_are_kept_and_the_image_is_seen() -> None:
 
 def test_an_image_without_questions_is_asked_a_plain_one() -> None:
     dense = toy.dense()
-    context = toy.context(dense)
+    context = toy.context(dense, phase="phase2_router")
     bare = replace(context, records=[])
     states = collect_states(bare, MOE_LAYERS, labelled(context))
     assert torch.isfinite(states).all()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.model.tiny import IMAGE_TOKENS, processor
+from tests.training import toy
 from tests.training.toy import SPEC, record
 
-from medmoe.config.schema import PhaseName
 from medmoe.data.collate import Packed
 from medmoe.data.schema import ImageRecord, Record, Task
 from medmoe.data.tokenize import ConversationTokenizer
@@ -47,24 +48,12 @@ def samples(
     tasks: Sequence[Task] = ("vqa",),
     *,
     records: Sequence[Record] = tuple(RECORDS),
-    steps: int = 3,
-    max_questions: int = 8,
-    repeats: Mapping[str, int] | None = None,
-    phase: PhaseName = "phase2_instruction",
-    max_length: int | None = None,
+    **changes: Any,
 ) -> Schedule[Packed]:
+    context = toy.context(toy.dense(), steps=3)
+    fields = {"rows": ROWS, "tokenizer": tokenizer, "max_questions": 8, "seed": 4} | changes
     return packed_schedule(
-        phase,
-        records,
-        tasks,
-        ROWS,
-        tokenizer,
-        SPEC,
-        steps,
-        max_questions,
-        repeats or {},
-        4,
-        max_length,
+        replace(context, records=[r for r in records if r.task in tasks], **fields)
     )
 
 

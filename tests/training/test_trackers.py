@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from tests.training import toy
 
 from medmoe.config.train_schema import RunSpec
 from medmoe.errors import ConfigError
-from medmoe.training.phases.phase1_alignment import train_alignment
+from medmoe.training.packed import train_packed
 from medmoe.training.settings import RunSettings
 from medmoe.training.trackers import TRACKERS, check_trackers, tracker_folders
 
@@ -54,9 +55,9 @@ def test_tensorboard_gets_the_learning_curve(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     settings = RunSettings(trackers=("tensorboard",), log_every=1)
-    context = toy.context(toy.dense(), steps=3).with_settings(settings)
+    context = replace(toy.context(toy.dense(), steps=3), settings=settings)
     with tracker_folders(["tensorboard"], tmp_path):
-        result = train_alignment(context)
+        result = train_packed(context)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     found = [(event.step, event.value) for event in events.Scalars("train/loss")]

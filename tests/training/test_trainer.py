@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from medmoe.config.schema import PhaseName, PhaseSpec
 from medmoe.errors import GuardError
+from medmoe.training.context import PhaseRun
 from medmoe.training.schedule import Schedule
 from medmoe.training.trainer import PhaseResult, run_phase
 
@@ -111,7 +112,8 @@ def fit(
         return float(rng.uniform(-1, 1)), 0.0
 
     samples = Poisoned(draw, COUNT, steps * BATCH, seed)
-    return run_phase("phase0_language", model, samples, _collate, spec, steps, seed, progress)
+    run = PhaseRun(phase="phase0_language", spec=spec, steps=steps, seed=seed, progress=progress)
+    return run_phase(run, model, samples, _collate)
 
 
 def test_loss_goes_down_on_a_line() -> None:

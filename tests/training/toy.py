@@ -16,13 +16,14 @@ from tests.model.tiny import (
     randomise,
 )
 
-from medmoe.config.schema import PHASES, PhaseName, PhaseSpec
+from medmoe.config.phases import PHASE_TABLE
+from medmoe.config.schema import PhaseName, PhaseSpec
 from medmoe.data.phantom import read_phantom
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.upcycle import upcycle
-from medmoe.training.packed import PhaseContext
+from medmoe.training.context import PhaseContext
 
 #: Far from the scale of a real run; tiny models learn in a few steps at this rate.
 SPEC = PhaseSpec(
@@ -66,9 +67,17 @@ def record(name: str, image: ImageRecord, **changes: Any) -> Record:
 
 
 def context(
-    model: MedMoeForConditionalGeneration, steps: int = 6, records: list[Record] | None = None
+    model: MedMoeForConditionalGeneration,
+    steps: int = 6,
+    records: list[Record] | None = None,
+    phase: PhaseName | None = None,
 ) -> PhaseContext:
-    """Return the surroundings of a phase, with one random feature map per image."""
+    """Return what a phase trains with, with one random feature map per image.
+
+    Args:
+        phase: Phase 3 of a MoE model, phase 1 of a dense one where none is given.
+    """
+    phase = phase or ("phase3_moe" if model.config.moe_layers else "phase1_alignment")
     records = phantom_records() if records is None else records
     ids = list(dict.fromkeys(r.image.id for r in records))
     generator = torch.Generator().manual_seed(2)
@@ -78,10 +87,11 @@ def context(
         tokenizer=ConversationTokenizer(processor(), IMAGE_TOKENS),
         features=torch.randn(len(ids), IMAGE_TOKENS, WIDTH, generator=generator),
         rows={name: row for row, name in enumerate(ids)},
-        records=records,
+        records=[r for r in records if r.task in PHASE_TABLE[phase].tasks],
         repeats={},
-        specs=dict.fromkeys(PHASES, SPEC),
-        steps=dict.fromkeys(PHASES, steps),
+        phase=phase,
+        spec=SPEC,
+        steps=steps,
         max_questions=3,
         seed=5,
         progress=silent,

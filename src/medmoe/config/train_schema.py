@@ -11,7 +11,15 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from medmoe.config.phases import PHASE_TABLE
-from medmoe.config.schema import PHASES, ModelSpec, PhaseName, PhaseSpec, Positive, Strict
+from medmoe.config.schema import (
+    PHASES,
+    ModelSpec,
+    PhaseName,
+    PhaseSpec,
+    Positive,
+    Strict,
+    Task,
+)
 from medmoe.domains import MODALITIES, modality_name
 from medmoe.errors import one_of
 
@@ -37,6 +45,7 @@ class TrainPhaseSpec(PhaseSpec):
 
     Attributes:
         data: ``set/split`` names whose records of the phase's tasks are trained on.
+        tasks: Instead of those that the phase's row of `medmoe.config.phases` names.
         epochs, steps: Its length: passes over the images, or optimiser steps; one of the two.
         samples: How many samples the paper counts (Table 12); gives the steps of a plan where the
             data is not there.
@@ -48,6 +57,7 @@ class TrainPhaseSpec(PhaseSpec):
     """
 
     data: tuple[str, ...]
+    tasks: tuple[Task, ...] | None = Field(default=None, exclude_if=lambda value: value is None)
     epochs: Positive | None = None
     steps: Positive | None = None
     samples: Positive | None = None
@@ -63,6 +73,13 @@ class TrainPhaseSpec(PhaseSpec):
         if bad or not names:
             raise ValueError("must list sets as set/split, e.g. [vqa_rad/train]")
         return names
+
+    @field_validator("tasks")
+    @classmethod
+    def _at_least_one_task(cls, tasks: tuple[Task, ...] | None) -> tuple[Task, ...] | None:
+        if tasks is not None and (not tasks or len(set(tasks)) != len(tasks)):
+            raise ValueError("must name at least one task, and each once, e.g. [vqa]")
+        return tasks
 
     @model_validator(mode="after")
     def _rules_between_values(self) -> Self:
@@ -130,7 +147,25 @@ class RouterSpec(Strict):
 
 
 class RunSpec(Strict):
-    """How the phases are run; see `medmoe.training.settings.RunSettings`."""
+    """How the phases are run: checkpoints, precision, processes, logs.
+
+    Apart from the order of ``group_by_length`` and the rounding of ``bf16`` and ``answers_only``,
+    nothing here changes what a phase learns; what does stands in `PhaseSpec`.
+
+    Attributes:
+        precision: ``bf16`` computes in bfloat16 and keeps trained weights in float32.
+        save_every: Steps between two checkpoints; the last step is always saved.
+        keep: How many checkpoints stay; at least two, since the newest may be damaged.
+        loader_workers: Processes that prepare batches; 0 does it in the training process.
+        gradient_accumulation: Parts a step's batch is computed in; the loss is the same.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
+        group_by_length: Draw batches of samples of like length, so that less is padded.
+        answers_only: Run the head on the answers' positions only; the loss is the same.
+        sharding: Of weights and optimiser state over the processes; ``accelerate launch`` with a
+            config of its own needs ``none``.
+        trackers: Names for the Trainer's ``report_to``, e.g. ``tensorboard``.
+        log_every: Steps between two points of the learning curve; None gives fifty in all.
+    """
 
     precision: Literal["float32", "bf16"] = "float32"
     save_every: Positive = 500
@@ -206,6 +241,10 @@ class TrainSpec(Strict):
         if self.learns_router():
             sources = tuple(name for name in sources if PHASE_TABLE[name].leaves != "router")
         return sources
+
+    def tasks(self, phase: PhaseName) -> tuple[Task, ...]:
+        """Return the tasks whose records a phase trains on in this run."""
+        return self.phases[phase].tasks or PHASE_TABLE[phase].tasks
 
     def stand_ins(self) -> bool:
         """Return whether the backbones are trained from scratch by phase 0."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from medmoe.data.near_duplicates import Fingerprints, Pair, fingerprints, same_pictures
-from medmoe.data.schema import ImageRecord, Record
+from medmoe.data.schema import Record, images_of
 from medmoe.errors import DataError
 
 
@@ -35,11 +35,6 @@ class Leak:
     def __str__(self) -> str:
         """Return the sentence that stands beside the scores."""
         return f"{self.shared} of {self.test_images} test pictures are also trained on"
-
-
-def images_of(records: Sequence[Record]) -> list[ImageRecord]:
-    """Return the images of records, each once."""
-    return list({record.image.id: record.image for record in records}.values())
 
 
 def find_leak(

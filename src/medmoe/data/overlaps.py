@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medmoe.data.leakage import images_of
 from medmoe.data.near_duplicates import fingerprints, repeated_pictures
-from medmoe.data.schema import Record
+from medmoe.data.schema import Record, images_of
 
 Parts = Mapping[str, Sequence[Record]]
 

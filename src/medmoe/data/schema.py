@@ -7,7 +7,7 @@ modality. This is the form in a process; `medmoe.data.exchange` is the same on d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -70,3 +70,8 @@ class Record:
     references: tuple[str, ...] = ()
     place: str = ""
     further: tuple[tuple[str, str], ...] = ()
+
+
+def images_of(records: Iterable[Record]) -> list[ImageRecord]:
+    """Return the images of records, each once and in order of appearance."""
+    return list({record.image.id: record.image for record in records}.values())

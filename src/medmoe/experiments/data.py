@@ -18,15 +18,13 @@ from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainPhaseSpec, TrainSpec
 from medmoe.data import registry
-from medmoe.data.leakage import Leak, drop_near_duplicates, images_of, refuse_leaks
+from medmoe.data.leakage import Leak, drop_near_duplicates, refuse_leaks
 from medmoe.data.near_duplicates import fingerprints
 from medmoe.data.phantom import read_phantom
-from medmoe.data.schema import ImageRecord, Record, Task
+from medmoe.data.schema import ImageRecord, Record, Task, images_of
 from medmoe.domains import domain_of
 from medmoe.errors import DataError
-from medmoe.experiments.demo_corpus import unique_images
 from medmoe.experiments.real_corpus import limited
-from medmoe.training.packed import tasks_of
 from medmoe.training.phases.phase2_router import choose_labelled
 
 PHANTOM = "phantom"
@@ -49,11 +47,22 @@ class TrainData:
     leaks: dict[str, Leak] = field(default_factory=dict)
 
     def tasks(self, phase: PhaseName) -> tuple[Task, ...]:
-        """Return the tasks whose records a phase trains on."""
-        return tasks_of(phase, self.records(phase))
+        """Return the tasks whose records a phase trains on; without captions it takes the rest."""
+        tasks = self.spec.tasks(phase)
+        if tasks == ("caption",) and all(r.task != "caption" for r in self._everything(phase)):
+            return ("vqa", "classification")
+        return tasks
 
     def records(self, phase: PhaseName) -> list[Record]:
-        """Return a phase's records, of all tasks, in the order of its sets."""
+        """Return a phase's records, those of its tasks, in the order of its sets."""
+        tasks = self.tasks(phase)
+        return [record for record in self._everything(phase) if record.task in tasks]
+
+    def images(self, phase: PhaseName) -> list[ImageRecord]:
+        """Return the images of a phase's sets, whatever their tasks, so that phases share them."""
+        return images_of(self._everything(phase))
+
+    def _everything(self, phase: PhaseName) -> list[Record]:
         return [r for name in self.spec.phases[phase].data for r in self.sets[name]]
 
     def shared_images(self, phase: PhaseName) -> dict[str, int]:
@@ -74,9 +83,9 @@ class TrainData:
     def router_test(self) -> list[ImageRecord]:
         """Return the labelled images that a router is scored on."""
         names = self.spec.router.test if self.spec.router else ()
-        images = unique_images(record for name in names for record in self.sets[name])
+        images = images_of(record for name in names for record in self.sets[name])
         domains = self.spec.model.domains
-        taught = {record.image.id for record in self.records("phase2_router")}
+        taught = {image.id for image in self.images("phase2_router")}
         found = [i for i in images if domain_of(i.modality, domains) is not None]
         return [image for image in found if image.id not in taught]
 
@@ -96,12 +105,12 @@ class TrainData:
         for phase in phases:
             if PHASE_TABLE[phase].leaves != "router":
                 self.samples(phase)
-                if self.tasks(phase) != PHASE_TABLE[phase].tasks:
+                if self.tasks(phase) != self.spec.tasks(phase):
                     notes[phase] = "The data hold no captions: phase 1 aligned on the questions."
                 continue
             assert self.spec.router is not None
             domains = self.spec.model.domains
-            images = unique_images(self.records(phase))
+            images = self.images(phase)
             for limit in (self.spec.router.labels, *filter(None, label_counts)):
                 choose_labelled(images, domains, limit, seed)
             if note := _untaught(images, domains):
@@ -115,11 +124,10 @@ class TrainData:
 
     def samples(self, phase: PhaseName) -> int:
         """Return how many samples one epoch of a phase has: images, repeated as the recipe says."""
-        tasks = self.tasks(phase)
-        records = [record for record in self.records(phase) if record.task in tasks]
+        records = self.records(phase)
         if not records:
             raise DataError(
-                f"{phase}: no training record of task {' or '.join(tasks)} in "
+                f"{phase}: no training record of task {' or '.join(self.spec.tasks(phase))} in "
                 f"{', '.join(self.spec.phases[phase].data)}; name another set in its data"
             )
         if PHASE_TABLE[phase].leaves == "language_model":  # it reads texts, not pictures

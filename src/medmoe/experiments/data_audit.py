@@ -19,9 +19,8 @@ from medmoe.data import registry
 from medmoe.data.bad_rows import BadRows
 from medmoe.data.disjoint import disjoint_split, split_content
 from medmoe.data.images import open_image
-from medmoe.data.leakage import images_of
 from medmoe.data.overlaps import Overlap, find_overlaps
-from medmoe.data.schema import Record
+from medmoe.data.schema import Record, images_of
 from medmoe.errors import DataError
 from medmoe.evaluation.score.answer_audit import audit_answers
 

@@ -25,8 +25,8 @@ from medmoe.experiments.real_corpus import real_corpus
 from medmoe.experiments.scoring import Scored, score_all
 from medmoe.model.checkpoint import check_replaceable, save_model
 from medmoe.model.cost import activated_parameters
+from medmoe.training.context import Progress
 from medmoe.training.saving.run_dir import write_run
-from medmoe.training.trainer import Progress
 
 
 def run_demo(plan: DemoPlan, out: Path, progress: Progress) -> dict[str, Any]:

@@ -23,11 +23,11 @@ from medmoe.backbones.registry import language_backbone, vision_backbone
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainSpec
+from medmoe.data.schema import images_of
 from medmoe.errors import ConfigError, DataError
 from medmoe.experiments.data import TrainData, read_data, steps_of
 from medmoe.experiments.recipe import Recipe
-from medmoe.experiments.stages import config_of_moe
-from medmoe.model.blueprint import dense_twin, recipe_config
+from medmoe.model.blueprint import config_of_moe, dense_twin, recipe_config
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.cost.parameters import activated_parameters
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
@@ -141,7 +141,7 @@ def step_memory(spec: TrainSpec, phase: PhaseName) -> TrainingMemory:
         return router_memory(moe, torch.float32, per_layer=spec.router.per_layer)
     dense = _dense_config(spec)
     context = _tokens(spec, phase)
-    share = 1.0 if "caption" in PHASE_TABLE[phase].tasks else _ANSWER_SHARE
+    share = 1.0 if "caption" in spec.tasks(phase) else _ANSWER_SHARE
     answers = math.ceil((context - dense.image_seq_length) * share)
     rows = training_memory(
         config_of_moe(dense, spec.model) if phase == "phase3_moe" else dense,
@@ -266,10 +266,9 @@ def _samples(spec: TrainSpec, phase: PhaseName, data: TrainData | None, seed: in
     if phase == "phase2_router" and router is not None:
         if data is None:
             return router.labels
-        images = [record.image for record in data.records(phase)]
-        unique = list({image.id: image for image in images}.values())
-        return len(choose_labelled(unique, spec.model.domains, router.labels, seed))
-    if data is None or not any(r.task in data.tasks(phase) for r in data.records(phase)):
+        images = images_of(data.records(phase))
+        return len(choose_labelled(images, spec.model.domains, router.labels, seed))
+    if data is None or not data.records(phase):
         return values.samples
     return data.samples(phase)
 

@@ -19,7 +19,7 @@ from medmoe.data.schema import ImageRecord
 from medmoe.evaluation.statistics import wilson
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.upcycle import RouterState
-from medmoe.training.packed import PhaseContext
+from medmoe.training.context import PhaseContext
 from medmoe.training.phases.phase2_router import RouterTraining, choose_labelled, fit_router, route
 from medmoe.training.phases.router_states import LabelledStates
 

@@ -8,45 +8,41 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from medmoe.backbones.registry import language_backbone, vision_backbone
+from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainPhaseSpec, TrainSpec
 from medmoe.data.pixels import pixel_table
-from medmoe.data.schema import ImageRecord
-from medmoe.data.tokenize import ConversationTokenizer
+from medmoe.data.schema import ImageRecord, images_of
+from medmoe.data.tokenize import ConversationTokenizer, train_tokenizer
+from medmoe.data.wording import turns_of
 from medmoe.experiments.data import TrainData, steps_of
-from medmoe.experiments.demo_corpus import unique_images
 from medmoe.experiments.handover import load_router, save_part, save_router
 from medmoe.experiments.label_curve import label_curve, router_score
-from medmoe.experiments.stages import (
-    config_of_moe,
-    stand_in_processor,
-    train_stand_in_encoder,
-    train_stand_in_language,
-    upcycled,
-)
+from medmoe.model.blueprint import config_of_moe
 from medmoe.model.build import build_dense, build_processor
 from medmoe.model.checkpoint import load_model, save_model
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.pretrained import load_language_model, load_vision_encoder
+from medmoe.model.upcycle import upcycle
+from medmoe.training.context import PhaseContext, PhaseRun, Progress
 from medmoe.training.features import encode_images
 from medmoe.training.load_balance import BalancedMoe
 from medmoe.training.lora import attach_lora, merge_lora
 from medmoe.training.on_demand import FeaturesOnDemand
-from medmoe.training.packed import PhaseContext
-from medmoe.training.phases.phase1_alignment import train_alignment
-from medmoe.training.phases.phase2_instruction import train_instruction, train_sft
+from medmoe.training.packed import train_packed
+from medmoe.training.phases.phase0_encoder import train_encoder
+from medmoe.training.phases.phase0_language import train_language_model
 from medmoe.training.phases.phase2_router import choose_labelled, fit_router
-from medmoe.training.phases.phase3_moe import train_moe
 from medmoe.training.phases.router_states import labelled_states
 from medmoe.training.settings import RunSettings
-from medmoe.training.trainer import PhaseResult, Progress
+from medmoe.training.trainer import PhaseResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,27 +88,26 @@ class Job:
         steps = result.curve[-1][0] if result.curve else 0
         return {**self.facts, "phases": {**self.facts["phases"], self.phase: steps}}
 
-    def steps(self, samples: int) -> int:
-        """Return the optimiser steps for so many samples in an epoch."""
-        return steps_of(self.values, samples)
+    def run(self, samples: int) -> dict[str, Any]:
+        """Return what `PhaseRun` takes, for so many samples in an epoch."""
+        return {
+            "phase": self.phase,
+            "spec": self.values,
+            "steps": steps_of(self.values, samples),
+            "seed": self.seed,
+            "progress": self.progress,
+            "settings": self.settings,
+        }
 
 
 def run_encoder(job: Job) -> PhaseResult:
     """Phase 0, first half: train a stand-in vision encoder."""
-    vision, _, records, processor = _stand_ins(job)
-    table = pixel_table(unique_images(records), processor.image_processor)
-    encoder, result = train_stand_in_encoder(
-        records,
-        job.spec.data.repeats,
-        vision,
-        processor.tokenizer,
-        table,
-        job.values,
-        job.steps(job.data.samples(job.phase)),
-        job.seed,
-        job.progress,
-        job.settings,
-    )
+    vision, _, processor = _stand_ins(job)
+    records = job.data.records(job.phase)
+    run = PhaseRun(**job.run(job.data.samples(job.phase)))
+    table = pixel_table(images_of(records), processor.image_processor)
+    repeats = job.spec.data.repeats
+    encoder, result = train_encoder(run, vision, records, repeats, table, processor.tokenizer)
     if job.saves:
         save_part(job.model, job.provenance(result), encoder.save_pretrained)
     return result
@@ -120,24 +115,12 @@ def run_encoder(job: Job) -> PhaseResult:
 
 def run_language(job: Job) -> PhaseResult:
     """Phase 0, second half: train a stand-in language model and its tokenizer."""
-    _, language, records, processor = _stand_ins(job)
-    words, result = train_stand_in_language(
-        records,
-        language,
-        processor,
-        job.values,
-        job.steps(job.data.samples(job.phase)),
-        job.seed,
-        job.progress,
-        job.settings,
-    )
+    _, language, processor = _stand_ins(job)
+    run = PhaseRun(**job.run(job.data.samples(job.phase)))
+    words, result = train_language_model(run, language, job.data.records(job.phase), processor)
     if job.saves:
-        save_part(
-            job.model,
-            job.provenance(result),
-            words.save_pretrained,
-            processor.tokenizer.save_pretrained,
-        )
+        parts = (words.save_pretrained, processor.tokenizer.save_pretrained)
+        save_part(job.model, job.provenance(result), *parts)
     return result
 
 
@@ -154,7 +137,7 @@ def run_alignment(job: Job) -> PhaseResult:
     words, tokenizer = load_language_model(language, str(text) if text else model.language_source)
     processor = build_processor(tokenizer, vision, language.chat_template)
     dense = build_dense(tower, words, processor.tokenizer, vision, job.seed)
-    result = train_alignment(_context(job, dense, processor))
+    result = train_packed(_context(job, dense, processor))
     _save(job, dense, processor, result)
     return result
 
@@ -163,8 +146,7 @@ def run_dense(job: Job) -> PhaseResult:
     """Phase 2 and its SFT twin: train projector and language model."""
     (source,) = job.inputs.values()
     dense, processor = load_model(source)
-    train = train_sft if job.phase == "sft" else train_instruction
-    result = train(_context(job, dense, processor))
+    result = train_packed(_context(job, dense, processor))
     _save(job, dense, processor, result)
     return result
 
@@ -174,13 +156,12 @@ def run_router(job: Job) -> PhaseResult:
     assert job.spec.router is not None
     router, domains = job.spec.router, job.spec.model.domains
     dense, processor = load_model(job.inputs["phase2_instruction"])
-    pool = unique_images(job.data.records(job.phase))
+    pool = job.data.images(job.phase)
     most = max([router.labels, *job.label_counts])
     chosen = choose_labelled(pool, domains, router.labels, job.seed)
     widest = choose_labelled(pool, domains, most, job.seed)
     held_out = job.data.router_test()
-    context = _context(job, dense, processor, [*widest, *held_out])
-    context.steps[job.phase] = job.steps(len(chosen))
+    context = _context(job, dense, processor, [*widest, *held_out], len(chosen))
     config = config_of_moe(dense.config, job.spec.model)
     states = labelled_states(context, config, widest)
     state, result = fit_router(context, config, states.of(chosen), router.loss, router.per_layer)
@@ -193,7 +174,7 @@ def run_router(job: Job) -> PhaseResult:
         shared = sum(k for name, k in job.facts["shared_images"].items() if name in router.test)
         job.found["router"] = router_score(config, state, test, shared)
         if job.label_counts:  # every process trains them, the first one writes
-            plain = context.with_settings(RunSettings())
+            plain = replace(context, settings=RunSettings())
             folder = job.out if job.saves else None
             job.found["label_curve"] = label_curve(
                 plain, config, router, pool, states, test, job.label_counts, folder, shared
@@ -208,16 +189,26 @@ def run_moe(job: Job) -> PhaseResult:
     router = None
     if "phase2_router" in job.inputs:
         router = load_router(job.inputs["phase2_router"], model.moe_layers, model.domains)
-    moe = upcycled(dense, model, router, job.seed)
+    moe = upcycle(
+        dense,
+        moe_layers=model.moe_layers,
+        domains=model.domains,
+        num_experts_per_tok=model.num_experts_per_tok,
+        init=model.upcycle_init,
+        router=router,
+        router_layers=model.router_layers,
+        meta_expert=model.meta_expert,
+        seed=job.seed,
+    )
     context = _context(job, moe, processor)
     if job.values.lora is not None:
         adapted = attach_lora(moe, job.values.lora, job.seed)
-        result = train_moe(context, moe)
+        result = train_packed(context, moe)
         moe = merge_lora(adapted)
     elif job.spec.learns_router():
-        result = train_moe(context, BalancedMoe(moe, job.values.load_balance))
+        result = train_packed(context, BalancedMoe(moe, job.values.load_balance))
     else:
-        result = train_moe(context)
+        result = train_packed(context)
     _save(job, moe, processor, result)
     return result
 
@@ -233,17 +224,21 @@ PHASE_FUNCTIONS: dict[PhaseName, Callable[[Job], PhaseResult]] = {
 }
 
 
-def _stand_ins(job: Job) -> tuple[Any, Any, list[Any], Any]:
-    """Return the backbones' entries, the records, and the processor trained on their texts."""
+def _stand_ins(job: Job) -> tuple[VisionBackbone, LanguageBackbone, Any]:
+    """Return the backbones' entries, and the processor trained on the phase's texts."""
     model = job.spec.model
     vision, language = (
         vision_backbone(model.vision_encoder),
         language_backbone(model.language_model),
     )
     records = job.data.records(job.phase)
+    texts = (
+        " ".join(f"user: {question} assistant: {answer}" for question, answer in turns_of(record))
+        for record in records
+    )
     assert job.spec.vocab_size is not None
-    processor = stand_in_processor(records, job.spec.vocab_size, vision, language)
-    return vision, language, records, processor
+    tokenizer = train_tokenizer(texts, job.spec.vocab_size)
+    return vision, language, build_processor(tokenizer, vision, language.chat_template)
 
 
 def _context(
@@ -251,29 +246,27 @@ def _context(
     model: MedMoeForConditionalGeneration,
     processor: Any,
     images: Sequence[ImageRecord] | None = None,
+    samples: int | None = None,
 ) -> PhaseContext:
-    """Return the surroundings of a phase, the features of its images encoded."""
+    """Return what a phase trains with, the features of its images encoded.
+
+    Args:
+        images: Instead of all of the phase's sets.
+        samples: In an epoch, instead of the phase's records.
+    """
     if torch.cuda.is_available():
         model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
-    records = job.data.records(job.phase)
-    features, rows = _features(job, model, processor, images or unique_images(records))
-    steps: dict[PhaseName, int] = {}
-    if job.phase != "phase2_router":  # its samples are the labelled images
-        steps[job.phase] = job.steps(job.data.samples(job.phase))
+    features, rows = _features(job, model, processor, images or job.data.images(job.phase))
     return PhaseContext(
+        **job.run(job.data.samples(job.phase) if samples is None else samples),
         model=model,
         processor=processor,
         tokenizer=ConversationTokenizer(processor, model.config.image_seq_length),
         features=features,
         rows=rows,
-        records=records,
+        records=job.data.records(job.phase),
         repeats=job.spec.data.repeats,
-        specs={job.phase: job.values},
-        steps=steps,
         max_questions=job.values.max_questions,
-        seed=job.seed,
-        progress=job.progress,
-        settings=job.settings,
         max_length=job.spec.max_length,
     )
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from medmoe.config.schema import DemoSpec
 from medmoe.data import registry
-from medmoe.data.leakage import drop_near_duplicates, images_of, refuse_leaks
+from medmoe.data.leakage import drop_near_duplicates, refuse_leaks
 from medmoe.data.near_duplicates import Fingerprints, fingerprints
 from medmoe.data.readers.common import hash_share
-from medmoe.data.schema import Record
+from medmoe.data.schema import Record, images_of
 from medmoe.experiments.demo_corpus import Corpus, EvalTask, SplitName, of_task, unique_images
 
 #: Share of VQA-Med-2019's training images held out to choose hyperparameters on.

@@ -28,12 +28,13 @@ from medmoe.experiments.handover import check_input, is_finished
 from medmoe.experiments.phases import PHASE_FUNCTIONS, Job
 from medmoe.experiments.plan import TrainPlan, is_main
 from medmoe.model.checkpoint import provenance
+from medmoe.training.context import Progress
 from medmoe.training.meter import Listener, Meter
 from medmoe.training.out_of_memory import named_out_of_memory
 from medmoe.training.saving.run_dir import abandon_run, close_run, git_commit, open_run, run_facts
 from medmoe.training.settings import RunSettings
 from medmoe.training.trackers import tracker_folders
-from medmoe.training.trainer import PhaseResult, Progress
+from medmoe.training.trainer import PhaseResult
 
 logger = logging.getLogger(__name__)
 
@@ -220,24 +221,16 @@ def _settings(
 ) -> RunSettings:
     run, values = plan.recipe.spec.run, plan.recipe.spec.phases[phase]
     out = plan.out / phase
+    # Features on demand are encoded where the encoder is, and a loader process has none.
+    workers = run.loader_workers if values.keep_features else 0
+    parts = 1 if PHASE_TABLE[phase].whole_batch else run.gradient_accumulation
+    changed = {"loader_workers": workers, "gradient_accumulation": parts}
     return RunSettings(
+        **(run.model_dump() | changed),
         checkpoints=out / "checkpoints",
-        save_every=run.save_every,
-        keep=run.keep,
         resume=plan.resume,
         allow_changed=plan.allow_changed,
         facts={"data": dict(hashes)},
-        # Features on demand are encoded where the encoder is, and a loader process has none.
-        loader_workers=run.loader_workers if values.keep_features else 0,
-        precision=run.precision,
-        # The encoder's contrastive loss compares all images of a batch: it has no parts.
-        gradient_accumulation=1 if PHASE_TABLE[phase].whole_batch else run.gradient_accumulation,
-        gradient_checkpointing=run.gradient_checkpointing,
-        group_by_length=run.group_by_length,
-        answers_only=run.answers_only,
-        sharding=run.sharding,
-        trackers=tuple(run.trackers),
-        log_every=run.log_every,
         logs=out / "logs",
         run_name=f"{plan.recipe.name}/{phase}",
         callbacks=callbacks,

@@ -15,6 +15,7 @@ from medmoe.errors import ConfigError
 from medmoe.model.build import pair_config
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
+from medmoe.model.upcycle import moe_config
 
 
 def recipe_config(spec: ModelSpec, vocab_size: int | None = None) -> MedMoeConfig:
@@ -42,15 +43,20 @@ def recipe_config(spec: ModelSpec, vocab_size: int | None = None) -> MedMoeConfi
         vision,
         image_token_index=values["vocab_size"] - 1,
     )
-    moe = {
-        "moe_layers": list(spec.moe_layers),
-        "domains": list(spec.domains),
-        "num_experts_per_tok": spec.num_experts_per_tok,
-        "router_layers": spec.router_layers,
-        "lm_head_bias": language.lm_head_bias,
-    }
-    config: MedMoeConfig = MedMoeConfig.from_dict(dense.to_dict() | moe)
-    return config
+    dense.lm_head_bias = language.lm_head_bias
+    return config_of_moe(dense, spec)
+
+
+def config_of_moe(dense: MedMoeConfig, spec: ModelSpec) -> MedMoeConfig:
+    """Return the configuration of a recipe's MoE model, made from that of its dense model."""
+    return moe_config(
+        dense,
+        spec.moe_layers,
+        spec.domains,
+        spec.num_experts_per_tok,
+        spec.router_layers,
+        spec.meta_expert,
+    )
 
 
 def dense_twin(config: MedMoeConfig) -> MedMoeConfig:

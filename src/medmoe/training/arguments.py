@@ -12,19 +12,12 @@ from transformers import TrainingArguments
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName, PhaseSpec
 from medmoe.errors import ConfigError
+from medmoe.training.context import PhaseRun
 from medmoe.training.parallel import processes, sharding_arguments
 from medmoe.training.settings import RunSettings
 
 
-def training_arguments(
-    phase: PhaseName,
-    model: nn.Module,
-    spec: PhaseSpec,
-    steps: int,
-    seed: int,
-    settings: RunSettings,
-    scratch: str,
-) -> TrainingArguments:
+def training_arguments(run: PhaseRun, model: nn.Module, scratch: str) -> TrainingArguments:
     """Return the Trainer's arguments; nothing is saved, reported or shown by the Trainer itself.
 
     Args:
@@ -33,17 +26,18 @@ def training_arguments(
     Raises:
         ConfigError: The batch cannot be divided, or the machine lacks what the settings ask for.
     """
+    spec, settings = run.spec, run.settings
     return TrainingArguments(
         output_dir=scratch,
-        max_steps=steps,
-        per_device_train_batch_size=_batch_size(phase, spec, settings),
+        max_steps=run.steps,
+        per_device_train_batch_size=_batch_size(run.phase, spec, settings),
         gradient_accumulation_steps=settings.gradient_accumulation,
         learning_rate=spec.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=round(spec.warmup_ratio * steps),
+        warmup_steps=round(spec.warmup_ratio * run.steps),
         weight_decay=spec.weight_decay,
         max_grad_norm=spec.max_grad_norm,
-        logging_steps=settings.log_every or max(1, steps // 50),
+        logging_steps=settings.log_every or max(1, run.steps // 50),
         logging_nan_inf_filter=False,
         save_strategy="no",
         report_to=list(settings.trackers) or "none",
@@ -52,7 +46,7 @@ def training_arguments(
         disable_tqdm=True,
         remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(),
-        seed=seed,
+        seed=run.seed,
         dataloader_pin_memory=False,
         dataloader_num_workers=settings.loader_workers,
         bf16=settings.precision == "bf16",

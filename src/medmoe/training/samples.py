@@ -3,54 +3,37 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from medmoe.config.schema import PhaseName, PhaseSpec
 from medmoe.data.collate import Packed
-from medmoe.data.schema import Record, Task
-from medmoe.data.tokenize import ConversationTokenizer, Segment
+from medmoe.data.schema import Record
+from medmoe.data.tokenize import Segment
 from medmoe.data.wording import turns_of
 from medmoe.errors import DataError
+from medmoe.training.context import PhaseContext
 from medmoe.training.schedule import Schedule
 
 
-def packed_schedule(
-    phase: PhaseName,
-    records: Sequence[Record],
-    tasks: Sequence[Task],
-    rows: Mapping[str, int],
-    tokenizer: ConversationTokenizer,
-    spec: PhaseSpec,
-    steps: int,
-    max_questions: int,
-    repeats: Mapping[str, int],
-    seed: int,
-    max_length: int | None = None,
-) -> Schedule[Packed]:
+def packed_schedule(context: PhaseContext) -> Schedule[Packed]:
     """Return a phase's samples: one image with up to ``max_questions`` of its questions.
 
-    Args:
-        rows: Row of each image in the feature table.
-        repeats: How often a data set's images come in one epoch, once where not named.
-        max_length: Longest sample in tokens: questions that do not fit behind the image wait for
-            another epoch; a conversation too long for a sample of its own ends with its last turn
-            that fits, and of an answer too long for one the end is cut.
+    Questions that do not fit behind the image within ``max_length`` wait for another epoch; a
+    conversation too long for a sample of its own ends with its last turn that fits, and of an
+    answer too long for one the end is cut.
 
     Raises:
-        DataError: No record has one of the tasks, or a question alone is longer than a sample.
+        DataError: A question alone is longer than a sample.
     """
+    tokenizer, max_length = context.tokenizer, context.max_length
     by_image: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        if record.task in tasks:
-            by_image[record.image.id].append(record)
-    if not by_image:
-        raise DataError(f"{phase}: no training record of task {' or '.join(tasks)}; check --data")
+    for record in context.records:
+        by_image[record.image.id].append(record)
     groups = [
         (image, questions)
         for image, questions in by_image.items()
-        for _ in range(repeats.get(questions[0].dataset, 1))
+        for _ in range(context.repeats.get(questions[0].dataset, 1))
     ]
     prefix = tokenizer.prefix()
     room = None if max_length is None else max_length - len(prefix)
@@ -66,15 +49,15 @@ def packed_schedule(
 
     def draw(index: int, rng: np.random.Generator) -> Packed:
         image, questions = groups[index]
-        chosen = rng.permutation(len(questions))[:max_questions]
+        chosen = rng.permutation(len(questions))[: context.max_questions]
         drawn = [segment for i in chosen for segment in segments(questions[i])]
-        return Packed(rows[image], prefix, _fitting(drawn, room))
+        return Packed(context.rows[image], prefix, _fitting(drawn, room))
 
     return Schedule(
         draw,
         len(groups),
-        steps * spec.batch_size,
-        seed,
+        context.steps * context.spec.batch_size,
+        context.seed,
         names=[image for image, _ in groups],
         length=packed_length,
     )

@@ -19,10 +19,11 @@ import torch
 from torch import nn
 from transformers import PrinterCallback, TrainerCallback
 
-from medmoe.config.schema import PhaseName, PhaseSpec
+from medmoe.config.schema import PhaseName
 from medmoe.errors import StoppedError
 from medmoe.training.ahead import Begin
 from medmoe.training.arguments import training_arguments
+from medmoe.training.context import PhaseRun, Progress
 from medmoe.training.engine import PhaseTrainer
 from medmoe.training.guards import StopRequest, sigterm_asks
 from medmoe.training.parallel import refuse_deepspeed, shards_weights, trained_parameters, whole
@@ -35,8 +36,6 @@ from medmoe.training.trainable import TrainableCount, set_trainable
 logger = logging.getLogger(__name__)
 
 Curve = list[tuple[int, float]]
-#: Called with (phase, step, steps, loss); loss is None between logs.
-Progress = Callable[[PhaseName, int, int, float | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +72,15 @@ class _Watch(TrainerCallback):
 
 
 def run_phase(
-    phase: PhaseName,
+    run: PhaseRun,
     model: nn.Module,
     samples: Schedule[Any],
     collate: Callable[[Sequence[Any]], dict[str, Any]],
-    spec: PhaseSpec,
-    steps: int,
-    seed: int,
-    progress: Progress,
-    settings: RunSettings | None = None,
     begin: Begin | None = None,
 ) -> PhaseResult:
-    """Train a model in place for ``steps`` steps and return its learning curve.
+    """Train a model in place for the run's steps and return its learning curve.
 
     Args:
-        settings: How to run it; by default one process in float32 without checkpoints.
         begin: Called with each sample a batch ahead, where there are no loader processes.
 
     Raises:
@@ -96,14 +89,14 @@ def run_phase(
         GuardError: A loss, gradient or weight is not finite, or a checkpoint cannot be written.
         StoppedError: SIGTERM was received; a checkpoint of the last step is saved.
     """
-    settings = settings or RunSettings()
+    phase, settings = run.phase, run.settings
     refuse_deepspeed(settings)
-    counts = set_trainable(model, phase, spec.trains)
+    counts = set_trainable(model, phase, run.spec.trains)
     logger.info("%s", counts.line())
     if settings.group_by_length:
-        samples = samples.grouped(spec.batch_size)
+        samples = samples.grouped(run.spec.batch_size)
     folder = _folder(settings)
-    facts = _facts(phase, model, samples, spec, steps, seed, settings) if folder else {}
+    facts = _facts(run, model, samples) if folder else {}
     resumed = _resumable(folder, facts, settings)
     # FSDP2 shards a model for good; the caller's stays whole.
     working = copy.deepcopy(model) if shards_weights(settings) else model
@@ -118,10 +111,10 @@ def run_phase(
             answers_only=settings.answers_only,
             begin=begin,
             model=working,
-            args=training_arguments(phase, working, spec, steps, seed, settings, scratch),
+            args=training_arguments(run, working, scratch),
             train_dataset=samples,
             data_collator=collate,
-            callbacks=[_Watch(phase, progress), *settings.callbacks],
+            callbacks=[_Watch(phase, run.progress), *settings.callbacks],
         )
         trainer.remove_callback(PrinterCallback)
         with closing(trainer):
@@ -129,7 +122,7 @@ def run_phase(
     if working is not model:
         _copy_trained(working, model)
     if stop.asked:
-        raise _stopped(phase, trainer.state.global_step, steps)
+        raise _stopped(phase, trainer.state.global_step, run.steps)
     model.eval()
     return _result(counts, trainer)
 
@@ -157,26 +150,18 @@ def _folder(settings: RunSettings) -> CheckpointFolder | None:
     return folder
 
 
-def _facts(
-    phase: PhaseName,
-    model: nn.Module,
-    samples: Schedule[Any],
-    spec: PhaseSpec,
-    steps: int,
-    seed: int,
-    settings: RunSettings,
-) -> dict[str, Any]:
+def _facts(run: PhaseRun, model: nn.Module, samples: Schedule[Any]) -> dict[str, Any]:
     """Return what must be the same in a run that goes on from a checkpoint of this one."""
     weights = {name: list(weight.shape) for name, weight in trained_parameters(model)}
     return {
-        "phase": phase,
-        "seed": seed,
-        "steps": steps,
+        "phase": run.phase,
+        "seed": run.seed,
+        "steps": run.steps,
         "trained": weights,
         "frozen": frozen_hash(model),
-        **spec.model_dump(mode="json"),
+        **run.spec.model_dump(mode="json"),
         **samples.fingerprint(),
-        **settings.facts,
+        **run.settings.facts,
     }
 
 

@@ -8,9 +8,10 @@ import pytest
 from tests.training import faults, toy
 from tests.training.faults import PHASES, SAVE_EVERY, STEPS, settings
 
+from medmoe.config.load import check
+from medmoe.config.train_schema import RunSpec
 from medmoe.errors import CheckpointError, ConfigError, GuardError
 from medmoe.training.saving.checkpoints import CheckpointFolder
-from medmoe.training.settings import RunSettings
 
 PHASE = "phase1_alignment"
 
@@ -125,13 +126,13 @@ def test_a_resume_with_changed_values_names_them_and_is_refused_unless_allowed(
 def test_frozen_weights_that_changed_are_refused(run: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from medmoe.training.phases.phase1_alignment import train_alignment
+    from medmoe.training.packed import train_packed
 
     model = toy.dense()
     next(model.model.language_model.parameters()).data[0] += 1
     context = toy.context(model, STEPS, faults.records())
     with pytest.raises(CheckpointError, match=r"1 values differ .*\(frozen: \w+ then, \w+ now\)"):
-        train_alignment(replace(context, settings=settings(copied(run, tmp_path / "run"))))
+        train_packed(replace(context, settings=settings(copied(run, tmp_path / "run"))))
 
 
 @pytest.mark.parametrize("keep", [2, 3, 5])
@@ -180,5 +181,5 @@ def test_a_value_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
     ("name", "value"), [("keep", 1), ("save_every", 0), ("loader_workers", -1)]
 )
 def test_settings_out_of_range_are_refused(name: str, value: int) -> None:
-    with pytest.raises(ConfigError, match=rf"^{name} \({value}\) must be at least"):
-        RunSettings(**{name: value})
+    with pytest.raises(ConfigError, match=rf"^recipe: {name} = {value}: Input should be greater"):
+        check(RunSpec, {name: value}, "recipe")

@@ -1,1 +1,1 @@
-"""The paper's phases, one file each, and the stand-in backbones before them."""
+"""What phases do besides training on packed questions: the stand-in backbones and the router."""

@@ -22,12 +22,11 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from medmoe.backbones.spec import VisionBackbone
-from medmoe.config.schema import PhaseSpec
 from medmoe.data.pixels import PixelTable, augmented, normalise
-from medmoe.data.schema import ImageRecord, Record
+from medmoe.data.schema import ImageRecord, Record, images_of
+from medmoe.training.context import PhaseRun
 from medmoe.training.schedule import Schedule
-from medmoe.training.settings import RunSettings
-from medmoe.training.trainer import PhaseResult, Progress, run_phase
+from medmoe.training.trainer import PhaseResult, run_phase
 
 #: An attribute value must be seen on this many pictures to be worth a class.
 MIN_PICTURES = 8
@@ -182,28 +181,32 @@ def _attributes(image: ImageRecord) -> dict[str, str]:
 
 
 def train_encoder(
+    run: PhaseRun,
     vision: VisionBackbone,
-    images: Sequence[ImageRecord],
-    captions: Mapping[str, Sequence[Record]],
+    records: Sequence[Record],
+    repeats: Mapping[str, int],
     table: PixelTable,
     tokenizer: Any,
-    spec: PhaseSpec,
-    steps: int,
-    seed: int,
-    progress: Progress,
-    settings: RunSettings | None = None,
 ) -> tuple[PreTrainedModel, PhaseResult]:
     """Return the trained vision encoder (frozen from here on) and its learning curve.
 
     Args:
-        images: One epoch; an image that comes more often in it stands there more often.
-        captions: Caption records by image id; a picture without one is named by its attributes.
+        records: Their captions name the pictures; one without is named by its attributes.
+        repeats: How often a data set's images come in one epoch, once where not named.
+        table: The records' pictures.
     """
+    captions: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        if record.task == "caption":
+            captions[record.image.id].append(record)
+    dataset = {record.image.id: record.dataset for record in records}
+    images = [
+        image for image in images_of(records) for _ in range(repeats.get(dataset[image.id], 1))
+    ]
     classes = attribute_classes(images)
-    torch.manual_seed(seed)
-    model = EncoderPretraining(
-        vision, [len(values) for values in classes.values()], len(tokenizer), spec.label_smoothing
-    )
+    torch.manual_seed(run.seed)
+    counts = [len(values) for values in classes.values()]
+    model = EncoderPretraining(vision, counts, len(tokenizer), run.spec.label_smoothing)
     ids = [_caption_ids(image, captions.get(image.id, ()), tokenizer) for image in images]
     targets = [
         tuple(_index(values, _attributes(image).get(name)) for name, values in classes.items())
@@ -217,7 +220,7 @@ def train_encoder(
 
     def collate(samples: Sequence[EncoderSample]) -> dict[str, Tensor]:
         unit = table.pixels[torch.tensor([s.row for s in samples])].float() / 255
-        unit = augmented(unit, torch.tensor([s.draws for s in samples]), spec.augment)
+        unit = augmented(unit, torch.tensor([s.draws for s in samples]), run.spec.augment)
         starts = np.cumsum([0, *(len(s.caption) for s in samples)])[:-1]
         return {
             "pixel_values": normalise(unit, table.mean, table.std),
@@ -226,11 +229,8 @@ def train_encoder(
             "classes": torch.tensor([s.classes for s in samples]),
         }
 
-    schedule = Schedule(draw, len(images), steps * spec.batch_size, seed)
-    result = run_phase(
-        "phase0_encoder", model, schedule, collate, spec, steps, seed, progress, settings
-    )
-    return model.encoder, result
+    schedule = Schedule(draw, len(images), run.steps * run.spec.batch_size, run.seed)
+    return model.encoder, run_phase(run, model, schedule, collate)
 
 
 def _caption_ids(

@@ -15,11 +15,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from medmoe.backbones.spec import LanguageBackbone
-from medmoe.config.schema import PhaseSpec
 from medmoe.data.collate import IGNORE
+from medmoe.data.schema import Record
+from medmoe.data.tokenize import ConversationTokenizer
+from medmoe.data.wording import turns_of
+from medmoe.training.context import PhaseRun
 from medmoe.training.schedule import Schedule
-from medmoe.training.settings import RunSettings
-from medmoe.training.trainer import PhaseResult, Progress, run_phase
+from medmoe.training.trainer import PhaseResult, run_phase
 
 
 def new_language_model(backbone: LanguageBackbone, tokenizer: Any, seed: int) -> PreTrainedModel:
@@ -38,17 +40,13 @@ def new_language_model(backbone: LanguageBackbone, tokenizer: Any, seed: int) ->
 
 
 def train_language_model(
-    backbone: LanguageBackbone,
-    conversations: Sequence[tuple[int, ...]],
-    tokenizer: Any,
-    spec: PhaseSpec,
-    steps: int,
-    seed: int,
-    progress: Progress,
-    settings: RunSettings | None = None,
+    run: PhaseRun, backbone: LanguageBackbone, records: Sequence[Record], processor: Any
 ) -> tuple[PreTrainedModel, PhaseResult]:
-    """Return the language model trained on tokenised conversations, and its learning curve."""
-    model = new_language_model(backbone, tokenizer, seed)
+    """Return the language model trained on the records' texts, and its learning curve."""
+    words = ConversationTokenizer(processor, image_tokens=1)
+    conversations = [words.text_only(turns_of(record)) for record in records]
+    tokenizer = processor.tokenizer
+    model = new_language_model(backbone, tokenizer, run.seed)
 
     def draw(index: int, rng: np.random.Generator) -> tuple[int, ...]:
         return conversations[index]
@@ -61,8 +59,5 @@ def train_language_model(
             ids[row, : len(sample)] = labels[row, : len(sample)] = torch.tensor(sample)
         return {"input_ids": ids, "labels": labels}
 
-    schedule = Schedule(draw, len(conversations), steps * spec.batch_size, seed)
-    result = run_phase(
-        "phase0_language", model, schedule, collate, spec, steps, seed, progress, settings
-    )
-    return model, result
+    schedule = Schedule(draw, len(conversations), run.steps * run.spec.batch_size, run.seed)
+    return model, run_phase(run, model, schedule, collate)

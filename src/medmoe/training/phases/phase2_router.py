@@ -24,8 +24,8 @@ from medmoe.errors import ConfigError, DataError
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.moe import Router
 from medmoe.model.upcycle import RouterState
-from medmoe.training.packed import PhaseContext
-from medmoe.training.phases.router_states import LabelledStates, labelled_states
+from medmoe.training.context import PhaseContext
+from medmoe.training.phases.router_states import LabelledStates
 from medmoe.training.schedule import Schedule
 from medmoe.training.trainer import PhaseResult, run_phase
 
@@ -104,29 +104,6 @@ def choose_labelled(
     return [pool[i] for pool in pools.values() for i in rng.permutation(len(pool))[:share].tolist()]
 
 
-def train_router(
-    context: PhaseContext,
-    config: MedMoeConfig,
-    images: Sequence[ImageRecord],
-    loss: RouterLoss = "token",
-    per_layer: bool = False,
-) -> tuple[RouterState | list[RouterState], PhaseResult]:
-    """Train the router of all MoE layers on the frozen dense model's hidden states.
-
-    Args:
-        context: Its model is the phase-2 model; it is not changed.
-        config: Of the future MoE model: its layers, domains and router depth.
-        images: Labelled images, as `choose_labelled` gives them.
-        loss: At each token, or at the mean of an image's tokens.
-        per_layer: One router for each MoE layer instead of one for all.
-
-    Returns:
-        The router's weights, as `upcycle` takes them, and the learning curve.
-    """
-    labelled = labelled_states(context, config, images)
-    return fit_router(context, config, labelled, loss, per_layer)
-
-
 def fit_router(
     context: PhaseContext,
     config: MedMoeConfig,
@@ -134,8 +111,17 @@ def fit_router(
     loss: RouterLoss = "token",
     per_layer: bool = False,
 ) -> tuple[RouterState | list[RouterState], PhaseResult]:
-    """Train a router on states that are already collected; see `train_router`."""
-    spec, steps = context.specs["phase2_router"], context.steps["phase2_router"]
+    """Train the router of all MoE layers on the frozen dense model's hidden states.
+
+    Args:
+        config: Of the future MoE model: its layers, domains and router depth.
+        labelled: Of the images that `choose_labelled` gives, from `labelled_states`.
+        loss: At each token, or at the mean of an image's tokens.
+        per_layer: One router for each MoE layer instead of one for all.
+
+    Returns:
+        The router's weights, as `upcycle` takes them, and the learning curve.
+    """
     torch.manual_seed(context.seed)
     model = RouterTraining(config, loss, per_layer)
 
@@ -146,20 +132,9 @@ def fit_router(
         chosen = torch.tensor(rows)
         return {"states": labelled.states[chosen], "domain": labelled.domains[chosen]}
 
-    schedule = Schedule(
-        draw, len(labelled.images), steps * spec.batch_size, context.seed, names=labelled.images
-    )
-    result = run_phase(
-        "phase2_router",
-        model,
-        schedule,
-        collate,
-        spec,
-        steps,
-        context.seed,
-        context.progress,
-        context.settings,
-    )
+    total = context.steps * context.spec.batch_size
+    schedule = Schedule(draw, len(labelled.images), total, context.seed, names=labelled.images)
+    result = run_phase(context, model, schedule, collate)
     return model.states(), result
 
 
