@@ -10,7 +10,7 @@ from tests.experiments.micro_train import micro_recipe
 from tests.experiments.miniature import write_all
 
 from medmoe.config.train_schema import TrainPhaseSpec
-from medmoe.errors import DataError
+from medmoe.errors import ConfigError, DataError
 from medmoe.experiments.data import read_data, steps_of
 from medmoe.experiments.recipe import load_recipe
 
@@ -54,11 +54,11 @@ def test_a_phase_whose_sets_have_none_of_its_tasks_is_refused() -> None:
 
 def test_a_recipe_may_name_a_phases_tasks() -> None:
     recipe = micro_recipe("phases.phase2_instruction.tasks=[vqa]")
-    data = read_data(recipe.spec, ["phase2_instruction", "sft"], None, 7)
+    data = read_data(recipe.spec, ["phase2_instruction", "phase3_moe"], None, 7)
     assert {record.task for record in data.records("phase2_instruction")} == {"vqa"}
-    assert {record.task for record in data.records("sft")} == {"vqa", "classification"}
-    with pytest.raises(ConfigError, match="tasks = .*must name at least one task, and each once"):
-        micro_recipe("phases.sft.tasks=[]")
+    assert {record.task for record in data.records("phase3_moe")} == {"vqa", "classification"}
+    with pytest.raises(ConfigError, match="must name at least one task, and each once"):
+        micro_recipe("phases.phase3_moe.tasks=[]")
 
 
 def test_without_captions_phase_1_aligns_on_the_questions_and_says_so(tmp_path: Path) -> None:

@@ -143,17 +143,6 @@ def test_images_come_as_often_as_their_data_set_says(tokenizer: ConversationToke
         assert rows == {10: 1, 11: 3}
 
 
-def test_no_record_of_the_wanted_tasks_is_an_error_that_names_phase_and_task(
-    tokenizer: ConversationTokenizer,
-) -> None:
-    questions = [r for r in RECORDS if r.task == "vqa"]
-    message = r"^phase1_alignment: no training record of task caption; check --data$"
-    with pytest.raises(DataError, match=message):
-        samples(tokenizer, ("caption",), records=questions, phase="phase1_alignment")
-    with pytest.raises(DataError, match="of task caption or classification;"):
-        samples(tokenizer, ("caption", "classification"), records=questions)
-
-
 def test_no_sample_is_longer_than_max_length_and_all_questions_come_in_time(
     tokenizer: ConversationTokenizer,
 ) -> None:
