@@ -13,10 +13,9 @@ from dataclasses import replace
 
 from medmoe.data.bad_rows import BadRows, unreadable
 from medmoe.data.disjoint import groups_of
-from medmoe.data.leakage import images_of
 from medmoe.data.near_duplicates import fingerprints, repeated_pictures
 from medmoe.data.readers.common import SPLITS, hash_share, hash_split
-from medmoe.data.schema import Record
+from medmoe.data.schema import Record, images_of
 
 #: A group with more than this share of the pictures is trained on: no other part could hold it.
 _LARGEST_SHARE = 0.2
