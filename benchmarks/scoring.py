@@ -17,7 +17,7 @@ from support.timing import options, ratios
 
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.evaluation.files.predictions import Prediction
-from medmoe.evaluation.score.side_by_side import score_records
+from medmoe.evaluation.score.rows import score_records
 from medmoe.evaluation.statistics import (
     Floats,
     cluster_indices,

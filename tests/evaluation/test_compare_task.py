@@ -11,7 +11,7 @@ from medmoe.data.schema import Record
 from medmoe.errors import DataError
 from medmoe.evaluation.compare import compare_task
 from medmoe.evaluation.files.predictions import Prediction
-from medmoe.evaluation.score.scores import is_right
+from medmoe.evaluation.score.measures import is_right
 from medmoe.evaluation.statistics import mcnemar
 
 MakeRecord = Callable[..., Record]
@@ -30,8 +30,8 @@ def test_rows_hold_the_paired_difference_and_mcnemars_p(make_record: MakeRecord)
     second = [True] * 4 + [False] * 8
     systems = {"moe": answers(records, first), "sft": answers(records, second)}
     (row,) = compare_task("t", "test", records, systems, seed=0)
-    assert row["systems"] == ["moe", "sft"]
-    assert row["difference"] == pytest.approx(100 * 5 / 12)
+    assert (row["a"], row["b"]) == ("moe", "sft")
+    assert row["difference"] == pytest.approx(-100 * 5 / 12)  # B − A
     assert row["low"] <= row["difference"] <= row["high"]
     assert row["p"] == mcnemar([float(x) for x in first], [float(x) for x in second])
     assert row["n"] == 12

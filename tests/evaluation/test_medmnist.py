@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from medmoe.evaluation.score.side_by_side import score_records
 
 from medmoe.data.schema import Record
 from medmoe.evaluation.files.predictions import Prediction
-from medmoe.evaluation.score import classification
-from medmoe.evaluation.score.scores import score_task
-from medmoe.evaluation.score.side_by_side import score_records
+from medmoe.evaluation.score import auc as classification
+from medmoe.evaluation.score.rows import score_task
 
 MISSING = "medmnist is not installed: pip install --no-deps medmnist (and pandas)"
 
@@ -53,7 +53,11 @@ def test_torchvision_is_not_needed(evaluator: Callable[[str, Any], Any]) -> None
 )
 @pytest.mark.parametrize("seed", range(5))
 def test_one_label_of_several(
-    evaluator: Callable[[str, Any], Any], flag: str, options: int, seed: int
+    evaluator: Callable[[str, Any], Any],
+    make_record: Callable[..., Record],
+    flag: str,
+    options: int,
+    seed: int,
 ) -> None:
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(97) % options)
@@ -61,7 +65,11 @@ def test_one_label_of_several(
     scores = np.round(rng.normal(size=(97, options)) + 1.5 * np.eye(options)[labels], 1)
     probabilities = classification.label_probabilities(scores)
     official = evaluator(flag, labels[:, None].astype(np.uint8)).evaluate(probabilities)
-    assert classification.accuracy(labels, probabilities) == official.ACC
+    names = tuple(map(str, range(options)))
+    records = [make_record(f"i{i}", names[label], options=names) for i, label in enumerate(labels)]
+    told = [Prediction(f"i{i}", "", option_scores=tuple(row)) for i, row in enumerate(scores)]
+    cells = score_records(records, told, wanted=("label_score",))["protocols"]["label_score"]
+    assert cells["all"]["accuracy"]["value"] == pytest.approx(100 * official.ACC, abs=1e-6)
     # The same roc_auc_score calls and the same mean; their order of summation may differ.
     found = classification.auc(labels, probabilities).value
     assert found == pytest.approx(official.AUC, abs=1e-12)
@@ -73,9 +81,6 @@ def test_several_labels_at_once(evaluator: Callable[[str, Any], Any], seed: int)
     truth = rng.integers(0, 2, size=(83, 14))
     probabilities = np.clip(np.round(0.3 * truth + rng.uniform(0, 0.7, truth.shape), 1), 0, 1)
     official = evaluator("chestmnist", truth.astype(np.uint8)).evaluate(probabilities)
-    assert classification.multi_label_accuracy(truth, probabilities) == pytest.approx(
-        official.ACC, abs=1e-12
-    )
     found = classification.multi_label_auc(truth, probabilities, range(83), seed=0, resamples=50)
     assert found.value == pytest.approx(official.AUC, abs=1e-12)
     assert found.low is not None

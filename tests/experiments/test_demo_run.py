@@ -29,7 +29,7 @@ from medmoe.data.phantom import read_phantom
 from medmoe.data.schema import Record
 from medmoe.errors import GuardError
 from medmoe.evaluation.files.predictions import read_predictions
-from medmoe.evaluation.score.scores import score_task
+from medmoe.evaluation.score.rows import score_task
 from medmoe.experiments import demo
 from medmoe.experiments.demo import run_demo
 from medmoe.experiments.demo_corpus import phantom_corpus

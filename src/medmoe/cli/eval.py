@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.evaluation.ask.plan import EvalPlan, check_apart, check_names
     from medmoe.evaluation.evaluate import evaluate
     from medmoe.evaluation.pairs.rewriting import PAIRS
-    from medmoe.evaluation.score.side_by_side import ALL_PROTOCOLS
+    from medmoe.evaluation.protocols import ALL_PROTOCOLS
     from medmoe.model.checkpoint import verify
     from medmoe.training.saving.run_dir import git_commit
 

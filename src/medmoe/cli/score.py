@@ -129,7 +129,7 @@ def _check_flags(args: argparse.Namespace) -> None:
 def _scored(args: argparse.Namespace, answers: dict[str, Answers]) -> list[dict[str, Any]]:
     """Return what ``--json`` holds of each prediction file."""
     from medmoe.evaluation.files.truth import read_truth
-    from medmoe.evaluation.score.side_by_side import ALL_PROTOCOLS
+    from medmoe.evaluation.protocols import ALL_PROTOCOLS
     from medmoe.evaluation.score_files import Confidence, calibrations, score_answers
 
     chosen = args.protocol or ["all"]

@@ -18,12 +18,10 @@ _CONSTANTS = {
     "always_yes": ("yes", "yes"),
     "always_no": ("no", "no"),
     "most_frequent_per_type": ("frequent", "most frequent"),
-    "question_only": ("question", "question only"),
-    "best_option": ("option", "best option"),
 }
 _LEGEND = (
-    "constant: the best answer that needs no picture: yes, no, the most frequent of its question "
-    "type (frequent) or to the same question (question), or the best single option"
+    "constant: the best answer that needs no picture: yes, no or the most frequent of its question "
+    "type (frequent)"
 )
 
 
@@ -87,12 +85,10 @@ def best_constant(
 
     (None, ("", "")) where none was scored.
     """
-    found = [
-        (cells[protocol][subset][metric]["value"], _CONSTANTS[name])
-        for name, cells in result["baselines"].items()
-        if metric in cells.get(protocol, {}).get(subset, {})
-    ]
-    return max(found, key=lambda pair: pair[0]) if found else (None, ("", ""))
+    cells = result["baselines"].get("constant", {}).get(protocol, {}).get(subset, {})
+    if metric not in cells:
+        return None, ("", "")
+    return cells[metric]["value"], _CONSTANTS[cells[metric]["answer"]]
 
 
 def _subsets(result: Mapping[str, Any]) -> Table:

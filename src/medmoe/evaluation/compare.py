@@ -19,23 +19,23 @@ import numpy as np
 
 from medmoe.data.schema import Record
 from medmoe.evaluation.files.predictions import Prediction, pair
-from medmoe.evaluation.score.rows import type_label
-from medmoe.evaluation.score.scores import is_right, record_scores
+from medmoe.evaluation.score.measures import is_right, record_scores
+from medmoe.evaluation.score.table import type_label
 from medmoe.evaluation.statistics import (
     Floats,
     clustered_bootstrap,
     mcnemar,
-    paired_bootstrap,
     wilson,
 )
 
-RIGHT = "right"
 #: subset → the metrics that are compared; the first decides whether B is worse.
 _METRICS: Mapping[str, tuple[str, ...]] = {
     "closed": ("accuracy",),
     "open": ("exact_match", "f1", "recall"),
     "all": ("accuracy",),
 }
+#: Of these, what is 1 where an answer is right, else 0.
+_RIGHT = ("accuracy", "exact_match")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ def compare_runs(
         DataError: The ids do not pair.
     """
     sides = tuple([_answers(records, run) for run in runs] for runs in (a, b))
-    right = [_values(records, runs, RIGHT).mean(axis=0) for runs in sides]
+    right = [_values(records, runs, "accuracy").mean(axis=0) for runs in sides]
     subsets = _subsets(records)
     differences = [
         _difference(name, subset, metric, [records[i] for i in chosen], chosen, sides, seed)
@@ -161,6 +161,37 @@ def compare_runs(
     ]
     # Losses first, the surest first; then in the records' order.
     return Comparison(differences, wins, sorted(flips, key=lambda flip: flip.change))
+
+
+def compare_task(
+    task: str,
+    split: str,
+    records: Sequence[Record],
+    systems: Mapping[str, Sequence[Prediction]],
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Return the deciding rows of `compare_runs` as they stand in ``summary.json``.
+
+    Args:
+        systems: A and B by name, in this order, each with its predictions for all records.
+
+    Returns:
+        Rows with task, split, subset, ``a``, ``b``, ``difference`` (B − A) with ``low`` and
+        ``high`` in points, McNemar's ``p`` (0-1) and n; a single image gives no interval (None).
+
+    Raises:
+        DataError: The predictions do not pair with the records by id.
+    """
+    (a, of_a), (b, of_b) = systems.items()
+    found = compare_runs(task, records, [of_a], [of_b], seed)
+    return [
+        {
+            "task": task, "split": split, "subset": row.subset, "a": a, "b": b,
+            "difference": row.difference, "low": row.low, "high": row.high, "p": row.p, "n": row.n,
+        }
+        for row in found.differences
+        if row.decides
+    ]  # fmt: skip
 
 
 def _answers(records: Sequence[Record], run: Sequence[Prediction]) -> list[Prediction]:
@@ -185,10 +216,9 @@ def _types(records: Sequence[Record]) -> dict[str, list[int]]:
 
 
 def _value(record: Record, prediction: Prediction, metric: str) -> float:
-    scores = record_scores("strict", record, prediction.text)
-    if metric == RIGHT:
-        return scores["accuracy" if record.answer_type == "closed" else "exact_match"]
-    return scores[metric]
+    if metric in _RIGHT:
+        return float(is_right(record, prediction))
+    return record_scores("strict", record, prediction.text)[metric]
 
 
 def _values(records: Sequence[Record], runs: Sequence[Sequence[Prediction]], metric: str) -> Floats:
@@ -209,7 +239,7 @@ def _difference(
     images = [record.image.id for record in records]
     by_record = b.mean(axis=0) - a.mean(axis=0)
     low, high = difference_interval(by_record, images, seed)
-    binary = metric in ("accuracy", "exact_match") and len(a) == len(b) == 1
+    binary = metric in _RIGHT and len(a) == len(b) == 1
     return Difference(
         name=name,
         subset=subset,
@@ -259,48 +289,3 @@ def _wins(name: str, subset: str, a: Floats, b: Floats) -> Wins:
         both_wrong=int(((a == b) & (a < 1)).sum()),
         n=len(a),
     )
-
-
-def compare_task(
-    task: str,
-    split: str,
-    records: Sequence[Record],
-    systems: Mapping[str, Sequence[Prediction]],
-    seed: int,
-) -> list[dict[str, Any]]:
-    """Return one row per subset: the first system's right answers against the second's.
-
-    Args:
-        systems: Two systems by name, each with its predictions for all records.
-
-    Returns:
-        Rows with task, split, subset, systems, ``difference``, ``low`` and ``high`` in points
-        (percent), McNemar's exact ``p`` (0-1) and n; a single image gives no interval (None).
-
-    Raises:
-        DataError: The predictions do not pair with the records by id.
-    """
-    right = [
-        [float(is_right(record, prediction)) for record, prediction in pair(records, found)]
-        for found in systems.values()
-    ]
-    rows = []
-    for subset, chosen in _subsets(records).items():
-        a, b = ([values[i] for i in chosen] for values in right)
-        images = [records[i].image.id for i in chosen]
-        row: dict[str, Any] = {
-            "task": task,
-            "split": split,
-            "subset": subset,
-            "systems": list(systems),
-            "difference": 100 * (sum(a) - sum(b)) / len(a),
-            "low": None,
-            "high": None,
-            "p": mcnemar(a, b),
-            "n": len(a),
-        }
-        if len(set(images)) > 1:
-            _, low, high = paired_bootstrap(a, b, images, seed)
-            row |= {"low": 100 * low, "high": 100 * high}
-        rows.append(row)
-    return rows

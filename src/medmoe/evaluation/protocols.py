@@ -3,7 +3,7 @@
 ``reference`` is the scorer of the paper's released code (tables 1 and 2), ``llava_med`` that of
 LLaVA-Med v1.0, ``token_f1`` the MedGemma style, ``strict`` ours and the headline. Scores of
 different protocols are never averaged or compared. Averages, intervals and the choice among
-several references are made in `medmoe.evaluation.score.scores`, not here.
+several references are made in `medmoe.evaluation.score`, not here.
 """
 
 from __future__ import annotations
@@ -66,6 +66,9 @@ _WITH_BLEU = frozenset({"reference", "llava_med"})
 _BLEU = ("bleu1", "bleu2", "bleu3")
 #: The names `score_pair` takes.
 PROTOCOLS: tuple[str, ...] = tuple(_SCORERS)
+#: The best-scored option of a closed set, instead of an answer in words.
+LABEL_SCORE = "label_score"
+ALL_PROTOCOLS: tuple[str, ...] = (*PROTOCOLS, LABEL_SCORE)
 
 
 @lru_cache(maxsize=1 << 17)

@@ -17,8 +17,9 @@ from medmoe.evaluation.files.json_lines import named
 from medmoe.evaluation.files.predictions import read_predictions
 from medmoe.evaluation.files.run_files import read_side
 from medmoe.evaluation.files.truth import UNNAMED, check_same_truth, own_truth, read_truth
+from medmoe.evaluation.protocols import ALL_PROTOCOLS
 from medmoe.evaluation.reliability.measure import answered_by_kind, reliability
-from medmoe.evaluation.score.side_by_side import ALL_PROTOCOLS, score_records
+from medmoe.evaluation.score.rows import score_records
 from medmoe.evaluation.tasks import TASKS, paper_rows, task_spec
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator, Sequence
-from fractions import Fraction
-from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +17,8 @@ from medmoe.errors import DataError
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
+#: Decimals of a percentage in files.
+DECIMALS = 6
 #: Cells of a resampling block that are held in memory at once.
 _BLOCK = 1 << 18
 
@@ -132,12 +132,36 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     """
     if n < 1 or not 0 <= successes <= n:
         raise DataError(f"{successes} successes in {n} trials; give n >= 1 and 0 <= successes <= n")
-    z = NormalDist().inv_cdf(0.5 + confidence / 2.0)
-    share = successes / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    # Rounding must not push the ends past the share itself at 0 and n successes.
-    return max(0.0, min(middle - half, share)), min(1.0, max(middle + half, share))
+    from scipy.stats import binomtest  # half a second to import
+
+    ends = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return float(ends.low), float(ends.high)
+
+
+def intervals(
+    values: Floats, images: Sequence[str], seed: int
+) -> list[tuple[float | None, float | None]]:
+    """Return the interval of the mean of each column of values (items, M); they share their draws.
+
+    A clustered bootstrap; where a column is all right (1) or all wrong (0) that has no width, and
+    three right answers of three would claim certainty: it then is Wilson's over the images. (None,
+    None) where there is one image only.
+    """
+    count = len(set(images))
+    found: list[tuple[float | None, float | None]] = []
+    for column, (low, high) in zip(
+        values.T, clustered_bootstraps(values, images, seed=seed), strict=True
+    ):
+        if column[0] in (0.0, 1.0) and (column == column[0]).all():
+            found.append(wilson(count if column[0] == 1.0 else 0, count))
+        else:
+            found.append((None, None) if math.isnan(low) else (float(low), float(high)))
+    return found
+
+
+def in_percent(share: float | None) -> float | None:
+    """Return a share in percent, rounded so that files stay readable."""
+    return None if share is None else round(100.0 * share, DECIMALS)
 
 
 def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
@@ -158,12 +182,11 @@ def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
     if not np.isin(np.concatenate([first, second]), (0.0, 1.0)).all():
         raise DataError("McNemar's test takes values 0 and 1 only; use paired_bootstrap for others")
     only_a, only_b = int((first > second).sum()), int((second > first).sum())
-    discordant = only_a + only_b
-    ways, tail = 1, 0
-    for i in range(min(only_a, only_b) + 1):
-        tail += ways
-        ways = ways * (discordant - i) // (i + 1)
-    return min(1.0, float(Fraction(2 * tail, 1 << discordant)))
+    if only_a + only_b == 0:
+        return 1.0
+    from scipy.stats import binomtest
+
+    return float(binomtest(only_a, only_a + only_b).pvalue)
 
 
 def paired_bootstrap(

@@ -20,8 +20,7 @@ from medmoe.evaluation.pairs.rewriting import rewritten
 from medmoe.evaluation.reliability.measure import answered_by_kind, reliability
 from medmoe.evaluation.reliability.robustness import robustness_row
 from medmoe.evaluation.score.breakdowns import breakdowns
-from medmoe.evaluation.score.rows import ScoreRow
-from medmoe.evaluation.score.scores import score_task
+from medmoe.evaluation.score.rows import ScoreRow, score_task
 from medmoe.model.checkpoint import provenance, read_config
 
 

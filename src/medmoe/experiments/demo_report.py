@@ -11,7 +11,7 @@ import numpy as np
 from medmoe.data.images import open_image
 from medmoe.domains import DOMAINS
 from medmoe.evaluation.pages.report import Example, ReportData
-from medmoe.evaluation.score.scores import is_right
+from medmoe.evaluation.score.measures import is_right
 from medmoe.experiments.demo_corpus import Corpus, unique_images
 from medmoe.experiments.demo_plan import DemoPlan
 from medmoe.experiments.pipeline import Trained

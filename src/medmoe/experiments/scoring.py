@@ -16,8 +16,7 @@ from medmoe.domains import domain_index
 from medmoe.evaluation.ask.predict import predict
 from medmoe.evaluation.compare import compare_task
 from medmoe.evaluation.files.predictions import Prediction, write_predictions
-from medmoe.evaluation.score.rows import ScoreRow
-from medmoe.evaluation.score.scores import score_task
+from medmoe.evaluation.score.rows import ScoreRow, score_task
 from medmoe.evaluation.statistics import wilson
 from medmoe.experiments.demo_corpus import Corpus, EvalTask
 from medmoe.experiments.pipeline import Trained
@@ -68,7 +67,8 @@ def score_all(corpus: Corpus, trained: Trained, folder: Path, seed: int) -> Scor
             rows += _scores(name, task, found, seed)
             _write(folder, task, found, name)
         predictions[task.name] = both["moe"]
-        comparisons += compare_task(task.name, task.split, task.records, both, seed)
+        a_and_b = {name: both[name] for name in ("sft", "moe")}
+        comparisons += compare_task(task.name, task.split, task.records, a_and_b, seed)
         nothing = dict.fromkeys(trained.rows, 0)
         found = predict(moe, task.records, trained.blank, nothing)
         rows += _scores("moe", task, found, seed, control="blank")

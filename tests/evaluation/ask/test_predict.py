@@ -15,7 +15,7 @@ from medmoe.data.phantom import read_phantom
 from medmoe.data.schema import Record
 from medmoe.data.wording import question_text
 from medmoe.evaluation.ask.predict import predict
-from medmoe.evaluation.score.scores import score_task
+from medmoe.evaluation.score.rows import score_task
 from medmoe.inference.engine import MedMoe
 
 RECORDS = [r for r in read_phantom("test", 6, seed=3, size=32) if r.task != "caption"]

@@ -15,7 +15,7 @@ from tests.evaluation.lmms_eval.miniature import save_tiny_model, write_data
 from medmoe.data import registry
 from medmoe.evaluation.files.predictions import Prediction
 from medmoe.evaluation.lmms_eval import TASKS, task
-from medmoe.evaluation.score.scores import score_task
+from medmoe.evaluation.score.rows import score_task
 from medmoe.evaluation.tasks import task_spec
 
 NAMES = ("path_vqa", "vqa_rad", "vqa_rad_disjoint")

@@ -307,7 +307,7 @@ def test_a_score_without_baseline_or_interval_is_said() -> None:
 def comparison(low: float | None, high: float | None) -> dict[str, Any]:
     middle = 0.5 if low is None or high is None else (low + high) / 2
     return {
-        "task": "vqa_rad", "split": "test", "subset": "closed", "systems": ["moe", "sft"],
+        "task": "vqa_rad", "split": "test", "subset": "closed", "a": "sft", "b": "moe",
         "difference": middle, "low": low, "high": high, "p": 0.4545, "n": 272,
     }  # fmt: skip
 

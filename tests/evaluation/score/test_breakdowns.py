@@ -11,7 +11,7 @@ from medmoe.data.schema import Record
 from medmoe.evaluation.files.predictions import Prediction
 from medmoe.evaluation.pages.report_rows import results
 from medmoe.evaluation.score.breakdowns import breakdowns
-from medmoe.evaluation.score.scores import score_task
+from medmoe.evaluation.score.rows import score_task
 
 Make = Callable[..., Record]
 

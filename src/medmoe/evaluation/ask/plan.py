@@ -10,7 +10,7 @@ from typing import Any
 from medmoe.errors import ConfigError, one_of
 from medmoe.evaluation.ask.corruptions import SEVERITIES
 from medmoe.evaluation.ask.records import TaskRecords
-from medmoe.evaluation.score.side_by_side import ALL_PROTOCOLS, LABEL_SCORE
+from medmoe.evaluation.protocols import ALL_PROTOCOLS, LABEL_SCORE
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from medmoe.data.images import open_record
 from medmoe.data.schema import Record
 from medmoe.data.wording import question_text
 from medmoe.errors import DataError, MedMoeError
-from medmoe.evaluation.score.rows import percent
-from medmoe.evaluation.score.scores import measures, record_scores
+from medmoe.evaluation.score.measures import measures, record_scores
+from medmoe.evaluation.statistics import in_percent
 from medmoe.evaluation.tasks import task_spec
 
 if TYPE_CHECKING:
@@ -97,10 +97,11 @@ def process_results(document: Document, answers: Sequence[str]) -> dict[str, dic
     found: dict[str, dict[str, Any]] = {}
     for subset in (kind, "all"):
         for measure in measures(subset, PROTOCOLS):
-            if kind not in measure.keys:
+            key = measure.key(kind)
+            if key is None:
                 continue
             scores = record_scores(measure.protocol, record, answers[0].strip())
-            share = scores[measure.keys[kind]]
+            share = scores[key]
             found[f"{measure.protocol}_{subset}_{measure.metric}"] = {
                 "score": 100.0 * share,
                 "share": share,
@@ -112,7 +113,7 @@ def process_results(document: Document, answers: Sequence[str]) -> dict[str, dic
 
 def mean(scores: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the mean of a metric in percent, as a score row has it."""
-    return percent(math.fsum(score["share"] for score in scores) / len(scores))
+    return in_percent(math.fsum(score["share"] for score in scores) / len(scores))
 
 
 def _records(task: str) -> dict[str, Record]:

@@ -241,8 +241,8 @@ def _baseline_sentences(table: Table) -> Iterator[str]:
 def _comparison_sentences(comparisons: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Say of each paired comparison which system is better, or that none is shown to be."""
     for row in comparisons:
-        first, second = (system_name(system) for system in row["systems"])
-        name = f"{place(row['task'], row['split'])}, {row['subset']}: {first} against {second}"
+        a, b = system_name(row["a"]), system_name(row["b"])
+        name = f"{place(row['task'], row['split'])}, {row['subset']}: {b} against {a}"
         text = f"{name} {points(row['difference'])} points"
         if row["low"] is None or row["high"] is None:
             yield f"{text}; a single image gives no interval, so this shows nothing."
@@ -250,7 +250,7 @@ def _comparison_sentences(comparisons: Sequence[Mapping[str, Any]]) -> Iterator[
         inside = f"{points(row['low'])} to {points(row['high'])}, McNemar p = {row['p']:.2g}"
         verdict = "the interval holds zero, so neither is shown to be better"
         if row["low"] > 0 or row["high"] < 0:
-            verdict = f"{first if row['low'] > 0 else second} is better in this run"
+            verdict = f"{b if row['low'] > 0 else a} is better in this run"
         yield f"{text} ({inside}, n = {row['n']}): {verdict}."
 
 

@@ -26,7 +26,7 @@ from medmoe.evaluation.pages.report_rows import interval, system_name
 from medmoe.evaluation.pages.sections.pairs import pairs_section
 from medmoe.evaluation.pages.sections.reliability import reliability_section
 from medmoe.evaluation.reliability.robustness import robustness_section
-from medmoe.evaluation.score.scores import is_right
+from medmoe.evaluation.score.measures import is_right
 from medmoe.evaluation.tasks import TASKS, paper_rows
 
 EXAMPLES_PER_TASK = 6

@@ -92,7 +92,6 @@ def score_rows(result: Mapping[str, Any], task: str) -> Iterator[dict[str, Any]]
                 for name, cells in result["baselines"].items()
                 if metric in cells.get(protocol, {}).get(subset, {})
             }
-            question_only = blind.pop("question_only", None)
             yield {
                 "system": _SYSTEM,
                 "task": task,
@@ -101,7 +100,7 @@ def score_rows(result: Mapping[str, Any], task: str) -> Iterator[dict[str, Any]]
                 "protocol": protocol,
                 "metric": metric,
                 **subsets[subset][metric],
-                "constant_baseline": max(blind.values(), default=None),
-                "question_only_baseline": question_only,
+                "constant_baseline": blind.get("constant"),
+                "question_only_baseline": blind.get("question_only"),
                 "control": None,
             }

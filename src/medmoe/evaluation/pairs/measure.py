@@ -16,8 +16,8 @@ import numpy as np
 from medmoe.data.schema import Record
 from medmoe.evaluation.files.predictions import Prediction, pair
 from medmoe.evaluation.pairs.rewriting import PAIRINGS
-from medmoe.evaluation.score.rows import intervals, percent
-from medmoe.evaluation.score.scores import is_right
+from medmoe.evaluation.score.measures import is_right
+from medmoe.evaluation.statistics import in_percent, intervals
 
 #: Examples that a summary keeps of either outcome.
 _EXAMPLES = 3
@@ -72,7 +72,7 @@ def pair_scores(
     names = ("right_as_asked", "right_rewritten", "both_right", pairing.must[0])
     for name, value, (low, high) in zip(names, columns.mean(axis=0), ends, strict=True):
         found["scores"][name] = {
-            "value": percent(float(value)), "low": percent(low), "high": percent(high)
+            "value": in_percent(float(value)), "low": in_percent(low), "high": in_percent(high)
         }  # fmt: skip
     rng = random.Random(seed)
     for outcome in (True, False):

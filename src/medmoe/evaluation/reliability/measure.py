@@ -25,8 +25,8 @@ from medmoe.evaluation.reliability.calibration import (
     ece_interval,
     fit_temperature,
 )
-from medmoe.evaluation.score.classification import label_probabilities
-from medmoe.evaluation.score.scores import is_right
+from medmoe.evaluation.score.auc import label_probabilities
+from medmoe.evaluation.score.measures import is_right
 
 #: Points of a curve that a summary keeps.
 _POINTS = 200

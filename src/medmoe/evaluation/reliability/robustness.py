@@ -10,8 +10,7 @@ import numpy as np
 from medmoe.evaluation.pages.page import percent, with_interval
 from medmoe.evaluation.pages.report import DataTable, Figure, Section
 from medmoe.evaluation.reliability.calibration import Answered
-from medmoe.evaluation.score.rows import interval
-from medmoe.evaluation.score.rows import percent as percent_of
+from medmoe.evaluation.statistics import in_percent, intervals
 from medmoe.routing.figure_style import BLUE, GREY, ORANGE, new_figure, style, to_svg
 
 _WORDS = (
@@ -32,10 +31,11 @@ def robustness_row(
         severity: 0 for them.
     """
     images = [str(image) for image in answered.images]
-    ends = [percent_of(end) for end in interval(answered.right.tolist(), images, seed)]
+    ((low, high),) = intervals(answered.right[:, None], images, seed)
     return {
         "task": task, "corruption": corruption, "severity": severity, "kind": kind,
-        "value": 100 * float(answered.right.mean()), "low": ends[0], "high": ends[1],
+        "value": 100 * float(answered.right.mean()), "low": in_percent(low),
+        "high": in_percent(high),
         "n": len(answered.right),
     }  # fmt: skip
 

@@ -1,23 +1,27 @@
-"""One score row: a value in percent with its interval, its baselines and its n.
+"""What a score table says in files: rows of ``summary.json``, and the object of `score --json`.
 
-A row is one line of a run's ``summary.json``; the paper's tables give the value alone. What is
-scored, and how, is decided in `medmoe.evaluation.score.scores` and
-`medmoe.evaluation.score.label_scores`.
+A row is one line of a run's summary, a cell of the object ``{value, low, high, n}``; both in
+percent. Nothing is computed here: `medmoe.evaluation.score.table` does.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from medmoe.data.schema import Record
-from medmoe.evaluation.statistics import Floats, clustered_bootstraps, wilson
+from medmoe.errors import ConfigError, DataError, one_of
+from medmoe.evaluation.ask.controls import CONTROLS
+from medmoe.evaluation.files.predictions import Prediction
+from medmoe.evaluation.protocols import ALL_PROTOCOLS, LABEL_SCORE, PROTOCOLS
+from medmoe.evaluation.score.measures import Place
+from medmoe.evaluation.score.table import Belongs, Cell, ScoreTable, score_table
+from medmoe.evaluation.tasks import TASKS
 
-_DECIMALS = 6
+_HEADLINE = ("strict", "reference")
+#: Keys of a row that stand in the file only where they say something.
+_OPTIONAL = ("constant_chosen_on", "note", "shared_images")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +29,18 @@ class ScoreRow:
     """One score with all that is needed to judge it; numbers in percent.
 
     Attributes:
-        subset: ``closed``, ``open``, ``all`` or a question type.
+        subset: ``closed``, ``open``, ``all``, a question type or another part of the questions.
         value: None where the metric is not defined; ``note`` then says why.
         low: Lower end of the interval, None where there is none.
         high: Upper end of the interval, None where there is none.
         n: Records that were scored.
         constant_baseline: The best constant answer as chosen on the training records.
         question_only_baseline: The most frequent training answer to the question's words.
-        control: None, or what was done to the images: ``blank``, ``noise`` or ``shuffled``.
+        blind_twin: Score of the same recipe trained without pictures; None where there is none.
+        share: ``{value, low, high}`` of the score − its twin's, None as ``blind_twin``.
+        control: None, or what was done to the images: a name of `CONTROLS`.
+        constant_chosen_on: ``scored answers`` where there were no training answers of the subset:
+            the constant baseline is then an upper bound. None elsewhere.
         note: Why something is None.
         shared_images: Scored pictures that were also trained on, where that was allowed by name or
             by ``--allow-leak``.
@@ -50,80 +58,173 @@ class ScoreRow:
     n: int
     constant_baseline: float | None = None
     question_only_baseline: float | None = None
+    blind_twin: float | None = None
+    share: Mapping[str, float] | None = None
     control: str | None = None
+    constant_chosen_on: str | None = None
     note: str | None = None
     shared_images: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the row of ``summary.json``; note and shared images only where there are some."""
+        """Return the row of ``summary.json``."""
         row = asdict(self)
-        for key in ("note", "shared_images"):
-            if row[key] is None:
-                del row[key]
-        return row
+        return {k: v for k, v in row.items() if v is not None or k not in _OPTIONAL}
 
 
-def clears_baselines(row: ScoreRow) -> bool:
-    """Return whether the interval lies above both baselines; False where either end is unknown."""
-    known = [b for b in (row.constant_baseline, row.question_only_baseline) if b is not None]
-    return row.low is not None and bool(known) and row.low > max(known)
-
-
-def type_label(question_type: str) -> str:
-    """Return the subset name of a question type; one called like a fixed subset is marked."""
-    return f"type:{question_type}" if question_type in ("closed", "open", "all") else question_type
-
-
-def filled(
-    row: ScoreRow,
-    values: Sequence[float],
-    records: Sequence[Record],
-    seed: int,
+def score_task(
     *,
-    constant: float | None,
-    question_only: float | None,
-) -> ScoreRow:
-    """Return the row with mean, interval and baselines filled in, from values of 0 to 1."""
-    low, high = interval(values, [record.image.id for record in records], seed)
-    return replace(
-        row,
-        value=percent(math.fsum(values) / len(values)),
-        low=percent(low),
-        high=percent(high),
-        n=len(values),
-        constant_baseline=percent(constant),
-        question_only_baseline=percent(question_only),
-        note="one image only: no interval" if low is None else None,
+    system: str,
+    task: str,
+    split: str,
+    records: Sequence[Record],
+    predictions: Sequence[Prediction],
+    train_records: Sequence[Record],
+    seed: int,
+    control: str | None = None,
+    protocols: Sequence[str] = _HEADLINE,
+    subsets: Mapping[str, Belongs] | None = None,
+) -> list[ScoreRow]:
+    """Return the score rows of one system on one task.
+
+    VQA: closed, open, all (``strict`` only: the share of questions answered right) and each
+    question type, under each protocol. Classification: accuracy and AUC under ``label_score``,
+    for each question type too where there are several. A subset without records gives no row.
+
+    Args:
+        system: Name of the system, e.g. ``moe``.
+        task: Name of the task, e.g. ``vqa_rad``.
+        split: Name of the split that is scored.
+        records: The truth, all of one kind (``vqa`` or ``classification``).
+        predictions: One per record, paired by id.
+        train_records: The training records of the same task, for the baselines; may be empty.
+        seed: Of the bootstrap.
+        control: None, or a name of `CONTROLS`.
+        protocols: The VQA protocols to score under.
+        subsets: Further subsets by name, e.g. those of `medmoe.evaluation.score.breakdowns`.
+
+    Raises:
+        DataError: The ids do not pair, training ids are mixed up, the records are of several
+            kinds or captions, or option scores are missing or not one per option.
+        ConfigError: A protocol or the control is unknown.
+    """
+    for protocol in protocols:
+        if protocol not in PROTOCOLS:
+            raise ConfigError(one_of(protocol, PROTOCOLS, "protocol"))
+    if control is not None and control not in CONTROLS:
+        raise ConfigError(one_of(control, CONTROLS, "control"))
+    kinds = sorted({record.task for record in records})
+    if kinds not in ([], ["vqa"], ["classification"]):
+        raise DataError(
+            f"task {task!r} holds records of {', '.join(kinds)}; score vqa and classification "
+            "records apart, and no captions"
+        )
+    table = score_table(
+        records,
+        predictions,
+        train=[record for record in train_records if record.task in kinds],
+        wanted=(LABEL_SCORE,) if kinds == ["classification"] else protocols,
+        places=("summary",),
+        subsets=subsets,
+        multi_label=task in TASKS and TASKS[task].kind == "multi_label",
+        seed=seed,
+    )
+    return rows_of(table, system=system, task=task, split=split, control=control)
+
+
+def rows_of(
+    table: ScoreTable,
+    *,
+    system: str,
+    task: str,
+    split: str,
+    control: str | None = None,
+    places: Sequence[Place] = ("summary",),
+) -> list[ScoreRow]:
+    """Return the cells of a table as rows.
+
+    Args:
+        places: The cells to return, by the place of their measure.
+    """
+    return [
+        ScoreRow(
+            system=system,
+            task=task,
+            split=split,
+            subset=cell.subset,
+            protocol=cell.measure.protocol,
+            metric=cell.measure.metric,
+            value=cell.value,
+            low=cell.low,
+            high=cell.high,
+            n=cell.n,
+            constant_baseline=None if cell.constant is None else cell.constants[cell.constant],
+            question_only_baseline=cell.question_only,
+            control=control,
+            constant_chosen_on=None if cell.on_train else "scored answers",
+            note=cell.note,
+        )
+        for cell in table.cells
+        if cell.measure.place in places
+    ]
+
+
+def score_records(
+    records: Sequence[Record],
+    predictions: Sequence[Prediction],
+    *,
+    train: Sequence[Record] = (),
+    wanted: Sequence[str] = ALL_PROTOCOLS,
+    multi_label: bool = False,
+    seed: int = 7,
+) -> dict[str, Any]:
+    """Return what `score --json` holds of some answers: `cells_of` their `score_table`.
+
+    Raises:
+        DataError: No records; or as `score_table`.
+        ConfigError: A protocol is unknown.
+    """
+    if not records:
+        raise DataError("no records to score; give a truth file with at least one line")
+    return cells_of(
+        score_table(
+            records, predictions, train=train, wanted=wanted, multi_label=multi_label, seed=seed
+        )
     )
 
 
-def interval(
-    values: Sequence[float], images: Sequence[str], seed: int
-) -> tuple[float | None, float | None]:
-    """Clustered bootstrap; where all is right or all wrong, Wilson's interval over the images.
+def cells_of(table: ScoreTable) -> dict[str, Any]:
+    """Return a table as the object of `score --json`.
 
-    A bootstrap of equal values has no width: three right answers of three would claim certainty.
+    Returns:
+        ``protocols``: protocol → subset → metric → ``{value, low, high, n}``, percent; ``low`` and
+        ``high`` are None where there is one image only. ``baselines``: ``always_yes``,
+        ``always_no``, ``most_frequent_per_type`` and ``question_only`` → the same cells with value
+        and n; ``constant``, the one that counts as the baseline, also with its ``answer`` and what
+        it was ``chosen_on``. ``n``, ``images`` and ``notes`` in plain words.
     """
-    (ends,) = intervals(np.asarray(values, dtype=np.float64)[:, None], images, seed)
-    return ends
+    scores: dict[str, Any] = {}
+    blind: dict[str, Any] = {}
+    for cell in table.cells:
+        _put(scores, cell, {"value": cell.value, "low": cell.low, "high": cell.high, "n": cell.n})
+        if cell.constant is None:
+            continue
+        known = dict(cell.constants)
+        if cell.question_only is not None:
+            known["question_only"] = cell.question_only
+        for name, value in known.items():
+            _put(blind.setdefault(name, {}), cell, {"value": value, "n": cell.n})
+        chosen = {"value": cell.constants[cell.constant], "n": cell.n, "answer": cell.constant}
+        chosen["chosen_on"] = "training answers" if cell.on_train else "scored answers"
+        _put(blind.setdefault("constant", {}), cell, chosen)
+    return {
+        "n": table.n,
+        "images": table.images,
+        "protocols": scores,
+        "baselines": blind,
+        "notes": list(table.notes),
+    }
 
 
-def intervals(
-    values: Floats, images: Sequence[str], seed: int
-) -> list[tuple[float | None, float | None]]:
-    """Return the `interval` of each column of values (records, M); columns share their draws."""
-    count = len(set(images))
-    found: list[tuple[float | None, float | None]] = []
-    for column, (low, high) in zip(
-        values.T, clustered_bootstraps(values, images, seed=seed), strict=True
-    ):
-        if column[0] in (0.0, 1.0) and (column == column[0]).all():
-            found.append(wilson(count if column[0] == 1.0 else 0, count))
-        else:
-            found.append((None, None) if math.isnan(low) else (float(low), float(high)))
-    return found
-
-
-def percent(share: float | None) -> float | None:
-    """Return a share in percent, rounded so that files stay readable."""
-    return None if share is None else round(100.0 * share, _DECIMALS)
+def _put(cells: dict[str, Any], cell: Cell, content: dict[str, Any]) -> None:
+    by_subset = cells.setdefault(cell.measure.protocol, {})
+    by_subset.setdefault(cell.subset, {})[cell.measure.metric] = content

@@ -13,8 +13,8 @@ import pytest
 from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, DataError
 from medmoe.evaluation.files.predictions import Prediction
-from medmoe.evaluation.protocols import score_pair
-from medmoe.evaluation.score.side_by_side import ALL_PROTOCOLS, score_records
+from medmoe.evaluation.protocols import ALL_PROTOCOLS, score_pair
+from medmoe.evaluation.score.rows import score_records
 from medmoe.evaluation.statistics import clustered_bootstrap, wilson
 
 Make = Callable[..., Record]
@@ -122,7 +122,11 @@ def test_blind_answers_stand_under_each_protocol(found: dict[str, Any]) -> None:
         name: cells["strict"]["closed"]["accuracy"]["value"]
         for name, cells in found["baselines"].items()
     }
-    assert values == {"always_yes": 50.0, "always_no": 50.0, "most_frequent_per_type": 50.0}
+    alike = {"always_yes": 50.0, "always_no": 50.0, "most_frequent_per_type": 50.0}
+    assert values == {**alike, "constant": 50.0}
+    assert found["baselines"]["constant"]["strict"]["plane"]["accuracy"] == {
+        "value": 100.0, "n": 1, "answer": "most_frequent_per_type", "chosen_on": "scored answers"
+    }  # fmt: skip
     frequent = found["baselines"]["most_frequent_per_type"]
     assert frequent["strict"]["plane"]["accuracy"] == {"value": 100.0, "n": 1}
     assert any("upper bound" in note for note in found["notes"])
@@ -136,6 +140,12 @@ def test_constants_are_chosen_on_training_answers_where_they_are_given(
     frequent = found["baselines"]["most_frequent_per_type"]
     assert frequent["strict"]["plane"]["accuracy"]["value"] == 0.0
     assert "question_only" in found["baselines"]
+    constant = found["baselines"]["constant"]["strict"]
+    # The most frequent is best on the training answers, though nothing fits here.
+    assert constant["plane"]["accuracy"] == {
+        "value": 0.0, "n": 1, "answer": "most_frequent_per_type", "chosen_on": "training answers"
+    }  # fmt: skip
+    assert constant["place"]["accuracy"]["chosen_on"] == "scored answers"  # none of this type
     assert not any("upper bound" in note for note in found["notes"])
 
 
@@ -183,7 +193,7 @@ def test_scored_options_add_label_score(make_record: Make) -> None:
     found = classified(make_record, "0101", [-1.0, 1.0, -0.5, -0.1])
     cells = found["protocols"]["label_score"]["all"]
     assert (cells["accuracy"]["value"], cells["auc"]["value"]) == (75.0, 100.0)
-    assert found["baselines"]["best_option"]["label_score"]["all"]["accuracy"]["value"] == 50.0
+    assert found["baselines"]["constant"]["label_score"]["all"]["accuracy"]["value"] == 50.0
     assert found["protocols"]["strict"]["closed"]["accuracy"]["value"] == 100.0
 
 

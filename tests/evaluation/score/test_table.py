@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,8 +8,9 @@ import pytest
 
 from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, DataError
+from medmoe.evaluation.files.predictions import Prediction
 from medmoe.evaluation.protocols import PROTOCOLS
-from medmoe.evaluation.score.scores import Prediction, ScoreRow, clears_baselines, score_task
+from medmoe.evaluation.score.rows import ScoreRow, score_task
 from medmoe.evaluation.statistics import clustered_bootstrap, wilson
 
 Make = Callable[..., Record]
@@ -88,10 +88,12 @@ def test_rows_of_a_vqa_task(records: list[Record]) -> None:
 def test_rows_are_those_of_the_summary_file(records: list[Record]) -> None:
     row = score(records, TEXTS, control="blank")["closed", "strict", "accuracy"].to_dict()
     identity = {"system", "task", "split", "subset", "protocol", "metric", "control"}
-    baselines = {"constant_baseline", "question_only_baseline"}
-    assert set(row) == identity | {"value", "low", "high", "n"} | baselines
+    baselines = {"constant_baseline", "constant_chosen_on", "question_only_baseline", "blind_twin"}
+    assert set(row) == identity | {"value", "low", "high", "n", "share"} | baselines
     assert (row["system"], row["task"], row["split"]) == ("moe", "hand_made_vqa", "test")
     assert row["control"] == "blank"
+    assert row["constant_chosen_on"] == "scored answers"  # no training answers were given
+    assert (row["blind_twin"], row["share"]) == (None, None)
     assert json.loads(json.dumps(row)) == row
 
 
@@ -114,7 +116,6 @@ def test_one_image_gives_a_value_without_an_interval(make_record: Make) -> None:
     row = score(records, ["yes", "yes"])["closed", "strict", "accuracy"]
     assert (row.value, row.low, row.high) == (50.0, None, None)
     assert row.note == row.to_dict()["note"] == "one image only: no interval"
-    assert not clears_baselines(dataclasses.replace(row, constant_baseline=0.0))
 
 
 def test_baselines_stand_beside_each_score(records: list[Record], train: list[Record]) -> None:
@@ -140,9 +141,24 @@ def test_baselines_are_scored_with_the_rows_own_protocol(make_record: Make) -> N
     assert found["open", "reference", "recall"].question_only_baseline == 50.0
 
 
-def test_without_training_records_yes_and_no_are_chosen_on_the_test(records: list[Record]) -> None:
-    row = score(records, TEXTS)["closed", "strict", "accuracy"]
-    assert (row.constant_baseline, row.question_only_baseline) == (75.0, None)
+def test_without_training_answers_the_constant_is_chosen_on_the_scored_ones_and_says_so(
+    records: list[Record], train: list[Record]
+) -> None:
+    found = score(records, TEXTS)
+    for key, constant in (
+        (("closed", "strict", "accuracy"), 75.0),
+        (("open", "strict", "exact_match"), 100.0),  # one open question of each type
+    ):
+        row = found[key]
+        assert (row.constant_baseline, row.question_only_baseline) == (constant, None)
+        assert row.constant_chosen_on == "scored answers"
+    trained = score(records, TEXTS, train)
+    assert {row.constant_chosen_on for row in trained.values()} == {None}
+
+
+def test_questions_without_a_type_are_no_type_of_their_own(make_record: Make) -> None:
+    found = score([make_record("a", "yes", question_type=""), make_record("b", "no")], ["yes"] * 2)
+    assert {subset for subset, _, _ in found} == {"closed", "all", "presence"}
 
 
 def test_captions_in_training_do_not_count(records: list[Record], make_record: Make) -> None:
@@ -206,26 +222,6 @@ def test_wrong_use_is_refused(records: list[Record], make_record: Make) -> None:
         score([make_record("a"), make_record("b", task="caption")], ["yes", "a scan"])
 
 
-@pytest.mark.parametrize(
-    ("low", "constant", "question_only", "clears"),
-    [
-        (61.0, 60.0, 50.0, True),
-        (61.0, 60.0, 62.0, False),
-        (60.0, 60.0, None, False),
-        (61.0, None, None, False),
-        (None, 1.0, 1.0, False),
-    ],
-)
-def test_a_score_clears_its_baselines_outside_the_interval_only(
-    low: float | None, constant: float | None, question_only: float | None, clears: bool
-) -> None:
-    row = ScoreRow(
-        "moe", "t", "test", "closed", "strict", "accuracy", 70.0, low, 80.0, 9, constant,
-        question_only,
-    )  # fmt: skip
-    assert clears_baselines(row) is clears
-
-
 # --- classification ---------------------------------------------------------------------------
 
 
@@ -259,7 +255,6 @@ def test_classification_rows(items: list[Record]) -> None:
     assert accuracy.low is not None
     assert accuracy.high is not None
     assert accuracy.low < 97.5 < accuracy.high
-    assert clears_baselines(auc)
 
 
 def test_one_class_only_gives_accuracy_and_a_null_auc_with_the_reason(items: list[Record]) -> None:
@@ -269,7 +264,6 @@ def test_one_class_only_gives_accuracy_and_a_null_auc_with_the_reason(items: lis
     auc = found["all", "label_score", "auc"]
     assert (auc.value, auc.low, auc.constant_baseline, auc.n) == (None, None, None, 30)
     assert auc.to_dict()["note"] == ("one class only in the truth (label 1): AUC is not defined")
-    assert not clears_baselines(auc)
 
 
 def test_several_findings_are_scored_apart_where_their_options_differ(
@@ -286,7 +280,7 @@ def test_several_findings_are_scored_apart_where_their_options_differ(
     assert found["presence", "label_score", "accuracy"].constant_baseline == 75.0
 
 
-def test_without_training_records_the_best_class_of_the_test_is_the_constant(
+def test_without_training_answers_the_best_class_of_the_scored_ones_is_the_constant(
     items: list[Record],
 ) -> None:
     row = classify(items, [(0.0, -1.0)] * 40)["all", "label_score", "accuracy"]

@@ -3,11 +3,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
-from sklearn.metrics import accuracy_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 
 from medmoe.errors import DataError
-from medmoe.evaluation.score.classification import (
-    accuracy,
+from medmoe.evaluation.score.auc import (
     auc,
     auc_with_interval,
     label_probabilities,
@@ -17,13 +16,12 @@ from medmoe.evaluation.score.classification import (
 Array = npt.NDArray[np.float64]
 
 
-def evaluator(y_true: npt.NDArray[np.int64], y_score: Array) -> tuple[float, float]:
-    """AUC and ACC by the formulas of MedMNIST's Evaluator for its single-label tasks."""
+def evaluator(y_true: npt.NDArray[np.int64], y_score: Array) -> float:
+    """AUC by the formula of MedMNIST's Evaluator for its single-label tasks."""
     if y_score.shape[1] == 2:
-        positive = y_score[:, -1]
-        return roc_auc_score(y_true, positive), accuracy_score(y_true, positive > 0.5)
+        return float(roc_auc_score(y_true, y_score[:, -1]))
     each = [roc_auc_score(y_true == i, y_score[:, i]) for i in range(y_score.shape[1])]
-    return sum(each) / len(each), accuracy_score(y_true, y_score.argmax(axis=1))
+    return float(sum(each) / len(each))
 
 
 def sample(options: int, n: int = 300, seed: int = 0) -> tuple[npt.NDArray[np.int64], Array]:
@@ -35,17 +33,12 @@ def sample(options: int, n: int = 300, seed: int = 0) -> tuple[npt.NDArray[np.in
 
 
 @pytest.mark.parametrize("options", [2, 3, 11])
-def test_accuracy_and_auc_equal_medmnists_evaluator(options: int) -> None:
+def test_auc_equals_medmnists_evaluator(options: int) -> None:
     truth, scores = sample(options)
     probabilities = label_probabilities(scores)
-    expected_auc, expected_accuracy = evaluator(truth, probabilities)
-    assert auc(truth, probabilities).value == pytest.approx(expected_auc, abs=1e-12)
-    assert accuracy(truth, probabilities) == pytest.approx(expected_accuracy, abs=1e-12)
-
-
-def test_an_even_split_of_two_options_counts_as_the_first() -> None:
-    probabilities = label_probabilities([[-1.0, -1.0], [-2.0, -2.0]])
-    assert accuracy([0, 1], probabilities) == evaluator(np.array([0, 1]), probabilities)[1] == 0.5
+    assert auc(truth, probabilities).value == pytest.approx(
+        evaluator(truth, probabilities), abs=1e-12
+    )
 
 
 def test_probabilities_sum_to_one_however_low_the_likelihoods() -> None:
@@ -136,7 +129,7 @@ def test_bad_option_scores_are_refused(scores: list[list[float]], message: str) 
 def test_labels_that_do_not_fit_are_refused() -> None:
     probabilities = label_probabilities([[0.0, 1.0], [1.0, 0.0]])
     with pytest.raises(DataError, match="1 labels for 2 rows"):
-        accuracy([0], probabilities)
+        auc([0], probabilities)
     with pytest.raises(DataError, match="labels from 0 to 2 with 2 options"):
         auc([0, 2], probabilities)
     with pytest.raises(DataError, match="2 rows with 1 clusters"):

@@ -1,9 +1,9 @@
-"""Accuracy and AUC of image classification by label score, as MedMNIST's Evaluator has them.
+"""AUC of image classification by label score, as MedMNIST's Evaluator has it.
 
 The score of a label is the softmax over the options' summed log-likelihoods (the paper's table 3
-gives accuracy only, and its code has no classification). Binary: accuracy at a threshold of 0.5,
-AUC of the last class's score. More classes: accuracy of the largest score, AUC as the plain mean
-of one-vs-rest AUCs. Several labels at once (ChestMNIST): each label as a binary task, plain means.
+gives accuracy only, and its code has no classification). Binary: AUC of the last class's score.
+More classes: the plain mean of one-vs-rest AUCs. Several labels at once (ChestMNIST): each label as
+a binary task, plain means.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from medmoe.data.schema import Record
 from medmoe.errors import DataError
+from medmoe.evaluation.files.predictions import Prediction
 from medmoe.evaluation.statistics import (
     Floats,
     Indices,
@@ -47,6 +49,33 @@ class Auc:
     reason: str | None = None
 
 
+def label_auc(
+    pairs: Sequence[tuple[Record, Prediction]], seed: int, *, multi_label: bool = False
+) -> Auc:
+    """Return the AUC of classification records by their option scores, with its interval.
+
+    Args:
+        pairs: Records with options, and predictions with a score for each.
+        seed: Of the bootstrap.
+        multi_label: Whether there is one record for each image and label, whose question type is
+            the label and whose options are absent and present, in this order.
+    """
+    if len({record.options for record, _ in pairs}) > 1:
+        return Auc(None, reason="the records do not share one list of options: no common AUC")
+    probabilities = label_probabilities([p.option_scores or () for _, p in pairs])
+    truth = np.asarray([record.options.index(record.answer) for record, _ in pairs])
+    images = [record.image.id for record, _ in pairs]
+    if not multi_label:
+        return auc_with_interval(truth, probabilities, images, seed=seed)
+    names = list(dict.fromkeys(images))
+    labels = sorted({record.question_type for record, _ in pairs})
+    place = {(record.image.id, record.question_type): i for i, (record, _) in enumerate(pairs)}
+    if len(place) != len(pairs) or len(pairs) != len(names) * len(labels):
+        return Auc(None, reason="not one record per image and label: no common AUC")
+    order = np.asarray([[place[name, label] for label in labels] for name in names])
+    return multi_label_auc(truth[order], probabilities[:, -1][order], names, seed=seed)
+
+
 def label_probabilities(option_scores: Sequence[Sequence[float]] | Floats) -> Floats:
     """Return the softmax over options (n, options) of summed label log-likelihoods.
 
@@ -67,25 +96,11 @@ def label_probabilities(option_scores: Sequence[Sequence[float]] | Floats) -> Fl
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float64)
 
 
-def predicted_labels(probabilities: Floats) -> Indices:
-    """Return the index of each row's largest probability; the first of equals, as MedMNIST."""
-    return np.asarray(probabilities.argmax(axis=1), dtype=np.int64)
-
-
-def accuracy(truth: Sequence[int] | Indices, probabilities: Floats) -> float:
-    """Return the share of rows whose largest probability is the true label.
-
-    Raises:
-        DataError: No rows, another number of labels than rows, or a label that is no option.
-    """
-    return float((predicted_labels(probabilities) == _labels(truth, probabilities)).mean())
-
-
 def auc(truth: Sequence[int] | Indices, probabilities: Floats) -> Auc:
     """Return the AUC without an interval; its value is None where a class has no such record.
 
     Raises:
-        DataError: As `accuracy`.
+        DataError: No rows, another number of labels than rows, or a label that is no option.
     """
     labels = _labels(truth, probabilities)
     reason = _undefined(labels, probabilities.shape[1])
@@ -113,7 +128,7 @@ def auc_with_interval(
     one in ten, no interval is given.
 
     Raises:
-        DataError: As `accuracy`, or not one cluster per row.
+        DataError: As `auc`, or not one cluster per row.
     """
     labels = _labels(truth, probabilities)
     if len(clusters) != labels.size:
@@ -121,20 +136,6 @@ def auc_with_interval(
     point = auc(labels, probabilities)
     scored = [(labels == c, probabilities[:, c]) for c in _scored_classes(probabilities.shape[1])]
     return _with_interval(point, scored, clusters, seed, resamples, confidence)
-
-
-def multi_label_accuracy(truth: Indices, probabilities: Floats) -> float:
-    """Return the mean over labels of the accuracy at a probability of 0.5.
-
-    Args:
-        truth: (N, L) 1 where an image has a label, else 0.
-        probabilities: (N, L) of having it.
-
-    Raises:
-        DataError: The shapes differ, or a truth is neither 0 nor 1.
-    """
-    _check_multi_label(truth, probabilities)
-    return float(((probabilities > 0.5) == (truth == 1)).mean(axis=0).mean())
 
 
 def multi_label_auc(

@@ -1,0 +1,352 @@
+"""The score table: every answer measured once, each subset's means with interval and baselines.
+
+Score rows of ``summary.json``, the object of `score --json`, pages and terminal are projections of
+it (`medmoe.evaluation.score.rows`). Percent; intervals by a bootstrap clustered on the image; all
+measures of the same records share one set of draws. The paper's tables give the value alone. No two
+protocols are averaged.
+
+One rule for the baselines, which see no picture: the constant answer (always yes, always no, or the
+most frequent of the question type) is the one that is best on the training answers of the subset.
+Where there are none it is chosen on the scored answers, an upper bound, and the cell says so.
+Answers by the question's words alone need training answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from medmoe.data.schema import Record
+from medmoe.errors import ConfigError, DataError, one_of
+from medmoe.evaluation.files.predictions import Prediction, named, pair
+from medmoe.evaluation.files.truth import names_an_image
+from medmoe.evaluation.protocols import ALL_PROTOCOLS, LABEL_SCORE
+from medmoe.evaluation.score import baselines
+from medmoe.evaluation.score.auc import label_auc
+from medmoe.evaluation.score.measures import (
+    BY_LABEL,
+    MAIN_SUBSETS,
+    Measure,
+    Place,
+    Values,
+    best_option,
+    measures,
+)
+from medmoe.evaluation.statistics import DECIMALS, in_percent, intervals
+
+Belongs = Callable[[Record], bool]
+Pairs = Sequence[tuple[Record, Prediction]]
+#: The constant that a score by rank is held against: all alike, so a rank at random.
+_ALL_ALIKE = "most_frequent_per_type"
+_AUC = Measure(LABEL_SCORE, "auc")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One measure of one subset; numbers in percent.
+
+    Attributes:
+        value: None where it is not defined; ``note`` then says why.
+        low: Lower end of the interval, None where there is none.
+        high: Upper end of the interval, None where there is none.
+        n: Records that were measured.
+        constants: What each constant answer scores, by its name in `baselines.CONSTANTS`.
+        constant: The name of the one that is the baseline; None where none was scored.
+        on_train: Whether it was chosen on training answers.
+        question_only: What the questions' words alone score; None where that is not known.
+        note: Why something is None.
+    """
+
+    subset: str
+    measure: Measure
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    constants: Mapping[str, float]
+    constant: str | None
+    on_train: bool
+    question_only: float | None
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreTable:
+    """What a system's answers to some records score.
+
+    Attributes:
+        n: Records.
+        notes: What must be known to read the numbers, in plain words.
+    """
+
+    cells: Sequence[Cell]
+    n: int
+    images: int
+    notes: Sequence[str]
+
+
+def score_table(
+    records: Sequence[Record],
+    predictions: Sequence[Prediction],
+    *,
+    train: Sequence[Record] = (),
+    wanted: Sequence[str] = ALL_PROTOCOLS,
+    places: Sequence[Place] = ("summary", "table", "json"),
+    subsets: Mapping[str, Belongs] | None = None,
+    multi_label: bool = False,
+    seed: int = 7,
+) -> ScoreTable:
+    """Measure all answers.
+
+    Subsets are ``closed``, ``open``, ``all`` and each question type; one without records is left
+    out. ``label_score`` covers the records that have options, and their question types where there
+    are several.
+
+    Args:
+        train: Training records of the same task, for the baselines.
+        wanted: Names of `ALL_PROTOCOLS`.
+        places: The measures to make, by their place.
+        subsets: Further subsets by name, e.g. those of `medmoe.evaluation.score.breakdowns`.
+        multi_label: Whether an image has several labels at once, with one record for each
+            (ChestMNIST): the AUC of all is then the mean of theirs.
+        seed: Of the bootstrap.
+
+    Raises:
+        DataError: Ids do not pair, training ids are mixed up, or option scores do not fit.
+        ConfigError: A protocol is unknown.
+    """
+    for name in wanted:
+        if name not in ALL_PROTOCOLS:
+            raise ConfigError(one_of(name, ALL_PROTOCOLS, "protocol"))
+    _check_one_per_id(train)
+    pairs = pair(records, predictions)
+    notes = list(_notes(pairs, bool(train)))
+    by_label, reason = _scored_options(pairs, wanted)
+    notes += reason
+    scorer = _Scorer(pairs, train, by_label=by_label, seed=seed)
+    several = len({record.question_type for record in records if record.options}) > 1
+    types = _types(records)
+    cells: list[Cell] = []
+    for subset, belongs in {**_KINDS, **types, **(subsets or {})}.items():
+        own = measures(subset, wanted, places)
+        if by_label and subset not in ("closed", "open") and (several or subset not in types):
+            own.append(BY_LABEL)
+        whole = multi_label and subset == "all" and several
+        cells += scorer.cells(subset, belongs, own, multi_label=whole)
+    notes += [
+        f"{LABEL_SCORE} {cell.subset} {cell.measure.metric}: {cell.note}"
+        for cell in cells
+        if cell.note and cell.measure.protocol == LABEL_SCORE
+    ]
+    return ScoreTable(cells, len(records), len({record.image.id for record in records}), notes)
+
+
+def type_label(question_type: str) -> str:
+    """Return the subset name of a question type; one called like a fixed subset is marked."""
+    return f"type:{question_type}" if question_type in MAIN_SUBSETS else question_type
+
+
+def _check_one_per_id(train: Sequence[Record]) -> None:
+    """Records may repeat (oversampling); two data sets' records under one id would be mixed up."""
+    first: dict[str, Record] = {}
+    mixed = [
+        r.id
+        for r in train
+        if (other := first.setdefault(r.id, r)) is not r
+        and (other.question, other.answer, other.answer_type, other.question_type)
+        != (r.question, r.answer, r.answer_type, r.question_type)
+    ]
+    if mixed:
+        raise DataError(
+            f"training records that differ under one id: {named(mixed)}; give those of one data set"
+        )
+
+
+def _notes(pairs: Pairs, trained: bool) -> Iterator[str]:
+    empty = [p.id for r, p in pairs if not p.text.strip() and p.option_scores is None]
+    if empty:
+        yield f"{len(empty)} empty predictions, scored as they are: {named(empty)}"
+    own = sum(not names_an_image(record) for record, _ in pairs)
+    if own:
+        yield (
+            f"{own} of {len(pairs)} records name no image, so each counts as its own: intervals "
+            "are too narrow where several questions share one"
+        )
+    if not trained:
+        yield (
+            "no training answers are given, so the constant answer is chosen on the scored "
+            "answers: an upper bound"
+        )
+
+
+def _scored_options(pairs: Pairs, wanted: Sequence[str]) -> tuple[bool, list[str]]:
+    """Return whether options are scored, and a note where they cannot be.
+
+    Raises:
+        DataError: Option scores do not fit the options, or nothing else was asked for.
+    """
+    if LABEL_SCORE not in wanted:
+        return False, []
+    loose = [p.id for r, p in pairs if p.option_scores is not None and not r.options]
+    if loose:
+        raise DataError(f"option scores without options in the truth: {named(loose)}; name them")
+    chosen = [(r, p) for r, p in pairs if r.options]
+    if not chosen:
+        return False, []
+    if len(wanted) > 1 and all(prediction.option_scores is None for _, prediction in chosen):
+        return False, [f"no {LABEL_SCORE}: the predictions hold no option_scores"]
+    wrong = [r.id for r, p in chosen if len(p.option_scores or ()) != len(r.options)]
+    if wrong:
+        raise DataError(f"option scores missing or not one per option: {named(wrong)}; score each")
+    few = [r.id for r, _ in chosen if len(r.options) < 2 or r.answer not in r.options]
+    if few:
+        raise DataError(f"answer not among two or more options: {named(few)}; mend the reader")
+    lost = [r.id for r, p in chosen if not np.isfinite(p.option_scores or ()).all()]
+    if lost:
+        raise DataError(f"option scores that are not finite: {named(lost)}; check the model")
+    return True, []
+
+
+_KINDS: Mapping[str, Belongs] = {
+    "closed": lambda record: record.answer_type == "closed",
+    "open": lambda record: record.answer_type == "open",
+    "all": lambda record: True,
+}
+
+
+def _types(records: Sequence[Record]) -> dict[str, Belongs]:
+    names = sorted({record.question_type for record in records} - {""})
+    return {type_label(name): _of_type(name) for name in names}
+
+
+def _of_type(name: str) -> Belongs:
+    return lambda record: record.question_type == name
+
+
+class _Blind:
+    """What answers without a picture score, on the scored records and on those for training."""
+
+    def __init__(self, train: Sequence[Record], test: Sequence[Record]) -> None:
+        # Ids are unique within a split only: training answers are kept apart from the test's.
+        self._on_test, self._on_train = (
+            {
+                name: self._values(split, make(train or test, split))
+                for name, make in baselines.CONSTANTS.items()
+            }
+            if split
+            else {}
+            for split in (test, train)
+        )
+        known = bool(train) and all(r.question or r.options for r in (*train, *test))
+        self._question_only = (
+            self._values(test, baselines.question_only(train, test)) if known and test else None
+        )
+
+    @staticmethod
+    def _values(records: Sequence[Record], answers: Mapping[str, str]) -> Values:
+        return Values(records, [answers[record.id] for record in records])
+
+    def constants(
+        self, measure: Measure, chosen: Sequence[int], learned: Sequence[int]
+    ) -> tuple[dict[str, float], str | None]:
+        """Return each constant's score in percent, and the name of the baseline among them."""
+        if measure.is_bleu:
+            return {}, None
+        scores = {name: values.mean(measure, chosen) for name, values in self._on_test.items()}
+        judged = (
+            {name: values.mean(measure, learned) for name, values in self._on_train.items()}
+            if learned
+            else scores
+        )
+        # Rounding of equal sums must not decide.
+        best = max(judged, key=lambda name: round(judged[name], 12))
+        return {name: round(100 * share, DECIMALS) for name, share in scores.items()}, best
+
+    def question_only(self, measure: Measure, chosen: Sequence[int]) -> float | None:
+        """Return in percent what the answers score that the questions' words alone would give."""
+        if self._question_only is None or measure.is_bleu:
+            return None
+        return in_percent(self._question_only.mean(measure, chosen))
+
+
+class _Scorer:
+    """All that the cells of one table are made of."""
+
+    def __init__(self, pairs: Pairs, train: Sequence[Record], *, by_label: bool, seed: int) -> None:
+        self._pairs = pairs
+        self._records = [record for record, _ in pairs]
+        self._train = train
+        self._seed = seed
+        texts = [prediction.text for _, prediction in pairs]
+        options = (
+            [best_option(r, p.option_scores or ()) if r.options else None for r, p in pairs]
+            if by_label
+            else None
+        )
+        self._answers = Values(self._records, texts, options)
+        self._blind = _Blind(train, self._records)
+
+    def cells(
+        self, subset: str, belongs: Belongs, wanted: Sequence[Measure], *, multi_label: bool
+    ) -> Iterator[Cell]:
+        """Yield the cells of one subset; measures of the same records share their draws."""
+        chosen = [i for i, record in enumerate(self._records) if belongs(record)]
+        learned = [i for i, record in enumerate(self._train) if belongs(record)]
+        groups: dict[tuple[int, ...], list[Measure]] = {}
+        for measure in wanted:
+            counted = tuple(i for i in chosen if measure.counts(self._records[i]))
+            if counted:
+                groups.setdefault(counted, []).append(measure)
+        cells = {
+            cell.measure: cell
+            for counted, group in groups.items()
+            for cell in self._of_group(subset, counted, group, learned)
+        }
+        yield from (cells[measure] for measure in wanted if measure in cells)
+        by_label = [self._pairs[i] for i in chosen if self._records[i].options]
+        if BY_LABEL in wanted and by_label:
+            yield _auc_cell(subset, by_label, self._seed, multi_label=multi_label)
+
+    def _of_group(
+        self, subset: str, counted: Sequence[int], group: Sequence[Measure], learned: Sequence[int]
+    ) -> Iterator[Cell]:
+        rows = list(counted)
+        data = np.stack([self._answers.of(measure)[rows] for measure in group], axis=1)
+        ends = intervals(data, [self._records[i].image.id for i in rows], self._seed)
+        for measure, mean, (low, high) in zip(group, data.mean(axis=0), ends, strict=True):
+            known = [i for i in learned if measure.counts(self._train[i])]
+            constants, constant = self._blind.constants(measure, rows, known)
+            yield Cell(
+                subset,
+                measure,
+                in_percent(float(mean)),
+                in_percent(low),
+                in_percent(high),
+                len(rows),
+                constants,
+                constant,
+                bool(known),
+                self._blind.question_only(measure, rows),
+                None if low is not None else "one image only: no interval",
+            )
+
+
+def _auc_cell(subset: str, pairs: Pairs, seed: int, *, multi_label: bool) -> Cell:
+    """Return the AUC of a subset; a score that looks at no picture ranks at random."""
+    found = label_auc(pairs, seed, multi_label=multi_label)
+    chance = None if found.value is None else 50.0
+    return Cell(
+        subset,
+        _AUC,
+        in_percent(found.value),
+        in_percent(found.low),
+        in_percent(found.high),
+        len(pairs),
+        {} if chance is None else {_ALL_ALIKE: chance},
+        None if chance is None else _ALL_ALIKE,
+        True,
+        chance,
+        found.reason,
+    )
