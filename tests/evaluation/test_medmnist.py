@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from medmoe.evaluation.score.side_by_side import score_records
 
 from medmoe.data.schema import Record
 from medmoe.evaluation.files.predictions import Prediction
 from medmoe.evaluation.score import auc as classification
-from medmoe.evaluation.score.rows import score_task
+from medmoe.evaluation.score.rows import score_records, score_task
 
 MISSING = "medmnist is not installed: pip install --no-deps medmnist (and pandas)"
 
