@@ -14,7 +14,7 @@ from medmoe.inference.engine import MedMoe
 from medmoe.model.checkpoint import save_model
 from medmoe.serving.app import create_app
 from medmoe.serving.audit import AuditLog
-from medmoe.serving.local import LocalEngine
+from medmoe.serving.local_engine import LocalEngine
 from medmoe.serving.settings import ServerSettings
 
 

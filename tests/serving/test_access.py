@@ -12,7 +12,7 @@ from tests.serving.support import TOKEN
 from medmoe.errors import ConfigError
 from medmoe.serving.access import OPEN
 from medmoe.serving.app import create_app
-from medmoe.serving.local import LocalEngine
+from medmoe.serving.local_engine import LocalEngine
 from medmoe.serving.settings import ServerSettings
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 from medmoe.errors import CheckpointError, ConfigError
 from medmoe.inference.chat import ChatRequest, Turn
 from medmoe.inference.engine import MedMoe
-from medmoe.serving.engine import EngineError, busy
-from medmoe.serving.local import LocalEngine
+from medmoe.serving.chat_engine import EngineError, busy
+from medmoe.serving.local_engine import LocalEngine
 
 IMAGES = [
     Image.fromarray(np.random.default_rng(s).integers(0, 256, (32, 32, 3), dtype=np.uint8))

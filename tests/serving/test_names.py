@@ -11,7 +11,7 @@ import pytest
 
 from medmoe.cli import main as cli
 from medmoe.errors import ConfigError
-from medmoe.serving.engine import model_facts, name_of
+from medmoe.serving.chat_engine import model_facts, name_of
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 from tests.serving.support import data_url, png, question
 
 from medmoe.serving.audit import verify
-from medmoe.serving.engine import busy
-from medmoe.serving.local import LocalEngine
+from medmoe.serving.chat_engine import busy
+from medmoe.serving.local_engine import LocalEngine
 from medmoe.serving.transport import SMALL_BODY
 
 CHAT = "/v1/chat/completions"

@@ -20,7 +20,7 @@ from tests.serving.support import TOKEN, Running, ask, data_url, png, question, 
 from medmoe.errors import ConfigError
 from medmoe.serving.app import create_app
 from medmoe.serving.audit import verify
-from medmoe.serving.local import LocalEngine
+from medmoe.serving.local_engine import LocalEngine
 from medmoe.serving.settings import ServerSettings
 
 

@@ -12,7 +12,7 @@ from medmoe.cli.parser import FOOTER
 
 if TYPE_CHECKING:
     from medmoe.serving.audit import AuditLog
-    from medmoe.serving.engine import ChatEngine
+    from medmoe.serving.chat_engine import ChatEngine
 
 TOKEN_VARIABLE = "MEDMOE_TOKEN"
 _VLLM_FLAGS = (
@@ -172,7 +172,7 @@ def run(args: argparse.Namespace) -> int:
 def _engine(args: argparse.Namespace) -> ChatEngine:
     options = _vllm_options(args)
     if args.engine == "vllm":
-        from medmoe.serving.vllm.engine import VllmEngine
+        from medmoe.serving.vllm.vllm_engine import VllmEngine
 
         return VllmEngine(
             args.model, name=args.name, max_batch=args.max_batch, max_waiting=args.max_waiting,
@@ -183,7 +183,7 @@ def _engine(args: argparse.Namespace) -> ChatEngine:
 
         flag = next(iter(options)).replace("_", "-")
         raise ConfigError(f"--{flag} is for vLLM; add --engine vllm, or leave it out")
-    from medmoe.serving.local import LocalEngine
+    from medmoe.serving.local_engine import LocalEngine
 
     return LocalEngine(
         args.model, name=args.name, max_batch=args.max_batch, max_waiting=args.max_waiting

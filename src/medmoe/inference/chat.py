@@ -3,7 +3,7 @@
 `ChatBatch` decodes several conversations together. Between two tokens rows join and leave, so that
 nobody waits for the longest answer of others, and a row that is left costs nothing from the next
 token on. Decoding is greedy; a row's tokens are those that `MedMoe.answer` gives. What it does not
-do: queues, threads, deadlines (see `medmoe.serving.local`), sampling.
+do: queues, threads, deadlines (see `medmoe.serving.local_engine`), sampling.
 
 Shapes: B rows, S padded length, V vocabulary.
 """

@@ -17,10 +17,10 @@ from starlette.routing import Match
 from medmoe import __version__
 from medmoe.data.intake.limits import Limits
 from medmoe.serving.access import COOKIE, LOGIN_POLICY, SESSION_SECONDS, Access, login_page
+from medmoe.serving.admission import CHAT_PATH, Admission
 from medmoe.serving.audit import AuditLog
+from medmoe.serving.chat_engine import ChatEngine
 from medmoe.serving.chat_route import complete
-from medmoe.serving.engine import ChatEngine
-from medmoe.serving.gate import CHAT_PATH, Gate
 from medmoe.serving.problems import ProblemError, check_type
 from medmoe.serving.schema import ChatBody
 from medmoe.serving.service import CountedEngine, Service
@@ -74,7 +74,7 @@ def create_app(
         from medmoe.serving.page.mount import mount_page
 
         mount_page(app, CountedEngine(service), max_new_tokens=min(64, settings.max_new_tokens))
-    app.add_middleware(Gate, service=service)
+    app.add_middleware(Admission, service=service)
     app.add_middleware(Transport, settings=settings, access=access, metrics=service.metrics)
     return app
 

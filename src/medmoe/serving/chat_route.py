@@ -17,8 +17,8 @@ from medmoe.data.images import Picture
 from medmoe.errors import MedMoeError
 from medmoe.inference.answer import Answer, disagreements
 from medmoe.inference.chat import ChatChunk, ChatRequest
+from medmoe.serving.chat_engine import no_evidence
 from medmoe.serving.conversation import turns_of
-from medmoe.serving.engine import no_evidence
 from medmoe.serving.problems import ProblemError, check_type, problem_of
 from medmoe.serving.schema import ChatBody, read_chat
 from medmoe.serving.service import Record, Service
@@ -65,7 +65,7 @@ class _Call:
 
 
 async def complete(service: Service, request: Request) -> Response:
-    """Answer a chat request that `medmoe.serving.gate.Gate` let in.
+    """Answer a chat request that `medmoe.serving.admission.Admission` let in.
 
     Raises:
         ProblemError: It is refused.

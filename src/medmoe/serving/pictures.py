@@ -15,7 +15,7 @@ from medmoe.data.intake.data_url import from_data_url
 from medmoe.data.intake.decode import Hint
 from medmoe.data.intake.limits import Limits
 from medmoe.errors import ImageError
-from medmoe.serving.engine import busy
+from medmoe.serving.chat_engine import busy
 from medmoe.serving.metrics import Metrics
 from medmoe.serving.problems import ProblemError
 from medmoe.serving.schema import FilePart, ImagePart, Message, Options

@@ -9,7 +9,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 
 from medmoe.errors import ConfigError, ImageError, MedMoeError
-from medmoe.serving.engine import EngineError
+from medmoe.serving.chat_engine import EngineError
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error",
           429: "rate_limit_error"}  # fmt: skip

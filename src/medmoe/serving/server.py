@@ -16,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from medmoe.errors import MedMoeError
 from medmoe.serving.app import create_app
 from medmoe.serving.audit import AuditLog
-from medmoe.serving.engine import ChatEngine
+from medmoe.serving.chat_engine import ChatEngine
 from medmoe.serving.settings import ServerSettings
 
 HEADER_SECONDS = 10.0

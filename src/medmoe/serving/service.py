@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from medmoe.errors import MedMoeError
 from medmoe.inference.chat import ChatChunk, ChatRequest
 from medmoe.serving.audit import AuditLog
-from medmoe.serving.engine import ChatEngine, Load, ModelFacts, not_ready
+from medmoe.serving.chat_engine import ChatEngine, Load, ModelFacts, not_ready
 from medmoe.serving.metrics import Metrics
 from medmoe.serving.pictures import Pictures
 from medmoe.serving.problems import ProblemError, problem_of

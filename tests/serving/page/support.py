@@ -19,7 +19,7 @@ from tests.model.tiny import moe_model, processor
 from medmoe.inference.chat import ChatChunk, ChatRequest, stream_chat
 from medmoe.inference.engine import MedMoe
 from medmoe.inference.evidence import explain
-from medmoe.serving.engine import ModelFacts
+from medmoe.serving.chat_engine import ModelFacts
 from medmoe.serving.page.cases import CaseStore
 from medmoe.serving.page.mount import mount_page
 

@@ -23,7 +23,7 @@ from tests.data.samples import dicom
 from tests.serving.page.support import served
 
 from medmoe.serving.page.cases import CaseStore
-from medmoe.serving.page.gate import ALLOWED, clean_page
+from medmoe.serving.page.gradio_filter import ALLOWED, clean_page
 from medmoe.serving.page.views import data_uri
 
 BYTES = {"Content-Type": "application/octet-stream"}

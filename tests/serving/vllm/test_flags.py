@@ -14,8 +14,8 @@ from medmoe.cli.main import parser_of
 from medmoe.cli.serve import _engine, _vllm_options
 from medmoe.errors import ConfigError
 from medmoe.model.checkpoint import save_model
-from medmoe.serving.engine import EngineError
-from medmoe.serving.vllm.engine import VllmEngine
+from medmoe.serving.chat_engine import EngineError
+from medmoe.serving.vllm.vllm_engine import VllmEngine
 
 
 @pytest.fixture(scope="module")

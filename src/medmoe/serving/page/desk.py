@@ -20,7 +20,7 @@ from medmoe.data.images import Picture, open_picture
 from medmoe.errors import MedMoeError
 from medmoe.inference.case import Exchange, begin
 from medmoe.inference.chat import ChatRequest, Turn
-from medmoe.serving.engine import ChatEngine
+from medmoe.serving.chat_engine import ChatEngine
 from medmoe.serving.page.cases import Case, CaseStore, Window
 from medmoe.serving.page.views import evidence_html, picture_html
 

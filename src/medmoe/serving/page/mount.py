@@ -1,4 +1,4 @@
-"""Mounts the page into the server's app at `/`: Gradio behind the gate, and two routes of our own.
+"""Mounts the page into the server's app at `/`: Gradio behind a filter, and two routes of our own.
 
 ``POST /page/picture`` takes the bytes of a picture and gives the handle of a case; ``POST
 /page/export`` gives a case back as JSON, HTML or text. Neither knows the name of a file.
@@ -21,10 +21,10 @@ from starlette.requests import ClientDisconnect
 from medmoe.data.intake.limits import Limits
 from medmoe.errors import ConfigError, ImageError
 from medmoe.inference.case import case_to_json, case_to_text
-from medmoe.serving.engine import ChatEngine
+from medmoe.serving.chat_engine import ChatEngine
 from medmoe.serving.page.cases import Case, CaseStore
 from medmoe.serving.page.desk import Desk, sentence
-from medmoe.serving.page.gate import Gate
+from medmoe.serving.page.gradio_filter import GradioFilter
 from medmoe.serving.page.views import asset, data_uri, export_html
 
 TITLE = "medmoe: research use only, not a medical device"
@@ -104,7 +104,7 @@ def mount_page(
             "docs_url": None,
             "redoc_url": None,
             "openapi_url": None,
-            "middleware": [Middleware(Gate, title=TITLE)],
+            "middleware": [Middleware(GradioFilter, title=TITLE)],
         },
     )
     forget_sessions(app, blocks)

@@ -1,7 +1,7 @@
 """What the server and its page ask of an engine, whichever it is: answer, explain, start, drain.
 
-`medmoe.serving.local` decodes in this process; `medmoe.serving.vllm` hands over to vLLM. Nothing
-here knows HTTP; an error's status is one of its facts, as with `medmoe.errors.ImageError`.
+`medmoe.serving.local_engine` decodes in this process; `medmoe.serving.vllm` hands over to vLLM.
+Nothing here knows HTTP; an error's status is one of its facts, as with `medmoe.errors.ImageError`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """vLLM in our server: its scheduler behind our intake of images, our limits, audit log and page.
 
-It decodes greedily, as `medmoe.serving.local` does, and gives the same tokens. What it does not do:
-say where the router sent an image, or explain (`--engine local` does).
+It decodes greedily, as `medmoe.serving.local_engine` does, and gives the same tokens. What it does
+not do: say where the router sent an image, or explain (`--engine local` does).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from medmoe.errors import ConfigError, MedMoeError
 from medmoe.inference.chat import ChatChunk, ChatRequest, ChatRow, fitting_ids, say
 from medmoe.model.checkpoint import read_config, verify
 from medmoe.model.processing_medmoe import MedMoeProcessor
-from medmoe.serving.engine import (
+from medmoe.serving.chat_engine import (
     EngineError,
     Load,
     ModelFacts,
@@ -44,7 +44,7 @@ _FIXED = ("model", "model_impl", "max_num_seqs", "limit_mm_per_prompt", "enable_
 
 
 class VllmEngine:
-    """A `medmoe.serving.engine.ChatEngine` that hands over to vLLM.
+    """A `medmoe.serving.chat_engine.ChatEngine` that hands over to vLLM.
 
     Args:
         directory: The model's folder.

@@ -13,7 +13,7 @@ from medmoe.serving.transport import App, Receive, Scope, Send, route_path
 CHAT_PATH = "/v1/chat/completions"
 
 
-class Gate:
+class Admission:
     """An ASGI layer inside `medmoe.serving.transport.Transport`.
 
     Args:

@@ -24,7 +24,7 @@ from medmoe.model.checkpoint import save_model
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
 
-from medmoe.serving.vllm.engine import VllmEngine
+from medmoe.serving.vllm.vllm_engine import VllmEngine
 
 #: vLLM's attention on CPUs has no heads below 32: two of them.
 WIDTH, TOP_K = 64, {"stablelm": 2, "phi": 1}

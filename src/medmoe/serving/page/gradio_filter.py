@@ -83,7 +83,7 @@ def clean_page(html: str, nonce: str, title: str) -> str:
     return _SCRIPT.sub(f'<script nonce="{nonce}"', html)
 
 
-class Gate:
+class GradioFilter:
     """The ASGI middleware inside Gradio's app that lets through what the page needs.
 
     Args:

@@ -28,7 +28,15 @@ from medmoe.errors import MedMoeError
 from medmoe.inference.chat import ChatBatch, ChatChunk, ChatRequest, ChatRow, prepare
 from medmoe.inference.engine import MedMoe
 from medmoe.inference.evidence import explain
-from medmoe.serving.engine import EngineError, Load, ModelFacts, busy, late, model_facts, not_ready
+from medmoe.serving.chat_engine import (
+    EngineError,
+    Load,
+    ModelFacts,
+    busy,
+    late,
+    model_facts,
+    not_ready,
+)
 
 _log = logging.getLogger(__name__)
 #: Pictures whose encoding is kept (about 2.4 MB each at CLIP-L's size, float32).
@@ -53,7 +61,7 @@ class _Job:
 
 
 class LocalEngine:
-    """A `medmoe.serving.engine.ChatEngine` on a model folder.
+    """A `medmoe.serving.chat_engine.ChatEngine` on a model folder.
 
     Args:
         directory: The model's folder.
