@@ -22,7 +22,7 @@ Window = tuple[float, float] | str
 
 
 @dataclass(slots=True)
-class Case:
+class OpenCase:
     """One picture, or none, and the conversation about it.
 
     Attributes:
@@ -73,20 +73,20 @@ class CaseStore:
         self._max_cases, self._max_bytes = max_cases, max_bytes
         self._idle, self._grace = idle_seconds, grace_seconds
         self._clock = clock
-        self._cases: OrderedDict[str, Case] = OrderedDict()
+        self._cases: OrderedDict[str, OpenCase] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         return len(self._cases)
 
-    def open(self, data: bytes | None = None, picture: Picture | None = None) -> Case:
+    def open(self, data: bytes | None = None, picture: Picture | None = None) -> OpenCase:
         """Return a new case."""
-        case = Case(secrets.token_urlsafe(24), data, picture)
+        case = OpenCase(secrets.token_urlsafe(24), data, picture)
         self._cases[case.handle] = case
         self.touch(case)
         return case
 
-    def get(self, handle: str, owner: str | None = None) -> Case | None:
+    def get(self, handle: str, owner: str | None = None) -> OpenCase | None:
         """Return the case of a handle, touched, or None where there is none any more."""
         self.sweep()
         case = self._cases.get(handle)
@@ -95,7 +95,7 @@ class CaseStore:
             self.touch(case)
         return case
 
-    def touch(self, case: Case) -> None:
+    def touch(self, case: OpenCase) -> None:
         """Count a case as used just now, and make room if it has grown."""
         if case.handle not in self._cases:
             return

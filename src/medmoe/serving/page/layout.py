@@ -1,4 +1,4 @@
-"""The page's controls and where they stand, in Gradio, and which action of `Desk` each starts.
+"""The page's controls and where they stand, in Gradio, and the action that each starts.
 
 No component of Gradio that takes or gives a file is used: they keep files, and clients' names of
 them, in a folder on disk. Pictures come in as bytes (see ``assets/script.js``) and go out as data.
@@ -17,8 +17,8 @@ from gradio.state_holder import SessionState, StateHolder
 from starlette.routing import Mount
 
 from medmoe.data.intake.display import WINDOW_PRESETS
-from medmoe.serving.page.cases import Case
-from medmoe.serving.page.desk import EXAMPLES, Desk, Seen
+from medmoe.serving.page.actions import EXAMPLES, PageActions, PageUpdate
+from medmoe.serving.page.cases import OpenCase
 
 AS_FILE, OWN = "as the file says", "own"
 #: Center and width that the sliders reach for CT, in Hounsfield units.
@@ -131,15 +131,15 @@ def forget_sessions(app: FastAPI, blocks: gr.Blocks) -> None:
 
 
 class Layout:
-    """All controls, and their wiring to a desk.
+    """All controls, and their wiring to the actions of the page.
 
     Args:
-        desk: What they start.
+        actions: What the controls start.
         model: What to call the model.
     """
 
-    def __init__(self, desk: Desk, model: str) -> None:
-        self._desk = desk
+    def __init__(self, actions: PageActions, model: str) -> None:
+        self._actions = actions
         with gr.Blocks(analytics_enabled=False, title="medmoe", fill_width=True) as self.blocks:
             _html(
                 f'<header class="head"><h1>Ask about a medical picture</h1><p class="soft">Model: '
@@ -153,12 +153,12 @@ class Layout:
                 with gr.Column(scale=4, min_width=280):
                     self._talk_part()
                 with gr.Column(scale=4, min_width=280):
-                    self.evidence = _html(_card("", desk.explains), elem_id="evidence")
+                    self.evidence = _html(_card("", actions.explains), elem_id="evidence")
             self._wire()
 
     def _picture_part(self) -> None:
         _html(_DROP)
-        self.picture_said = _html(elem_id="picture-said", visible=False)
+        self.picture_notice = _html(elem_id="picture-said", visible=False)
         with gr.Row():
             self.examples = {
                 name: gr.Button(f"Example: {label}", size="sm", min_width=130)
@@ -198,16 +198,16 @@ class Layout:
             max_lines=4,
             elem_id="question",
         )
-        self.said = _html(elem_id="said", visible=False)
+        self.notice = _html(elem_id="said", visible=False)
         with gr.Row():
             self.ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=100)
             self.stop = gr.Button(
                 "Stop", variant="stop", visible=False, elem_id="stop", min_width=100
             )
         self.explain = gr.Checkbox(
-            self._desk.explains,
+            self._actions.explains,
             label="Show regions and alternatives of each answer (takes longer)",
-            visible=self._desk.explains,
+            visible=self._actions.explains,
         )
         _html(_EXPORTS)
         self.with_picture = gr.Checkbox(
@@ -246,26 +246,26 @@ class Layout:
 
     def _outputs(self) -> list[Any]:
         return [
-            self.said, self.picture_said, self.handle, self.picture, self.evidence, self.chat,
+            self.notice, self.picture_notice, self.handle, self.picture, self.evidence, self.chat,
             self.question, self.ask, self.stop, self.view, self.preset, self.center, self.width,
             self.frame,
         ]  # fmt: skip
 
     async def _show(self, handle: str, request: gr.Request) -> dict[Any, Any]:
-        case, seen = await self._desk.show(handle, request.session_hash)
-        return self._updates(seen) | self._controls(case)
+        case, update = await self._actions.show(handle, request.session_hash)
+        return self._updates(update) | self._controls(case)
 
     def _example_of(self, name: str) -> Any:
         async def opened(request: gr.Request) -> dict[Any, Any]:
-            case, seen = await self._desk.example(name, request.session_hash)
-            return self._updates(seen) | self._controls(case)
+            case, update = await self._actions.example(name, request.session_hash)
+            return self._updates(update) | self._controls(case)
 
         return opened
 
     async def _preset(self, handle: str, preset: str, request: gr.Request) -> dict[Any, Any]:
         window = None if preset == AS_FILE else preset
-        case, seen = await self._desk.window(handle, window, request.session_hash)
-        updates = self._updates(seen)
+        case, update = await self._actions.window(handle, window, request.session_hash)
+        updates = self._updates(update)
         if case is not None and case.picture is not None and case.picture.facts.window is not None:
             now = case.picture.facts.window
             updates |= {
@@ -276,51 +276,54 @@ class Layout:
     async def _own_window(
         self, handle: str, center: float, width: float, request: gr.Request
     ) -> dict[Any, Any]:
-        _, seen = await self._desk.window(handle, (center, width), request.session_hash)
-        return self._updates(seen) | {self.preset: gr.update(value=OWN)}
+        _, update = await self._actions.window(handle, (center, width), request.session_hash)
+        return self._updates(update) | {self.preset: gr.update(value=OWN)}
 
     async def _frame(self, handle: str, frame: float, request: gr.Request) -> dict[Any, Any]:
-        return self._updates(await self._desk.frame(handle, int(frame), request.session_hash))
+        return self._updates(await self._actions.frame(handle, int(frame), request.session_hash))
 
     async def _ask(
         self, question: str, handle: str, explain: bool, request: gr.Request
     ) -> AsyncIterator[dict[Any, Any]]:
-        async for seen in self._desk.ask(question, handle, explain, request.session_hash):
-            yield self._updates(seen)
+        async for update in self._actions.ask(question, handle, explain, request.session_hash):
+            yield self._updates(update)
 
     async def _stop(self, handle: str) -> dict[Any, Any]:
-        return self._updates(self._desk.stopped(handle))
+        return self._updates(self._actions.stopped(handle))
 
     async def _anew(self, handle: str, request: gr.Request) -> dict[Any, Any]:
-        return self._updates(await self._desk.anew(handle, request.session_hash))
+        return self._updates(await self._actions.anew(handle, request.session_hash))
 
     async def _left(self, request: gr.Request) -> None:
-        self._desk.cases.leave(request.session_hash)
+        self._actions.cases.leave(request.session_hash)
 
-    def _updates(self, seen: Seen) -> dict[Any, Any]:
+    def _updates(self, update: PageUpdate) -> dict[Any, Any]:
         """Return what changes on the page."""
         updates: dict[Any, Any] = {
             place: gr.update(
                 value=_line(f'<p class="warn" role="alert">{escape(line)}</p>'), visible=bool(line)
             )
-            for place, line in ((self.said, seen.said), (self.picture_said, seen.picture_said))
+            for place, line in (
+                (self.notice, update.notice),
+                (self.picture_notice, update.picture_notice),
+            )
         }
-        card = None if seen.evidence is None else _card(seen.evidence, self._desk.explains)
+        card = None if update.evidence is None else _card(update.evidence, self._actions.explains)
         for part, value in (
-            (self.handle, seen.handle),
-            (self.picture, seen.picture if seen.picture != "" else _NO_PICTURE),
+            (self.handle, update.handle),
+            (self.picture, update.picture if update.picture != "" else _NO_PICTURE),
             (self.evidence, card),
-            (self.chat, None if seen.messages is None else _as_text(seen.messages)),
-            (self.question, seen.question),
+            (self.chat, None if update.messages is None else _as_text(update.messages)),
+            (self.question, update.question),
         ):
             if value is not None:
                 updates[part] = _line(str(value)) if isinstance(part, gr.Markdown) else value
-        if seen.busy is not None:
-            updates[self.ask] = gr.update(visible=not seen.busy)
-            updates[self.stop] = gr.update(visible=seen.busy)
+        if update.busy is not None:
+            updates[self.ask] = gr.update(visible=not update.busy)
+            updates[self.stop] = gr.update(visible=update.busy)
         return updates
 
-    def _controls(self, case: Case | None) -> dict[Any, Any]:
+    def _controls(self, case: OpenCase | None) -> dict[Any, Any]:
         """Return the controls of a picture that was just opened: its windows and frames."""
         facts = case.picture.facts if case is not None and case.picture is not None else None
         updates: dict[Any, Any] = {

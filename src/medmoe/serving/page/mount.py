@@ -22,8 +22,8 @@ from medmoe.data.intake.limits import Limits
 from medmoe.errors import ConfigError, ImageError
 from medmoe.inference.case import case_to_json, case_to_text
 from medmoe.serving.chat_engine import ChatEngine
-from medmoe.serving.page.cases import Case, CaseStore
-from medmoe.serving.page.desk import Desk, sentence
+from medmoe.serving.page.actions import PageActions, sentence
+from medmoe.serving.page.cases import CaseStore, OpenCase
 from medmoe.serving.page.gradio_filter import GradioFilter
 from medmoe.serving.page.views import asset, data_uri, export_html
 
@@ -83,10 +83,10 @@ def mount_page(
     except ImportError as error:
         raise _missing(error.name) from None
 
-    desk = Desk(engine, cases if cases is not None else CaseStore(), max_new_tokens)
+    actions = PageActions(engine, cases if cases is not None else CaseStore(), max_new_tokens)
     model = engine.describe().id
-    _own_routes(app, desk, model)
-    blocks = Layout(desk, model).blocks
+    _own_routes(app, actions, model)
+    blocks = Layout(actions, model).blocks
     blocks.queue(max_size=256, default_concurrency_limit=None, api_open=False)
     gr.mount_gradio_app(
         app,
@@ -138,7 +138,7 @@ class _Uploads:
         return bytes(data)
 
 
-def _own_routes(app: FastAPI, desk: Desk, model: str) -> None:
+def _own_routes(app: FastAPI, actions: PageActions, model: str) -> None:
     uploads = _Uploads(Limits().max_file_bytes)
 
     @app.get("/page/{name}", include_in_schema=False)
@@ -157,7 +157,7 @@ def _own_routes(app: FastAPI, desk: Desk, model: str) -> None:
         if isinstance(data, Response):
             return data
         try:
-            case = await desk.receive(data)
+            case = await actions.receive(data)
         except ImageError as error:
             return _refused(error.status, error.code, sentence(error))
         return JSONResponse({"handle": case.handle})
@@ -170,13 +170,13 @@ def _own_routes(app: FastAPI, desk: Desk, model: str) -> None:
             wanted = Export.model_validate_json(await request.body())
         except ValidationError:
             return _refused(400, "bad_request", "handle, format (json, html, txt) and picture")
-        case = desk.cases.get(wanted.handle)
+        case = actions.cases.get(wanted.handle)
         if case is None or not case.exchanges:
             return _refused(404, "no_case", "There is no answer to save yet.")
         return await asyncio.to_thread(_exported, case, model, wanted)
 
 
-def _exported(case: Case, model: str, wanted: Export) -> Response:
+def _exported(case: OpenCase, model: str, wanted: Export) -> Response:
     shown = case.picture if wanted.picture else None
     if wanted.format == "txt":
         return PlainTextResponse(case_to_text(model, case.exchanges))

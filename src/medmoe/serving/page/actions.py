@@ -1,7 +1,7 @@
 """What the controls of the page do: open, look, ask, stop. It knows the engine, not the layout.
 
-Each action changes a case and says what is to be seen now (`Seen`). Pictures are decoded by the
-sandbox's processes and drawn in a thread, so that the event loop is free meanwhile.
+Each action changes a case and returns what changes on the page (`PageUpdate`). Pictures are decoded
+by the sandbox's processes and drawn in a thread, so that the event loop is free meanwhile.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from medmoe.errors import MedMoeError
 from medmoe.inference.case import Exchange, begin
 from medmoe.inference.chat import ChatRequest, Turn
 from medmoe.serving.chat_engine import ChatEngine
-from medmoe.serving.page.cases import Case, CaseStore, Window
+from medmoe.serving.page.cases import CaseStore, OpenCase, Window
 from medmoe.serving.page.views import evidence_html, picture_html
 
 #: Example -> what the button says, and a question to begin with. The pictures are made up.
@@ -38,26 +38,26 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What is to be seen now; None leaves a part as it is.
+class PageUpdate:
+    """What changes on the page; None leaves a part as it is.
 
     Attributes:
-        said: One line about what went wrong with a question, empty where nothing did.
-        picture_said: The same of a picture.
+        notice: One line about what went wrong with a question, empty where nothing did.
+        picture_notice: The same of a picture.
         messages: The conversation, as ``{"role", "content"}``.
     """
 
-    said: str = ""
+    notice: str = ""
     handle: str | None = None
     picture: str | None = None
     evidence: str | None = None
     messages: list[dict[str, str]] | None = None
     question: str | None = None
     busy: bool | None = None
-    picture_said: str = ""
+    picture_notice: str = ""
 
 
-class Desk:
+class PageActions:
     """The actions of the page.
 
     Args:
@@ -75,7 +75,7 @@ class Desk:
         """Whether there is evidence to be shown."""
         return self._engine.explains
 
-    async def receive(self, data: bytes) -> Case:
+    async def receive(self, data: bytes) -> OpenCase:
         """Open a case about a file.
 
         Raises:
@@ -84,64 +84,64 @@ class Desk:
         picture, kept = await _decoded(data, None, None)
         return self.cases.open(kept, picture)
 
-    async def show(self, handle: str, owner: str | None) -> tuple[Case | None, Seen]:
+    async def show(self, handle: str, owner: str | None) -> tuple[OpenCase | None, PageUpdate]:
         """Show a case that was just opened."""
         case = self.cases.get(handle, owner)
         if case is None or case.picture is None:
-            return None, Seen("", "", "", "", [], busy=False, picture_said=ENDED)
-        return case, Seen("", handle, await self._drawn(case), "", [], busy=False)
+            return None, PageUpdate("", "", "", "", [], busy=False, picture_notice=ENDED)
+        return case, PageUpdate("", handle, await self._drawn(case), "", [], busy=False)
 
-    async def example(self, name: str, owner: str | None) -> tuple[Case, Seen]:
+    async def example(self, name: str, owner: str | None) -> tuple[OpenCase, PageUpdate]:
         """Open a made-up picture and propose a question."""
         pixels = await asyncio.to_thread(_example, name)
         case = self.cases.open(picture=open_picture(pixels))
         case.owner = owner
         drawn, question = await self._drawn(case), EXAMPLES[name][1]
-        seen = Seen("", case.handle, drawn, "", [], question, busy=False)
-        return case, seen
+        update = PageUpdate("", case.handle, drawn, "", [], question, busy=False)
+        return case, update
 
     async def window(
         self, handle: str, window: Window | None, owner: str | None
-    ) -> tuple[Case | None, Seen]:
+    ) -> tuple[OpenCase | None, PageUpdate]:
         """Show the picture in another window; None is the file's own."""
         case = self.cases.get(handle, owner)
         if case is None or case.data is None:
-            return None, Seen(picture_said=ENDED)
+            return None, PageUpdate(picture_notice=ENDED)
         async with case.looking:
             return case, await self._look(case, case.data, window, case.frame)
 
-    async def frame(self, handle: str, frame: int, owner: str | None) -> Seen:
+    async def frame(self, handle: str, frame: int, owner: str | None) -> PageUpdate:
         """Show another frame, or slice, in the same window."""
         case = self.cases.get(handle, owner)
         if case is None or case.data is None:
-            return Seen(picture_said=ENDED)
+            return PageUpdate(picture_notice=ENDED)
         async with case.looking:
             return await self._look(case, case.data, case.window, frame)
 
     async def _look(
-        self, case: Case, data: bytes, window: Window | None, frame: int | None
-    ) -> Seen:
+        self, case: OpenCase, data: bytes, window: Window | None, frame: int | None
+    ) -> PageUpdate:
         try:
             case.picture, _ = await _decoded(data, window, frame)
         except MedMoeError as error:
-            return Seen(picture_said=sentence(error))
+            return PageUpdate(picture_notice=sentence(error))
         case.window, case.frame = window, frame
         self.cases.touch(case)
-        return Seen(picture=await self._drawn(case))
+        return PageUpdate(picture=await self._drawn(case))
 
     async def ask(
         self, question: str, handle: str, explain: bool, owner: str | None
-    ) -> AsyncIterator[Seen]:
+    ) -> AsyncIterator[PageUpdate]:
         """Answer a question, word by word, and then say what is behind the answer."""
-        question, case, seen = self._prepare(question, handle, owner)
+        question, case, update = self._prepare(question, handle, owner)
         if case is None:
-            yield seen
+            yield update
             return
         request, picture = self._request(case, question), case.picture
         exchange = begin(question, picture.facts if picture else None)
         case.exchanges.append(exchange)
         pending = evidence_html(exchange, "Answering …")
-        yield Seen("", case.handle, None, pending, _messages(case), "", busy=True)
+        yield PageUpdate("", case.handle, None, pending, _messages(case), "", busy=True)
         try:
             stream = self._engine.stream(request)
             async with aclosing(stream) as chunks:  # a page that is left frees the engine
@@ -150,32 +150,32 @@ class Desk:
                     exchange.complete = chunk.finish == "stop"
                     if chunk.answer is not None:
                         exchange.take(chunk.answer)
-                    yield Seen(messages=_messages(case))
+                    yield PageUpdate(messages=_messages(case))
             exchange.answer = exchange.answer.strip()
         except Exception as error:
-            yield Seen(_failure(error), evidence=evidence_html(exchange), busy=False)
+            yield PageUpdate(_failure(error), evidence=evidence_html(exchange), busy=False)
             return
         if picture is None or not (explain and self.explains):
-            yield Seen(evidence=evidence_html(exchange), busy=False)
+            yield PageUpdate(evidence=evidence_html(exchange), busy=False)
             return
-        yield Seen(evidence=evidence_html(exchange, "Looking at regions and alternatives …"))
+        yield PageUpdate(evidence=evidence_html(exchange, "Looking at regions and alternatives …"))
         yield await self._explained(case, exchange, picture)
 
-    async def anew(self, handle: str, owner: str | None) -> Seen:
+    async def anew(self, handle: str, owner: str | None) -> PageUpdate:
         """Forget the conversation and keep the picture."""
         case = self.cases.get(handle, owner)
         if case is None:
-            return Seen(evidence="", messages=[], busy=False)
+            return PageUpdate(evidence="", messages=[], busy=False)
         case.exchanges.clear()
         drawn = await self._drawn(case) if case.picture else None
-        return Seen(picture=drawn, evidence="", messages=[], busy=False)
+        return PageUpdate(picture=drawn, evidence="", messages=[], busy=False)
 
-    def stopped(self, handle: str) -> Seen:
+    def stopped(self, handle: str) -> PageUpdate:
         """Show what there is of an answer that was stopped."""
         case = self.cases.get(handle)
         if case is None or not case.exchanges:
-            return Seen(busy=False)
-        return Seen(
+            return PageUpdate(busy=False)
+        return PageUpdate(
             "Stopped.",
             evidence=evidence_html(case.exchanges[-1]),
             messages=_messages(case),
@@ -184,28 +184,28 @@ class Desk:
 
     def _prepare(
         self, question: str, handle: str, owner: str | None
-    ) -> tuple[str, Case | None, Seen]:
+    ) -> tuple[str, OpenCase | None, PageUpdate]:
         """Return the question and its case, or why it cannot be asked."""
         question = " ".join(question.split())
         case = self.cases.get(handle, owner) if handle else None
         if not question:
-            return question, None, Seen("Type a question first.")
+            return question, None, PageUpdate("Type a question first.")
         if len(question) > MAX_QUESTION:
             return (
                 question,
                 None,
-                Seen(f"The question is too long: at most {MAX_QUESTION} signs."),
+                PageUpdate(f"The question is too long: at most {MAX_QUESTION} signs."),
             )
         if handle and case is None:
-            return question, None, Seen(ENDED)
+            return question, None, PageUpdate(ENDED)
         if case is None:
             case = self.cases.open()
             case.owner = owner
         if len(case.exchanges) >= MAX_EXCHANGES:
-            return question, None, Seen("This conversation is full: open the picture again.")
-        return question, case, Seen()
+            return question, None, PageUpdate("This conversation is full: open the picture again.")
+        return question, case, PageUpdate()
 
-    def _request(self, case: Case, question: str) -> ChatRequest:
+    def _request(self, case: OpenCase, question: str) -> ChatRequest:
         turns: list[Turn] = []
         for exchange in case.exchanges:
             if exchange.answer.strip():
@@ -216,7 +216,7 @@ class Desk:
             max_new_tokens=self._max_new_tokens,
         )
 
-    async def _drawn(self, case: Case) -> str:
+    async def _drawn(self, case: OpenCase) -> str:
         """Return the picture, with the last answer's regions if they are of this very view."""
         picture = case.picture
         assert picture is not None
@@ -225,17 +225,17 @@ class Desk:
         evidence = last.evidence if last is not None and same else None
         return await asyncio.to_thread(picture_html, picture, evidence)
 
-    async def _explained(self, case: Case, exchange: Exchange, picture: Picture) -> Seen:
+    async def _explained(self, case: OpenCase, exchange: Exchange, picture: Picture) -> PageUpdate:
         said = ""
         try:
             exchange.evidence = await self._engine.explain(picture.image, exchange.question)
         except Exception as error:
             said = _failure(error)
         card = evidence_html(exchange, said)
-        return Seen(picture=await self._drawn(case), evidence=card, busy=False)
+        return PageUpdate(picture=await self._drawn(case), evidence=card, busy=False)
 
 
-def _messages(case: Case) -> list[dict[str, str]]:
+def _messages(case: OpenCase) -> list[dict[str, str]]:
     found: list[dict[str, str]] = []
     for exchange in case.exchanges:
         found.append({"role": "user", "content": exchange.question})

@@ -1,0 +1,274 @@
+"""What the page's controls do, with a real engine and without a browser."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from io import BytesIO
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.data.samples import dicom, ramp
+from tests.serving.page.support import Local
+
+from medmoe.errors import ConfigError, ImageError
+from medmoe.inference.chat import ChatChunk
+from medmoe.serving.page.actions import (
+    ENDED,
+    EXAMPLES,
+    MAX_EXCHANGES,
+    MAX_QUESTION,
+    PageActions,
+    PageUpdate,
+)
+from medmoe.serving.page.cases import CaseStore
+
+SCAN = dicom(np.stack([ramp(), ramp()[::-1]]), Modality="CT")
+
+
+@pytest.fixture(scope="module")
+def engine() -> Local:
+    return Local(remember=True)
+
+
+@pytest.fixture
+def actions(engine: Local) -> PageActions:
+    return PageActions(engine, CaseStore(), 4)
+
+
+async def asked(
+    actions: PageActions, question: str, handle: str, *, explain: bool = False
+) -> list[PageUpdate]:
+    return [update async for update in actions.ask(question, handle, explain, "page")]
+
+
+def test_an_answer_streams_and_its_evidence_follows(actions: PageActions) -> None:
+    async def story() -> list[PageUpdate]:
+        case, _ = await actions.example("ct", "page")
+        return await asked(actions, "Is there any nodule?", case.handle, explain=True)
+
+    steps = asyncio.run(story())
+    assert (steps[0].busy, steps[0].question, steps[-1].busy) == (True, "", False)
+    texts = [step.messages[-1]["content"] for step in steps[1:] if step.messages]
+    assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
+    assert "Answering" in str(steps[0].evidence)
+    assert "Looking at regions" in str(steps[-2].evidence)
+    assert "What would change it" in str(steps[-1].evidence)
+    assert 'class="regions"' in str(steps[-1].picture)
+
+
+def test_a_follow_up_brings_what_was_said_before(actions: PageActions, engine: Local) -> None:
+    async def story() -> None:
+        case, _ = await actions.example("mri", "page")
+        await asked(actions, "What organ is this?", case.handle)
+        await asked(actions, "Is it  normal?", case.handle)
+
+    asyncio.run(story())
+    first, second = engine.requests[-2:]
+    assert [turn.role for turn in second.turns] == ["user", "assistant", "user"]
+    assert second.turns[0] == first.turns[0]
+    assert second.turns[2].text == "Is it normal?"
+    assert first.image is second.image is not None
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_every_example_is_a_picture_with_a_question(actions: PageActions, name: str) -> None:
+    case, update = asyncio.run(actions.example(name, "page"))
+    assert update.question == EXAMPLES[name][1]
+    assert "a made-up example" in str(update.picture)
+    assert case.picture is not None
+
+
+def test_an_answer_that_is_stopped_frees_the_engine_and_is_marked(
+    actions: PageActions, engine: Local
+) -> None:
+    async def story() -> tuple[PageUpdate, bool]:
+        case, _ = await actions.example("ct", "page")
+        before = engine.freed
+        stream = actions.ask("Is there any nodule?", case.handle, False, "page")
+        async for update in stream:
+            if update.messages and len(update.messages) == 2:
+                break
+        await stream.aclose()  # type: ignore[attr-defined]
+        return actions.stopped(case.handle), engine.freed == before + 1
+
+    update, freed = asyncio.run(story())
+    assert freed
+    assert "The answer is not complete" in str(update.evidence)
+    assert update.busy is False
+
+
+def test_another_window_is_what_the_next_question_is_about(
+    actions: PageActions, engine: Local
+) -> None:
+    async def story() -> list[np.ndarray]:
+        handle = (await actions.receive(SCAN)).handle
+        _, update = await actions.show(handle, "page")
+        assert "frame 1 of 2" in str(update.picture)
+        await asked(actions, "One?", handle)
+        _, update = await actions.window(handle, (500.0, 100.0), "page")
+        assert "frame 1 of 2, window 500,100 (as given)" in str(update.picture)
+        update = await actions.frame(handle, 2, "page")
+        assert "frame 2 of 2, window 500,100 (as given)" in str(update.picture)
+        await asked(actions, "Two?", handle)
+        return [np.asarray(request.image) for request in engine.requests[-2:]]
+
+    first, second = asyncio.run(story())
+    assert not np.array_equal(first, second)
+
+
+def test_windows_and_frames_that_come_at_once_are_all_taken(actions: PageActions) -> None:
+    async def story() -> str:
+        handle = (await actions.receive(SCAN)).handle
+        steps = [actions.window(handle, (500.0, 90.0 + i), "page") for i in range(4)]
+        await asyncio.gather(*steps, actions.frame(handle, 2, "page"))
+        case = actions.cases.get(handle)
+        assert case is not None
+        assert case.picture is not None
+        return case.picture.facts.description()
+
+    assert asyncio.run(story()) == "DICOM, ct, frame 2 of 2, window 500,93 (as given)"
+
+
+def test_a_window_or_frame_that_cannot_be_shown_leaves_the_one_before(actions: PageActions) -> None:
+    async def story() -> tuple[PageUpdate, PageUpdate, str]:
+        handle = (await actions.receive(SCAN)).handle
+        _, window = await actions.window(handle, (1.0, float("nan")), "page")
+        frame = await actions.frame(handle, 99, "page")
+        _, shown = await actions.show(handle, "page")
+        return window, frame, str(shown.picture)
+
+    window, frame, shown = asyncio.run(story())
+    assert "the width must be above 0" in window.picture_notice
+    assert frame.picture_notice == "Frame 99: choose one of 1 to 2."
+    assert "frame 1 of 2" in shown
+
+
+def test_regions_are_not_drawn_over_another_view(actions: PageActions) -> None:
+    async def story() -> tuple[str, str, str]:
+        handle = (await actions.receive(SCAN)).handle
+        with_regions = (await asked(actions, "One?", handle, explain=True))[-1].picture
+        other = await actions.frame(handle, 2, "page")
+        back = await actions.frame(handle, 1, "page")
+        return str(with_regions), str(other.picture), str(back.picture)
+
+    drawn, other, back = asyncio.run(story())
+    assert 'class="regions"' in drawn
+    assert 'class="regions"' not in other
+    assert back == drawn
+
+
+@pytest.mark.parametrize(
+    ("question", "handle", "part"),
+    [
+        (" ", "", "Type a question first"),
+        ("x" * (MAX_QUESTION + 1), "", "too long"),
+        ("Is it?", "gone", ENDED),
+    ],
+)
+def test_what_cannot_be_asked_is_said_in_one_line(
+    actions: PageActions, question: str, handle: str, part: str
+) -> None:
+    (update,) = asyncio.run(asked(actions, question, handle))
+    assert part in update.notice
+    assert len(actions.cases) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConfigError("the queue is full; try again"), "The queue is full; try again."),
+        (RuntimeError("/secret/path 0x7f"), "The server could not answer; ask again"),
+    ],
+)
+def test_an_engine_that_fails_is_one_line_and_the_page_is_free_again(
+    actions: PageActions,
+    engine: Local,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    said: str,
+) -> None:
+    async def fails(*_: object, **__: object) -> AsyncIterator[ChatChunk]:
+        raise error
+        yield
+
+    monkeypatch.setattr(engine, "stream", fails)
+    last = asyncio.run(asked(actions, "Is it a secret?", ""))[-1]
+    assert last.notice.startswith(said)
+    assert last.busy is False
+    assert "secret" not in caplog.text
+
+
+def test_a_question_needs_no_picture(actions: PageActions, engine: Local) -> None:
+    steps = asyncio.run(asked(actions, "What is a nodule?", "", explain=True))
+    assert engine.requests[-1].image is None
+    assert steps[0].handle
+    assert "What would change it" not in str(steps[-1].evidence)
+
+
+def test_a_conversation_has_an_end(actions: PageActions) -> None:
+    async def story() -> list[PageUpdate]:
+        case, _ = await actions.example("ct", "page")
+        await asked(actions, "One?", case.handle)
+        case.exchanges *= MAX_EXCHANGES
+        return await asked(actions, "Another?", case.handle)
+
+    (update,) = asyncio.run(story())
+    assert "This conversation is full" in update.notice
+
+
+def test_of_a_bad_file_nothing_is_kept(actions: PageActions) -> None:
+    with pytest.raises(ImageError, match="neither PNG nor JPEG"):
+        asyncio.run(actions.receive(b"not a picture at all"))
+    assert len(actions.cases) == 0
+
+
+def test_an_ended_case_is_said_and_cleared(actions: PageActions) -> None:
+    case, update = asyncio.run(actions.show("gone", "page"))
+    assert case is None
+    assert (update.handle, update.picture, update.messages, update.picture_notice) == (
+        "",
+        "",
+        [],
+        ENDED,
+    )
+
+
+def test_starting_anew_keeps_the_picture_and_forgets_the_rest(actions: PageActions) -> None:
+    async def story() -> tuple[Any, PageUpdate]:
+        case, _ = await actions.example("ct", "page")
+        await asked(actions, "One?", case.handle, explain=True)
+        return case, await actions.anew(case.handle, "page")
+
+    case, update = asyncio.run(story())
+    assert (case.exchanges, update.messages, update.evidence) == ([], [], "")
+    assert 'class="regions"' not in str(update.picture)
+
+
+def test_the_file_of_a_plain_picture_is_not_kept_once_it_is_decoded(actions: PageActions) -> None:
+    buffer = BytesIO()
+    Image.new("RGB", (40, 30)).save(buffer, "PNG")
+    assert asyncio.run(actions.receive(buffer.getvalue())).data is None
+    assert (
+        asyncio.run(actions.receive(SCAN)).data == SCAN
+    )  # other windows and frames are made of it
+
+
+def test_an_engine_that_cannot_explain_is_not_asked_to(
+    actions: PageActions, engine: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "explains", False)
+    monkeypatch.setattr(engine, "explain", None)
+
+    async def story() -> list[PageUpdate]:
+        case, _ = await actions.example("ct", "page")
+        return await asked(actions, "Is there any nodule?", case.handle, explain=True)
+
+    steps = asyncio.run(story())
+    assert steps[-1].busy is False
+    assert "Confidence" in str(steps[-1].evidence)
+    assert not any("Looking at regions" in str(step.evidence) for step in steps)
