@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
     from medmoe.data.images import open_picture
     from medmoe.errors import ConfigError
-    from medmoe.inference.answer import disagreements
+    from medmoe.inference.answer import warnings_of
     from medmoe.inference.engine import MedMoe
 
     if not args.question.strip():
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     disable_progress_bar()
     picture = open_picture(args.image, window=args.window, frame=args.frame)
     answer = MedMoe.load(args.model).answer(picture.image, args.question, evidence=True)
-    warnings = [*picture.facts.sentences(), *disagreements(answer.routing, picture.facts.modality)]
+    warnings = warnings_of(picture.facts, answer.routing)
     print(answer.text)
     print(f"confidence {100 * answer.confidence:.0f} % (not calibrated)")
     if answer.routing is not None:

@@ -10,15 +10,14 @@ from typing import Any
 
 from medmoe.cli import flags
 from medmoe.cli.ask import window as read_window
-from medmoe.data.images import Picture, open_picture
-from medmoe.data.intake.display import WINDOW_PRESETS
+from medmoe.data.images import Picture
+from medmoe.data.intake.display import WINDOW_PRESETS, WindowChoice
 from medmoe.errors import ConfigError
-from medmoe.inference.case import Exchange, begin, case_to_json
-from medmoe.inference.chat import ChatRequest, Turn, stream_chat
+from medmoe.inference.case import Case, Exchange, case_to_json
+from medmoe.inference.chat import stream_chat
 from medmoe.inference.engine import MedMoe
 from medmoe.inference.evidence import Evidence, explain
 
-Window = tuple[float, float] | str
 HELP = """\
 A line is a question; one that begins with / is a command:
   /image PATH    open a picture and begin anew (/image alone: say what is open; /image none: none)
@@ -44,10 +43,7 @@ class Session:
         self.ended = False
         self._model, self._max_new_tokens = model, max_new_tokens
         self._path: Path | None = None
-        self._picture: Picture | None = None
-        self._window: Window | None = None
-        self._frame: int | None = None
-        self._exchanges: list[Exchange] = []
+        self._case = Case()
         self._asked_about: Picture | None = None  # by the last question
         self._commands: dict[str, Callable[[str], None]] = {
             "/image": self._image,
@@ -78,58 +74,47 @@ class Session:
             raise ConfigError(f"unknown command {name!r}; /help lists them")
         self._commands[name](rest.strip())
 
-    def open(self, path: Path, window: Window | None = None, frame: int | None = None) -> None:
+    def open(
+        self, path: Path, window: WindowChoice | None = None, frame: int | None = None
+    ) -> None:
         """Open a picture and begin a conversation about it.
 
         Raises:
             ImageError: It cannot be used; the one before stays.
         """
-        self._look(path, window, frame)
-        self._exchanges = []
+        case = Case()
+        self._look(case, path, window, frame)
+        self._case, self._path = case, path
 
     def to_json(self) -> dict[str, Any]:
         """Return the conversation as an object for JSON."""
-        return case_to_json(self._model, self._exchanges)
+        return case_to_json(self._model, self._case.exchanges)
 
-    def _look(self, path: Path, window: Window | None, frame: int | None) -> None:
-        picture = open_picture(path, window=window, frame=frame)
-        self._path, self._window, self._frame = path, window, frame
-        self._picture = picture
+    @staticmethod
+    def _look(case: Case, path: Path, window: WindowChoice | None, frame: int | None) -> None:
+        picture = case.look(path, window, frame)
         print(f"picture: {picture.facts.description()}")
         for warning in picture.facts.sentences():
             print(f"warning: {warning}")
 
     def _ask(self, question: str) -> None:
         assert self.engine is not None
-        turns: list[Turn] = []
-        for before in self._exchanges:
-            if before.answer.strip():
-                turns += [Turn("user", before.question), Turn("assistant", before.answer)]
-        exchange = begin(question, self._picture.facts if self._picture else None)
-        image = self._picture.image if self._picture else None
-        request = ChatRequest((*turns, Turn("user", question)), image, self._max_new_tokens)
-        self._exchanges.append(exchange)
-        self._asked_about = self._picture
+        exchange, request = self._case.ask(question, self._max_new_tokens)
+        self._asked_about = self._case.picture
         with closing(stream_chat(self.engine, request)) as chunks:
             for chunk in chunks:
-                text = chunk.text if exchange.answer else chunk.text.lstrip()
-                exchange.answer += text
-                print(printable(text), end="", flush=True)
-                exchange.complete = chunk.finish == "stop"
-                if chunk.answer is not None:
-                    exchange.take(chunk.answer)
+                exchange.take(chunk)
+                print(printable(chunk.text), end="", flush=True)
         print()
-        exchange.answer = exchange.answer.strip()
         _print_facts(exchange)
 
     def _image(self, text: str) -> None:
         if text == "none":
-            self._path = self._picture = self._window = self._frame = None
-            self._exchanges = []
+            self._case, self._path = Case(), None
         elif text:
             self.open(Path(os.path.expanduser(text.strip("'\""))))
         if not text or text == "none":
-            shown = self._picture.facts.description() if self._picture else "none"
+            shown = self._case.picture.facts.description() if self._case.picture else "none"
             print(f"picture: {shown}")
 
     def _set_window(self, text: str) -> None:
@@ -140,12 +125,12 @@ class Session:
         if not text:
             presets = ", ".join(sorted(WINDOW_PRESETS))
             raise ConfigError(f'no window given; give C,W, "file", or for CT one of: {presets}')
-        self._look(self._opened(), wanted, self._frame)
+        self._look(self._case, self._opened(), wanted, self._case.frame)
 
     def _set_frame(self, text: str) -> None:
         if not (text.isascii() and text.isdigit() and int(text) >= 1):
             raise ConfigError(f"{text!r} is no frame; give a whole number from 1")
-        self._look(self._opened(), self._window, int(text))
+        self._look(self._case, self._opened(), self._case.window, int(text))
 
     def _opened(self) -> Path:
         if self._path is None:
@@ -154,11 +139,11 @@ class Session:
 
     def _evidence(self, _: str) -> None:
         assert self.engine is not None
-        if not self._exchanges:
+        if not self._case.exchanges:
             raise ConfigError("nothing was asked yet; type a question")
         if self._asked_about is None:
             raise ConfigError("there is evidence on pictures only; open one by /image PATH")
-        last = self._exchanges[-1]
+        last = self._case.exchanges[-1]
         found = explain(self.engine, self._asked_about.image, last.question)
         last.evidence = found.to_dict()
         for line in evidence_lines(found, last.answer):
@@ -168,7 +153,7 @@ class Session:
         path = Path(os.path.expanduser(text.strip("'\"")))
         if not text or path.suffix not in (".json", ".html"):
             raise ConfigError(f"{text!r} must end in .json or .html, e.g. /save case.html")
-        if not self._exchanges:
+        if not self._case.exchanges:
             raise ConfigError("nothing was asked yet, there is nothing to save; type a question")
         if path.exists() and not replace:
             raise ConfigError(f"{str(path)!r} exists; /save! {text} replaces it")
@@ -177,11 +162,11 @@ class Session:
         else:
             from medmoe.serving.page.views import export_html
 
-            flags.write_text(path, export_html(self._model, self._exchanges, None))
+            flags.write_text(path, export_html(self._model, self._case.exchanges, None))
         print(f"saved: {path}")
 
     def _new(self, _: str) -> None:
-        self._exchanges = []
+        self._case.exchanges = []
         print("the conversation is forgotten")
 
     def _quit(self, _: str) -> None:

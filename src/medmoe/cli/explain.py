@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
     from medmoe.data.images import open_picture
     from medmoe.evaluation.pages.evidence_page import write_evidence
-    from medmoe.inference.answer import disagreements
+    from medmoe.inference.answer import warnings_of
     from medmoe.inference.engine import MedMoe
     from medmoe.inference.evidence import check_question, explain
 
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     engine = MedMoe.load(args.model)
     out = flags.make_out_dir(args.out)
     found = explain(engine, picture.image, args.question, args.options)
-    warnings = [*picture.facts.sentences(), *disagreements(found.routing, picture.facts.modality)]
+    warnings = warnings_of(picture.facts, found.routing)
     # Not the path: it may name a person.
     write_evidence(
         out / "evidence.html", found, picture, args.model.resolve().name, warnings=warnings

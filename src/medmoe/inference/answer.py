@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from medmoe.data.intake.facts import ImageFacts
 from medmoe.domains import domain_of
 from medmoe.routing.trace import RoutingTrace
 
@@ -45,22 +46,25 @@ class Answer:
     routing: Routing | None
 
 
-def disagreements(routing: Routing | None, modality: str | None) -> list[str]:
-    """Return a warning where the router and the file name different modalities.
+def warnings_of(facts: ImageFacts | None, routing: Routing | None = None) -> list[str]:
+    """Return the warnings about a picture and its answer, in words.
 
     Args:
-        routing: Of the picture's answer; None says nothing.
-        modality: What the file says of itself, None where it is silent.
+        facts: Of the picture; None without one.
+        routing: Of its answer: it is held against the modality that the file names.
     """
-    if routing is None or modality is None:
-        return []
+    warnings = facts.sentences() if facts else []
+    if facts is None or facts.modality is None or routing is None:
+        return warnings
     domains = list(routing.probabilities)
-    expected = domain_of(modality, domains)
+    expected = domain_of(facts.modality, domains)
     if expected is None:
-        return [f"the file says {modality}; this model knows only {', '.join(domains)}"]
-    if expected != routing.domain:
-        return [f"the file says {modality}, the router took it for {routing.domain}"]
-    return []
+        warnings.append(
+            f"the file says {facts.modality}; this model knows only {', '.join(domains)}"
+        )
+    elif expected != routing.domain:
+        warnings.append(f"the file says {facts.modality}, the router took it for {routing.domain}")
+    return warnings
 
 
 def read_routings(

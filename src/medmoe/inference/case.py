@@ -1,18 +1,23 @@
-"""A case: one picture and what was asked and answered about it, as it may leave the program.
+"""A case: one picture and what was asked and answered about it, and how it may leave the program.
 
-It is what the page exports and `medmoe chat` saves. It holds the words that were typed, technical
-facts and evidence; never the name of a file, a tag of it, or (unless asked for) its pixels. Names
-that somebody typed into a question stay: nobody can take them out safely.
+The page and `medmoe chat` talk about one. What the page exports and `medmoe chat` saves holds the
+words that were typed, technical facts and evidence; never the name of a file, a tag of it, or
+(unless asked for) its pixels. Names that somebody typed into a question stay: nobody can take them
+out safely.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from medmoe.data.images import Picture, open_picture
+from medmoe.data.intake.display import WindowChoice
 from medmoe.data.intake.facts import ImageFacts
-from medmoe.inference.answer import Answer, Routing, disagreements
+from medmoe.inference.answer import Routing, warnings_of
+from medmoe.inference.chat import ChatChunk, ChatRequest, Turn
 from medmoe.inference.evidence import NOTE
 
 #: Raised with any change that a reader of the files would notice.
@@ -54,16 +59,61 @@ class Exchange:
             "evidence": self.evidence,
         }
 
-    def take(self, answer: Answer) -> None:
-        """Take in what came with the last words of the answer."""
-        self.confidence, self.routing = answer.confidence, answer.routing
-        modality = self.picture.modality if self.picture else None
-        self.warnings += tuple(disagreements(answer.routing, modality))
+    def take(self, chunk: ChatChunk) -> None:
+        """Take in a piece of the answer, and what comes with its last one."""
+        self.answer += chunk.text
+        self.complete = chunk.finish == "stop"
+        if chunk.answer is not None:
+            self.confidence, self.routing = chunk.answer.confidence, chunk.answer.routing
+            self.warnings = tuple(warnings_of(self.picture, self.routing))
+        if chunk.finish is not None:
+            self.answer = self.answer.strip()
 
 
-def begin(question: str, facts: ImageFacts | None) -> Exchange:
-    """Return an exchange that has no answer yet, with the warnings about its picture."""
-    return Exchange(question, picture=facts, warnings=tuple(facts.sentences()) if facts else ())
+@dataclass(slots=True)
+class Case:
+    """One picture, or none, and the conversation about it.
+
+    Attributes:
+        picture: As it is shown now.
+        window: In which it is shown; None as the file says.
+        frame: Which is shown; None for the default of the format.
+    """
+
+    picture: Picture | None = None
+    window: WindowChoice | None = None
+    frame: int | None = None
+    exchanges: list[Exchange] = field(default_factory=list)
+
+    def look(
+        self, source: Path | bytes, window: WindowChoice | None = None, frame: int | None = None
+    ) -> Picture:
+        """Decode the case's file, or look at it in another window or frame, and return what is seen.
+
+        Raises:
+            ImageError: It cannot be used; what was shown before stays.
+        """
+        self.picture = open_picture(source, window=window, frame=frame)
+        self.window, self.frame = window, frame
+        return self.picture
+
+    def ask(self, question: str, max_new_tokens: int) -> tuple[Exchange, ChatRequest]:
+        """Begin an exchange about the picture as it is shown.
+
+        Returns:
+            The exchange, which has no answer yet, and the conversation to answer: a question whose
+            answer was stopped before its first word is left out of it.
+        """
+        turns: list[Turn] = []
+        for earlier in self.exchanges:
+            if earlier.answer.strip():
+                turns += [Turn("user", earlier.question), Turn("assistant", earlier.answer)]
+        facts = self.picture.facts if self.picture else None
+        exchange = Exchange(question, picture=facts, warnings=tuple(warnings_of(facts)))
+        image = self.picture.image if self.picture else None
+        request = ChatRequest((*turns, Turn("user", question)), image, max_new_tokens)
+        self.exchanges.append(exchange)
+        return exchange, request
 
 
 def case_to_json(
@@ -75,13 +125,13 @@ def case_to_json(
         model: What to call the model: its name, not its path.
         picture: The picture as a data URI, where it was asked for.
     """
-    found: dict[str, Any] = {
+    content: dict[str, Any] = {
         "version": VERSION,
         "note": NOTE,
         "model": model,
         "exchanges": [exchange.to_json() for exchange in exchanges],
     }
-    return found | ({"picture": picture} if picture else {})
+    return content | ({"picture": picture} if picture else {})
 
 
 def case_to_text(model: str, exchanges: Sequence[Exchange]) -> str:

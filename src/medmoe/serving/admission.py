@@ -7,6 +7,8 @@ leaves none, so that nobody can fill a disk by asking a busy server (the numbers
 
 from __future__ import annotations
 
+from medmoe.serving.chat_engine import EngineError
+from medmoe.serving.problems import problem_of
 from medmoe.serving.service import Service
 from medmoe.serving.transport import App, Receive, Scope, Send, route_path
 
@@ -32,7 +34,10 @@ class Admission:
         """
         if scope["type"] != "http" or (scope["method"], route_path(scope)) != ("POST", CHAT_PATH):
             return await self._app(scope, receive, send)
-        self._service.check_open()
+        try:
+            self._service.check_open()
+        except EngineError as error:
+            raise problem_of(error) from None
         with self._service.audited(scope["state"]["request_id"]) as record:
             scope["state"]["record"] = record
             await self._app(scope, receive, send)

@@ -23,7 +23,7 @@ from medmoe.serving.chat_engine import ChatEngine
 from medmoe.serving.chat_route import complete
 from medmoe.serving.problems import ProblemError, check_type
 from medmoe.serving.schema import ChatBody
-from medmoe.serving.service import CountedEngine, Service
+from medmoe.serving.service import PageEngine, Service
 from medmoe.serving.settings import NOTICE, ServerSettings
 from medmoe.serving.transport import Transport
 
@@ -73,7 +73,7 @@ def create_app(
     if page:
         from medmoe.serving.page.mount import mount_page
 
-        mount_page(app, CountedEngine(service), max_new_tokens=min(64, settings.max_new_tokens))
+        mount_page(app, PageEngine(service), max_new_tokens=min(64, settings.max_new_tokens))
     app.add_middleware(Admission, service=service)
     app.add_middleware(Transport, settings=settings, access=access, metrics=service.metrics)
     return app

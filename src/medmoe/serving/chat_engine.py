@@ -92,13 +92,8 @@ class Load:
     running: int
 
 
-class ChatEngine(Protocol):
-    """Answers conversations; all methods are called on one event loop."""
-
-    @property
-    def state(self) -> str:
-        """One of ``loading``, ``ready``, ``draining``, ``broken``."""
-        ...
+class AnsweringEngine(Protocol):
+    """Answers conversations: what the page asks of an engine."""
 
     @property
     def explains(self) -> bool:
@@ -107,29 +102,6 @@ class ChatEngine(Protocol):
 
     def describe(self) -> ModelFacts:
         """Return the model's facts; they are known before it is loaded."""
-        ...
-
-    def load(self) -> Load:
-        """Return how much there is to do."""
-        ...
-
-    def check_room(self, coming: int = 0) -> None:
-        """Let a request come that could be taken now, before its picture is decoded.
-
-        Args:
-            coming: Requests that were let in and have not reached the engine yet.
-
-        Raises:
-            EngineError: The queue is full, or the engine does not answer now.
-        """
-        ...
-
-    async def start(self) -> None:
-        """Load the model.
-
-        Raises:
-            MedMoeError: It cannot be loaded.
-        """
         ...
 
     def stream(
@@ -152,6 +124,38 @@ class ChatEngine(Protocol):
 
         Raises:
             EngineError: As with `stream`; always `no_evidence` where ``explains`` is false.
+        """
+        ...
+
+
+class ChatEngine(AnsweringEngine, Protocol):
+    """An engine that the server runs; all methods are called on one event loop."""
+
+    @property
+    def state(self) -> str:
+        """One of ``loading``, ``ready``, ``draining``, ``broken``."""
+        ...
+
+    def load(self) -> Load:
+        """Return how much there is to do."""
+        ...
+
+    def check_room(self, coming: int = 0) -> None:
+        """Let a request come that could be taken now, before its picture is decoded.
+
+        Args:
+            coming: Requests that were let in and have not reached the engine yet.
+
+        Raises:
+            EngineError: The queue is full, or the engine does not answer now.
+        """
+        ...
+
+    async def start(self) -> None:
+        """Load the model.
+
+        Raises:
+            MedMoeError: It cannot be loaded.
         """
         ...
 

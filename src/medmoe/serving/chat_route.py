@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from medmoe.data.images import Picture
 from medmoe.errors import MedMoeError
-from medmoe.inference.answer import Answer, disagreements
+from medmoe.inference.answer import Answer, warnings_of
 from medmoe.inference.chat import ChatChunk, ChatRequest
 from medmoe.serving.chat_engine import no_evidence
 from medmoe.serving.conversation import turns_of
@@ -215,10 +215,7 @@ async def _behind(service: Service, call: _Call, answer: Answer | None) -> dict[
         "confidence": answer.confidence if answer else None,
         "routing": asdict(routing) if routing else None,
         "picture": facts.to_json() if facts else None,
-        "warnings": [
-            *(facts.sentences() if facts else ()),
-            *disagreements(routing, facts.modality if facts else None),
-        ],
+        "warnings": warnings_of(facts, routing),
     }
     if call.body.medmoe.evidence:
         found["evidence"] = None

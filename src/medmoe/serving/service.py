@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from medmoe.errors import MedMoeError
 from medmoe.inference.chat import ChatChunk, ChatRequest
 from medmoe.serving.audit import AuditLog
-from medmoe.serving.chat_engine import ChatEngine, Load, ModelFacts, not_ready
+from medmoe.serving.chat_engine import ChatEngine, ModelFacts, not_ready
 from medmoe.serving.metrics import Metrics
 from medmoe.serving.pictures import Pictures
 from medmoe.serving.problems import ProblemError, problem_of
@@ -79,14 +79,11 @@ class Service:
         """Let a request pass if it can be answered, and written down.
 
         Raises:
-            ProblemError: 429 or 503.
+            EngineError: The engine has no room or does not answer now, or the log cannot be written.
         """
         if self._log_failed:
-            raise problem_of(not_ready(self.state))
-        try:
-            self.engine.check_room(self._coming)
-        except MedMoeError as error:
-            raise problem_of(error) from None
+            raise not_ready(self.state)
+        self.engine.check_room(self._coming)
 
     def image_hash(self, image: Image.Image | None) -> str | None:
         """Return the keyed hash of a picture's pixels, for the log."""
@@ -161,7 +158,7 @@ class Service:
             self._log_failed = True
 
 
-class CountedEngine:
+class PageEngine:
     """The engine as the page gets it: what it is asked is counted and written down too.
 
     Args:
@@ -172,38 +169,20 @@ class CountedEngine:
         self._service, self._engine = service, service.engine
 
     @property
-    def state(self) -> str:
-        """The server's."""
-        return self._service.state
-
-    @property
     def explains(self) -> bool:
-        """The engine's."""
+        """Whether the engine can explain."""
         return self._engine.explains
 
     def describe(self) -> ModelFacts:
         """Return the model's facts."""
         return self._engine.describe()
 
-    def load(self) -> Load:
-        """Return how much there is to do."""
-        return self._engine.load()
-
-    def check_room(self, coming: int = 0) -> None:
-        """Let a request come that could be taken now."""
-        if self._service.state == "broken":
-            raise not_ready("broken")
-        self._engine.check_room(coming)
-
-    async def start(self) -> None:
-        """Do nothing: the server starts the engine."""
-
     async def stream(
         self, request: ChatRequest, *, deadline: float | None = None
     ) -> AsyncGenerator[ChatChunk]:
-        """Answer a conversation, as `ChatEngine.stream` says."""
+        """Answer a conversation, as `AnsweringEngine.stream` says."""
         service = self._service
-        self.check_room()
+        service.check_open()
         deadline = service.settings.deadline_seconds if deadline is None else deadline
         with service.audited(f"page-{secrets.token_hex(12)}") as record:
             record.image = service.image_hash(request.image)
@@ -215,12 +194,6 @@ class CountedEngine:
                     yield chunk
 
     async def explain(self, image: Image.Image, question: str) -> dict[str, Any]:
-        """Explain an answer."""
+        """Explain an answer, as `AnsweringEngine.explain` says."""
         async with self._service.answering():
             return await self._engine.explain(image, question)
-
-    async def drain(self, seconds: float) -> None:
-        """Do nothing: the server drains the engine."""
-
-    async def stop(self) -> None:
-        """Do nothing: the server stops the engine."""

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from medmoe.data.intake import raster
-from medmoe.data.intake.display import Grey
+from medmoe.data.intake.display import Grey, WindowChoice
 from medmoe.data.intake.facts import ImageFacts
 from medmoe.data.intake.limits import Limits
 from medmoe.errors import ImageError
@@ -43,7 +43,7 @@ class Request:
         hint: What the sender says the file is.
     """
 
-    window: tuple[float, float] | str | None = None
+    window: WindowChoice | None = None
     frame: int | None = None
     hint: Hint | None = None
 

@@ -38,7 +38,7 @@ from pydicom.uid import (
 )
 
 from medmoe.data.intake import codecs, display, facts
-from medmoe.data.intake.display import Curve, Grey, Table, Values
+from medmoe.data.intake.display import Curve, Grey, Table, Values, WindowChoice
 from medmoe.data.intake.facts import ImageFacts, Window
 from medmoe.data.intake.inflate import RAW_DEFLATE, inflated
 from medmoe.data.intake.limits import Limits
@@ -101,7 +101,7 @@ class Header:
 
 
 def read(
-    data: bytes, limits: Limits, window: tuple[float, float] | str | None, frame: int | None
+    data: bytes, limits: Limits, window: WindowChoice | None, frame: int | None
 ) -> tuple[Grey, ImageFacts]:
     """Return one frame as grey (H, W) or RGB (H, W, 3), uint8, and its facts.
 

@@ -19,6 +19,8 @@ from medmoe.data.intake.facts import Window
 from medmoe.errors import ImageError
 
 Values = npt.NDArray[Any]
+#: A window as it is asked for: center and width, or a key of `WINDOW_PRESETS`.
+WindowChoice = tuple[float, float] | str
 Grey = npt.NDArray[np.uint8]
 #: Stored values (any shape, float64) to the units of the file, or those to 0–1.
 Curve = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
@@ -144,11 +146,11 @@ def _blocks(values: Values) -> list[slice]:
     return [slice(start, start + step) for start in range(0, height, step)]
 
 
-def requested(window: tuple[float, float] | str, modality: str | None) -> Window:
+def requested(window: WindowChoice, modality: str | None) -> Window:
     """Return the window that a caller asks for, by numbers or by the name of a preset.
 
     Args:
-        window: Center and width, or a key of `WINDOW_PRESETS`.
+        window: As it is asked for.
         modality: Of the picture; presets are in Hounsfield units, which only CT has. None passes.
 
     Raises:

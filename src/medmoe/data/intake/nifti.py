@@ -15,7 +15,7 @@ import nibabel
 import numpy as np
 
 from medmoe.data.intake import display
-from medmoe.data.intake.display import Grey, Values
+from medmoe.data.intake.display import Grey, Values, WindowChoice
 from medmoe.data.intake.facts import ImageFacts, Window, spacing
 from medmoe.data.intake.inflate import GZIP, inflated
 from medmoe.data.intake.limits import Limits
@@ -70,7 +70,7 @@ def plain(data: bytes, limits: Limits) -> bytes:
 
 
 def read(
-    data: bytes, limits: Limits, window: tuple[float, float] | str | None, frame: int | None
+    data: bytes, limits: Limits, window: WindowChoice | None, frame: int | None
 ) -> tuple[Grey, ImageFacts]:
     """Return one axial slice as grey (H, W) or RGB (H, W, 3), uint8, and its facts.
 
@@ -190,7 +190,7 @@ def _slice(volume: _Volume, number: int) -> Values:
     return np.ascontiguousarray(values.swapaxes(0, 1))
 
 
-def _window(volume: _Volume, values: Values, window: tuple[float, float] | str | None) -> Window:
+def _window(volume: _Volume, values: Values, window: WindowChoice | None) -> Window:
     if window is not None:
         return display.requested(window, None)
     low, high = (float(volume.image.header[key]) for key in ("cal_min", "cal_max"))

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from medmoe.data.images import Picture, open_picture
+from medmoe.data.intake.display import WindowChoice
 from medmoe.errors import MedMoeError
-from medmoe.inference.case import Exchange, begin
-from medmoe.inference.chat import ChatRequest, Turn
-from medmoe.serving.chat_engine import ChatEngine
-from medmoe.serving.page.cases import CaseStore, OpenCase, Window
+from medmoe.inference.case import Exchange
+from medmoe.serving.chat_engine import AnsweringEngine
+from medmoe.serving.page.cases import CaseStore, OpenCase
 from medmoe.serving.page.views import evidence_html, picture_html
 
 #: Example -> what the button says, and a question to begin with. The pictures are made up.
@@ -66,7 +66,7 @@ class PageActions:
         max_new_tokens: Longest answer.
     """
 
-    def __init__(self, engine: ChatEngine, cases: CaseStore, max_new_tokens: int) -> None:
+    def __init__(self, engine: AnsweringEngine, cases: CaseStore, max_new_tokens: int) -> None:
         self._engine, self.cases = engine, cases
         self._max_new_tokens = max_new_tokens
 
@@ -81,8 +81,9 @@ class PageActions:
         Raises:
             ImageError: It cannot be used; nothing of it is kept.
         """
-        picture, kept = await _decoded(data, None, None)
-        return self.cases.open(kept, picture)
+        picture = await asyncio.to_thread(open_picture, data)
+        plain = picture.facts.format in ("png", "jpeg")  # there is no other way to look at it
+        return self.cases.open(None if plain else data, picture)
 
     async def show(self, handle: str, owner: str | None) -> tuple[OpenCase | None, PageUpdate]:
         """Show a case that was just opened."""
@@ -101,7 +102,7 @@ class PageActions:
         return case, update
 
     async def window(
-        self, handle: str, window: Window | None, owner: str | None
+        self, handle: str, window: WindowChoice | None, owner: str | None
     ) -> tuple[OpenCase | None, PageUpdate]:
         """Show the picture in another window; None is the file's own."""
         case = self.cases.get(handle, owner)
@@ -119,13 +120,12 @@ class PageActions:
             return await self._look(case, case.data, case.window, frame)
 
     async def _look(
-        self, case: OpenCase, data: bytes, window: Window | None, frame: int | None
+        self, case: OpenCase, data: bytes, window: WindowChoice | None, frame: int | None
     ) -> PageUpdate:
         try:
-            case.picture, _ = await _decoded(data, window, frame)
+            await asyncio.to_thread(case.look, data, window, frame)
         except MedMoeError as error:
             return PageUpdate(picture_notice=sentence(error))
-        case.window, case.frame = window, frame
         self.cases.touch(case)
         return PageUpdate(picture=await self._drawn(case))
 
@@ -137,21 +137,16 @@ class PageActions:
         if case is None:
             yield update
             return
-        request, picture = self._request(case, question), case.picture
-        exchange = begin(question, picture.facts if picture else None)
-        case.exchanges.append(exchange)
+        picture = case.picture
+        exchange, request = case.ask(question, self._max_new_tokens)
         pending = evidence_html(exchange, "Answering …")
         yield PageUpdate("", case.handle, None, pending, _messages(case), "", busy=True)
         try:
             stream = self._engine.stream(request)
             async with aclosing(stream) as chunks:  # a page that is left frees the engine
                 async for chunk in chunks:
-                    exchange.answer += chunk.text
-                    exchange.complete = chunk.finish == "stop"
-                    if chunk.answer is not None:
-                        exchange.take(chunk.answer)
+                    exchange.take(chunk)
                     yield PageUpdate(messages=_messages(case))
-            exchange.answer = exchange.answer.strip()
         except Exception as error:
             yield PageUpdate(_failure(error), evidence=evidence_html(exchange), busy=False)
             return
@@ -205,17 +200,6 @@ class PageActions:
             return question, None, PageUpdate("This conversation is full: open the picture again.")
         return question, case, PageUpdate()
 
-    def _request(self, case: OpenCase, question: str) -> ChatRequest:
-        turns: list[Turn] = []
-        for exchange in case.exchanges:
-            if exchange.answer.strip():
-                turns += [Turn("user", exchange.question), Turn("assistant", exchange.answer)]
-        return ChatRequest(
-            turns=(*turns, Turn("user", question)),
-            image=case.picture.image if case.picture else None,
-            max_new_tokens=self._max_new_tokens,
-        )
-
     async def _drawn(self, case: OpenCase) -> str:
         """Return the picture, with the last answer's regions if they are of this very view."""
         picture = case.picture
@@ -242,14 +226,6 @@ def _messages(case: OpenCase) -> list[dict[str, str]]:
         if exchange.answer:
             found.append({"role": "assistant", "content": exchange.answer.strip()})
     return found
-
-
-async def _decoded(
-    data: bytes, window: Window | None, frame: int | None
-) -> tuple[Picture, bytes | None]:
-    """Return a picture, and the file where there is another way to look at it."""
-    picture = await asyncio.to_thread(open_picture, data, window=window, frame=frame)
-    return picture, None if picture.facts.format in ("png", "jpeg") else data
 
 
 def sentence(error: MedMoeError) -> str:

@@ -16,30 +16,22 @@ from contextvars import Context
 from dataclasses import dataclass, field
 
 from medmoe.data.images import Picture
-from medmoe.inference.case import Exchange
-
-Window = tuple[float, float] | str
+from medmoe.inference.case import Case
 
 
-@dataclass(slots=True)
-class OpenCase:
-    """One picture, or none, and the conversation about it.
+@dataclass(slots=True, kw_only=True)
+class OpenCase(Case):
+    """A case that a browser has open.
 
     Attributes:
         data: The file, kept where another window or frame can be asked of it.
-        window: In which it is shown; None as the file says.
-        frame: Which is shown; None for the default of the format.
         looking: Held while it is decoded anew: windows and frames are taken one after the other.
         owner: The page that shows it.
     """
 
     handle: str
     data: bytes | None = None
-    picture: Picture | None = None
-    window: Window | None = None
-    frame: int | None = None
     looking: asyncio.Lock = field(default_factory=asyncio.Lock)
-    exchanges: list[Exchange] = field(default_factory=list)
     owner: str | None = None
     ends_at: float = 0.0
 
@@ -81,7 +73,7 @@ class CaseStore:
 
     def open(self, data: bytes | None = None, picture: Picture | None = None) -> OpenCase:
         """Return a new case."""
-        case = OpenCase(secrets.token_urlsafe(24), data, picture)
+        case = OpenCase(picture, handle=secrets.token_urlsafe(24), data=data)
         self._cases[case.handle] = case
         self.touch(case)
         return case

@@ -10,17 +10,10 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
 from html import escape
-from typing import Any
 
 from medmoe.serving.problems import ProblemError, raw_reply
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from medmoe.serving.transport import App, Message, Receive, Scope, Send
 
 #: Method and path of all that the page asks of Gradio.
 ALLOWED = (

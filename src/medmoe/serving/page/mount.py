@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect
 from medmoe.data.intake.limits import Limits
 from medmoe.errors import ConfigError, ImageError
 from medmoe.inference.case import case_to_json, case_to_text
-from medmoe.serving.chat_engine import ChatEngine
+from medmoe.serving.chat_engine import AnsweringEngine
 from medmoe.serving.page.actions import PageActions, sentence
 from medmoe.serving.page.cases import CaseStore, OpenCase
 from medmoe.serving.page.gradio_filter import GradioFilter
@@ -62,7 +62,11 @@ def _missing(module: str | None) -> ConfigError:
 
 
 def mount_page(
-    app: FastAPI, engine: ChatEngine, *, max_new_tokens: int = 64, cases: CaseStore | None = None
+    app: FastAPI,
+    engine: AnsweringEngine,
+    *,
+    max_new_tokens: int = 64,
+    cases: CaseStore | None = None,
 ) -> None:
     """Mount the page at `/`, behind all other routes of the app.
 
