@@ -56,14 +56,12 @@ def warnings_of(facts: ImageFacts | None, routing: Routing | None = None) -> lis
     warnings = facts.sentences() if facts else []
     if facts is None or facts.modality is None or routing is None:
         return warnings
-    domains = list(routing.probabilities)
+    domains, told = list(routing.probabilities), f"the file says {facts.modality}"
     expected = domain_of(facts.modality, domains)
     if expected is None:
-        warnings.append(
-            f"the file says {facts.modality}; this model knows only {', '.join(domains)}"
-        )
+        warnings.append(f"{told}; this model knows only {', '.join(domains)}")
     elif expected != routing.domain:
-        warnings.append(f"the file says {facts.modality}, the router took it for {routing.domain}")
+        warnings.append(f"{told}, the router took it for {routing.domain}")
     return warnings
 
 

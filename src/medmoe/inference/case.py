@@ -88,7 +88,7 @@ class Case:
     def look(
         self, source: Path | bytes, window: WindowChoice | None = None, frame: int | None = None
     ) -> Picture:
-        """Decode the case's file, or look at it in another window or frame, and return what is seen.
+        """Show the case's file, or another window or frame of it, and return what is shown.
 
         Raises:
             ImageError: It cannot be used; what was shown before stays.

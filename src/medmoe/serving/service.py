@@ -79,7 +79,7 @@ class Service:
         """Let a request pass if it can be answered, and written down.
 
         Raises:
-            EngineError: The engine has no room or does not answer now, or the log cannot be written.
+            EngineError: There is no room, no answer now, or the log cannot be written.
         """
         if self._log_failed:
             raise not_ready(self.state)
