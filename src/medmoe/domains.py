@@ -10,12 +10,18 @@ from collections.abc import Sequence
 
 DOMAINS: tuple[str, ...] = ("ct", "mri", "pathology", "xray")
 
-#: What data sets and DICOM headers call a modality -> our name. Keys are upper case.
+#: What data sets, clinics and DICOM headers call a modality -> our name. Keys are upper case,
+#: without blanks, hyphens and underscores.
 MODALITY_NAMES: dict[str, str] = {
     "CT": "ct",
+    "CTSCAN": "ct",
+    "COMPUTEDTOMOGRAPHY": "ct",
     "MR": "mri",
     "MRI": "mri",
+    "MRISCAN": "mri",
+    "MAGNETICRESONANCEIMAGING": "mri",
     "HISTOLOGY": "pathology",
+    "HISTOPATHOLOGY": "pathology",
     "PATHOLOGY": "pathology",
     "XR": "xray",
     "CR": "xray",
@@ -24,7 +30,11 @@ MODALITY_NAMES: dict[str, str] = {
     "MAMMOGRAM": "xray",
     "MAMMOGRAPHY": "xray",
     "RADIOGRAPH": "xray",
-    "X-RAY": "xray",
+    "XRAY": "xray",
+    "CXR": "xray",
+    "DR": "xray",
+    "PLAINFILM": "xray",
+    "RADIOGRAPHY": "xray",
     "US": "ultrasound",
     "ULTRASOUND": "ultrasound",
     "XA": "angiography",
@@ -56,7 +66,8 @@ MEMBERS: dict[str, tuple[str, ...]] = {
 
 def modality_name(raw: str) -> str:
     """Return our name of a modality; a name we do not know is kept, in lower case."""
-    return MODALITY_NAMES.get(raw.strip().upper(), raw.strip().lower())
+    key = raw.strip().upper().translate(str.maketrans("", "", " -_"))
+    return MODALITY_NAMES.get(key, raw.strip().lower())
 
 
 def domain_of(modality: str | None, domains: Sequence[str] = DOMAINS) -> str | None:

@@ -77,7 +77,7 @@ def test_info_counts_the_turns_of_conversations(
     tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = [{"role": r, "content": "x"} for r in ("user", "assistant") * 3]
-    rows = [{"messages": said[: 2 * n], "images": [f"{n}.png"], "id": str(n)} for n in (1, 3)]
+    rows = [{"messages": said[: 2 * n], "images": [f"{n}.png"], "split": "train"} for n in (1, 3)]
     chats = table.with_name("chats.jsonl")
     chats.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert run(tmp_path, "info", chats)["splits"]["chats/train"]["turns"] == 4

@@ -23,7 +23,7 @@ BAD_ROWS: dict[str, tuple[bytes, str]] = {
     "empty question": (b"a.png,,no,2,ct\n", "empty question"),
     "unknown modality": (b"a.png,Is it?,no,2,xry\n", "unknown modality 'xry'"),
     "duplicate id": (b"a.png,Is it?,no,1,ct\n", "id 'rows/1' occurs twice"),
-    "non-UTF-8": (b"a.png,Is it \xe9?,no,2,ct\n", "not UTF-8 (byte 0xe9)"),
+    "two encodings": (b"a.png,Is it \xc3\xa9 \xe9?,no,2,ct\n", "not UTF-8 (byte 0xe9)"),
     "too few fields": (b"a.png,Is it?,no\n", "3 fields, 5 are named in the header"),
     "two modalities of one image": (b"a.png,Is it?,no,2,mri\n", "an earlier row says 'ct'"),
 }
@@ -118,7 +118,7 @@ def test_an_unknown_column_is_not_overlooked(tmp_path: Path) -> None:
         ("{]", "row 2: not JSON"),
         ("[1]", "row 2: list instead of an object"),
         ("[" * 100_000, "row 2: not JSON"),
-        ('{"image": "a.png", "question": "x"}', "row 2: field 'answer' is missing"),
+        ('{"image": "a.png", "question": "x"}', "row 2: column 'answer' is missing"),
         ('{"messages": [], "images": ["a.png"]}', "row 2: messages must be one of user"),
     ],
 )

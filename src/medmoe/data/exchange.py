@@ -4,8 +4,7 @@ A row has ``messages`` (role and content), ``images`` and what a record says bes
 beside a folder of pictures, as Parquet with the pictures inside, or as a Hugging Face dataset in
 memory or streamed. The content of a user's message begins with ``<image>``, which LLaMA-Factory and
 ms-swift want; TRL puts the picture there itself, so for it the mark is left out. Rows read back
-give the same records. Chats of other origin are read by `medmoe.data.readers.own`, a conversation
-a row; system prompts and several images are refused.
+give the same records (`medmoe.data.readers.own`).
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from medmoe.data.schema import TASKS, ImageRecord, Record, Task
+from medmoe.data.schema import ImageRecord, Record
 from medmoe.data.wording import turns_of
 from medmoe.errors import DataError
 
@@ -157,121 +156,37 @@ def quiet_datasets() -> Iterator[None]:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Stream the rows of a Parquet file, with pictures as ``{"bytes", "path"}``.
+    """Stream the rows of a Parquet file or of a folder that `datasets` saved.
+
+    Pictures come as ``{"bytes", "path"}``, not decoded; classes by their names.
 
     Raises:
-        DataError: It is no Parquet file.
+        DataError: It is neither.
     """
     import datasets
 
     try:
         with quiet_datasets():
-            found = datasets.load_dataset(
-                "parquet", data_files=str(path), split="train", streaming=True
-            )
-        images = datasets.List(datasets.Image(decode=False))
-        if found.features is not None and "images" in found.features:
-            found = found.cast_column("images", images)
-        yield from found
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+            if path.is_dir():
+                found = datasets.load_from_disk(str(path))
+            else:
+                found = datasets.load_dataset(
+                    "parquet", data_files=str(path), split="train", streaming=True
+                )
+        features = found.features or {}
+        for name, kind in features.items():
+            if isinstance(kind, datasets.Image):
+                found = found.cast_column(name, datasets.Image(decode=False))
+            elif isinstance(getattr(kind, "feature", None), datasets.Image):
+                found = found.cast_column(name, datasets.List(datasets.Image(decode=False)))
+        classes = {n: k.names for n, k in features.items() if isinstance(k, datasets.ClassLabel)}
+        for row in found:
+            known = {n: names for n, names in classes.items() if row[n] in range(len(names))}
+            yield row | {name: names[row[name]] for name, names in known.items()}
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"{path}: cannot be read as Parquet ({reason}); write it again") from error
-
-
-def records_of(rows: Iterable[dict[str, Any]], folder: Path) -> Iterator[Record]:
-    """Return the records of rows; pictures given by path lie under ``folder``."""
-    images: dict[str, ImageRecord] = {}
-    for number, row in enumerate(rows, 1):
-        yield record_of(row, f"row {number}", folder, images)
-
-
-def record_of(
-    row: dict[str, Any], where: str, folder: Path, images: dict[str, ImageRecord]
-) -> Record:
-    """Return the record of one row.
-
-    Args:
-        where: File and row, for errors.
-        images: Images known so far, by id; the row's is added.
-
-    Raises:
-        DataError: The row is no conversation about one image.
-    """
-    (question, answer), *further = _turns(row.get("messages"), where)
-    text = {key: _text(row.get(key)) for key in _TEXTS}
-    references = row.get("images")
-    if not isinstance(references, list) or len(references) != 1:
-        raise DataError(f"{where}: images must hold exactly one image; split the row or remove it")
-    source, name = _source(references[0], folder, where)
-    image_id = text["image_id"] or name
-    if image_id not in images:
-        images[image_id] = _image(image_id, source, row, text, where)
-    closed = text["answer_type"] or ("closed" if answer.lower().rstrip(".") in _YES_NO else "open")
-    task: Task = next((task for task in TASKS if task == text["task"]), "vqa")
-    return Record(
-        id=text["id"] or f"{folder.name}/{where.rpartition(' ')[2]}",
-        image=images[image_id],
-        question=text["question"] or question,
-        answer=answer,
-        answer_type="closed" if closed == "closed" else "open",
-        question_type=text["question_type"] or "other",
-        task=task,
-        dataset=text["dataset"] or folder.name,
-        split=text["split"],
-        licence=text["licence"] or "unknown",
-        options=tuple(row.get("options") or ()),
-        references=tuple(row.get("references") or ()),
-        place=where,
-        further=tuple(further),
-    )
-
-
-_YES_NO = ("yes", "no")
-
-
-def _turns(messages: object, where: str) -> list[tuple[str, str]]:
-    """Return question and answer of each turn of a chat."""
-    said = messages if isinstance(messages, list) else []
-    roles = [one.get("role") if isinstance(one, dict) else None for one in said]
-    if not roles or roles != [*_ROLES] * (len(roles) // 2):
-        raise DataError(
-            f"{where}: messages must be one of user, one of assistant, and so on in turn, found "
-            f"{roles}; correct the row or remove it"
-        )
-    texts = [_text(one.get("content")) for one in said]
-    texts[::2] = [text.replace(IMAGE_MARK, "").strip() for text in texts[::2]]
-    if "" in texts:
-        what = ("question", "answer")[texts.index("") % 2]
-        raise DataError(f"{where}: empty {what}; fill it in or remove the row")
-    return list(zip(texts[::2], texts[1::2], strict=True))
-
-
-def _text(value: object) -> str:
-    return "" if value is None else str(value).strip()
-
-
-def _source(reference: object, folder: Path, where: str) -> tuple[Path | bytes, str]:
-    """Return a picture and a name for it."""
-    if isinstance(reference, dict) and reference.get("bytes"):
-        data = bytes(reference["bytes"])
-        return data, hashlib.sha256(data).hexdigest()[:16]
-    name = reference.get("path") if isinstance(reference, dict) else reference
-    if not isinstance(name, str) or not (folder / name).is_file():
-        raise DataError(f"{where}: image file {name!r} is missing in {folder}; add it")
-    return folder / name, name
-
-
-def _image(
-    name: str, source: Path | bytes, row: dict[str, Any], text: dict[str, str], where: str
-) -> ImageRecord:
-    try:
-        labels = json.loads(_text(row.get("labels")) or "{}")
-    except json.JSONDecodeError:
-        labels = None
-    if not isinstance(labels, dict):
-        raise DataError(f"{where}: labels must be a JSON object; correct it or leave it out")
-    known = {str(key): str(value) for key, value in labels.items()}
-    return ImageRecord(name, source, text["modality"] or None, text["organ"] or None, known)
+        kind = "a saved data set" if path.is_dir() else "Parquet"
+        raise DataError(f"{path}: cannot be read as {kind} ({reason}); write it again") from error
 
 
 def _features() -> Any:

@@ -178,11 +178,12 @@ def _at(path: Path, allow_outside: bool) -> list[Reader]:
     """Return the readers of what lies at a path: known sets, a table, or a folder of classes."""
     if known := [_Located.at(reader, root) for reader, root in _known_at(path)]:
         return known
-    table = own.find(path)
-    if table is not None:
-        return [own.Own(table, allow_outside)]
-    if path.is_dir() and folder_per_class.looks_like_one(path):
-        return [folder_per_class.FolderPerClass(path)]
+    table = own.find(path, allow_outside)
+    classes = path.is_dir() and folder_per_class.looks_like_one(path)
+    if table is not None and not (classes and not own.asks(table)):
+        return [table]
+    if classes:
+        return [folder_per_class.FolderPerClass(path, allow_outside)]
     raise DataError(
         f"{path}: neither a table ({', '.join(own.SUFFIXES)}) nor a folder with one folder of "
         "pictures per class; see docs/your_own_data.md"
@@ -192,7 +193,7 @@ def _at(path: Path, allow_outside: bool) -> list[Reader]:
 #: What the folders of other sets hold too: these tell a known set by its folder's name only.
 _COMMON_MARKERS = (
     *("data", "qas", "train.json", "train.csv", "test.csv", "train/captions.csv"),
-    "train_captions.csv",
+    *("train_captions.csv", "lung_aca"),
 )
 
 

@@ -73,9 +73,12 @@ def test_missing_pictures_are_counted_and_no_error(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"conversatons": turns("a", "b", "c")}, "row 2: conversations must alternate"),
-        ({"conversatons": [*turns("a", "b")[::-1]]}, "row 2: turn of 'gpt' where 'human'"),
-        ({"conversatons": turns("<image>", "b")}, "row 2: empty turn of human"),
+        ({"conversatons": turns("a", "b", "c")}, "row 2: messages must be one of user"),
+        (
+            {"conversatons": [*turns("a", "b")[::-1]]},
+            r"row 2: messages must be .* found \[assistant, user\]",
+        ),
+        ({"conversatons": turns("<image>", "b")}, "row 2: empty question"),
         ({"id": ""}, "row 2: empty id"),
     ],
 )

@@ -1,17 +1,20 @@
-"""A user's own table and folder of classes, as docs/your_own_data.md describes them."""
+"""A user's own rows in every form that docs/your_own_data.md describes."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 from tests.data.pictures import picture
+from tests.data.readers.parquet import png
 
 from medmoe.data import registry
-from medmoe.data.readers.folder_per_class import FolderPerClass
+from medmoe.data.bad_rows import BadRows
 from medmoe.data.readers.own import Own, find
+from medmoe.data.schema import Record
 from medmoe.errors import DataError
 
 HEADER = "image,question,answer"
@@ -87,7 +90,7 @@ def test_rows_in_chat_form_are_read_without_our_columns(tmp_path: Path) -> None:
 
 def test_the_one_table_of_a_folder_is_found_by_the_folder(tmp_path: Path) -> None:
     path = write(tmp_path / "clinic", FULL, "data.csv")
-    assert find(path.parent) == path
+    assert find(path.parent) == Own(path)
     assert len(registry.read(path.parent, tmp_path, "train")) == 2
     assert registry.reader_of(str(path)).NAME == "clinic"
     write(path.parent, FULL, "other.jsonl")
@@ -109,38 +112,231 @@ def test_a_split_that_no_row_names_lists_those_that_are(tmp_path: Path) -> None:
         Own(write(tmp_path, FULL)).read(tmp_path, "val")
 
 
-def classes(root: Path, *splits: str) -> Path:
-    for split in splits or ("",):
-        for name in ("lung_cancer", "normal"):
-            folder = root / "tiles" / split / name
-            folder.mkdir(parents=True)
-            Image.fromarray(picture(len(name), 40)).save(folder / "1.png")
-            (folder / ".hidden").write_bytes(b"")
-    return root / "tiles"
+def everything(path: Path, **options: bool) -> list[Record]:
+    """Return all records of the set at a path, in the order of their ids."""
+    reader, _ = registry.parse_set(path, **options)
+    parts = registry.read_splits(reader, None, None)
+    return sorted((r for records in parts.values() for r in records), key=lambda r: r.id)
 
 
-def test_a_folder_per_class_is_a_classification_set(tmp_path: Path) -> None:
-    reader = registry.reader_of(classes(tmp_path))
-    assert isinstance(reader, FolderPerClass)
-    assert (reader.NAME, reader.SPLITS) == ("tiles", ("train", "test"))
-    records = [record for split in reader.SPLITS for record in reader.read(tmp_path, split)]
-    first, second = sorted(records, key=lambda record: record.id)
-    assert (first.answer, second.answer) == ("lung cancer", "normal")
-    assert first.options == ("lung cancer", "normal")
-    assert (first.task, first.id) == ("classification", "tiles/lung_cancer/1.png")
+def notes(path: Path) -> str:
+    reader, _ = registry.parse_set(path)
+    bad = BadRows("skip")
+    registry.read_splits(reader, None, None, bad)
+    return "\n".join(bad.notes)
 
 
-def test_split_folders_of_classes_are_splits(tmp_path: Path) -> None:
-    reader = registry.reader_of(classes(tmp_path, "train", "val", "test"))
-    assert reader.SPLITS == ("train", "validation", "test")
-    assert [r.id for r in reader.read(tmp_path, "validation")] == [
-        "tiles/val/lung_cancer/1.png",
-        "tiles/val/normal/1.png",
+ASKED = ("Is it normal?", "yes")
+TURNS = [
+    {"role": "user", "content": f"<image>{ASKED[0]}"},
+    {"role": "assistant", "content": ASKED[1]},
+]
+PARTS = [
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": ASKED[0]}]},
+    {"role": "assistant", "content": [{"type": "text", "text": ASKED[1]}]},
+]
+ASKED_PART = {"type": "text", "text": ASKED[0]}
+SHAREGPT = [{"from": "human", "value": f"<image>\n{ASKED[0]}"}, {"from": "gpt", "value": ASKED[1]}]
+
+#: One question in every form that is read.
+FORMS: dict[str, dict[str, Any]] = {
+    "table": {"image": "a.png", "question": ASKED[0], "answer": ASKED[1]},
+    "list of one": {"image": ["a.png"], "question": ASKED[0], "answer": ASKED[1]},
+    "messages": {"messages": TURNS, "images": ["a.png"]},
+    "parts": {"messages": PARTS, "images": ["a.png"]},
+    "picture in the part": {
+        "messages": [
+            {
+                "role": "user",
+                "content": [{"type": "image", "image": "a.png"}, PARTS[0]["content"][1]],
+            },
+            PARTS[1],
+        ]
+    },
+    "images as text": {"messages": TURNS, "images": "a.png"},
+    "image": {"messages": TURNS, "image": "a.png"},
+    "images as JSON text": {"messages": TURNS, "images": '["a.png"]'},
+    "sharegpt": {"conversations": SHAREGPT, "images": ["a.png"]},
+    "llava": {"id": "1", "conversations": SHAREGPT, "image": "a.png"},
+    "swift": {"query": f"<image>{ASKED[0]}", "response": ASKED[1], "images": ["a.png"]},
+    "alpaca": {"instruction": ASKED[0], "input": "", "output": ASKED[1], "images": ["a.png"]},
+    "prompt": {"prompt": TURNS[:1], "completion": TURNS[1:], "images": ["a.png"]},
+    "other case": {"Image": "a.png", "QUESTION": ASKED[0], "Answer ": ASKED[1]},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("array", [False, True])
+def test_every_form_gives_the_same_record(tmp_path: Path, form: str, array: bool) -> None:
+    text = json.dumps([FORMS[form]] if array else FORMS[form])
+    (record,) = everything(write(tmp_path, text, "set.json" if array else "set.jsonl"))
+    assert (record.question, record.answer) == ASKED
+    assert (record.id, record.answer_type, record.task) == ("set/1", "closed", "vqa")
+    assert record.image.source == tmp_path / "a.png"
+    assert record.image.id == "set/a.png"
+    assert record.further == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"answer": ["a", "b"]}, r"row 1: answer is a list \('\[\"a\", \"b\"\]'\), text is needed"),
+        ({"answer": True}, "row 1: answer is a truth value"),
+        ({"answer": float("nan")}, "row 1: empty answer"),
+        ({"answer": "N/A"}, r"row 1: empty answer \('N/A'\)"),
+        ({"question": {"en": "x"}}, "row 1: question is a dict"),
+        ({"options": {"A": "yes"}}, "row 1: options is a dict"),
+        ({"options": [["yes", "no"]]}, "row 1: options is a list"),
+        ({"options": ["no", "maybe"]}, "row 1: answer 'yes' is none of the options no, maybe"),
+        ({"options": ["Yes", "No"]}, "did you mean 'Yes'"),
+        ({"options": "yes|Yes"}, "row 1: options yes, Yes name one twice"),
+        ({"answer_type": "clsoed"}, "unknown answer_type 'clsoed'.*did you mean 'closed'"),
+        ({"task": "vqaa"}, "unknown task 'vqaa'.*did you mean 'vqa'"),
+        ({"modality": "banana"}, "row 1: unknown modality 'banana'; choose one of: angiography"),
+        ({"modaility": "CT"}, "unknown column 'modaility'.*did you mean 'modality'"),
+        ({"image": "a" * 3000}, r"image file 'a{80}'… \(3,000 characters\) is missing"),
+        ({"image": "https://x.org/a.png"}, "is an address; name a file"),
+    ],
+)
+def test_a_row_that_breaks_a_rule_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    path = write(tmp_path, json.dumps(FORMS["table"] | changes), "set.jsonl")
+    with pytest.raises(DataError, match=message):
+        everything(path)
+
+
+@pytest.mark.parametrize(
+    ("turns", "more", "message"),
+    [
+        ([{"role": "system", "content": "x"}, *TURNS], {}, "a turn of 'system' is not trained on"),
+        ([{"role": "tool", "content": "x"}, *TURNS], {}, "a turn of 'tool' is not trained on"),
+        (
+            [{"role": "user", "content": [{"type": "video"}]}, TURNS[1]],
+            {},
+            "a part 'video' cannot be",
+        ),
+        (
+            [{"role": "user", "content": [{"type": "image_url"}]}, TURNS[1]],
+            {},
+            "a part 'image_url'",
+        ),
+        ([{"role": "user", "content": True}, TURNS[1]], {}, "content is a truth value"),
+        (["hello"], {}, "messages holds a str, objects are needed"),
+        ("hello", {}, "messages is str, a list is needed"),
+        (TURNS, {"system": "You are a doctor."}, "row 1: system is not trained on; remove it"),
+        (TURNS, {"images": ["a.png", "b.png"]}, "exactly one image, found 2; split the row"),
+        (TURNS, {"answer": "no"}, "answer 'no' is not what the messages say \\('yes'\\)"),
+        (TURNS, {"options": "no|maybe"}, "answer 'yes' is none of the options no, maybe"),
+        (TURNS, {"modality": "banana"}, "row 1: unknown modality 'banana'"),
+    ],
+)
+def test_what_is_no_question_and_answer_in_a_chat_is_refused_by_name(
+    tmp_path: Path, turns: object, more: dict[str, Any], message: str
+) -> None:
+    row = {"messages": turns, "images": ["a.png"]} | more
+    with pytest.raises(DataError, match=message):
+        everything(write(tmp_path, json.dumps(row), "set.jsonl"))
+
+
+def test_known_words_are_brought_to_our_spelling(tmp_path: Path) -> None:
+    rows = [
+        FORMS["messages"] | {"modality": "X-ray", "answer_type": "CLOSED"},
+        FORMS["table"] | {"image": "b.png", "modality": "MR", "answer_type": "Open-ended"},
+        FORMS["table"] | {"image": "b.png", "question": "What?", "modality": "mri", "task": "VQA"},
     ]
+    found = everything(write(tmp_path, "\n".join(map(json.dumps, rows)), "set.jsonl"))
+    assert [r.image.modality for r in found] == ["xray", "mri", "mri"]
+    assert [r.answer_type for r in found] == ["closed", "open", "closed"]
 
 
-def test_a_foreign_file_among_the_pictures_is_named(tmp_path: Path) -> None:
-    folder = classes(tmp_path)
-    (folder / "normal" / "notes.txt").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"notes\.txt: not an image"):
-        FolderPerClass(folder).read(tmp_path, "train")
+def test_rows_that_repeat_or_contradict_are_said_with_both_rows(tmp_path: Path) -> None:
+    path = write(tmp_path, f"{HEADER}\na.png,Is it?,yes\na.png,Is it?,yes\na.png,Is it?,no\n")
+    said = notes(path)
+    assert f"{path} row 3: the same as row 2; remove one" in said
+    assert f"{path} row 4: answers 'no' where row 2 answers 'yes' to the same question" in said
+
+
+@pytest.mark.parametrize(
+    ("column", "first", "second"),
+    [("modality", "ct", "mri"), ("organ", "liver", "lung"), ("patient", "p1", "p2")],
+)
+def test_rows_must_agree_on_a_picture(tmp_path: Path, column: str, first: str, second: str) -> None:
+    path = write(tmp_path, f"{HEADER},{column}\na.png,A?,x,{first}\na.png,B?,x,{second}\n")
+    with pytest.raises(DataError, match=f"row 3: {column} '{second}' of image .*says '{first}'"):
+        everything(path)
+
+
+def test_a_picture_outside_the_folder_of_its_table_is_refused_unless_allowed(
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path / "clinic", f"{HEADER}\nlink.png,Is it?,yes\n")
+    Image.fromarray(picture(5, 40)).save(tmp_path / "out.png")
+    (path.parent / "link.png").symlink_to(tmp_path / "out.png")
+    with pytest.raises(DataError, match=r"row 2: .* lies outside .*--allow-outside"):
+        everything(path)
+    (record,) = everything(path, allow_outside=True)
+    assert record.answer == "yes"
+    (path.parent / "inside").symlink_to(path.parent)
+    path.write_text(f"{HEADER}\ninside/a.png,Is it?,yes\n")
+    assert len(everything(path)) == 1
+
+
+def test_labels_are_classes_with_all_of_the_set_as_options(tmp_path: Path) -> None:
+    path = write(tmp_path, "file_name,label,split\na.png,10,train\nb.png,9,test\n", "metadata.csv")
+    (train,), (test,) = (registry.read(path, tmp_path, split) for split in ("train", "test"))
+    assert (train.task, train.options, train.answer) == ("classification", ("9", "10"), "10")
+    assert test.options == train.options
+    assert train.dataset == tmp_path.name
+    path.write_text("image,label\na.png,x\nb.png,x\n")
+    with pytest.raises(DataError, match=r"metadata\.csv: one class only \('x'\)"):
+        everything(path)
+
+
+def test_captions_are_what_is_to_be_said_of_a_picture(tmp_path: Path) -> None:
+    (record,) = everything(write(tmp_path, "image,caption\na.png,A normal chest.\n"))
+    assert (record.task, record.answer) == ("caption", "A normal chest.")
+
+
+def test_tables_named_for_splits_are_one_set(tmp_path: Path) -> None:
+    for name in ("train", "valid", "test"):
+        write(tmp_path / "clinic", f"{HEADER}\na.png,In {name}?,yes\n", f"{name}.csv")
+    reader, _ = registry.parse_set(tmp_path / "clinic")
+    parts = registry.read_splits(reader, None, None)
+    assert {split: [r.question for r in records] for split, records in parts.items()} == {
+        "test": ["In test?"],
+        "train": ["In train?"],
+        "validation": ["In valid?"],
+    }
+
+
+@pytest.mark.parametrize("splits", [(), ("train", "test")])
+def test_a_folder_that_datasets_saved_is_read(tmp_path: Path, splits: tuple[str, ...]) -> None:
+    import datasets
+
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cyst", "mass"])}
+    )
+    rows = {"image": [{"bytes": png(n), "path": None} for n in (10, 200)], "label": [1, 0]}
+    one = datasets.Dataset.from_dict(rows, features=features)
+    saved = datasets.DatasetDict(dict.fromkeys(splits, one)) if splits else one
+    saved.save_to_disk(str(tmp_path / "saved"))
+    reader, _ = registry.parse_set(tmp_path / "saved")
+    parts = registry.read_splits(reader, None, None)
+    assert sorted(parts) == ["test", "train"]
+    assert [len(records) for records in parts.values()] == ([2, 2] if splits else [1, 1])
+    records = [record for found in parts.values() for record in found]
+    assert {record.options for record in records} == {("cyst", "mass")}
+    assert {record.answer for record in records} == {"cyst", "mass"}
+
+
+def test_rows_without_answers_are_read_where_none_is_needed(tmp_path: Path) -> None:
+    path = write(tmp_path, "image,question\na.png,Is it?\n")
+    with pytest.raises(DataError, match=r"row 1: column 'answer' is missing"):
+        everything(path)
+    (record,) = Own(path, needs_answers=False).content(BadRows()).records
+    assert (record.question, record.answer) == ("Is it?", "")
+    chat = {"messages": TURNS[:1], "images": ["a.png"]}
+    path = write(tmp_path, json.dumps(chat), "chat.jsonl")
+    (record,) = Own(path, needs_answers=False).content(BadRows()).records
+    assert (record.question, record.answer) == (ASKED[0], "")

@@ -148,8 +148,8 @@ def from_json(values: Mapping[str, Any]) -> ImageFacts:
 
 def modality(code: object) -> str | None:
     """Return our name of a DICOM modality, None for one that is in no list."""
-    text = str(code).strip().upper()
-    return modality_name(text) if text in MODALITY_NAMES else None
+    name = modality_name(str(code))
+    return name if name in MODALITY_NAMES.values() else None
 
 
 def body_part(text: object) -> str | None:

@@ -136,16 +136,16 @@ def image_folder(folder: Path, choices: Sequence[str]) -> Path:
 
 
 def unique(records: Iterable[Record], where: Path, bad: BadRows) -> list[Record]:
-    """Return the records with the first of each id; a second one is a bad row."""
-    first: dict[str, Record] = {}
+    """Return the records with the first of each id of a split; a second one is a bad row."""
+    first: dict[tuple[str, str], Record] = {}
     for record in records:
         with bad.row():
-            if record.id in first:
+            if (record.split, record.id) in first:
                 raise DataError(
                     f"{record.place or where}: id {record.id!r} occurs twice; ids must differ, "
                     "remove one"
                 )
-            first[record.id] = record
+            first[record.split, record.id] = record
     return list(first.values())
 
 

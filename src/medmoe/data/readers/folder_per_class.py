@@ -1,23 +1,31 @@
 """A folder with one folder of pictures per class: ``<root>/[<split>/]<class>/*.png``.
 
-Splits are the folders ``train``, ``validation`` or ``val``, and ``test`` where they exist; else all
-pictures are ``train``. The name of a class folder, with spaces for underscores, is the answer. The
+The folders of splits may be spelt in any usual way (``train``, ``Training``, ``val``, ``valid``,
+``dev``, ``test``, …); without them the set is parted. The name of a class folder, with spaces for
+underscores, is the answer; every question has the classes of all splits as options. Pictures in
+folders of patients inside a class are read too. What lies there besides is named, not read. The
 folder says nothing of modality, organ or licence.
 """
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from medmoe.data.bad_rows import BadRows
-from medmoe.data.readers.own_set import Content, OwnSet
+from medmoe.data.readers import common
+from medmoe.data.readers.checker import CLASS_QUESTION
+from medmoe.data.readers.own_set import Content, OwnSet, refuse_one_class
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.errors import DataError
 
-QUESTION = "Which class does this image belong to?"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".nii", ".gz")
-_SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".dcm", ".dicom", ".nii", ".gz")
+#: What systems, cameras and notebooks leave in folders; names with a dot in front are such too.
+_SYSTEM = ("__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found")
+_PATIENT = re.compile(r"(patient|subject|pat|sub|case|p|s)[-_ ]?\d+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -26,26 +34,80 @@ class FolderPerClass(OwnSet):
 
     def content(self, bad: BadRows) -> Content:
         """Return one classification record per picture."""
-        splits = _splits(self.path) or {"": self.path}
+        splits = _splits(self.path) or {"": [self.path]}
         classes = [
-            (split, folder) for split, inside in splits.items() for folder in _classes(inside)
+            (split, folder)
+            for split, folders in splits.items()
+            for inside in folders
+            for folder in _folders(inside)
+            if folder not in (f for others in splits.values() for f in others)
         ]
-        options = tuple(sorted({_label(folder.name) for _, folder in classes}))
+        self._say_what_is_not_read(splits, classes, bad)
+        files = {folder: list(_files(folder)) for _, folder in classes}
+        labels = self._labels([folder for _, folder in classes if files[folder]])
+        options = refuse_one_class(set(labels.values()), self.path)
         records = []
+        patients = {}
         for split, folder in classes:
-            for file in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
+            for file in files[folder]:
                 with bad.row():
-                    records.append(self._record(file, _label(folder.name), options, split))
-        return Content(records)
+                    record = self._record(file, labels[folder.name], options, split)
+                    records.append(record)
+                    inner = file.relative_to(folder).parts[:-1]
+                    if inner and _PATIENT.fullmatch(inner[0]):
+                        patients[record.image.id] = inner[0].lower()
+        return Content(records, patients)
+
+    def _labels(self, folders: list[Path]) -> dict[str, str]:
+        """Return name of a class folder -> class; two names must not differ in spelling only."""
+        names: defaultdict[str, set[str]] = defaultdict(set)
+        for folder in folders:
+            names[_label(folder.name).casefold()].add(folder.name)
+        for spellings in names.values():
+            if len(spellings) > 1:
+                raise DataError(
+                    f"{self.path}: class folders {', '.join(map(repr, sorted(spellings)))} name "
+                    "one class; give them one name, or names that differ"
+                )
+        return {name: _label(name) for spellings in names.values() for name in spellings}
+
+    def _say_what_is_not_read(
+        self, splits: dict[str, list[Path]], classes: list[tuple[str, Path]], bad: BadRows
+    ) -> None:
+        for split, folders in splits.items():
+            if len(folders) > 1:
+                names = " and ".join(sorted(folder.name for folder in folders))
+                bad.say(f"{self.path}: {names} are read together, as {split}")
+        read = {folder for folders in splits.values() for folder in folders}
+        read |= {folder for _, folder in classes}
+        places = dict.fromkeys((self.path, *(f for fs in splits.values() for f in fs)))
+        for kind, of_system in (("system files", True), ("not read", False)):
+            found = [
+                str(entry.relative_to(self.path))
+                for place in places
+                for entry in sorted(place.iterdir())
+                if entry not in read and _of_system(entry) == of_system
+            ]
+            if found:
+                more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+                names = ", ".join(found[:5])
+                hint = "" if of_system else "; give the path of a table to read it instead"
+                bad.say(f"{self.path}: {kind}, beside the classes: {names}{more}{hint}")
+        for _, folder in classes:
+            if not any(_files(folder)):
+                bad.say(f"{folder}: holds no picture, is no class")
 
     def _record(self, file: Path, answer: str, options: tuple[str, ...], split: str) -> Record:
-        if not file.is_file() or file.suffix.lower() not in SUFFIXES:
-            raise DataError(f"{file}: not an image ({', '.join(SUFFIXES)}); remove the file")
+        if file.suffix.lower() not in SUFFIXES:
+            raise DataError(
+                f"{file}: not an image that can be read ({', '.join(SUFFIXES)}); convert it to "
+                "PNG or remove it"
+            )
         name = f"{self.NAME}/{file.relative_to(self.path).as_posix()}"
         return Record(
             id=name,
             image=ImageRecord(name, file, labels={"class": answer}),
-            question=QUESTION,
+            question=CLASS_QUESTION,
             answer=answer,
             answer_type="closed",
             question_type="classification",
@@ -59,31 +121,41 @@ class FolderPerClass(OwnSet):
 
 
 def looks_like_one(path: Path) -> bool:
-    """Return whether a folder holds classes: folders that hold files with a picture's suffix."""
-    folders = [*_splits(path).values()] or [path]
+    """Return whether a folder holds classes: folders with a file that has a picture's suffix."""
+    places = [folder for folders in _splits(path).values() for folder in folders] or [path]
     return any(
         file.suffix.lower() in SUFFIXES
-        for folder in folders
-        for inner in folder.iterdir()
-        if inner.is_dir() and not inner.name.startswith(".")
-        for file in inner.iterdir()
+        for place in places
+        for folder in _folders(place)
+        for file in _files(folder)
     )
 
 
-def _splits(path: Path) -> dict[str, Path]:
-    return {
-        split: path / name
-        for split, names in _SPLIT_FOLDERS.items()
-        for name in names
-        if (path / name).is_dir()
-    }
+def _splits(path: Path) -> dict[str, list[Path]]:
+    """Return the folders of each split; one that holds pictures itself is a class of that name."""
+    found: defaultdict[str, list[Path]] = defaultdict(list)
+    for folder in _folders(path):
+        name = common.split_name(folder.name)
+        if name in common.SPLITS and any(_folders(folder)):
+            found[name].append(folder)
+    return {split: found[split] for split in common.SPLITS if split in found}
 
 
-def _classes(path: Path) -> list[Path]:
-    folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not folders:
-        raise DataError(f"{path}: no class folder in it; make one folder of pictures per class")
-    return folders
+def _folders(path: Path) -> list[Path]:
+    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not _of_system(entry))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the files of a class, those of the folders in it too."""
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir() and not _of_system(entry):
+            yield from _files(entry)
+        elif not _of_system(entry):
+            yield entry
+
+
+def _of_system(entry: Path) -> bool:
+    return entry.name.startswith(".") or entry.name.lower() in _SYSTEM
 
 
 def _label(folder: str) -> str:

@@ -13,21 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from medmoe.data.bad_rows import BadRows, collector
-from medmoe.data.readers import common
+from medmoe.data.readers import chat, common
 from medmoe.data.schema import ImageRecord, Record, Task
-from medmoe.errors import DataError
 
-#: Key of ``domain`` -> our modality.
-_DOMAINS = {
-    "chest_xray": "xray",
-    "ct_scan": "ct",
-    "gross": "gross pathology",
-    "histology": "pathology",
-    "mri": "mri",
-}
-#: The alignment file spells the key without its i.
-_TURNS = ("conversations", "conversatons")
-_SPEAKERS = ("human", "gpt")
 _SOURCE = common.Source("https://github.com/microsoft/LLaVA-Med", "llava-med")
 
 
@@ -70,7 +58,7 @@ class LlavaMed:
                 image = ImageRecord(
                     f"llava_med/{text['image']}",
                     folder / text["image"],
-                    modality=_modality(raw.get("domain")),
+                    modality=chat.flagged_modality(raw),
                 )
                 records.append(self._record(raw, text["id"], image, where))
         if missing:
@@ -78,11 +66,7 @@ class LlavaMed:
         return common.some(common.unique(records, path, bad), path)
 
     def _record(self, raw: Any, name: str, image: ImageRecord, where: str) -> Record:
-        said = next((raw[key] for key in _TURNS if key in raw), None)
-        if not isinstance(said, list) or len(said) < 2 or len(said) % 2:
-            raise DataError(f"{where}: conversations must alternate human and gpt; correct the row")
-        texts = [_said(turn, _SPEAKERS[n % 2], where) for n, turn in enumerate(said)]
-        (question, answer), *further = zip(texts[::2], texts[1::2], strict=True)
+        (question, answer), *further = chat.turns_of(raw, where)
         return Record(
             id=f"{self.NAME}/{name}",
             image=image,
@@ -97,25 +81,6 @@ class LlavaMed:
             place=where,
             further=tuple(further),
         )
-
-
-def _said(turn: Any, speaker: str, where: str) -> str:
-    """Return the text of one turn, without the placeholder of the image."""
-    text = common.fields(turn, ("from", "value"), where)
-    if text["from"] != speaker:
-        raise DataError(f"{where}: turn of {text['from']!r} where {speaker!r} must speak")
-    said = text["value"].replace("<image>", "").strip()
-    if not said:
-        raise DataError(f"{where}: empty turn of {speaker}; fill it in or remove the row")
-    return said
-
-
-def _modality(domain: Any) -> str | None:
-    """Return the one modality that a row's ``domain`` flags, None for none or several."""
-    if not isinstance(domain, dict):
-        return None
-    named = [name for key, name in _DOMAINS.items() if domain.get(key)]
-    return named[0] if len(named) == 1 else None
 
 
 ALIGNMENT = LlavaMed(

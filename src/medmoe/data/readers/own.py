@@ -1,181 +1,163 @@
-"""A user's own data: one CSV or JSON-lines file (or a Parquet file we wrote) beside its pictures.
+"""A user's own rows: a table, JSON, Parquet, or a folder that `datasets` saved.
 
-Columns ``image`` (path from the file's folder), ``question`` and ``answer`` are needed; ``id``,
-``split``, ``answer_type``, ``question_type``, ``options``, ``references``, ``modality``, ``organ``,
-``licence`` and ``task`` may be given, and nothing else: a misspelt column must not pass unseen. In
-CSV several options stand with | between them. Rows in the chat form (``messages`` and ``images``)
-are read too, see `medmoe.data.exchange`. No picture is decoded here.
+What a row may say is in `medmoe.data.readers.checker`. A folder may hold one such file, or one for
+each split, named after it (``train.csv``, ``test-00000-of-00001.parquet``). No picture is decoded.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from medmoe.data import exchange
 from medmoe.data.bad_rows import BadRows
-from medmoe.data.readers import common, tables
-from medmoe.data.readers.own_set import Content, OwnSet
-from medmoe.data.schema import TASKS, AnswerType, ImageRecord, Record, Task
-from medmoe.domains import MODALITIES, modality_name
-from medmoe.errors import DataError, one_of
+from medmoe.data.readers import chat, common, tables
+from medmoe.data.readers.checker import Checker
+from medmoe.data.readers.own_set import Content, OwnSet, refuse_one_class
+from medmoe.data.schema import Record
+from medmoe.errors import DataError, quoted
 
-SUFFIXES = (".csv", ".jsonl", ".parquet")
-NEEDED = ("image", "question", "answer")
-OPTIONAL = (
-    *("id", "split", "answer_type", "question_type", "options", "references"),
-    *("modality", "organ", "licence", "task"),
-)
-#: Columns that say whose picture it is: not kept, but a set without splits is parted by them.
-PATIENT = ("patient", "patient_id", "subject", "subject_id")
-_LISTS = ("options", "references")
+SUFFIXES = (*tables.CSV_SUFFIXES, *tables.JSON_SUFFIXES, ".parquet")
+#: What `datasets` writes into a folder that it saves: a set of splits, a set.
+_SPLITS_FILE, _STATE_FILE = "dataset_dict.json", "state.json"
+#: How many rows that repeat or contradict another are spelt out.
+_SPELT_OUT = 3
 
 
 @dataclass(frozen=True)
 class Own(OwnSet):
-    """A user's file; its name without suffix (or that of its folder) is the name of the set."""
+    """A user's rows; the name of the file, or that of its folder, is the name of the set.
+
+    Attributes:
+        needs_answers: Without, a row may lack its answer: it is to be predicted.
+    """
+
+    needs_answers: bool = True
 
     @property
     def NAME(self) -> str:
-        """The file's name, or its folder's where the file is called ``data``."""
+        """The file's name, or its folder's where the file is called ``data`` or ``metadata``."""
         path = self.path.resolve()
-        return path.parent.name if path.stem == "data" else path.stem
+        if path.suffix.lower() not in SUFFIXES:
+            return path.name
+        return path.parent.name if path.stem in ("data", "metadata") else path.stem
+
+    @cached_property
+    def files(self) -> Sequence[tuple[str, Path]]:
+        """The files or saved folders with rows, each with the split that its name says."""
+        return files_at(self.path)
+
+    def rows(self, bad: BadRows) -> Iterator[tuple[str, tables.Row]]:
+        """Yield place and content of every row, as the files have it."""
+        for _, file in self.files:
+            yield from _rows(file, bad)
 
     def content(self, bad: BadRows) -> Content:
         """Return the records of all rows that can be used."""
-        images: dict[str, ImageRecord] = {}
-        patients: dict[str, str] = {}
-        records = []
-        for where, row in _rows(self.path, bad):
-            with bad.row():
-                record = self._record(row, where, images)
-                records.append(record)
-                if patient := _patient(row):
-                    patients[record.image.id] = patient
-        return Content(common.unique(records, self.path, bad), patients)
+        checker = Checker(self.NAME, self.LICENCE, self.allow_outside, self.needs_answers)
+        records: list[Record] = []
+        for split, file in self.files:
+            columns: dict[tuple[str, ...], dict[str, str]] = {}
+            for where, raw in _rows(file, bad):
+                header = tuple(raw)
+                if header not in columns and file.suffix.lower() in tables.CSV_SUFFIXES:
+                    columns[header] = checker.columns(header, f"{file} row 1")
+                with bad.row():
+                    if header not in columns:
+                        columns[header] = checker.columns(header, where)
+                    row = {ours: raw[name] for name, ours in columns[header].items()}
+                    records.append(checker.record(row, where, file.parent, split))
+        if checker.renamed:
+            names = ", ".join(quoted(name, 40) for name in checker.renamed)
+            ours = ", ".join(checker.renamed.values())
+            bad.say(f"{self.path}: columns {names} are read as {ours}")
+        if checker.backslashes:
+            bad.say(f"{self.path}: \\ in paths is read as /")
+        for repeat in checker.repeats[:_SPELT_OUT]:
+            bad.say(repeat)
+        if (more := len(checker.repeats) - _SPELT_OUT) > 0:
+            bad.say(f"{self.path}: {more} more rows repeat or contradict another")
+        return Content(common.unique(self._with_classes(records), self.path, bad), checker.patients)
 
-    def _record(self, row: tables.Row, where: str, images: dict[str, ImageRecord]) -> Record:
-        if "messages" in row:
-            return exchange.record_of(row, where, self.path.parent, images)
-        _check_columns(row, where)
-        text = common.fields(row, NEEDED, where)
-        more = {key: _text(row.get(key)) for key in OPTIONAL if key not in _LISTS}
-        options, references = (_list(row.get(key)) for key in _LISTS)
-        modality = known_modality(more["modality"], where)
-        return Record(
-            id=f"{self.NAME}/{more['id'] or where.rpartition(' ')[2]}",
-            image=self._image(text["image"], modality, more["organ"], where, images),
-            question=text["question"],
-            answer=text["answer"],
-            answer_type=_answer_type(more["answer_type"], text["answer"], options, where),
-            question_type=more["question_type"]
-            or common.question_word(text["question"], text["answer"]),
-            task=_task(more["task"], where),
-            dataset=self.NAME,
-            split=common.split_name(_text(row.get("split"))),
-            licence=more["licence"] or self.LICENCE,
-            options=_checked_options(options, text["answer"], where),
-            references=references,
-            place=where,
-        )
-
-    def _image(
-        self,
-        name: str,
-        modality: str | None,
-        organ: str,
-        where: str,
-        images: dict[str, ImageRecord],
-    ) -> ImageRecord:
-        """Return the one record of an image; two rows must not contradict each other on it."""
-        if name not in images:
-            source = common.image_file(self.path.parent, name, where, self.allow_outside)
-            images[name] = ImageRecord(f"{self.NAME}/{name}", source, modality, organ or None)
-        image = images[name]
-        if modality is not None and image.modality != modality:
-            raise DataError(
-                f"{where}: modality {modality!r} of image {name!r}, an earlier row says "
-                f"{image.modality!r}; give all rows of an image the same"
-            )
-        return image
+    def _with_classes(self, records: list[Record]) -> list[Record]:
+        """Return the records; those of a label have all labels of the set as options."""
+        of_label = [r.task == "classification" and not r.options for r in records]
+        labels = {r.answer for r, labelled in zip(records, of_label, strict=True) if labelled}
+        if not labels - {""}:
+            return records
+        options = refuse_one_class(labels, self.path)
+        return [
+            replace(record, options=options) if labelled else record
+            for record, labelled in zip(records, of_label, strict=True)
+        ]
 
 
-def find(path: Path) -> Path | None:
-    """Return the one table of a folder, or the path itself where it is a table."""
-    if path.is_file() and path.suffix.lower() in SUFFIXES:
-        return path
+def find(path: Path, allow_outside: bool = False) -> Own | None:
+    """Return the reader of the rows at a path, None where there are none.
+
+    Raises:
+        DataError: A folder holds several tables that are not the splits of one set.
+    """
+    own = Own(path, allow_outside)
+    if path.is_dir() and len(own.files) == 1 and not own.files[0][0]:
+        own = Own(own.files[0][1], allow_outside)
+    return own if own.files else None
+
+
+def asks(own: Own) -> bool:
+    """Return whether the first row asks something: then it is no list beside folders of classes."""
+    _, first = next(own.rows(BadRows("skip")), ("", {}))
+    names = {name.strip().lower() for name in first}
+    return own.path.stem == "metadata" or "question" in names or chat.is_chat(first)
+
+
+def files_at(path: Path) -> list[tuple[str, Path]]:
+    """Return the files or saved folders with rows at a path, each with the split it is named for.
+
+    Raises:
+        DataError: A folder holds several tables that are not the splits of one set.
+    """
     if not path.is_dir():
-        return None
-    files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-    if len(files) > 1:
+        return [("", path)] if path.suffix.lower() in SUFFIXES else []
+    if (path / _STATE_FILE).is_file():
+        return [("", path)]
+    if (path / _SPLITS_FILE).is_file():
+        saved = sorted(folder.parent for folder in path.glob(f"*/{_STATE_FILE}"))
+        return [(common.split_name(folder.name), folder) for folder in saved]
+    files = sorted(file for file in path.iterdir() if _is_table(file))
+    if not files:
+        described = [f for f in path.glob("*/metadata.*") if f.suffix.lower() in SUFFIXES]
+        files = described or sorted((path / "data").glob("*.parquet"))
+        by_split = [(_split_of(f.parent if f in described else f), f) for f in sorted(files)]
+    else:
+        by_split = [(_split_of(file), file) for file in files]
+    if len(files) > 1 and not all(split for split, _ in by_split):
         names = ", ".join(file.name for file in files)
         raise DataError(f"{path}: several tables ({names}); give the path of one")
-    return files[0] if files else None
+    return by_split if len(files) > 1 else [("", file) for file in files]
 
 
-def known_modality(raw: str, where: str) -> str | None:
-    """Return our name of a modality, None for an empty one; an unknown one is an error."""
-    if not raw:
-        return None
-    name = modality_name(raw)
-    if name not in MODALITIES:
-        raise DataError(f"{where}: {one_of(raw, MODALITIES, 'modality')}; or leave it empty")
-    return name
+def _is_table(file: Path) -> bool:
+    if file.name.startswith(".") or file.suffix.lower() not in SUFFIXES or not file.is_file():
+        return False
+    if file.suffix.lower() != ".json":
+        return True
+    with file.open("rb") as content:  # settings lie beside data too: a list holds rows
+        return content.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+
+
+def _split_of(path: Path) -> str:
+    """Return the split that a file or folder is named for (``val-00000-of-00001``), or none."""
+    name = common.split_name(re.sub(r"[-_.]\d.*$", "", path.stem))
+    return name if name in common.SPLITS else ""
 
 
 def _rows(path: Path, bad: BadRows) -> Iterator[tuple[str, tables.Row]]:
-    if path.suffix.lower() == ".parquet":
+    if path.is_dir() or path.suffix.lower() == ".parquet":
         for number, row in enumerate(exchange.read_rows(path), 1):
             yield f"{path} row {number}", row
     else:
         yield from tables.rows(path, bad)
-
-
-def _patient(row: tables.Row) -> str:
-    return next((text for name in PATIENT if (text := _text(row.get(name)))), "")
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value).strip()
-
-
-def _list(value: Any) -> tuple[str, ...]:
-    parts = value if isinstance(value, list) else _text(value).split("|")
-    return tuple(text for part in parts if (text := _text(part)))
-
-
-def _check_columns(row: tables.Row, where: str) -> None:
-    known = (*NEEDED, *OPTIONAL, *PATIENT)
-    for name in row:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise DataError(f"{where}: unknown column {name!r}; known: {', '.join(known)}{hint}")
-
-
-def _answer_type(given: str, answer: str, options: tuple[str, ...], where: str) -> AnswerType:
-    if given.lower() in ("open", "closed"):
-        return "open" if given.lower() == "open" else "closed"
-    if given:
-        raise DataError(f"{where}: answer_type {given!r} must be open or closed")
-    return "closed" if options else common.yes_no_type(answer)
-
-
-def _task(given: str, where: str) -> Task:
-    for task in TASKS:
-        if given == task:
-            return task
-    if given:
-        raise DataError(f"{where}: {one_of(given, TASKS, 'task')}")
-    return "vqa"
-
-
-def _checked_options(options: tuple[str, ...], answer: str, where: str) -> tuple[str, ...]:
-    if options and answer not in options:
-        raise DataError(
-            f"{where}: answer {answer!r} is none of the options {', '.join(options)}; add it"
-        )
-    return options

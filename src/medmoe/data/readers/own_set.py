@@ -6,7 +6,7 @@ one is for training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from medmoe.data.bad_rows import BadRows
 from medmoe.data.parting import part
 from medmoe.data.readers import common
 from medmoe.data.schema import Record
-from medmoe.errors import DataError, one_of
+from medmoe.errors import DataError, one_of, quoted
 
 _SOURCE = common.Source("your own files")
 
@@ -99,17 +99,41 @@ class OwnSet:
         if not parts:
             why = bad.first_reasons() or "it is empty; add rows"
             raise DataError(f"{self.path}: no usable row in it: {why}")
+        taught = {record.answer for record in parts.get("train", ())}
+        classes = {o for found in parts.values() for r in found if _is_class(r) for o in r.options}
+        if taught and classes - taught:
+            names = ", ".join(sorted(classes - taught)[:5])
+            bad.say(f"{self.path}: no training picture of class {names}; nothing teaches it")
         if said:
             bad.say(f"{self.path}: {said}")
             return parts, bad
         lacking = [split for split in common.SPLITS if split not in parts]
         if lacking:
             bad.say(
-                f"{self.path}: has {', '.join(parts)} and no {' or '.join(lacking)} part; name it "
-                "in some rows, or name no split at all to have the set parted 80/10/10"
+                f"{self.path}: has {', '.join(parts)} and no {' or '.join(lacking)} part; add it, "
+                "or name no split at all to have the set parted 80/10/10"
             )
         return parts, bad
 
     def content(self, bad: BadRows) -> Content:
         """Read all records."""
         raise NotImplementedError
+
+
+def _is_class(record: Record) -> bool:
+    return record.task == "classification"
+
+
+def refuse_one_class(labels: Iterable[str], path: Path) -> tuple[str, ...]:
+    """Return the classes of a set in their order: numbers by value, texts by the alphabet.
+
+    Raises:
+        DataError: There is one class only: nothing can be told apart.
+    """
+    ordered = sorted(labels, key=lambda label: (len(label) if label.isdigit() else 0, label))
+    if len(ordered) == 1:
+        raise DataError(
+            f"{path}: one class only ({quoted(ordered[0])}); add pictures of another, or give a "
+            "table with questions"
+        )
+    return tuple(ordered)
