@@ -241,7 +241,7 @@ def test_a_model_folder_without_a_manifest_is_refused(
     (copy / MANIFEST).unlink()
     line = refused(capsys, copy, picture, QUESTION)
     assert f"{copy}: no MANIFEST.json" in line
-    assert "the model/ folder of a run is" in line
+    assert "`medmoe adopt " in line
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])

@@ -12,9 +12,7 @@ from medmoe.cli.parser import FOOTER
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `ask`."""
-    parser.add_argument(
-        "model", type=Path, metavar="MODEL", help="model folder, e.g. runs/demo/model"
-    )
+    flags.add_model(parser)
     parser.add_argument(
         "image", type=Path, metavar="IMAGE", help="PNG, JPEG, DICOM or NIfTI file, by content"
     )

@@ -13,9 +13,7 @@ from medmoe.cli.parser import FOOTER
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `chat`."""
-    parser.add_argument(
-        "model", type=Path, metavar="MODEL", help="model folder, e.g. runs/demo/model"
-    )
+    flags.add_model(parser)
     parser.add_argument(
         "image",
         type=Path,
@@ -50,14 +48,16 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.cli.chat_session import Session
     from medmoe.errors import ConfigError
     from medmoe.inference.engine import MedMoe
+    from medmoe.model.locate import find_model, name_of
 
     if args.image is None and (args.window is not None or args.frame is not None):
         raise ConfigError("--window and --frame need a picture; give IMAGE too")
     disable_progress_bar()
-    session = Session(args.model.resolve().name, args.max_new_tokens)
+    model = find_model(args.model)
+    session = Session(name_of(model), args.max_new_tokens)
     if args.image is not None:
         session.open(args.image, args.window, args.frame)
-    session.engine = MedMoe.load(args.model)
+    session.engine = MedMoe.load(model)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     failed = _talk(session, interactive)
     flags.write_json(args.json, session.to_json())

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `eval`."""
-    parser.add_argument(
-        "model", type=Path, metavar="MODEL", help="model folder, e.g. runs/demo/model"
-    )
+    flags.add_model(parser)
     parser.add_argument(
         "--task",
         action="append",
@@ -115,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.evaluation.pairs.rewriting import PAIRS
     from medmoe.evaluation.protocols import ALL_PROTOCOLS
     from medmoe.model.checkpoint import verify
+    from medmoe.model.locate import find_model
     from medmoe.training.saving.run_dir import git_commit
 
     disable_progress_bar()
@@ -123,14 +122,15 @@ def run(args: argparse.Namespace) -> int:
     corruptions = check_names(args.corruption, CORRUPTIONS, "corruption")
     pairs = check_names(args.pairs, PAIRS, "kind of pair")
     _check_flags(args)
-    verify(args.model)
+    model = find_model(args.model)
+    verify(model)
     root = find_data(args.data)
     tasks = _tasks(args, root, args.split)
     calibration = _tasks(args, root, args.calibrate) if args.calibrate else {}
     for name in calibration:
         check_apart(tasks[name], calibration[name])
     plan = EvalPlan(
-        model=args.model,
+        model=model,
         out=flags.make_out_dir(args.out),
         tasks=list(tasks.values()),
         root=root,

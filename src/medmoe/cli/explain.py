@@ -12,9 +12,7 @@ from medmoe.cli.parser import FOOTER
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `explain`."""
-    parser.add_argument(
-        "model", type=Path, metavar="MODEL", help="model folder, e.g. runs/demo/model"
-    )
+    flags.add_model(parser)
     parser.add_argument(
         "image", type=Path, metavar="IMAGE", help="PNG, JPEG, DICOM or NIfTI file, by content"
     )
@@ -47,18 +45,18 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.inference.answer import warnings_of
     from medmoe.inference.engine import MedMoe
     from medmoe.inference.evidence import check_question, explain
+    from medmoe.model.locate import find_model, name_of
 
     check_question(args.question, args.options)
     disable_progress_bar()
     picture = open_picture(args.image, window=args.window, frame=args.frame)
-    engine = MedMoe.load(args.model)
+    model = find_model(args.model)
+    engine = MedMoe.load(model)
     out = flags.make_out_dir(args.out)
     found = explain(engine, picture.image, args.question, args.options)
     warnings = warnings_of(picture.facts, found.routing)
     # Not the path: it may name a person.
-    write_evidence(
-        out / "evidence.html", found, picture, args.model.resolve().name, warnings=warnings
-    )
+    write_evidence(out / "evidence.html", found, picture, name_of(model), warnings=warnings)
     image = picture.facts.to_json() | {"warnings": warnings}
     result = {"version": 1, "image": image} | found.to_dict()
     flags.write_json(out / "evidence.json", result)

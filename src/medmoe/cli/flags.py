@@ -20,6 +20,17 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 MAX_SEED = 2**32 - 1  # what numpy's legacy seeding takes, and therefore transformers' set_seed
 
 
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add MODEL, which `medmoe.model.locate.find_model` reads."""
+    parser.add_argument(
+        "model",
+        type=Path,
+        metavar="MODEL",
+        help="folder of a model, e.g. runs/demo/model, of a finished run or of a LoRA adapter, or "
+        "a hub id",
+    )
+
+
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Add `--data DIR`, which comes before `$MEDMOE_DATA` and before the embedded phantom."""
     parser.add_argument(

@@ -12,9 +12,7 @@ from medmoe.cli.parser import FOOTER
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `routes`."""
-    parser.add_argument(
-        "model", type=Path, metavar="MODEL", help="folder of a MoE model, e.g. runs/demo/model"
-    )
+    flags.add_model(parser)
     parser.add_argument(
         "--task",
         action="append",
@@ -69,15 +67,15 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.evaluation.routes.curve_file import read_label_curve
     from medmoe.evaluation.routing_report import RoutesPlan, check_models, check_records, routes
     from medmoe.evaluation.tasks import task_spec
-    from medmoe.experiments.handover import model_of
     from medmoe.model.checkpoint import read_config
+    from medmoe.model.locate import find_model
 
     disable_progress_bar()
     specs = {spec.name: spec for spec in map(task_spec, args.task)}.values()
     before, learned = (
-        None if folder is None else model_of(folder) for folder in (args.before, args.learned)
+        None if folder is None else find_model(folder) for folder in (args.before, args.learned)
     )
-    model = model_of(args.model)
+    model = find_model(args.model)
     check_models(model, before, learned)
     curve = read_label_curve(args.label_curve) if args.label_curve else []
     root = find_data(args.data)

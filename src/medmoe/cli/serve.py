@@ -27,9 +27,7 @@ _VLLM_FLAGS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `serve`."""
-    parser.add_argument(
-        "model", type=Path, metavar="MODEL", help="model folder, e.g. runs/demo/model"
-    )
+    flags.add_model(parser)
     parser.add_argument(
         "--host",
         default="127.0.0.1",
@@ -133,6 +131,7 @@ def run(args: argparse.Namespace) -> int:
 
     from medmoe.errors import ConfigError
     from medmoe.model.checkpoint import verify
+    from medmoe.model.locate import find_model
     from medmoe.serving.settings import ServerSettings
 
     settings = ServerSettings(
@@ -150,6 +149,7 @@ def run(args: argparse.Namespace) -> int:
 
         check_gradio()
     disable_progress_bar()
+    args.model = find_model(args.model)
     verify(args.model)
     _check_port(settings.host, settings.port)
     quiet_logs()

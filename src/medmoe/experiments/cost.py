@@ -25,6 +25,7 @@ from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.cost.flops import AnswerFlops, answer_flops
 from medmoe.model.cost.memory import kv_cache_bytes, load_bytes
 from medmoe.model.cost.parameters import Part, activated_parameters, count_by_part
+from medmoe.model.locate import folder_of
 from medmoe.training.memory import TrainingMemory, router_memory, training_memory
 
 #: An answer: all of the prompt but the image, and the tokens answered. Typical of the VQA sets.
@@ -239,9 +240,9 @@ def _config_of(model: str) -> tuple[MedMoeConfig, str]:
             f"{model} is a file; cost reads the name of a model recipe ({', '.join(names)}) or the "
             "folder of a model"
         )
-    if not Path(model).is_dir():
+    if not Path(model).is_dir() and "/" not in model:
         raise ConfigError(f"{one_of(model, names, 'model')} (or give the folder of a model)")
-    config = read_config(Path(model))
+    config = read_config(folder_of(model))
     own = str(config.dtype or "float32").removeprefix("torch.")
     return config, own if own in DTYPES else "float32"
 

@@ -15,17 +15,13 @@ from safetensors.torch import load_file, save_file
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.errors import CheckpointError, ConfigError
-from medmoe.model.checkpoint import PROVENANCE, provenance
+from medmoe.model.checkpoint import provenance
 from medmoe.model.committed import MANIFEST, check_files, committed, read_manifest, write_json
+from medmoe.model.locate import PROVENANCE, model_of
 from medmoe.model.upcycle import RouterState
 
 _ROUTER = "router.safetensors"
 _FIX = "run that phase again"
-
-
-def model_of(directory: Path) -> Path:
-    """Return the model directory of a run directory; a model directory is its own."""
-    return directory / "model" if (directory / "model").is_dir() else directory
 
 
 def is_finished(run: Path) -> bool:

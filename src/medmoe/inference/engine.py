@@ -24,6 +24,7 @@ from medmoe.data.schema import Pixels
 from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.inference.answer import Answer, Routing, read_routings
 from medmoe.model.checkpoint import load_model
+from medmoe.model.locate import find_model
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.routing.trace import record_routing
 
@@ -62,14 +63,14 @@ class MedMoe:
         """Load a model directory, verified against its manifest; a GPU is used if there is one.
 
         Args:
-            directory: The model's folder.
+            directory: As MODEL is named: see `medmoe.model.locate.find_model`.
             batch_size: Prompts answered together.
             max_new_tokens: Longest answer.
 
         Raises:
-            CheckpointError: The directory is incomplete, altered or not a model.
+            CheckpointError: It is incomplete, altered or not a model.
         """
-        model, processor = load_model(Path(directory))
+        model, processor = load_model(find_model(directory))
         if torch.cuda.is_available():
             model.to("cuda")
         return cls(model, processor, batch_size=batch_size, max_new_tokens=max_new_tokens)

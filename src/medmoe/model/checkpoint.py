@@ -7,6 +7,7 @@ a missing or unlisted file.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,24 +17,23 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from medmoe.errors import CheckpointError
+from medmoe.model.adapter import WEIGHTS, base_of, check_adapter, with_adapter
 from medmoe.model.card import CARD, model_card
 from medmoe.model.committed import (
     MANIFEST,
     check_files,
     committed,
     read_manifest,
-    replaced_by,
     write_json,
 )
 from medmoe.model.configuration_medmoe import MedMoeConfig
+from medmoe.model.locate import ADAPTER, PICKLES, PROVENANCE, is_adapter, refuse_other
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.processing_medmoe import MedMoeProcessor
 
-PROVENANCE = "medmoe.json"
 _FIX = "copy the model directory again"
-_PROCESSOR = "processor_config.json"
+PROCESSOR = "processor_config.json"
 _SAFETENSORS = ".safetensors"
-_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 
 
 def save_model(
@@ -81,24 +81,60 @@ def check_replaceable(directory: Path) -> None:
 def load_model(directory: Path) -> tuple[MedMoeForConditionalGeneration, MedMoeProcessor]:
     """Return the model (eval mode) and processor of a verified model directory.
 
+    An adapter's folder gives its base, with the adapter merged in.
+
     Raises:
         CheckpointError: The directory fails `verify`, or a tensor is missing or left over.
+        ConfigError: An adapter needs PEFT, which is not installed.
     """
+    if is_adapter(directory):
+        model, processor = load_model(base_of(directory))
+        return with_adapter(model, directory), processor
     verify(directory)
-    if not (directory / _PROCESSOR).is_file():
+    processor = read_processor(directory)
+    model = MedMoeForConditionalGeneration.from_pretrained(directory, local_files_only=True)
+    return model.eval(), processor
+
+
+def read_processor(directory: Path) -> MedMoeProcessor:
+    """Return the processor of a model directory.
+
+    Raises:
+        CheckpointError: There is none, or it cannot be used.
+    """
+    if not (directory / PROCESSOR).is_file():
         raise CheckpointError(
-            f"{directory}: no usable processor (it has no {_PROCESSOR}); save the model with its "
+            f"{directory}: no usable processor (it has no {PROCESSOR}); save the model with its "
             "processor, or convert it again with the tokenizer in the checkpoint's folder"
         )
-    model = MedMoeForConditionalGeneration.from_pretrained(directory, local_files_only=True)
     try:
-        processor = MedMoeProcessor.from_pretrained(directory, local_files_only=True)
+        processor: MedMoeProcessor = MedMoeProcessor.from_pretrained(
+            directory, local_files_only=True
+        )
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(
             f"{directory}: no usable processor ({reason}); save the model with its processor"
         ) from None
-    return model.eval(), processor
+    return processor
+
+
+def identity(directory: Path) -> str:
+    """Return the hash that tells a model from others: of its manifest, of an adapter also its own.
+
+    Raises:
+        CheckpointError: A file of it cannot be read.
+    """
+    names = (ADAPTER, WEIGHTS) if is_adapter(directory) else (MANIFEST,)
+    digest = hashlib.sha256(identity(base_of(directory)).encode() if is_adapter(directory) else b"")
+    for name in names:
+        try:
+            digest.update((directory / name).read_bytes())
+        except OSError:
+            raise CheckpointError(
+                f"{directory}: no {name}; give the model/ folder of a run"
+            ) from None
+    return digest.hexdigest()
 
 
 def read_config(directory: Path) -> MedMoeConfig:
@@ -107,6 +143,8 @@ def read_config(directory: Path) -> MedMoeConfig:
     Raises:
         CheckpointError: There is no config.json, or it is not one of ours.
     """
+    if is_adapter(directory):
+        return read_config(base_of(directory))
     path = directory / "config.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -130,6 +168,8 @@ def read_config(directory: Path) -> MedMoeConfig:
 
 def provenance(directory: Path) -> dict[str, Any]:
     """Return what a model directory says about its training; empty where it says nothing."""
+    if is_adapter(directory):
+        return provenance(base_of(directory))
     try:
         content = json.loads((directory / PROVENANCE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -141,31 +181,32 @@ def provenance(directory: Path) -> dict[str, Any]:
 def verify(directory: Path) -> None:
     """Check a model directory against its manifest without running anything in it.
 
+    Of an adapter its base is checked, and that its own files are there.
+
     Raises:
         CheckpointError: Names the offending file and what to do.
     """
-    if not directory.is_dir():
-        old = replaced_by(directory)
-        hint = f"rename {old} back to it" if old.is_dir() else "give the folder of a model"
-        raise CheckpointError(f"{directory}: no such model directory; {hint}")
-    if not (directory / MANIFEST).is_file():
-        raise CheckpointError(
-            f"{directory}: no {MANIFEST}; this is not a finished medmoe model directory "
-            "(the model/ folder of a run is)"
-        )
+    if is_adapter(directory):
+        check_adapter(directory)
+        return verify(base_of(directory))
+    refuse_other(directory)
     listed = read_manifest(directory, _FIX)
     if "config.json" not in listed:
         raise CheckpointError(f"{directory / MANIFEST}: lists no config.json; {_FIX}")
     for path in sorted(directory.iterdir()):
-        if path.suffix.lower() in _PICKLES:
+        if path.suffix.lower() in PICKLES:
             raise CheckpointError(f"{path}: pickle files are refused; use safetensors")
     check_files(directory, listed, _FIX)
     for name in listed:
-        _check_content(directory / name)
+        check_content(directory / name)
 
 
-def _check_content(path: Path) -> None:
-    """Refuse JSON that names foreign code, and weights whose header does not fit the file."""
+def check_content(path: Path) -> None:
+    """Refuse JSON that names foreign code, and weights whose header does not fit the file.
+
+    Raises:
+        CheckpointError: The file is one of these.
+    """
     if path.suffix == ".json":
         try:
             content = json.loads(path.read_text(encoding="utf-8"))

@@ -78,12 +78,14 @@ def read_manifest(directory: Path, fix: str) -> dict[str, Any]:
 
 
 def check_files(directory: Path, listed: Mapping[str, Any], fix: str) -> None:
-    """Check that a directory holds exactly the listed files, byte by byte.
+    """Check that a directory holds exactly the listed files, hidden ones aside, byte by byte.
 
     Raises:
         CheckpointError: Names the first file that is missing, unlisted or altered.
     """
-    present = {path.name for path in directory.iterdir()} - {MANIFEST}
+    # Hidden files are read by nobody; the hub's tools leave some (.gitattributes, .cache).
+    names = {path.name for path in directory.iterdir() if not path.name.startswith(".")}
+    present = names - {MANIFEST}
     for name in sorted(set(listed) ^ present):
         state = "missing" if name in listed else "not in the manifest"
         raise CheckpointError(f"{directory / name}: {state}; {fix}")

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from medmoe.errors import CheckpointError, ConfigError, MedMoeError
+from medmoe.errors import ConfigError, MedMoeError
 from medmoe.inference.chat import ChatChunk, ChatRequest
-from medmoe.model.checkpoint import read_config
-from medmoe.model.committed import MANIFEST
+from medmoe.model import locate
+from medmoe.model.checkpoint import identity, read_config
 
 #: What a model may be called: it stands in addresses, replies and requests. Letters of any script.
 _NAME, _OTHER = re.compile(r"[\w.:@+-]+"), re.compile(r"[^\w.:@+-]+")
@@ -179,22 +179,13 @@ def model_facts(directory: Path, name: str | None = None) -> ModelFacts:
         ConfigError: The name has a sign that no name may have.
         CheckpointError: It is no model folder.
     """
-    import hashlib
-
     if name is not None and not _NAME.fullmatch(name):
         raise ConfigError(
             f"--name {name!r} must be one or more letters, digits and . _ : @ + -; give another, "
             "or leave it out"
         )
     config = read_config(directory)
-    try:
-        manifest = (directory / MANIFEST).read_bytes()
-    except OSError:
-        raise CheckpointError(
-            f"{directory}: no {MANIFEST}; give the model/ folder of a run"
-        ) from None
-    named = name or name_of(directory)
-    return ModelFacts(named, hashlib.sha256(manifest).hexdigest(), tuple(config.domains or ()))
+    return ModelFacts(name or name_of(directory), identity(directory), tuple(config.domains or ()))
 
 
 def name_of(directory: Path) -> str:
@@ -204,6 +195,4 @@ def name_of(directory: Path) -> str:
     ``-``. A folder that leaves nothing to call it by (``/``, or ``/model`` in a container) is
     ``medmoe``.
     """
-    path = directory.resolve()
-    folder = path.parent.name if path.name == "model" else path.name
-    return _OTHER.sub("-", folder).strip(".-") or "medmoe"
+    return _OTHER.sub("-", locate.name_of(directory)).strip(".-") or "medmoe"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medmoe.errors import ConfigError
-from medmoe.model.committed import MANIFEST
+from medmoe.model.checkpoint import identity
 
 SETTINGS = "settings.json"
 
@@ -24,14 +24,12 @@ def hold_settings(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         out: The run's folder; it exists.
-        settings: JSON values, and ``model``, the model's folder: kept as its manifest's hash.
+        settings: JSON values, and ``model``, the model's folder: kept as its hash.
 
     Raises:
         ConfigError: The folder holds other files, or a run with other settings; one is named.
     """
-    model = Path(settings["model"])
-    manifest = hashlib.sha256((model / MANIFEST).read_bytes()).hexdigest()
-    wanted = {"version": 1, **settings, "model": manifest}
+    wanted = {"version": 1, **settings, "model": identity(Path(settings["model"]))}
     path = out / SETTINGS
     if path.is_file():
         _check_same(path, wanted)

@@ -24,6 +24,7 @@ from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.errors import ConfigError, MedMoeError
 from medmoe.inference.chat import ChatChunk, ChatRequest, ChatRow, fitting_ids, say
 from medmoe.model.checkpoint import read_config, verify
+from medmoe.model.locate import is_adapter
 from medmoe.model.processing_medmoe import MedMoeProcessor
 from medmoe.serving.chat_engine import (
     EngineError,
@@ -69,6 +70,11 @@ class VllmEngine:
         max_waiting: int = 32,
         options: Mapping[str, Any] | None = None,
     ) -> None:
+        if is_adapter(directory):
+            raise ConfigError(
+                f"{directory} is an adapter, and vLLM reads whole models; make one of it by "
+                f"`medmoe adopt {directory} --out DIR`"
+            )
         self._facts = model_facts(directory, name)
         self._directory, self._config = directory, read_config(directory)
         self._max_batch, self._max_waiting = max_batch, max_waiting

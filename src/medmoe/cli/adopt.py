@@ -1,0 +1,61 @@
+"""`medmoe adopt DIR`: a folder that another program saved becomes a model folder of ours."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from medmoe.cli import flags
+from medmoe.cli.parser import FOOTER
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `adopt`."""
+    parser.add_argument(
+        "source",
+        metavar="DIR",
+        help="folder that save_pretrained, the Trainer or PEFT has left, or a hub id",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="model folder to write (default: DIR itself; an adapter and a hub id need one)",
+    )
+    parser.add_argument(
+        "--processor",
+        metavar="MODEL",
+        help="take the processor of this model, if DIR has none",
+    )
+    parser.add_argument(
+        "--base",
+        metavar="MODEL",
+        help="of an adapter: the model it was trained on (default: what adapter_config.json names)",
+    )
+    flags.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Adopt, and print what was checked, left out and written.
+
+    Raises:
+        CheckpointError: DIR is no complete model of ours.
+        ConfigError: A flag is missing, or does not fit.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    from medmoe.model.adopt import adopt
+
+    disable_progress_bar()
+    done = adopt(args.source, args.out, processor=args.processor, base=args.base)
+    kind = f"a Med-MoE of {', '.join(done.domains)}" if done.domains else "a dense model"
+    print(f"checked: {kind}, {done.tensors} tensors, none missing and none left over")
+    print(f"processor: {done.processor}")
+    if done.base is not None:
+        print(f"merged onto: {done.base}")
+    print(f"removed: {', '.join(done.removed) or 'nothing'}")
+    print(f"written: {done.folder} ({', '.join(done.added)})")
+    print(FOOTER)
+    flags.write_json(args.json, asdict(done) | {"note": FOOTER})
+    return 0
