@@ -162,13 +162,17 @@ def test_what_is_exported_is_read_back(tmp_path: Path, table: Path, words: tuple
 def test_wrong_use_is_one_line(
     tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "data info needs a SET" in refused(capsys, "info")
+    assert "arguments are required: SET; see `medmoe data info --help`" in refused(capsys, "info")
+    assert "'--cuont'; did you mean --count?" in refused(capsys, "show", table, "--cuont", "3")
+    assert "arguments are required: ACTION" in refused(capsys)
     assert "did you mean 'vqa_rad'" in refused(capsys, "info", "vqarad")
-    assert "give the data folder with --data" in refused(capsys, "info", "vqa_rad")
+    assert "vqa_rad: where is it? give the data folder with --data" in refused(
+        capsys, "info", "vqa_rad"
+    )
     assert "data get needs --data DIR" in refused(capsys, "get", "slake")
     assert "hub cannot be reached" in refused(capsys, "get", "slake", "--data", tmp_path / "d")
     assert "is given twice" in refused(capsys, "info", table, table)
-    assert "choose" in refused(capsys, "sho", table)
+    assert "invalid choice: 'sho' (choose from" in refused(capsys, "sho", table)
 
 
 def test_real_test_images_of_vqa_rad_all_stand_in_train(shared: Path, tmp_path: Path) -> None:
@@ -185,3 +189,37 @@ def test_real_test_images_of_vqa_rad_all_stand_in_train(shared: Path, tmp_path: 
     assert test["answer_types"] == {"closed": 272, "open": 179}
     assert test["baselines"]["always_yes"] == {"closed": 43.38, "open": 0.0}  # 118 of 272
     assert test["rows_also_in"] == {"vqa_rad/train": 14}
+
+
+def test_own_data_is_read_as_it_is_and_how_is_said(
+    tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = table.read_text().replace(",train,", ",,").replace(",test,", ",,").replace(",", ";")
+    table.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    found = run(tmp_path, "info", f"{table}")
+    assert sum(part["n"] for part in found["splits"].values()) == 14
+    assert found["notes"] == [
+        f"{table}: read as UTF-8 with a byte-order mark",
+        f"{table}: columns are separated by semicolons",
+        next(note for note in found["notes"] if "no split is named: parted by picture" in note),
+    ]
+    said = capsys.readouterr().out
+    assert all(note in said for note in found["notes"])
+    part = run(tmp_path, "info", f"{table}:train")["splits"]
+    assert part == {"clinic/train": found["splits"]["clinic/train"]}
+
+
+def test_a_picture_outside_is_read_where_that_is_allowed(
+    tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out.png").write_bytes((table.parent / "0.png").read_bytes())
+    with table.open("a") as file:
+        file.write("../out.png,Is it?,yes,train,CT\n")
+    assert "row 16: image file '../out.png' lies outside" in refused(capsys, "info", table)
+    assert run(tmp_path, "info", table, "--allow-outside")["splits"]["clinic/train"]["n"] == 13
+
+
+def test_the_folder_of_a_known_set_is_recognised(shared: Path, tmp_path: Path) -> None:
+    found = run(tmp_path, "info", shared / "data" / "vqa-rad")
+    assert found["notes"] == [f"{shared / 'data' / 'vqa-rad'}: read as vqa_rad"]
+    assert list(found["splits"]) == ["vqa_rad/train", "vqa_rad/test"]

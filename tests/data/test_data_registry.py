@@ -161,7 +161,7 @@ def test_a_known_set_is_recognised_by_its_own_folder_and_the_one_above(
         bad = BadRows()
         with pytest.raises(DataError):  # the miniature holds nothing
             next(r for r in own if name == r.NAME).read(Path(), "train", bad)
-        assert bad.notes == [f"{root}: read as {name}"]
+        assert bad.notes == [f"{root / folder}: read as {name}"]
         assert inner or path.is_file()
 
 

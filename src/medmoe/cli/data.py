@@ -12,48 +12,67 @@ from pathlib import Path
 from typing import Any
 
 from medmoe.cli import flags
-from medmoe.cli.parser import FOOTER
+from medmoe.cli.parser import FOOTER, Parser
 from medmoe.errors import ConfigError
-
-ACTIONS = ("list", "info", "get", "show", "audit", "export")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `data`."""
-    parser.add_argument("action", choices=ACTIONS, metavar="ACTION", help=", ".join(ACTIONS))
-    parser.add_argument(
-        "sets",
-        nargs="*",
-        metavar="SET",
-        help="a name of `data list`, NAME/SPLIT, or your own table or folder of classes",
+    """Add the arguments of `data`: an action, and behind it those of the action."""
+    actions = parser.add_subparsers(
+        dest="action", metavar="ACTION", required=True, parser_class=Parser, help="what to do:"
     )
+    for name, action in _ACTIONS.items():
+        line = (action.__doc__ or "").splitlines()[0].rstrip(".")
+        inner = actions.add_parser(name, help=line[0].lower() + line[1:], description=f"{line}.")
+        _add_action(name, inner)
+
+
+def _add_action(name: str, parser: argparse.ArgumentParser) -> None:
+    if name != "list":
+        what = (
+            "a name of `data list`"
+            if name == "get"
+            else (
+                "a name of `data list`, or the path of a table, JSON, Parquet or folder; one "
+                "split of it as vqa_rad/test or clinic/data.csv:test"
+            )
+        )
+        parser.add_argument("sets", nargs="+", metavar="SET", help=what)
     flags.add_data(parser)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where show, audit, export write")
-    flags.add_seed(parser)
-    parser.add_argument(
-        "--on-bad-row",
-        choices=("fail", "skip"),
-        default="fail",
-        help="a row that cannot be used ends the command, or is left out and counted",
-    )
-    parser.add_argument(
-        "--check-images", action="store_true", help="info: also decode every picture once"
-    )
-    parser.add_argument(
-        "--count", type=flags.positive_int, default=20, metavar="N", help="show: pictures (20)"
-    )
-    parser.add_argument(
-        "--fix", choices=("image-disjoint",), help="audit: write a split without shared pictures"
-    )
-    parser.add_argument(
-        "--format", choices=("jsonl", "parquet"), default="jsonl", help="export: file format"
-    )
-    parser.add_argument(
-        "--target",
-        choices=("llama_factory", "swift", "trl"),
-        default="llama_factory",
-        help="export: whose chat form",
-    )
+    if name in ("info", "show", "audit", "export"):
+        parser.add_argument(
+            "--on-bad-row",
+            choices=("fail", "skip"),
+            default="fail",
+            help="a row that cannot be used ends the command (fail), or is left out and counted",
+        )
+        flags.add_allow_outside(parser)
+    if name in ("show", "audit", "export"):
+        flags.add_out(parser, f"runs/{_FOLDERS[name]}")
+    if name in ("show", "audit"):
+        flags.add_seed(parser)
+    if name == "info":
+        parser.add_argument(
+            "--check-images", action="store_true", help="also decode every picture once"
+        )
+    elif name == "show":
+        parser.add_argument(
+            "--count", type=flags.positive_int, default=20, metavar="N", help="pictures (20)"
+        )
+    elif name == "audit":
+        parser.add_argument(
+            "--fix", choices=("image-disjoint",), help="write a split without shared pictures"
+        )
+    elif name == "export":
+        parser.add_argument(
+            "--format", choices=("jsonl", "parquet"), default="jsonl", help="file format"
+        )
+        parser.add_argument(
+            "--target",
+            choices=("llama_factory", "swift", "trl"),
+            default="llama_factory",
+            help="whose chat form",
+        )
     flags.add_json(parser)
 
 
@@ -63,8 +82,6 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         DataError: A set is unknown, not there, or has rows that cannot be used.
     """
-    if args.action != "list" and not args.sets:
-        raise ConfigError(f"data {args.action} needs a SET; `medmoe data list` shows the names")
     result: dict[str, Any] = _ACTIONS[args.action](args)
     flags.write_json(args.json, result)
     print(FOOTER)
@@ -78,6 +95,7 @@ def _root(args: argparse.Namespace) -> Path | None:
 
 
 def _list(args: argparse.Namespace) -> dict[str, Any]:
+    """Name the known sets, and which of them are here."""
     from medmoe.data.registry import READERS, is_there
 
     root = _root(args)
@@ -110,11 +128,12 @@ def _list(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _info(args: argparse.Namespace) -> dict[str, Any]:
+    """Count rows, pictures, answers and modalities; list bad rows."""
     from medmoe.data.bad_rows import BadRows, readable
     from medmoe.experiments.data_audit import counts, read_parts
 
     bad = BadRows("skip")
-    parts = read_parts(args.sets, _root(args), bad)
+    parts = read_parts(args.sets, _root(args), bad, allow_outside=args.allow_outside)
     if args.check_images:
         parts = {name: readable(records, bad) for name, records in parts.items()}
     found = {name: counts(records) for name, records in parts.items()}
@@ -134,6 +153,7 @@ def _info(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _get(args: argparse.Namespace) -> dict[str, Any]:
+    """Fetch known sets from the Hugging Face hub into the folder of --data."""
     from medmoe.data.fetch import fetch
     from medmoe.data.registry import READERS
     from medmoe.errors import DataError, one_of
@@ -150,9 +170,10 @@ def _get(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _show(args: argparse.Namespace) -> dict[str, Any]:
+    """Draw a sheet of pictures with their questions and answers."""
     from medmoe.data.sheet import contact_sheet
 
-    out = flags.make_out_dir(args.out or Path("runs/data"))
+    out = flags.make_out_dir(args.out)
     written = {}
     for name, records in _parts(args).items():
         path = out / f"{name.replace('/', '-')}.png"
@@ -164,12 +185,15 @@ def _show(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _audit(args: argparse.Namespace) -> dict[str, Any]:
+    """Find pictures that splits share, bad rows, and what the answers give away."""
     from medmoe.data.bad_rows import BadRows
     from medmoe.experiments import data_audit
 
-    out = flags.make_out_dir(args.out or Path("runs/audit"))
+    out = flags.make_out_dir(args.out)
     bad = BadRows(args.on_bad_row)
-    found = data_audit.audit(data_audit.read_parts(args.sets, _root(args), bad), bad)
+    found = data_audit.audit(
+        data_audit.read_parts(args.sets, _root(args), bad, allow_outside=args.allow_outside), bad
+    )
     (out / "audit.html").write_text(data_audit.page(found), encoding="utf-8")
     flags.write_json(out / "audit.json", found.result)
     shared = [o for o in found.overlaps if o.shared_images]
@@ -192,12 +216,13 @@ def _audit(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _export(args: argparse.Namespace) -> dict[str, Any]:
+    """Write a set in the chat form of TRL, LLaMA-Factory or ms-swift."""
     from datasets import disable_progress_bars
 
     from medmoe.data.exchange import write_jsonl, write_parquet
 
     disable_progress_bars()
-    out = flags.make_out_dir(args.out or Path("runs/export"))
+    out = flags.make_out_dir(args.out)
     files = {}
     for name, records in _parts(args).items():
         stem = name.replace("/", "-")
@@ -210,6 +235,8 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
     return {"version": 1, "files": files}
 
 
+#: Where the actions write that write.
+_FOLDERS = {"show": "data", "audit": "audit", "export": "export"}
 _ACTIONS = {
     "list": _list,
     "info": _info,
@@ -225,7 +252,7 @@ def _parts(args: argparse.Namespace) -> dict[str, Any]:
     from medmoe.experiments.data_audit import read_parts
 
     bad = BadRows(args.on_bad_row)
-    parts = read_parts(args.sets, _root(args), bad)
+    parts = read_parts(args.sets, _root(args), bad, allow_outside=args.allow_outside)
     _print_met(bad)
     return parts
 

@@ -37,6 +37,13 @@ class Parser(argparse.ArgumentParser):
         values, unknown = self.parse_known_args(argv)
         if not unknown:
             return values
+        for action in self._actions:  # the flags of an action (`data audit`) are that parser's
+            if isinstance(action, argparse._SubParsersAction):
+                action.choices[getattr(values, action.dest)].refuse(unknown)
+        self.refuse(unknown)
+
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """Raise a `ConfigError` for words that no argument takes; the nearest flag is named."""
         flag = next((word for word in unknown if word.startswith("-")), unknown[0])
         name = flag.split("=", 1)[0]
         near = difflib.get_close_matches(name, self._option_string_actions, n=1)

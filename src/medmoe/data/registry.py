@@ -176,7 +176,7 @@ def reader_of(name: str | Path) -> Reader:
 
 def _at(path: Path, allow_outside: bool) -> list[Reader]:
     """Return the readers of what lies at a path: known sets, a table, or a folder of classes."""
-    if known := [_Located.at(reader, root) for reader, root in _known_at(path)]:
+    if known := [_Located.at(reader, root, path) for reader, root in _known_at(path)]:
         return known
     table = own.find(path, allow_outside)
     classes = path.is_dir() and folder_per_class.looks_like_one(path)
@@ -223,6 +223,7 @@ class _Located:
 
     reader: Reader
     root: Path
+    path: Path
     NAME: str
     SPLITS: tuple[str, ...]
     MARKERS: tuple[str, ...]
@@ -230,15 +231,15 @@ class _Located:
     SOURCE: common.Source
 
     @classmethod
-    def at(cls, reader: Reader, root: Path) -> Reader:
+    def at(cls, reader: Reader, root: Path, path: Path) -> Reader:
         facts = (reader.NAME, reader.SPLITS, reader.MARKERS, reader.LICENCE, reader.SOURCE)
-        return cls(reader, root, *facts)
+        return cls(reader, root, path, *facts)
 
     def read(self, root: Path, split: str, bad: BadRows | None = None) -> list[Record]:
         """Return the records of a split, and say what the folder was taken for."""
         del root
         if bad is not None:
-            bad.say(f"{self.root}: read as {self.NAME}")
+            bad.say(f"{self.path}: read as {self.NAME}")
         return self.reader.read(self.root, split, bad)
 
 
