@@ -88,6 +88,12 @@ def test_options_are_the_classes_of_all_splits(tmp_path: Path) -> None:
     assert "no training picture of class zzz" in said
 
 
+def test_one_split_given_alone_says_how_to_have_the_classes_of_all(tmp_path: Path) -> None:
+    path = tiles(tmp_path, *(f"{split}/{c}" for split in ("train", "test") for c in "ab"))
+    _, said = read(path / "test")
+    assert f"test: read alone, with its own classes as options; give {path}:test" in said
+
+
 def test_numbers_are_classes_in_the_order_of_numbers(tmp_path: Path) -> None:
     parts, _ = read(tiles(tmp_path, "0", "1", "2", "10"))
     assert parts["train"][0].options == ("0", "1", "2", "10")

@@ -282,6 +282,14 @@ def test_a_picture_outside_the_folder_of_its_table_is_refused_unless_allowed(
     assert len(everything(path)) == 1
 
 
+def test_a_picture_has_one_name_however_a_row_spells_its_path(tmp_path: Path) -> None:
+    names = ("a.png", "./a.png", ".//a.png", ".\\a.png", str(tmp_path / "a.png"))
+    rows = "".join(f"{name},Question {n}?,x\n" for n, name in enumerate(names))
+    found = everything(write(tmp_path, f"{HEADER}\n{rows}"))
+    assert {record.image.id for record in found} == {"scans/a.png"}
+    assert len(found) == len(names)
+
+
 def test_labels_are_classes_with_all_of_the_set_as_options(tmp_path: Path) -> None:
     path = write(tmp_path, "file_name,label,split\na.png,10,train\nb.png,9,test\n", "metadata.csv")
     (train,), (test,) = (registry.read(path, tmp_path, split) for split in ("train", "test"))

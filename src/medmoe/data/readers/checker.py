@@ -233,7 +233,8 @@ class Checker:
         name = plain_text(path, "image", where)
         file = common.image_file(folder, name, where, self.allow_outside)
         self.backslashes |= "\\" in name
-        return file, name.replace("\\", "/")
+        true, inside = file.resolve(), folder.resolve()  # one name, however a row spells the path
+        return file, (true.relative_to(inside) if true.is_relative_to(inside) else true).as_posix()
 
     def _note_repeat(self, record: Record) -> None:
         further = [text for turn in record.further for text in turn]

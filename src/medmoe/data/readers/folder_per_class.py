@@ -43,6 +43,13 @@ class FolderPerClass(OwnSet):
             if folder not in (f for others in splits.values() for f in others)
         ]
         self._say_what_is_not_read(splits, classes, bad)
+        above = self.path.resolve().parent
+        of_above = [split for split, ones in _splits(above).items() if self.path.resolve() in ones]
+        if of_above:
+            bad.say(
+                f"{self.path}: read alone, with its own classes as options; give {above}:"
+                f"{of_above[0]} for the split of a set with the classes of all"
+            )
         files = {folder: list(_files(folder)) for _, folder in classes}
         labels = self._labels([folder for _, folder in classes if files[folder]])
         options = refuse_one_class(set(labels.values()), self.path)
