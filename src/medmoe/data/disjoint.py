@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from medmoe.data.readers.common import hash_share, read_json
-from medmoe.data.schema import ImageRecord, Record
-from medmoe.errors import DataError
+from medmoe.data.readers.common import hash_share
+from medmoe.data.schema import ImageRecord
 
 #: Share of the pictures of each part.
 SHARES: Mapping[str, float] = {"train": 0.7, "val": 0.1, "test": 0.2}
@@ -76,20 +74,3 @@ def split_content(parts: Mapping[str, Sequence[str]], seed: int) -> dict[str, An
     return {"seed": seed} | {
         p: [n.removeprefix(prefix) for n in names] for p, names in parts.items()
     }
-
-
-def of_part(records: Iterable[Record], path: Path, part: str) -> list[Record]:
-    """Return the records on the images of one part of a split's file.
-
-    Raises:
-        DataError: The file has no such part, or names none of the images.
-    """
-    content = read_json(path)
-    names = content.get(part) if isinstance(content, dict) else None
-    if not isinstance(names, list):
-        raise DataError(f"{path}: no list {part!r}; it has train, val and test")
-    wanted = set(names)
-    kept = [r for r in records if {r.image.id, r.image.id.partition("/")[2]} & wanted]
-    if not kept:
-        raise DataError(f"{path}: {part} names none of these images; is it the split of this set?")
-    return kept
