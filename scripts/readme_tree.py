@@ -1,15 +1,14 @@
 """Brings the two file trees up to date with src/medmoe: `make tree`.
 
-docs/files.md has one line per file; README.md one entry per folder, which names its files. What a
-line says about a file is kept; a new file gets the first sentence of its docstring, to be shortened
-by hand in docs/files.md. Recipes and templates are named on the line of their folder.
+docs/files.md has one line per file, README.md one per folder. What a line says about a file is kept;
+a new file gets the first sentence of its docstring, to be shortened by hand in docs/files.md.
+Recipes and templates are named on the line of their folder in docs/files.md.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +17,6 @@ SOURCE = ROOT / "src" / "medmoe"
 README, FILES = ROOT / "README.md", ROOT / "docs" / "files.md"
 BLOCK = re.compile(r"(?<=```text\n)src/medmoe/.*?(?=```)", re.DOTALL)
 COLUMN = 27
-WIDTH = 100
 DATA_SUFFIXES = {".yaml", ".j2", ".csv", ".css", ".js"}
 
 
@@ -74,31 +72,13 @@ def by_file(known: dict[str, str]) -> list[str]:
 
 
 def by_folder(known: dict[str, str]) -> list[str]:
-    """Return the tree with one entry per folder: what it is, then the names of its modules.
-
-    The names stand on the folder's own line where there is room.
-    """
-    lines = ["src/medmoe/", *_names(SOURCE, "  ")]
+    """Return the tree with one line per folder: what it is. Recipes and templates have none."""
+    lines = ["src/medmoe/"]
     for start, path in entries(SOURCE):
-        if path.is_dir():
-            about = described(path, known.get(path.relative_to(SOURCE).as_posix(), ""))
-            line = _shortened(f"{start:<{COLUMN}} {about}".rstrip())
-            names = _names(path, " " * (len(start) - len(start.lstrip()) + 4))
-            together = f"{line}: {names[0].strip()}" if len(names) == 1 else ""
-            lines += [together] if 0 < len(together) <= WIDTH else [line, *names]
+        if path.is_dir() and any(path.rglob("*.py")):
+            about = known.get(path.relative_to(SOURCE).as_posix(), "") or described(path, "")
+            lines.append(f"{start:<{COLUMN}} {about.split('{', maxsplit=1)[0].rstrip(': ')}".rstrip())
     return lines
-
-
-def _shortened(line: str) -> str:
-    """Name only the first and the last file of a line that is too long; docs/files.md has all."""
-    if len(line) <= WIDTH:
-        return line
-    return re.sub(r"\{([^,}]+), .*, ([^,}]+)\}", r"{\1, …, \2}", line)
-
-
-def _names(folder: Path, indent: str) -> list[str]:
-    names = sorted(path.name for path in folder.glob("*.py") if path.name != "__init__.py")
-    return textwrap.wrap(" ".join(names), WIDTH, initial_indent=indent, subsequent_indent=indent)
 
 
 def main() -> None:

@@ -61,21 +61,9 @@ def tree_of(text: str) -> dict[str, str]:
     return found
 
 
-def files_in_readme() -> set[str]:
-    """Return the modules that the README's tree names under their folders."""
-    (block,) = (text for text in blocks(README, "text") if text.startswith("src/medmoe/"))
-    found: set[str] = set()
-    folders: list[str] = []
-    for line in block.splitlines()[1:]:
-        first, *others = line.split()
-        if first.endswith("/"):
-            depth = (len(line) - len(line.lstrip())) // 2 - 1
-            folders[depth:] = [first.rstrip("/")]
-            others = [name for name in others if name.endswith(".py")]
-        else:
-            others = [first, *others]
-        found |= {"/".join([*folders, name]) for name in others}
-    return found
+def folders_in_readme() -> dict[str, str]:
+    """Return what the README says of each folder of the package."""
+    return {name: about for name, about in tree_of(README).items() if name.endswith("/")}
 
 
 def modules() -> set[str]:
@@ -119,8 +107,13 @@ def test_readme_is_short_and_runs_something_early() -> None:
     assert lines.index("```bash") + 1 < FIRST_COMMAND_BEFORE
 
 
-def test_tree_of_the_readme_names_every_module() -> None:
-    assert files_in_readme() == modules(), "run `make tree`"
+def test_readme_says_of_every_folder_of_modules_what_it_is() -> None:
+    source = ROOT / "src" / "medmoe"
+    packages = {path.parent.relative_to(source) for path in source.rglob("__init__.py")}
+    folders = {f"{package.as_posix()}/" for package in packages - {Path()}}
+    said = folders_in_readme()
+    assert set(said) == folders, "run `make tree`"
+    assert all(said.values())
 
 
 def test_tree_of_one_line_per_file_is_the_tree() -> None:
