@@ -106,8 +106,9 @@ def test_what_systems_leave_is_ignored_and_what_is_not_read_is_named(tmp_path: P
     (path / "empty").mkdir()
     parts, said = read(path)
     assert sorted(classes([r for found in parts.values() for r in found])) == ["a", "b"]
-    assert "system files, beside the classes: .ipynb_checkpoints, @eaDir, Thumbs.db" in said
-    assert "not read, beside the classes: labels.csv; give the path of a table" in said
+    names = ".ipynb_checkpoints, @eaDir, Thumbs.db, __MACOSX, a/.DS_Store and 2 more"
+    assert f"files of systems are ignored: {names}" in said
+    assert "not read, beside the classes: labels.csv" in said
     assert "empty: holds no picture, is no class" in said
 
 

@@ -85,21 +85,18 @@ class FolderPerClass(OwnSet):
             if len(folders) > 1:
                 names = " and ".join(sorted(folder.name for folder in folders))
                 bad.say(f"{self.path}: {names} are read together, as {split}")
-        read = {folder for folders in splits.values() for folder in folders}
-        read |= {folder for _, folder in classes}
-        places = dict.fromkeys((self.path, *(f for fs in splits.values() for f in fs)))
-        for kind, of_system in (("system files", True), ("not read", False)):
-            found = [
-                str(entry.relative_to(self.path))
-                for place in places
-                for entry in sorted(place.iterdir())
-                if entry not in read and _of_system(entry) == of_system
-            ]
+        beside = dict.fromkeys((self.path, *(f for folders in splits.values() for f in folders)))
+        inside = dict.fromkeys(folder for _, folder in classes)
+        entries = [e for place in (*beside, *inside) for e in sorted(place.iterdir())]
+        other = [e for e in entries if e.parent in beside and e not in beside and e not in inside]
+        for what, found in (
+            ("files of systems are ignored", [e for e in entries if _of_system(e)]),
+            ("not read, beside the classes", [e for e in other if not _of_system(e)]),
+        ):
+            names = ", ".join(str(entry.relative_to(self.path)) for entry in found[:5])
+            more = f" and {len(found) - 5} more" if len(found) > 5 else ""
             if found:
-                more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-                names = ", ".join(found[:5])
-                hint = "" if of_system else "; give the path of a table to read it instead"
-                bad.say(f"{self.path}: {kind}, beside the classes: {names}{more}{hint}")
+                bad.say(f"{self.path}: {what}: {names}{more}")
         for _, folder in classes:
             if not any(_files(folder)):
                 bad.say(f"{folder}: holds no picture, is no class")
