@@ -26,9 +26,10 @@ from medmoe.cli.main import main
 from medmoe.cli.train_display import Display, bar
 from medmoe.config.schema import PhaseName
 from medmoe.experiments import phases as running
+from medmoe.experiments.outlook import Outlook
 from medmoe.experiments.plan import is_main
 from medmoe.model.checkpoint import provenance, save_model
-from medmoe.training.meter import Measured
+from medmoe.training.meter import Measured, Validated
 
 
 @pytest.fixture(autouse=True)
@@ -133,6 +134,9 @@ def test_a_recipe_that_breaks_a_rule_is_one_line(
         ("model.moe_layers=[0,9]", "must lie in 0..3"),
         ("model.language_model=phi3", "unknown language model 'phi3'"),
         ("run.trackers=[mlflow]", "run.trackers.0 = 'mlflow'"),
+        ("validation.data=[]", "must list sets as set/split"),
+        ("validation.every=0", "validation.every = 0: "),
+        ("validation.keep_bst=true", "did you mean 'keep_best'"),
     ],
 )
 def test_a_setting_that_breaks_a_rule_is_one_line(
@@ -374,14 +378,36 @@ def point(phase: PhaseName = "phase3_moe", **changes: Any) -> Measured:
 def test_the_live_view_shows_all_that_is_measured(tmp_path: Path) -> None:
     console = Console(width=100, force_terminal=True, record=True, file=open("view.txt", "w"))  # noqa: SIM115
     display = Display(micro_plan(tmp_path / "out"), console)
+    names: tuple[PhaseName, ...] = ("phase2_instruction", "phase3_moe")
+    run = Outlook(dict.fromkeys(names, 10), dict.fromkeys(names, 1.0))
+    display.measured(run)
+    run.note("phase2_instruction", 1, 0.0)
+    run.note("phase2_instruction", 10, 9.0)
     display.progress("phase3_moe", 5, 10, None)
     display.measured(point())
+    display.measured(Validated("phase3_moe", 5, 10, 0.625, 71.9, 2.5))
     console.print(display.view())
     text = console.export_text()
     for part in ("phase3_moe", "5/10", "loss 1.250", "lr 3.00e-04", "1,234 tokens/s"):
         assert part in text
+    for part in ("whole run", "validation 0.625", "72 % right", "whole run 75 %, about 5 s left"):
+        assert part in text
     for part in ("8.5 images/s", "0.75 GiB", "00:01:15 left", "ct expert", "50 %", "waiting"):
         assert part in text
+
+
+def test_a_log_file_has_the_validations_and_the_time_of_the_whole_run(tmp_path: Path) -> None:
+    console = Console(width=100, record=True, file=open("log.txt", "w"))  # noqa: SIM115
+    display = Display(micro_plan(tmp_path / "out"), console)
+    run = Outlook({"phase3_moe": 10}, {"phase3_moe": 1.0})
+    display.measured(run)
+    run.note("phase3_moe", 1, 0.0)
+    run.note("phase3_moe", 5, 400.0)
+    display.measured(point())
+    display.measured(Validated("phase3_moe", 5, 10, 0.625, None, 2.5))
+    text = console.export_text()
+    assert "00:01:15 left; whole run 50 %, about 8 min left" in text
+    assert "phase3_moe 5/10  validation 0.625\n" in text
 
 
 @pytest.mark.parametrize(("share", "blocks"), [(0.0, ""), (0.5, "███"), (1.0, "██████")])

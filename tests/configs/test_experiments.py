@@ -102,6 +102,15 @@ def test_the_resolved_recipe_is_a_recipe_itself(name: str, tmp_path: Path) -> No
     assert again.sha256 == found.sha256
 
 
+def test_what_only_measures_is_no_part_of_the_hash_of_a_run() -> None:
+    plain, measured, kept = (
+        load_recipe("tiny_phantom", [change])
+        for change in ("validation=null", "validation.every=7", "validation.keep_best=true")
+    )
+    assert measured.spec.validation is not None
+    assert plain.sha256 == measured.sha256 != kept.sha256
+
+
 @pytest.mark.parametrize("name", ["phi2", "stablelm2"])
 def test_the_papers_runs_have_table_11s_values(name: str) -> None:
     spec = load_recipe(name).spec

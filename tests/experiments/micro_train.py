@@ -24,6 +24,7 @@ SMALL = [
     "router.labels=16",
     "run.save_every=2",
     "run.log_every=1",
+    "validation=null",
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,29 +16,34 @@ from tests.experiments.micro import micro_plan as demo_plan
 from tests.experiments.micro_train import SMALL, micro_plan, micro_recipe, silent
 
 from medmoe.config.schema import PHASES
+from medmoe.data.leakage import drop_near_duplicates, images_of
+from medmoe.data.phantom import read_phantom
 from medmoe.experiments import phases as running
 from medmoe.experiments.demo_corpus import phantom_corpus
 from medmoe.experiments.estimate import estimate
 from medmoe.experiments.handover import check_input, load_router, save_router
+from medmoe.experiments.outlook import Outlook
 from medmoe.experiments.pipeline import train_all
 from medmoe.experiments.plan import plan_train
 from medmoe.experiments.recipe import load_recipe
 from medmoe.experiments.run import run_train
+from medmoe.experiments.validation import spread, strict_score
 from medmoe.inference.engine import MedMoe
 from medmoe.model.checkpoint import provenance, verify
-from medmoe.training.meter import Measured
+from medmoe.training.meter import Measured, Validated
 
 PHASES_OF_TINY = PHASES[:-1]
+VALIDATION = "validation={data: [phantom/validation], every: 2, questions: 5}"
+ANSWERING = ("phase2_instruction", "phase3_moe")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, list[Measured]]:  # type: ignore[type-arg]
-    """A finished run of all phases, its summary, and what was measured."""
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, list[Any]]:  # type: ignore[type-arg]
+    """A finished run of all phases, its summary, and all that its listener was told."""
     out = tmp_path_factory.mktemp("run") / "tiny"
-    points: list[Measured] = []
-    summary = run_train(
-        micro_plan(out, "run.answers_only=false", label_counts=(0, 4, 16)), silent, points.append
-    )
+    points: list[Any] = []
+    settings = ("run.answers_only=false", VALIDATION)
+    summary = run_train(micro_plan(out, *settings, label_counts=(0, 4, 16)), silent, points.append)
     return out, summary, points
 
 
@@ -61,8 +67,8 @@ def test_every_phase_leaves_a_run_directory(run) -> None:  # type: ignore[no-unt
         assert facts["hardware"]["cores"] >= 1
         assert (folder / "dirty.diff").is_file() == facts["dirty"]
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        assert [line["step"] for line in lines] == [1, 2, 3]
-        assert lines[-1]["loss"] == facts["finished"]["loss"]
+        assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
+        assert [line["loss"] for line in lines if "loss" in line][-1] == facts["finished"]["loss"]
 
 
 def test_the_config_of_a_run_directory_is_the_recipe(run) -> None:  # type: ignore[no-untyped-def]
@@ -117,6 +123,7 @@ def test_the_router_is_scored_and_the_label_curve_written(run) -> None:  # type:
 
 def test_what_is_measured_adds_up(run) -> None:  # type: ignore[no-untyped-def]
     _, _, points = run
+    points = [point for point in points if isinstance(point, Measured)]
     moe = [point for point in points if point.phase == "phase3_moe"]
     assert [point.step for point in moe] == [1, 2, 3]
     assert all(point.tokens_per_second > point.images_per_second > 0 for point in moe)
@@ -129,8 +136,73 @@ def test_what_is_measured_adds_up(run) -> None:  # type: ignore[no-untyped-def]
     assert not [point for point in points if point.phase != "phase3_moe" and point.experts]
 
 
+def test_validation_is_measured_in_the_phases_that_answer(run) -> None:  # type: ignore[no-untyped-def]
+    out, summary, points = run
+    told = [point for point in points if isinstance(point, Validated)]
+    assert {point.phase for point in told} == {"phase1_alignment", *ANSWERING}
+    for phase in PHASES_OF_TINY:
+        of_phase = [point for point in told if point.phase == phase]
+        lines = [json.loads(line) for line in (out / phase / "metrics.jsonl").open()]
+        rows = [line for line in lines if "validation_loss" in line]
+        assert [row["step"] for row in rows] == [p.step for p in of_phase]
+        assert [row["validation_loss"] for row in rows] == [p.validation_loss for p in of_phase]
+        finished = summary["phases"][phase]
+        assert finished["kept_step"] is None
+        if not of_phase:
+            assert finished["validation"] is None
+            continue
+        assert [point.step for point in of_phase] == [2, 3]
+        scores = {point.strict_score for point in of_phase}
+        assert (None in scores) == (phase == "phase1_alignment")  # its captions are not scored
+        assert scores <= {None, 0, 20, 40, 60, 80, 100}
+        assert finished["validation"]["loss"] == rows[-1]["validation_loss"]
+
+
+def test_the_strict_score_is_that_of_the_finished_model(run) -> None:  # type: ignore[no-untyped-def]
+    out, summary, _ = run
+    records = read_phantom("validation", 12, seed=7, size=64)
+    kept, dropped = drop_near_duplicates(records, read_phantom("train", 24, seed=7, size=64))
+    facts = json.loads((out / "phase3_moe" / "run.json").read_text())
+    assert facts["data"]["dropped_near_duplicates"]["phantom/validation"] == dropped
+    engine = MedMoe.load(out / "phase3_moe" / "model")
+    asked = spread([r for r in kept if r.task != "caption"], 5, 7)
+    images = images_of(asked)
+    rows = {image.id: row for row, image in enumerate(images)}
+    features = engine.encode([image.source for image in images])
+    score = strict_score(engine.processor, asked, features, rows)(engine.model)
+    assert summary["phases"]["phase3_moe"]["validation"]["strict_score"] == score
+
+
+def test_a_draw_of_questions_is_fixed_and_on_as_many_pictures_as_there_are() -> None:
+    records = [r for r in read_phantom("validation", 6, seed=1, size=32) if r.task == "vqa"]
+    drawn = spread(records, 6, 3)
+    assert len({record.image.id for record in drawn}) == 6
+    assert spread(records[::-1], 6, 3) == drawn
+    assert spread(records, 6, 4) != drawn
+    assert spread(records, 4, 3) == drawn[:4]
+    assert sorted(r.id for r in spread(records, 999, 3)) == sorted(r.id for r in records)
+
+
+def test_the_report_has_the_curves_of_all_phases(run) -> None:  # type: ignore[no-untyped-def]
+    out, _, _ = run
+    page = (out / "report.html").read_text(encoding="utf-8")
+    for phase in PHASES_OF_TINY:
+        assert f"{phase}, from " in page
+    assert page.count("strict score at the end") == len(ANSWERING)
+
+
+def test_the_listener_is_told_first_what_the_whole_run_takes(run) -> None:  # type: ignore[no-untyped-def]
+    _, _, points = run
+    assert points[0].steps == dict.fromkeys(PHASES_OF_TINY, 3)
+    assert all(flops > 0 for flops in points[0].flops.values())
+    assert not [point for point in points[1:] if isinstance(point, Outlook)]
+
+
 def test_train_and_demo_give_the_same_weights(run) -> None:  # type: ignore[no-untyped-def]
-    """One goes over disk from phase to phase, the other stays in memory: not a bit may differ."""
+    """One goes over disk from phase to phase, the other stays in memory: not a bit may differ.
+
+    Nor does it matter that one is measured on the way.
+    """
     out, _, _ = run
     plan = demo_plan()
     recipe = micro_recipe().spec
@@ -154,7 +226,7 @@ def test_a_finished_run_resumed_trains_nothing(run) -> None:  # type: ignore[no-
     def forbidden(*args: object) -> None:
         raise AssertionError("a finished phase was trained again")
 
-    plan = micro_plan(out, "run.answers_only=false", resume=True)
+    plan = micro_plan(out, "run.answers_only=false", VALIDATION, resume=True)
     again = run_train(plan, forbidden, None)  # type: ignore[arg-type]
     assert again["phases"] == summary["phases"]
 
@@ -167,13 +239,18 @@ def test_a_broken_phase_is_resumed_and_ends_with_the_same_weights(run, tmp_path:
     shutil.rmtree(last / "model")
     shutil.rmtree(last / "checkpoints" / "step-3")
     seen: list[int] = []
-    plan = micro_plan(broken, "run.answers_only=false", resume=True)
+    plan = micro_plan(broken, "run.answers_only=false", VALIDATION, resume=True)
     run_train(plan, lambda phase, step, steps, loss: seen.append(step), None)
     assert set(seen) == {3}
     before, after = weights(out / "phase3_moe" / "model"), weights(last / "model")
     assert all(torch.equal(before[name], after[name]) for name in before)
-    lines = [json.loads(line) for line in (last / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 3]
+    lines, whole = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (last, out / "phase3_moe")
+    )
+    assert [line["step"] for line in lines] == [1, 2, 2, 3, 3]
+    for key in ("loss", "validation_loss", "strict_score"):
+        assert [line.get(key) for line in lines] == [line.get(key) for line in whole]
     facts = json.loads((last / "run.json").read_text())["finished"]
     assert facts["resumed_from"] == 2
 

@@ -131,3 +131,14 @@ def test_nothing_to_draw_is_an_error() -> None:
 def test_matrix_that_does_not_fit_its_labels_is_named() -> None:
     with pytest.raises(DataError, match=r"layer 2 has shape \(2, 2\) but there are 3 row"):
         figures.expert_heatmap({2: np.eye(2)}, ("a", "b", "c"), NAMES)
+
+
+def test_validation_is_drawn_beside_the_loss_and_the_score_below() -> None:
+    curve = {"phase1": [(1, 2.0), (9, 1.0)], "phase2": [(1, 1.0)]}
+    svg = figures.learning_curves(
+        curve, {"phase1": [(4, 1.5), (9, 1.25)]}, {"phase1": [(4, 20.0), (9, 71.9)]}
+    )
+    found = texts(svg)
+    assert found.count("validation loss") == found.count("strict score on validation") == 1
+    assert "strict score at the end 71.9 %" in svg
+    assert "validation" not in figures.learning_curves(curve)

@@ -19,8 +19,9 @@ from medmoe.cli.console import log_to
 from medmoe.cli.parser import FOOTER
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
+from medmoe.experiments.outlook import Outlook
 from medmoe.experiments.plan import TrainPlan
-from medmoe.training.meter import Measured
+from medmoe.training.meter import Measured, Validated
 
 _BAR = "▏▎▍▌▋▊▉█"
 
@@ -33,6 +34,8 @@ class Display:
         self._console = console or Console()
         self._steps: dict[PhaseName, tuple[int, int]] = {}
         self._points: dict[PhaseName, Measured] = {}
+        self._validated: dict[PhaseName, Validated] = {}
+        self._outlook: Outlook | None = None
         self._now: PhaseName | None = None
         self._begun = time.monotonic()
         self._stack = ExitStack()
@@ -73,15 +76,28 @@ class Display:
         """Take note of a step."""
         self._now = phase
         self._steps[phase] = (step, steps)
+        if self._outlook is not None:
+            self._outlook.note(phase, step)
 
-    def measured(self, point: Measured) -> None:
-        """Take note of a point of the learning curve; outside a terminal print ten a phase."""
+    def measured(self, point: Outlook | Measured | Validated) -> None:
+        """Take note of a point of the run's course; outside a terminal print ten a phase."""
+        if isinstance(point, Outlook):
+            self._outlook = point
+            return
+        if isinstance(point, Validated):
+            self._validated[point.phase] = point
+            if not self._console.is_terminal:
+                what = "  ".join(filter(None, validation(point)))
+                line = f"{point.phase} {point.step}/{point.steps}  {what}"
+                self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            return
         self._points[point.phase] = point
         if self._console.is_terminal:
             return
+        told = filter(None, (facts(point), self._whole()))
         tenth = max(1, point.steps // 10)
         if point.step % tenth == 0 or point.step == point.steps:
-            line = f"{point.phase} {point.step}/{point.steps}  {facts(point)}"
+            line = f"{point.phase} {point.step}/{point.steps}  {'; '.join(told)}"
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
         if point.step == point.steps:
             for domain, shares in point.experts.items():
@@ -95,7 +111,7 @@ class Display:
         parts: list[RenderableType] = [self._phases()]
         point = self._points.get(self._now) if self._now else None
         if point is not None:
-            parts.append(Text(facts(point)))
+            parts += [Text(facts(point)), Text(self._whole())]
             if point.experts:
                 parts.append(experts_table(point, self._plan.recipe.spec.model.domains))
         return Group(*parts)
@@ -104,7 +120,14 @@ class Display:
         """Print how each phase ended, where the model is, and what to do with it."""
         for phase, found in summary["phases"].items():
             loss = f"loss {found['loss']:.4f}" if found.get("loss") is not None else "no steps"
-            line = f"{phase}: {loss} after {found.get('steps', 0)} steps, {self._plan.out / phase}"
+            kept = f"{loss} after {found.get('steps', 0)} steps"
+            if found.get("kept_step") is not None:
+                kept += f", the weights of step {found['kept_step']} kept"
+            if measured := found.get("validation"):
+                score = measured["strict_score"]
+                kept += f"; validation loss {measured['loss']:.4f}"
+                kept += "" if score is None else f", strict score {score:.1f} %"
+            line = f"{phase}: {kept}, {self._plan.out / phase}"
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
         router = summary["router"]
         if router:
@@ -134,11 +157,22 @@ class Display:
             style = "bold" if phase == self._now and step < steps else "dim" if not steps else ""
             table.add_row(
                 Text(phase, style=style),
-                ProgressBar(total=max(1, steps), completed=step, width=24),
+                ProgressBar(total=max(1, steps), completed=step, width=12),
                 f"{step}/{steps}" if steps else "waiting",
                 f"loss {point.loss:.3f}" if point else "",
+                *(validation(self._validated[phase]) if phase in self._validated else ("", "")),
             )
+        if self._outlook is not None:
+            share = self._outlook.share()
+            table.add_row("whole run", ProgressBar(total=1.0, completed=share, width=12))
         return table
+
+    def _whole(self) -> str:
+        """Return how far the whole run is."""
+        left = self._outlook.seconds_left() if self._outlook is not None else None
+        if self._outlook is None or left is None:
+            return ""
+        return f"whole run {100 * self._outlook.share():.0f} %, about {_duration(left)} left"
 
 
 def facts(point: Measured) -> str:
@@ -156,6 +190,12 @@ def facts(point: Measured) -> str:
             f"{left} left",
         ]
     )
+
+
+def validation(point: Validated) -> tuple[str, str]:
+    """Return a validation's loss and its strict score, in words."""
+    score = "" if point.strict_score is None else f"{point.strict_score:.0f} % right"
+    return f"validation {point.validation_loss:.3f}", score
 
 
 def experts_table(point: Measured, domains: tuple[str, ...]) -> Table:

@@ -170,6 +170,6 @@ def _known_keys(spec: type[BaseModel], parents: Sequence[str]) -> list[str]:
         fields = getattr(current, "model_fields", None)
         if fields and part in fields:
             annotation: Any = fields[part].annotation
-            arguments = getattr(annotation, "__args__", ())
+            arguments = [a for a in getattr(annotation, "__args__", ()) if a is not type(None)]
             current = arguments[-1] if arguments else annotation
     return list(getattr(current, "model_fields", {}))

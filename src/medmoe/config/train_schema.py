@@ -26,6 +26,13 @@ from medmoe.errors import one_of
 _SET = re.compile(r"[a-z0-9_]+/[a-z0-9_-]+")
 
 
+def _sets(names: tuple[str, ...]) -> tuple[str, ...]:
+    bad = [name for name in names if not _SET.fullmatch(name)]
+    if bad or not names:
+        raise ValueError("must list sets as set/split, e.g. [vqa_rad/train]")
+    return names
+
+
 class LoraSpec(Strict):
     """Low-rank adapters on the domain and meta experts (paper, Table 7), merged at the end.
 
@@ -69,10 +76,7 @@ class TrainPhaseSpec(PhaseSpec):
     @field_validator("data")
     @classmethod
     def _named_sets(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        bad = [name for name in names if not _SET.fullmatch(name)]
-        if bad or not names:
-            raise ValueError("must list sets as set/split, e.g. [vqa_rad/train]")
-        return names
+        return _sets(names)
 
     @field_validator("tasks")
     @classmethod
@@ -146,6 +150,32 @@ class RouterSpec(Strict):
     label_counts: tuple[Annotated[int, Field(ge=0)], ...] = ()
 
 
+class ValidationSpec(Strict):
+    """What is measured while the phases train that answer: validation loss and strict score.
+
+    Attributes:
+        data: Sets to measure on; of their pictures, those that nearly equal a trained one are left
+            out.
+        every: Steps between two measurements; a phase's last step is always measured.
+        questions: The loss is that of so many of their records, a fixed draw, and the strict score
+            that of so many questions.
+        score: Whether the questions are asked, too.
+        keep_best: A phase ends with the weights of the step with the best score (of equal ones, the
+            lower loss) instead of the last ones.
+    """
+
+    data: tuple[str, ...]
+    every: Positive
+    questions: Positive = 64
+    score: bool = True
+    keep_best: bool = False
+
+    @field_validator("data")
+    @classmethod
+    def _named_sets(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _sets(names)
+
+
 class RunSpec(Strict):
     """How the phases are run: checkpoints, precision, processes, logs.
 
@@ -189,6 +219,7 @@ class TrainSpec(Strict):
         starts: Finished run directories of earlier phases to start from, by phase; an earlier
             phase that is not named is this run's own.
         phases: In the order of training.
+        validation: What is measured on the way, None for nothing.
     """
 
     description: str
@@ -197,6 +228,8 @@ class TrainSpec(Strict):
     max_length: Positive = 2048
     data: DataSpec = Field(default_factory=DataSpec)
     router: RouterSpec | None = None
+    # Left out of the dump where there is none, so that the hashes of older runs hold.
+    validation: ValidationSpec | None = Field(default=None, exclude_if=lambda value: value is None)
     starts: dict[PhaseName, str] = Field(default_factory=dict)
     phases: dict[PhaseName, TrainPhaseSpec]
     run: RunSpec = Field(default_factory=RunSpec)

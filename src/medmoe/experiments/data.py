@@ -37,7 +37,9 @@ class TrainData:
     Attributes:
         spec: The recipe.
         sets: Records by ``set/split`` name.
-        dropped: Training records dropped since their picture nearly equals a scored one, by name.
+        dropped: Training records dropped since their picture nearly equals a scored one, and
+            validation records dropped since theirs nearly equals a trained one, by name.
+        validation: The records to measure on while training.
         leaks: By name of a scored set, its pictures that are also trained on, which were allowed.
     """
 
@@ -45,6 +47,7 @@ class TrainData:
     sets: dict[str, list[Record]]
     dropped: dict[str, int] = field(default_factory=dict)
     leaks: dict[str, Leak] = field(default_factory=dict)
+    validation: list[Record] = field(default_factory=list)
 
     def tasks(self, phase: PhaseName) -> tuple[Task, ...]:
         """Return the tasks whose records a phase trains on; without captions it takes the rest."""
@@ -166,7 +169,8 @@ def read_data(
     scored = list(spec.data.apart_from) if trained else []
     if spec.router and "phase2_router" in phases:
         scored += spec.router.test
-    names = dict.fromkeys([*trained, *scored])
+    measured = spec.validation.data if spec.validation and trained else ()
+    names = dict.fromkeys([*trained, *scored, *measured])
     missing = [name for name in names if root is None and not name.startswith(f"{PHANTOM}/")]
     if missing:
         raise DataError(
@@ -178,8 +182,8 @@ def read_data(
     data = TrainData(spec, sets)
     for name in trained:
         data.sets[name] = limited(data.sets[name], spec.data.limits, seed)
-    if clean and scored:
-        _keep_apart(data, trained, list(dict.fromkeys(scored)), allow_leak)
+    if clean and (scored or measured):
+        _keep_apart(data, trained, list(dict.fromkeys(scored)), measured, allow_leak)
     return data
 
 
@@ -199,12 +203,19 @@ def _labelled(sets: Mapping[str, list[Record]], modality: str) -> dict[str, list
 
 
 def _keep_apart(
-    data: TrainData, trained: Sequence[str], scored: Sequence[str], allow: bool
+    data: TrainData,
+    trained: Sequence[str],
+    scored: Sequence[str],
+    measured: Sequence[str],
+    allow: bool,
 ) -> None:
-    """Drop what the recipe drops; refuse, or count where it is allowed, what is left."""
+    """Drop what the recipe drops; refuse, or count where it is allowed, what is left.
+
+    For what is only measured while training no training record is dropped, but its own are.
+    """
     # As they are scored: a limit is on what is trained on.
     tests = {name: list(data.sets[name]) for name in scored}
-    everything = [r for name in (*trained, *scored) for r in data.sets[name]]
+    everything = [r for name in (*trained, *scored, *measured) for r in data.sets[name]]
     known = fingerprints(images_of(everything))
     if data.spec.data.drop_near_duplicates:
         for name in trained:
@@ -217,6 +228,10 @@ def _keep_apart(
         leak = refuse_leaks(left, tests[name], allow, known)
         if leak.pairs:
             data.leaks[name] = leak
+    for name in measured:
+        kept, dropped = drop_near_duplicates(data.sets[name], left, known)
+        data.validation += kept
+        data.dropped[name] = data.dropped.get(name, 0) + dropped
 
 
 def _untaught(images: Sequence[ImageRecord], domains: Sequence[str]) -> str:

@@ -26,6 +26,7 @@ from medmoe.config.train_schema import TrainSpec
 from medmoe.data.schema import images_of
 from medmoe.errors import ConfigError, DataError
 from medmoe.experiments.data import TrainData, read_data, steps_of
+from medmoe.experiments.outlook import Outlook
 from medmoe.experiments.recipe import Recipe
 from medmoe.model.blueprint import config_of_moe, dense_twin, recipe_config
 from medmoe.model.configuration_medmoe import MedMoeConfig
@@ -94,7 +95,7 @@ def estimate(recipe: Recipe, phases: Sequence[str], root: Path | None, seed: int
     for phase in chosen:
         shape = phase_shape(spec, phase)
         values = spec.phases[phase]
-        samples = _samples(spec, phase, data, seed)
+        samples = samples_of(spec, phase, data, seed)
         labelled = samples or 0
         if phase == "phase2_router" and data is not None:
             labelled += len(data.router_test())
@@ -155,6 +156,14 @@ def step_memory(spec: TrainSpec, phase: PhaseName) -> TrainingMemory:
         autocast=autocast,
     )
     return rows[-1]
+
+
+def outlook(spec: TrainSpec, phases: Sequence[PhaseName], data: TrainData, seed: int) -> Outlook:
+    """Return the steps of a run's phases and what each step costs."""
+    steps = {p: steps_of(spec.phases[p], samples_of(spec, p, data, seed) or 0) for p in phases}
+    shapes = {phase: phase_shape(spec, phase) for phase in phases}
+    flops = {p: step_flops(shape, spec.phases[p].batch_size) for p, shape in shapes.items()}
+    return Outlook(steps, flops)
 
 
 def step_flops(shape: Shape, batch_size: int) -> float:
@@ -260,7 +269,7 @@ def _text_config(spec: TrainSpec) -> Any:
     return AutoConfig.for_model(backbone.model_type, **values)
 
 
-def _samples(spec: TrainSpec, phase: PhaseName, data: TrainData | None, seed: int) -> int | None:
+def samples_of(spec: TrainSpec, phase: PhaseName, data: TrainData | None, seed: int) -> int | None:
     """Return the samples of one epoch: counted where the data is there, else the paper's."""
     values, router = spec.phases[phase], spec.router
     if phase == "phase2_router" and router is not None:

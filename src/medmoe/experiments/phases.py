@@ -6,6 +6,7 @@ how, stands in `medmoe.training`; in what order, and what is skipped, in `run`.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,8 +17,10 @@ import torch
 
 from medmoe.backbones.registry import language_backbone, vision_backbone
 from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
+from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainPhaseSpec, TrainSpec
+from medmoe.data.collate import PackingCollator
 from medmoe.data.pixels import pixel_table
 from medmoe.data.schema import ImageRecord, images_of
 from medmoe.data.tokenize import ConversationTokenizer, train_tokenizer
@@ -25,6 +28,7 @@ from medmoe.data.wording import turns_of
 from medmoe.experiments.data import TrainData, steps_of
 from medmoe.experiments.handover import load_router, save_part, save_router
 from medmoe.experiments.label_curve import label_curve, router_score
+from medmoe.experiments.validation import spread, strict_score
 from medmoe.model.blueprint import config_of_moe
 from medmoe.model.build import build_dense, build_processor
 from medmoe.model.checkpoint import load_model, save_model
@@ -41,8 +45,12 @@ from medmoe.training.phases.phase0_encoder import train_encoder
 from medmoe.training.phases.phase0_language import train_language_model
 from medmoe.training.phases.phase2_router import choose_labelled, fit_router
 from medmoe.training.phases.router_states import labelled_states
+from medmoe.training.samples import packed_once
 from medmoe.training.settings import RunSettings
 from medmoe.training.trainer import PhaseResult
+from medmoe.training.validation import Validation
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +265,7 @@ def _context(
     if torch.cuda.is_available():
         model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     features, rows = _features(job, model, processor, images or job.data.images(job.phase))
-    return PhaseContext(
+    context = PhaseContext(
         **job.run(job.data.samples(job.phase) if samples is None else samples),
         model=model,
         processor=processor,
@@ -268,6 +276,38 @@ def _context(
         repeats=job.spec.data.repeats,
         max_questions=job.values.max_questions,
         max_length=job.spec.max_length,
+    )
+    return replace(context, validation=_validation(job, context))
+
+
+def _validation(job: Job, context: PhaseContext) -> Validation | None:
+    """Return what is measured while a phase trains; None for nothing, as in the router's.
+
+    The pictures are encoded apart from those trained on, whose features stay what they are.
+    """
+    spec = job.spec.validation
+    if spec is None or PHASE_TABLE[job.phase].leaves == "router":
+        return None
+    tasks = job.data.tasks(job.phase)
+    known = [record for record in job.data.validation if record.task in tasks]
+    if not known:
+        logger.warning(
+            "%s: nothing is measured, as %s have no record of task %s",
+            *(job.phase, ", ".join(spec.data), " or ".join(tasks)),
+        )
+        return None
+    drawn = spread(known, spec.questions, job.seed)
+    questions = [record for record in known if record.task != "caption" and spec.score]
+    asked = spread(questions, spec.questions, job.seed)
+    processor = context.processor
+    table, rows = _features(job, context.model, processor, images_of([*drawn, *asked]))
+    features = table[torch.arange(len(rows))]
+    return Validation(
+        samples=packed_once(drawn, rows, context.tokenizer, context.max_length),
+        collate=PackingCollator(features, processor.tokenizer.pad_token_id),
+        every=spec.every,
+        score=strict_score(processor, asked, features, rows) if asked else None,
+        keep_best=spec.keep_best,
     )
 
 

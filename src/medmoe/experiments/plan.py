@@ -138,6 +138,7 @@ def relevant(spec: TrainSpec, phase: PhaseName) -> dict[str, Any]:
 
 def relevant_of(config: Mapping[str, Any], phase: PhaseName) -> dict[str, Any]:
     """Return the same of a resolved configuration as it was written."""
+    validation = config.get("validation")
     groups = {
         "model": config.get("model"),
         "vocab_size": config.get("vocab_size"),
@@ -145,6 +146,7 @@ def relevant_of(config: Mapping[str, Any], phase: PhaseName) -> dict[str, Any]:
         "data": config.get("data"),
         "router": config.get("router") if phase == "phase2_router" else None,
         f"phases.{phase}": (config.get("phases") or {}).get(phase),
+        "validation": validation if (validation or {}).get("keep_best") else None,
         "run.precision": (config.get("run") or {}).get("precision"),
         "run.group_by_length": (config.get("run") or {}).get("group_by_length"),
         "run.answers_only": (config.get("run") or {}).get("answers_only"),

@@ -42,7 +42,11 @@ class Recipe:
     @property
     def sha256(self) -> str:
         """Hash of all that shapes the result but the seed."""
-        return config_hash(self.config)
+        validation = self.spec.validation
+        silent = validation is not None and not validation.keep_best  # it only looks on
+        return config_hash(
+            {k: v for k, v in self.config.items() if k != "validation" or not silent}
+        )
 
 
 def load_recipe(config: str, settings: Sequence[str] = ()) -> Recipe:

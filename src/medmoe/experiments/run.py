@@ -1,7 +1,7 @@
 """Runs the phases of a recipe in order, each in its own run directory under one folder.
 
     OUT/<phase>/  config.yaml run.json metrics.jsonl checkpoints/step-N/ model/
-    OUT/summary.json
+    OUT/summary.json report.html
 
 A phase starts from the run directories of earlier phases: this run's own, or those that the recipe
 names under `starts`.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,17 @@ from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainSpec
+from medmoe.evaluation.pages.report import write_report
+from medmoe.evaluation.pages.run_report import report_of_run
 from medmoe.experiments.data import TrainData, read_data
+from medmoe.experiments.estimate import outlook
 from medmoe.experiments.handover import check_input, is_finished
+from medmoe.experiments.outlook import Outlook
 from medmoe.experiments.phases import PHASE_FUNCTIONS, Job
 from medmoe.experiments.plan import TrainPlan, is_main
 from medmoe.model.checkpoint import provenance
 from medmoe.training.context import Progress
-from medmoe.training.meter import Listener, Meter
+from medmoe.training.meter import Measured, Meter, Validated
 from medmoe.training.out_of_memory import named_out_of_memory
 from medmoe.training.saving.run_dir import abandon_run, close_run, git_commit, open_run, run_facts
 from medmoe.training.settings import RunSettings
@@ -42,12 +46,17 @@ _PARTS = ("language_model", "vision_encoder")
 _USE = "Research use only, not a medical device."
 
 
-def run_train(plan: TrainPlan, progress: Progress, listener: Listener | None) -> dict[str, Any]:
+#: Is told what a run will do, and then every point of its course.
+RunListener = Callable[[Outlook | Measured | Validated], None]
+
+
+def run_train(plan: TrainPlan, progress: Progress, listener: RunListener | None) -> dict[str, Any]:
     """Train the phases of a plan and return the object of ``summary.json``.
 
     Args:
         progress: Is told every step.
-        listener: Is told every point of the learning curve, with speeds and routing.
+        listener: Is told the steps of all phases, and then every point of the learning curve, with
+            speeds and routing, and every validation.
 
     Raises:
         MedMoeError: Bad input, a guard, or a stop; finished phases and checkpoints stay.
@@ -61,12 +70,16 @@ def run_train(plan: TrainPlan, progress: Progress, listener: Listener | None) ->
     notes = data.check(todo, plan.label_counts, plan.seed)
     for phase, note in notes.items():
         logger.warning("%s: %s", phase, note)
+    if listener is not None:
+        listener(outlook(plan.recipe.spec, todo, data, plan.seed))
     for phase in todo:
         _run_phase(plan, phase, data, notes.get(phase, ""), source, progress, listener)
     summary = _summary(plan, source)
     if is_main():
         path = plan.out / "summary.json"
         path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        title = f"medmoe train {plan.recipe.name}"
+        write_report(plan.out / "report.html", report_of_run(plan.out, title=title))
     return summary
 
 
@@ -77,7 +90,7 @@ def _run_phase(
     note: str,
     source: tuple[str | None, bool],
     progress: Progress,
-    listener: Listener | None,
+    listener: RunListener | None,
 ) -> None:
     """Train one phase into its run directory."""
     spec, out = plan.recipe.spec, plan.out / phase
@@ -137,12 +150,22 @@ def _finished(result: PhaseResult, seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "steps": result.curve[-1][0] if result.curve else 0,
         "loss": result.curve[-1][1] if result.curve else None,
+        "kept_step": result.kept_step,
+        "validation": _measured(result),
         "trains": result.counts.trains,
         "trainable": result.counts.trainable,
         "frozen": result.counts.frozen,
         "resumed_from": result.resumed_from,
         "damaged_checkpoints": list(result.damaged),
     }
+
+
+def _measured(result: PhaseResult) -> dict[str, Any] | None:
+    """Return what was measured at the step whose weights the model has."""
+    for step, loss, score in reversed(result.validation):
+        if result.kept_step in (None, step):
+            return {"step": step, "loss": loss, "strict_score": score}
+    return None
 
 
 def _apart(

@@ -25,7 +25,14 @@ if TYPE_CHECKING:
 Matrix = npt.NDArray[np.float64]
 
 
-def learning_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
+Points = Sequence[tuple[int, float]]
+
+
+def learning_curves(
+    curves: Mapping[str, Points],
+    validation: Mapping[str, Points] | None = None,
+    strict: Mapping[str, Points] | None = None,
+) -> str:
     """Draw the loss of each phase over its steps, one panel under the other.
 
     Points are drawn thin, their running median thick; the last median is written out. Points that
@@ -33,17 +40,29 @@ def learning_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
 
     Args:
         curves: Panel title → (step, loss) points in order of step.
+        validation: The same of the validation loss, drawn beside.
+        strict: Panel title → (step, percent) points of the strict score, which gets its own panel.
 
     Returns:
         One SVG element.
     """
     _need(curves, "learning_curves")
     what = "; ".join(f"{name}, {_curve_in_words(points)}" for name, points in curves.items())
+    scores = {name: points for name in curves if (points := (strict or {}).get(name))}
+    what += "".join(f"; {n}, strict score at the end {p[-1][1]:.1f} %" for n, p in scores.items())
     with style():
-        figure = new_figure(2.25 * len(curves))
-        panels = figure.subplots(len(curves), 1, squeeze=False)[:, 0]
-        for axes, (name, points) in zip(panels, curves.items(), strict=True):
+        figure = new_figure(2.25 * (len(curves) + len(scores)))
+        panels = iter(figure.subplots(len(curves) + len(scores), 1, squeeze=False)[:, 0])
+        for name, points in curves.items():
+            axes = next(panels)
             _draw_curve(axes, name, np.asarray(points, dtype=np.float64).reshape(-1, 2))
+            if beside := (validation or {}).get(name):
+                _draw_measured(axes, beside, "validation loss")
+            if name in scores:
+                axes = next(panels)
+                axes.set_ylabel("% right")
+                _draw_measured(axes, scores[name], "strict score on validation")
+                axes.set_ylim(0, 100)
         return to_svg(figure, f"Learning curve: loss by training step. {what}")
 
 
@@ -142,6 +161,15 @@ def _draw_curve(axes: Axes, name: str, points: Matrix) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
     axes.grid(axis="y", color="#dadce0", linewidth=0.6)
     axes.set_axisbelow(True)
+
+
+def _draw_measured(axes: Axes, points: Points, name: str) -> None:
+    """Draw what was measured now and then, each point of it."""
+    steps, values = zip(*points, strict=True)
+    axes.plot(steps, values, color=ORANGE, linewidth=1.4, marker="o", markersize=3, label=name)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("step")
+    axes.legend(loc="best", frameon=False, fontsize=8)
 
 
 def _draw_cells(

@@ -14,6 +14,7 @@ from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.training.on_demand import FeaturesOnDemand
 from medmoe.training.settings import RunSettings
+from medmoe.training.validation import Validation
 
 #: Called with (phase, step, steps, loss); loss is None between logs.
 Progress = Callable[[PhaseName, int, int, float | None], None]
@@ -26,6 +27,7 @@ class PhaseRun:
     Attributes:
         steps: Optimiser steps.
         progress: Is told every step.
+        validation: What is measured on the way.
     """
 
     phase: PhaseName
@@ -34,6 +36,7 @@ class PhaseRun:
     seed: int
     progress: Progress
     settings: RunSettings = field(default_factory=RunSettings)
+    validation: Validation | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

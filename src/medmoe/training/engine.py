@@ -32,7 +32,7 @@ from medmoe.training.parallel import (
     processes_where,
     trained_parameters,
 )
-from medmoe.training.saving.checkpoints import CheckpointFolder
+from medmoe.training.saving.checkpoints import CheckpointFolder, verify_checkpoint
 from medmoe.training.saving.state import (
     OPTIMIZER,
     WEIGHTS,
@@ -49,6 +49,7 @@ from medmoe.training.saving.state import (
     write_tensors,
 )
 from medmoe.training.schedule import Schedule
+from medmoe.training.validation import SCORE, Validation, best_step
 
 #: The Trainer's own state: step and learning curve. Named as it looks for it.
 _TRAINER_STATE = "trainer_state.json"
@@ -67,10 +68,13 @@ class PhaseTrainer(Trainer):
         save_every: int,
         answers_only: bool,
         begin: Begin | None = None,
+        validation: Validation | None = None,
         **trainer: Any,
     ) -> None:
         super().__init__(**trainer)
-        self.begin = begin
+        self.begin, self.validation = begin, validation
+        if validation is not None:
+            self.label_names = ["labels"]  # a wrapper's signature does not show them
         self.ahead: Ahead | None = None
         self.phase, self.folder, self.facts, self.stop = phase, folder, facts, stop
         self.save_every = save_every
@@ -117,6 +121,53 @@ class PhaseTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory,
         )
         return self.accelerator.prepare(loader)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Return the batches that the validation loss is taken of."""
+        assert self.validation is not None
+        samples: Any = self.validation.samples
+        loader: DataLoader[Any] = DataLoader(
+            samples,
+            batch_size=self._train_batch_size,
+            collate_fn=self.validation.collate,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare_data_loader(loader)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Measure; the random generators go on as if nothing had been measured."""
+        before = random_state()
+        try:
+            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+            return metrics
+        finally:
+            load_random_state(before)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Take the validation loss, and the strict score of the model as it stands."""
+        output = super().evaluation_loop(*args, **kwargs)
+        if self.validation is not None and self.validation.score is not None:
+            output.metrics[SCORE] = self.validation.score(self.model)
+        return output
+
+    def keep_best(self) -> int | None:
+        """Put the weights of the best step in place, if that is asked for; return which it is.
+
+        Raises:
+            CheckpointError: The checkpoint of that step is damaged.
+        """
+        best = self.best()
+        if best is not None and best != self.state.global_step:
+            assert self.folder is not None
+            verify_checkpoint(self.folder.at(best))
+            load_weights(self.model, self.folder.at(best))
+        return best
+
+    def best(self) -> int | None:
+        """Return the best step so far, None where no best one is to be kept."""
+        if self.validation is None or not self.validation.keep_best:
+            return None
+        return best_step(self.state.log_history)
 
     def close(self) -> None:
         """End the thread that prepares samples."""
@@ -257,6 +308,8 @@ class _Hooks(TrainerCallback):
             trainer.saved = trainer.resumed["step"]
             trainer._tr_loss += trainer.resumed["loss"]["sum"]
             trainer._globalstep_last_logged = trainer.resumed["loss"]["since"]
+            if trainer.folder is not None:
+                trainer.folder.best = trainer.best()
 
     def on_step_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._trainer.part = 0
@@ -274,11 +327,20 @@ class _Hooks(TrainerCallback):
         trainer, step = self._trainer, state.global_step
         weights = dict(trained_parameters(model))
         trainer.check("a trained weight is not finite", weights, step)
+        last = step >= state.max_steps
+        if trainer.validation is not None and (step % trainer.validation.every == 0 or last):
+            control.should_evaluate = True
         if trainer.folder is None:
             return
         stopping = bool(processes_where(trainer.stop.asked, trainer.accelerator))
         trainer.stop.asked = stopping
-        if stopping or step % trainer.save_every == 0 or step >= state.max_steps:
+        if stopping or step % trainer.save_every == 0 or last:
             control.should_save = True
         if stopping:
             control.should_training_stop = True
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        trainer = self._trainer
+        if trainer.folder is not None and trainer.best() == state.global_step:
+            trainer.folder.best = state.global_step
+            control.should_save = True

@@ -1,7 +1,8 @@
 """Measures a phase while it trains: speed, memory, and which expert takes which domain's tokens.
 
-One line of ``metrics.jsonl`` and one call of the listener per point of the learning curve. It reads
-what passes the model by hooks and changes nothing: a run with it gives the weights of one without.
+One line of ``metrics.jsonl`` and one call of the listener per point of the learning curve, and per
+validation. It reads what passes the model by hooks and changes nothing: a run with it gives the
+weights of one without.
 
 Shapes: B batch, S sequence, K chosen per token, E experts, D domains and one row for no domain.
 """
@@ -25,6 +26,7 @@ from medmoe.data.collate import IGNORE
 from medmoe.domains import domain_index
 from medmoe.model.moe import MoeBlock
 from medmoe.training.load_balance import is_token
+from medmoe.training.validation import LOSS, SCORE
 
 #: Name of the row of pictures that belong to no domain.
 NO_DOMAIN = "other"
@@ -57,7 +59,25 @@ class Measured:
     experts: dict[str, list[float]] = field(default_factory=dict)
 
 
-Listener = Callable[[Measured], None]
+@dataclass(frozen=True, slots=True)
+class Validated:
+    """One measurement on pictures that are kept apart from training.
+
+    Attributes:
+        validation_loss: Mean loss of their answers.
+        strict_score: Percent of the questions answered right; None where none were asked.
+        validation_seconds: What measuring took.
+    """
+
+    phase: PhaseName
+    step: int
+    steps: int
+    validation_loss: float
+    strict_score: float | None
+    validation_seconds: float
+
+
+Listener = Callable[[Measured | Validated], None]
 
 
 class Meter(TrainerCallback):
@@ -136,6 +156,19 @@ class Meter(TrainerCallback):
             experts=self._shares(),
         )
         self._last, self._tokens, self._images, self._counts = now, 0, 0, None
+        self._tell(point, state)
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any
+    ) -> None:
+        """Write and tell one measurement; its time is none of the next point's."""
+        seconds = metrics["eval_runtime"]
+        self._last += seconds
+        loss, score = metrics[LOSS], metrics.get(SCORE)
+        step, steps = state.global_step, state.max_steps
+        self._tell(Validated(self._phase, step, steps, loss, score, round(seconds, 2)), state)
+
+    def _tell(self, point: Measured | Validated, state: Any) -> None:
         if state.is_world_process_zero:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(point)) + "\n")
@@ -160,6 +193,9 @@ class Meter(TrainerCallback):
     # ---- what passes the model ----
 
     def _before(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if not model.training:  # a validation is no training speed
+            self._mask = None
+            return
         ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
         first: Any = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
         rows = 0 if first is None else len(first)

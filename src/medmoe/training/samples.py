@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from medmoe.data.collate import Packed
 from medmoe.data.schema import Record
-from medmoe.data.tokenize import Segment
+from medmoe.data.tokenize import ConversationTokenizer, Segment
 from medmoe.data.wording import turns_of
 from medmoe.errors import DataError
 from medmoe.training.context import PhaseContext
@@ -61,6 +61,26 @@ def packed_schedule(context: PhaseContext) -> Schedule[Packed]:
         names=[image for image, _ in groups],
         length=packed_length,
     )
+
+
+def packed_once(
+    records: Sequence[Record],
+    rows: Mapping[str, int],
+    tokenizer: ConversationTokenizer,
+    max_length: int | None = None,
+) -> list[Packed]:
+    """Return records in a fixed order, each once behind its picture, as far as they fit there.
+
+    Raises:
+        DataError: A question alone is longer than a sample.
+    """
+    prefix = tokenizer.prefix()
+    room = None if max_length is None else max_length - len(prefix)
+    by_image: dict[str, list[Segment]] = defaultdict(list)
+    for record in records:
+        name = f"{record.dataset}: question {record.id}"
+        by_image[record.image.id] += _cut(tokenizer.segments(turns_of(record)), room, name)
+    return [Packed(rows[i], prefix, _fitting(parts, room)) for i, parts in by_image.items()]
 
 
 def _cut(segments: Sequence[Segment], room: int | None, name: str) -> tuple[Segment, ...]:

@@ -11,7 +11,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PrinterCallback, TrainerCallback
 
 from medmoe.config.schema import PhaseName
-from medmoe.errors import StoppedError
+from medmoe.errors import ConfigError, StoppedError
 from medmoe.training.ahead import Begin
 from medmoe.training.arguments import training_arguments
 from medmoe.training.context import PhaseRun, Progress
@@ -32,10 +32,12 @@ from medmoe.training.saving.state import frozen_hash, read_state
 from medmoe.training.schedule import Schedule
 from medmoe.training.settings import RunSettings
 from medmoe.training.trainable import TrainableCount, set_trainable
+from medmoe.training.validation import LOSS, SCORE
 
 logger = logging.getLogger(__name__)
 
 Curve = list[tuple[int, float]]
+ValidationCurve = list[tuple[int, float, float | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +45,16 @@ class PhaseResult:
     """What a phase leaves besides the trained model.
 
     Attributes:
+        validation: (step, loss, strict score in percent or None) as measured on the way.
+        kept_step: The step whose weights the model has, where the best is kept; None for the last.
         resumed_from: The step of the checkpoint it went on from, None where it began anew.
         damaged: Newer checkpoints that were passed over, one line each.
     """
 
     counts: TrainableCount
     curve: Curve
+    validation: ValidationCurve = field(default_factory=list)
+    kept_step: int | None = None
     resumed_from: int | None = None
     damaged: tuple[str, ...] = ()
 
@@ -91,6 +97,7 @@ def run_phase(
     """
     phase, settings = run.phase, run.settings
     refuse_deepspeed(settings)
+    _check(run)
     counts = set_trainable(model, phase, run.spec.trains)
     logger.info("%s", counts.line())
     if settings.group_by_length:
@@ -110,6 +117,7 @@ def run_phase(
             save_every=settings.save_every,
             answers_only=settings.answers_only,
             begin=begin,
+            validation=run.validation,
             model=working,
             args=training_arguments(run, working, scratch),
             train_dataset=samples,
@@ -119,19 +127,35 @@ def run_phase(
         trainer.remove_callback(PrinterCallback)
         with closing(trainer):
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+        kept = None if stop.asked else trainer.keep_best()
     if working is not model:
         _copy_trained(working, model)
     if stop.asked:
         raise _stopped(phase, trainer.state.global_step, run.steps)
     model.eval()
-    return _result(counts, trainer)
+    return _result(counts, trainer, kept)
 
 
-def _result(counts: TrainableCount, trainer: PhaseTrainer) -> PhaseResult:
+def _check(run: PhaseRun) -> None:
+    """Refuse to measure what cannot be measured in this way of running."""
+    validation, settings = run.validation, run.settings
+    if validation is None:
+        return
+    if validation.keep_best and settings.checkpoints is None:
+        raise ConfigError("the best step is kept as a checkpoint; train with checkpoints")
+    if validation.score is not None and (settings.sharding != "none" or shards_weights(settings)):
+        raise ConfigError(
+            "a model whose weights are spread over processes cannot answer while it trains; use "
+            "--set validation.score=false, which leaves the validation loss"
+        )
+
+
+def _result(counts: TrainableCount, trainer: PhaseTrainer, kept: int | None) -> PhaseResult:
     history, folder = trainer.state.log_history, trainer.folder
     curve = [(int(row["step"]), row["loss"]) for row in history if "loss" in row]
+    measured = [(int(row["step"]), row[LOSS], row.get(SCORE)) for row in history if LOSS in row]
     damaged = tuple(folder.damaged) if folder else ()
-    return PhaseResult(counts, curve, trainer.resumed.get("step"), damaged)
+    return PhaseResult(counts, curve, measured, kept, trainer.resumed.get("step"), damaged)
 
 
 def _stopped(phase: PhaseName, step: int, steps: int) -> StoppedError:

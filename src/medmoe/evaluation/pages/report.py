@@ -100,6 +100,8 @@ class ReportData:
     Attributes:
         summary: The object of ``summary.json``.
         curves: Phase → (step, loss) points.
+        validation: Phase → (step, validation loss) points.
+        strict: Phase → (step, strict score in percent) points of the validation.
         expert_share: MoE layer index → shares (modalities, experts), 0 to 1; NaN = no tokens.
         modalities: Row labels of ``expert_share``.
         domains: Its column labels, and the labels of ``confusion``, in the order of the experts.
@@ -113,6 +115,8 @@ class ReportData:
     title: str
     summary: Mapping[str, Any]
     curves: Mapping[str, list[tuple[int, float]]] = field(default_factory=dict)
+    validation: Mapping[str, list[tuple[int, float]]] = field(default_factory=dict)
+    strict: Mapping[str, list[tuple[int, float]]] = field(default_factory=dict)
     expert_share: Mapping[int, npt.NDArray[np.float64]] = field(default_factory=dict)
     modalities: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()
@@ -159,7 +163,10 @@ def render_report(data: ReportData) -> str:
             (name, percent(found["accuracy"]), interval(found), found["n"])
             for name, found in (router.get("by_dataset") or {}).items()
         ],
-        curves=[Markup(figures.learning_curves({k: v})) for k, v in data.curves.items()],
+        curves=[
+            Markup(figures.learning_curves({k: v}, data.validation, data.strict))
+            for k, v in data.curves.items()
+        ],
         heatmaps=[
             Markup(figures.expert_heatmap({layer: share}, data.modalities, data.domains))
             for layer, share in sorted(data.expert_share.items())

@@ -42,7 +42,8 @@ def report_of_run(
     """Return what the report of a run shows.
 
     Args:
-        folder: A run folder with ``summary.json``; ``metrics.jsonl`` and predictions if they exist.
+        folder: A run folder with ``summary.json``; ``metrics.jsonl``, its own or its phases', and
+            predictions if they exist.
         title: The page's heading; by default the run's data and the folder's name.
         root: Folder of the data sets, for the questions and pictures of the examples; the phantom's
             are drawn again.
@@ -62,7 +63,9 @@ def report_of_run(
     return ReportData(
         title=title or f"{summary.get('data', 'Run')}: {folder.resolve().name}",
         summary=summary,
-        curves=_curves(folder / "metrics.jsonl"),
+        curves=_points(folder, "loss"),
+        validation=_points(folder, "validation_loss"),
+        strict=_points(folder, "strict_score"),
         sections=[*sections, *(section for section in further if section is not None)],
         examples=_examples(folder, root, int(summary.get("seed") or 0)),
         notes=[str(note) for note in summary.get("notes", [])],
@@ -83,14 +86,14 @@ def _summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _curves(path: Path) -> dict[str, list[tuple[int, float]]]:
-    if not path.is_file():
-        return {}
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for _, row in read_rows(path, "metrics"):
-        if {"phase", "step", "loss"} <= set(row):
-            curves.setdefault(str(row["phase"]), []).append((int(row["step"]), float(row["loss"])))
-    return curves
+def _points(folder: Path, key: str) -> dict[str, list[tuple[int, float]]]:
+    """Return by phase the (step, value) of a key of the run's metrics, or those of its phases."""
+    points: dict[str, list[tuple[int, float]]] = {}
+    for path in sorted([*folder.glob("metrics.jsonl"), *folder.glob("*/metrics.jsonl")]):
+        for _, row in read_rows(path, "metrics"):
+            if "phase" in row and "step" in row and row.get(key) is not None:
+                points.setdefault(str(row["phase"]), []).append((int(row["step"]), float(row[key])))
+    return points
 
 
 def _examples(folder: Path, root: Path | None, seed: int) -> list[Example]:

@@ -35,11 +35,13 @@ class CheckpointFolder:
     Attributes:
         path: Holds ``step-N`` directories and nothing else of ours.
         keep: How many stay.
+        best: The step whose checkpoint stays besides, None for none.
         damaged: What was passed over when the newest was looked for, one line each.
     """
 
     path: Path
     keep: int = 2
+    best: int | None = None
     damaged: list[str] = field(default_factory=list)
     _bad: set[int] = field(default_factory=set)
 
@@ -110,7 +112,7 @@ class CheckpointFolder:
     def _clear(self, newest: int) -> None:
         """Keep the newest ones that are not known to be damaged."""
         older = [step for step in self.steps() if step < newest and step not in self._bad]
-        kept = {newest, *sorted(older, reverse=True)[: self.keep - 1]}
+        kept = {newest, self.best, *sorted(older, reverse=True)[: self.keep - 1]}
         for step in self.steps():
             if step not in kept:
                 remove_directory(self.at(step))
