@@ -56,6 +56,18 @@ CONTENT
 {%- endif -%}
 """
 
+# A template of words only: it is given each message as one text, the image's placeholder in it.
+_IMAGES_FIRST = """\
+{%- set flat = namespace(messages=[]) -%}
+{%- for message in messages -%}
+{%- set text -%}
+CONTENT
+{%- endset -%}
+{%- set flat.messages = flat.messages + [{'role': message['role'], 'content': text}] -%}
+{%- endfor -%}
+{%- set messages = flat.messages -%}
+"""
+
 ASSISTANT_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
     "helpful, detailed, and polite answers to the user's questions. "
@@ -84,6 +96,11 @@ def chatml_template(system: str = "", opening: str = "") -> str:
     """
     first = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
     return _filled(_CHATML, SYSTEM=first, OPENING=opening)
+
+
+def with_images(template: str) -> str:
+    """Return a language model's own template, which knows words only, with images before them."""
+    return _filled(_IMAGES_FIRST) + template
 
 
 def llama3_template() -> str:

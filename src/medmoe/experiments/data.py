@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from medmoe.backbones.registry import vision_backbone
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainPhaseSpec, TrainSpec
@@ -25,6 +24,7 @@ from medmoe.data.schema import ImageRecord, Record, Task, images_of
 from medmoe.domains import domain_of
 from medmoe.errors import DataError
 from medmoe.experiments.real_corpus import limited
+from medmoe.model.pretrained import vision_of
 from medmoe.training.phases.phase2_router import choose_labelled
 
 PHANTOM = "phantom"
@@ -258,7 +258,7 @@ def _read(name: str, spec: TrainSpec, root: Path | None, seed: int) -> list[Reco
     if kind != PHANTOM:
         assert root is not None
         return registry.read(kind, root, split)
-    size = vision_backbone(spec.model.vision_encoder).image_size
+    size = vision_of(spec.model).image_size
     if split == "train":
         return read_phantom("train", spec.data.phantom_images, seed=seed, size=size)
     if split == "validation":

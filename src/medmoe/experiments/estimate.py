@@ -32,6 +32,7 @@ from medmoe.model.blueprint import config_of_moe, dense_twin, recipe_config
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.cost.parameters import activated_parameters
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
+from medmoe.model.pretrained import vision_of
 from medmoe.training.lora import attach_lora
 from medmoe.training.memory import (
     TrainingMemory,
@@ -210,7 +211,7 @@ def phase_shape(spec: TrainSpec, phase: PhaseName) -> Shape:
 
 def _tokens(spec: TrainSpec, phase: PhaseName) -> int:
     """Return the tokens that one sample of a phase is taken to have."""
-    vision = vision_backbone(spec.model.vision_encoder)
+    vision = vision_of(spec.model)
     image = (vision.image_size // vision.patch_size) ** 2
     if phase == "phase0_encoder":
         return image + 1

@@ -33,7 +33,13 @@ from medmoe.model.blueprint import config_of_moe
 from medmoe.model.build import build_dense, build_processor
 from medmoe.model.checkpoint import load_model, save_model
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
-from medmoe.model.pretrained import load_language_model, load_vision_encoder
+from medmoe.model.pretrained import (
+    language_of,
+    load_language_model,
+    load_vision_encoder,
+    template_of,
+    vision_of,
+)
 from medmoe.model.upcycle import upcycle
 from medmoe.training.context import PhaseContext, PhaseRun, Progress
 from medmoe.training.features import encode_images
@@ -135,15 +141,17 @@ def run_language(job: Job) -> PhaseResult:
 def run_alignment(job: Job) -> PhaseResult:
     """Phase 1: put the backbones together and train the projector."""
     model = job.spec.model
-    vision, language = (
-        vision_backbone(model.vision_encoder),
-        language_backbone(model.language_model),
-    )
+    vision, language = vision_of(model), language_of(model)
     # Without phase 0 the backbones are pretrained: from the hub, or from a folder.
     encoder, text = job.inputs.get("phase0_encoder"), job.inputs.get("phase0_language")
     tower = load_vision_encoder(vision, str(encoder) if encoder else model.vision_source)
     words, tokenizer = load_language_model(language, str(text) if text else model.language_source)
-    processor = build_processor(tokenizer, vision, language.chat_template)
+    template = language.chat_template
+    if text is None and model.language_source is not None:
+        template = template_of(
+            tokenizer, language_backbone(model.language_model), model.language_source
+        )
+    processor = build_processor(tokenizer, vision, template)
     dense = build_dense(tower, words, processor.tokenizer, vision, job.seed)
     result = train_packed(_context(job, dense, processor))
     _save(job, dense, processor, result)
@@ -313,7 +321,7 @@ def _validation(job: Job, context: PhaseContext) -> Validation | None:
 
 def _features(job: Job, model: Any, processor: Any, images: Sequence[ImageRecord]) -> Any:
     """Return the images' features, a tensor or what is indexed like one, and their rows by id."""
-    vision = vision_backbone(job.spec.model.vision_encoder)
+    vision = vision_of(job.spec.model)
     encoder = model.model.vision_tower
     if job.values.keep_features:
         table = pixel_table(images, processor.image_processor)

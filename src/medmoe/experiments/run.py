@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from medmoe.backbones.registry import language_backbone, vision_backbone
 from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
@@ -32,6 +31,7 @@ from medmoe.experiments.outlook import Outlook
 from medmoe.experiments.phases import PHASE_FUNCTIONS, Job
 from medmoe.experiments.plan import TrainPlan, is_main
 from medmoe.model.checkpoint import provenance
+from medmoe.model.pretrained import language_of, vision_of
 from medmoe.training.context import Progress
 from medmoe.training.meter import Measured, Meter, Validated
 from medmoe.training.out_of_memory import named_out_of_memory
@@ -224,8 +224,8 @@ def _provenance(
 def _base_model(spec: TrainSpec) -> dict[str, Any]:
     """Return where the backbones come from; a stand-in has no hub id."""
     entries: list[LanguageBackbone | VisionBackbone] = [
-        language_backbone(spec.model.language_model),
-        vision_backbone(spec.model.vision_encoder),
+        language_of(spec.model),
+        vision_of(spec.model),
     ]
     found: dict[str, dict[str, Any]] = {
         kind: {"name": entry.name, "hub_id": entry.hub_id, "revision": entry.revision}

@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from transformers import AutoConfig
 
-from medmoe.backbones.registry import language_backbone, vision_backbone
 from medmoe.config.schema import ModelSpec
 from medmoe.errors import ConfigError
 from medmoe.model.build import pair_config
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
+from medmoe.model.pretrained import language_of, vision_of
 from medmoe.model.upcycle import moe_config
 
 
@@ -28,7 +28,7 @@ def recipe_config(spec: ModelSpec, vocab_size: int | None = None) -> MedMoeConfi
     Raises:
         ConfigError: A backbone is unknown, a layer does not exist, or a size is missing.
     """
-    language, vision = language_backbone(spec.language_model), vision_backbone(spec.vision_encoder)
+    language, vision = language_of(spec), vision_of(spec)
     values = dict(language.config)
     if "vocab_size" not in values:
         if vocab_size is None:

@@ -106,7 +106,8 @@ def _origin(part: Mapping[str, Any] | None, config: Any) -> str:
     if part is None:
         return f"{config.model_type}, origin {_UNKNOWN}"
     if not part.get("hub_id"):
-        return f"{part['name']}, trained from scratch"
+        source = part.get("source")
+        return f"{part['name']}, {'own folder' if source else 'trained from scratch'}"
     return f"[{part['hub_id']}](https://huggingface.co/{part['hub_id']}), commit " + str(
         part.get("revision") or _UNKNOWN
     )

@@ -1,13 +1,18 @@
-"""Loads a pretrained backbone by hub id or folder: safetensors only, no foreign code.
+"""Pretrained backbones by hub id or folder: safetensors only, no foreign code.
 
-What comes in is checked against the backbone's entry, since image size and tokens depend on it.
+What a user's own folder says of itself (`vision_of`, `language_of`, `template_of`) goes before the
+registry's entry: sizes, normalisation, chat template.
 """
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from jinja2 import TemplateError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -16,9 +21,146 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.image_processing_base import ImageProcessingMixin
+from transformers.utils.chat_template_utils import render_jinja_template
 
+from medmoe.backbones.registry import language_backbone, vision_backbone
 from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
+from medmoe.backbones.templates import with_images
+from medmoe.config.schema import ModelSpec
 from medmoe.errors import CheckpointError, ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def vision_of(spec: ModelSpec) -> VisionBackbone:
+    """Return the vision encoder of a recipe: its entry, or what the user's own folder says.
+
+    Which layer is read stays the entry's choice. States are counted, so that an encoder without a
+    class token (SigLIP) keeps all of them.
+
+    Raises:
+        ConfigError: The folder cannot be read, is no vision encoder, or names no normalisation.
+    """
+    entry, where = vision_backbone(spec.vision_encoder), spec.vision_source
+    if where is None:
+        return entry
+    _, extra = _origin(entry, where, "vision_source")
+    whole = _config(where, extra, "vision_source")
+    config = getattr(whole, "vision_config", whole)
+    sizes: Any = (getattr(config, "image_size", None), getattr(config, "patch_size", None))
+    if not all(isinstance(size, int) for size in sizes):
+        raise ConfigError(
+            f"{where} is a {config.model_type!r} model, no encoder of square pictures in patches; "
+            "use --set model.vision_source=FOLDER with a CLIP or a SigLIP"
+        )
+    side, patch = sizes
+    with torch.device("meta"):
+        states = AutoModel.from_config(config)(torch.empty(1, 3, side, side)).last_hidden_state
+    more = states.shape[1] - (side // patch) ** 2
+    if more not in (0, 1):
+        raise ConfigError(
+            f"{where}: its encoder gives {more} states beside its patches, and one class token or "
+            "none is read; choose another vision encoder"
+        )
+    try:
+        pictures, _ = ImageProcessingMixin.get_image_processor_dict(where, **extra)
+        mean, std = tuple(pictures["image_mean"]), tuple(pictures["image_std"])
+    except (OSError, KeyError):
+        if config.model_type != entry.model_type:
+            raise ConfigError(
+                f"{where}: no preprocessor_config.json says how pictures are normalised; "
+                "put that of the encoder there"
+            ) from None
+        mean, std = entry.mean, entry.std
+    return replace(
+        entry,
+        **_named(where),
+        model_type=config.model_type,
+        config=_values(config),
+        image_size=side,
+        patch_size=patch,
+        select_strategy="default" if more else "full",
+        mean=mean,
+        std=std,
+    )
+
+
+def language_of(spec: ModelSpec) -> LanguageBackbone:
+    """Return the language model of a recipe: its entry, or what the user's own folder says.
+
+    Raises:
+        ConfigError: The folder cannot be read.
+    """
+    entry, where = language_backbone(spec.language_model), spec.language_source
+    if where is None:
+        return entry
+    config = _config(where, _origin(entry, where, "language_source")[1], "language_source")
+    bias = entry.lm_head_bias and config.model_type == entry.model_type
+    kind = config.model_type
+    return replace(
+        entry, **_named(where), model_type=kind, config=_values(config), lm_head_bias=bias
+    )
+
+
+def _values(config: Any) -> dict[str, Any]:
+    """Return a config as an entry has it: its type stands beside it."""
+    return {name: value for name, value in config.to_dict().items() if name != "model_type"}
+
+
+def _named(where: str) -> dict[str, Any]:
+    folder = Path(where).is_dir()
+    return {
+        "name": Path(where).resolve().name if folder else where,
+        "hub_id": None if folder else where,
+        "revision": None,
+    }
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase, entry: LanguageBackbone, where: str) -> str:
+    """Return a folder's own chat template, made to take images; its entry's where it has none.
+
+    A template is used if it renders an answered conversation as the open one, the answer and the
+    end token: what a model is trained on must be what it is asked with.
+
+    Args:
+        tokenizer: Of the folder.
+        entry: The registry's, not the folder's own.
+        where: The folder, for the error.
+
+    Raises:
+        ConfigError: It has none that can be used, and is of another architecture than the entry.
+    """
+    reason = "has no chat template"
+    if tokenizer.chat_template:
+        template = with_images(str(tokenizer.chat_template))
+        end = str(tokenizer.eos_token)
+        user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "why?"}]}
+        turns = [user, {"role": "assistant", "content": "because"}]
+        try:
+            opened, answered = (
+                render_jinja_template(
+                    conversations=[turns[:count]],
+                    chat_template=template,
+                    add_generation_prompt=count == 1,
+                    **tokenizer.special_tokens_map,
+                )[0][0]
+                for count in (1, 2)
+            )
+        except TemplateError as error:
+            opened, answered = "", str(error)
+        tail = answered.removeprefix(opened).strip()
+        if opened.count("<image>") == 1 and "why?" in opened and tail == f"because{end}":
+            return template
+        reason = f"has a chat template that does not end an answer with {end!r}, or not at once"
+    config = AutoConfig.from_pretrained(where, local_files_only=True)
+    if config.model_type != entry.model_type:
+        raise ConfigError(
+            f"{where} is a {config.model_type!r} model and {reason}, and that of {entry.name} is "
+            f"for {entry.model_type!r}; use another model.language_model, or a folder with one"
+        )
+    logger.warning("%s %s: that of %s is used", where, reason, entry.name)
+    return entry.chat_template
 
 
 def load_language_model(
@@ -27,6 +169,7 @@ def load_language_model(
     """Return a causal language model with its head (float32), and its tokenizer.
 
     Args:
+        backbone: As `language_of` gives it.
         source: Hub id or folder; the backbone's own hub id where None.
 
     Raises:
@@ -52,6 +195,7 @@ def load_vision_encoder(backbone: VisionBackbone, source: str | None = None) -> 
     """Return a vision encoder (float32), also out of a whole CLIP or SigLIP model.
 
     Args:
+        backbone: As `vision_of` gives it.
         source: Hub id or folder; the backbone's own hub id where None.
 
     Raises:
