@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
@@ -90,14 +91,19 @@ def language_of(spec: ModelSpec) -> LanguageBackbone:
     """Return the language model of a recipe: its entry, or what the user's own folder says.
 
     Raises:
-        ConfigError: The folder cannot be read.
+        ConfigError: The folder cannot be read, or is no causal language model.
     """
     entry, where = language_backbone(spec.language_model), spec.language_source
     if where is None:
         return entry
     config = _config(where, _origin(entry, where, "language_source")[1], "language_source")
-    bias = entry.lm_head_bias and config.model_type == entry.model_type
     kind = config.model_type
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ConfigError(
+            f"{where} is a {kind!r} model, {entry.name} is {entry.model_type!r}, a causal language "
+            "model; use --set model.language_source=FOLDER with one"
+        )
+    bias = entry.lm_head_bias and kind == entry.model_type
     return replace(
         entry, **_named(where), model_type=kind, config=_values(config), lm_head_bias=bias
     )
