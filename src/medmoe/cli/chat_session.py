@@ -144,9 +144,9 @@ class Session:
         if self._asked_about is None:
             raise ConfigError("there is evidence on pictures only; open one by /image PATH")
         last = self._case.exchanges[-1]
-        found = explain(self.engine, self._asked_about.image, last.question)
-        last.evidence = found.to_dict()
-        for line in evidence_lines(found, last.answer):
+        evidence = explain(self.engine, self._asked_about.image, last.question)
+        last.evidence = evidence.to_dict()
+        for line in evidence_lines(evidence, last.answer):
             print(line)
 
     def _save(self, text: str, *, replace: bool = False) -> None:
@@ -185,34 +185,35 @@ def _print_facts(exchange: Exchange) -> None:
         print(f"warning: {warning}")
 
 
-def evidence_lines(found: Evidence, answer: str) -> Iterator[str]:
+def evidence_lines(evidence: Evidence, answer: str) -> Iterator[str]:
     """Yield an evidence card as plain lines.
 
     Args:
         answer: What was answered in the conversation.
     """
-    if found.answer != answer:
-        yield f"asked alone, without what was said before, the answer is: {printable(found.answer)}"
+    if evidence.answer != answer:
+        alone = printable(evidence.answer)
+        yield f"asked alone, without what was said before, the answer is: {alone}"
     yield "alternatives:"
-    for other in found.alternatives:
+    for other in evidence.alternatives:
         yield f"  {100 * other.probability:5.1f} %  {printable(other.text) or '(empty)'}"
-    if found.out_of_domain.warning:
+    if evidence.out_of_domain.warning:
         yield "warning: out of domain, the router is unsure what kind of picture this is"
-    if found.routing is None:
-        yield f"router: none ({found.out_of_domain.rule})"
+    if evidence.routing is None:
+        yield f"router: none ({evidence.out_of_domain.rule})"
     else:
         yield "experts, % of the image's tokens:"
-        for layer, shares in found.routing.experts.items():
+        for layer, shares in evidence.routing.experts.items():
             listed = ", ".join(f"{name} {100 * share:.0f}" for name, share in shares.items())
             yield f"  layer {layer}: {listed}"
     yield "what would change it:"
-    for row in found.counterfactuals:
+    for row in evidence.counterfactuals:
         mark = "another answer" if row.differs else "the same answer"
         yield f"  {row.change}: {printable(row.answer) or '(empty)'} ({mark})"
-    passed = "passed" if found.attribution.deletion.passed else "not passed, do not rely on them"
+    passed = "passed" if evidence.attribution.deletion.passed else "not passed, do not rely on them"
     yield f"deletion test of the regions: {passed}"
 
 
 def printable(text: str) -> str:
     """Return a model's words without what a terminal would take for an order."""
-    return "".join(sign if sign.isprintable() or sign in "\n\t" else "\ufffd" for sign in text)
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)

@@ -53,25 +53,27 @@ def run(args: argparse.Namespace) -> int:
     model = find_model(args.model)
     engine = MedMoe.load(model)
     out = flags.make_out_dir(args.out)
-    found = explain(engine, picture.image, args.question, args.options)
-    warnings = warnings_of(picture.facts, found.routing)
+    evidence = explain(engine, picture.image, args.question, args.options)
+    warnings = warnings_of(picture.facts, evidence.routing)
     # Not the path: it may name a person.
-    write_evidence(out / "evidence.html", found, picture, name_of(model), warnings=warnings)
+    write_evidence(out / "evidence.html", evidence, picture, name_of(model), warnings=warnings)
     image = picture.facts.to_json() | {"warnings": warnings}
-    result = {"version": 1, "image": image} | found.to_dict()
+    result = {"version": 1, "image": image} | evidence.to_dict()
     flags.write_json(out / "evidence.json", result)
     flags.write_json(args.json, result)
-    print(found.answer)
-    print(f"confidence {100 * found.confidence:.0f} % (not calibrated)")
-    if found.routing is None:
+    print(evidence.answer)
+    print(f"confidence {100 * evidence.confidence:.0f} % (not calibrated)")
+    if evidence.routing is None:
         print("router: none, a dense model; the experts are left out of the card")
     else:
-        print(f"router: {found.routing.domain} ({100 * found.routing.domain_probability:.0f} %)")
-    if found.out_of_domain.warning:
+        print(
+            f"router: {evidence.routing.domain} ({100 * evidence.routing.domain_probability:.0f} %)"
+        )
+    if evidence.out_of_domain.warning:
         print("warning: out of domain, the router is unsure what kind of picture this is")
     for line in warnings:
         print(f"warning: {line}")
-    changed = [row for row in found.counterfactuals if row.differs]
+    changed = [row for row in evidence.counterfactuals if row.differs]
     for row in changed:
         print(f"{row.change}: {row.answer or '(empty)'}")
     print(f"card: {out / 'evidence.html'}")

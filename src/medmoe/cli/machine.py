@@ -85,13 +85,13 @@ def _check_required(need: Requirement) -> Check:
 def _fault(need: Requirement) -> str:
     """Return what is wrong with the installed version of a requirement, or an empty string."""
     try:
-        found = version(need.name)
+        installed = version(need.name)
     except PackageNotFoundError:
         return "not installed"
     # prereleases: a nightly torch 2.14.0.dev satisfies >=2.11
-    if need.specifier.contains(found, prereleases=True):
+    if need.specifier.contains(installed, prereleases=True):
         return ""
-    return f"{found}, but {need.specifier} is needed"
+    return f"{installed}, but {need.specifier} is needed"
 
 
 def check_torch() -> list[Check]:

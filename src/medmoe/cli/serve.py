@@ -200,8 +200,8 @@ def _vllm_options(args: argparse.Namespace) -> dict[str, Any]:
 
     from medmoe.errors import ConfigError
 
-    found = {name: getattr(args, name) for name in _VLLM_FLAGS}
-    options = {name: value for name, value in found.items() if value is not None}
+    given = {name: getattr(args, name) for name in _VLLM_FLAGS}
+    options = {name: value for name, value in given.items() if value is not None}
     for pair in args.vllm:
         key, equals, text = pair.partition("=")
         name = key.strip().removeprefix("--").replace("-", "_")

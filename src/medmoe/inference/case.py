@@ -47,7 +47,7 @@ class Exchange:
     evidence: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as an object for JSON."""
+        """Return the exchange as an object for JSON."""
         return {
             "question": self.question,
             "answer": self.answer,

@@ -27,7 +27,7 @@ class Admission:
         self._app, self._service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on one request.
+        """Let a chat request in or refuse it; any other request passes.
 
         Raises:
             ProblemError: 429 or 503.

@@ -254,8 +254,8 @@ def _lift_definitions(app: FastAPI, body: dict[str, Any]) -> None:
     make = app.openapi
 
     def openapi() -> dict[str, Any]:
-        found = make()
-        found.setdefault("components", {}).setdefault("schemas", {}).update(parts)
-        return found
+        schema = make()
+        schema.setdefault("components", {}).setdefault("schemas", {}).update(parts)
+        return schema
 
     app.openapi = openapi  # type: ignore[method-assign]

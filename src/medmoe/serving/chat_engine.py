@@ -176,7 +176,7 @@ def model_facts(directory: Path, name: str | None = None) -> ModelFacts:
         name: What to call it; by default what `name_of` says.
 
     Raises:
-        ConfigError: The name has a sign that no name may have.
+        ConfigError: The name has a character that no name may have.
         CheckpointError: It is no model folder.
     """
     if name is not None and not _NAME.fullmatch(name):
@@ -191,8 +191,8 @@ def model_facts(directory: Path, name: str | None = None) -> ModelFacts:
 def name_of(directory: Path) -> str:
     """Return what a model is called by its folder: never empty, and fit for an address.
 
-    It is the folder's name, or for ``…/model`` its run's; other signs than those of `_NAME` become
-    ``-``. A folder that leaves nothing to call it by (``/``, or ``/model`` in a container) is
-    ``medmoe``.
+    It is the folder's name, or for ``…/model`` its run's; other characters than those of `_NAME`
+    become ``-``. A folder that leaves nothing to call it by (``/``, or ``/model`` in a container)
+    is ``medmoe``.
     """
     return _OTHER.sub("-", locate.name_of(directory)).strip(".-") or "medmoe"

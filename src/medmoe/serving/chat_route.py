@@ -178,7 +178,7 @@ async def _events(
         if call.body.stream_options and call.body.stream_options.include_usage:
             head = _head(service, call, "chat.completion.chunk")
             yield _line(head | {"choices": [], "usage": _usage(last)})
-        call.record.answered()  # before the last sign: clients hang up at it
+        call.record.answered()  # before the last line: clients hang up at it
     except MedMoeError as error:
         problem = problem_of(error)
         call.record.refused(problem)
@@ -209,7 +209,7 @@ async def _behind(service: Service, call: _Call, answer: Answer | None) -> dict[
     """Return our extra field: what is behind the answer, and what it is not."""
     facts = call.picture.facts if call.picture else None
     routing = answer.routing if answer else None
-    found: dict[str, Any] = {
+    behind: dict[str, Any] = {
         "notice": NOTICE,
         "decoding": "greedy",
         "confidence": answer.confidence if answer else None,
@@ -218,10 +218,10 @@ async def _behind(service: Service, call: _Call, answer: Answer | None) -> dict[
         "warnings": warnings_of(facts, routing),
     }
     if call.body.medmoe.evidence:
-        found["evidence"] = None
+        behind["evidence"] = None
         if call.picture is not None:
-            found["evidence"] = await service.engine.explain(call.picture.image, call.question)
-    return found
+            behind["evidence"] = await service.engine.explain(call.picture.image, call.question)
+    return behind
 
 
 def _head(service: Service, call: _Call, kind: str) -> dict[str, Any]:

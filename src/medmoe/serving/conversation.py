@@ -33,11 +33,11 @@ def turns_of(messages: Sequence[Message], settings: ServerSettings) -> tuple[Tur
     if not turns or turns[0][0] != "user" or turns[-1][0] != "user":
         raise _bad("bad_conversation", "the user's messages must be the first and the last")
     turns[0] = ("user", before + turns[0][1])
-    found = tuple(
+    joined = tuple(
         Turn("user" if role == "user" else "assistant", "\n".join(words)) for role, words in turns
     )
-    _check(found, settings)
-    return found
+    _check(joined, settings)
+    return joined
 
 
 def _check(turns: Sequence[Turn], settings: ServerSettings) -> None:
@@ -48,7 +48,9 @@ def _check(turns: Sequence[Turn], settings: ServerSettings) -> None:
     length = sum(len(turn.text) for turn in turns)
     if length > settings.max_text:
         limit = f"{settings.max_text:,}"
-        raise _bad("prompt_too_long", f"{length:,} signs of text; at most {limit} are accepted")
+        raise _bad(
+            "prompt_too_long", f"{length:,} characters of text; at most {limit} are accepted"
+        )
 
 
 def _words(message: Message) -> list[str]:

@@ -145,11 +145,11 @@ class LocalEngine:
         """Explain an answer between two tokens of the conversations that are under way."""
         self.check_room()
         loop = asyncio.get_running_loop()
-        found: asyncio.Future[dict[str, Any]] = loop.create_future()
+        answered: asyncio.Future[dict[str, Any]] = loop.create_future()
         with self._changed:
-            self._calls.append((lambda model: explain(model, image, question), found, loop))
+            self._calls.append((lambda model: explain(model, image, question), answered, loop))
             self._changed.notify()
-        evidence: Any = await found
+        evidence: Any = await answered
         return dict(evidence.to_dict())
 
     async def drain(self, seconds: float) -> None:
@@ -211,33 +211,33 @@ class LocalEngine:
             return not self._ended
 
     def _next_jobs(self, answers: _Answers) -> list[_Job]:
-        found: list[_Job] = []
+        jobs: list[_Job] = []
         with self._changed:
-            while self._waiting and len(answers.jobs) + len(found) < self._max_batch:
+            while self._waiting and len(answers.jobs) + len(jobs) < self._max_batch:
                 job = self._waiting.popleft()
                 if not job.left:
-                    found.append(job)
-            self._running = len(answers.jobs) + len(found)
-        return found
+                    jobs.append(job)
+            self._running = len(answers.jobs) + len(jobs)
+        return jobs
 
     def _one_call(self, model: MedMoe) -> None:
         with self._changed:
             if not self._calls:
                 return
-            call, found, loop = self._calls.popleft()
+            call, answered, loop = self._calls.popleft()
             self._running += 1
-        if found.cancelled():
+        if answered.cancelled():
             return
         try:
             result = call(model)
         except MedMoeError as error:
-            loop.call_soon_threadsafe(_settle, found, None, error)
+            loop.call_soon_threadsafe(_settle, answered, None, error)
         except Exception as error:
             _log.error("explaining failed: %s", type(error).__name__)
             failed = EngineError("engine_failed", "explaining failed; try again", 503, 1)
-            loop.call_soon_threadsafe(_settle, found, None, failed)
+            loop.call_soon_threadsafe(_settle, answered, None, failed)
         else:
-            loop.call_soon_threadsafe(_settle, found, result, None)
+            loop.call_soon_threadsafe(_settle, answered, result, None)
 
 
 class _Answers:
@@ -300,13 +300,13 @@ class _Answers:
         if new:
             encoded = self._model.encode(list(new.values()))
             self._features.update(zip(new, encoded, strict=True))
-        found = [self._features[key] if key is not None else None for key in keys]
+        features = [self._features[key] if key is not None else None for key in keys]
         for key in keys:
             if key is not None:
                 self._features.move_to_end(key)
         while len(self._features) > KEPT_PICTURES:
             self._features.popitem(last=False)
-        return found
+        return features
 
 
 def _content(image: Image.Image) -> bytes:

@@ -48,5 +48,5 @@ class Metrics:
         ready.set_function(lambda: float(engine.state == "ready"))
 
     def text(self) -> bytes:
-        """Return all of them as Prometheus reads them."""
+        """Return the numbers as Prometheus reads them."""
         return bytes(generate_latest(self.registry))

@@ -41,9 +41,9 @@ class ProblemError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers that go with it."""
-        found = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-        return found | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+        """Headers of the reply that refuses the request."""
+        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
     def to_json(self) -> dict[str, Any]:
         """Return the body of the reply."""
@@ -57,7 +57,7 @@ class ProblemError(Exception):
         }  # fmt: skip
 
     def response(self) -> JSONResponse:
-        """Return it as a reply."""
+        """Return the problem as a reply."""
         return JSONResponse(self.to_json(), self.status, headers=self.headers)
 
 

@@ -22,7 +22,7 @@ Number = Annotated[float, Field(ge=-1e9, le=1e9)]
 
 
 class TextPart(BaseModel):
-    """Words."""
+    """Words of a message."""
 
     model_config = _STRICT
     type: Literal["text"]
@@ -76,7 +76,7 @@ class Message(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """What a stream says at its end."""
+    """What the end of a streamed answer tells."""
 
     model_config = _STRICT
     include_usage: bool = False
@@ -84,7 +84,7 @@ class StreamOptions(BaseModel):
 
 
 class Options(BaseModel):
-    """Our extra field.
+    """The field ``medmoe`` of a chat request, which OpenAI's interface does not have.
 
     Attributes:
         evidence: Also explain the answer (alternatives, regions, counterfactuals); takes seconds.
@@ -133,9 +133,9 @@ def read_json(data: bytes) -> Any:
     try:
         text = data.decode("utf-8")
         _check_depth(text)
-        found = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        content = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
         if "\\u" in text:  # half of a character can only come by an escape
-            json.dumps(found, ensure_ascii=False).encode("utf-8")
+            json.dumps(content, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError, UnicodeError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else "see RFC 8259"
         if isinstance(error, _JsonError):
@@ -143,7 +143,7 @@ def read_json(data: bytes) -> Any:
         raise ProblemError(
             400, "bad_json", f"the body is no JSON that is accepted: {reason}"
         ) from None
-    return found
+    return content
 
 
 def read_chat(data: bytes) -> ChatBody:
@@ -175,16 +175,16 @@ def _check_depth(text: str) -> None:
         return
     depth = 0
     inside = escaped = False
-    for sign in text if len(text) < 2**16 else _outside_strings(text):
+    for char in text if len(text) < 2**16 else _outside_strings(text):
         if inside:
-            inside, escaped = escaped or sign != '"', sign == "\\" and not escaped
-        elif sign == '"':
+            inside, escaped = escaped or char != '"', char == "\\" and not escaped
+        elif char == '"':
             inside = True
-        elif sign in "[{":
+        elif char in "[{":
             depth += 1
             if depth > MAX_DEPTH:
                 raise _JsonError(f"more than {MAX_DEPTH} levels")
-        elif sign in "]}":
+        elif char in "]}":
             depth -= 1
 
 
@@ -196,10 +196,10 @@ def _outside_strings(text: str) -> str:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    content = dict(pairs)
+    if len(content) != len(pairs):
         raise _JsonError("a key stands twice in one object")
-    return found
+    return content
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -72,7 +72,7 @@ class Service:
 
     @property
     def state(self) -> str:
-        """The engine's, or ``broken`` where the audit log cannot be written."""
+        """The engine's state, or ``broken`` where the audit log cannot be written."""
         return "broken" if self._log_failed else self.engine.state
 
     def check_open(self) -> None:

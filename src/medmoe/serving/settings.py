@@ -23,7 +23,7 @@ class ServerSettings:
         drain_seconds: For the answers that are under way when the server is told to end.
         max_new_tokens: Longest answer that may be asked for.
         default_new_tokens: Longest answer where nothing is asked for.
-        max_text: Signs of all texts of a conversation together.
+        max_text: Characters of all texts of a conversation together.
         max_turns: Of a conversation.
     """
 
@@ -40,7 +40,7 @@ class ServerSettings:
     max_turns: int = 101
 
     def __post_init__(self) -> None:
-        """Refuse what would be unsafe.
+        """Refuse settings that would be unsafe.
 
         Raises:
             ConfigError: Names the flag.
@@ -52,6 +52,6 @@ class ServerSettings:
             )
         if self.token is not None and (len(self.token) < MIN_TOKEN or not self.token.isascii()):
             raise ConfigError(
-                f"the token has {len(self.token)} signs; at least {MIN_TOKEN} of ASCII are needed, "
-                "e.g. from `openssl rand -hex 32`"
+                f"the token has {len(self.token)} characters; at least {MIN_TOKEN} of ASCII are "
+                "needed, e.g. from `openssl rand -hex 32`"
             )

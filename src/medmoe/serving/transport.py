@@ -65,7 +65,7 @@ class Transport:
         self._access, self._metrics = access, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Check a request, hand it to the app, and send what comes back with our headers."""
         if scope["type"] == "websocket":
             return await send({"type": "websocket.close", "code": 1008})
         if scope["type"] != "http":
@@ -116,7 +116,7 @@ class _Reply:
         self.status: int | None = None
 
     async def send(self, message: Message) -> None:
-        """Pass on what the app sends."""
+        """Pass on a message of the app's reply."""
         if message["type"] == "http.response.start":
             if self._body.problem is not None:
                 await self.refuse(self._body.problem)
@@ -192,7 +192,7 @@ class _Body:
             raise self._too_large()
 
     async def receive(self) -> Message:
-        """Return the next piece.
+        """Return the next piece of the body.
 
         Raises:
             ProblemError: It turns out to be too large or too slow.

@@ -24,7 +24,7 @@ class Upload:
     expires: float
 
     def to_json(self) -> dict[str, object]:
-        """Return it as OpenAI's file object."""
+        """Return the upload as OpenAI's file object."""
         return {
             "id": self.id, "object": "file", "bytes": len(self.data), "created_at": self.created,
             "filename": self.id, "purpose": "vision", "status": "processed",
@@ -73,10 +73,10 @@ class UploadStore:
             ProblemError: There is none of that id, or not any more.
         """
         self._expire()
-        found = self._files.get(name)
-        if found is None:
+        upload = self._files.get(name)
+        if upload is None:
             raise ProblemError(404, "file_not_found", "there is no such upload, or not any more")
-        return found
+        return upload
 
     def delete(self, name: str) -> None:
         """Forget an upload.

@@ -179,8 +179,8 @@ def _dataset(data: bytes, limits: Limits) -> tuple[Dataset, UID | None]:
             return dataset, ExplicitVRLittleEndian
     elif DeflatedExplicitVRLittleEndian.encode() in data[:4096]:
         raise _undecodable("it is deflated and does not say where")
-    found = pydicom.dcmread(BytesIO(data), specific_tags=list(_TAGS))
-    return found, found.file_meta.get("TransferSyntaxUID")
+    dataset = pydicom.dcmread(BytesIO(data), specific_tags=list(_TAGS))
+    return dataset, dataset.file_meta.get("TransferSyntaxUID")
 
 
 def _header(dataset: Dataset, syntax: UID | None, limits: Limits) -> Header:
@@ -292,7 +292,7 @@ def read_frame(dataset: Dataset, header: Header, frame: int) -> Values:
         warnings.simplefilter("ignore")
         try:
             _check_whole_jpeg(buffer, header, frame, options)
-            found, _ = get_decoder(header.syntax).as_array(buffer, index=frame - 1, **options)
+            values, _ = get_decoder(header.syntax).as_array(buffer, index=frame - 1, **options)
         except (ImageError, MemoryError):
             raise
         except Exception:  # see above
@@ -301,11 +301,11 @@ def read_frame(dataset: Dataset, header: Header, frame: int) -> Values:
                 name = f"{syntax.name} ({syntax}) of {header.bits_stored} bits"
                 raise _unsupported(name, _EXTRA) from None
             raise _undecodable("its pixel data is damaged or cut short") from None
-    if not found.dtype.isnative:
-        found = found.astype(found.dtype.newbyteorder("="))
-    if found.dtype.kind == "f" and not np.isfinite(found).all():
+    if not values.dtype.isnative:
+        values = values.astype(values.dtype.newbyteorder("="))
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise _undecodable("some of its values are no finite numbers")
-    return found
+    return values
 
 
 def _options(dataset: Dataset, header: Header) -> dict[str, Any]:
@@ -358,17 +358,17 @@ def _check_whole_jpeg(buffer: bytes, header: Header, frame: int, options: dict[s
 
 
 def _flags(dataset: Dataset, header: Header) -> tuple[str, ...]:
-    found = []
+    flags = []
     if str(dataset.get("BurnedInAnnotation", "")).strip().upper() == "YES":
-        found.append("burned_in_annotation")
+        flags.append("burned_in_annotation")
     kind = str(dataset.get("SOPClassUID", ""))
     if kind == _SECONDARY_CAPTURE or kind.startswith(f"{_SECONDARY_CAPTURE}."):
-        found.append("secondary_capture")
+        flags.append("secondary_capture")
     if str(dataset.get("Modality", "")).strip().upper() in _ULTRASOUND:
-        found.append("ultrasound")
+        flags.append("ultrasound")
     if min(header.rows, header.columns) < _SMALL:
-        found.append("small_matrix")
-    return tuple(found)
+        flags.append("small_matrix")
+    return tuple(flags)
 
 
 def _groups(dataset: Dataset, frame: int, name: str) -> Iterator[Dataset]:
@@ -468,10 +468,10 @@ def _first_window(dataset: Dataset, frame: int) -> Window | None:
     if center is None or width is None:
         return None
     try:
-        found = Window(_number(center), _number(width), "file")
+        window = Window(_number(center), _number(width), "file")
     except ImageError:
         return None
-    return found if found.width > 0 and np.isfinite([found.center, found.width]).all() else None
+    return window if window.width > 0 and np.isfinite([window.center, window.width]).all() else None
 
 
 def _ignored(dataset: Dataset, frame: int) -> bool:
@@ -525,14 +525,14 @@ def _palette(values: Values, dataset: Dataset, header: Header) -> Grey:
     """Return the colours of palette indices."""
     if "SegmentedRedPaletteColorLookupTableData" in dataset:
         try:
-            found = apply_color_lut(values, dataset)
+            colours = apply_color_lut(values, dataset)
         except MemoryError:
             raise
         except Exception:  # pydicom raises of every kind
             raise ImageError(
                 "undecodable", "a palette of the DICOM file is damaged; export it anew"
             ) from None
-        return _eight_bits(found[..., :3], 8 * found.dtype.itemsize)
+        return _eight_bits(colours[..., :3], 8 * colours.dtype.itemsize)
     channels = []
     for colour in ("Red", "Green", "Blue"):
         name = f"{colour}PaletteColorLookupTable"

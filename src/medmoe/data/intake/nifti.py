@@ -114,15 +114,15 @@ def read(
 
 
 def _open(data: bytes, limits: Limits) -> _Volume:
-    found = version(data)
-    magic = data[344:348] if found == 1 else data[4:8]
+    number = version(data)
+    magic = data[344:348] if number == 1 else data[4:8]
     if magic in _PAIR:
         raise ImageError(
             "no_pixel_data", "a NIfTI header whose pixels are in another file; give a .nii file"
         )
     if magic not in (_MAGIC_1, _MAGIC_2):
         raise _malformed("its magic number is wrong")
-    kind = nibabel.Nifti1Image if found == 1 else nibabel.Nifti2Image
+    kind = nibabel.Nifti1Image if number == 1 else nibabel.Nifti2Image
     try:
         image: Any = kind.from_bytes(data)
         shape = tuple(int(length) for length in image.shape)
@@ -150,14 +150,14 @@ def _orientation(image: Any) -> tuple[tuple[int, int, int], tuple[bool, bool, bo
     header = image.header
     try:
         told = bool(header["qform_code"] > 0 or header["sform_code"] > 0)
-        found = nibabel.orientations.io_orientation(image.affine)
+        orientation = nibabel.orientations.io_orientation(image.affine)
     except Exception:  # a singular or non-finite matrix
-        told, found = False, None
-    if found is None or not np.isfinite(found).all():
+        told, orientation = False, None
+    if orientation is None or not np.isfinite(orientation).all():
         return (0, 1, 2), (False, False, False), False
-    places = [int(place) for place in found[:, 0]]
+    places = [int(place) for place in orientation[:, 0]]
     axes = (places.index(0), places.index(1), places.index(2))
-    flips = tuple(bool(found[axis, 1] < 0) for axis in axes)
+    flips = tuple(bool(orientation[axis, 1] < 0) for axis in axes)
     return axes, (flips[0], flips[1], flips[2]), told
 
 

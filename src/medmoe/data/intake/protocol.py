@@ -19,7 +19,7 @@ MAX_HEAD_BYTES = 2**16
 
 
 def send(channel: socket.socket, head: dict[str, Any], body: memoryview | bytes = b"") -> None:
-    """Send one message."""
+    """Send one message to the other process."""
     text = json.dumps(head).encode()
     channel.sendall(_HEAD.pack(len(text), len(body)) + text)
     if body:

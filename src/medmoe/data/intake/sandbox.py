@@ -168,7 +168,7 @@ class DecoderPool:
             try:
                 head, body = worker.ask(data, request or Request())
                 last = bool(head.get("last"))
-                found = _checked(head, body)
+                decoded = _checked(head, body)
             except ImageError:
                 (self._drop if last else self._give_back)(worker)
                 raise
@@ -180,7 +180,7 @@ class DecoderPool:
                     raise _lost(self.limits, by, isinstance(error, TimeoutError)) from None
                 raise
             self._give_back(worker)
-            return found
+            return decoded
 
     def close(self) -> None:
         """End all processes; the next picture starts new ones."""

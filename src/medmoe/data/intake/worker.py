@@ -50,7 +50,7 @@ def _answer(channel: socket.socket, head: dict[str, Any], data: bytes) -> bool:
     """Decode one file and send what came of it; False where the process should end."""
     try:
         limits = Limits(**head["limits"])
-        found = _decode(data, _request(head), limits)
+        decoded = _decode(data, _request(head), limits)
     except ImageError as error:
         protocol.send(channel, {"code": error.code, "message": str(error)})
     except MemoryError:
@@ -62,8 +62,8 @@ def _answer(channel: socket.socket, head: dict[str, Any], data: bytes) -> bool:
         text = f"the decoder failed ({type(error).__name__}); export the image anew"
         protocol.send(channel, {"code": "undecodable", "message": text})
     else:
-        pixels = np.ascontiguousarray(found.pixels)
-        head = {"shape": pixels.shape, "facts": found.facts.to_json()}
+        pixels = np.ascontiguousarray(decoded.pixels)
+        head = {"shape": pixels.shape, "facts": decoded.facts.to_json()}
         protocol.send(channel, head, pixels.data.cast("B"))
     return True
 

@@ -189,7 +189,7 @@ class PageActions:
             return (
                 question,
                 None,
-                PageUpdate(f"The question is too long: at most {MAX_QUESTION} signs."),
+                PageUpdate(f"The question is too long: at most {MAX_QUESTION} characters."),
             )
         if handle and case is None:
             return question, None, PageUpdate(ENDED)
@@ -220,12 +220,12 @@ class PageActions:
 
 
 def _messages(case: OpenCase) -> list[dict[str, str]]:
-    found: list[dict[str, str]] = []
+    messages: list[dict[str, str]] = []
     for exchange in case.exchanges:
-        found.append({"role": "user", "content": exchange.question})
+        messages.append({"role": "user", "content": exchange.question})
         if exchange.answer:
-            found.append({"role": "assistant", "content": exchange.answer.strip()})
-    return found
+            messages.append({"role": "assistant", "content": exchange.answer.strip()})
+    return messages
 
 
 def sentence(error: MedMoeError) -> str:

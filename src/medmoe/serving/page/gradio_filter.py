@@ -88,7 +88,7 @@ class GradioFilter:
         self._app, self._title = app, title
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Hand a request that the page needs to Gradio, and refuse every other."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return

@@ -188,10 +188,10 @@ def _exported(case: OpenCase, model: str, wanted: Export) -> Response:
         page = export_html(model, case.exchanges, shown)
         # As text to be saved, never as a page of this server.
         return Response(page, media_type="application/octet-stream")
-    found: dict[str, Any] = case_to_json(
+    content: dict[str, Any] = case_to_json(
         model, case.exchanges, data_uri(shown.image) if shown else None
     )
-    text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     return Response(text + "\n", media_type="application/json")
 
 

@@ -94,7 +94,7 @@ def cells_of(evidence: dict[str, Any], size: tuple[int, int], drawn: tuple[int, 
         [_visible(start + step * i, step, length, scale) for i in range(count)]
         for start, length, scale in ((left, size[0], across), (top, size[1], down))
     )
-    found: list[Cell] = []
+    cells: list[Cell] = []
     order = np.argsort(-shares, axis=None, kind="stable").tolist()
     for rank, flat in enumerate(order, 1):
         row, column = divmod(flat, count)
@@ -104,10 +104,10 @@ def cells_of(evidence: dict[str, Any], size: tuple[int, int], drawn: tuple[int, 
         value = float(shares[row, column])
         marked = rank if rank <= FRAMED and value > 0 else None
         colour = FOR if value >= 0 else AGAINST
-        found.append(
+        cells.append(
             Cell(x, y, width, height, colour, round(0.6 * abs(value) / largest, 3), marked)
         )
-    return found
+    return cells
 
 
 def _visible(start: float, step: float, length: int, scale: float) -> tuple[float, float]:

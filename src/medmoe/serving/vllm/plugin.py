@@ -51,19 +51,19 @@ class ReadableExperts(PlainExperts):
         Raises:
             ConfigError: A tensor is missing.
         """
-        found: dict[str, set[int]] = {name: set() for name, _ in self.named_parameters()}
+        read: dict[str, set[int]] = {name: set() for name, _ in self.named_parameters()}
         for name, tensor in weights:
             expert, part, kind = name.split(".")
             stack: Tensor = getattr(self, f"{part}_{kind}")
             stack.data[int(expert)].copy_(tensor)
-            found[f"{part}_{kind}"].add(int(expert))
-        for name, experts in found.items():
+            read[f"{part}_{kind}"].add(int(expert))
+        for name, experts in read.items():
             if len(experts) != self.num_experts:
                 raise ConfigError(
                     f"{name} has {len(experts)} of {self.num_experts} experts; "
                     "copy the model directory again"
                 )
-        return set(found)
+        return set(read)
 
 
 class RouterLayer(nn.Module):

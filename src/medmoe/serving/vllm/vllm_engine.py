@@ -158,7 +158,7 @@ class VllmEngine:
             self._under_way -= 1
 
     async def explain(self, image: Image.Image, question: str) -> dict[str, Any]:
-        """Refuse.
+        """Refuse to explain an answer.
 
         Raises:
             EngineError: Always.
