@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
 
 from medmoe.cli import flags
 from medmoe.cli.parser import FOOTER
@@ -13,41 +12,8 @@ from medmoe.cli.parser import FOOTER
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `ask`."""
     flags.add_model(parser)
-    parser.add_argument(
-        "image", type=Path, metavar="IMAGE", help="PNG, JPEG, DICOM or NIfTI file, by content"
-    )
-    parser.add_argument("question", metavar="QUESTION", help="the question, in quotes")
-    add_view(parser)
+    flags.add_image_question(parser)
     flags.add_json(parser)
-
-
-def add_view(parser: argparse.ArgumentParser) -> None:
-    """Add `--window C,W` and `--frame K`: how a DICOM or NIfTI file becomes a picture."""
-    parser.add_argument(
-        "--window",
-        type=window,
-        metavar="C,W",
-        help="center and width of a DICOM or NIfTI picture, e.g. --window=-600,1500, or a CT "
-        "preset: abdomen, bone, brain, liver, lung, mediastinum, stroke, subdural; by default that "
-        "of the file",
-    )
-    parser.add_argument(
-        "--frame",
-        type=flags.positive_int,
-        metavar="K",
-        help="frame of a DICOM file (default: 1), slice of a NIfTI volume (default: the middle)",
-    )
-
-
-def window(text: str) -> tuple[float, float] | str:
-    """Read a window: two numbers with a comma between them, or the name of a preset."""
-    if "," not in text:
-        return text
-    try:
-        center, width = (float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not C,W: two numbers") from None
-    return center, width
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from medmoe.cli import flags
-from medmoe.cli.ask import add_view
 from medmoe.cli.parser import FOOTER
 
 
@@ -21,14 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGE",
         help="PNG, JPEG, DICOM or NIfTI file to begin with (default: none; /image PATH opens one)",
     )
-    add_view(parser)
-    parser.add_argument(
-        "--max-new-tokens",
-        type=flags.positive_int,
-        default=64,
-        metavar="N",
-        help="longest answer, in tokens (default: 64)",
-    )
+    flags.add_view(parser)
+    flags.add_count(parser, "--max-new-tokens", 64, "longest answer, in tokens")
     flags.add_json(parser)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from medmoe.cli import flags
-from medmoe.cli.ask import window as read_window
 from medmoe.data.images import Picture
 from medmoe.data.intake.display import WINDOW_PRESETS, WindowChoice
 from medmoe.errors import ConfigError
@@ -119,7 +118,7 @@ class Session:
 
     def _set_window(self, text: str) -> None:
         try:
-            wanted = None if text == "file" else read_window(text)
+            wanted = None if text == "file" else flags.window(text)
         except Exception as error:
             raise ConfigError(f'{error}, a preset or "file"; e.g. /window 40,400') from None
         if not text:

@@ -27,13 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16", "float16"),
         help="of weights and cache (default: bfloat16; of a folder the one it was saved in)",
     )
-    parser.add_argument(
-        "--batch",
-        type=flags.positive_int,
-        default=1,
-        metavar="B",
-        help="prompts at once, and conversations per training step (default: 1)",
-    )
+    flags.add_count(parser, "--batch", 1, "prompts at once, and conversations per training step")
     parser.add_argument(
         "--context",
         type=flags.positive_int,

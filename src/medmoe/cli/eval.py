@@ -15,34 +15,15 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `eval`."""
     flags.add_model(parser)
-    parser.add_argument(
-        "--task",
-        action="append",
-        required=True,
-        metavar="T",
-        help="task, e.g. vqa_rad or phantom_vqa, or the path of your own data; may be repeated",
-    )
+    flags.add_tasks(parser)
     parser.add_argument(
         "--protocol",
         action="append",
         metavar="NAME",
         help="protocol to score under, may be given more than once (default: all)",
     )
-    parser.add_argument("--split", metavar="NAME", help="split to ask (default: the task's own)")
-    parser.add_argument(
-        "--limit",
-        type=flags.positive_int,
-        metavar="N",
-        help="ask N questions of each task only, of images drawn by the seed",
-    )
     _add_tests(parser)
-    parser.add_argument(
-        "--batch-size",
-        type=flags.positive_int,
-        default=64,
-        metavar="B",
-        help="questions answered together (default: 64)",
-    )
+    flags.add_count(parser, "--batch-size", 64, "questions answered together")
     flags.add_data(parser)
     flags.add_out(parser, "runs/eval")
     flags.add_seed(parser)

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from medmoe.cli import flags
-from medmoe.cli.ask import add_view
 from medmoe.cli.parser import FOOTER
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `explain`."""
     flags.add_model(parser)
-    parser.add_argument(
-        "image", type=Path, metavar="IMAGE", help="PNG, JPEG, DICOM or NIfTI file, by content"
-    )
-    parser.add_argument("question", metavar="QUESTION", help="the question, in quotes")
+    flags.add_image_question(parser)
     parser.add_argument(
         "--option",
         action="append",
@@ -25,7 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="options",
         help="choose among these answers only; give it once for each (default: a free answer)",
     )
-    add_view(parser)
     flags.add_out(parser, "runs/explain")
     flags.add_json(parser)
 

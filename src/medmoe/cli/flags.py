@@ -31,6 +31,58 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_image_question(parser: argparse.ArgumentParser) -> None:
+    """Add the positionals IMAGE and QUESTION, and how the image is looked at."""
+    parser.add_argument(
+        "image", type=Path, metavar="IMAGE", help="PNG, JPEG, DICOM or NIfTI file, by content"
+    )
+    parser.add_argument("question", metavar="QUESTION", help="the question, in quotes")
+    add_view(parser)
+
+
+def add_view(parser: argparse.ArgumentParser) -> None:
+    """Add `--window C,W` and `--frame K`: how a DICOM or NIfTI file becomes a picture."""
+    parser.add_argument(
+        "--window",
+        type=window,
+        metavar="C,W",
+        help="center and width of a DICOM or NIfTI picture, e.g. --window=-600,1500, or a CT "
+        "preset: abdomen, bone, brain, liver, lung, mediastinum, stroke, subdural; by default that "
+        "of the file",
+    )
+    parser.add_argument(
+        "--frame",
+        type=positive_int,
+        metavar="K",
+        help="frame of a DICOM file (default: 1), slice of a NIfTI volume (default: the middle)",
+    )
+
+
+def add_count(parser: argparse.ArgumentParser, flag: str, default: int, what: str) -> None:
+    """Add a flag that takes a whole number of at least 1."""
+    parser.add_argument(
+        flag, type=positive_int, default=default, metavar="N", help=f"{what} (default: {default})"
+    )
+
+
+def add_tasks(parser: argparse.ArgumentParser) -> None:
+    """Add `--task T`, `--split NAME` and `--limit N`: whose questions are read."""
+    parser.add_argument(
+        "--task",
+        action="append",
+        required=True,
+        metavar="T",
+        help="task, e.g. vqa_rad or phantom_vqa, or the path of your own data; may be repeated",
+    )
+    parser.add_argument("--split", metavar="NAME", help="split to read (default: the task's own)")
+    parser.add_argument(
+        "--limit",
+        type=positive_int,
+        metavar="N",
+        help="read N questions of each task only, of images drawn by the seed",
+    )
+
+
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Add `--data DIR`, which comes before `$MEDMOE_DATA` and before the embedded phantom."""
     parser.add_argument(
@@ -145,6 +197,17 @@ def positive_float(text: str) -> float:
     if not (math.isfinite(value) and value > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return value
+
+
+def window(text: str) -> tuple[float, float] | str:
+    """Read a window: two numbers with a comma between them, or the name of a preset."""
+    if "," not in text:
+        return text
+    try:
+        center, width = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not C,W: two numbers") from None
+    return center, width
 
 
 def counts(text: str) -> tuple[int, ...]:

@@ -13,20 +13,7 @@ from medmoe.cli.parser import FOOTER
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `routes`."""
     flags.add_model(parser)
-    parser.add_argument(
-        "--task",
-        action="append",
-        required=True,
-        metavar="T",
-        help="task, e.g. slake or phantom_vqa, or the path of your own data; may be repeated",
-    )
-    parser.add_argument("--split", metavar="NAME", help="split to read (default: the task's own)")
-    parser.add_argument(
-        "--limit",
-        type=flags.positive_int,
-        metavar="N",
-        help="read N questions of each task only, of images drawn by the seed",
-    )
+    flags.add_tasks(parser)
     parser.add_argument(
         "--before",
         type=Path,

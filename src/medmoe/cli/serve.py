@@ -59,40 +59,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
+    flags.add_count(parser, "--max-batch", 16, "conversations answered together")
+    flags.add_count(parser, "--max-waiting", 32, "requests that may wait; more get 429")
+    flags.add_count(parser, "--max-new-tokens", 256, "longest answer that may be asked for")
+    seconds: dict[str, Any] = {"type": flags.positive_float, "metavar": "SECONDS"}
     parser.add_argument(
-        "--max-batch",
-        type=flags.positive_int,
-        default=16,
-        metavar="N",
-        help="conversations answered together (default: 16)",
-    )
+        "--deadline", default=60.0, help="for a whole answer; later ones get 504 (default: 60)",
+        **seconds,
+    )  # fmt: skip
     parser.add_argument(
-        "--max-waiting",
-        type=flags.positive_int,
-        default=32,
-        metavar="N",
-        help="requests that may wait; more get 429 (default: 32)",
-    )
-    parser.add_argument(
-        "--max-new-tokens",
-        type=flags.positive_int,
-        default=256,
-        metavar="N",
-        help="longest answer that may be asked for (default: 256)",
-    )
-    parser.add_argument(
-        "--deadline",
-        type=flags.positive_float,
-        default=60.0,
-        metavar="SECONDS",
-        help="for a whole answer; later ones get 504 (default: 60)",
-    )
-    parser.add_argument(
-        "--drain",
-        type=flags.positive_float,
-        default=20.0,
-        metavar="SECONDS",
-        help="for answers under way after SIGTERM (default: 20)",
+        "--drain", default=20.0, help="for answers under way after SIGTERM (default: 20)", **seconds
     )
 
 
