@@ -6,6 +6,7 @@ import argparse
 from dataclasses import asdict
 
 from medmoe.cli import flags
+from medmoe.cli.console import tell
 from medmoe.cli.parser import FOOTER
 
 
@@ -36,15 +37,15 @@ def run(args: argparse.Namespace) -> int:
     picture = open_picture(args.image, window=args.window, frame=args.frame)
     answer = MedMoe.load(args.model).answer(picture.image, args.question, evidence=True)
     warnings = warnings_of(picture.facts, answer.routing)
-    print(answer.text)
-    print(f"confidence {100 * answer.confidence:.0f} % (not calibrated)")
+    tell(answer.text)
+    tell(f"confidence {100 * answer.confidence:.0f} % (not calibrated)")
     if answer.routing is not None:
-        print(f"router: {answer.routing.domain} ({100 * answer.routing.domain_probability:.0f} %)")
+        tell(f"router: {answer.routing.domain} ({100 * answer.routing.domain_probability:.0f} %)")
     if picture.facts.format in ("dicom", "nifti"):
-        print(f"image: {picture.facts.description()}")
+        tell(f"image: {picture.facts.description()}")
     for line in warnings:
-        print(f"warning: {line}")
-    print(FOOTER)
+        tell(f"warning: {line}")
+    tell(FOOTER)
     image = picture.facts.to_json() | {"warnings": warnings}
     result = asdict(answer) | {"question": args.question, "image": image, "note": FOOTER}
     flags.write_json(args.json, result)

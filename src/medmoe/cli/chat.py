@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from medmoe.cli import flags
+from medmoe.cli.console import tell
 from medmoe.cli.parser import FOOTER
 
 
@@ -65,7 +66,7 @@ def _talk(session: object, interactive: bool) -> int:
     assert isinstance(session, Session)
     if interactive:
         _with_line_editing()
-        print(f"{FOOTER} /help lists the commands; Ctrl-C stops an answer, Ctrl-D ends.")
+        tell(f"{FOOTER} /help lists the commands; Ctrl-C stops an answer, Ctrl-D ends.")
     failed = 0
     while not session.ended:
         line = _line(interactive)
@@ -75,12 +76,12 @@ def _talk(session: object, interactive: bool) -> int:
             session.take(line)
         except MedMoeError as error:
             failed += 1
-            print(f"medmoe: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            tell(f"medmoe: error: {' '.join(str(error).split())}", sys.stderr)
         except KeyboardInterrupt:
             if not interactive:
                 raise
-            print("\n(stopped)")
-    print(FOOTER)
+            tell("\n(stopped)")
+    tell(FOOTER)
     return failed
 
 
@@ -96,9 +97,9 @@ def _line(interactive: bool) -> str | None:
             print()
             return None
         except KeyboardInterrupt:
-            print("\n(Ctrl-D or /quit ends)")
+            tell("\n(Ctrl-D or /quit ends)")
         except UnicodeDecodeError:
-            print("medmoe: error: that line is no UTF-8 text; type it again", file=sys.stderr)
+            tell("medmoe: error: that line is no UTF-8 text; type it again", sys.stderr)
 
 
 def _with_line_editing() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medmoe.cli import flags
+from medmoe.cli.console import tell, tell_pieces
 from medmoe.data.images import Picture
 from medmoe.data.intake.display import WINDOW_PRESETS, WindowChoice
 from medmoe.errors import ConfigError
@@ -52,7 +53,7 @@ class Session:
             "/save": self._save,
             "/save!": lambda file: self._save(file, replace=True),
             "/new": self._new,
-            "/help": lambda _: print(HELP),
+            "/help": lambda _: tell(HELP),
             "/quit": self._quit,
         }
 
@@ -92,19 +93,16 @@ class Session:
     @staticmethod
     def _look(case: Case, path: Path, window: WindowChoice | None, frame: int | None) -> None:
         picture = case.look(path, window, frame)
-        print(f"picture: {picture.facts.description()}")
+        tell(f"picture: {picture.facts.description()}")
         for warning in picture.facts.sentences():
-            print(f"warning: {warning}")
+            tell(f"warning: {warning}")
 
     def _ask(self, question: str) -> None:
         assert self.engine is not None
         exchange, request = self._case.ask(question, self._max_new_tokens)
         self._asked_about = self._case.picture
         with closing(stream_chat(self.engine, request)) as chunks:
-            for chunk in chunks:
-                exchange.take(chunk)
-                print(printable(chunk.text), end="", flush=True)
-        print()
+            tell_pieces(printable(exchange.take(chunk)) for chunk in chunks)
         _print_facts(exchange)
 
     def _image(self, text: str) -> None:
@@ -114,7 +112,7 @@ class Session:
             self.open(Path(os.path.expanduser(text.strip("'\""))))
         if not text or text == "none":
             shown = self._case.picture.facts.description() if self._case.picture else "none"
-            print(f"picture: {shown}")
+            tell(f"picture: {shown}")
 
     def _set_window(self, text: str) -> None:
         try:
@@ -146,7 +144,7 @@ class Session:
         evidence = explain(self.engine, self._asked_about.image, last.question)
         last.evidence = evidence.to_dict()
         for line in evidence_lines(evidence, last.answer):
-            print(line)
+            tell(line)
 
     def _save(self, text: str, *, replace: bool = False) -> None:
         path = Path(os.path.expanduser(text.strip("'\"")))
@@ -162,11 +160,11 @@ class Session:
             from medmoe.serving.page.views import export_html
 
             flags.write_text(path, export_html(self._model, self._case.exchanges, None))
-        print(f"saved: {path}")
+        tell(f"saved: {path}")
 
     def _new(self, _: str) -> None:
         self._case.exchanges = []
-        print("the conversation is forgotten")
+        tell("the conversation is forgotten")
 
     def _quit(self, _: str) -> None:
         self.ended = True
@@ -175,13 +173,13 @@ class Session:
 def _print_facts(exchange: Exchange) -> None:
     """Print what stands below an answer, as `medmoe ask` does."""
     if exchange.confidence is not None:
-        print(f"confidence {100 * exchange.confidence:.0f} % (not calibrated)")
+        tell(f"confidence {100 * exchange.confidence:.0f} % (not calibrated)")
     if exchange.routing is not None:
         routing = exchange.routing
-        print(f"router: {routing.domain} ({100 * routing.domain_probability:.0f} %)")
+        tell(f"router: {routing.domain} ({100 * routing.domain_probability:.0f} %)")
     told = exchange.picture.sentences() if exchange.picture else []
     for warning in exchange.warnings[len(told) :]:  # those of the picture were told as it opened
-        print(f"warning: {warning}")
+        tell(f"warning: {warning}")
 
 
 def evidence_lines(evidence: Evidence, answer: str) -> Iterator[str]:

@@ -1,12 +1,72 @@
-"""Shows what medmoe logs (what a phase trains, which rows a reader leaves out) above live views."""
+"""Lines in the terminal: broken at words, never inside one; and medmoe's log above live views.
+
+In a file or a pipe a line stays one line, for logs and scripts.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
 
-from rich.console import Console
+if TYPE_CHECKING:
+    from rich.console import Console
+
+#: What a broken line goes on under: its second column, else its beginning and two spaces.
+_COLUMN = re.compile(r"\s*\S+\s{2,}(?=\S)")
+
+
+def tell(text: str, file: TextIO | None = None) -> None:
+    """Print a text at once, its lines broken at words where they are longer than the terminal.
+
+    Args:
+        file: Standard output by default.
+    """
+    file = file or sys.stdout
+    width = _width(file)
+    for line in text.split("\n") if width else [text]:
+        column = _COLUMN.match(line)
+        indent = column.end() if column else len(line) - len(line.lstrip()) + 2
+        if width and len(line) > width:
+            line = textwrap.fill(
+                line, width, subsequent_indent=" " * min(indent, width // 2),
+                break_long_words=False, break_on_hyphens=False,
+            )  # fmt: skip
+        print(line, file=file, flush=True)
+
+
+def tell_pieces(pieces: Iterable[str]) -> None:
+    """Print one text as its pieces come; a word is shown when the terminal has room for all of it.
+
+    What has come is printed even where the pieces end in an error.
+    """
+    width = _width(sys.stdout)
+    column, waiting = 0, ""
+    try:
+        for piece in pieces:
+            *words, waiting = re.split(r"(?<=\s)", waiting + piece) if width else (piece, "")
+            for word in words:
+                column = _put(word, column, width)
+    finally:
+        _put(waiting, column, width)
+        print(flush=True)
+
+
+def _put(word: str, column: int, width: int) -> int:
+    """Print a word on this line or the next, and return the column behind it."""
+    begin = width and column and column + len(word.rstrip()) > width
+    print(f"\n{word}" if begin else word, end="", flush=True)
+    return 0 if word.endswith("\n") else len(word) if begin else column + len(word)
+
+
+def _width(file: TextIO) -> int:
+    """Return the columns of a terminal, 0 for anything else."""
+    return shutil.get_terminal_size().columns if file.isatty() else 0
 
 
 class _ConsoleHandler(logging.Handler):
@@ -16,7 +76,8 @@ class _ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        whole = not self._console.is_terminal  # a line of a file is not broken
+        self._console.print(text, highlight=False, markup=False, soft_wrap=whole)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medmoe.cli import flags
+from medmoe.cli.console import tell
 from medmoe.cli.parser import FOOTER
 from medmoe.errors import ConfigError
 
@@ -90,20 +91,20 @@ def convert(args: argparse.Namespace) -> Conversion:
 
 def show(done: Conversion, destination: Path) -> None:
     """Print the account of a conversion, one line a fact."""
-    print(f"{done.kind}: {done.tensors} tensors from {', '.join(done.files)}")
+    tell(f"{done.kind}: {done.tensors} tensors from {', '.join(done.files)}")
     if done.moe_layers:
-        print(
+        tell(
             f"MoE layers {', '.join(map(str, done.moe_layers))}: {len(done.domains)} domain "
             f"experts, top-{done.num_experts_per_tok}, and the meta expert"
         )
     else:
-        print("no MoE layers: a dense model")
+        tell("no MoE layers: a dense model")
     for name in ("vision_tower", "router", "processor"):
-        print(f"{name.replace('_', ' ')}: {getattr(done, name)}")
+        tell(f"{name.replace('_', ' ')}: {getattr(done, name)}")
     for name in ("filled", "dropped"):
         for line in getattr(done, name) or ["nothing"]:
-            print(f"{name}: {line}")
+            tell(f"{name}: {line}")
     for note in done.notes:
-        print(f"note: {note}")
-    print(f"written: {destination}")
-    print(FOOTER)
+        tell(f"note: {note}")
+    tell(f"written: {destination}")
+    tell(FOOTER)

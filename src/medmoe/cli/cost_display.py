@@ -19,7 +19,7 @@ def show(report: CostReport, measured: Measured | None) -> None:
     console.print(
         f"[bold]{escape(report.systems[0].system)}[/]: {experts}{report.dtype}, "
         f"batch {report.batch}, context {report.context:,}\n",
-        soft_wrap=True,
+        soft_wrap=not console.is_terminal,
     )
     console.print(_systems(report))
     console.print("\n[bold]Training memory, GB[/]")

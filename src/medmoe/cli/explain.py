@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from medmoe.cli import flags
+from medmoe.cli.console import tell
 from medmoe.cli.parser import FOOTER
 
 
@@ -55,21 +56,21 @@ def run(args: argparse.Namespace) -> int:
     result = {"version": 1, "image": image} | evidence.to_dict()
     flags.write_json(out / "evidence.json", result)
     flags.write_json(args.json, result)
-    print(evidence.answer)
-    print(f"confidence {100 * evidence.confidence:.0f} % (not calibrated)")
+    tell(evidence.answer)
+    tell(f"confidence {100 * evidence.confidence:.0f} % (not calibrated)")
     if evidence.routing is None:
-        print("router: none, a dense model; the experts are left out of the card")
+        tell("router: none, a dense model; the experts are left out of the card")
     else:
-        print(
+        tell(
             f"router: {evidence.routing.domain} ({100 * evidence.routing.domain_probability:.0f} %)"
         )
     if evidence.out_of_domain.warning:
-        print("warning: out of domain, the router is unsure what kind of picture this is")
+        tell("warning: out of domain, the router is unsure what kind of picture this is")
     for line in warnings:
-        print(f"warning: {line}")
+        tell(f"warning: {line}")
     changed = [row for row in evidence.counterfactuals if row.differs]
     for row in changed:
-        print(f"{row.change}: {row.answer or '(empty)'}")
-    print(f"card: {out / 'evidence.html'}")
-    print(FOOTER)
+        tell(f"{row.change}: {row.answer or '(empty)'}")
+    tell(f"card: {out / 'evidence.html'}")
+    tell(FOOTER)
     return 0

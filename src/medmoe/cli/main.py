@@ -100,8 +100,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: MedMoeError) -> int:
+    from medmoe.cli.console import tell
+
     # One line whatever the message holds: logs and scripts read it.
-    print(f"medmoe: error: {' '.join(str(error).split())}", file=sys.stderr)
+    tell(f"medmoe: error: {' '.join(str(error).split())}", sys.stderr)
     return error.exit_code
 
 
@@ -112,7 +114,9 @@ def _drop_stdout() -> None:
 
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in {"-h", "--help"}:
-        print(help_text())
+        from medmoe.cli.console import tell
+
+        tell(help_text())
         return 0
     verb, *rest = words
     if verb == "--version":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medmoe.cli import flags
+from medmoe.cli.console import tell
 from medmoe.cli.parser import FOOTER
 
 
@@ -76,8 +77,8 @@ def run(args: argparse.Namespace) -> int:
     with Bar() as bar:
         result = routes(plan, out, bar.update)
     _show(result)
-    print(f"page: {out / 'routes.html'}")
-    print(FOOTER)
+    tell(f"page: {out / 'routes.html'}")
+    tell(FOOTER)
     flags.write_json(args.json, result)
     return 0
 

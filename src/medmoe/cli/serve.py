@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medmoe.cli import flags
+from medmoe.cli.console import tell
 from medmoe.cli.parser import FOOTER
 
 if TYPE_CHECKING:
@@ -133,15 +134,15 @@ def run(args: argparse.Namespace) -> int:
     address = f"http://{f'[{args.host}]' if ':' in args.host else args.host}:{args.port}"
     server = Server(
         engine, settings, audit=audit, page=not args.no_page,
-        on_ready=lambda: print(f"ready: {address}", flush=True),
+        on_ready=lambda: tell(f"ready: {address}"),
     )  # fmt: skip
-    print(f"loading {args.model} for {address} …  {FOOTER}", flush=True)
+    tell(f"loading {args.model} for {address} …  {FOOTER}")
     server.run()
     if audit is not None:
         audit.close()
     if server.failure is not None:
         raise server.failure
-    print(f"ended. {FOOTER}", flush=True)
+    tell(f"ended. {FOOTER}")
     return 0
 
 

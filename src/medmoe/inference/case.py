@@ -59,8 +59,8 @@ class Exchange:
             "evidence": self.evidence,
         }
 
-    def take(self, chunk: ChatChunk) -> None:
-        """Take in a piece of the answer, and what comes with its last one."""
+    def take(self, chunk: ChatChunk) -> str:
+        """Take in a piece of the answer and what comes with its last one; return its text."""
         self.answer += chunk.text
         self.complete = chunk.finish == "stop"
         if chunk.answer is not None:
@@ -68,6 +68,7 @@ class Exchange:
             self.warnings = tuple(warnings_of(self.picture, self.routing))
         if chunk.finish is not None:
             self.answer = self.answer.strip()
+        return chunk.text
 
 
 @dataclass(slots=True)
