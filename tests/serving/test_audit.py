@@ -139,7 +139,7 @@ def test_two_servers_cannot_write_one_log(log: Path) -> None:
 
 def test_an_altered_log_is_not_gone_on_with(log: Path) -> None:
     log.write_bytes(b"".join(lines(log)[1:]))
-    with pytest.raises(ConfigError, match="keep it as evidence"):
+    with pytest.raises(ConfigError, match="keep it as it is"):
         AuditLog(log)
 
 

@@ -23,7 +23,7 @@ class Routing:
         domain: The most probable domain.
         domain_probability: Its probability, 0–1: mean over the image's tokens and all MoE layers.
         probabilities: The same for every domain.
-        experts: With evidence: layer → share of the image's tokens per domain expert.
+        experts: Where asked for: layer → share of the image's tokens per domain expert.
     """
 
     domain: str
@@ -66,24 +66,24 @@ def warnings_of(facts: ImageFacts | None, routing: Routing | None = None) -> lis
 
 
 def read_routings(
-    trace: RoutingTrace, count: int, domains: Sequence[str], *, evidence: bool
+    trace: RoutingTrace, count: int, domains: Sequence[str], *, experts: bool
 ) -> list[Routing]:
     """Return the routing of the first ``count`` rows of a trace, one image each.
 
     Args:
         trace: Of image tokens only.
         domains: In the order of the experts.
-        evidence: Also give each expert's share of the tokens, layer by layer.
+        experts: Also give each expert's share of the tokens, layer by layer.
     """
     mean = np.mean([trace.row_probabilities(layer) for layer in trace.layers], axis=0)
-    shares = {layer: trace.row_counts(layer) for layer in trace.layers} if evidence else {}
-    found: list[Routing] = []
+    counts = {layer: trace.row_counts(layer) for layer in trace.layers} if experts else {}
+    routings: list[Routing] = []
     for row in range(count):
         best = int(mean[row].argmax())
-        experts = {
+        shares = {
             layer: dict(zip(domains, (c[row] / c[row].sum()).tolist(), strict=True))
-            for layer, c in shares.items()
+            for layer, c in counts.items()
         }
         named = dict(zip(domains, mean[row].tolist(), strict=True))
-        found.append(Routing(domains[best], float(mean[row, best]), named, experts))
-    return found
+        routings.append(Routing(domains[best], float(mean[row, best]), named, shares))
+    return routings

@@ -53,7 +53,7 @@ class ChatRequest:
     max_new_tokens: int = 64
 
     def __post_init__(self) -> None:
-        """Refuse what is no conversation.
+        """Refuse turns that make no conversation.
 
         Raises:
             ConfigError: It has no question to answer, or the sides do not take turns.
@@ -163,8 +163,8 @@ def fitting_ids(
     return ids
 
 
-def say(row: ChatRow, token: int, log_prob: float, tokenizer: Any) -> ChatChunk:
-    """Let a row say one more token, and return what it adds to the answer.
+def take_token(row: ChatRow, token: int, log_prob: float, tokenizer: Any) -> ChatChunk:
+    """Take one more token into a row, and return what it adds to the answer.
 
     Args:
         row: Takes the token in.
@@ -226,21 +226,21 @@ class ChatBatch:
         """
         log_probs = self._logits.float().log_softmax(-1)
         best, tokens = log_probs.max(-1)
-        found: list[tuple[ChatRow, ChatChunk]] = []
+        chunks: list[tuple[ChatRow, ChatChunk]] = []
         going: list[int] = []
         tokenizer = self._engine.processor.tokenizer
         for place, (row, token, log_prob) in enumerate(
             zip(self.rows, tokens.tolist(), best.tolist(), strict=True)
         ):
-            chunk = say(row, token, log_prob, tokenizer)
+            chunk = take_token(row, token, log_prob, tokenizer)
             if chunk.text or chunk.finish:
-                found.append((row, chunk))
+                chunks.append((row, chunk))
             if chunk.finish is None:
                 going.append(place)
         self._keep(going)
         if going:
             self._forward(tokens[going])
-        return found
+        return chunks
 
     @torch.inference_mode()
     def leave(self, rows: Sequence[ChatRow]) -> None:
@@ -271,7 +271,7 @@ class ChatBatch:
                 logits_to_keep=1,
             )
         if trace is not None:
-            routings = read_routings(trace, len(rows), engine.domains, evidence=True)
+            routings = read_routings(trace, len(rows), engine.domains, experts=True)
             for row, routing in zip(rows, routings, strict=True):
                 row.routing = routing
         self._take_in(rows, cache, mask, out.logits[:, -1])

@@ -82,7 +82,8 @@ class MedMoe:
             image: A PNG, JPEG, DICOM or NIfTI file or its bytes, pixels (H, W) or (H, W, 3) uint8,
                 or a PIL image, which is converted as a file is (see `medmoe.data.images`).
             question: In plain words; an ``<image>`` in it is text.
-            evidence: Also say which expert took which share of the image, layer by layer.
+            evidence: Also give the cheap part of the evidence: which expert took which share of
+                the image, layer by layer (`medmoe.inference.evidence` gives all of it).
 
         Raises:
             ImageError: The image cannot be used.
@@ -105,7 +106,7 @@ class MedMoe:
                 images.append(image)
             rows.append(places[id(image)])
         features = self.encode(images) if images else None
-        return self.answer_features(features, rows, [q for _, q in questions], evidence=evidence)
+        return self.answer_features(features, rows, [q for _, q in questions], experts=evidence)
 
     @torch.no_grad()
     def encode(self, images: Sequence[ImageInput]) -> Tensor:
@@ -140,7 +141,7 @@ class MedMoe:
         rows: Sequence[int | None],
         questions: Sequence[str],
         *,
-        evidence: bool = False,
+        experts: bool = False,
     ) -> list[Answer]:
         """Answer questions about encoded images.
 
@@ -148,7 +149,7 @@ class MedMoe:
             features: (N, P, D_vision), as `encode` gives them.
             rows: The image of each question, None for none.
             questions: One for each of ``rows``.
-            evidence: Also say which expert took which share of the image, layer by layer.
+            experts: Also say which expert took which share of the image, layer by layer.
         """
         prompts = [
             self.tokenizer.prompt(question, with_image=row is not None)
@@ -160,8 +161,8 @@ class MedMoe:
             chosen = (
                 features[[rows[i] for i in batch]] if with_image and features is not None else None
             )
-            found = self._generate([prompts[i] for i in batch], chosen, evidence)
-            answers.update(zip(batch, found, strict=True))
+            given = self._generate([prompts[i] for i in batch], chosen, experts)
+            answers.update(zip(batch, given, strict=True))
         return [answers[i] for i in range(len(prompts))]
 
     @torch.no_grad()
@@ -189,11 +190,11 @@ class MedMoe:
             return_dict_in_generate=True,
             output_scores=True,
         )
-        found: dict[str, float] = {}
+        probabilities: dict[str, float] = {}
         texts = self.processor.tokenizer.batch_decode(out.sequences, skip_special_tokens=True)
         for text, score in zip(texts, out.sequences_scores.exp().tolist(), strict=True):
-            found[text.strip()] = found.get(text.strip(), 0.0) + score
-        return sorted(found.items(), key=lambda item: -item[1])
+            probabilities[text.strip()] = probabilities.get(text.strip(), 0.0) + score
+        return sorted(probabilities.items(), key=lambda item: -item[1])
 
     @torch.no_grad()
     def option_scores(
@@ -217,7 +218,7 @@ class MedMoe:
         """Return `option_scores`, and where the router sent each question's image meanwhile."""
         prefix = self.tokenizer.prefix()
         pad = self.processor.tokenizer.pad_token_id
-        found: list[tuple[tuple[float, ...], Routing | None]] = []
+        scored: list[tuple[tuple[float, ...], Routing | None]] = []
         for start in range(0, len(rows), self._batch_size):
             part = range(start, min(start + self._batch_size, len(rows)))
             packed = [
@@ -231,25 +232,25 @@ class MedMoe:
             batch = pack_batch(packed, pad)
             chosen = features[[rows[i] for i in part]]
             log_likelihood, routings = self._token_log_likelihood(batch, chosen)
-            found.extend(zip(_segment_sums(packed, log_likelihood), routings, strict=True))
-        return found
+            scored.extend(zip(_segment_sums(packed, log_likelihood), routings, strict=True))
+        return scored
 
     @torch.no_grad()
     def route(self, features: Tensor) -> list[Routing | None]:
         """Return the router's decision on encoded images, without asking anything."""
         prefix = self.tokenizer.prefix()
-        found: list[Routing | None] = []
+        routings: list[Routing | None] = []
         for start in range(0, len(features), self._batch_size):
             part = features[start : start + self._batch_size].to(self.model.device)
             ids = torch.tensor([prefix] * len(part), device=self.model.device)
             if not self.model.config.moe_layers:
-                found.extend([None] * len(part))
+                routings.extend([None] * len(part))
                 continue
             with record_routing(self.model, keep="counts") as trace:
                 trace.token_mask = ids == self.processor.image_token_id
                 self.model(input_ids=ids, vision_features=part, logits_to_keep=1)
-            found.extend(read_routings(trace, len(part), self.domains, evidence=True))
-        return found
+            routings.extend(read_routings(trace, len(part), self.domains, experts=True))
+        return routings
 
     def _batches(
         self, prompts: Sequence[tuple[int, ...]], rows: Sequence[int | None]
@@ -262,7 +263,7 @@ class MedMoe:
                 yield group[start : start + self._batch_size]
 
     def _generate(
-        self, prompts: Sequence[tuple[int, ...]], features: Tensor | None, evidence: bool
+        self, prompts: Sequence[tuple[int, ...]], features: Tensor | None, experts: bool
     ) -> list[Answer]:
         model, tokenizer = self.model, self.processor.tokenizer
         length = max(len(prompt) for prompt in prompts)
@@ -290,7 +291,7 @@ class MedMoe:
         confidences = _confidences(out.sequences, torch.stack(out.logits, 1), tokenizer)
         routings: Sequence[Routing | None] = [None] * len(prompts)
         if trace is not None:
-            routings = read_routings(trace, len(prompts), self.domains, evidence=evidence)
+            routings = read_routings(trace, len(prompts), self.domains, experts=experts)
         return [
             Answer(text.strip(), confidence, routing)
             for text, confidence, routing in zip(texts, confidences, routings, strict=True)
@@ -313,10 +314,10 @@ class MedMoe:
             )
         routings: Sequence[Routing | None] = [None] * len(ids)
         if trace is not None:
-            routings = read_routings(trace, len(ids), self.domains, evidence=False)
+            routings = read_routings(trace, len(ids), self.domains, experts=False)
         log_probs = out.logits[:, :-1].float().log_softmax(-1)
-        found = log_probs.gather(-1, ids[:, 1:, None]).squeeze(-1)
-        return torch.nn.functional.pad(found, (1, 0)).cpu(), routings
+        of_tokens = log_probs.gather(-1, ids[:, 1:, None]).squeeze(-1)
+        return torch.nn.functional.pad(of_tokens, (1, 0)).cpu(), routings
 
 
 def _picture(image: ImageInput) -> Image.Image:

@@ -1,7 +1,7 @@
 """The evidence behind one answer: what else was likely, who answered, and what would change it.
 
 `explain` asks the model again and again (some hundred short passes) and returns one `Evidence`;
-`MedMoe.answer(…, evidence=True)` is the cheap part of it. The page is another module's matter.
+`MedMoe.answer(…, evidence=True)` gives the cheap part of it. The page is another module's matter.
 For research use only, not a medical device: evidence on a model is no evidence on a patient.
 """
 
@@ -95,9 +95,9 @@ class Evidence:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as an object for JSON."""
-        found = asdict(self)
-        found["attribution"]["deletion"]["passed"] = self.attribution.deletion.passed
-        return found
+        content = asdict(self)
+        content["attribution"]["deletion"]["passed"] = self.attribution.deletion.passed
+        return content
 
 
 def explain(
@@ -165,8 +165,8 @@ def _answer(
 ) -> tuple[str, float, tuple[Alternative, ...]]:
     """Return the answer, its probability, and among options all of theirs."""
     if not options:
-        found = engine.answer_features(features, [0], [question])[0]
-        return found.text, found.confidence, ()
+        answer = engine.answer_features(features, [0], [question])[0]
+        return answer.text, answer.confidence, ()
     scores = engine.option_scores(features, [0], [question], [tuple(options)])[0]
     shares = torch.tensor(scores, dtype=torch.float64).softmax(0).tolist()
     ranked = sorted(zip(options, shares, strict=True), key=lambda pair: -pair[1])
@@ -177,10 +177,10 @@ def _with_answer(
     candidates: Sequence[tuple[str, float]], answer: Alternative
 ) -> tuple[Alternative, ...]:
     """Return the beam's answers, and the given one too if the beam has lost it."""
-    found = [Alternative(*pair) for pair in candidates]
-    if all(alternative.text != answer.text for alternative in found):
-        found.append(answer)
-    return tuple(sorted(found, key=lambda alternative: -alternative.probability))
+    alternatives = [Alternative(*pair) for pair in candidates]
+    if all(alternative.text != answer.text for alternative in alternatives):
+        alternatives.append(answer)
+    return tuple(sorted(alternatives, key=lambda alternative: -alternative.probability))
 
 
 def _changes(
@@ -208,7 +208,7 @@ def _counterfactual(
     with changed:
         answer, confidence, alternatives = _answer(engine, features, question, options)
         if options:
-            kept = next(found.probability for found in alternatives if found.text == original)
+            kept = next(other.probability for other in alternatives if other.text == original)
         else:
             scores = engine.option_scores(features, [0], [question], [(original,)])
             kept = float(torch.tensor(scores[0][0]).exp())

@@ -67,9 +67,9 @@ def record_norms(model: Any) -> Iterator[Norms]:
             handle.remove()
 
 
-def _recorder(found: dict[int, Tensor], layer: int) -> Any:
+def _recorder(norms_of_layer: dict[int, Tensor], layer: int) -> Any:
     def record(module: Any, args: Any, output: Tensor) -> None:
         norms = torch.linalg.vector_norm(output.detach().float(), dim=-1)
-        found[layer] = norms.flatten().cpu()
+        norms_of_layer[layer] = norms.flatten().cpu()
 
     return record

@@ -59,10 +59,10 @@ def meta_expert_off(model: nn.Module) -> Iterator[None]:
         return torch.zeros_like(output)
 
     experts = [block.meta_expert for block in _blocks(model)]
-    found = [expert for expert in experts if expert is not None]
-    if not found:
+    present = [expert for expert in experts if expert is not None]
+    if not present:
         raise MedMoeError("this model has no meta expert; there is none to leave out")
-    with _hooked(found, silence):
+    with _hooked(present, silence):
         yield
 
 

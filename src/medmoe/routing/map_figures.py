@@ -36,10 +36,10 @@ def embedding_map(side: str, points: Rows, silhouettes: Mapping[str, Any]) -> Dr
         figure = new_figure(3.5)
         axes = figure.subplots()
         for modality in modalities:
-            found = [point for point in points if point["modality"] == modality]
+            shown = [point for point in points if point["modality"] == modality]
             look = look_of(modality)
             axes.scatter(
-                [p[f"{side}_x"] for p in found], [p[f"{side}_y"] for p in found], s=16,
+                [p[f"{side}_x"] for p in shown], [p[f"{side}_y"] for p in shown], s=16,
                 c=look.colour, marker=look.marker, linewidths=0.4, edgecolors="black",
                 label=modality, alpha=0.85,
             )  # fmt: skip

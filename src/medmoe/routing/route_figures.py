@@ -215,13 +215,13 @@ def _over_layers(rows: Rows, name: str, top: float) -> tuple[Figure, Axes]:
     figure = new_figure(2.7)
     axes = figure.subplots()
     for kind, (colour, marker, line) in _KIND_LOOKS.items():
-        found = [row for row in rows if row["tokens"] == kind]
-        places = [layers.index(row["layer"]) for row in found]
+        of_kind = [row for row in rows if row["tokens"] == kind]
+        places = [layers.index(row["layer"]) for row in of_kind]
         label = f"{kind} tokens"
-        values = [row[name] for row in found]
+        values = [row[name] for row in of_kind]
         axes.plot(places, values, line, color=colour, marker=marker, ms=5, label=label)
         if name == "bits":
-            chance = [row["by_chance"] for row in found]
+            chance = [row["by_chance"] for row in of_kind]
             label = "by chance" if kind == "text" else ""
             axes.plot(places, chance, ":", color=GREY, marker="d", ms=3, label=label)
     if name == "bits":

@@ -110,5 +110,5 @@ def _information(joint_RGE: Floats) -> Floats:
     p = joint_RGE / joint_RGE.sum((1, 2), keepdims=True)
     apart = p.sum(2, keepdims=True) * p.sum(1, keepdims=True)
     ratio = np.divide(p, apart, out=np.ones_like(p), where=p > 0)
-    found: Floats = np.maximum((p * np.log2(ratio)).sum((1, 2)), 0.0)
-    return found
+    bits: Floats = np.maximum((p * np.log2(ratio)).sum((1, 2)), 0.0)
+    return bits

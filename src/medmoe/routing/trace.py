@@ -344,8 +344,8 @@ def _recorder(trace: RoutingTrace, layer: int) -> Callable[..., None]:
 
 def _image_id(model: nn.Module) -> int | None:
     """Id of the image placeholder, None where the model has none."""
-    found = getattr(getattr(model, "config", None), "image_token_id", None)
-    return None if found is None else int(found)
+    token_id = getattr(getattr(model, "config", None), "image_token_id", None)
+    return None if token_id is None else int(token_id)
 
 
 def _stop_ids(model: nn.Module) -> frozenset[int]:

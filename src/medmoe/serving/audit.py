@@ -105,7 +105,7 @@ class AuditLog:
         verdict = verify(self._path)
         if verdict.fault is not None:
             raise ConfigError(
-                f"audit log {str(self._path)!r}: {verdict.fault}; keep it as evidence and give "
+                f"audit log {str(self._path)!r}: {verdict.fault}; keep it as it is and give "
                 "another file by --audit-log"
             )
         if not verdict.lines:

@@ -130,8 +130,8 @@ def _stock_model(
     dropped = sorted(name for name in info["unexpected_keys"] if is_by_product(name))
     unexpected = set(info["unexpected_keys"]) - set(dropped) - {_HEAD_BIAS}
     misshapen = [
-        f"{name} is {tuple(found)}, its config needs {tuple(wanted)}"
-        for name, found, wanted in info["mismatched_keys"]
+        f"{name} is {tuple(there)}, its config needs {tuple(wanted)}"
+        for name, there, wanted in info["mismatched_keys"]
     ]
     faults = [
         f"{len(names)} {what}: {shown(sorted(names))}"

@@ -118,7 +118,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         # Mapped into memory where its format allows it: a large file is not read twice.
-        found = torch.load(
+        content = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
     except Exception as error:  # torch has no error of its own, and broken bytes raise any
@@ -128,20 +128,22 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             f"{path}: not a file of plain tensors ({reason}); nothing of it was run: "
             "copy it again, or save the tensors as safetensors"
         ) from None
-    if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
+    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
         kinds = (
-            {type(value).__name__ for value in found.values()} if isinstance(found, dict) else {}
+            {type(value).__name__ for value in content.values()}
+            if isinstance(content, dict)
+            else {}
         )
-        what = ", ".join(sorted(kinds)) or type(found).__name__
+        what = ", ".join(sorted(kinds)) or type(content).__name__
         raise CheckpointError(
             f"{path}: not a dictionary of plain tensors (it holds {what}); save the state_dict"
         )
-    return {str(name): tensor.detach() for name, tensor in found.items()}
+    return {str(name): tensor.detach() for name, tensor in content.items()}
 
 
 def check_tensors(
     source: Path,
-    found: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
     wanted: Mapping[str, Sequence[int]],
     whose: str,
 ) -> None:
@@ -149,7 +151,7 @@ def check_tensors(
 
     Args:
         source: Named in the error.
-        found: The tensors by name.
+        tensors: The tensors by name.
         wanted: The shape of each.
         whose: What asks for these shapes; named in the error.
 
@@ -157,7 +159,7 @@ def check_tensors(
         CheckpointError: Names what is missing, left over, misshapen (with both shapes), of
             another kind than floating point, or not finite.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     faults = [
         f"{len(names)} {what}: {shown(names)}"
         for what, names in (
@@ -175,22 +177,22 @@ def check_tensors(
         faults.append(f"{len(misshapen)} misshapen: {shown(misshapen)}")
     if faults:
         raise CheckpointError(f"{source}: tensors do not fit {whose}: {'; '.join(faults)}")
-    check_finite(source, found)
+    check_finite(source, tensors)
 
 
-def check_finite(source: Path, found: Mapping[str, Tensor]) -> None:
+def check_finite(source: Path, tensors: Mapping[str, Tensor]) -> None:
     """Refuse tensors that are no plain floating-point numbers, or not all finite.
 
     Raises:
         CheckpointError: Names the tensors.
     """
-    odd = [f"{name} ({t.dtype})" for name, t in found.items() if t.dtype not in _FLOATS]
+    odd = [f"{name} ({t.dtype})" for name, t in tensors.items() if t.dtype not in _FLOATS]
     if odd:
         raise CheckpointError(
             f"{source}: not of 16, 32 or 64 floating-point bits: {shown(sorted(odd))}; "
             "take the checkpoint before it was quantised"
         )
-    broken = [name for name, tensor in found.items() if not torch.isfinite(tensor).all()]
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise CheckpointError(
             f"{source}: not finite (NaN or infinite): {shown(sorted(broken))}; "

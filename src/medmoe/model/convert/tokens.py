@@ -51,14 +51,14 @@ def read_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerBase | N
             f"{folder}: its tokenizer cannot be read ({first_line(error)}); copy its files again, "
             "or remove them to convert without a processor"
         ) from None
-    found: PreTrainedTokenizerBase = tokenizer
-    last = max((i for token, i in found.get_vocab().items() if token != IMAGE_TOKEN), default=-1)
+    usable: PreTrainedTokenizerBase = tokenizer
+    last = max((i for token, i in usable.get_vocab().items() if token != IMAGE_TOKEN), default=-1)
     if last >= vocab_size:
         raise CheckpointError(
             f"{folder}: its tokenizer has ids up to {last}, the checkpoint {vocab_size} rows; "
             "give the tokenizer that it was trained with"
         )
-    return found
+    return usable
 
 
 def read_chat_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -67,9 +67,11 @@ def read_chat_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str 
     if file.is_file():
         return file.read_text(encoding="utf-8")
     for name in ("chat_template.json", "processor_config.json"):
-        found = read_json(folder / name).get("chat_template") if (folder / name).is_file() else None
-        if isinstance(found, str):
-            return found
+        template = (
+            read_json(folder / name).get("chat_template") if (folder / name).is_file() else None
+        )
+        if isinstance(template, str):
+            return template
     own = tokenizer.chat_template
     return own if isinstance(own, str) else None
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.errors import ConfigError, MedMoeError
-from medmoe.inference.chat import ChatChunk, ChatRequest, ChatRow, fitting_ids, say
+from medmoe.inference.chat import ChatChunk, ChatRequest, ChatRow, fitting_ids, take_token
 from medmoe.model.checkpoint import read_config, verify
 from medmoe.model.locate import is_adapter
 from medmoe.model.processing_medmoe import MedMoeProcessor
@@ -229,7 +229,7 @@ class VllmEngine:
         tokenizer = self._processor.tokenizer
         chunks = []
         for token, choices in zip(output.token_ids, output.logprobs, strict=True):
-            chunk = say(row, token, choices[token].logprob, tokenizer)
+            chunk = take_token(row, token, choices[token].logprob, tokenizer)
             if chunk.text or chunk.finish:
                 chunks.append(chunk)
         return chunks
