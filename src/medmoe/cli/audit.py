@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from medmoe.cli import flags
+from medmoe.cli.console import tell
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,10 +27,10 @@ def run(args: argparse.Namespace) -> int:
     """
     from medmoe.serving.audit import verify
 
-    found = verify(args.log)
-    flags.write_json(args.json, {"lines": found.lines, "fault": found.fault})
-    if found.fault is not None:
-        print(f"altered: {found.fault}; {found.lines} lines before it are good")
+    verdict = verify(args.log)
+    flags.write_json(args.json, {"lines": verdict.lines, "fault": verdict.fault})
+    if verdict.fault is not None:
+        tell(f"altered: {verdict.fault}; {verdict.lines} lines before it are good")
         return 1
-    print(f"whole: {found.lines} lines")
+    tell(f"whole: {verdict.lines} lines")
     return 0
