@@ -42,10 +42,10 @@ def confirm(
     rows = np.arange(len(left))
     current = torch.from_numpy(place)
     for (side, steps), limit in zip(_LEVELS, limits, strict=True):
-        current, found = _aligned(
+        current, agreement = _aligned(
             _pooled(left[rows], side), _pooled(right[rows], side), current, steps
         )
-        kept = found >= limit
+        kept = agreement >= limit
         rows, current = rows[kept.numpy()], current[kept]
         if not len(rows):
             return likeness

@@ -57,13 +57,13 @@ class ImageCache:
             data = path.read_bytes()
         except OSError:
             return None
-        found = _unpacked(data)
+        pixels = _unpacked(data)
         with contextlib.suppress(OSError):
-            if found is None:
+            if pixels is None:
                 path.unlink()
             else:
                 os.utime(path)  # the times of access are not kept on many disks
-        return found
+        return pixels
 
     def put(self, key: str, pixels: Pixels) -> None:
         """Write an entry; a disk that takes none is said once and costs nothing else.
@@ -115,7 +115,7 @@ class ImageCache:
 
     def _entries(self) -> list[tuple[float, int, str]]:
         """Return time, size and path of every entry; staging files of killed processes go."""
-        found = []
+        entries = []
         for folder in self.folder.glob("[0-9a-f][0-9a-f]"):
             with contextlib.suppress(OSError), os.scandir(folder) as files:
                 for file in files:
@@ -125,8 +125,8 @@ class ImageCache:
                         if old and file.name.startswith(_STAGING):
                             os.unlink(file.path)
                         else:
-                            found.append((facts.st_mtime, facts.st_size, file.path))
-        return found
+                            entries.append((facts.st_mtime, facts.st_size, file.path))
+        return entries
 
 
 def key_of(data: bytes, policy: str) -> str:

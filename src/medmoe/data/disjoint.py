@@ -68,7 +68,7 @@ def groups_of(ids: Iterable[str], alike: Iterable[tuple[str, str]]) -> list[list
 
 def split_content(parts: Mapping[str, Sequence[str]], seed: int) -> dict[str, Any]:
     """Return what the split's file holds; ids of one set stand without its name."""
-    names = [name for found in parts.values() for name in found]
+    names = [name for members in parts.values() for name in members]
     sets = {name.partition("/")[0] for name in names}
     prefix = f"{sets.pop()}/" if len(sets) == 1 else ""
     return {"seed": seed} | {

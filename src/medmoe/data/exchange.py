@@ -168,19 +168,19 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with quiet_datasets():
             if path.is_dir():
-                found = datasets.load_from_disk(str(path))
+                dataset = datasets.load_from_disk(str(path))
             else:
-                found = datasets.load_dataset(
+                dataset = datasets.load_dataset(
                     "parquet", data_files=str(path), split="train", streaming=True
                 )
-        features = found.features or {}
+        features = dataset.features or {}
         for name, kind in features.items():
             if isinstance(kind, datasets.Image):
-                found = found.cast_column(name, datasets.Image(decode=False))
+                dataset = dataset.cast_column(name, datasets.Image(decode=False))
             elif isinstance(getattr(kind, "feature", None), datasets.Image):
-                found = found.cast_column(name, datasets.List(datasets.Image(decode=False)))
+                dataset = dataset.cast_column(name, datasets.List(datasets.Image(decode=False)))
         classes = {n: k.names for n, k in features.items() if isinstance(k, datasets.ClassLabel)}
-        for row in found:
+        for row in dataset:
             known = {n: names for n, names in classes.items() if row[n] in range(len(names))}
             yield row | {name: names[row[name]] for name, names in known.items()}
     except (datasets.exceptions.DatasetsError, OSError, ValueError, TypeError) as error:

@@ -94,8 +94,8 @@ def open_picture(
     if isinstance(source, Path):
         hint = hint or hint_of(source)
         source = read_file(source, pool.limits)
-    found = pool.decode(source, Request(window, frame, hint))
-    return Picture(_rgb(found), found.facts)
+    decoded = pool.decode(source, Request(window, frame, hint))
+    return Picture(_rgb(decoded), decoded.facts)
 
 
 def open_image(source: ImageSource) -> Image.Image:
@@ -140,8 +140,8 @@ def read_file(path: Path, limits: Limits) -> bytes:
         ) from error
 
 
-def _rgb(found: Decoded) -> Image.Image:
-    return Image.fromarray(found.pixels).convert("RGB")
+def _rgb(decoded: Decoded) -> Image.Image:
+    return Image.fromarray(decoded.pixels).convert("RGB")
 
 
 def _from_pixels(pixels: Pixels) -> Image.Image:

@@ -151,12 +151,12 @@ def _packed_of(image: ImageRecord, cache: ImageCache | None) -> Pixels:
             return _packed(open_picture(image.source).image)
         data = read_file(image.source, default_pool().limits)
         key = key_of(data, _policy())
-        found = cache.get(key) if cache else None
-        if found is None:
-            found = _packed(open_picture(data, hint=hint_of(image.source)).image)
+        packed = cache.get(key) if cache else None
+        if packed is None:
+            packed = _packed(open_picture(data, hint=hint_of(image.source)).image)
             if cache is not None:
-                cache.put(key, found)
-        return found
+                cache.put(key, packed)
+        return packed
 
 
 def _packed(picture: Image.Image) -> Pixels:
@@ -190,13 +190,13 @@ def same_pictures(left: Fingerprints, right: Fingerprints) -> list[Pair]:
 
 def repeated_pictures(images: Fingerprints) -> list[Pair]:
     """Return the pairs among ``images`` that show one picture, each once, nearest first."""
-    found = _exact(images, images) | _near(images, images, within=True)
+    kinds = _exact(images, images) | _near(images, images, within=True)
     order = {name: number for number, name in enumerate(images.ids)}
-    return _ordered({p: v for p, v in found.items() if order[p[0]] < order[p[1]]})
+    return _ordered({p: v for p, v in kinds.items() if order[p[0]] < order[p[1]]})
 
 
-def _ordered(found: dict[tuple[str, str], tuple[Kind, int]]) -> list[Pair]:
-    pairs = [Pair(*names, *what) for names, what in found.items()]
+def _ordered(kinds: dict[tuple[str, str], tuple[Kind, int]]) -> list[Pair]:
+    pairs = [Pair(*names, *what) for names, what in kinds.items()]
     return sorted(pairs, key=lambda pair: (pair.distance, pair.left_id, pair.right_id))
 
 
@@ -215,7 +215,7 @@ def _near(
     left: Fingerprints, right: Fingerprints, *, within: bool
 ) -> dict[tuple[str, str], tuple[Kind, int]]:
     """Return near duplicates; pairs with equal pixels are left to `_exact`."""
-    found: dict[tuple[str, str], tuple[Kind, int]] = {}
+    kinds: dict[tuple[str, str], tuple[Kind, int]] = {}
     for small in (False, True):
         for l_rows, r_rows in _parts(left, right, small=small):
             pairs = _small_pairs if small else _large_pairs
@@ -223,8 +223,8 @@ def _near(
                 a, b = int(l_rows[i]), int(r_rows[j])
                 if left.digests[a] != right.digests[b]:
                     distance = max(0, round(100 * (1 - likeness)))
-                    found[left.ids[a], right.ids[b]] = ("near", distance)
-    return found
+                    kinds[left.ids[a], right.ids[b]] = ("near", distance)
+    return kinds
 
 
 def _parts(
@@ -245,12 +245,12 @@ def _small_pairs(
     del within
     whole = (0.0, 0.0, 1.0)
     of_left, of_right = (_descriptors(side, whole, 32, 2.0) for side in (left, right))
-    found = []
+    pairs = []
     for start in range(0, len(left), _BLOCK):
         likeness = of_left[start : start + _BLOCK] @ of_right.T
         for i, j in np.argwhere(likeness >= SMALL_DETAIL):
-            found.append((start + int(i), int(j), float(likeness[i, j])))
-    return found
+            pairs.append((start + int(i), int(j), float(likeness[i, j])))
+    return pairs
 
 
 def _large_pairs(
@@ -265,7 +265,7 @@ def _large_pairs(
         np.stack([_descriptors(side, window, _CELLS, 4.0) for window in _windows()])
         for side in (left, right)
     )
-    found = []
+    confirmed = []
     for start in range(0, len(left), _BLOCK):
         rows = slice(start, start + _BLOCK)
         pairs = np.argwhere(_best(of_left[:, rows], of_right) >= CANDIDATE)
@@ -277,8 +277,8 @@ def _large_pairs(
             place = _placed(of_left[:, i], of_right[:, j])
             likeness = confirm(left[i], right[j], place, (COARSE, MEDIUM), _FRAME)
             same = np.flatnonzero(likeness >= DETAIL)
-            found += [(int(i[k]), int(j[k]), float(likeness[k])) for k in same]
-    return found
+            confirmed += [(int(i[k]), int(j[k]), float(likeness[k])) for k in same]
+    return confirmed
 
 
 def _best(left: Floats, right: Floats) -> Floats:

@@ -66,11 +66,11 @@ def find_overlaps(parts: Parts) -> tuple[list[Overlap], dict[str, str]]:
         parts: Name, e.g. ``vqa_rad/train``, and records; the order is kept.
     """
     images = {name: images_of(records) for name, records in parts.items()}
-    everything = {image.id: image for found in images.values() for image in found}
+    everything = {image.id: image for members in images.values() for image in members}
     unreadable: dict[str, str] = {}
     prints = fingerprints(list(everything.values()), unreadable)
     alike = [Match(p.left_id, p.right_id, p.kind, p.distance) for p in repeated_pictures(prints)]
-    ids = {name: frozenset(image.id for image in found) for name, found in images.items()}
+    ids = {name: frozenset(image.id for image in members) for name, members in images.items()}
     overlaps = []
     for left, right in itertools.combinations_with_replacement(parts, 2):
         pairs = [*_same_ids(ids, left, right), *_between(alike, ids[left], ids[right])]

@@ -46,12 +46,12 @@ def part(
     for record in (record for record in records if record.image.id in part_of):
         split = part_of[record.image.id]
         parts[split].append(replace(record, split=split))
-    counts = ", ".join(f"{len(images_of(found))} {split}" for split, found in parts.items())
+    counts = ", ".join(f"{len(images_of(members))} {split}" for split, members in parts.items())
     what = "patient" if patients else "picture"
     said = f"no split is named: parted by {what}, copies together, into {counts} pictures"
     if len(groups) < len(SPLITS):
         said += f"; only {len(groups)} can be told apart, name a split in every row for more parts"
-    return {split: found for split, found in parts.items() if found}, said
+    return {split: members for split, members in parts.items() if members}, said
 
 
 def _dealt(groups: Mapping[str, Sequence[str]]) -> dict[str, str]:

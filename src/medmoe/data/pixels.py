@@ -119,10 +119,10 @@ def decoded(
     with naming(image):
         data = read_file(image.source, default_pool().limits)
         picture = open_picture(data, hint=hint_of(image.source))
-        found = squared(picture.image, image_processor)
+        square = squared(picture.image, image_processor)
         if cache is not None:
-            cache.put(key_of(data, policy), found)
-    return found
+            cache.put(key_of(data, policy), square)
+    return square
 
 
 def squared(picture: Image.Image, image_processor: Any) -> Pixels:

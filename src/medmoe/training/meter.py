@@ -213,8 +213,8 @@ class Meter(TrainerCallback):
         """Return the domain row of each picture of the batch."""
         none = len(self._domains)
         names = self._names(self._seen, self._seen + count) if self._names else []
-        found = [none if (i := self._rows.get(name)) is None else i for name in names]
-        return torch.tensor(found or [none] * count)
+        rows = [none if (i := self._rows.get(name)) is None else i for name in names]
+        return torch.tensor(rows or [none] * count)
 
     def _after(self, model: nn.Module, args: Any, output: Any) -> None:
         self._mask = None  # what runs from here on is a recomputation for the backward pass

@@ -46,7 +46,7 @@ def read_phantom(split: Split, count: int, *, seed: int, size: int = 64) -> list
         ConfigError: Count or seed is negative, or the size too small to show the findings.
     """
     _check(split, count, seed, size)
-    found: list[Record] = []
+    records: list[Record] = []
     for index in range(count):
         plan = plan_image(split, index, seed)
         image = ImageRecord(
@@ -56,8 +56,8 @@ def read_phantom(split: Split, count: int, *, seed: int, size: int = 64) -> list
             organ=plan.organ,
             labels=questions.labels(plan),
         )
-        found += questions.records(plan, image, generator(seed, 2, split, index))
-    return found
+        records += questions.records(plan, image, generator(seed, 2, split, index))
+    return records
 
 
 def anatomy_of(image_id: str, seed: int) -> str:

@@ -165,7 +165,7 @@ def _content(value: object, name: str, where: str) -> str:
 
 def image_references(row: Row, where: str) -> list[Any]:
     """Return what ``image``, ``images`` and the parts of contents name, each once."""
-    found: list[Any] = []
+    references: list[Any] = []
     for value in (row.get("images"), row.get("image"), *_parts_with_images(row)):
         if isinstance(value, str) and value.lstrip().startswith("["):
             try:
@@ -173,9 +173,9 @@ def image_references(row: Row, where: str) -> list[Any]:
             except json.JSONDecodeError:
                 raise DataError(f"{where}: images {quoted(value)} is no list; correct it") from None
         for one in value if isinstance(value, list) else [value]:
-            if one not in (None, "", {}) and one not in found:
-                found.append(one)
-    return found
+            if one not in (None, "", {}) and one not in references:
+                references.append(one)
+    return references
 
 
 def _parts_with_images(row: Row) -> list[Any]:

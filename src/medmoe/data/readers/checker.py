@@ -92,7 +92,7 @@ class Checker:
             DataError: A column is unknown, stands twice, or one that a row needs is missing.
         """
         known = {_squashed(name): name for name in _COLUMNS}
-        found: dict[str, str] = {}
+        meaning: dict[str, str] = {}
         for name in names:
             ours = _ALIASES.get(_squashed(name)) or known.get(_squashed(name))
             if ours is None:
@@ -100,13 +100,13 @@ class Checker:
                 hint = f"; did you mean {known[near[0]]!r}?" if near else ""
                 choices = ", ".join((*NEEDED, *OPTIONAL))
                 raise DataError(f"{where}: unknown column {quoted(name)}; known: {choices}{hint}")
-            if ours in found.values():
+            if ours in meaning.values():
                 raise DataError(f"{where}: {ours} stands in two columns; rename or remove one")
-            found[name] = ours
+            meaning[name] = ours
             if ours != name:
                 self.renamed[name] = ours
-        self._check_needed(found.values(), where)
-        return found
+        self._check_needed(meaning.values(), where)
+        return meaning
 
     def _check_needed(self, names: Collection[str], where: str) -> None:
         if chat.is_chat(dict.fromkeys(names, True)):

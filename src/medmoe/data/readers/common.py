@@ -176,14 +176,14 @@ def fields(raw: Any, names: Sequence[str], where: str) -> dict[str, str]:
     """Return the named fields of a row as stripped text; each must be there and filled in."""
     if not isinstance(raw, dict):
         raise DataError(f"{where}: {type(raw).__name__} instead of an object; correct the row")
-    found = {}
+    texts = {}
     for name in names:
         if name not in raw:
             raise DataError(f"{where}: field {name!r} is missing; every row needs it")
-        found[name] = str(raw[name] if raw[name] is not None else "").strip()
-        if not found[name]:
+        texts[name] = str(raw[name] if raw[name] is not None else "").strip()
+        if not texts[name]:
             raise DataError(f"{where}: empty {name}; fill it in or remove the row")
-    return found
+    return texts
 
 
 def image_file(folder: Path, name: str, where: str, allow_outside: bool = False) -> Path:

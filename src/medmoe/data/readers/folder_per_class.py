@@ -89,13 +89,13 @@ class FolderPerClass(OwnSet):
         inside = dict.fromkeys(folder for _, folder in classes)
         entries = [e for place in (*beside, *inside) for e in sorted(place.iterdir())]
         other = [e for e in entries if e.parent in beside and e not in beside and e not in inside]
-        for what, found in (
+        for what, listed in (
             ("files of systems are ignored", [e for e in entries if _of_system(e)]),
             ("not read, beside the classes", [e for e in other if not _of_system(e)]),
         ):
-            names = ", ".join(str(entry.relative_to(self.path)) for entry in found[:5])
-            more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-            if found:
+            names = ", ".join(str(entry.relative_to(self.path)) for entry in listed[:5])
+            more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
+            if listed:
                 bad.say(f"{self.path}: {what}: {names}{more}")
         for _, folder in classes:
             if not any(_files(folder)):
@@ -137,12 +137,12 @@ def looks_like_one(path: Path) -> bool:
 
 def _splits(path: Path) -> dict[str, list[Path]]:
     """Return the folders of each split; one that holds pictures itself is a class of that name."""
-    found: defaultdict[str, list[Path]] = defaultdict(list)
+    folders_of: defaultdict[str, list[Path]] = defaultdict(list)
     for folder in _folders(path):
         name = common.split_name(folder.name)
         if name in common.SPLITS and any(_folders(folder)):
-            found[name].append(folder)
-    return {split: found[split] for split in common.SPLITS if split in found}
+            folders_of[name].append(folder)
+    return {split: folders_of[split] for split in common.SPLITS if split in folders_of}
 
 
 def _folders(path: Path) -> list[Path]:

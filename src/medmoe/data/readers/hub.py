@@ -45,10 +45,10 @@ def rows(source: str, split: str, revision: str | None = None) -> Iterator[dict[
 
     try:
         with quiet_datasets():
-            found = load_dataset(source, revision=revision, streaming=True)
-        if split not in found:
-            raise DataError(one_of(split, map(str, found), f"split of {source}"))
-        data = found[split]
+            dataset = load_dataset(source, revision=revision, streaming=True)
+        if split not in dataset:
+            raise DataError(one_of(split, map(str, dataset), f"split of {source}"))
+        data = dataset[split]
         if data.features is not None and "image" in data.features:
             data = data.cast_column("image", Image(decode=False))
         yield from data

@@ -93,12 +93,12 @@ def images(path: Path, key: str, arrays: Arrays) -> list[Pixels]:
 
 def labels(path: Path, key: str, arrays: Arrays, count: int, classes: int) -> list[int]:
     """Return ``count`` labels in ``range(classes)``; a wrong one is named with its row."""
-    found = arrays[key]
-    if found.shape not in ((count,), (count, 1)) or found.dtype.kind not in "iu":
+    labels = arrays[key]
+    if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
         raise DataError(
-            f"{path}: {key} is {found.dtype} {found.shape}; {count} images need {count} integers"
+            f"{path}: {key} is {labels.dtype} {labels.shape}; {count} images need {count} integers"
         )
-    flat = found.reshape(-1)
+    flat = labels.reshape(-1)
     wrong = np.flatnonzero((flat < 0) | (flat >= classes))
     if len(wrong):
         raise DataError(
@@ -109,13 +109,13 @@ def labels(path: Path, key: str, arrays: Arrays, count: int, classes: int) -> li
 
 def flags(path: Path, key: str, arrays: Arrays, count: int, findings: int) -> list[tuple[int, ...]]:
     """Return ``count`` rows of ``findings`` flags, 0 or 1; a wrong one is named with its row."""
-    found = arrays[key]
-    if found.shape != (count, findings) or found.dtype.kind not in "iu":
+    flags = arrays[key]
+    if flags.shape != (count, findings) or flags.dtype.kind not in "iu":
         raise DataError(
-            f"{path}: {key} is {found.dtype} {found.shape}; {count} images need "
+            f"{path}: {key} is {flags.dtype} {flags.shape}; {count} images need "
             f"({count}, {findings}) integers"
         )
-    wrong = np.flatnonzero((found > 1).any(axis=1) | (found < 0).any(axis=1))
+    wrong = np.flatnonzero((flags > 1).any(axis=1) | (flags < 0).any(axis=1))
     if len(wrong):
         raise DataError(f"{path} row {wrong[0] + 1} of {key}: labels must be 0 or 1")
-    return [tuple(int(flag) for flag in row) for row in found]
+    return [tuple(int(flag) for flag in row) for row in flags]

@@ -100,7 +100,9 @@ class OwnSet:
             why = bad.first_reasons() or "it is empty; add rows"
             raise DataError(f"{self.path}: no usable row in it: {why}")
         taught = {record.answer for record in parts.get("train", ())}
-        classes = {o for found in parts.values() for r in found if _is_class(r) for o in r.options}
+        classes = {
+            o for records in parts.values() for r in records if _is_class(r) for o in r.options
+        }
         if taught and classes - taught:
             names = ", ".join(sorted(classes - taught)[:5])
             bad.say(f"{self.path}: no training picture of class {names}; nothing teaches it")

@@ -63,15 +63,15 @@ def read(root: Path, split: str, bad: BadRows | None = None) -> list[Record]:
 
 def _figures(folder: Path) -> dict[str, Path]:
     """Return figure name -> file over all folders that archives are unpacked to."""
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for name in _FOLDERS:
         if (folder / name).is_dir():
-            found |= {file: folder / name / file for file in common.file_names(folder / name)}
-    if not found:
+            paths |= {file: folder / name / file for file in common.file_names(folder / name)}
+    if not paths:
         raise DataError(
             f"{folder}: no folder of images, looked for {', '.join(_FOLDERS)}; unpack images.zip"
         )
-    return found
+    return paths
 
 
 def _record(

@@ -80,12 +80,12 @@ def _modalities(path: Path, bad: BadRows) -> Mapping[str, str]:
     """Return image -> modality by the concepts, for images with exactly one."""
     if not path.is_file():
         return {}
-    found = {}
+    modality_of = {}
     for where, row in tables.rows(path, bad):
         with bad.row():
             text = common.fields(row, ("ID",), where)
             concepts = str(row.get("CUIs") or "").split(";")
             named = {_MODALITIES[c] for c in concepts if c in _MODALITIES}
             if len(named) == 1:
-                found[text["ID"]] = named.pop()
-    return found
+                modality_of[text["ID"]] = named.pop()
+    return modality_of

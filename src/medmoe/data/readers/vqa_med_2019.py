@@ -92,11 +92,11 @@ def read(root: Path, split: str, bad: BadRows | None = None) -> list[Record]:
     bad = collector(bad)
     folder = common.require(root, MARKERS[0], NAME).parents[1] / _FOLDERS[split]
     read_rows = _read_test if split == "test" else _read_categories
-    found = read_rows(folder, bad)
+    numbered = read_rows(folder, bad)
     images_dir = common.image_folder(folder, _IMAGE_FOLDERS)
     files = _image_files(images_dir)
     rows = []
-    for where, row in found:
+    for where, row in numbered:
         with bad.row():
             if row.image not in files:
                 raise DataError(f"{where}: image file {row.image}.jpg is missing in {images_dir}")
@@ -128,20 +128,20 @@ def overlap(folder: Path) -> dict[str, frozenset[str]]:
         adjacent = frozenset(f"synpic{number}" for number in _ADJACENT_SLICES.split())
         return {"train": same | adjacent, "validation": same, "test": frozenset()}
     content = common.read_json(path)
-    found: dict[str, set[str]] = {split: set() for split in SPLITS}
+    names_of: dict[str, set[str]] = {split: set() for split in SPLITS}
     split_of = {folder: split for split, folder in _FOLDERS.items()}
     try:
         for twins in content["same_picture"].values():
             for twin in twins:
-                found[split_of[twin["split"]]].add(Path(twin["image"]).stem)
+                names_of[split_of[twin["split"]]].add(Path(twin["image"]).stem)
         for twins in content["perhaps_only_adjacent_slices"].values():
-            found["train"] |= {Path(t["image"]).stem for t in twins if t["split"] == "train"}
+            names_of["train"] |= {Path(t["image"]).stem for t in twins if t["split"] == "train"}
     except (AttributeError, KeyError, TypeError) as error:
         raise DataError(
             f"{path}: wrong layout near {error}; it maps same_picture and "
             "perhaps_only_adjacent_slices to lists of {split, image}"
         ) from error
-    return {split: frozenset(names) for split, names in found.items()}
+    return {split: frozenset(names) for split, names in names_of.items()}
 
 
 def _read_categories(folder: Path, bad: BadRows) -> list[tuple[str, _Row]]:
@@ -208,11 +208,11 @@ def _modalities(folder: Path, rows: list[_Row], split: str) -> dict[str, str]:
     path = folder / _LABEL_FILE
     if split != "test" and path.is_file():
         return _labelled_modalities(path, _FOLDERS[split])
-    found: defaultdict[str, set[str]] = defaultdict(set)
+    names_of: defaultdict[str, set[str]] = defaultdict(set)
     for row in rows:
         if row.category == "modality" and (name := answered_modality(row.answers[0])):
-            found[row.image].add(name)
-    return {image: names.copy().pop() for image, names in found.items() if len(names) == 1}
+            names_of[row.image].add(name)
+    return {image: names.copy().pop() for image, names in names_of.items() if len(names) == 1}
 
 
 def answered_modality(answer: str) -> str | None:
@@ -222,19 +222,19 @@ def answered_modality(answer: str) -> str | None:
 
 
 def _labelled_modalities(path: Path, folder: str) -> dict[str, str]:
-    found = {}
+    name_of = {}
     for number, line in enumerate(common.read_text(path).rstrip().split("\n"), 1):
         try:
             row = json.loads(line)
             if row["split"] == folder and row["source"] == "answer":
                 raw = str(row["modality"])
                 name = _LABEL_NAMES.get(raw.upper(), modality_name(raw))
-                found[Path(row["image"]).stem] = name
+                name_of[Path(row["image"]).stem] = name
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise DataError(
                 f"{path} row {number}: needs split, image, modality and source ({error})"
             ) from error
-    return found
+    return name_of
 
 
 def _image_records(

@@ -134,14 +134,14 @@ def _rows_by_file(folder: Path, on_disk: frozenset[str], bad: BadRows) -> dict[s
             part: _read_rows(common.require_part(folder, file, NAME), on_disk, bad)
             for part, file in _FILES.items()
         }
-    found: dict[str, list[_Row]] = {"train": [], "test": []}
+    rows_of: dict[str, list[_Row]] = {"train": [], "test": []}
     for raw, row in _raw_rows(osf, on_disk, bad):
         part = "test" if str(raw.get("phrase_type")).startswith("test") else "train"
-        found[part].append(row)
+        rows_of[part].append(row)
         framed = str(raw.get("question_frame") or "NULL").strip()
         if framed != "NULL":
-            found["train"].append(replace(row, id=f"{row.id}/frame", question=framed))
-    return found
+            rows_of["train"].append(replace(row, id=f"{row.id}/frame", question=framed))
+    return rows_of
 
 
 def _read_rows(path: Path, on_disk: frozenset[str], bad: BadRows) -> list[_Row]:
@@ -251,11 +251,11 @@ def _facts(
     rows: Iterable[_Row], question_type: str, values_in: Callable[[str], set[str]]
 ) -> Mapping[str, str]:
     """Return image -> value, for the images whose answers name exactly one value."""
-    found: defaultdict[str, set[str]] = defaultdict(set)
+    values_of: defaultdict[str, set[str]] = defaultdict(set)
     for row in rows:
         if row.question_type == question_type:
-            found[row.image] |= values_in(row.answer)
-    return {image: values.copy().pop() for image, values in found.items() if len(values) == 1}
+            values_of[row.image] |= values_in(row.answer)
+    return {image: values.copy().pop() for image, values in values_of.items() if len(values) == 1}
 
 
 def _modalities_in(answer: str) -> set[str]:

@@ -172,12 +172,12 @@ def attribute_classes(images: Sequence[ImageRecord]) -> dict[str, list[str]]:
 
 
 def _attributes(image: ImageRecord) -> dict[str, str]:
-    found = dict(image.labels)
+    values = dict(image.labels)
     if image.modality:
-        found["modality"] = image.modality
+        values["modality"] = image.modality
     if image.organ:
-        found["organ"] = image.organ
-    return found
+        values["organ"] = image.organ
+    return values
 
 
 def train_encoder(

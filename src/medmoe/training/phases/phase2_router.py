@@ -59,18 +59,18 @@ class RouterTraining(nn.Module):
         """Return the logits (B, L·T, E) of states (B, L, T, D)."""
         routers: list[Any] = list(self.router)
         if len(routers) == 1:
-            found: Tensor = routers[0].logits(states.flatten(1, 2))
-            return found
+            logits: Tensor = routers[0].logits(states.flatten(1, 2))
+            return logits
         parts = [router.logits(states[:, i]) for i, router in enumerate(routers)]
         return torch.cat(parts, dim=1)
 
     def states(self) -> RouterState | list[RouterState]:
         """Return the weights as `upcycle` takes them: of the one router, or of each layer's."""
-        found: list[RouterState] = [
+        states: list[RouterState] = [
             {name: tensor.detach().cpu() for name, tensor in router.state_dict().items()}
             for router in self.router
         ]
-        return found if len(found) > 1 else found[0]
+        return states if len(states) > 1 else states[0]
 
 
 def choose_labelled(

@@ -49,8 +49,8 @@ class CheckpointFolder:
         """Return the steps that have a checkpoint, whole or damaged, in order."""
         if not self.path.is_dir():
             return []
-        found = [_STEP.fullmatch(path.name) for path in self.path.iterdir() if path.is_dir()]
-        return sorted(int(match[1]) for match in found if match)
+        matches = [_STEP.fullmatch(path.name) for path in self.path.iterdir() if path.is_dir()]
+        return sorted(int(match[1]) for match in matches if match)
 
     def at(self, step: int) -> Path:
         """Return where the checkpoint of a step stands."""

@@ -123,12 +123,12 @@ def load_random_state(state: Mapping[str, Any]) -> None:
 
 
 def write_state(directory: Path, content: Mapping[str, Any]) -> None:
-    """Write what is no tensor."""
+    """Write the part of a checkpoint's state that holds no tensor."""
     write_json(directory / STATE, {"version": VERSION} | dict(content))
 
 
 def read_state(directory: Path) -> dict[str, Any]:
-    """Return what `write_state` wrote."""
+    """Return the state that `write_state` wrote."""
     content: dict[str, Any] = json.loads((directory / STATE).read_text(encoding="utf-8"))
     return content
 
