@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from medmoe.cli import flags
+from medmoe.cli.console import tell
 from medmoe.cli.parser import FOOTER
 
 
@@ -50,12 +51,12 @@ def run(args: argparse.Namespace) -> int:
     disable_progress_bar()
     done = adopt(args.source, args.out, processor=args.processor, base=args.base)
     kind = f"a Med-MoE of {', '.join(done.domains)}" if done.domains else "a dense model"
-    print(f"checked: {kind}, {done.tensors} tensors, none missing and none left over")
-    print(f"processor: {done.processor}")
+    tell(f"checked: {kind}, {done.tensors} tensors, none missing and none left over")
+    tell(f"processor: {done.processor}")
     if done.base is not None:
-        print(f"merged onto: {done.base}")
-    print(f"removed: {', '.join(done.removed) or 'nothing'}")
-    print(f"written: {done.folder} ({', '.join(done.added)})")
-    print(FOOTER)
+        tell(f"merged onto: {done.base}")
+    tell(f"removed: {', '.join(done.removed) or 'nothing'}")
+    tell(f"written: {done.folder} ({', '.join(done.added)})")
+    tell(FOOTER)
     flags.write_json(args.json, asdict(done) | {"note": FOOTER})
     return 0
