@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.experiments.miniature import write_all
+from tests.experiments.own_set import write_classes, write_table
 
 from medmoe.data.registry import READERS
-from medmoe.errors import ConfigError
+from medmoe.errors import ConfigError, DataError
+from medmoe.evaluation.ask.records import task_records
 from medmoe.evaluation.tasks import TASKS, paper_rows, paper_table, task_spec
 
 MEDMNIST = """
@@ -66,13 +69,32 @@ def test_figures_are_shares_and_no_row_stands_twice() -> None:
 
 
 def test_a_path_is_a_users_own_task(tmp_path: Path) -> None:
-    table, folder = tmp_path / "ward.csv", tmp_path / "tiles"
-    table.touch()
-    folder.mkdir()
-    own = task_spec(str(table))
-    assert (own.name, own.dataset, own.kind) == ("ward", str(table), "vqa")
-    assert task_spec(str(folder)).kind == "classification"
+    table = write_table(tmp_path / "ward")
+    own = task_spec(f"{table}:validation")
+    assert (own.name, own.dataset, own.split) == ("ward", "ward", "validation")
+    asked = task_records(own, None, split=None, limit=None, seed=7)
+    assert {record.split for record in asked.records} == {"validation"}
+    assert {record.split for record in asked.train} == {"train"}
     assert paper_rows(str(table)) == []
+    tiles = task_spec(str(write_classes(tmp_path / "tiles")))
+    asked = task_records(tiles, None, split=None, limit=None, seed=7)
+    assert (asked.spec.kind, asked.split) == ("classification", "test")
+    with pytest.raises(DataError, match="unknown split of tiles 'dev'; choose one of: test, train"):
+        task_records(tiles, None, split="dev", limit=None, seed=7)
+
+
+def test_an_own_set_does_not_pass_for_a_known_task(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "vqa_rad")
+    with pytest.raises(ConfigError, match="vqa_rad is the name of a known task; rename your own"):
+        task_spec(str(table))
+
+
+def test_a_known_set_at_a_path_is_its_task(tmp_path: Path) -> None:
+    root = write_all(tmp_path)
+    spec = task_spec(str(root / "vqa-rad"))
+    assert (spec.name, spec.split, spec.paper_name) == ("vqa_rad", "test", "VQA-RAD")
+    records = task_records(spec, None, split=None, limit=None, seed=7).records
+    assert {record.dataset for record in records} == {"vqa_rad"}
 
 
 def test_an_unknown_task_gets_the_nearest_name() -> None:

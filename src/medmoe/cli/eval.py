@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_tests(parser)
     flags.add_count(parser, "--batch-size", 64, "questions answered together")
     flags.add_data(parser)
+    flags.add_allow_outside(parser)
     flags.add_out(parser, "runs/eval")
     flags.add_seed(parser)
     flags.add_json(parser)
@@ -137,10 +138,16 @@ def _tasks(
     args: argparse.Namespace, root: Path | None, split: str | None
 ) -> dict[str, TaskRecords]:
     """Return the records of each task, of its own split where none is given."""
+    from medmoe.errors import ConfigError
     from medmoe.evaluation.ask.records import task_records
-    from medmoe.evaluation.tasks import task_spec
+    from medmoe.evaluation.tasks import TaskSpec, task_spec
 
-    specs = {spec.name: spec for spec in map(task_spec, args.task)}
+    specs: dict[str, TaskSpec] = {}
+    for name in dict.fromkeys(args.task):
+        spec = task_spec(name, allow_outside=args.allow_outside)
+        if spec.name in specs:
+            raise ConfigError(f"two tasks are called {spec.name}; ask them in runs of their own")
+        specs[spec.name] = spec
     return {
         name: task_records(spec, root, split=split, limit=args.limit, seed=args.seed)
         for name, spec in specs.items()

@@ -11,9 +11,12 @@ import json
 import math
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medmoe.errors import ConfigError, GuardError, MedMoeError
+
+if TYPE_CHECKING:
+    from medmoe.config.train_schema import TrainSpec
 
 #: A disk without room, or a user without any left on it.
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -72,7 +75,8 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="T",
-        help="task, e.g. vqa_rad or phantom_vqa, or the path of your own data; may be repeated",
+        help="task, e.g. vqa_rad or phantom_vqa, or your own data: clinic/data.csv, or one split "
+        "of it, clinic/data.csv:validation; may be repeated",
     )
     parser.add_argument("--split", metavar="NAME", help="split to read (default: the task's own)")
     parser.add_argument(
@@ -130,6 +134,14 @@ def add_set(parser: argparse.ArgumentParser) -> None:
 def add_own_data(parser: argparse.ArgumentParser) -> None:
     """Add the flags of training on one's own pictures; `own_data` turns them into settings."""
     parser.add_argument(
+        "--records",
+        action="append",
+        default=[],
+        metavar="SET",
+        help="train on your own table or folder of classes instead of the recipe's data; may be "
+        "given more than once",
+    )
+    parser.add_argument(
         "--modality",
         metavar="X",
         help="modality of all pictures of a set that names none, e.g. CT, X-ray, histology",
@@ -139,17 +151,33 @@ def add_own_data(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="the experts' domains instead of the recipe's, e.g. ct,xray",
     )
+    add_allow_outside(parser)
 
 
-def own_data(args: argparse.Namespace) -> list[str]:
-    """Return the flags of `add_own_data` as settings of a recipe."""
-    settings = []
+def add_allow_outside(parser: argparse.ArgumentParser) -> None:
+    """Add `--allow-outside`: what a table names is otherwise read from its own folder only."""
+    parser.add_argument(
+        "--allow-outside",
+        action="store_true",
+        help="let your own table name pictures outside its folder",
+    )
+
+
+def own_data(args: argparse.Namespace, spec: TrainSpec) -> list[str]:
+    """Return the flags of `add_own_data` as settings of a recipe; what `--set` says goes before.
+
+    Raises:
+        DataError: A set of `--records` is neither there nor known by name.
+    """
+    from medmoe.experiments.recipe import record_settings
+
+    settings = record_settings(spec, args.records) if args.records else []
     if args.modality is not None:
         settings.append(f"data.modality={json.dumps(args.modality)}")
     if args.domains is not None:
         names = [name.strip() for name in args.domains.split(",")]
         settings.append(f"model.domains={json.dumps(names)}")
-    return settings
+    return [*settings, *args.settings]
 
 
 def add_allow_outside(parser: argparse.ArgumentParser) -> None:

@@ -50,6 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_data(parser)
     flags.add_own_data(parser)
     parser.add_argument(
+        "--from",
+        type=Path,
+        metavar="MODEL",
+        dest="origin",
+        help="go on with a trained model: a dense one from any phase, or a Med-MoE in phase 3",
+    )
+    parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder to write to (default: runs/CONFIG)"
     )
     flags.add_seed(parser)
@@ -64,10 +71,15 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.cli.train_display import Display, show_plan
     from medmoe.data.registry import find_data
     from medmoe.experiments.plan import plan_train
-    from medmoe.experiments.recipe import load_recipe
+    from medmoe.experiments.recipe import load_recipe, origin_settings
 
     disable_progress_bar()
-    recipe = load_recipe(args.config, [*flags.own_data(args), *args.settings])
+    named = load_recipe(args.config, args.settings)
+    settings = flags.own_data(args, named.spec)
+    recipe = load_recipe(args.config, settings)
+    if args.origin is not None:
+        settings += origin_settings(recipe, args.origin, args.phases)
+        recipe = load_recipe(args.config, settings)
     root = find_data(args.data)
     if args.plan:
         from medmoe.experiments.estimate import estimate
@@ -87,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
         allow_changed=args.allow_changed,
         label_counts=args.label_counts,
         allow_leak=args.allow_leak,
+        allow_outside=args.allow_outside,
     )
     flags.make_out_dir(out)
     summary = _train(plan, Display(plan))

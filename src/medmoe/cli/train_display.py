@@ -43,13 +43,17 @@ class Display:
     def opening(self) -> None:
         """Print what will be trained, on what, and where it goes."""
         plan = self._plan
-        where = "embedded pictures" if plan.root is None else str(plan.root)
+        sets = dict.fromkeys(n for p in plan.phases for n in plan.recipe.spec.phases[p].data)
+        where = ", ".join(sets) + (f" in {plan.root}" if plan.root else "")
         self._console.print(
             f"[bold]medmoe train {escape(plan.recipe.name)}[/]: "
             f"{escape(plan.recipe.spec.description)}"
         )
-        line = f"data: {where}   seed: {plan.seed}   out: {plan.out}"
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        lines = [f"data: {where}   seed: {plan.seed}   out: {plan.out}"]
+        starts = dict.fromkeys(plan.recipe.spec.starts.values())
+        lines += [f"goes on with {path}: {', '.join(plan.phases)}" for path in starts]
+        for line in lines:
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def __enter__(self) -> Display:
         self._stack.enter_context(log_to(self._console))

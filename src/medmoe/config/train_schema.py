@@ -5,7 +5,6 @@ A resolved recipe names everything; it is written into the run directory and is 
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -23,13 +22,11 @@ from medmoe.config.schema import (
 from medmoe.domains import MODALITIES, modality_name
 from medmoe.errors import one_of
 
-_SET = re.compile(r"[a-z0-9_]+/[a-z0-9_-]+")
-
 
 def _sets(names: tuple[str, ...]) -> tuple[str, ...]:
-    bad = [name for name in names if not _SET.fullmatch(name)]
+    bad = [name for name in names if not set(name) & set("/\\.")]  # "." of a file's suffix
     if bad or not names:
-        raise ValueError("must list sets as set/split, e.g. [vqa_rad/train]")
+        raise ValueError("must list sets as set/split or by path, e.g. [vqa_rad/train]")
     return names
 
 
@@ -51,7 +48,8 @@ class TrainPhaseSpec(PhaseSpec):
     """One phase of a training run: its data, its length and its optimisation.
 
     Attributes:
-        data: ``set/split`` names whose records of the phase's tasks are trained on.
+        data: Sets whose records of the phase's tasks are trained on, as ``set/split``, or a path
+            (``clinic/data.csv``, or ``clinic/data.csv:train``).
         tasks: Instead of those that the phase's row of `medmoe.config.phases` names.
         epochs, steps: Its length: passes over the images, or optimiser steps; one of the two.
         samples: How many samples the paper counts (Table 12); gives the steps of a plan where the
@@ -109,7 +107,7 @@ class DataSpec(Strict):
         phantom_images, phantom_test_images: How many embedded pictures ``phantom/train`` and
             ``phantom/test`` are; `medmoe eval` asks about 200.
         apart_from: Sets that will be scored: a training picture that nearly equals one of theirs
-            is dropped, and counted in ``run.json``.
+            is dropped, and counted in ``run.json``. Without a split: validation and test.
         drop_near_duplicates: Switched off, such a picture is refused instead of dropped.
         repeats: How often a data set's images come in one epoch (1 where not named).
         limits: At most so many training images of a data set.
@@ -217,7 +215,8 @@ class TrainSpec(Strict):
         vocab_size: Upper bound of the tokenizer that phase 0 trains.
         max_length: Longest sequence in tokens (paper, Table 11: 2048).
         starts: Finished run directories of earlier phases to start from, by phase; an earlier
-            phase that is not named is this run's own.
+            phase that is not named is this run's own. A phase that is trained here and named too
+            goes on with that model.
         phases: In the order of training.
         validation: What is measured on the way, None for nothing.
     """
@@ -273,6 +272,8 @@ class TrainSpec(Strict):
 
     def inputs(self, phase: PhaseName) -> tuple[PhaseName, ...]:
         """Return the phases whose results a phase starts from in this run."""
+        if phase in self.starts and PHASE_TABLE[phase].leaves in ("dense", "moe"):
+            return (phase,)
         sources = PHASE_TABLE[phase].inputs
         if not self.stand_ins():  # pretrained backbones, from the hub or a folder
             sources = tuple(name for name in sources if not PHASE_TABLE[name].stand_in)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Literal
 
-from medmoe.errors import ConfigError, one_of
+from medmoe.data import registry
+from medmoe.errors import ConfigError, DataError, one_of
 
 Kind = Literal["vqa", "classification", "multi_label"]
 
@@ -26,13 +26,13 @@ class TaskSpec:
     """One task.
 
     Attributes:
-        dataset: Name in `medmoe.data.registry`, or the path of a user's own; ``phantom`` is the
-            embedded one.
+        dataset: Name of the data set; ``phantom`` is the embedded one.
         split: The split that is scored.
         train_split: Where the baselines' answers come from.
         kind: ``vqa`` (answers in words), ``classification`` (one of the options) or ``multi_label``
             (each label present or not).
         answer_types: The types of answers that its records have.
+        reader: Of a set given by its path; None where its name says it all.
         paper_name: The paper's name of the same records, None where it reports nothing on them.
     """
 
@@ -43,6 +43,7 @@ class TaskSpec:
     kind: Kind = "vqa"
     paper_name: str | None = None
     answer_types: tuple[str, ...] = ("closed", "open")
+    reader: registry.Reader | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,21 +99,34 @@ TASKS: Mapping[str, TaskSpec] = {
 }
 
 
-def task_spec(name: str) -> TaskSpec:
-    """Return a task by its name, or that of a user's own data by its path.
+def task_spec(name: str, *, allow_outside: bool = False) -> TaskSpec:
+    """Return a task by its name, or that of a set by its path or its name and split.
 
-    A table's task is named after the file, that of a folder with a folder per class after it.
+    Args:
+        name: ``vqa_rad``, ``vqa_rad/train``, ``clinic/data.csv``, ``clinic/data.csv:validation``.
+        allow_outside: A user's own table may name pictures outside its folder.
 
     Raises:
-        ConfigError: There is none of this name, and nothing at this path; the nearest is named.
+        ConfigError: There is none of this name; the nearest is named.
+        DataError: There is nothing at this path, or no set.
     """
     if name in TASKS:
         return TASKS[name]
-    path = Path(name).expanduser()
-    if not path.exists():
-        raise ConfigError(f"{one_of(name, TASKS, 'task')}; or give the path of your own data")
-    kind: Kind = "classification" if path.is_dir() else "vqa"
-    return TaskSpec(path.resolve().stem, str(path), kind=kind)
+    try:
+        reader, split = registry.parse_set(name, allow_outside=allow_outside)
+    except DataError:
+        if set(name) & set("/\\."):
+            raise
+        reason = f"{one_of(name, TASKS, 'task')}; or give the path of your own data"
+        raise ConfigError(reason) from None
+    known = reader.NAME in registry.READERS
+    if known and reader.SOURCE == registry.READERS[reader.NAME].SOURCE:
+        spec = TASKS.get(reader.NAME, TaskSpec(reader.NAME, reader.NAME))
+    elif known or reader.NAME in TASKS:
+        raise ConfigError(f"{name}: {reader.NAME} is the name of a known task; rename your own")
+    else:
+        spec = TaskSpec(reader.NAME, reader.NAME)
+    return replace(spec, split=split or spec.split, reader=reader)
 
 
 def paper_rows(task: str, subset: str | None = None) -> list[PaperRow]:

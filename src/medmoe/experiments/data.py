@@ -1,8 +1,9 @@
 """The data of a training run: which records each phase trains on, and what keeps them apart.
 
-`set/split` names are read once each. A training picture that nearly equals one of a set that will
-be scored is dropped, and how many is recorded. What is left of such pictures, e.g. of a set that is
-both trained on and scored, is refused or, where the user allows it, counted for every score.
+Sets are read once each, whether known by name or at a path. A training picture that nearly equals
+one of a set that will be scored is dropped, and how many is recorded. What is left of such
+pictures, e.g. of a set that is both trained on and scored, is refused or, where the user allows
+it, counted for every score.
 """
 
 from __future__ import annotations
@@ -12,22 +13,33 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainPhaseSpec, TrainSpec
 from medmoe.data import registry
+from medmoe.data.bad_rows import BadRows
 from medmoe.data.leakage import Leak, drop_near_duplicates, refuse_leaks
 from medmoe.data.near_duplicates import fingerprints
+from medmoe.data.phantom import SPLITS as PHANTOM_SPLITS
 from medmoe.data.phantom import read_phantom
 from medmoe.data.schema import ImageRecord, Record, Task, images_of
 from medmoe.domains import domain_of
-from medmoe.errors import DataError
+from medmoe.errors import DataError, one_of
 from medmoe.experiments.real_corpus import limited
 from medmoe.model.pretrained import vision_of
 from medmoe.training.phases.phase2_router import choose_labelled
 
 PHANTOM = "phantom"
+Use = Literal["train", "apart", "test", "measure"]
+#: What a set is named for -> the splits that are meant where the recipe names none.
+_SPLITS_FOR: dict[Use, tuple[str, ...]] = {
+    "train": ("train",),
+    "apart": ("validation", "test"),
+    "test": ("test",),
+    "measure": ("validation",),
+}
 
 
 @dataclass(slots=True)
@@ -36,7 +48,8 @@ class TrainData:
 
     Attributes:
         spec: The recipe.
-        sets: Records by ``set/split`` name.
+        sets: Records by the set's name and split, e.g. ``vqa_rad/train``.
+        names: The same names by what the recipe calls a set, and for what: see `_SPLITS_FOR`.
         dropped: Training records dropped since their picture nearly equals a scored one, and
             validation records dropped since theirs nearly equals a trained one, by name.
         validation: The records to measure on while training.
@@ -45,6 +58,7 @@ class TrainData:
 
     spec: TrainSpec
     sets: dict[str, list[Record]]
+    names: dict[tuple[Use, str], list[str]] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     leaks: dict[str, Leak] = field(default_factory=dict)
     validation: list[Record] = field(default_factory=list)
@@ -66,7 +80,19 @@ class TrainData:
         return images_of(self._everything(phase))
 
     def _everything(self, phase: PhaseName) -> list[Record]:
-        return [r for name in self.spec.phases[phase].data for r in self.sets[name]]
+        return [r for name in self.trained(phase) for r in self.sets[name]]
+
+    def trained(self, phase: PhaseName) -> list[str]:
+        """Return the names, with their splits, of the sets that a phase trains on."""
+        return self._named("train", self.spec.phases[phase].data)
+
+    def tested(self) -> list[str]:
+        """Return the names of the sets that a router is scored on."""
+        return self._named("test", self.spec.router.test if self.spec.router else ())
+
+    def _named(self, use: Use, sets: Iterable[str]) -> list[str]:
+        found = [name for given in sets for name in self.names.get((use, given), [given])]
+        return list(dict.fromkeys(found))
 
     def shared_images(self, phase: PhaseName) -> dict[str, int]:
         """Return, by scored set, how many of its pictures this phase or an earlier one sees.
@@ -75,7 +101,7 @@ class TrainData:
         """
         order = list(self.spec.phases)
         before = order[: order.index(phase) + 1]
-        names = {name for earlier in before for name in self.spec.phases[earlier].data}
+        names = {name for earlier in before for name in self.trained(earlier)}
         seen = {r.image.id for name in names for r in self.sets.get(name, ())}
         found = {
             name: len({pair.right_id for pair in leak.pairs if pair.left_id in seen})
@@ -85,8 +111,7 @@ class TrainData:
 
     def router_test(self) -> list[ImageRecord]:
         """Return the labelled images that a router is scored on."""
-        names = self.spec.router.test if self.spec.router else ()
-        images = images_of(record for name in names for record in self.sets[name])
+        images = images_of(record for name in self.tested() for record in self.sets[name])
         domains = self.spec.model.domains
         taught = {image.id for image in self.images("phase2_router")}
         found = [i for i in images if domain_of(i.modality, domains) is not None]
@@ -141,8 +166,7 @@ class TrainData:
 
     def hashes(self, phase: PhaseName) -> dict[str, str]:
         """Return a SHA-256 of each of a phase's sets, over texts and pictures."""
-        names = self.spec.phases[phase].data
-        return {name: _digest(self.sets[name]) for name in names}
+        return {name: _digest(self.sets[name]) for name in self.trained(phase)}
 
 
 def read_data(
@@ -153,6 +177,7 @@ def read_data(
     *,
     clean: bool = True,
     allow_leak: bool = False,
+    allow_outside: bool = False,
 ) -> TrainData:
     """Read what some phases of a recipe train on, and what they must be kept apart from.
 
@@ -160,30 +185,34 @@ def read_data(
         root: Folder of the real data sets; None where there is none.
         clean: Open the pictures to keep them apart from scored ones; a plan does without.
         allow_leak: Train on scored pictures that the recipe does not drop.
+        allow_outside: Let a table name pictures outside its folder.
 
     Raises:
         DataError: A set needs a folder and there is none, or it is missing or malformed; or a
             picture is trained on and scored, and that is not allowed.
     """
-    trained = list(dict.fromkeys(name for phase in phases for name in spec.phases[phase].data))
-    scored = list(spec.data.apart_from) if trained else []
-    if spec.router and "phase2_router" in phases:
-        scored += spec.router.test
-    measured = spec.validation.data if spec.validation and trained else ()
-    names = dict.fromkeys([*trained, *scored, *measured])
-    missing = [name for name in names if root is None and not name.startswith(f"{PHANTOM}/")]
-    if missing:
-        raise DataError(
-            f"the recipe reads {', '.join(missing)}; give the folder of the data sets by --data DIR"
-        )
-    sets = {name: _read(name, spec, root, seed) for name in names}
+    sets = _Sets(spec, root, seed, allow_outside)
+    used: dict[Use, list[str]] = {
+        "train": [name for phase in phases for name in spec.phases[phase].data],
+        "apart": list(spec.data.apart_from) if phases else [],
+        "test": list(spec.router.test) if spec.router and "phase2_router" in phases else [],
+        "measure": list(spec.validation.data) if spec.validation and phases else [],
+    }
+    names = {(use, name): sets.read(name, use) for use, given in used.items() for name in given}
+    sets.refuse_missing()
+    records = sets.records
     if spec.data.modality is not None:
-        sets = _labelled(sets, spec.data.modality)
-    data = TrainData(spec, sets)
+        records = _labelled(records, spec.data.modality)
+    data = TrainData(spec, records, names)
+    trained, apart, tested, measured = (
+        list(dict.fromkeys(label for name in given for label in names[use, name]))
+        for use, given in used.items()
+    )
     for name in trained:
         data.sets[name] = limited(data.sets[name], spec.data.limits, seed)
-    if clean and (scored or measured):
-        _keep_apart(data, trained, list(dict.fromkeys(scored)), measured, allow_leak)
+    if clean and (apart or tested or measured):
+        scored = list(dict.fromkeys([*apart, *tested]))
+        _keep_apart(data, trained, apart, scored, measured, allow_leak)
     return data
 
 
@@ -205,6 +234,7 @@ def _labelled(sets: Mapping[str, list[Record]], modality: str) -> dict[str, list
 def _keep_apart(
     data: TrainData,
     trained: Sequence[str],
+    apart: Sequence[str],
     scored: Sequence[str],
     measured: Sequence[str],
     allow: bool,
@@ -220,8 +250,8 @@ def _keep_apart(
     if data.spec.data.drop_near_duplicates:
         for name in trained:
             # A set that is itself scored would be dropped whole: that is left to be refused.
-            apart = [r for test in data.spec.data.apart_from if test != name for r in tests[test]]
-            kept, dropped = drop_near_duplicates(data.sets[name], apart, known)
+            others = [r for test in apart if test != name for r in tests[test]]
+            kept, dropped = drop_near_duplicates(data.sets[name], others, known)
             data.sets[name], data.dropped[name] = kept, dropped
     left = [record for name in trained for record in data.sets[name]]
     for name in scored:
@@ -253,19 +283,56 @@ def steps_of(spec: TrainPhaseSpec, samples: int) -> int:
     return math.ceil(samples * spec.epochs / spec.batch_size)
 
 
-def _read(name: str, spec: TrainSpec, root: Path | None, seed: int) -> list[Record]:
-    kind, _, split = name.partition("/")
-    if kind != PHANTOM:
-        assert root is not None
-        return registry.read(kind, root, split)
-    size = vision_of(spec.model).image_size
-    if split == "train":
-        return read_phantom("train", spec.data.phantom_images, seed=seed, size=size)
-    if split == "validation":
-        return read_phantom("validation", spec.data.phantom_test_images, seed=seed, size=size)
-    if split == "test":
-        return read_phantom("test", spec.data.phantom_test_images, seed=seed, size=size)
-    raise DataError(f"phantom has no split {split!r}; choose one of: train, validation, test")
+class _Sets:
+    """Reads sets as a recipe names them, each split once."""
+
+    def __init__(self, spec: TrainSpec, root: Path | None, seed: int, outside: bool) -> None:
+        self._spec, self._root, self._seed, self._outside = spec, root, seed, outside
+        self._readers: dict[registry.Reader, registry.Reader] = {}
+        self._missing: list[str] = []
+        self._bad = BadRows()
+        self.records: dict[str, list[Record]] = {}
+
+    def read(self, given: str, use: Use) -> list[str]:
+        """Read what a set is used for, and return the names of its parts, e.g. ``clinic/test``."""
+        if given.startswith(f"{PHANTOM}/"):
+            if given not in self.records:
+                self.records[given] = self._phantom(given.removeprefix(f"{PHANTOM}/"))
+            return [given]
+        reader, split = registry.parse_set(given, allow_outside=self._outside)
+        reader = self._readers.setdefault(reader, reader)  # a set is read once for all its splits
+        if self._root is None and reader is registry.READERS.get(reader.NAME):
+            self._missing.append(given)
+            return []
+        if twin := next((r for r in self._readers if r.NAME == reader.NAME and r != reader), None):
+            raise DataError(
+                f"{given}: another set is called {twin.NAME} too; rename the file or folder of one"
+            )
+        splits = (split,) if split else _SPLITS_FOR[use]
+        if not split and use != "train":
+            splits = tuple(one for one in splits if one in reader.SPLITS)
+        for one in splits:
+            name = f"{reader.NAME}/{one}"
+            if name not in self.records:
+                self.records[name] = reader.read(self._root or Path(), one, self._bad)
+                self._bad.settle()
+        return [f"{reader.NAME}/{one}" for one in splits]
+
+    def refuse_missing(self) -> None:
+        """Refuse sets that are known by name where there is no data folder."""
+        if self._missing:
+            names = ", ".join(dict.fromkeys(self._missing))
+            raise DataError(
+                f"the recipe reads {names}; give the folder of the data sets by --data DIR"
+            )
+
+    def _phantom(self, split: str) -> list[Record]:
+        if split not in PHANTOM_SPLITS:
+            raise DataError(one_of(split, PHANTOM_SPLITS, "split of phantom"))
+        size = vision_of(self._spec.model).image_size
+        data = self._spec.data
+        count = data.phantom_images if split == "train" else data.phantom_test_images
+        return read_phantom(split, count, seed=self._seed, size=size)
 
 
 def _digest(records: Iterable[Record]) -> str:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.errors import CheckpointError, ConfigError
-from medmoe.model.checkpoint import provenance
+from medmoe.model.checkpoint import provenance, read_config
 from medmoe.model.committed import MANIFEST, check_files, committed, read_manifest, write_json
 from medmoe.model.locate import PROVENANCE, model_of
 from medmoe.model.upcycle import RouterState
@@ -50,13 +50,23 @@ def check_input(directory: Path, source: PhaseName, phase: PhaseName, recipe: st
     facts = provenance(model)
     found = facts.get("phase")
     # A model that was converted from elsewhere names no phase: a dense one may be phase 1's or 2's.
-    foreign = found is None and PHASE_TABLE[source].leaves == "dense"
-    if found != source and not foreign:
+    # What a phase goes on with need not be its own work.
+    leaves = PHASE_TABLE[source].leaves
+    foreign = (found is None or source == phase) and leaves == kind_of(model)
+    trained = found == "sft" and source == "phase2_instruction"
+    if found != source and not foreign and not trained:
         raise ConfigError(
             f"{phase} starts from {source}, but {directory} is of {found or 'no known phase'}; "
             f"use --set starts.{source}=RUN_DIRECTORY with one of {source}"
         )
     return model
+
+
+def kind_of(model: Path) -> str | None:
+    """Return what a model directory holds, ``dense`` or ``moe``; None for a part of a model."""
+    if not (model / "config.json").is_file():
+        return None
+    return "moe" if read_config(model).moe_layers else "dense"
 
 
 def save_part(directory: Path, facts: Mapping[str, Any], *parts: Callable[[Path], Any]) -> None:

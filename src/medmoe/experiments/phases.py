@@ -140,6 +140,15 @@ def run_language(job: Job) -> PhaseResult:
 
 def run_alignment(job: Job) -> PhaseResult:
     """Phase 1: put the backbones together and train the projector."""
+    own = job.inputs.get(job.phase)
+    dense, processor = load_model(own) if own else _put_together(job)
+    result = train_packed(_context(job, dense, processor))
+    _save(job, dense, processor, result)
+    return result
+
+
+def _put_together(job: Job) -> tuple[MedMoeForConditionalGeneration, Any]:
+    """Return the dense model of the recipe's backbones, its projector untrained."""
     model = job.spec.model
     vision, language = vision_of(model), language_of(model)
     # Without phase 0 the backbones are pretrained: from the hub, or from a folder.
@@ -152,10 +161,7 @@ def run_alignment(job: Job) -> PhaseResult:
             tokenizer, language_backbone(model.language_model), model.language_source
         )
     processor = build_processor(tokenizer, vision, template)
-    dense = build_dense(tower, words, processor.tokenizer, vision, job.seed)
-    result = train_packed(_context(job, dense, processor))
-    _save(job, dense, processor, result)
-    return result
+    return build_dense(tower, words, processor.tokenizer, vision, job.seed), processor
 
 
 def run_dense(job: Job) -> PhaseResult:
@@ -187,7 +193,8 @@ def run_router(job: Job) -> PhaseResult:
         save_router(job.model, state, job.spec.model.moe_layers, facts)
     if held_out:
         test = labelled_states(context, config, held_out)
-        shared = sum(k for name, k in job.facts["shared_images"].items() if name in router.test)
+        tested = job.data.tested()
+        shared = sum(k for name, k in job.facts["shared_images"].items() if name in tested)
         job.found["router"] = router_score(config, state, test, shared)
         if job.label_counts:  # every process trains them, the first one writes
             plain = replace(context, settings=RunSettings())
@@ -199,7 +206,24 @@ def run_router(job: Job) -> PhaseResult:
 
 
 def run_moe(job: Job) -> PhaseResult:
-    """Phase 3: upcycle the dense model and train its experts."""
+    """Phase 3: upcycle the dense model, or go on with a Med-MoE, and train its experts."""
+    own = job.inputs.get(job.phase)
+    moe, processor = load_model(own) if own else _upcycled(job)
+    context = _context(job, moe, processor)
+    if job.values.lora is not None:
+        adapted = attach_lora(moe, job.values.lora, job.seed)
+        result = train_packed(context, moe)
+        moe = merge_lora(adapted)
+    elif job.spec.learns_router():
+        result = train_packed(context, BalancedMoe(moe, job.values.load_balance))
+    else:
+        result = train_packed(context)
+    _save(job, moe, processor, result)
+    return result
+
+
+def _upcycled(job: Job) -> tuple[MedMoeForConditionalGeneration, Any]:
+    """Return the Med-MoE made of the dense model, with its router."""
     model = job.spec.model
     dense, processor = load_model(job.inputs["phase2_instruction"])
     router = None
@@ -216,17 +240,7 @@ def run_moe(job: Job) -> PhaseResult:
         meta_expert=model.meta_expert,
         seed=job.seed,
     )
-    context = _context(job, moe, processor)
-    if job.values.lora is not None:
-        adapted = attach_lora(moe, job.values.lora, job.seed)
-        result = train_packed(context, moe)
-        moe = merge_lora(adapted)
-    elif job.spec.learns_router():
-        result = train_packed(context, BalancedMoe(moe, job.values.load_balance))
-    else:
-        result = train_packed(context)
-    _save(job, moe, processor, result)
-    return result
+    return moe, processor
 
 
 PHASE_FUNCTIONS: dict[PhaseName, Callable[[Job], PhaseResult]] = {
@@ -321,7 +335,11 @@ def _validation(job: Job, context: PhaseContext) -> Validation | None:
 
 def _features(job: Job, model: Any, processor: Any, images: Sequence[ImageRecord]) -> Any:
     """Return the images' features, a tensor or what is indexed like one, and their rows by id."""
-    vision = vision_of(job.spec.model)
+    vision = replace(
+        vision_of(job.spec.model),
+        select_layer=model.config.vision_feature_layer,
+        select_strategy=model.config.vision_feature_select_strategy,
+    )
     encoder = model.model.vision_tower
     if job.values.keep_features:
         table = pixel_table(images, processor.image_processor)

@@ -30,6 +30,7 @@ class TrainPlan:
         allow_changed: Resume although values differ from those of the run.
         allow_leak: Train on pictures that are scored; the run and every score then say so.
         label_counts: Sizes of the router's label-count curve.
+        allow_outside: Let a table name pictures outside its folder.
     """
 
     recipe: Recipe
@@ -41,11 +42,13 @@ class TrainPlan:
     allow_changed: bool = False
     label_counts: tuple[int, ...] = ()
     allow_leak: bool = False
+    allow_outside: bool = False
 
-    def where(self, source: PhaseName) -> Path:
-        """Return the run directory of an earlier phase."""
+    def where(self, source: PhaseName, phase: PhaseName) -> Path:
+        """Return the run directory that a phase starts from: of an earlier phase, or its own."""
         named = self.recipe.spec.starts.get(source)
-        return Path(named) if named is not None else self.out / source
+        here = named is None or (source in self.phases and source != phase)
+        return self.out / source if here else Path(str(named))
 
 
 def plan_train(
@@ -59,6 +62,7 @@ def plan_train(
     allow_changed: bool = False,
     label_counts: Sequence[int] = (),
     allow_leak: bool = False,
+    allow_outside: bool = False,
 ) -> TrainPlan:
     """Return what to do, once everything that needs no data is checked.
 
@@ -87,14 +91,15 @@ def plan_train(
     if not label_counts and spec.router and "phase2_router" in chosen:
         label_counts = spec.router.label_counts
     counts = tuple(label_counts)
-    plan = TrainPlan(recipe, chosen, root, out, seed, resume, allow_changed, counts, allow_leak)
+    allowed = (allow_leak, allow_outside)
+    plan = TrainPlan(recipe, chosen, root, out, seed, resume, allow_changed, counts, *allowed)
     for phase in chosen:
         if is_main():  # the others may come when the first one has begun to write
             _check_folder(plan, phase)
         if not (resume and is_finished(out / phase)):
             for source in spec.inputs(phase):
-                if source not in chosen or source in spec.starts:
-                    check_input(plan.where(source), source, phase, recipe.name)
+                if source not in chosen or source == phase:
+                    check_input(plan.where(source, phase), source, phase, recipe.name)
     return plan
 
 

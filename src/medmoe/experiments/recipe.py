@@ -6,6 +6,7 @@ recipe, or `{base: NAME, …}` with changes. A group or phase that is null is le
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,13 @@ from medmoe.config.load import (
     recipe,
     recipe_names,
 )
+from medmoe.config.schema import PHASES
 from medmoe.config.train_schema import TrainSpec
+from medmoe.data import registry
 from medmoe.errors import ConfigError
 from medmoe.experiments.demo_plan import check_depth
+from medmoe.experiments.handover import model_of
+from medmoe.model.checkpoint import provenance, read_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,72 @@ def load_recipe(config: str, settings: Sequence[str] = ()) -> Recipe:
     vision_backbone(spec.model.vision_encoder)
     check_depth(spec.model)
     return Recipe(name, spec)
+
+
+def record_settings(spec: TrainSpec, records: Sequence[str]) -> list[str]:
+    """Return the settings that put a user's own sets in the place of all data of a recipe.
+
+    Every phase trains on them, each record where its task belongs. Of a set whose split is not
+    named the training part is trained on; the others are kept apart, and the router is scored on
+    the test part.
+
+    Args:
+        records: Sets by path or name, with or without a split.
+    """
+    whole = [name for name in records if registry.parse_set(name)[1] is None]
+    values: dict[str, Sequence[str]] = {f"phases.{phase}.data": records for phase in spec.phases}
+    values["data.apart_from"] = whole
+    if spec.router is not None:
+        values["router.test"] = whole
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+def origin_settings(recipe: Recipe, model: Path, phases: Sequence[str]) -> list[str]:
+    """Return the settings that make a recipe go on with a trained model.
+
+    A Med-MoE trains its experts further, with the router it has. A dense model goes through what
+    comes after the phase that made it, or through the phases named, the first of which trains it.
+
+    Args:
+        model: Its folder, or that of its run.
+        phases: Those to run; what the model leads to where empty.
+
+    Raises:
+        ConfigError: The recipe has no phase that can go on with it, or knows other domains.
+        CheckpointError: It is no model of ours.
+    """
+    folder, spec = model_of(model), recipe.spec
+    config, facts = read_config(folder), provenance(folder)
+    kind, after = "Med-MoE", PHASES[PHASES.index("phase3_moe") :][:1]
+    possible = after
+    if not config.moe_layers:
+        possible = PHASES[PHASES.index("phase1_alignment") :]
+        # Unless it is said to come from phase 1 it can answer, as after phase 2.
+        begun = facts.get("phase") == "phase1_alignment"
+        kind, after = "dense model", possible[1:] if begun else possible[2:]
+    chosen = [p for p in spec.phases if (p in phases if phases else p in after)]
+    if not chosen or chosen[0] not in possible:
+        raise ConfigError(
+            f"{model} is a {kind}, which {' or '.join(after)} can go on with, and {recipe.name} "
+            f"would begin with {(chosen or list(spec.phases))[0]}; choose by --phase, or take a "
+            "recipe with such a phase"
+        )
+    domains = tuple(config.domains or ())
+    if config.moe_layers and domains != spec.model.domains:
+        raise ConfigError(
+            f"{model} has the experts {', '.join(domains)}, {recipe.name} has "
+            f"{', '.join(spec.model.domains)}; use --domains {','.join(domains)}"
+        )
+    goes_on = config.moe_layers or chosen[0] in ("phase1_alignment", "phase2_instruction")
+    values: dict[str, Any] = {f"phases.{p}": None for p in spec.phases if p not in chosen}
+    values[f"starts.{chosen[0] if goes_on else 'phase2_instruction'}"] = str(model)
+    if config.moe_layers:
+        for name in ("moe_layers", "num_experts_per_tok", "router_layers", "meta_expert"):
+            values[f"model.{name}"] = getattr(config, name)
+    for part, known in (facts.get("base_model") or {}).items():
+        if known.get("name"):
+            values[f"model.{part}"] = known["name"]
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
 
 def _read(config: str) -> tuple[str, dict[str, Any]]:

@@ -66,7 +66,14 @@ def run_train(plan: TrainPlan, progress: Progress, listener: RunListener | None)
         if phase not in todo:
             logger.info("%s: finished before, skipped", phase)
     source = git_commit()
-    data = read_data(plan.recipe.spec, todo, plan.root, plan.seed, allow_leak=plan.allow_leak)
+    data = read_data(
+        plan.recipe.spec,
+        todo,
+        plan.root,
+        plan.seed,
+        allow_leak=plan.allow_leak,
+        allow_outside=plan.allow_outside,
+    )
     notes = data.check(todo, plan.label_counts, plan.seed)
     for phase, note in notes.items():
         logger.warning("%s: %s", phase, note)
@@ -96,7 +103,7 @@ def _run_phase(
     spec, out = plan.recipe.spec, plan.out / phase
     values = spec.phases[phase]
     inputs = {
-        name: check_input(plan.where(name), name, phase, plan.recipe.name)
+        name: check_input(plan.where(name, phase), name, phase, plan.recipe.name)
         for name in spec.inputs(phase)
     }
     hashes = data.hashes(phase)
@@ -200,7 +207,7 @@ def _provenance(
     phases = {name: steps for known in before for name, steps in known.get("phases", {}).items()}
     licences = {name: text for known in before for name, text in known.get("licences", {}).items()}
     base = next((known["base_model"] for known in before if known.get("base_model")), None)
-    dropped = sum(data.dropped.get(name, 0) for name in plan.recipe.spec.phases[phase].data)
+    dropped = sum(data.dropped.get(name, 0) for name in data.trained(phase))
     notes = [text for known in before for text in known.get("notes", ())] + [note]
     if dropped:
         notes.append(
@@ -210,7 +217,7 @@ def _provenance(
     return {
         "phase": phase,
         **{name: facts[name] for name in kept},
-        "data": ", ".join(plan.recipe.spec.phases[phase].data),
+        "data": ", ".join(data.trained(phase)),
         "data_sha256": facts["data"]["sha256"],
         "licences": licences | {r.dataset: r.licence for r in data.records(phase)},
         "base_model": base or _base_model(plan.recipe.spec),

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medmoe.data import registry
+from medmoe.data.bad_rows import BadRows
 from medmoe.data.phantom import SPLITS as PHANTOM_SPLITS
 from medmoe.data.phantom import read_phantom
-from medmoe.data.readers.common import hash_share
+from medmoe.data.readers.common import hash_share, split_name
 from medmoe.data.schema import Record
 from medmoe.errors import DataError, one_of
 from medmoe.evaluation.files.known_records import PHANTOM
@@ -67,7 +68,10 @@ def task_records(
     """
     chosen = split or spec.split
     images = PHANTOM_IMAGES if limit is None else min(PHANTOM_IMAGES, limit)
-    every = _of_kind(spec, _read(spec, root, chosen, images, seed))
+    found = _read(spec, root, chosen, images, seed)
+    if spec.reader is not None and all(record.task != "vqa" for record in found):
+        spec = replace(spec, kind="classification")
+    every = _of_kind(spec, found)
     if not every:
         raise DataError(f"task {spec.name!r}: split {chosen!r} holds no {spec.kind} records")
     records = _drawn(every, limit, seed)
@@ -96,12 +100,16 @@ def _read(spec: TaskSpec, root: Path | None, split: str, images: int, seed: int)
         if split not in PHANTOM_SPLITS:
             raise DataError(one_of(split, PHANTOM_SPLITS, "phantom split"))
         return read_phantom(split, images, seed=seed)
-    if root is None and spec.dataset in registry.READERS:
+    reader = spec.reader or registry.READERS[spec.dataset]
+    if root is None and reader is registry.READERS.get(spec.dataset):
         raise DataError(
             f"task {spec.name!r} needs the data set {spec.dataset!r}, and there is no data folder; "
             f"give --data DIR or set ${registry.ENVIRONMENT_VARIABLE}"
         )
-    return registry.read(spec.dataset, root or Path(), split)
+    bad = BadRows()
+    records = reader.read(root or Path(), split_name(split), bad)
+    bad.settle()
+    return records
 
 
 def _of_kind(spec: TaskSpec, records: Sequence[Record]) -> list[Record]:
