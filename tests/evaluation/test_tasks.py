@@ -79,8 +79,10 @@ def test_a_path_is_a_users_own_task(tmp_path: Path) -> None:
     tiles = task_spec(str(write_classes(tmp_path / "tiles")))
     asked = task_records(tiles, None, split=None, limit=None, seed=7)
     assert (asked.spec.kind, asked.split) == ("classification", "test")
-    with pytest.raises(DataError, match="unknown split of tiles 'dev'; choose one of: test, train"):
-        task_records(tiles, None, split="dev", limit=None, seed=7)
+    with pytest.raises(
+        DataError, match="unknown split of tiles 'tset'; choose one of: test, train"
+    ):
+        task_records(tiles, None, split="tset", limit=None, seed=7)
 
 
 def test_an_own_set_does_not_pass_for_a_known_task(tmp_path: Path) -> None:

@@ -163,6 +163,8 @@ def parse_sets(name: str | Path, *, allow_outside: bool = False) -> tuple[list[R
     if before and not path.exists() and not {"/", os.sep} & set(after):
         path, split = Path(before).expanduser(), after
     if not path.exists():
+        if text.count("/") == 1 and common.split_name(path.name) in common.SPLITS:
+            raise DataError(one_of(known, READERS, "data set"))
         if isinstance(name, Path) or {"/", os.sep} & set(text) or path.suffix in own.SUFFIXES:
             raise DataError(f"{path}: no such file or folder; give a table or a folder of pictures")
         raise DataError(one_of(text, READERS, "data set"))
