@@ -1,7 +1,7 @@
 """Brings the two file trees up to date with src/medmoe: `make tree`.
 
-docs/files.md has one line per file, README.md one per folder. What a line says about a file is kept;
-a new file gets the first sentence of its docstring, to be shortened by hand in docs/files.md.
+docs/files.md has one line per file, README.md one per folder. What a line says about a file is
+kept; a new file gets the first sentence of its docstring, to be shortened by hand in docs/files.md.
 Recipes and templates are named on the line of their folder in docs/files.md.
 """
 

@@ -180,15 +180,6 @@ def own_data(args: argparse.Namespace, spec: TrainSpec) -> list[str]:
     return [*settings, *args.settings]
 
 
-def add_allow_outside(parser: argparse.ArgumentParser) -> None:
-    """Add `--allow-outside`: what a table names is otherwise read from its own folder only."""
-    parser.add_argument(
-        "--allow-outside",
-        action="store_true",
-        help="let your own table name pictures outside its folder",
-    )
-
-
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add `--json FILE`, which receives the verb's result as one JSON object."""
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result as JSON")

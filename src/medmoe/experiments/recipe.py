@@ -27,8 +27,8 @@ from medmoe.config.train_schema import TrainSpec
 from medmoe.data import registry
 from medmoe.errors import ConfigError
 from medmoe.experiments.demo_plan import check_depth
-from medmoe.experiments.handover import model_of
 from medmoe.model.checkpoint import provenance, read_config
+from medmoe.model.locate import model_of
 
 
 @dataclass(frozen=True, slots=True)
