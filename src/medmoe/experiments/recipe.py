@@ -95,10 +95,12 @@ def record_settings(spec: TrainSpec, records: Sequence[str]) -> list[str]:
         records: Sets by path or name, with or without a split.
     """
     whole = [name for name in records if registry.parse_set(name)[1] is None]
-    values: dict[str, Sequence[str]] = {f"phases.{phase}.data": records for phase in spec.phases}
+    values: dict[str, Any] = {f"phases.{phase}.data": records for phase in spec.phases}
     values["data.apart_from"] = whole
     if spec.router is not None:
         values["router.test"] = whole
+    if spec.validation is not None:
+        values |= {"validation.data": whole} if whole else {"validation": None}
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
 
