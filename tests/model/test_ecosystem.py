@@ -145,6 +145,8 @@ def test_a_folder_holds_what_the_hub_needs_and_nothing_that_runs(
 def test_the_card_says_what_config_and_provenance_say(folders: dict[Family, Path]) -> None:
     card = ModelCard.load(folders["phi"] / CARD)
     assert card.data.base_model == ["microsoft/phi-2"]
+    assert card.data.datasets == ["vqa_rad", "vqa_med_2019"]
+    assert card.data.license == "other"
     assert card.data.pipeline_tag == "image-text-to-text"
     model = moe_model("phi", 2)
     for said in (
@@ -160,6 +162,14 @@ def test_the_card_says_what_config_and_provenance_say(folders: dict[Family, Path
         "0123abc with local changes",
     ):
         assert said in card.text
+
+
+def test_a_model_made_of_one_data_set_alone_has_its_licence() -> None:
+    own = {"name": "tiny_clip_64", "hub_id": None}
+    facts = {"base_model": {"vision_encoder": own}, "licences": {"phantom": "CC0-1.0"}}
+    assert ModelCard(model_card(dense_model("phi"), facts)).data.license == "cc0-1.0"
+    own["source"] = "clinic/encoder"
+    assert ModelCard(model_card(dense_model("phi"), facts)).data.license == "other"
 
 
 def test_a_card_without_provenance_invents_nothing() -> None:

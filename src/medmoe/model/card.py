@@ -65,6 +65,8 @@ def model_card(
         library_name="transformers",
         pipeline_tag="image-text-to-text",
         base_model=hub_ids or None,
+        datasets=list(provenance.get("licences") or {}) or None,
+        **_licence(base, provenance.get("licences") or {}),
         tags=["medical", "medmoe", "mixture-of-experts", "visual-question-answering"],
     )
     sections = [
@@ -79,6 +81,17 @@ def model_card(
         _LIMITS,
     ]
     return "\n".join(sections)
+
+
+def _licence(base: Mapping[str, Any], licences: Mapping[str, str]) -> dict[str, Any]:
+    """Return the licence for the hub: that of all data, where nothing else went into the model."""
+    names = set(licences.values())
+    if not names:
+        return {}
+    foreign = any(part.get("hub_id") or part.get("source") for part in base.values())
+    if base and not foreign and len(names) == 1 and not names & {""}:
+        return {"license": names.pop().lower()}
+    return {"license": "other", "license_name": "of-its-base-models-and-data-sets"}
 
 
 def _shape(model: MedMoeForConditionalGeneration, base: Mapping[str, Any]) -> dict[str, str]:
