@@ -19,6 +19,7 @@ from medmoe.cli.main import main
 from medmoe.domains import domain_of
 from medmoe.inference.engine import MedMoe
 from medmoe.model.checkpoint import MANIFEST, save_model
+from medmoe.numbers import probability
 
 QUESTION = "Is there a mass?"
 
@@ -64,8 +65,8 @@ def test_answer_confidence_domain_and_research_use_are_printed(
     answer = MedMoe.load(model).answer(picture, QUESTION)
     assert answer.routing is not None
     assert lines[-3:] == [
-        f"confidence {100 * answer.confidence:.0f} % (not calibrated)",
-        f"router: {answer.routing.domain} ({100 * answer.routing.domain_probability:.0f} %)",
+        f"confidence {probability(answer.confidence)} (not calibrated)",
+        f"router: {answer.routing.domain} ({probability(answer.routing.domain_probability)})",
         "Research use only, not a medical device.",
     ]
     assert "\n".join(lines[:-3]) == answer.text

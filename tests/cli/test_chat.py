@@ -23,6 +23,7 @@ from medmoe.cli.chat_session import printable
 from medmoe.cli.main import main
 from medmoe.inference.engine import MedMoe
 from medmoe.model.checkpoint import save_model
+from medmoe.numbers import probability
 
 QUESTION = "Is there a mass?"
 NOTE = "Research use only, not a medical device."
@@ -75,8 +76,8 @@ def test_a_piped_question_gets_the_engines_answer_confidence_and_router(
     assert lines[0] == "picture: PNG"
     assert "\n".join(lines[1:-3]).strip() == printable(answer.text)
     assert lines[-3:] == [
-        f"confidence {100 * answer.confidence:.0f} % (not calibrated)",
-        f"router: {answer.routing.domain} ({100 * answer.routing.domain_probability:.0f} %)",
+        f"confidence {probability(answer.confidence)} (not calibrated)",
+        f"router: {answer.routing.domain} ({probability(answer.routing.domain_probability)})",
         NOTE,
     ]
 

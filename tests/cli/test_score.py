@@ -86,7 +86,7 @@ def test_table_shows_every_protocol_with_n_in_80_columns(
         assert word in out
     assert "Med-MoE (Phi-2)" in out
     assert "82.72" in out
-    assert "no sign that pictures were used" in out
+    assert "it does not show that the picture was used" in out
     assert out.rstrip().endswith("Research use only, not a medical device.")
 
 
@@ -225,17 +225,6 @@ def test_a_missing_file_is_one_line(truth: Path, capsys: pytest.CaptureFixture[s
     assert "cannot read predictions from none.jsonl" in refused(capsys, "none.jsonl", truth)
 
 
-def test_constant_answers_have_short_names_that_do_not_wrap(
-    predictions: Path, truth: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["score", str(predictions), str(truth), "--protocol", "strict"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    start = next(i for i, line in enumerate(lines) if line.split()[:1] == ["strict"])
-    rows = [line.split() for line in lines[start : start + 4]]
-    assert [row[-1] for row in rows] == ["yes", "frequent", "frequent", "frequent"]
-    assert any("most frequent of its question type (frequent)" in line for line in lines)
-
-
 def own(rows: list[dict[str, Any]], *, split: str = "test") -> list[dict[str, Any]]:
     """Return answers with their truth and a confidence, as medmoe writes them."""
     return [
@@ -270,8 +259,27 @@ def test_a_run_folder_is_scored_file_by_file(
     assert '<th scope="row">one</th>' in html
     assert '<th scope="row">two</th>' in html
     printed = capsys.readouterr().out
-    assert "== one" in printed
+    assert "Our protocol: one" in printed
     assert printed.count("Research use only") == 2  # once a command
+
+
+def test_systems_stand_side_by_side_and_a_note_stands_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run" / "predictions"
+    folder.mkdir(parents=True)
+    for system in ("moe", "sft"):
+        written(folder / f"{system}-phantom_vqa.jsonl", own(ROWS))
+    page = tmp_path / "s.html"
+    assert main(["score", str(folder.parent), "--report", str(page)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("Our protocol: phantom_vqa") == 1
+    assert printed.count("the constant answer is chosen on the scored answers") == 1
+    (head,) = {line for line in printed.splitlines() if "MoE" in line}
+    assert head.split() == ["Score", "MoE", "SFT", "Constant", "n"]
+    (row,) = [line for line in printed.splitlines() if line.startswith(" all accuracy")]
+    assert row.split()[2:] == ["▽", "33.3", "▽", "33.3", "≤", "66.7", "3"]
+    assert '<th scope="col">MoE</th><th scope="col">SFT</th>' in page.read_text(encoding="utf-8")
 
 
 def test_one_truth_for_several_files_is_refused(
@@ -311,8 +319,8 @@ def test_confidences_are_judged_and_a_threshold_chosen_on_other_answers(
     assert found["before"]["ece"] == pytest.approx(0.175)
     assert (found["abstention"]["threshold"], found["abstention"]["coverage"]) == (0.9, 0.75)
     printed = capsys.readouterr().out
-    assert "test.jsonl: calibration" in printed
-    assert "test.jsonl: abstention" in printed
+    assert "Calibration: test.jsonl" in printed
+    assert "Abstention: test.jsonl" in printed
     assert max(len(line) for line in printed.splitlines() if not line.startswith("  - ")) <= 80
     assert "Reliability diagram of" in page.read_text(encoding="utf-8")
 

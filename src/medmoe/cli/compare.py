@@ -55,17 +55,32 @@ def run(args: argparse.Namespace) -> int:
     """
     from dataclasses import asdict
 
-    from medmoe.cli.compare_tables import show
+    from medmoe.cli.tables import Screen
     from medmoe.data.registry import find_data
     from medmoe.evaluation.files.run_files import matched, read_side
-    from medmoe.evaluation.pages.compare_page import losses, verdict, write_compare_page
+    from medmoe.evaluation.pages.compare_page import (
+        difference_table,
+        losses,
+        sentences,
+        verdict,
+        wins_table,
+        write_compare_page,
+    )
 
     a, b = read_side(args.a), read_side(args.b)
     shared, notes = matched(a, b)
     root = find_data(args.data) if args.report else None
     found = [_compare(name, left, right, args) for name, left, right in shared]
     differences = [row for comparison in found for row in comparison.differences]
-    show((a.name, b.name), found, notes)
+    screen = Screen()
+    for letter, side in (("A", a), ("B", b)):
+        screen.line(f"{letter}: {side.name}")
+    for comparison in found:
+        screen.table(difference_table(comparison))
+        screen.table(wins_table(comparison))
+    screen.line(verdict(differences))
+    screen.lines((*sentences(differences), *notes))
+    print(FOOTER)
     if args.report:
         write_compare_page(
             args.report,

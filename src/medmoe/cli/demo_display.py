@@ -21,8 +21,9 @@ from rich.table import Table
 
 from medmoe.cli.console import log_to
 from medmoe.config.schema import PHASES, PhaseName
-from medmoe.evaluation.pages.report_rows import interval, percent, place, results
+from medmoe.evaluation.pages.report_rows import interval, place, results
 from medmoe.experiments.demo_plan import DemoPlan
+from medmoe.numbers import percent
 
 #: Protocol, subset and metric of what the result table shows.
 HEADLINES = {
@@ -122,7 +123,7 @@ class Display:
 
 def plain_words(summary: dict[str, Any]) -> list[str]:
     """Return what must be known beside the scores: the data's notes and what shows nothing."""
-    failing = [name for name, cell in results(summary["scores"]).headlines if cell.fails]
+    failing = [score.name for score in results(summary["scores"]).headlines if score.fails]
     lines = [str(note) for note in summary["notes"]]
     if failing:
         lines.append(

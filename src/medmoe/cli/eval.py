@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medmoe.cli import flags
+from medmoe.cli.parser import FOOTER
 
 if TYPE_CHECKING:
     from medmoe.evaluation.ask.records import TaskRecords
@@ -86,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from transformers.utils.logging import disable_progress_bar
 
-    from medmoe.cli.eval_tables import Bar, show
+    from medmoe.cli.eval_bar import Bar
+    from medmoe.cli.tables import Screen
     from medmoe.data.registry import find_data
     from medmoe.evaluation.ask.controls import CONTROLS
     from medmoe.evaluation.ask.corruptions import CORRUPTIONS, SEVERITIES
@@ -129,7 +131,14 @@ def run(args: argparse.Namespace) -> int:
     )
     with Bar() as bar:
         summary = evaluate(plan, bar.update)
-    show(summary, args.out)
+    calibrated = {
+        task: kept
+        for task, kept in summary["reliability"].items()
+        if any("after" in entry for entry in kept.values())
+    }
+    Screen().results(summary | {"reliability": calibrated})
+    print(f"asked {summary['asked']} questions; answers, scores and report.html in {args.out}")
+    print(FOOTER)
     flags.write_json(args.json, summary)
     return 0
 

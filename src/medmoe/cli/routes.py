@@ -84,29 +84,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(result: dict[str, Any]) -> None:
-    from rich.console import Console
+    from medmoe.cli.tables import Screen
+    from medmoe.evaluation.pages.route_figures import load_table
 
-    from medmoe.cli.tables import plain_table, width_of
-
-    console = Console()
-    console.width = width_of(console)
+    screen = Screen()
     modalities = ", ".join(f"{name} {count}" for name, count in result["modalities"].items())
-    console.print(f"{result['images']} images: {modalities}", highlight=False, markup=False)
-    table = plain_table(
-        "Load and specialisation", ("layer", "tokens"), ("entropy", "bits", "of 1", "p", "n")
-    )
-    for row in result["figures"]["load_and_specialisation"]:
-        numbers = [
-            "–" if row[name] is None else f"{row[name]:.{digits}f}"
-            for name, digits in (("load_entropy", 2), ("bits", 2), ("normalised", 2), ("p", 3))
-        ]
-        table.add_row(str(row["layer"]), row["tokens"], *numbers, str(row["images"]))
-    console.print(table)
+    screen.line(f"{result['images']} images: {modalities}")
+    screen.table(load_table(result["figures"]["load_and_specialisation"]))
     for row in result["silhouettes"][:1]:
-        console.print(
+        screen.line(
             f"silhouette ({row['metric']}): {row['before']:.2f} before the router, "
-            f"{row['after']:.2f} after",
-            highlight=False,
+            f"{row['after']:.2f} after"
         )
     for note in result["notes"]:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        screen.line(f"note: {note}")

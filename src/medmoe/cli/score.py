@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medmoe.cli import flags
 from medmoe.cli.parser import FOOTER
 from medmoe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from medmoe.evaluation.score_files import Answers
+    from medmoe.evaluation.score_files import Answers, ScoredFile
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
         DataError: A file or a line cannot be used; the message names it.
         ConfigError: A protocol or the task is unknown, or a flag means nothing without another.
     """
-    from medmoe.cli.score_tables import show
+    from medmoe.cli.tables import Screen
+    from medmoe.evaluation.pages.score_report import score_summary, write_score_report
     from medmoe.evaluation.score_files import answers_of
 
     _check_flags(args)
@@ -97,14 +98,16 @@ def run(args: argparse.Namespace) -> int:
             f"--task names one task, {args.predictions} holds {len(answers)} prediction files; "
             "score one of them"
         )
-    results = _scored(args, answers)
+    scored = _scored(args, answers)
+    results = [one.result | {"use": FOOTER} for one in scored]
+    summary = score_summary(results, [row for one in scored for row in one.rows])
+    screen = Screen()
     for result in results:
-        show(result, named=len(results) > 1)
+        screen.line(f"{result['predictions']}: {result['n']} records, {result['images']} images")
+    screen.results(summary)
     print(FOOTER)
     if args.report:
-        from medmoe.evaluation.pages.score_report import write_score_report
-
-        write_score_report(args.report, results)
+        write_score_report(args.report, results, summary)
     if list(answers) == [""] or len(results) == 1:
         flags.write_json(args.json, results[0])
     else:
@@ -126,8 +129,8 @@ def _check_flags(args: argparse.Namespace) -> None:
             raise ConfigError(f"{flag} needs answers to choose on; add --calibrate FILE")
 
 
-def _scored(args: argparse.Namespace, answers: dict[str, Answers]) -> list[dict[str, Any]]:
-    """Return what ``--json`` holds of each prediction file."""
+def _scored(args: argparse.Namespace, answers: dict[str, Answers]) -> list[ScoredFile]:
+    """Return the scores of each prediction file."""
     from medmoe.evaluation.files.truth import read_truth
     from medmoe.evaluation.protocols import ALL_PROTOCOLS
     from medmoe.evaluation.score_files import Confidence, calibrations, score_answers
@@ -147,6 +150,5 @@ def _scored(args: argparse.Namespace, answers: dict[str, Answers]) -> list[dict[
             seed=args.seed,
             confidence=Confidence(others[name], target) if args.reliability else None,
         )
-        | {"use": FOOTER}
         for name, own in answers.items()
     ]

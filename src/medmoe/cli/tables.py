@@ -1,29 +1,86 @@
-"""The plain table that verbs print: ruled under its head, readable in 80 columns and in a log."""
+"""Tables in the terminal: ruled under their head, readable in 80 columns and in a log."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from medmoe.evaluation.pages.table import Table
 
 LOG_WIDTH = 80
 
 
-def plain_table(title: str, text: tuple[str, ...], numbers: tuple[str, ...]) -> Table:
-    """Return an empty table: columns of text set left, then columns of numbers set right.
+class Screen:
+    """The terminal, or a log of `LOG_WIDTH` columns, as tables and sentences are printed to it."""
 
-    Numbers are never broken over lines.
-    """
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
-    )
-    for name in text:
-        table.add_column(name)
-    for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
+    def __init__(self) -> None:
+        self._console = Console()
+        self._is_terminal = self._console.is_terminal
+        self._width = self._console.width if self._is_terminal else LOG_WIDTH
 
+    def table(self, table: Table) -> None:
+        """Print the same table that stands on a page, and its notes below it."""
+        if not table.by_first:
+            self._draw(table.title, table.columns, table.rows, table.text_columns)
+        else:
+            for name in dict.fromkeys(row[0] for row in table.rows):
+                rows = [row[1:] for row in table.rows if row[0] == name]
+                title = f"{table.title}: {name}" if table.title else name
+                self._draw(title, table.columns[1:], rows, table.text_columns - 1)
+        self.lines(table.notes)
 
-def width_of(console: Console) -> int:
-    """Return the width to print tables in: that of the terminal, or `LOG_WIDTH` in a file."""
-    return console.width if console.is_terminal else LOG_WIDTH
+    def _draw(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], text: int
+    ) -> None:
+        drawn = RichTable(
+            title=Text(title) if title else None,
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+        )
+        for i, name in enumerate(columns):
+            # Folded, not cut: a number must never lose its end.
+            drawn.add_column(Text(name), justify="left" if i < text else "right", overflow="fold")
+        for row in rows:
+            drawn.add_row(*map(Text, row))
+        self._console.print(drawn, width=self._width)
+
+    def line(self, text: str) -> None:
+        """Print a sentence: broken at words in the terminal, whole in a log."""
+        self._console.print(Text(text), soft_wrap=not self._is_terminal)
+
+    def lines(self, texts: Iterable[str]) -> None:
+        """Print sentences as a list."""
+        for text in texts:
+            self.line(f"  - {text}")
+
+    def results(self, summary: Mapping[str, Any]) -> None:
+        """Print what a ``summary.json`` says: scores, controls, confidences, pairs, the paper's.
+
+        Systems stand side by side. What the scores do not show and the notes come last, once.
+        """
+        from medmoe.evaluation.pages import report_rows
+        from medmoe.evaluation.pages.sections.pairs import pair_tables
+        from medmoe.evaluation.pages.sections.paper import paper_section
+        from medmoe.evaluation.pages.sections.reliability import reliability_tables
+
+        scores = summary["scores"]
+        found = report_rows.results(scores, summary.get("comparisons", ()))
+        kinds = (report_rows.OUR_PROTOCOL, report_rows.OTHER_PROTOCOLS, report_rows.BY_TYPE)
+        tables = [found.tables[kind] for kind in kinds if kind in found.tables]
+        tables += [found.controls] if found.controls else []
+        for task, kept in (summary.get("reliability") or {}).items():
+            tables += reliability_tables(task, kept)
+        tables += pair_tables(summary.get("pairs") or ())
+        paper = paper_section(scores)
+        tables += paper.tables if paper else ()
+        for table in tables:
+            self.table(table)
+        self.lines((*found.legend, *found.baseline_sentences, *summary["notes"]))

@@ -19,8 +19,11 @@ from medmoe.evaluation.files.run_files import read_side
 from medmoe.evaluation.files.truth import UNNAMED, check_same_truth, own_truth, read_truth
 from medmoe.evaluation.protocols import ALL_PROTOCOLS
 from medmoe.evaluation.reliability.measure import answered_by_kind, reliability
-from medmoe.evaluation.score.rows import score_records
+from medmoe.evaluation.score.rows import ScoreRow, cells_of, rows_of
+from medmoe.evaluation.score.table import score_table
 from medmoe.evaluation.tasks import TASKS, paper_rows, task_spec
+
+_SYSTEMS = ("moe", "sft", "dense")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,19 @@ class Answers:
         records = read_truth(self.truth)
         check_same_truth(self.predictions, records)
         return records
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredFile:
+    """What a prediction file scores.
+
+    Attributes:
+        result: What `score --json` holds of it.
+        rows: What people are shown of it.
+    """
+
+    result: dict[str, Any]
+    rows: list[ScoreRow]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +89,11 @@ def score_answers(
     wanted: Sequence[str] = ALL_PROTOCOLS,
     seed: int = 7,
     confidence: Confidence | None = None,
-) -> dict[str, Any]:
+) -> ScoredFile:
     """Return the scores of one prediction file.
 
     Args:
-        name: As a run folder names it; a task's name there stands for ``task``.
+        name: As a run folder names it: the task, or ``<system>-<task>``.
         task: What was answered; the paper's rows of it are added.
         train: Of `score_records`.
         wanted: Of `score_records`.
@@ -88,10 +104,13 @@ def score_answers(
         DataError: A file cannot be used; or an answer has no confidence, and one is asked for.
         ConfigError: A protocol or the task is unknown, or the calibration is what is reported.
     """
-    task = task or (name if name in TASKS else None)
+    system, named_task = _system_and_task(name)
+    task = task or (named_task if named_task in TASKS else None)
     spec = task_spec(task) if task else None
     records, predictions = answers.records(), read_predictions(answers.predictions)
-    found = score_records(
+    if not records:
+        raise DataError("no records to score; give a truth file with at least one line")
+    table = score_table(
         records,
         predictions,
         train=train,
@@ -99,15 +118,16 @@ def score_answers(
         multi_label=spec is not None and spec.kind == "multi_label",
         seed=seed,
     )
-    rows = paper_rows(task) if task else []
+    truth = (answers.truth or answers.predictions).name
+    paper = paper_rows(task) if task else []
     result: dict[str, Any] = {
         "version": 1,
         "predictions": name or answers.predictions.name,
-        "truth": (answers.truth or answers.predictions).name,
+        "truth": truth,
         "task": task,
         "seed": seed,
-        **found,
-        "paper": [asdict(row) | {"our_protocol": row.our_protocol} for row in rows],
+        **cells_of(table),
+        "paper": [asdict(row) | {"our_protocol": row.our_protocol} for row in paper],
     }
     if confidence is not None:
         reported = answered_by_kind(records, predictions)
@@ -118,7 +138,17 @@ def score_answers(
             _check_apart(records, others, other.predictions)
             chosen = answered_by_kind(others, read_predictions(other.predictions))
         result["reliability"] = reliability(reported, chosen, target=confidence.target, seed=seed)
-    return result
+    called = task or named_task or truth
+    shown = rows_of(table, system=system, task=called, split="", places=("summary", "table"))
+    return ScoredFile(result, shown)
+
+
+def _system_and_task(name: str) -> tuple[str, str]:
+    """Return whose answers to which task a run folder's file holds."""
+    system, _, task = name.partition("-")
+    if task and (system in _SYSTEMS or task in TASKS):
+        return system, task
+    return "answers", name
 
 
 def _check_apart(records: Sequence[Record], others: Sequence[Record], path: Path) -> None:

@@ -19,6 +19,7 @@ from medmoe.data.intake.facts import ImageFacts
 from medmoe.inference.answer import Routing, warnings_of
 from medmoe.inference.chat import ChatChunk, ChatRequest, Turn
 from medmoe.inference.evidence import NOTE
+from medmoe.numbers import probability
 
 #: Raised with any change that a reader of the files would notice.
 VERSION = 1
@@ -141,7 +142,7 @@ def case_to_text(model: str, exchanges: Sequence[Exchange]) -> str:
     for exchange in exchanges:
         lines += ["", f"Question: {exchange.question}", f"Answer: {exchange.answer or '(empty)'}"]
         if exchange.confidence is not None:
-            lines.append(f"Confidence: {100 * exchange.confidence:.0f} % (not calibrated)")
+            lines.append(f"Confidence: {probability(exchange.confidence)} (not calibrated)")
         if not exchange.complete:
             lines.append("The answer is not complete.")
         lines += [f"Warning: {warning}" for warning in exchange.warnings]

@@ -9,9 +9,9 @@ from medmoe.errors import ConfigError, DataError
 from medmoe.evaluation.ask.plan import check_apart
 from medmoe.evaluation.ask.records import TaskRecords
 from medmoe.evaluation.files.predictions import Prediction
+from medmoe.evaluation.pages.sections.corruptions import corruptions_section
 from medmoe.evaluation.pages.sections.reliability import reliability_section
-from medmoe.evaluation.reliability.measure import answered_by_kind, reliability
-from medmoe.evaluation.reliability.robustness import robustness_row, robustness_section
+from medmoe.evaluation.reliability.measure import answered_by_kind, reliability, robustness_row
 from medmoe.evaluation.tasks import task_spec
 
 Make = Callable[..., Record]
@@ -50,7 +50,7 @@ def test_the_report_says_numbers_threshold_and_shows_both_figures(make_record: M
     closed = summary["reliability"]["vqa"]["closed"]
     assert closed["abstention"]["coverage"] == 0.75  # the wrong ones are the unsure ones
     assert closed["abstention"]["wrong"] == 0.0
-    assert [table.title for table in section.tables] == ["Calibration", "Abstention"]
+    assert [table.title for table in section.tables] == ["Calibration: vqa", "Abstention: vqa"]
     assert len(section.figures) == 4
     assert all("<title" in figure.svg for figure in section.figures)
 
@@ -112,7 +112,7 @@ def test_worse_pictures_stand_with_interval_n_and_the_share_lost(make_record: Ma
     # Wilson's lower end of 20 of 20: 1 ÷ (1 + z² ÷ 20), z the 97.5 % point of the normal.
     assert (rows[0]["value"], rows[0]["high"]) == (100, 100)
     assert rows[0]["low"] == pytest.approx(100 / (1 + 1.959964**2 / 20), abs=1e-4)
-    section = robustness_section({"corruptions": rows})
+    section = corruptions_section({"corruptions": rows})
     assert section is not None
     assert section.tables[0].title == "vqa, open (n = 20)"
     name, before, after, lost = section.tables[0].rows[0]
@@ -121,4 +121,4 @@ def test_worse_pictures_stand_with_interval_n_and_the_share_lost(make_record: Ma
     assert after.startswith("75.0 (")
     assert lost == "25.0"
     assert "Scores by severity of corruptions: vqa, open" in section.figures[0].svg
-    assert robustness_section({}) is None
+    assert corruptions_section({}) is None

@@ -138,7 +138,7 @@ def test_page_needs_nothing_from_elsewhere() -> None:
         "2 min 21 s", "48.5 s", "7.2 s", "1 min 15 s", "4 min 32 s", "99.5", "98.2–100.0", "417",
         "96.2", "94.2–98.2", "94.5", "92.5–96.5", "53.5", "51.5–55.5", "88.8", "31.2", "613",
         "51.5", "57.8", "30.5", "0.625", "1.5", "83", "17", "6", "94", "211", "4", "1", "201",
-        "0.88", "0.97", "−42.8",
+        "88 %", "97 %", "−42.8",
     ],
 )  # fmt: skip
 def test_every_number_is_shown(number: str) -> None:
@@ -191,7 +191,7 @@ def test_right_and_wrong_differ_in_more_than_colour() -> None:
 
 def test_a_probability_is_never_rounded_up_to_certainty() -> None:
     picture = np.zeros((4, 4), np.uint8)
-    shown = {0.999: "&gt; 0.99", 1.0: "1.00", 0.994: "0.99", 0.0: "0.00"}
+    shown = {0.999: "&gt; 99 %", 1.0: "100 %", 0.994: "99 %", 0.001: "&lt; 1 %", 0.0: "0 %"}
     for probability, text in shown.items():
         example = Example(picture, "q", "a", "a", True, confidence=probability)
         html = render_report(report_data(examples=[example]))
@@ -284,7 +284,7 @@ def test_a_baseline_inside_the_interval_is_said(half: float, said: list[str]) ->
     found = results([score(half=half)])
     assert len(found.baseline_sentences) == len(said)
     assert all(part in line for part, line in zip(said, found.baseline_sentences, strict=True))
-    assert found.headlines[0][1].fails == bool(said)
+    assert found.headlines[0].fails == bool(said)
 
 
 def test_a_baseline_equal_to_the_lower_end_is_not_cleared() -> None:
@@ -301,7 +301,7 @@ def test_a_score_without_baseline_or_interval_is_said() -> None:
     assert "has no baseline beside it" in results([bare]).baseline_sentences[0]
     assert "has no interval" in results([score(low=None, high=None)]).baseline_sentences[0]
     undefined = results([score(value=0.0) | {"value": None, "low": None, "high": None}])
-    assert undefined.tables[0][1][0].cells[0][1].value == "–"  # type: ignore[union-attr]
+    assert undefined.tables["Our protocol"].rows[0][2] == "▽ –"
 
 
 def comparison(low: float | None, high: float | None) -> dict[str, Any]:
@@ -336,8 +336,8 @@ def test_control_says_how_much_of_the_score_needs_the_picture() -> None:
 
 def test_control_without_its_score_is_still_in_the_table() -> None:
     found = results([score(value=53.5, control="blank")])
-    assert found.controls[0].with_images is None
-    assert found.controls[0].without.value == "53.5"
+    assert found.controls is not None
+    assert found.controls.rows[0][4:6] == ("–", "53.5 (51.5–55.5)")
     assert found.control_sentences == []
     html = render_report(report_data(summary={"scores": [score(), score("sft", control="blank")]}))
     assert "blank image" in Page(html).text
@@ -346,10 +346,22 @@ def test_control_without_its_score_is_still_in_the_table() -> None:
 def test_systems_stand_in_order_and_a_missing_one_is_a_gap() -> None:
     found = results([score("zeroshot"), score("sft"), score(subset="open"), score("moe")])
     assert found.systems == ["MoE", "SFT", "zeroshot"]
-    first, second = found.tables[0][1]
-    assert [cell is None for _, cell in first.cells] == [False, False, False]
-    assert [cell is None for _, cell in second.cells] == [False, True, True]
+    first, second = found.tables["Our protocol"].rows
+    assert [cell == "–" for cell in first[2:5]] == [False, False, False]
+    assert [cell == "–" for cell in second[2:5]] == [False, True, True]
 
 
 def test_different_numbers_of_questions_in_a_row_are_both_shown() -> None:
-    assert results([score(), score("sft", n=600)]).tables[0][1][0].n == "613 / 600"
+    found = results([score(), score("sft", n=600)])
+    assert found.tables["Our protocol"].rows[0][-1] == "613 / 600"
+
+
+def test_a_constant_chosen_on_the_scored_answers_is_called_an_upper_bound() -> None:
+    found = results([score(constant_chosen_on="scored answers", question_only_baseline=None)])
+    table = found.tables["Our protocol"]
+    assert table.columns == ["Task", "Score", "MoE", "Constant", "n"]  # nothing known is left out
+    assert table.rows[0][3] == "≤ 51.5"
+    assert found.legend == [
+        "≤ this constant answer was chosen on the scored answers: an upper bound."
+    ]
+    assert results([score()]).legend == []

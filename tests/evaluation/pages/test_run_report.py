@@ -14,14 +14,15 @@ from medmoe.data.phantom import read_phantom
 from medmoe.errors import DataError
 from medmoe.evaluation.files.predictions import Prediction, write_predictions
 from medmoe.evaluation.pages.report import (
-    DataTable,
     Figure,
     ReportData,
     Section,
     render_report,
     write_report,
 )
-from medmoe.evaluation.pages.run_report import paper_section, report_of_run
+from medmoe.evaluation.pages.run_report import report_of_run
+from medmoe.evaluation.pages.sections.paper import paper_section
+from medmoe.evaluation.pages.table import Table
 
 SEED = 5
 
@@ -82,8 +83,8 @@ def test_the_papers_row_stands_beside_the_same_subset_and_protocol_only() -> Non
     rows = section.tables[0].rows
     assert len(rows) == 12
     closed = [row for row in rows if row[1] == "closed accuracy"]
-    assert {tuple(row[5:]) for row in closed} == {("71.2", "66.5–75.8", "416")}
-    assert {tuple(row[5:]) for row in rows if row[1] == "open recall"} == {("–", "–", "–")}
+    assert {tuple(row[5:]) for row in closed} == {("71.2 (66.5–75.8)", "416")}
+    assert {tuple(row[5:]) for row in rows if row[1] == "open recall"} == {("–", "–")}
     assert paper_section([score(task="phantom_vqa")]) is None
     assert paper_section([score(task="someone's own")]) is None
 
@@ -94,7 +95,7 @@ def section(**other: Any) -> Section:
         id="calibration",
         title="Calibration",
         paragraphs=("Fitted on `validation` & <b>only</b>.",),
-        tables=(DataTable(("bin", "n"), (("0.5–0.6", "17"),), "Bins"),),
+        tables=(Table(("bin", "n"), (("0.5–0.6", "17"),), "Bins"),),
         figures=(
             Figure("Reliability", svg=svg),
             Figure("Risk", picture=np.zeros((9, 9), np.uint8)),

@@ -162,9 +162,8 @@ def test_the_report_shows_shares_coverage_and_examples(make_record: Make) -> Non
     section = pairs_section(summary)
     assert section is not None
     first, second = section.tables[0].rows
-    shown = [cell.replace("\u00a0", " ").replace("\u2060", "") for cell in first]
-    assert shown[2:5] == ["the other word", "2 of 2", "100.0 (34.2–100.0)"]
-    assert second[3:5] == ("0\u00a0of\u00a02", "–")
+    assert first[1:4] == ("the other word", "2 of 2", "100.0 (34.2–100.0)")
+    assert second[2:4] == ("0 of 2", "–")
     example = ("Is there a mass?", "yes", "Is there no mass?", "no", "yes\u00a0/\u00a0no", "agree")
     assert example in section.tables[1].rows
     assert pairs_section({}) is None

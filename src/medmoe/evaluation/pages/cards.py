@@ -15,8 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from medmoe.errors import DataError
-from medmoe.evaluation.pages.page import percent, render_page, write_page
-from medmoe.evaluation.pages.report_rows import OURS, Results, Row, interval, place, results
+from medmoe.evaluation.pages.page import render_page, write_page
+from medmoe.evaluation.pages.report_rows import (
+    BY_PART,
+    BY_TYPE,
+    OTHER_PROTOCOLS,
+    OUR_PROTOCOL,
+    Results,
+    interval,
+    lead_system,
+    place,
+    results,
+)
+from medmoe.evaluation.pages.table import Table
+from medmoe.numbers import percent
 
 #: The files that `write_cards` writes.
 CARDS = ("applied_card.html", "model_card_results.md")
@@ -146,8 +158,7 @@ def model_index(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _main_rows(summary: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     rows = [row for row in summary.get("scores", []) if row.get("control") is None]
-    systems = {row["system"] for row in rows}
-    lead = "moe" if "moe" in systems else min(systems, default="")
+    lead = lead_system(rows)
     for row in rows:
         told = row["protocol"] in ("strict", "label_score") and row["metric"] in _MAIN_METRICS
         main = row["subset"] in ("closed", "open", "all")
@@ -159,9 +170,10 @@ def results_section(summary: Mapping[str, Any]) -> str:
     """Return the results of a model card as Markdown: table, and what they do not show."""
     found = results(summary.get("scores", []), summary.get("comparisons", []))
     lines = ["## Results", "", _origin(summary), ""]
-    for title, rows in found.tables:
-        if not title.startswith("By "):
-            lines += [f"### {title}", "", *_markdown(rows, found.systems), ""]
+    for kind in (OUR_PROTOCOL, OTHER_PROTOCOLS):
+        if kind in found.tables:
+            lines += [f"### {kind}", "", *_markdown(found.tables[kind]), ""]
+    lines += [line for text in found.legend for line in (text, "")]
     router = summary.get("router") or {}
     if router.get("n"):
         where = f" on {_escaped(router['dataset'])}" if "dataset" in router else ""
@@ -191,17 +203,15 @@ def _origin(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _markdown(rows: Sequence[Row], systems: Sequence[str]) -> Iterator[str]:
-    names = ["task", "score", *systems, "constant", "question only", "n"]
-    yield "| " + " | ".join(names) + " |"
-    yield "|---|---|" + "---:|" * (len(names) - 2)
-    for row in rows:
-        cells = [
-            "–" if cell is None else f"{cell.value} ({cell.interval or 'no interval'})"
-            for _, cell in row.cells
-        ]
-        values = [row.task, row.what, *cells, row.constant, row.question_only, row.n]
-        yield "| " + " | ".join(_escaped(value) for value in values) + " |"
+def _markdown(table: Table) -> Iterator[str]:
+    yield (
+        "| "
+        + " | ".join(name.lower() if name[1:].islower() else name for name in table.columns)
+        + " |"
+    )
+    yield "|" + "---|" * table.text_columns + "---:|" * (len(table.columns) - table.text_columns)
+    for row in table.rows:
+        yield "| " + " | ".join(_escaped(value) for value in row) + " |"
 
 
 def _escaped(text: str) -> str:
@@ -239,7 +249,6 @@ def applied_card(facts: RunFacts, people: Mapping[str, str] | None = None) -> st
         raise DataError(f"unknown field of the card {unknown[0]!r}; choose of: {', '.join(PEOPLE)}")
     summary = facts.summary
     found = results(summary.get("scores", []), summary.get("comparisons", []))
-    tables = dict(found.tables)
     model = facts.config.get("model") or {}
     sizes = summary.get("parameters") or {}
     router = summary.get("router") or {}
@@ -257,14 +266,8 @@ def applied_card(facts: RunFacts, people: Mapping[str, str] | None = None) -> st
         parts=[model[key] for key in ("language_model", "vision_encoder") if key in model],
         parameters={k: f"{sizes[k]:,}".replace(",", " ") for k in _SIZES} if sizes else {},
         results=found,
-        tables=tables,
-        by_type=[
-            row
-            for title, rows in found.tables
-            if title.startswith("By ")
-            for row in rows
-            if row.protocol in OURS
-        ],
+        ours=found.tables.get(OUR_PROTOCOL),
+        parts_of_questions=[found.tables[k] for k in (BY_TYPE, BY_PART) if k in found.tables],
         router=router if router.get("n") else None,
         router_interval=interval(router),
         hashes=sorted(((facts.run.get("data") or {}).get("sha256") or {}).items()),

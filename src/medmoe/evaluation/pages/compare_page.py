@@ -9,7 +9,9 @@ from pathlib import Path
 from medmoe.data.schema import Pixels, Record
 from medmoe.evaluation.compare import Comparison, Difference, Flip
 from medmoe.evaluation.files.known_records import known_records, picture_of, with_question
-from medmoe.evaluation.pages.page import points, render_page, write_page
+from medmoe.evaluation.pages.page import render_page, write_page
+from medmoe.evaluation.pages.table import FAILS, Table
+from medmoe.numbers import NONE, percent, points
 
 MAX_FLIPS = 60
 
@@ -66,17 +68,57 @@ def write_compare_page(
         a=names[0],
         b=names[1],
         runs=(len(differences[0].a_runs), len(differences[0].b_runs)),
-        is_named=any(row.name for row in differences),
         verdict=verdict(differences),
         worse=bool(losses(differences)),
         sentences=list(sentences(differences)),
-        differences=differences,
-        wins=[row for comparison in found for row in comparison.wins],
+        differences=[difference_table(comparison) for comparison in found],
+        wins=[wins_table(comparison) for comparison in found],
         flips=shown,
         flipped=len(flips),
         without_picture=sum(flip.picture is None for flip in shown),
     )
     write_page(path, text)
+
+
+def difference_table(comparison: Comparison) -> Table:
+    """Return A, B and B − A with interval and p; a bracket behind A or B holds it run by run."""
+    rows = [
+        (
+            row.subset,
+            ("● " if row.decides else "") + row.metric.replace("_", " "),
+            _side(row.a, row.a_runs),
+            _side(row.b, row.b_runs),
+            (FAILS if row.worse else "") + points(row.difference) + _ends(row),
+            NONE if row.p is None else f"{row.p:.2g}",
+            str(row.n),
+            str(row.images),
+        )
+        for row in comparison.differences
+    ]
+    notes = [f"{FAILS}B is worse."] if any(row.worse for row in comparison.differences) else []
+    columns = ("Subset", "Metric", "A", "B", "B − A", "p", "n", "Images")
+    return Table(columns, rows, comparison.differences[0].name, 2, notes)
+
+
+def wins_table(comparison: Comparison) -> Table:
+    """Return how many questions both sides, one side or neither answer right."""
+    rows = [
+        (row.subset, *map(str, (row.both_right, row.only_a, row.only_b, row.both_wrong, row.n)))
+        for row in comparison.wins
+    ]
+    columns = ("Subset", "Both right", "Only A", "Only B", "Both wrong", "n")
+    return Table(columns, rows, comparison.differences[0].name)
+
+
+def _side(value: float, runs: Sequence[float]) -> str:
+    by_run = f" ({', '.join(map(percent, runs))})" if len(runs) > 1 else ""
+    return percent(value) + by_run
+
+
+def _ends(row: Difference) -> str:
+    if row.low is None or row.high is None:
+        return " (no interval)"
+    return f" ({points(row.low)} to {points(row.high)})"
 
 
 def most_telling(flips: Sequence[Flip], limit: int) -> list[Flip]:

@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from medmoe.errors import DataError, GuardError, MedMoeError
+from medmoe.evaluation.pages.table import FAILS
+from medmoe.numbers import percent, probability
 
 Picture = bytes | npt.NDArray[np.uint8]
 
@@ -52,8 +54,8 @@ def _environment() -> Any:
     environment.filters.update(
         picture=data_uri,
         percent=percent,
-        points=points,
-        probability=_probability,
+        number=_number,
+        probability=probability,
         code=_code,
         trusted_svg=_trusted_svg,
     )
@@ -95,30 +97,17 @@ def write_page(path: Path, text: str) -> None:
         ) from error
 
 
-def percent(value: float | None) -> str:
-    """Return a value in percent with one decimal; a dash where there is none."""
-    return "–" if value is None else f"{value:.1f}"
+def _number(text: str) -> Any:
+    """Set a cell ``91.6 (88.9–94.1)`` as a number with its bracket below it."""
+    from markupsafe import Markup
 
-
-def with_interval(value: float | None, low: float | None, high: float | None) -> str:
-    """Return ``91.6 (88.9–94.1)`` for a cell; a line may break before the bracket only."""
-    if value is None or low is None or high is None:
-        return percent(value)
-    # Word joiners: an interval is not to be broken at its dash.
-    return f"{percent(value)} ({percent(low)}\u2060–\u2060{percent(high)})"
-
-
-def points(value: float | None) -> str:
-    """Return a difference in points with its sign, if not zero; a dash where there is none."""
-    if value is None:
-        return "–"
-    text = f"{value:+.1f}".replace("-", "−")
-    return "0.0" if text[1:] == "0.0" else text
-
-
-def _probability(value: float) -> str:
-    """Two decimals, but never a certainty that rounding made."""
-    return "> 0.99" if 0.995 <= value < 1 else f"{value:.2f}"
+    value, _, inside = text.removesuffix(")").partition(" (")
+    if value.startswith(FAILS):
+        value = Markup('<span class="fails">{}</span>').format(value)
+    elif inside:
+        value = Markup("<b>{}</b>").format(value)
+    interval = Markup('<span class="interval">{}</span>').format(inside) if inside else ""
+    return Markup("<span>{}{}</span>").format(value, interval) if inside else value
 
 
 def _code(text: str) -> Any:

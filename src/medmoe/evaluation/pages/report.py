@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from medmoe.evaluation.pages.page import Picture, render_page, write_page
-from medmoe.evaluation.pages.report_rows import interval, percent, results
+from medmoe.evaluation.pages.report_rows import interval, results
+from medmoe.evaluation.pages.table import Table
+from medmoe.numbers import percent
 from medmoe.routing import figures
 
 PHASES = {
@@ -51,20 +53,6 @@ class Example:
 
 
 @dataclass(frozen=True)
-class DataTable:
-    """A table of a section; the first ``text_columns`` are set left, the numbers after them right.
-
-    Attributes:
-        rows: One value per column, ready to print.
-    """
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    title: str = ""
-    text_columns: int = 1
-
-
-@dataclass(frozen=True)
 class Figure:
     """A figure of a section: one SVG element that our own code drew, or a picture.
 
@@ -89,7 +77,7 @@ class Section:
     id: str
     title: str
     paragraphs: Sequence[str] = ()
-    tables: Sequence[DataTable] = ()
+    tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()
 
 

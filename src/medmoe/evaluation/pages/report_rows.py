@@ -1,4 +1,4 @@
-"""From the scores of ``summary.json`` to the rows and plain sentences of the report.
+"""From the scores of ``summary.json`` to the tables and plain sentences of the report.
 
 A row stands for one task, split, subset, protocol and metric; beside each score stand its interval,
 its n and its baselines, and sentences say what may be claimed from them and what not. No statistics
@@ -11,12 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medmoe.evaluation.pages.page import percent as percent
-from medmoe.evaluation.pages.page import points
+from medmoe import numbers
+from medmoe.evaluation.pages.table import FAILS, Table
+from medmoe.evaluation.score.measures import MAIN_SUBSETS
+from medmoe.numbers import percent, points, with_interval
 
 Score = Mapping[str, Any]
 Key = tuple[str, ...]
-Table = Mapping[Key, Mapping[str, Score]]  # row → system → score
+Scores = Mapping[Key, Mapping[str, Score]]  # row → system → score
 
 _KEY = ("task", "split", "subset", "protocol", "metric")
 _BASELINES = {"constant_baseline": "constant-answer", "question_only_baseline": "question-only"}
@@ -25,17 +27,22 @@ _CONTROLS = {"blank": "blank image", "noise": "noise images", "shuffled": "shuff
 OURS = ("strict", "label_score")  # the protocols that our headline scores use
 _LEADING_METRICS = ("accuracy", "exact_match")
 _BREAKDOWNS = ("modality:", "organ:", "answer_length:")
-_TABLES = (
-    *("Our protocol", "Other published protocols", "By question type"),
-    "By modality, organ and length of the answer",
-)
-_MAIN_SUBSETS = ("closed", "open", "all")  # every other subset is a question type
+#: The tables by what they hold; the last two under our protocols only.
+OUR_PROTOCOL, OTHER_PROTOCOLS = "Our protocol", "Other published protocols"
+BY_TYPE, BY_PART = "By question type", "By modality, organ and length of the answer"
+_UPPER_BOUND = "≤ "
+#: What begins a cell of a score table → what it means.
+_LEGEND = {
+    FAILS: "the score does not clear its baselines outside its interval.",
+    _UPPER_BOUND: "this constant answer was chosen on the scored answers: an upper bound.",
+}
 
 
 @dataclass(frozen=True)
-class Cell:
-    """The score of one system, ready to print; ``fails`` says that it clears not all baselines."""
+class Headline:
+    """One of the few scores that stand first; ``fails``: it clears not all of its baselines."""
 
+    name: str
     value: str
     interval: str
     n: str
@@ -43,44 +50,23 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
-    """The same score of every system, beside the baselines of its test set."""
-
-    task: str
-    what: str
-    protocol: str
-    cells: list[tuple[str, Cell | None]]
-    n: str
-    constant: str
-    question_only: str
-
-
-@dataclass(frozen=True)
-class Control:
-    """A score with the images taken away, beside the score with them."""
-
-    task: str
-    what: str
-    system: str
-    control: str
-    n: str
-    with_images: Cell | None
-    without: Cell
-    change: str
-
-
-@dataclass(frozen=True)
 class Results:
-    """All that the report says about scores; ``headlines`` are (name, cell of the ``lead`` system).
+    """All that the report says about scores; ``headlines`` are those of the ``lead`` system.
 
     The lead is the MoE model where there is one, else the first system.
+
+    Attributes:
+        tables: By what they hold: `OUR_PROTOCOL` and its like; those without a row are left out.
+        legend: What the marks in the tables mean.
+        controls: The scores with the images taken away, beside those with them.
     """
 
     systems: list[str]
     lead: str
-    tables: list[tuple[str, list[Row]]]
-    controls: list[Control]
-    headlines: list[tuple[str, Cell]]
+    tables: dict[str, Table]
+    legend: list[str]
+    controls: Table | None
+    headlines: list[Headline]
     baseline_sentences: list[str]
     comparison_sentences: list[str]
     control_sentences: list[str]
@@ -94,20 +80,24 @@ def results(scores: Sequence[Score], comparisons: Sequence[Mapping[str, Any]] = 
             table.setdefault(_key(score), {})[score["system"]] = score
     controls = [score for score in scores if score.get("control") is not None]
     systems = sorted({s for row in table.values() for s in row}, key=_system_order)
-    lead = systems[0] if systems else ""
+    lead = lead_system(scores)
     leading = {key: row for key, row in table.items() if _leads(key)}
-    tables = [
-        (title, [_row(row, systems) for key, row in table.items() if _group(key) == title])
-        for title in _TABLES
-    ]
+    titles = (OUR_PROTOCOL, OTHER_PROTOCOLS, BY_TYPE, BY_PART)
+    groups = {t: [row for key, row in table.items() if _group(key) == t] for t in titles}
+    tables = {t: _table(t, rows, systems) for t, rows in groups.items() if rows}
     leading_controls = [score for score in controls if _leads(_key(score))]
     return Results(
         systems=[system_name(system) for system in systems],
         lead=system_name(lead),
-        tables=[(title, rows) for title, rows in tables if rows],
-        controls=[_control(score, table) for score in leading_controls],
+        tables=tables,
+        legend=[
+            mark + text
+            for mark, text in _LEGEND.items()
+            if any(cell.startswith(mark) for t in tables.values() for row in t.rows for cell in row)
+        ],
+        controls=_control_table(leading_controls, table),
         headlines=[
-            (f"{_place(row[lead])} {_what(row[lead])}", _cell(row[lead], row))
+            _headline(row[lead], row)
             for key, row in leading.items()
             if lead in row and key[2:4] != ("all", "strict")
         ],
@@ -119,23 +109,31 @@ def results(scores: Sequence[Score], comparisons: Sequence[Mapping[str, Any]] = 
     )
 
 
+def lead_system(scores: Sequence[Score]) -> str:
+    """Return the system whose scores are ours: the MoE model where there is one."""
+    systems = {str(score["system"]) for score in scores if score.get("control") is None}
+    return min(systems, key=_system_order, default="")
+
+
 def _leads(key: Key) -> bool:
     """Return whether a row is one of the few that comparisons and controls are told of."""
     _, _, subset, protocol, metric = key
-    return protocol in OURS and metric in _LEADING_METRICS and subset in _MAIN_SUBSETS
+    return protocol in OURS and metric in _LEADING_METRICS and subset in MAIN_SUBSETS
 
 
-def _group(key: Key) -> str:
-    if key[2].startswith(_BREAKDOWNS):
-        return "By modality, organ and length of the answer"
-    if key[2] not in _MAIN_SUBSETS:
-        return "By question type"
-    return "Our protocol" if key[3] in OURS else "Other published protocols"
+def _group(key: Key) -> str | None:
+    """Return which table a row stands in; parts of the questions under our protocols only."""
+    _, _, subset, protocol, _ = key
+    if subset in MAIN_SUBSETS:
+        return OUR_PROTOCOL if protocol in OURS else OTHER_PROTOCOLS
+    if protocol not in OURS:
+        return None
+    return BY_PART if subset.startswith(_BREAKDOWNS) else BY_TYPE
 
 
-def _judged(table: Table) -> Table:
+def _judged(table: Scores) -> Scores:
     """Return the rows held against their baselines in words; the tables mark the others."""
-    return {k: row for k, row in table.items() if k[3] in OURS and k[2] in _MAIN_SUBSETS}
+    return {k: row for k, row in table.items() if k[3] in OURS and k[2] in MAIN_SUBSETS}
 
 
 def system_name(system: str) -> str:
@@ -145,8 +143,11 @@ def system_name(system: str) -> str:
 
 def interval(score: Score) -> str:
     """Return ``low–high``, the 95 % interval of a score; empty where it has none."""
-    low, high = score.get("low"), score.get("high")
-    return "" if low is None or high is None else f"{percent(low)}–{percent(high)}"
+    return numbers.interval(score.get("low"), score.get("high"))
+
+
+def _with_interval(score: Score) -> str:
+    return with_interval(score.get("value"), score.get("low"), score.get("high"))
 
 
 def _key(score: Score) -> Key:
@@ -199,27 +200,47 @@ def _clears(score: Score, baseline: float) -> bool:
     return low is not None and low > baseline
 
 
-def _cell(score: Score, row: Mapping[str, Score]) -> Cell:
-    fails = not all(_clears(score, baseline) for baseline in _baselines(row).values())
-    return Cell(percent(score.get("value")), interval(score), _n(score), fails)
+def _fails(score: Score, row: Mapping[str, Score]) -> bool:
+    return not all(_clears(score, baseline) for baseline in _baselines(row).values())
 
 
-def _row(row: Mapping[str, Score], systems: Sequence[str]) -> Row:
+def _headline(score: Score, row: Mapping[str, Score]) -> Headline:
+    name = f"{_place(score)} {_what(score)}"
+    value = percent(score.get("value"))
+    return Headline(name, value, interval(score), _n(score), _fails(score, row))
+
+
+def _table(title: str, rows: Sequence[Mapping[str, Score]], systems: Sequence[str]) -> Table:
+    """Return a table with a column for each system, beside the baselines of its test set."""
+    columns = ["Task", "Score", *map(system_name, systems), "Constant", "Question only", "n"]
+    found = [_row(row, systems) for row in rows]
+    if all(row[-2] == numbers.NONE for row in found):
+        columns.remove("Question only")
+        found = [(*row[:-2], row[-1]) for row in found]
+    return Table(columns, found, title, text_columns=2, by_first=True)
+
+
+def _row(row: Mapping[str, Score], systems: Sequence[str]) -> tuple[str, ...]:
     first = next(iter(row.values()))
     baselines = _baselines(row)
-    sizes = list(dict.fromkeys(_n(score) for score in row.values()))
-    return Row(
-        task=_place(first),
-        what=_what(first),
-        protocol=str(first["protocol"]),
-        cells=[(system_name(s), _cell(row[s], row) if s in row else None) for s in systems],
-        n=" / ".join(sizes),
-        constant=percent(baselines.get("constant-answer")),
-        question_only=percent(baselines.get("question-only")),
+    constant = percent(baselines.get("constant-answer"))
+    if constant != numbers.NONE and any(s.get("constant_chosen_on") for s in row.values()):
+        constant = _UPPER_BOUND + constant
+    return (
+        _place(first),
+        _what(first),
+        *(_cell(row[system], row) if system in row else numbers.NONE for system in systems),
+        constant,
+        percent(baselines.get("question-only")),
+        " / ".join(dict.fromkeys(_n(score) for score in row.values())),
     )
 
 
-def _baseline_sentences(table: Table) -> Iterator[str]:
+def _cell(score: Score, row: Mapping[str, Score]) -> str:
+    return (FAILS if _fails(score, row) else "") + _with_interval(score)
+
+
+def _baseline_sentences(table: Scores) -> Iterator[str]:
     """Say of each score whether a baseline is as good, or that there is none to compare with."""
     for row in table.values():
         baselines = _baselines(row)
@@ -254,24 +275,30 @@ def _comparison_sentences(comparisons: Sequence[Mapping[str, Any]]) -> Iterator[
         yield f"{text} ({inside}, n = {row['n']}): {verdict}."
 
 
-def _control(score: Score, table: Table) -> Control:
-    full = table.get(_key(score), {}).get(score["system"])
-    change = "–"
-    if full is not None and full.get("value") is not None and score.get("value") is not None:
-        change = points(score["value"] - full["value"])
-    return Control(
-        task=_place(score),
-        what=_what(score),
-        system=system_name(score["system"]),
-        control=_control_name(score),
-        n=_n(score),
-        with_images=None if full is None else _cell(full, {}),
-        without=_cell(score, {}),
-        change=change,
+def _control_table(scores: Sequence[Score], table: Scores) -> Table | None:
+    if not scores:
+        return None
+    columns = ("Task", "Score", "System", "Control", "With images", "Without", "Change", "n")
+    title = "Control: how much of the score needs the picture?"
+    return Table(columns, [_control_row(score, table) for score in scores], title, 4, by_first=True)
+
+
+def _control_row(score: Score, table: Scores) -> tuple[str, ...]:
+    full = table.get(_key(score), {}).get(score["system"], {})
+    values = score.get("value"), full.get("value")
+    return (
+        _place(score),
+        _what(score),
+        system_name(score["system"]),
+        _control_name(score),
+        _with_interval(full),
+        _with_interval(score),
+        points(None if None in values else score["value"] - full["value"]),
+        _n(score),
     )
 
 
-def _control_line(score: Score, table: Table) -> str | None:
+def _control_line(score: Score, table: Scores) -> str | None:
     full = table.get(_key(score), {}).get(score["system"])
     if full is None or full.get("value") is None or score.get("value") is None:
         return None
@@ -281,8 +308,8 @@ def _control_line(score: Score, table: Table) -> str | None:
     )
     if interval(full) and interval(score) and not _overlap(full, score):
         if score["value"] < full["value"]:
-            points = percent(full["value"] - score["value"])
-            return f"{name}. {points} points of the score need the picture."
+            lost = percent(full["value"] - score["value"])
+            return f"{name}. {lost} points of the score need the picture."
         return f"{name}. The score is better without the picture: something is wrong."
     return f"{name}. This does not show that the score needs the picture."
 

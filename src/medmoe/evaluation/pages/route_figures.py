@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medmoe.evaluation.pages.report import DataTable
+from medmoe.evaluation.pages.table import Table
 from medmoe.evaluation.routes import tables
 from medmoe.evaluation.routes.embedding import Embedding
 from medmoe.evaluation.routes.observe import Observation
@@ -37,7 +37,7 @@ class RouteFigure:
     reading: tuple[str, ...]
     rows: list[Row]
     drawings: Mapping[str, Drawing]
-    table: DataTable | None = None
+    table: Table | None = None
     more: Mapping[str, list[Row]] | None = None
 
 
@@ -49,7 +49,7 @@ def map_figure(embedding: Embedding, layers: int, before: str) -> RouteFigure:
     """
     whole = next(row for row in embedding.silhouettes if row["metric"] == "euclidean")
     stem = "figure_3_router_embeddings"
-    table = DataTable(
+    table = Table(
         ("Layer", "Distance", "Before", "After", "Difference"),
         [
             (
@@ -147,10 +147,9 @@ def most_used_figure(
     )
 
 
-def layer_figure(rows: list[Row]) -> RouteFigure:
-    """Return load entropy and specialisation index by layer."""
-    stem = "load_and_specialisation"
-    table = DataTable(
+def load_table(rows: list[Row]) -> Table:
+    """Return load entropy and specialisation index by layer, as page and terminal show them."""
+    return Table(
         ("Layer", "Tokens", "Load entropy", "Bits", "÷ entropy of domains", "By chance", "p", "n"),
         [
             (
@@ -168,6 +167,11 @@ def layer_figure(rows: list[Row]) -> RouteFigure:
         "Load entropy and specialisation index",
         2,
     )
+
+
+def layer_figure(rows: list[Row]) -> RouteFigure:
+    """Return load entropy and specialisation index by layer."""
+    stem = "load_and_specialisation"
     reading = (
         "Load entropy: 1 where all experts take equally many tokens of this data, 0 where one "
         "takes all. It follows the mix of modalities in the data too.",
@@ -181,7 +185,9 @@ def layer_figure(rows: list[Row]) -> RouteFigure:
         "load_entropy": route_figures.load_entropy(rows),
         "specialisation": route_figures.specialisation(rows),
     }
-    return RouteFigure(stem, "Load and specialisation", "", reading, rows, drawings, table)
+    return RouteFigure(
+        stem, "Load and specialisation", "", reading, rows, drawings, load_table(rows)
+    )
 
 
 def norm_figure(rows: list[Row]) -> RouteFigure:
@@ -202,7 +208,7 @@ def norm_figure(rows: list[Row]) -> RouteFigure:
 def curve_figure(rows: list[Row]) -> RouteFigure:
     """Return figure 6."""
     stem = "figure_6_label_curve"
-    table = DataTable(
+    table = Table(
         ("Labels", "Images used", "Accuracy, %", "95 %", "n"),
         [
             (

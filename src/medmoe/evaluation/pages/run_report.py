@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,12 @@ from medmoe.evaluation.files.known_records import known_records, picture_of, wit
 from medmoe.evaluation.files.predictions import Prediction, pair, read_predictions
 from medmoe.evaluation.files.run_files import read_side
 from medmoe.evaluation.files.truth import own_truth
-from medmoe.evaluation.pages.page import percent
-from medmoe.evaluation.pages.report import DataTable, Example, ReportData, Section
-from medmoe.evaluation.pages.report_rows import interval, system_name
+from medmoe.evaluation.pages.report import Example, ReportData, Section
+from medmoe.evaluation.pages.sections.corruptions import corruptions_section
 from medmoe.evaluation.pages.sections.pairs import pairs_section
+from medmoe.evaluation.pages.sections.paper import paper_section
 from medmoe.evaluation.pages.sections.reliability import reliability_section
-from medmoe.evaluation.reliability.robustness import robustness_section
 from medmoe.evaluation.score.measures import is_right
-from medmoe.evaluation.tasks import TASKS, paper_rows
 
 EXAMPLES_PER_TASK = 6
 
@@ -54,11 +52,9 @@ def report_of_run(
     """
     summary = _summary(folder)
     scores = summary.get("scores", [])
-    systems = list(dict.fromkeys(row["system"] for row in scores))
-    lead = "moe" if "moe" in systems or not systems else systems[0]
     further = (
-        reliability_section(summary), robustness_section(summary), pairs_section(summary),
-        paper_section(scores, lead),
+        reliability_section(summary), corruptions_section(summary), pairs_section(summary),
+        paper_section(scores),
     )  # fmt: skip
     return ReportData(
         title=title or f"{summary.get('data', 'Run')}: {folder.resolve().name}",
@@ -124,44 +120,3 @@ def _examples(folder: Path, root: Path | None, seed: int) -> list[Example]:
                 )
             )
     return found
-
-
-def paper_section(scores: Sequence[Mapping[str, Any]], lead: str = "moe") -> Section | None:
-    """Return what the paper reports on the scored tasks, beside ours; None where it does not.
-
-    Only rows of the same subset, protocol and metric stand side by side, on the split that the
-    paper reports.
-
-    Args:
-        scores: The score rows of ``summary.json``.
-        lead: The system whose scores are shown as ours.
-    """
-    ours = {
-        tuple(row[key] for key in ("task", "subset", "protocol", "metric")): row
-        for row in scores
-        if row["system"] == lead and row.get("control") is None
-    }
-    rows = []
-    for task in dict.fromkeys(str(row["task"]) for row in scores):
-        for row in paper_rows(task) if task in TASKS else ():
-            own = ours.get((task, row.subset, row.our_protocol, row.metric), {})
-            rows.append(
-                (
-                    task,
-                    f"{row.subset} {row.metric}",
-                    row.protocol,
-                    f"{row.system} (table {row.table})",
-                    f"{row.value:.2f}",
-                    percent(own.get("value")),
-                    interval(own) or "–",
-                    str(own.get("n", "–")),
-                )
-            )
-    if not rows:
-        return None
-    columns = ("Task", "Score", "Protocol", "Paper", "its value", system_name(lead), "95 %", "n")
-    text = (
-        "The paper gives values without intervals or n. It trained models of billions of weights "
-        "on more data; its rows say what the method reached there, not what this run should."
-    )
-    return Section("paper", "The paper’s figures", (text,), (DataTable(columns, rows, "", 4),))

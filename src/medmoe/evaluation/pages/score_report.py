@@ -1,106 +1,63 @@
-"""The report of `medmoe score`: any model's answers as score rows, then as any run's page."""
+"""What `medmoe score` shows: any model's answers as the scores of a run, on a page as any run's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medmoe.evaluation.pages.report import ReportData, write_report
-from medmoe.evaluation.pages.run_report import paper_section
+from medmoe.evaluation.pages.sections.paper import paper_section
 from medmoe.evaluation.pages.sections.reliability import reliability_section
-
-MAIN_SUBSETS = ("closed", "open", "all")
-_SYSTEM = "answers"
-#: What is shown of each protocol; the JSON holds every metric. Question types: strict accuracy.
-_SHOWN: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "strict": {
-        "closed": ("accuracy",),
-        "open": ("exact_match", "f1", "recall"),
-        "all": ("accuracy",),
-    },
-    "reference": {
-        "closed": ("accuracy",),
-        "open": ("recall", "exact_match", "f1", "bleu1", "bleu2", "bleu3"),
-    },
-    "llava_med": {"closed": ("accuracy",), "open": ("recall", "f1")},
-    "token_f1": {"closed": ("accuracy", "f1"), "open": ("f1",), "all": ("f1",)},
-    "label_score": {"all": ("accuracy", "auc")},
-}
+from medmoe.evaluation.score.rows import ScoreRow
 
 
-def write_score_report(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Write the page of what ``score --json`` holds of each file, whole or not at all.
+def score_summary(results: Sequence[Mapping[str, Any]], rows: Sequence[ScoreRow]) -> dict[str, Any]:
+    """Return what several prediction files score as the ``summary.json`` of a run has it.
+
+    Args:
+        results: What ``score --json`` holds of each file.
+        rows: The score rows of all, one system beside the other.
+    """
+    return {
+        "data": ", ".join(dict.fromkeys(str(result["truth"]) for result in results)),
+        "seed": results[0]["seed"],
+        "scores": [row.to_dict() for row in rows],
+        "reliability": {
+            str(result["predictions"]): result["reliability"]
+            for result in results
+            if "reliability" in result
+        },
+        "notes": _notes(results),
+    }
+
+
+def write_score_report(
+    path: Path, results: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
+) -> None:
+    """Write the page of a `score_summary`, whole or not at all.
 
     Raises:
         GuardError: The disk is full.
         MedMoeError: The file cannot be written.
     """
-    names = [_name(result, len(results) > 1) for result in results]
-    scores = [
-        row for name, result in zip(names, results, strict=True) for row in score_rows(result, name)
-    ]
-    trusted = {
-        name: result["reliability"]
-        for name, result in zip(names, results, strict=True)
-        if "reliability" in result
-    }
-    sections = (
-        reliability_section({"reliability": trusted}), paper_section(scores, lead=_SYSTEM)
-    )  # fmt: skip
-    notes = list(dict.fromkeys(note for result in results for note in result["notes"]))
-    files = ", ".join(str(result["predictions"]) for result in results)
+    sections = (reliability_section(summary), paper_section(summary["scores"]))
     data = ReportData(
-        title=f"Scores of {files}",
-        summary={
-            "data": ", ".join(dict.fromkeys(str(result["truth"]) for result in results)),
-            "seed": results[0]["seed"],
-            "scores": scores,
-        },
+        title=f"Scores of {', '.join(str(result['predictions']) for result in results)}",
+        summary=summary,
         sections=[section for section in sections if section is not None],
-        notes=[note[0].upper() + note[1:] + "." for note in notes],
+        notes=[note[0].upper() + note[1:] + "." for note in summary["notes"]],
     )
     write_report(path, data)
 
 
-def _name(result: Mapping[str, Any], several: bool) -> str:
-    """Return what the rows of a file are called: the task, or a name that no other file has."""
-    if several:
-        return str(result["predictions"])
-    return str(result["task"] or result["truth"])
-
-
-def shown(protocol: str, subsets: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield subset and metric of the cells of a protocol that people are shown first."""
-    for subset, metrics in _SHOWN[protocol].items():
-        yield from ((subset, metric) for metric in metrics if metric in subsets.get(subset, {}))
-
-
-def score_rows(result: Mapping[str, Any], task: str) -> Iterator[dict[str, Any]]:
-    """Yield the shown cells of ``score --json`` as rows of a ``summary.json``.
-
-    The constant baseline is the best constant answer.
-    """
-    for protocol, subsets in result["protocols"].items():
-        types = [name for name in subsets if name not in MAIN_SUBSETS]
-        chosen = list(shown(protocol, subsets))
-        if protocol in ("strict", "label_score"):
-            chosen += [(name, "accuracy") for name in types]
-        for subset, metric in chosen:
-            blind = {
-                name: cells[protocol][subset][metric]["value"]
-                for name, cells in result["baselines"].items()
-                if metric in cells.get(protocol, {}).get(subset, {})
-            }
-            yield {
-                "system": _SYSTEM,
-                "task": task,
-                "split": "",
-                "subset": subset,
-                "protocol": protocol,
-                "metric": metric,
-                **subsets[subset][metric],
-                "constant_baseline": blind.get("constant"),
-                "question_only_baseline": blind.get("question_only"),
-                "control": None,
-            }
+def _notes(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return each note once; one that is not of every file names those that it is of."""
+    of: dict[str, list[str]] = {}
+    for result in results:
+        for note in result["notes"]:
+            of.setdefault(note, []).append(str(result["predictions"]))
+    return [
+        note if len(names) == len(results) else f"{', '.join(names)}: {note}"
+        for note, names in of.items()
+    ]

@@ -27,6 +27,7 @@ from medmoe.evaluation.reliability.calibration import (
 )
 from medmoe.evaluation.score.auc import label_probabilities
 from medmoe.evaluation.score.measures import is_right
+from medmoe.evaluation.statistics import in_percent, intervals
 
 #: Points of a curve that a summary keeps.
 _POINTS = 200
@@ -67,6 +68,25 @@ def reliability(
         kind: _of_kind(answered, (calibration or {}).get(kind), target, seed)
         for kind, answered in reported.items()
     }
+
+
+def robustness_row(
+    task: str, corruption: str | None, severity: int, kind: str, answered: Answered, seed: int
+) -> dict[str, Any]:
+    """Return the share of right answers, in percent, with an interval by image.
+
+    Args:
+        corruption: None for the pictures as they are.
+        severity: 0 for them.
+    """
+    images = [str(image) for image in answered.images]
+    ((low, high),) = intervals(answered.right[:, None], images, seed)
+    return {
+        "task": task, "corruption": corruption, "severity": severity, "kind": kind,
+        "value": 100 * float(answered.right.mean()), "low": in_percent(low),
+        "high": in_percent(high),
+        "n": len(answered.right),
+    }  # fmt: skip
 
 
 def _of_kind(

@@ -21,6 +21,7 @@ from medmoe.data.images import Picture
 from medmoe.data.intake.facts import ImageFacts
 from medmoe.inference.case import Exchange
 from medmoe.inference.evidence_picture import AGAINST, FOR, FRAMED, square_of
+from medmoe.numbers import probability
 
 #: Longest side of a picture on the page, in pixels; the model sees the whole one.
 MAX_SIDE = 1024
@@ -197,22 +198,13 @@ def _environment() -> Any:
         lstrip_blocks=True,
         loader=FunctionLoader(_source),
     )
-    environment.filters.update(share=_share, ranked=_ranked)
+    environment.filters.update(share=probability, ranked=_ranked)
     return environment
 
 
 def _source(template: str) -> str:
     file = resources.files("medmoe.serving.page").joinpath(f"templates/{template}.html.j2")
     return file.read_text(encoding="utf-8")
-
-
-def _share(probability: float) -> str:
-    """Return a probability in percent, but never a certainty that rounding made."""
-    if 0.995 <= probability < 1:
-        return ">\u00a099\u00a0%"
-    if 0 < probability < 0.005:
-        return "<\u00a01\u00a0%"
-    return f"{100 * probability:.0f}\u00a0%"
 
 
 def _ranked(probabilities: dict[str, float]) -> list[tuple[str, float]]:

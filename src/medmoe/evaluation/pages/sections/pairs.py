@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from medmoe.evaluation.pages.page import with_interval
-from medmoe.evaluation.pages.report import DataTable, Section
+from medmoe.evaluation.pages.report import Section
 from medmoe.evaluation.pages.report_rows import place
+from medmoe.evaluation.pages.table import Table
 from medmoe.evaluation.pairs.rewriting import PAIRINGS
+from medmoe.numbers import NONE, with_interval
 
 _WORDS = (
     "A model that understands a question answers it in other words as well. Negated: “Is there a "
@@ -35,35 +36,36 @@ def pairs_section(summary: Mapping[str, Any]) -> Section | None:
     found = [entry for entry in summary.get("pairs") or () if entry["of"]]
     if not found:
         return None
-    tables = [DataTable(PAIR_COLUMNS, [pair_row(entry) for entry in found], "", 3)]
+    tables = list(pair_tables(found))
     for entry in found:
         if entry["examples"]:
-            title = f"Examples drawn by the seed: {_place(entry)}, {named(entry['pair'])}"
+            title = f"Examples drawn by the seed: {_place(entry)}, {_named(entry['pair'])}"
             rows = [_example(example) for example in entry["examples"]]
-            tables.append(DataTable(_EXAMPLE_COLUMNS, rows, title, 6))
+            tables.append(Table(_EXAMPLE_COLUMNS, rows, title, 6))
     return Section("pairs", "The same questions in other words", (_WORDS, _LIMITS), tables)
 
 
-PAIR_COLUMNS = (
-    "Task", "Pair", "Second answer", "n", "as asked", "rewritten", "both right", "agree"
-)  # fmt: skip
+def pair_tables(found: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+    """Yield one table for each task: how often the answers agree and are right, with intervals."""
+    asked = [entry for entry in found if entry["of"]]
+    for name in dict.fromkeys(map(_place, asked)):
+        rows = [_row(entry) for entry in asked if _place(entry) == name]
+        yield Table(_COLUMNS, rows, f"The same in other words: {name}", 2)
+
+
+_COLUMNS = ("Pair", "Second answer", "n", "As asked", "Rewritten", "Both right", "Agree")
 _EXAMPLE_COLUMNS = ("Question", "Answer", "Rewritten", "Answer then", "Truth", "The two")
 
 
-def named(pair: str) -> str:
-    """Return the printed name of a kind of pair."""
+def _named(pair: str) -> str:
     return pair.replace("_", " ")
 
 
-def pair_row(entry: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the cells of one kind of pair, as `PAIR_COLUMNS` has them; percent with intervals."""
+def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
     metric, words = PAIRINGS[entry["pair"]].must
-    cells = [
-        _cell(entry["scores"].get(name))
-        for name in ("right_as_asked", "right_rewritten", "both_right", metric)
-    ]
-    count = f"{entry['n']} of {entry['of']}".replace(" ", "\u00a0")
-    return (_place(entry), named(entry["pair"]), words, count, *cells)
+    names = ("right_as_asked", "right_rewritten", "both_right", metric)
+    cells = [_cell(entry["scores"].get(name)) for name in names]
+    return (_named(entry["pair"]), words, f"{entry['n']} of {entry['of']}", *cells)
 
 
 def _place(entry: Mapping[str, Any]) -> str:
@@ -71,7 +73,7 @@ def _place(entry: Mapping[str, Any]) -> str:
 
 
 def _cell(score: Mapping[str, Any] | None) -> str:
-    return "–" if score is None else with_interval(score["value"], score["low"], score["high"])
+    return NONE if score is None else with_interval(score["value"], score["low"], score["high"])
 
 
 def _example(example: Mapping[str, Any]) -> tuple[str, ...]:

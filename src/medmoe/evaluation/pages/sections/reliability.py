@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from medmoe.evaluation.pages.page import percent
-from medmoe.evaluation.pages.report import DataTable, Figure, Section
+from medmoe.evaluation.pages.report import Figure, Section
+from medmoe.evaluation.pages.table import Table
 from medmoe.evaluation.reliability.calibration import LEAST_T, MOST_T
+from medmoe.numbers import NONE, percent, with_interval
 from medmoe.routing.figure_style import BLUE, GREY, ORANGE, new_figure, style, to_svg
 
 _WORDS = (
@@ -38,38 +39,51 @@ def reliability_section(summary: Mapping[str, Any]) -> Section | None:
     kinds = [(task, kind, entry) for task, of in found.items() for kind, entry in of.items()]
     if not kinds:
         return None
-    tables = [DataTable(_COLUMNS, [_row(*kind) for kind in kinds], "Calibration", 2)]
-    rows = [_abstained(*kind) for kind in kinds if "abstention" in kind[2]]
-    if rows:
-        tables.append(DataTable(_GIVEN, rows, "Abstention", 2))
+    tables = [table for task, of in found.items() for table in reliability_tables(task, of)]
     figures = [_reliability_figure(*kind) for kind in kinds]
     figures += [_coverage_figure(*kind) for kind in kinds]
-    words = (_WORDS, _GUARANTEE) if rows else (_WORDS,)
+    chosen = any("abstention" in entry for _, _, entry in kinds)
+    words = (_WORDS, _GUARANTEE) if chosen else (_WORDS,)
     return Section("reliability", "Can its confidence be trusted?", words, tables, figures)
 
 
-_COLUMNS = ("Task", "Answers", "n", "right", "confidence", "ECE", "95 %", "ECE, equal count",
-            "Brier", "AURC", "T", "ECE at T", "Brier at T")  # fmt: skip
-_GIVEN = ("Task", "Answers", "target", "images chosen on", "least confidence", "answered",
-          "wrong of an image", "wrong of the answers", "by splits")  # fmt: skip
+def reliability_tables(task: str, found: Mapping[str, Mapping[str, Any]]) -> Iterator[Table]:
+    """Yield calibration, and abstention where a threshold was chosen, of one task's answers.
+
+    Args:
+        found: Kind of answer → what `reliability` says of it.
+    """
+    yield Table(_COLUMNS, [_row(*kind) for kind in found.items()], f"Calibration: {task}")
+    rows = [_abstained(*kind) for kind in found.items() if "abstention" in kind[1]]
+    if rows:
+        yield Table(_GIVEN, rows, f"Abstention: {task}")
 
 
-def _row(task: str, kind: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
+_COLUMNS = (
+    "Answers", "n", "Right", "Confidence", "ECE", "Brier", "AURC", "T", "ECE at T", "Brier at T"
+)  # fmt: skip
+_GIVEN = ("Answers", "Target", "Images chosen on", "Threshold", "Answered",
+          "Wrong of an image", "Wrong of the answers", "Wrong by splits")  # fmt: skip
+
+
+def _row(kind: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
     before, after = entry["before"], entry.get("after", {})
+    ece = (
+        100 * before[k] if before[k] is not None else None for k in ("ece", "ece_low", "ece_high")
+    )
     return (
-        task, kind, str(entry["n"]), _share(entry["accuracy"]), _share(entry["mean_confidence"]),
-        _share(before["ece"]), _interval(before),
-        _share(before["ece_equal_count"]), f"{before['brier']:.3f}",
-        aurc_text(entry), temperature_text(entry.get("temperature")),
-        _share(after.get("ece")), f"{after['brier']:.3f}" if after else "–",
+        kind, str(entry["n"]), _share(entry["accuracy"]), _share(entry["mean_confidence"]),
+        with_interval(*ece), f"{before['brier']:.3f}", _area(entry),
+        _temperature(entry.get("temperature")),
+        _share(after.get("ece")), f"{after['brier']:.3f}" if after else NONE,
     )  # fmt: skip
 
 
-def _abstained(task: str, kind: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
+def _abstained(kind: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
     given = entry["abstention"]
-    head = (task, kind, _share(given["target"]), str(given["images"]))
+    head = (kind, _share(given["target"]), str(given["images"]))
     if given["threshold"] is None:
-        return (*head, "cannot be reached", "–", "–", "–", "–")
+        return (*head, "cannot be reached", *4 * (NONE,))
     return (
         *head, f"{min(given['threshold'], 1.0):.3f}", _share(given["coverage"]),
         _share(given["wrong"]), _share(given["risk"]), _share(given.get("wrong_by_splits")),
@@ -98,9 +112,7 @@ def _diagram(task: str, kind: str, entry: Mapping[str, Any]) -> str:
             if key not in entry:
                 continue
             parts = entry[key]["bins"]
-            label = (
-                "as given" if key == "before" else f"at T {temperature_text(entry['temperature'])}"
-            )
+            label = "as given" if key == "before" else f"at T {_temperature(entry['temperature'])}"
             upper.plot(
                 [part["confidence"] for part in parts], [part["accuracy"] for part in parts],
                 color=colour, linewidth=1, zorder=1,
@@ -143,25 +155,19 @@ def _curve(task: str, kind: str, entry: Mapping[str, Any]) -> str:
         return to_svg(figure, f"Risk–coverage curve of {task}, {kind} answers")
 
 
-def _interval(entry: Mapping[str, Any]) -> str:
-    low, high = entry["ece_low"], entry["ece_high"]
-    # Word joiners: an interval is not to be broken at its dash.
-    return "–" if low is None else f"{_share(low)}\u2060–\u2060{_share(high)}"
-
-
-def aurc_text(entry: Mapping[str, Any]) -> str:
+def _area(entry: Mapping[str, Any]) -> str:
     """Return the area under the risk–coverage curve in percent; small ones differ in hundredths."""
     return f"{100 * entry['curve']['area']:.2f}"
 
 
-def temperature_text(value: float | None) -> str:
+def _temperature(value: float | None) -> str:
     """Return a temperature; one at the end of what is tried was not found inside."""
     if value is None:
-        return "–"
+        return NONE
     if value > 0.99 * MOST_T:
         return f"≥\u00a0{MOST_T:g}"
     return f"≤\u00a0{LEAST_T:g}" if value < 1.01 * LEAST_T else f"{value:.2f}"
 
 
 def _share(value: float | None) -> str:
-    return "–" if value is None else percent(100 * value)
+    return percent(None if value is None else 100 * value)

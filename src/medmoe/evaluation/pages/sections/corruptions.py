@@ -1,4 +1,4 @@
-"""How scores fall as pictures get worse: rows by corruption and severity, their part of a page."""
+"""The report's part on worse pictures: scores by corruption and severity."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from medmoe.evaluation.pages.page import percent, with_interval
-from medmoe.evaluation.pages.report import DataTable, Figure, Section
-from medmoe.evaluation.reliability.calibration import Answered
-from medmoe.evaluation.statistics import in_percent, intervals
+from medmoe.evaluation.pages.report import Figure, Section
+from medmoe.evaluation.pages.table import Table
+from medmoe.numbers import NONE, percent, with_interval
 from medmoe.routing.figure_style import BLUE, GREY, ORANGE, new_figure, style, to_svg
 
 _WORDS = (
@@ -21,26 +20,7 @@ _WORDS = (
 )
 
 
-def robustness_row(
-    task: str, corruption: str | None, severity: int, kind: str, answered: Answered, seed: int
-) -> dict[str, Any]:
-    """Return the share of right answers, in percent, with an interval by image.
-
-    Args:
-        corruption: None for the pictures as they are.
-        severity: 0 for them.
-    """
-    images = [str(image) for image in answered.images]
-    ((low, high),) = intervals(answered.right[:, None], images, seed)
-    return {
-        "task": task, "corruption": corruption, "severity": severity, "kind": kind,
-        "value": 100 * float(answered.right.mean()), "low": in_percent(low),
-        "high": in_percent(high),
-        "n": len(answered.right),
-    }  # fmt: skip
-
-
-def robustness_section(summary: Mapping[str, Any]) -> Section | None:
+def corruptions_section(summary: Mapping[str, Any]) -> Section | None:
     """Return the part of the report, None where nothing was corrupted.
 
     Args:
@@ -64,7 +44,7 @@ def robustness_section(summary: Mapping[str, Any]) -> Section | None:
 
 def _table(
     title: str, clean: Mapping[str, Any], by_name: Mapping[str, Mapping[int, Mapping[str, Any]]]
-) -> DataTable:
+) -> Table:
     severities = sorted({severity for rows in by_name.values() for severity in rows})
     found = []
     for name, rows in by_name.items():
@@ -74,11 +54,11 @@ def _table(
         cells = [_cell(row) for row in (clean, *(rows.get(severity) for severity in severities))]
         found.append((name.replace("_", " "), *cells, percent(lost)))
     columns = ("Corruption", "clean", *(f"severity {s}" for s in severities), "lost")
-    return DataTable(columns, found, title)
+    return Table(columns, found, title)
 
 
 def _cell(row: Mapping[str, Any] | None) -> str:
-    return "–" if row is None else with_interval(row["value"], row["low"], row["high"])
+    return NONE if row is None else with_interval(row["value"], row["low"], row["high"])
 
 
 def _figure(

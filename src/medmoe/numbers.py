@@ -1,0 +1,36 @@
+"""Numbers as people are shown them: one rule for each kind, on pages and in the terminal alike."""
+
+from __future__ import annotations
+
+NONE = "–"
+
+
+def percent(value: float | None) -> str:
+    """Return a value in percent with one decimal; a dash where there is none."""
+    return NONE if value is None else f"{value:.1f}"
+
+
+def points(value: float | None) -> str:
+    """Return a difference in points with its sign, if not zero; a dash where there is none."""
+    if value is None:
+        return NONE
+    text = f"{value:+.1f}".replace("-", "−")
+    return "0.0" if text[1:] == "0.0" else text
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """Return ``88.9–94.1``; empty where an end is missing."""
+    return "" if low is None or high is None else f"{percent(low)}–{percent(high)}"
+
+
+def with_interval(value: float | None, low: float | None, high: float | None) -> str:
+    """Return ``91.6 (88.9–94.1)`` for the cell of a table."""
+    ends = "" if value is None else interval(low, high)
+    return f"{percent(value)} ({ends})" if ends else percent(value)
+
+
+def probability(value: float) -> str:
+    """Return a probability in whole percent, but never a certainty that rounding made."""
+    if 0.995 <= value < 1:
+        return "> 99 %"
+    return "< 1 %" if 0 < value < 0.005 else f"{100 * value:.0f} %"
