@@ -76,6 +76,8 @@ def test_imports_go_down_only_and_siblings_stay_apart(repository: Path) -> None:
         ("config/__init__.py", "import medmoe.training"),
         ("training/__init__.py", "import medmoe.evaluation"),
         ("errors.py", "import medmoe.config"),
+        ("evaluation/pairs/measure.py", "import medmoe.evaluation.pages.table"),
+        ("evaluation/score/table.py", "import medmoe.evaluation.reliability.measure"),
     ],
 )
 def test_the_rule_refuses_an_upward_or_sideways_import(
