@@ -13,6 +13,7 @@ from medmoe.cli.console import tell, tell_pieces
 from medmoe.data.images import Picture
 from medmoe.data.intake.display import WINDOW_PRESETS, WindowChoice
 from medmoe.errors import ConfigError
+from medmoe.files import write_text
 from medmoe.inference.case import Case, Exchange, case_to_json
 from medmoe.inference.chat import stream_chat
 from medmoe.inference.engine import MedMoe
@@ -159,7 +160,7 @@ class Session:
         else:
             from medmoe.serving.page.views import export_html
 
-            flags.write_text(path, export_html(self._model, self._case.exchanges, None))
+            write_text(path, export_html(self._model, self._case.exchanges, None))
         tell(f"saved: {path}")
 
     def _new(self, _: str) -> None:

@@ -6,7 +6,6 @@ It lists, counts, fetches, shows, audits and exports; nothing is trained or scor
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from medmoe.cli import flags
 from medmoe.cli.parser import FOOTER, Parser
 from medmoe.errors import ConfigError
+from medmoe.files import write_json, write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -194,7 +194,7 @@ def _audit(args: argparse.Namespace) -> dict[str, Any]:
     found = data_audit.audit(
         data_audit.read_parts(args.sets, _root(args), bad, allow_outside=args.allow_outside), bad
     )
-    (out / "audit.html").write_text(data_audit.page(found), encoding="utf-8")
+    write_text(out / "audit.html", data_audit.page(found))
     flags.write_json(out / "audit.json", found.result)
     shared = [o for o in found.overlaps if o.shared_images]
     rows: list[tuple[str, ...]] = [
@@ -209,7 +209,7 @@ def _audit(args: argparse.Namespace) -> dict[str, Any]:
     if args.fix:
         path = out / "image_disjoint.json"
         split = data_audit.clean_split(found, args.seed)
-        path.write_text(json.dumps(split, indent=1) + "\n", encoding="utf-8")
+        write_json(path, split)
         sizes = ", ".join(f"{len(v):,} {k}" for k, v in split.items() if isinstance(v, list))
         print(f"{path}: {sizes}")
     return found.result

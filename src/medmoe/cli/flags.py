@@ -6,7 +6,6 @@ What the disk refuses becomes one line here: a full one ends with 3, all else wi
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import math
 import tempfile
@@ -14,12 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medmoe.errors import ConfigError, GuardError, MedMoeError
+from medmoe.files import FULL, refused, write_text
 
 if TYPE_CHECKING:
     from medmoe.config.train_schema import TrainSpec
 
-#: A disk without room, or a user without any left on it.
-FULL = (errno.ENOSPC, errno.EDQUOT)
 MAX_SEED = 2**32 - 1  # what numpy's legacy seeding takes, and therefore transformers' set_seed
 
 
@@ -254,7 +252,7 @@ def make_out_dir(path: Path) -> Path:
             probe.write(b"medmoe")
             probe.flush()
     except OSError as error:
-        raise _refused(error, f"write to {str(path)!r}", "folder by --out DIR") from error
+        raise refused(error, f"write to {str(path)!r}", "folder by --out DIR") from error
     return path
 
 
@@ -269,30 +267,6 @@ def write_json(path: Path | None, result: dict[str, Any]) -> None:
         return
     text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_text(path, text, "file by --json FILE")
-
-
-def write_text(path: Path, text: str, other: str = "file") -> None:
-    """Write a text file; missing folders are made.
-
-    Args:
-        other: What a user may give instead, for the error.
-
-    Raises:
-        ConfigError: The file cannot be written.
-        GuardError: The disk is full.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise _refused(error, f"write {str(path)!r}", other) from error
-
-
-def _refused(error: OSError, what: str, other: str) -> MedMoeError:
-    reason = f"cannot {what} ({error.strerror or error})"
-    if error.errno in FULL:
-        return GuardError(f"{reason}; free some space, or give another {other}")
-    return ConfigError(f"{reason}; give another {other}")
 
 
 def file_error(error: OSError) -> MedMoeError:

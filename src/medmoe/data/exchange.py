@@ -23,6 +23,7 @@ import numpy as np
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.data.wording import turns_of
 from medmoe.errors import DataError
+from medmoe.files import write_json, write_text
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -123,11 +124,9 @@ def write_jsonl(
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     if target == "llama_factory":
         info = {name: _LLAMA_FACTORY | {"file_name": f"{name}.jsonl"}}
-        (folder / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n")
+        write_json(folder / "dataset_info.json", info)
     path = folder / f"{name}.jsonl"
-    staging = folder / f".{name}.jsonl.staging"
-    staging.write_text("".join(lines), encoding="utf-8")
-    staging.replace(path)
+    write_text(path, "".join(lines))
     return path
 
 

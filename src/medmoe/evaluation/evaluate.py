@@ -10,7 +10,6 @@ without loading the model.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -36,6 +35,7 @@ from medmoe.evaluation.reliability.measure import answered_by_kind, reliability,
 from medmoe.evaluation.score.breakdowns import breakdowns
 from medmoe.evaluation.score.rows import ScoreRow, score_task
 from medmoe.evaluation.statistics import wilson
+from medmoe.files import write_json
 from medmoe.model.checkpoint import provenance, read_config
 from medmoe.model.cost.parameters import activated_parameters, total_parameters
 
@@ -76,7 +76,7 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
         "notes": [*circumstances["notes"], *unasked(pairs)],
         "scores": [row.to_dict() for row in rows],
     }
-    _write(plan.out / "summary.json", summary)
+    write_json(plan.out / "summary.json", summary)
     write_report(plan.out / "report.html", report_of_run(plan.out, root=plan.root))
     return summary
 
@@ -234,9 +234,3 @@ def _kept_parameters(out: Path, asker: Asker) -> dict[str, Any]:
     return {
         "parameters": {"total": total_parameters(model), "activated": activated_parameters(model)}
     }
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    staged = path.with_name(f".{path.name}.staging")
-    staged.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(staged, path)

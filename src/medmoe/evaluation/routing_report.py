@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,12 +20,12 @@ from medmoe.domains import domain_of
 from medmoe.errors import ConfigError, DataError
 from medmoe.evaluation.ask.records import TaskRecords
 from medmoe.evaluation.pages import route_figures as figures
-from medmoe.evaluation.pages.page import write_page
 from medmoe.evaluation.pages.route_figures import RouteFigure
 from medmoe.evaluation.pages.routes_page import render_routes
 from medmoe.evaluation.routes import tables
 from medmoe.evaluation.routes.embedding import Embedding, embed, mapped_images
 from medmoe.evaluation.routes.observe import Observation, image_states, observe
+from medmoe.files import write_json, write_text
 from medmoe.inference.engine import MedMoe
 from medmoe.model.checkpoint import read_config, verify
 
@@ -124,8 +123,8 @@ def routes(plan: RoutesPlan, out: Path, progress: Progress) -> dict[str, Any]:
     found = _figures(plan, observation, embedding, learned, modalities, domains)
     result = _result(plan, observation, embedding, found, domains)
     _write_figures(out / "figures", found)
-    write_page(out / "routes.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
-    write_page(out / "routes.html", render_routes(_called(plan.model), result, found))
+    write_json(out / "routes.json", result)
+    write_text(out / "routes.html", render_routes(_called(plan.model), result, found))
     return result
 
 

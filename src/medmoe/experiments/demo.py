@@ -5,8 +5,6 @@ Everything lands in one folder: model, run files, predictions, summary, report.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -23,6 +21,7 @@ from medmoe.experiments.demo_report import example_pictures, report_data
 from medmoe.experiments.pipeline import Trained, train_all
 from medmoe.experiments.real_corpus import real_corpus
 from medmoe.experiments.scoring import Scored, score_all
+from medmoe.files import write_json
 from medmoe.model.checkpoint import check_replaceable, save_model
 from medmoe.model.cost import activated_parameters
 from medmoe.training.context import Progress
@@ -48,7 +47,7 @@ def run_demo(plan: DemoPlan, out: Path, progress: Progress) -> dict[str, Any]:
     report = report_data(plan, corpus, trained, scored, summary, out)
     write_report(out / "report.html", report)
     example_pictures(corpus, out / "examples")
-    _write_atomically(out / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_json(out / "summary.json", summary)
     write_cards(out)
     return summary
 
@@ -98,9 +97,3 @@ def _provenance(plan: DemoPlan, corpus: Corpus) -> dict[str, Any]:
         "config_sha256": plan.config_sha256,
         "use": "Research use only, not a medical device.",
     }
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    staging = path.with_name(f".{path.name}.staging")
-    staging.write_text(text, encoding="utf-8")
-    os.replace(staging, path)

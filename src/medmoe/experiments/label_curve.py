@@ -17,6 +17,7 @@ import torch
 from medmoe.config.train_schema import RouterSpec
 from medmoe.data.schema import ImageRecord
 from medmoe.evaluation.statistics import wilson
+from medmoe.files import write_text
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.upcycle import RouterState
 from medmoe.training.context import PhaseContext
@@ -91,4 +92,4 @@ def _write(folder: Path, rows: Sequence[Score]) -> None:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    (folder / FILES[1]).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    write_text(folder / FILES[1], json.dumps(rows, indent=1) + "\n")

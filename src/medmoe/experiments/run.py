@@ -30,6 +30,7 @@ from medmoe.experiments.handover import check_input, is_finished
 from medmoe.experiments.outlook import Outlook
 from medmoe.experiments.phases import PHASE_FUNCTIONS, Job
 from medmoe.experiments.plan import TrainPlan, is_main
+from medmoe.files import write_json
 from medmoe.model.checkpoint import provenance
 from medmoe.model.pretrained import language_of, vision_of
 from medmoe.training.context import Progress
@@ -83,8 +84,7 @@ def run_train(plan: TrainPlan, progress: Progress, listener: RunListener | None)
         _run_phase(plan, phase, data, notes.get(phase, ""), source, progress, listener)
     summary = _summary(plan, source)
     if is_main():
-        path = plan.out / "summary.json"
-        path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        write_json(plan.out / "summary.json", summary)
         title = f"medmoe train {plan.recipe.name}"
         write_report(plan.out / "report.html", report_of_run(plan.out, title=title))
     return summary

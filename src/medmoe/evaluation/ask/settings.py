@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from medmoe.errors import ConfigError
+from medmoe.files import write_json
 from medmoe.model.checkpoint import identity
 
 SETTINGS = "settings.json"
@@ -39,12 +39,7 @@ def hold_settings(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(
             f"{out} holds no evaluation but other files ({others[0]}); give another --out"
         )
-    staged = out / f".{SETTINGS}.staging"
-    with staged.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(wanted, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(staged, path)
+    write_json(path, wanted)
     return wanted
 
 

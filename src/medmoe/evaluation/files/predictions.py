@@ -8,7 +8,6 @@ released code pairs by position and cuts the longer list silently; here that is 
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any
 from medmoe.data.schema import Record
 from medmoe.errors import DataError
 from medmoe.evaluation.files.json_lines import named, number, read_rows, text_of
+from medmoe.files import write_text
 
 __all__ = ["Prediction", "named", "pair", "prediction_row", "read_predictions", "write_predictions"]
 
@@ -85,10 +85,7 @@ def write_predictions(
         json.dumps(prediction_row(r, p), ensure_ascii=False) + "\n"
         for r, p in pair(records, predictions)
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(path.name + ".partial")
-    staged.write_text("".join(lines), encoding="utf-8")
-    os.replace(staged, path)
+    write_text(path, "".join(lines))
 
 
 def prediction_row(record: Record, prediction: Prediction) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from medmoe.errors import DataError
-from medmoe.evaluation.pages.page import render_page, write_page
+from medmoe.evaluation.pages.page import render_page
 from medmoe.evaluation.pages.report_rows import (
     BY_PART,
     BY_TYPE,
@@ -28,6 +28,7 @@ from medmoe.evaluation.pages.report_rows import (
     results,
 )
 from medmoe.evaluation.pages.table import Table
+from medmoe.files import write_text
 from medmoe.numbers import percent
 
 #: The files that `write_cards` writes.
@@ -101,7 +102,7 @@ def write_cards(folder: Path, people: Mapping[str, str] | None = None) -> list[P
     Raises:
         DataError: There is no summary, or a file of the run cannot be read.
         GuardError: The disk is full.
-        MedMoeError: A card cannot be written.
+        ConfigError: A card cannot be written.
     """
     facts = read_facts(folder)
     texts = (
@@ -110,7 +111,7 @@ def write_cards(folder: Path, people: Mapping[str, str] | None = None) -> list[P
     )
     paths = [folder / name for name in CARDS]
     for path, text in zip(paths, texts, strict=True):
-        write_page(path, text)
+        write_text(path, text)
     return paths
 
 

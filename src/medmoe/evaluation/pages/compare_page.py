@@ -9,8 +9,9 @@ from pathlib import Path
 from medmoe.data.schema import Pixels, Record
 from medmoe.evaluation.compare import Comparison, Difference, Flip
 from medmoe.evaluation.files.known_records import known_records, picture_of, with_question
-from medmoe.evaluation.pages.page import render_page, write_page
+from medmoe.evaluation.pages.page import render_page
 from medmoe.evaluation.pages.table import FAILS, Table
+from medmoe.files import write_text
 from medmoe.numbers import NONE, percent, points
 
 MAX_FLIPS = 60
@@ -46,7 +47,7 @@ def write_compare_page(
 
     Raises:
         GuardError: The disk is full.
-        MedMoeError: The file cannot be written.
+        ConfigError: The file cannot be written.
     """
     flips = [flip for comparison in found for flip in comparison.flips]
     chosen = most_telling(flips, MAX_FLIPS)
@@ -77,7 +78,7 @@ def write_compare_page(
         flipped=len(flips),
         without_picture=sum(flip.picture is None for flip in shown),
     )
-    write_page(path, text)
+    write_text(path, text)
 
 
 def difference_table(comparison: Comparison) -> Table:

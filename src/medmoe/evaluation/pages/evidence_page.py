@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medmoe.data.images import Picture
-from medmoe.evaluation.pages.page import render_page, write_page
+from medmoe.evaluation.pages.page import render_page
+from medmoe.files import write_text
 from medmoe.inference.evidence import BEAM, Evidence
 from medmoe.inference.evidence_picture import region_picture
 
@@ -24,9 +25,9 @@ def write_evidence(
 
     Raises:
         GuardError: The disk is full.
-        MedMoeError: The file cannot be written.
+        ConfigError: The file cannot be written.
     """
-    write_page(path, render_evidence(evidence, picture, model, warnings))
+    write_text(path, render_evidence(evidence, picture, model, warnings))
 
 
 def render_evidence(

@@ -1,4 +1,4 @@
-"""What every HTML page of ours shares: one self-contained file, its frame, pictures and writing.
+"""What every HTML page of ours shares: one self-contained file, its frame and pictures.
 
 A page opens offline in any browser, light and dark, and prints well: no script, font, style or
 image from elsewhere; figures are inline SVG, pictures are data URIs, numbers are plain text. What
@@ -8,18 +8,15 @@ stands on a page is decided by its own module; all of them extend ``templates/ba
 from __future__ import annotations
 
 import base64
-import errno
 import io
-import os
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from medmoe.errors import DataError, GuardError, MedMoeError
+from medmoe.errors import DataError
 from medmoe.evaluation.pages.table import FAILS
 from medmoe.numbers import percent, probability
 
@@ -65,36 +62,6 @@ def _environment() -> Any:
 def _source(template: str) -> str:
     file = resources.files("medmoe.evaluation.pages").joinpath(f"templates/{template}.html.j2")
     return file.read_text(encoding="utf-8")
-
-
-def write_page(path: Path, text: str) -> None:
-    """Write a page, whole or not at all; an older one is replaced, missing folders are made.
-
-    Raises:
-        GuardError: The disk is full.
-        MedMoeError: The file cannot be written for another reason.
-    """
-    # In the same folder, so that the replace is one atomic step of the file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise GuardError(
-                f"{path}: the disk is full; free some space or write elsewhere"
-            ) from error
-        raise MedMoeError(
-            f"{path}: the report cannot be written ({error.strerror}); give a place that you "
-            "may write to"
-        ) from error
 
 
 def _number(text: str) -> Any:

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medmoe.evaluation.pages.page import Picture, render_page, write_page
+from medmoe.evaluation.pages.page import Picture, render_page
 from medmoe.evaluation.pages.report_rows import interval, results
 from medmoe.evaluation.pages.table import Table
+from medmoe.files import write_text
 from medmoe.numbers import percent
 from medmoe.routing import figures
 
@@ -126,9 +127,9 @@ def write_report(path: Path, data: ReportData) -> None:
     Raises:
         DataError: A picture or a table in ``data`` has a shape that cannot be shown.
         GuardError: The disk is full.
-        MedMoeError: The file cannot be written for another reason.
+        ConfigError: The file cannot be written.
     """
-    write_page(path, render_report(data))
+    write_text(path, render_report(data))
 
 
 def render_report(data: ReportData) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import yaml
 
+from medmoe.files import write_json, write_text
 from medmoe.training.trainer import PhaseResult
 
 
@@ -88,14 +89,14 @@ def write_run(
         for phase, result in phases.items()
     }
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
-    _write_json(folder / "run.json", run_facts(seed, source, data) | {"weights": weights})
+    write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+    write_json(folder / "run.json", run_facts(seed, source, data) | {"weights": weights})
     lines = [
         json.dumps({"phase": phase, "step": step, "loss": loss})
         for phase, result in phases.items()
         for step, loss in result.curve
     ]
-    _write(folder / "metrics.jsonl", "\n".join(lines) + "\n")
+    write_text(folder / "metrics.jsonl", "\n".join(lines) + "\n")
 
 
 def open_run(folder: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -106,11 +107,11 @@ def open_run(folder: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) 
         facts: As `run_facts` gives them, with whatever else is known before training.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+    write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
     if facts["dirty"]:
         source = Path(__file__).resolve().parent
-        _write(folder / "dirty.diff", _git(source, "diff", "HEAD") + "\n")
-    _write_json(folder / "run.json", {**facts, "finished": None})
+        write_text(folder / "dirty.diff", _git(source, "diff", "HEAD") + "\n")
+    write_json(folder / "run.json", {**facts, "finished": None})
 
 
 def abandon_run(folder: Path) -> None:
@@ -129,18 +130,7 @@ def abandon_run(folder: Path) -> None:
 def close_run(folder: Path, finished: Mapping[str, Any]) -> None:
     """Add to ``run.json`` how the run ended: counts, steps, seconds, last loss."""
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    _write_json(folder / "run.json", {**run, "finished": dict(finished)})
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    _write(path, json.dumps(content, indent=1) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    """Put a text file in place at once: a kill leaves the old one or the new one."""
-    staging = path.with_name(f".{path.name}.staging")
-    staging.write_text(text, encoding="utf-8")
-    os.replace(staging, path)
+    write_json(folder / "run.json", {**run, "finished": dict(finished)})
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -1,0 +1,72 @@
+"""Text files that are whole or not there: written beside their place, handed to the disk, renamed.
+
+A kill or a full disk leaves the old file or the new one. Folders are `medmoe.model.committed`'s.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from medmoe.errors import ConfigError, GuardError, MedMoeError
+
+#: A disk without room, or a user without any left on it.
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def write_text(path: Path, text: str, other: str = "place") -> None:
+    """Write a text file; an older one is replaced, missing folders are made.
+
+    What is no file (``/dev/stdout``, a pipe) is written as it is.
+
+    Args:
+        other: What a user may give instead, for the error.
+
+    Raises:
+        GuardError: The disk is full.
+        ConfigError: The file cannot be written for another reason.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8", newline="\n")
+            return
+        target = path.resolve()  # a link stays one
+        staging = target.with_name(f".{target.name}.{os.getpid()}.staging")
+        try:
+            with staging.open("w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(staging, target)
+        finally:
+            staging.unlink(missing_ok=True)
+    except OSError as error:
+        raise refused(error, f"write {str(path)!r}", other) from error
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object as JSON, as `write_text` does.
+
+    Raises:
+        ValueError: A number is not finite.
+    """
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def refused(error: OSError, what: str, other: str) -> MedMoeError:
+    """Return the one line for what the system refused.
+
+    Args:
+        what: What was tried, after *cannot*.
+        other: What a user may give instead.
+    """
+    reason = f"cannot {what} ({error.strerror or error})"
+    if error.errno in FULL:
+        return GuardError(f"{reason}; free some space, or give another {other}")
+    return ConfigError(f"{reason}; give another {other}")
