@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 from scipy import ndimage
 
-from medmoe.data.phantom import FINDINGS, SPLITS, anatomy_of, draw_plan, read_phantom
+from medmoe.data.phantom import FINDINGS, SPLITS, draw_plan, read_phantom
 from medmoe.data.phantom.anatomy import Anatomy, anatomies, owner
 from medmoe.data.phantom.plan import ORGANS, PLANES, Lesion, Plan, plan_image
 from medmoe.data.schema import ImageRecord, Record
@@ -69,7 +69,7 @@ def test_no_two_splits_share_an_anatomy_or_a_picture() -> None:
     anatomies, pictures = [], []
     for split in SPLITS:
         images = _images(read_phantom(split, 200, seed=SEED, size=32))
-        anatomies.append({anatomy_of(image_id, SEED) for image_id in images})
+        anatomies.append({plan_image(split, int(i.split("/")[2]), SEED).anatomy.id for i in images})
         pictures.append({np.asarray(image.source).tobytes() for image in images.values()})
         assert {owner(anatomy) for anatomy in anatomies[-1]} == {split}
         # 200 draws from 125 anatomies show about 100 of them (standard deviation 3.5).
@@ -394,6 +394,4 @@ def test_wrong_use_is_one_line_that_says_the_fix() -> None:
         read_phantom("test", 1, seed=-2)
     with pytest.raises(ConfigError, match=r"size \(16\) must be at least 32"):
         read_phantom("test", 1, seed=0, size=16)
-    with pytest.raises(DataError, match="'vqa_rad/1' is not of the phantom"):
-        anatomy_of("vqa_rad/1", 0)
     assert read_phantom("test", 0, seed=0) == []

@@ -15,7 +15,8 @@ from tests.experiments.micro import TEST_IMAGES, TRAIN_IMAGES, micro_spec, micro
 from medmoe.config.load import check, recipe
 from medmoe.config.schema import DemoSpec
 from medmoe.data import registry
-from medmoe.data.phantom import anatomy_of, read_phantom
+from medmoe.data.phantom import read_phantom
+from medmoe.data.phantom.plan import plan_image
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.errors import DataError
 from medmoe.experiments import corpus as corpus_module
@@ -67,7 +68,10 @@ def test_phantom_train_and_test_share_neither_image_nor_anatomy() -> None:
     test = {r.image.id for t in corpus.tasks for r in t.records}
     assert (len(train), len(test)) == (TRAIN_IMAGES, TEST_IMAGES)
     assert not train & test
-    anatomies = [{anatomy_of(name, 7) for name in names} for names in (train, test)]
+    anatomies = [
+        {plan_image(s, int(name.split("/")[2]), 7).anatomy.id for name in names}
+        for s, names in (("train", train), ("test", test))
+    ]
     assert not anatomies[0] & anatomies[1]
 
 

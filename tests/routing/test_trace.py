@@ -95,7 +95,6 @@ def test_rows_go_on_from_batch_to_batch(model: MedMoeForConditionalGeneration) -
     with record_routing(model) as trace:
         model(**inputs)
         model(input_ids=inputs["input_ids"][1:2])
-    assert trace.num_rows == 4
     assert trace.rows[-5:].tolist() == [3] * 5
     both = trace.row_counts(0)
     assert np.array_equal(both[1], both[3])

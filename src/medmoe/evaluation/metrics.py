@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from types import MappingProxyType
 
@@ -181,19 +181,3 @@ def reference_bleu(prediction: str, answer: str) -> tuple[float, float, float]:
         smoothing_function=SmoothingFunction().method1,
     )
     return float(one), float(two), float(three)
-
-
-def candidate_set_match(prediction: str, answer: str, candidates: Sequence[str | int]) -> float:
-    """Return 1 where the candidate nearest to the prediction is the truth (LLaVA-Med v1.0).
-
-    Nearest is the largest share of the candidate's distinct words that are predicted; the first
-    of equals wins, so an empty prediction counts as the first candidate.
-    """
-    said = _reference_counts(prediction)
-
-    def share(candidate: str) -> float:
-        own = _reference_counts(candidate)
-        return sum(word in own for word in said) / len(own) if own else 0.0
-
-    names = [reference_normalise(str(candidate)) for candidate in candidates]
-    return float(max(names, key=share) == reference_normalise(answer)) if names else 0.0

@@ -143,11 +143,6 @@ def paper_rows(task: str, subset: str | None = None) -> list[PaperRow]:
     ]
 
 
-def paper_table(table: int) -> list[tuple[str, PaperRow]]:
-    """Return all figures of one of the paper's tables, each with the paper's name of its task."""
-    return [(task, row) for task, row in _paper() if row.table == table]
-
-
 @cache
 def _paper() -> tuple[tuple[str, PaperRow], ...]:
     text = resources.files("medmoe.recipes").joinpath("paper.csv").read_text(encoding="utf-8")

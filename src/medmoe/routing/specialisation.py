@@ -47,12 +47,6 @@ class Specialisation:
         return self.bits / self.domain_bits if self.domain_bits else math.nan
 
 
-def mutual_information(joint_GE: npt.ArrayLike) -> float:
-    """Return the mutual information, in bits, of row and column of a table of weights (G, E)."""
-    joint = np.asarray(joint_GE, dtype=np.float64)
-    return float(_information(joint[None])[0])
-
-
 def entropy_bits(weights: npt.ArrayLike) -> float:
     """Return the entropy, in bits, of weights that need not sum to one."""
     given = np.asarray(weights, dtype=np.float64)

@@ -86,11 +86,6 @@ class RoutingTrace:
         return list(self._layers)
 
     @property
-    def num_rows(self) -> int:
-        """R, rows seen so far."""
-        return self._num_rows
-
-    @property
     def rows(self) -> Ints:
         """Row of each recorded token (T,); the same for all layers."""
         return self._kept(self.layers[0], "rows").numpy()

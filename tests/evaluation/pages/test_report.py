@@ -219,9 +219,7 @@ def test_report_is_written_with_its_folder_and_leaves_no_other_file(tmp_path: Pa
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(
-        ConfigError, match=r"cannot write '.*report\.html' \(.*; give another place"
-    ):
+    with pytest.raises(ConfigError, match=r"report\.html' \(.*; give another place"):
         write_report(tmp_path / "file" / "report.html", report_data())
 
 

@@ -16,7 +16,7 @@ from medmoe.data.phantom.plan import FINDINGS, Plan, generator, plan_image
 from medmoe.data.schema import ImageRecord, Pixels, Record
 from medmoe.errors import ConfigError, DataError, one_of
 
-__all__ = ["FINDINGS", "SPLITS", "Split", "anatomy_of", "draw_plan", "read_phantom"]
+__all__ = ["FINDINGS", "SPLITS", "Split", "draw_plan", "read_phantom"]
 
 #: Below this, the smallest findings are thinner than a pixel or two.
 _SMALLEST = 32
@@ -58,21 +58,6 @@ def read_phantom(split: Split, count: int, *, seed: int, size: int = 64) -> list
         )
         records += questions.records(plan, image, generator(seed, 2, split, index))
     return records
-
-
-def anatomy_of(image_id: str, seed: int) -> str:
-    """Return the id of the anatomy an image shows; no two splits share one.
-
-    Raises:
-        DataError: The id is not one that `read_phantom` gives.
-    """
-    parts = image_id.split("/")
-    for split in SPLITS:
-        if parts[:2] == ["phantom", split] and len(parts) == 3 and parts[2].isdecimal():
-            return plan_image(split, int(parts[2]), seed).anatomy.id
-    raise DataError(
-        f"image id {image_id!r} is not of the phantom; give one like 'phantom/train/000123'"
-    )
 
 
 def draw_plan(
