@@ -66,18 +66,16 @@ def visible(html: str) -> str:
 def test_model_index_holds_each_main_score_with_interval_and_n() -> None:
     (entry,) = model_index(summary())
     assert entry["name"] == "Med-MoE (vqa_rad)"
-    (result,) = entry["results"]
-    assert result["dataset"] == {
-        "name": "vqa_rad (shared images) test", "type": "vqa_rad", "split": "test",
-    }  # fmt: skip
-    assert result["metrics"] == [
-        {
-            "type": "accuracy",
-            "name": "closed accuracy, strict (51.8–65.7, n = 272)",
-            "value": 58.82,
-        },
-        {"type": "auc", "name": "all auc, label_score (51.8–65.7, n = 624)", "value": 94.62},
-    ]
+    asked, classified = entry["results"]
+    place = {"name": "vqa_rad (shared images) test", "type": "vqa_rad", "split": "test"}
+    assert asked["dataset"] == classified["dataset"] == place
+    assert (asked["task"], classified["task"]) == (
+        {"type": "visual-question-answering"}, {"type": "image-classification"}
+    )  # fmt: skip
+    name = "closed accuracy, strict (51.8–65.7, n = 272)"
+    assert asked["metrics"] == [{"type": "accuracy", "name": name, "value": 58.82}]
+    name = "all auc, label_score (51.8–65.7, n = 624)"
+    assert classified["metrics"] == [{"type": "auc", "name": name, "value": 94.62}]
 
 
 def test_front_matter_is_yaml_that_the_hub_reads() -> None:
@@ -101,7 +99,7 @@ def test_front_matter_is_yaml_that_the_hub_reads() -> None:
 def test_results_section_holds_table_router_verdicts_and_limits() -> None:
     text = results_section(summary())
     assert (
-        "| vqa\\_rad (shared images) test | closed accuracy (strict) | 58.8 (51.8–65.7) |" in text
+        "| vqa\\_rad (shared images) test | closed accuracy (strict) | ▽ 58.8 (51.8–65.7) |" in text
     )
     assert "Router accuracy on vqa\\_rad: 84.2 (79.1–88.5, n = 230)." in text
     assert "does not clear the question-only baseline (53.3)" in text

@@ -132,29 +132,24 @@ def model_index(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     Metrics are the main ones of the MoE model (or of the only system): strict accuracy and exact
     match, and accuracy and AUC by label score, each with its interval and n in its name.
     """
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    from huggingface_hub import EvalResult
+    from huggingface_hub.repocard_data import eval_results_to_model_index
+
+    found = []
     for row in _main_rows(summary):
-        result = found.setdefault(
-            (row["task"], row["split"]),
-            {
-                "task": {"type": _TASK_TYPES.get(row["protocol"], "visual-question-answering")},
-                "dataset": {
-                    "name": place(row["task"], row["split"]),
-                    "type": row["task"],
-                    "split": row["split"],
-                },
-                "metrics": [],
-            },
-        )
         inside = ", ".join(text for text in (interval(row), f"n = {row['n']}") if text)
-        result["metrics"].append(
-            {
-                "type": row["metric"],
-                "name": f"{row['subset']} {row['metric']}, {row['protocol']} ({inside})",
-                "value": round(float(row["value"]), 2),
-            }
+        found.append(
+            EvalResult(
+                task_type=_TASK_TYPES.get(row["protocol"], "visual-question-answering"),
+                dataset_type=row["task"],
+                dataset_name=place(row["task"], row["split"]),
+                dataset_split=row["split"],
+                metric_type=row["metric"],
+                metric_name=f"{row['subset']} {row['metric']}, {row['protocol']} ({inside})",
+                metric_value=round(float(row["value"]), 2),
+            )
         )
-    return [{"name": f"Med-MoE ({summary.get('data', 'run')})", "results": list(found.values())}]
+    return list(eval_results_to_model_index(f"Med-MoE ({summary.get('data', 'run')})", found))
 
 
 def _main_rows(summary: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -1,7 +1,7 @@
 """What a data set's answers give away without a picture: counts, repeats and constant answers.
 
 For each part: how the answers are distributed, which rows repeat, and what the baselines of
-`medmoe.evaluation.score.baselines` would score on it by whole-answer match, learned from the
+`medmoe.evaluation.score.baselines` would get right under the strict protocol, learned from the
 training part of the same set where there is one.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 from medmoe.data.schema import Record
 from medmoe.evaluation.metrics import normalise
 from medmoe.evaluation.score import baselines
+from medmoe.evaluation.score.measures import RIGHT, Values
 
 _TOP = 10
 
@@ -98,13 +99,9 @@ def _baselines(records: Sequence[Record], train: Sequence[Record]) -> dict[str, 
 
 
 def _scores(records: Sequence[Record], answers: Mapping[str, str]) -> dict[str, float]:
-    scores = {}
-    for kind in ("closed", "open"):
-        chosen = [r for r in records if r.answer_type == kind]
-        if chosen:
-            right = sum(
-                normalise(answers[r.id]) in {normalise(a) for a in (r.answer, *r.references)}
-                for r in chosen
-            )
-            scores[kind] = round(100 * right / len(chosen), 2)
-    return scores
+    values = Values(records, [answers[record.id] for record in records])
+    chosen = {
+        kind: [i for i, record in enumerate(records) if record.answer_type == kind]
+        for kind in ("closed", "open")
+    }
+    return {kind: round(100 * values.mean(RIGHT, own), 2) for kind, own in chosen.items() if own}
