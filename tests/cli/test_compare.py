@@ -126,7 +126,7 @@ def test_run_folders_and_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str
     found = json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))
     assert [row["name"] for row in found["differences"]] == ["moe-one", "moe-two"]
     assert all(len(row["a_runs"]) == 2 and row["p"] is None for row in found["differences"])
-    assert "A by run:" in capsys.readouterr().out
+    assert "values run by run" in capsys.readouterr().out
 
 
 def test_foreign_predictions_need_a_truth(

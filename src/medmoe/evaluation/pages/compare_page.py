@@ -97,6 +97,8 @@ def difference_table(comparison: Comparison) -> Table:
         for row in comparison.differences
     ]
     notes = [f"{FAILS}B is worse."] if any(row.worse for row in comparison.differences) else []
+    if any(len(row.a_runs) + len(row.b_runs) > 2 for row in comparison.differences):
+        notes.append("The brackets behind A and B hold the values run by run.")
     columns = ("Subset", "Metric", "A", "B", "B − A", "p", "n", "Images")
     return Table(columns, rows, comparison.differences[0].name, 2, notes)
 
