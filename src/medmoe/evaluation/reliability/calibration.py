@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from medmoe.errors import DataError
+from medmoe.evaluation.score.auc import label_probabilities
 from medmoe.evaluation.statistics import (
     Floats,
     Indices,
@@ -64,7 +65,7 @@ class Answered:
     def at_temperature(self, temperature: float) -> Answered:
         """Return the same answers with other confidences."""
         if self.scores is not None:
-            confidence = _softmax(self.scores / temperature).max(axis=1)
+            confidence = label_probabilities(self.scores / temperature).max(axis=1)
         else:
             confidence = np.power(self.confidence, 1 / temperature)
         return Answered(confidence, self.right, self.images, self.scores, self.labels)
@@ -142,7 +143,7 @@ def fit_temperature(answered: Answered) -> float:
     def loss(log_temperature: float) -> float:
         temperature = math.exp(log_temperature)
         if answered.scores is not None and answered.labels is not None:
-            likely = _softmax(answered.scores / temperature)
+            likely = label_probabilities(answered.scores / temperature)
             chosen = likely[np.arange(len(likely)), answered.labels]
             return float(-np.log(np.maximum(chosen, _TINY)).mean())
         p = np.clip(answered.at_temperature(temperature).confidence, _TINY, 1 - _TINY)
@@ -163,8 +164,3 @@ def _places(confidence: Floats, equal_count: bool, bins: int) -> tuple[list[floa
         return [0.0, *inner.tolist(), 1.0], np.asarray(places, dtype=np.int64)
     places = np.minimum((confidence * bins).astype(np.int64), bins - 1)
     return [place / bins for place in range(bins + 1)], places
-
-
-def _softmax(scores: Floats) -> Floats:
-    shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))

@@ -96,46 +96,33 @@ def label_probabilities(option_scores: Sequence[Sequence[float]] | Floats) -> Fl
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float64)
 
 
-def auc(truth: Sequence[int] | Indices, probabilities: Floats) -> Auc:
-    """Return the AUC without an interval; its value is None where a class has no such record.
-
-    Raises:
-        DataError: No rows, another number of labels than rows, or a label that is no option.
-    """
-    labels = _labels(truth, probabilities)
-    reason = _undefined(labels, probabilities.shape[1])
-    if reason is not None:
-        return Auc(None, reason=reason)
-    from sklearn.metrics import roc_auc_score  # a second to import
-
-    scored = _scored_classes(probabilities.shape[1])
-    each = [roc_auc_score(labels == c, probabilities[:, c]) for c in scored]
-    return Auc(float(np.mean(each)))
-
-
 def auc_with_interval(
-    truth: Sequence[int] | Indices,
+    truth: Indices,
     probabilities: Floats,
     clusters: Sequence[Hashable],
     *,
     seed: int,
     resamples: int = 2000,
-    confidence: float = 0.95,
 ) -> Auc:
-    """Return the AUC with an interval by a bootstrap over clusters (images).
+    """Return the AUC of one label among options, with an interval by a bootstrap over clusters.
 
-    Resamples in which a class is missing have no AUC and are left out; where they are more than
-    one in ten, no interval is given.
-
-    Raises:
-        DataError: As `auc`, or not one cluster per row.
+    Args:
+        truth: (N,) indices of the true options.
+        probabilities: (N, options).
+        clusters: The image of each row.
     """
-    labels = _labels(truth, probabilities)
-    if len(clusters) != labels.size:
-        raise DataError(f"{labels.size} rows with {len(clusters)} clusters; give one per row")
-    point = auc(labels, probabilities)
-    scored = [(labels == c, probabilities[:, c]) for c in _scored_classes(probabilities.shape[1])]
-    return _with_interval(point, scored, clusters, seed, resamples, confidence)
+    options = probabilities.shape[1]
+    absent = sorted(set(range(options)) - set(truth.tolist()))
+    if len(absent) == options - 1:
+        reason = f"one class only in the truth (label {truth[0]}): AUC is not defined"
+        return Auc(None, reason=reason)
+    if absent:
+        names = ", ".join(map(str, absent))
+        return Auc(None, reason=f"no record of label {names}: AUC is not defined")
+    # Two classes: MedMNIST scores the last one only; more: each against the rest.
+    scored = range(1, 2) if options == 2 else range(options)
+    columns = [(truth == c, probabilities[:, c]) for c in scored]
+    return _mean_auc(columns, clusters, seed, resamples)
 
 
 def multi_label_auc(
@@ -145,7 +132,6 @@ def multi_label_auc(
     *,
     seed: int,
     resamples: int = 2000,
-    confidence: float = 0.95,
 ) -> Auc:
     """Return the mean over labels of each label's AUC, with an interval over clusters.
 
@@ -153,50 +139,33 @@ def multi_label_auc(
         truth: (N, L) 1 where an image has a label, else 0.
         probabilities: (N, L) of having it.
         clusters: The image of each row.
-
-    Raises:
-        DataError: The shapes differ, or a truth is neither 0 nor 1.
     """
-    _check_multi_label(truth, probabilities)
-    from sklearn.metrics import roc_auc_score
-
     constant = [str(i) for i, column in enumerate(truth.T) if np.unique(column).size < 2]
     if constant:
-        point = Auc(None, reason=f"one class only of label {', '.join(constant)}: no AUC")
-    else:
-        each = [roc_auc_score(t, p) for t, p in zip(truth.T, probabilities.T, strict=True)]
-        point = Auc(float(np.mean(each)))
-    scored = [(t == 1, p) for t, p in zip(truth.T, probabilities.T, strict=True)]
-    return _with_interval(point, scored, clusters, seed, resamples, confidence)
+        return Auc(None, reason=f"one class only of label {', '.join(constant)}: no AUC")
+    columns = [(t == 1, p) for t, p in zip(truth.T, probabilities.T, strict=True)]
+    return _mean_auc(columns, clusters, seed, resamples)
 
 
-def _check_multi_label(truth: Indices, probabilities: Floats) -> None:
-    if truth.shape != probabilities.shape or truth.ndim != 2 or truth.size == 0:
-        raise DataError(
-            f"truth of shape {truth.shape} with scores of shape {probabilities.shape}; give (N, L) "
-            "of both"
-        )
-    if not np.isin(truth, (0, 1)).all():
-        raise DataError("a truth is neither 0 nor 1; write 1 where the image has the label")
-
-
-def _with_interval(
-    point: Auc,
+def _mean_auc(
     scored: Sequence[tuple[npt.NDArray[np.bool_], Floats]],
     clusters: Sequence[Hashable],
     seed: int,
     resamples: int,
-    confidence: float,
 ) -> Auc:
-    """Add the interval of the mean AUC over pairs of who is positive and how each is scored."""
-    if point.value is None:
-        return point
+    """Return the mean AUC over pairs of who is positive and how each is scored.
+
+    Resamples in which a class is missing have no AUC and are left out; where they are more than
+    one in ten, no interval is given.
+    """
+    from sklearn.metrics import roc_auc_score  # a second to import
+
+    value = float(np.mean([roc_auc_score(positive, scores) for positive, scores in scored]))
     samples = _resampled(scored, clusters, seed=seed, resamples=resamples)
     usable = samples[np.isfinite(samples)]
     if usable.size < _MIN_USABLE * resamples:
-        return Auc(point.value, reason="too few images of some class for an interval")
-    low, high = percentile_interval(usable, confidence)
-    return Auc(point.value, low, high)
+        return Auc(value, reason="too few images of some class for an interval")
+    return Auc(value, *percentile_interval(usable, 0.95))
 
 
 def weighted_auc(
@@ -239,32 +208,3 @@ def _resampled(
             each = [weighted_auc(positive, scores, weights) for positive, scores in scored]
             found.append(np.mean(each, axis=0))
     return np.concatenate(found)
-
-
-def _scored_classes(options: int) -> range:
-    # Two classes: MedMNIST scores the last one only; more: each against the rest.
-    return range(1, 2) if options == 2 else range(options)
-
-
-def _labels(truth: Sequence[int] | Indices, probabilities: Floats) -> Indices:
-    labels = np.asarray(truth, dtype=np.int64)
-    if labels.size == 0 or labels.shape != probabilities.shape[:1]:
-        raise DataError(
-            f"{labels.size} labels for {len(probabilities)} rows of scores; give one label per row"
-        )
-    if labels.min() < 0 or labels.max() >= probabilities.shape[1]:
-        raise DataError(
-            f"labels from {labels.min()} to {labels.max()} with {probabilities.shape[1]} options; "
-            "number labels from 0 in the order of the options"
-        )
-    return labels
-
-
-def _undefined(labels: Indices, options: int) -> str | None:
-    present = np.unique(labels)
-    if present.size == 1:
-        return f"one class only in the truth (label {present[0]}): AUC is not defined"
-    absent = sorted(set(range(options)) - set(present.tolist()))
-    if absent:
-        return f"no record of label {', '.join(map(str, absent))}: AUC is not defined"
-    return None
