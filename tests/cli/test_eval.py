@@ -85,7 +85,7 @@ def test_pairs_and_calibration_are_asked_kept_printed_and_shown(
     words += ["--pairs", "all", "--calibrate", "validation", "--out", str(out)]
     assert main(["eval", str(model), *words]) == 0
     printed = capsys.readouterr().out
-    for word in ("negated", "the other word", "ECE at T", "Abstention"):
+    for word in ("negated", "The same in other words", "Calibration: ", "Abstention: "):
         assert word in printed
     prose = ("  - ", "asked ")  # wrapped by the terminal
     assert max(len(line) for line in printed.splitlines() if not line.startswith(prose)) <= 80

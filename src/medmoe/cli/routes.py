@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from transformers.utils.logging import disable_progress_bar
 
-    from medmoe.cli.eval_tables import Bar
+    from medmoe.cli.eval_bar import Bar
     from medmoe.data.registry import find_data
     from medmoe.evaluation.ask.records import task_records
     from medmoe.evaluation.routes.curve_file import read_label_curve

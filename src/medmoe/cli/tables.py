@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -38,19 +39,30 @@ class Screen:
     def _draw(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], text: int
     ) -> None:
+        natural = sum(max(map(len, cells)) + 2 for cells in zip(columns, *rows, strict=True))
+        wide = natural > self._width
         drawn = RichTable(
             title=Text(title) if title else None,
             title_justify="left",
             box=box.SIMPLE_HEAD,
+            show_edge=False,
             pad_edge=False,
-            padding=(0, 1, 0, 0),
+            padding=(0, 0 if wide else 1, 0, 0),
         )
         for i, name in enumerate(columns):
-            # Folded, not cut: a number must never lose its end.
-            drawn.add_column(Text(name), justify="left" if i < text else "right", overflow="fold")
+            if i < text:
+                drawn.add_column(Text(name), overflow="fold")
+                continue
+            # Numbers are never broken, only their brackets set below them where room is short.
+            cells = [row[i].replace(" (", "\n(") if wide else row[i] for row in rows]
+            room = max(len(part) for cell in (*name.split(), *cells) for part in cell.split("\n"))
+            head = Text(textwrap.fill(name, room))
+            drawn.add_column(head, justify="right", no_wrap=True, overflow="fold")
+            rows = [(*row[:i], cell, *row[i + 1 :]) for row, cell in zip(rows, cells, strict=True)]
         for row in rows:
             drawn.add_row(*map(Text, row))
         self._console.print(drawn, width=self._width)
+        self._console.print()
 
     def line(self, text: str) -> None:
         """Print a sentence: broken at words in the terminal, whole in a log."""
