@@ -106,7 +106,8 @@ def test_the_page_is_self_contained_and_has_the_numbers_as_text(out: Path) -> No
     for row in result_of(out)["figures"]["load_and_specialisation"]:
         assert f'<td data-label="Bits">{row["bits"]:.2f}</td>' in page
     for row in result_of(out)["silhouettes"]:
-        shown = f"{row['after']:.2f} ({row['after_low']:.2f} to {row['after_high']:.2f})"
+        ends = f"{row['after_low']:.2f} to {row['after_high']:.2f}"
+        shown = f'<b>{row["after"]:.2f}</b><span class="interval">{ends}</span>'
         assert shown.replace("-", "−") in page
 
 
