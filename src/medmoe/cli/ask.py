@@ -8,6 +8,7 @@ from dataclasses import asdict
 from medmoe.cli import flags
 from medmoe.cli.console import tell
 from medmoe.cli.parser import FOOTER
+from medmoe.numbers import probability
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,9 +39,9 @@ def run(args: argparse.Namespace) -> int:
     answer = MedMoe.load(args.model).answer(picture.image, args.question, evidence=True)
     warnings = warnings_of(picture.facts, answer.routing)
     tell(answer.text)
-    tell(f"confidence {100 * answer.confidence:.0f} % (not calibrated)")
+    tell(f"confidence {probability(answer.confidence)} (not calibrated)")
     if answer.routing is not None:
-        tell(f"router: {answer.routing.domain} ({100 * answer.routing.domain_probability:.0f} %)")
+        tell(f"router: {answer.routing.domain} ({probability(answer.routing.domain_probability)})")
     if picture.facts.format in ("dicom", "nifti"):
         tell(f"image: {picture.facts.description()}")
     for line in warnings:

@@ -18,6 +18,7 @@ from medmoe.inference.case import Case, Exchange, case_to_json
 from medmoe.inference.chat import stream_chat
 from medmoe.inference.engine import MedMoe
 from medmoe.inference.evidence import Evidence, explain
+from medmoe.numbers import probability
 
 HELP = """\
 A line is a question; one that begins with / is a command:
@@ -174,10 +175,10 @@ class Session:
 def _print_facts(exchange: Exchange) -> None:
     """Print what stands below an answer, as `medmoe ask` does."""
     if exchange.confidence is not None:
-        tell(f"confidence {100 * exchange.confidence:.0f} % (not calibrated)")
+        tell(f"confidence {probability(exchange.confidence)} (not calibrated)")
     if exchange.routing is not None:
         routing = exchange.routing
-        tell(f"router: {routing.domain} ({100 * routing.domain_probability:.0f} %)")
+        tell(f"router: {routing.domain} ({probability(routing.domain_probability)})")
     told = exchange.picture.sentences() if exchange.picture else []
     for warning in exchange.warnings[len(told) :]:  # those of the picture were told as it opened
         tell(f"warning: {warning}")

@@ -7,6 +7,7 @@ import argparse
 from medmoe.cli import flags
 from medmoe.cli.console import tell
 from medmoe.cli.parser import FOOTER
+from medmoe.numbers import probability
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,13 +58,12 @@ def run(args: argparse.Namespace) -> int:
     flags.write_json(out / "evidence.json", result)
     flags.write_json(args.json, result)
     tell(evidence.answer)
-    tell(f"confidence {100 * evidence.confidence:.0f} % (not calibrated)")
+    tell(f"confidence {probability(evidence.confidence)} (not calibrated)")
     if evidence.routing is None:
         tell("router: none, a dense model; the experts are left out of the card")
     else:
-        tell(
-            f"router: {evidence.routing.domain} ({100 * evidence.routing.domain_probability:.0f} %)"
-        )
+        sure = probability(evidence.routing.domain_probability)
+        tell(f"router: {evidence.routing.domain} ({sure})")
     if evidence.out_of_domain.warning:
         tell("warning: out of domain, the router is unsure what kind of picture this is")
     for line in warnings:
