@@ -33,6 +33,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "convert": ("medmoe.cli.convert", "make a model of a reference or a stock Llava checkpoint"),
     "adopt": ("medmoe.cli.adopt", "check a folder that transformers or PEFT saved, and take it in"),
     "eval": ("medmoe.cli.eval", "ask a model all questions of a task and score its answers"),
+    "predict": ("medmoe.cli.predict", "answer a table of questions whose truth is not known"),
     "score": ("medmoe.cli.score", "score any model's answers under every protocol, side by side"),
     "compare": ("medmoe.cli.compare", "compare two models' answers, paired, with what flipped"),
     "cost": ("medmoe.cli.cost", "count a model's weights, memory and FLOPs, beside others"),

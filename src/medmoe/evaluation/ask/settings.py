@@ -31,10 +31,11 @@ def hold_settings(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     wanted = {"version": 1, **settings, "model": identity(Path(settings["model"]))}
     path = out / SETTINGS
-    if path.is_file():
+    if path.is_file() and any(out.rglob("*.jsonl")):  # a start that answered nothing binds nobody
         _check_same(path, wanted)
         return wanted
     others = sorted(file.name for file in out.iterdir() if not file.name.startswith("."))
+    others = [name for name in others if name != SETTINGS]
     if others:
         raise ConfigError(
             f"{out} holds no evaluation but other files ({others[0]}); give another --out"

@@ -148,13 +148,14 @@ def _answered(pairs: Sequence[tuple[Record, Prediction]]) -> Answered:
     scores = [prediction.option_scores for _, prediction in pairs]
     widths = {len(row) for row in scores if row is not None}
     if any(row is None for row in scores) or len(widths) != 1:
-        return Answered(np.array([_confidence(p) for _, p in pairs]), right, images)
+        return Answered(np.array([confidence_of(p) for _, p in pairs]), right, images)
     table = np.array(scores, dtype=np.float64)
     labels = np.array([list(record.options).index(record.answer) for record, _ in pairs])
     return Answered(label_probabilities(table).max(axis=1), right, images, table, labels)
 
 
-def _confidence(prediction: Prediction) -> float:
+def confidence_of(prediction: Prediction) -> float:
+    """Return the confidence given, or the probability of the best of the options, 0–1."""
     if prediction.confidence is not None:
         return prediction.confidence
     return float(label_probabilities([list(prediction.option_scores or ())]).max())

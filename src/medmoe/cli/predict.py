@@ -1,0 +1,69 @@
+"""`medmoe predict MODEL SET --out FILE`: answer a set whose truth need not be known."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from medmoe.cli import flags
+from medmoe.cli.parser import FOOTER
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `predict`."""
+    flags.add_model(parser)
+    parser.add_argument(
+        "set", metavar="SET", help="your own table, with or without answers, or any other set"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="file.csv: your columns with prediction and confidence; or file.jsonl",
+    )
+    parser.add_argument(
+        "--on-bad-row",
+        choices=("skip", "fail"),
+        default="skip",
+        help="a row or picture that cannot be read has no answer and is reported, or ends all",
+    )
+    flags.add_allow_outside(parser)
+    flags.add_count(parser, "--batch-size", 64, "questions answered together")
+    flags.add_data(parser)
+    flags.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer, print what could not be read, and say where the answers are."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from medmoe.cli.eval_tables import Bar
+    from medmoe.data.bad_rows import BadRows
+    from medmoe.data.registry import find_data
+    from medmoe.evaluation.predict_set import predict_set
+    from medmoe.model.checkpoint import verify
+    from medmoe.model.locate import find_model
+
+    disable_progress_bar()
+    model = find_model(args.model)
+    verify(model)
+    with Bar() as bar:
+        done = predict_set(
+            model,
+            args.set,
+            args.out,
+            bar.update,
+            root=find_data(args.data),
+            allow_outside=args.allow_outside,
+            bad=BadRows(args.on_bad_row),
+            batch_size=args.batch_size,
+        )
+    if done["bad_rows"]:
+        print(f"without an answer: {len(done['bad_rows']):,} rows")
+    for reason in done["bad_rows"][:20]:
+        print(f"  {reason}")
+    print(f"{done['out']}: {done['answered']:,} questions answered")
+    print(FOOTER)
+    flags.write_json(args.json, done)
+    return 0

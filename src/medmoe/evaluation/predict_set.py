@@ -1,0 +1,140 @@
+"""`medmoe predict` without its printing: answers every row of a set whose truth need not be known.
+
+The answers so far stand in a folder beside the file, ``<file>.part``, as an evaluation keeps them:
+a run that was cut off is taken up there, and the folder goes when the file is whole. A row or
+picture that cannot be read has no answer and is reported.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from medmoe.data import registry
+from medmoe.data.bad_rows import BadRows, readable
+from medmoe.data.readers.own import Own
+from medmoe.data.readers.own_set import OwnSet
+from medmoe.data.schema import Record
+from medmoe.errors import ConfigError, DataError
+from medmoe.evaluation.ask.asker import Asker, Progress
+from medmoe.evaluation.ask.plan import EvalPlan, settings_of
+from medmoe.evaluation.ask.records import TaskRecords
+from medmoe.evaluation.ask.settings import hold_settings
+from medmoe.evaluation.files.json_lines import read_rows
+from medmoe.evaluation.files.predictions import Prediction
+from medmoe.evaluation.reliability.measure import confidence_of
+from medmoe.evaluation.tasks import TaskSpec
+
+SUFFIXES = (".csv", ".jsonl")
+_KEPT = ("id", "prediction", "confidence", "option_scores", "options", "routing")
+
+
+def predict_set(
+    model: Path,
+    name: str,
+    out: Path,
+    progress: Progress,
+    *,
+    root: Path | None = None,
+    allow_outside: bool = False,
+    bad: BadRows | None = None,
+    batch_size: int = 64,
+    seed: int = 7,
+) -> dict[str, Any]:
+    """Answer every row of a set and write the answers; return what was done as one JSON object.
+
+    Args:
+        model: Model folder, verified.
+        name: The set by name or path, with or without a split.
+        out: A ``.jsonl`` file, a prediction a line, or a ``.csv`` file: a table's own columns with
+            ``prediction`` and ``confidence`` behind them, empty where a row could not be read.
+        root: Folder of the data sets.
+        bad: Receives the rows and pictures that cannot be read; without it the first is an error.
+
+    Raises:
+        ConfigError: The file is there already or has another suffix, or another run has begun it.
+        DataError: The set is not there or has no row that can be read.
+    """
+    if out.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"{out}: answers go into a file {' or '.join(SUFFIXES)}; name one")
+    if out.exists():
+        raise ConfigError(f"{out} is there already; give another --out, or delete it")
+    bad = BadRows() if bad is None else bad
+    reader, split = registry.parse_set(name, allow_outside=allow_outside)
+    if isinstance(reader, Own):
+        reader = replace(reader, needs_answers=False)
+    records = readable(_records(reader, split, root, bad), bad)
+    bad.settle()
+    if not records:
+        raise DataError(f"{name}: no row that can be answered: {bad.first_reasons()}")
+    part = out.with_name(f"{out.name}.part")
+    part.mkdir(parents=True, exist_ok=True)
+    task = TaskRecords(TaskSpec(reader.NAME, reader.NAME), split or "all", None, records, ())
+    plan = EvalPlan(model, part, [task], batch_size=batch_size, seed=seed)
+    hold_settings(part, settings_of(plan))
+    asker = Asker(plan, progress)
+    predictions = asker.ask(reader.NAME, records, part / "predictions.jsonl")
+    if out.suffix.lower() == ".csv":
+        text = _table(reader, records, predictions)
+    else:
+        rows = (row for _, row in read_rows(part / "predictions.jsonl", "predictions"))
+        kept = ({key: row[key] for key in _KEPT if key in row} for row in rows)
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+    staged = part / out.name
+    staged.write_text(text, encoding="utf-8", newline="")
+    os.replace(staged, out)
+    shutil.rmtree(part)
+    return {
+        "version": 1,
+        "model": str(model),
+        "set": reader.NAME,
+        "out": str(out),
+        "answered": len(records),
+        "asked": asker.asked,
+        "bad_rows": bad.reasons,
+    }
+
+
+def _records(
+    reader: registry.Reader, split: str | None, root: Path | None, bad: BadRows
+) -> list[Record]:
+    """Return the records of one split or of all rows; a table's in the order of its rows."""
+    if split is None and isinstance(reader, OwnSet):
+        return reader.content(bad).records
+    parts = registry.read_splits(reader, split, root, bad)
+    return [record for records in parts.values() for record in records if record.task != "caption"]
+
+
+def _table(
+    reader: registry.Reader, records: Sequence[Record], predictions: Sequence[Prediction]
+) -> str:
+    """Return the rows of a table with their answers, as CSV; of another set what identifies one."""
+    answered = {record.place: p for record, p in zip(records, predictions, strict=True)}
+    rows: list[tuple[str, Mapping[str, Any]]] = [
+        (r.place, {"id": r.id, "image": r.image.id, "question": r.question}) for r in records
+    ]
+    if isinstance(reader, Own):
+        rows = list(reader.rows(BadRows()))
+    columns = dict.fromkeys(key for _, row in rows for key in row)
+    buffer = StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([*columns, "prediction", "confidence"])
+    for place, row in rows:
+        cells = [_cell(row.get(column)) for column in columns]
+        found = answered.get(place)
+        said = ["", ""] if found is None else [found.text, f"{confidence_of(found):.6f}"]
+        writer.writerow([*cells, *said])
+    return buffer.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, ensure_ascii=False)

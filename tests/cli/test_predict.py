@@ -1,0 +1,123 @@
+"""`medmoe predict`: a table without truth is answered; what cannot be read is one reported row."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from tests.experiments.own_set import write_classes, write_pictures
+from tests.model.tiny import moe_model, processor
+
+from medmoe.cli.main import main
+from medmoe.evaluation.ask import asker as module
+from medmoe.model.checkpoint import save_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("predict") / "model"
+    save_model(moe_model("stablelm"), processor(), folder, {})
+    return folder
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A table without an answer column, of which one picture is none."""
+    write_pictures(tmp_path / "ward", range(4))
+    (tmp_path / "ward" / "002.png").write_bytes(b"no picture")
+    rows = [f"{n:03d}.png,is there a mass?,ct" for n in range(4)]
+    path = tmp_path / "ward" / "questions.csv"
+    path.write_text("\n".join(["image,question,modality", *rows]) + "\n")
+    return path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    assert main(["predict", *map(str, words)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+def test_a_table_keeps_its_columns_and_gets_prediction_and_confidence(
+    model: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "answers.csv"
+    words = ["predict", str(model), str(table), "--out", str(out)]
+    assert main([*words, "--json", str(tmp_path / "done.json")]) == 0
+    with out.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["image", "question", "modality", "prediction", "confidence"]
+    assert [row["image"] for row in rows] == ["000.png", "001.png", "002.png", "003.png"]
+    for row in rows:
+        if row["image"] == "002.png":
+            assert (row["prediction"], row["confidence"]) == ("", "")
+        else:
+            assert 0 <= float(row["confidence"]) <= 1
+    done = json.loads((tmp_path / "done.json").read_text())
+    assert done["answered"] == 3
+    (reason,) = done["bad_rows"]
+    assert "questions.csv row 4: unreadable image" in reason
+    assert reason in capsys.readouterr().out
+    assert not (tmp_path / "answers.csv.part").exists()
+
+
+def test_json_lines_hold_predictions_without_a_truth(
+    model: Path, table: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "answers.jsonl"
+    assert main(["predict", str(model), str(table), "--out", str(out)]) == 0
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [row["id"] for row in rows] == ["questions/2", "questions/3", "questions/5"]
+    assert all(set(row) == {"id", "prediction", "confidence", "routing"} for row in rows)
+
+
+def test_classes_are_chosen_and_their_confidence_is_a_share(model: Path, tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "tiles", count=4)
+    out = tmp_path / "answers.csv"
+    assert main(["predict", str(model), f"{folder}", "--out", str(out)]) == 0
+    with out.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8
+    assert {row["prediction"] for row in rows} <= {"benign", "malignant tumour"}
+    assert all(0.5 <= float(row["confidence"]) <= 1 for row in rows)
+
+
+def test_a_run_that_was_cut_off_is_taken_up_and_gives_the_same_file(
+    model: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (table.parent / "002.png").unlink()
+    write_pictures(table.parent, range(24))
+    rows = [f"{n:03d}.png,is there a mass?,ct" for n in range(24)]
+    table.write_text("\n".join(["image,question,modality", *rows]) + "\n")
+    words = ["predict", str(model), str(table), "--batch-size", "2"]
+    assert main([*words, "--out", str(tmp_path / "whole.csv")]) == 0
+    asked, ask = 0, module.ask_chunk
+
+    def killed(*given: object) -> object:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            raise KeyboardInterrupt
+        return ask(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "ask_chunk", killed)
+    assert main([*words, "--out", str(tmp_path / "cut.csv")]) == 130
+    assert not (tmp_path / "cut.csv").exists()
+    assert main([*words, "--out", str(tmp_path / "cut.csv")]) == 0
+    assert asked == 4  # of three chunks the first is not asked again
+    assert (tmp_path / "cut.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_bad_use_is_one_line_and_writes_nothing(
+    model: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, model, table, "--out", tmp_path / "answers.txt")
+    assert "answers go into a file .csv or .jsonl" in line
+    line = refused(capsys, model, table, "--out", tmp_path / "a.csv", "--on-bad-row", "fail")
+    assert "questions.csv row 4: unreadable image" in line
+    (tmp_path / "there.csv").touch()
+    assert "is there already" in refused(capsys, model, table, "--out", tmp_path / "there.csv")
+    assert not (tmp_path / "a.csv.part").exists()
