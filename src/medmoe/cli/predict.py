@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """Answer, print what could not be read, and say where the answers are."""
     from transformers.utils.logging import disable_progress_bar
 
-    from medmoe.cli.eval_tables import Bar
+    from medmoe.cli.eval_bar import Bar
     from medmoe.data.bad_rows import BadRows
     from medmoe.data.registry import find_data
     from medmoe.evaluation.predict_set import predict_set
