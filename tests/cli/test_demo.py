@@ -5,21 +5,18 @@ from __future__ import annotations
 import io
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
-from tests.experiments.micro import micro_plan, micro_steps
+from tests.experiments.micro import SETTINGS, micro_plan
 
 from medmoe.cli import demo_display
-from medmoe.cli.demo_display import Display, plain_words, result_table
+from medmoe.cli.demo_display import plain_words, result_table
 from medmoe.cli.main import main
 from medmoe.config.schema import PHASES
 from medmoe.data.registry import READERS
-from medmoe.experiments import plan as planning
-from medmoe.experiments.demo_plan import DemoPlan, plan_demo
 
 
 @pytest.fixture(autouse=True)
@@ -29,19 +26,7 @@ def no_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # the default of --out is a relative path
 
 
-@pytest.fixture
-def micro(monkeypatch: pytest.MonkeyPatch) -> list[DemoPlan]:
-    """Make every plan a few steps long; collect the plans that were settled."""
-    settled: list[DemoPlan] = []
-
-    def short(root: Path | None, split: Any, minutes: int, seed: int, settings: Any) -> DemoPlan:
-        plan = plan_demo(root, split, minutes, seed, settings)
-        settled.append(plan)
-        small = micro_plan(seed)
-        return replace(plan, spec=small.spec, steps=small.steps)
-
-    monkeypatch.setattr(planning, "plan_demo", short)
-    return settled
+MICRO = [word for setting in SETTINGS for word in ("--set", setting)]
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
@@ -63,11 +48,11 @@ def test_minutes_must_be_a_whole_number_of_at_least_1(
     assert f"argument --minutes: {value!r} is not a whole number of at least 1" in line
 
 
-def test_minutes_below_the_shortest_plan_name_the_plans(
+def test_minutes_below_the_shortest_preset_name_the_presets(
     shared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refused(capsys, "--data", shared / "data", "--minutes", "1")
-    assert "--minutes 1 is shorter than the shortest plan" in line
+    assert "--minutes 1 is shorter than the shortest preset of demo_real (2)" in line
 
 
 def test_a_missing_data_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,8 +89,7 @@ def test_an_incomplete_data_folder_names_the_missing_file(
 
 def test_a_disjoint_split_without_data_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, "--split", "disjoint")
-    assert "--split disjoint needs real data" in line
-    assert "add --data DIR" in line
+    assert "--split disjoint: demo_phantom knows standard, validation; other data are" in line
 
 
 def test_a_setting_of_an_unknown_key_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,33 +116,33 @@ def test_nothing_is_written_on_bad_input(
     assert os.listdir(tmp_path) == []
 
 
-def test_a_run_prints_plan_scores_paths_and_next_steps(
-    micro: list[DemoPlan], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_run_prints_preset_scores_paths_and_next_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = tmp_path / "result.json"
-    assert main(["demo", "--minutes", "1", "--seed", "3", "--json", str(result)]) == 0
+    words = ["demo", "--minutes", "1", "--seed", "3", "--json", str(result), *MICRO]
+    assert main(words) == 0
     out = capsys.readouterr().out
-    assert (micro[0].minutes, micro[0].seed, micro[0].root) == (1, 3, None)
     assert "on the embedded phantom, seed 3" in out
+    assert "Preset for 1 minutes" in out
     for phase in PHASES:
         assert phase in out
-    for words in ("domain_experts", "phantom_vqa", "blank", "runs/demo/report.html"):
-        assert words in out
+    for words_said in ("domain_experts", "phantom_vqa", "blank", "runs/demo/report.html"):
+        assert words_said in out
     assert "medmoe ask runs/demo/model" in out
     assert out.rstrip().endswith("Research use only, not a medical device.")
     summary = json.loads((tmp_path / "runs/demo/summary.json").read_text(encoding="utf-8"))
     assert json.loads(result.read_text(encoding="utf-8")) == summary
     assert summary["seed"] == 3
+    line = refused(capsys, "--minutes", "1", "--seed", "4", *MICRO)
+    assert "runs/demo/phase0_encoder was trained with other values (seed: 3 then, 4 now)" in line
 
 
 def test_a_run_that_diverges_ends_with_3_and_leaves_no_result(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = micro_plan()
-    wild = plan.spec.phases["phase0_language"].model_copy(update={"learning_rate": 1e38})
-    spec = plan.spec.model_copy(update={"phases": plan.spec.phases | {"phase0_language": wild}})
-    monkeypatch.setattr(planning, "plan_demo", lambda *_: replace(plan, spec=spec))
-    assert main(["demo", "--out", str(tmp_path / "out")]) == 3
+    wild = ["--set", "phases.phase0_language.learning_rate=1e38"]
+    assert main(["demo", "--minutes", "1", "--out", str(tmp_path / "out"), *MICRO, *wild]) == 3
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     # The loss, or a weight that the step before has spoilt: whichever is seen first.
@@ -206,20 +190,19 @@ def test_table_shows_headlines_only() -> None:
 def closing(seconds: float, monkeypatch: pytest.MonkeyPatch) -> str:
     buffer = io.StringIO()
     monkeypatch.setattr(demo_display, "Console", lambda: Console(file=buffer, width=200))
-    display = Display(replace(micro_plan(), steps=micro_steps()))
     summary = {
         "scores": [row()],
         "router": {"by_dataset": {"t": {"accuracy": 99.5, "low": 98.0, "high": 100.0, "n": 8}}},
         "notes": ["Pictures are drawn."],
         "parameters": {"total": 6812416, "activated": 4051200},
     }
-    display.closing(summary, Path("runs/[x]"), seconds, ["Ask: `medmoe ask [bold]`."])
+    demo_display.closing(micro_plan(Path("runs/[x]")), summary, seconds)
     return buffer.getvalue()
 
 
 def test_overrun_is_only_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "done in 2.0 minutes, over the plan's 1 minutes" in closing(120, monkeypatch)
-    assert "over the plan" not in closing(59, monkeypatch)
+    assert "done in 2.0 minutes, over the preset's 1 minutes" in closing(120, monkeypatch)
+    assert "over the preset" not in closing(59, monkeypatch)
 
 
 def test_closing_says_router_sizes_and_next_steps_as_they_are(
@@ -229,7 +212,7 @@ def test_closing_says_router_sizes_and_next_steps_as_they_are(
     assert "router on t: 99.5 % [98.0, 100.0] of 8 images" in text
     assert "Pictures are drawn." in text
     assert "6,812,416 in all, 4,051,200 activated per token" in text
-    assert "  - Ask: medmoe ask [bold]." in text
+    assert "  - Ask: medmoe ask runs/[x]/model" in text
 
 
 def test_scores_that_do_not_clear_their_baselines_are_named() -> None:

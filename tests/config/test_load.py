@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from medmoe.config.load import apply_overrides, check, config_hash, parse_yaml, recipe
-from medmoe.config.schema import DemoSpec, ModelSpec, PhaseSpec, StepPlan
+from medmoe.config.schema import PHASES, ModelSpec, PhaseSpec
+from medmoe.config.train_schema import TrainSpec
 from medmoe.errors import ConfigError
 
 MODEL: dict[str, Any] = {
@@ -24,29 +25,12 @@ PHASE = {
     "weight_decay": 0.0,
     "max_grad_norm": 1.0,
 }
-PHASES = (
-    "phase0_encoder",
-    "phase0_language",
-    "phase1_alignment",
-    "phase2_instruction",
-    "phase2_router",
-    "phase3_moe",
-    "sft",
-)
-DEMO: dict[str, Any] = {
+RECIPE: dict[str, Any] = {
     "description": "For tests.",
-    "model": "tiny",
+    "model": MODEL,
     "vocab_size": 300,
-    "router_images": 10,
-    "phases": dict.fromkeys(PHASES, PHASE),
-    "plans": {
-        10: {
-            "train_images": 8,
-            "test_images": 4,
-            "max_questions": 2,
-            "steps": dict.fromkeys(PHASES, 1),
-        }
-    },
+    "router": {"labels": 10, "loss": "token", "per_layer": False},
+    "phases": {name: {**PHASE, "data": ["phantom/train"], "steps": 1} for name in PHASES},
 }
 
 
@@ -116,32 +100,21 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one() -> None:
             r"unknown key at phases\.sft: 'lerning_rate'; .*learning_rate.* mean 'learning_rate'\?",
         ),
         ("phases.phase3_mo.batch_size=1", r"unknown key at phases: 'phase3_mo'; .*'phase3_moe'\?"),
-        ("plans.10.step.sft=1", r"unknown key at plans\.10: 'step'; .* mean 'steps'\?"),
-        ("plans.10.steps.stf=1", r"unknown key at plans\.10\.steps: 'stf'; .* mean 'sft'\?"),
+        ("data.limit.x=1", r"unknown key at data: 'limit'; .* mean 'limits'\?"),
+        ("starts.stf=x", r"unknown key at starts: 'stf'; .* mean 'sft'\?"),
     ],
 )
 def test_a_deep_unknown_key_is_refused_with_its_place(setting: str, message: str) -> None:
     import re
 
-    assert re.search(message, refusal(DemoSpec, DEMO, setting))
+    assert re.search(message, refusal(TrainSpec, RECIPE, setting))
 
 
 def test_a_missing_key_is_named() -> None:
     data = {key: value for key, value in MODEL.items() if key != "domains"}
     assert refusal(ModelSpec, data) == "recipe.yaml: domains is missing; add it"
-    short = {**DEMO, "phases": {**DEMO["phases"], "sft": {"batch_size": 4}}}
-    assert refusal(DemoSpec, short) == "recipe.yaml: phases.sft.learning_rate is missing; add it"
-
-
-@pytest.mark.parametrize("group", ["phases", "steps"])
-def test_a_phase_left_out_is_named(group: str) -> None:
-    data = apply_overrides(DEMO, [])
-    place = data["phases"] if group == "phases" else data["plans"]["10"]["steps"]
-    del place["phase3_moe"]
-    message = refusal(DemoSpec, data)
-    assert "phase3_moe" in message
-    assert message.endswith("missing")
-    assert len(message) < 120
+    short = {**RECIPE, "phases": {**RECIPE["phases"], "sft": {"batch_size": 4}}}
+    assert refusal(TrainSpec, short) == "recipe.yaml: phases.sft.learning_rate is missing; add it"
 
 
 @pytest.mark.parametrize(
@@ -172,13 +145,11 @@ def test_a_huge_value_does_not_fill_the_screen() -> None:
 
 
 def test_settings_change_values_at_any_depth_and_nothing_else() -> None:
-    changed = apply_overrides(DEMO, ["phases.sft.learning_rate=3e-4", "plans.10.steps.sft=7"])
-    spec = check(DemoSpec, changed, "x")
-    assert spec.phases["sft"].learning_rate == 3e-4
-    assert spec.phases["phase3_moe"].learning_rate == 2e-5
-    assert spec.plans[10].steps["sft"] == 7
-    assert spec.plans[10].steps["phase3_moe"] == 1
-    assert DEMO["phases"]["sft"]["learning_rate"] == 2e-5
+    changed = apply_overrides(RECIPE, ["phases.sft.learning_rate=3e-4", "phases.sft.steps=7"])
+    phases = check(TrainSpec, changed, "x").phases
+    assert (phases["sft"].learning_rate, phases["sft"].steps) == (3e-4, 7)
+    assert (phases["phase3_moe"].learning_rate, phases["phase3_moe"].steps) == (2e-5, 1)
+    assert RECIPE["phases"]["sft"]["learning_rate"] == 2e-5
     assert apply_overrides(MODEL, ["domains=[ct, xray]"])["domains"] == ["ct", "xray"]
     assert apply_overrides(MODEL, ["a=1", "a=2"])["a"] == 2
 
@@ -240,13 +211,12 @@ def test_what_is_the_papers_is_not_named_in_the_resolved_recipe() -> None:
 def test_no_hyperparameter_of_the_paper_has_a_hidden_default() -> None:
     optional = {
         spec.__name__: {n for n, f in spec.model_fields.items() if not f.is_required()}
-        for spec in (ModelSpec, PhaseSpec, StepPlan)
+        for spec in (ModelSpec, PhaseSpec)
     }
     # Ours, not the paper's: augmentation and label smoothing are off unless a recipe says so.
     # The paper's: a meta expert, and the parts that train; backbones from where their entry says.
     assert optional["ModelSpec"] == {"meta_expert", "language_source", "vision_source"}
     assert optional["PhaseSpec"] == {"augment", "label_smoothing", "trains"}
-    assert optional["StepPlan"] == set()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from medmoe.experiments.recipe import load_recipe
 
 FOLDER = Path(medmoe.recipes.__file__).parent / "experiments"
 FAMILIES = ("phi2", "stablelm2", "tiny_phantom", "tiny_real")
-NAMES = [n for n in recipe_names("experiments") if "plans" not in recipe("experiments", n)]
+NAMES = recipe_names("experiments")
 #: What each family varies, beside its base: table of the paper -> suffixes.
 ABLATIONS = {
     "Table 4": ("sft",),
@@ -75,13 +75,14 @@ def test_every_phase_builds_on_the_meta_device(name: str) -> None:
 def test_every_recipe_opens_with_its_command_and_what_to_expect(name: str) -> None:
     (path,) = FOLDER.rglob(f"{name}.yaml")
     first, second, *_ = path.read_text(encoding="utf-8").splitlines()
-    assert re.fullmatch(rf"# medmoe train {name}( --data DIR)?", first)
+    verb = "demo" if name.startswith("demo_") else f"train {name}"
+    assert re.fullmatch(rf"# medmoe {verb}( --data DIR)?( --minutes 60)?", first)
     assert second.startswith("# ")
-    assert re.search(r"\d|Not in the paper", second)
+    assert re.search(r"\d|Not in the paper", second) or verb == "demo"
     real = any(
         not d.startswith("phantom/") for p in load_recipe(name).spec.phases.values() for d in p.data
     )
-    assert real == first.endswith("--data DIR")
+    assert real == ("--data DIR" in first)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -89,7 +90,7 @@ def test_a_recipe_stands_on_one_other_at_most(name: str) -> None:
     base = recipe("experiments", name).get("base")
     if base is not None:
         assert "base" not in recipe("experiments", base)
-        assert name.startswith(f"{base}_")
+        assert name.startswith((f"{base}_", "demo_"))
 
 
 @pytest.mark.parametrize("name", ["phi2", "tiny_real", "tiny_phantom_experts2", "phi2_lora128"])

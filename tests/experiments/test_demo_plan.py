@@ -1,134 +1,105 @@
-"""Which step plan a number of minutes picks, and that every recipe and plan is valid."""
+"""Which preset a number of minutes picks, and that every preset and split is a valid recipe."""
 
 from __future__ import annotations
 
 import itertools
-from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.model.tiny import LAYERS, MOE_LAYERS, WIDTH, dense_model, moe_model
 
-from medmoe.backbones.registry import language_backbone, vision_backbone
-from medmoe.config.load import check, recipe
-from medmoe.config.schema import PHASES, DemoSpec, ModelSpec
+from medmoe.config.load import recipe
+from medmoe.config.schema import PHASES
 from medmoe.errors import ConfigError
-from medmoe.experiments.demo_plan import plan_demo
-from medmoe.experiments.demo_report import next_steps
-from medmoe.model.configuration_medmoe import MedMoeConfig
+from medmoe.evaluation.tasks import TASKS
+from medmoe.experiments.demo import next_steps, plan_demo
+from medmoe.experiments.plan import TrainPlan
+from medmoe.experiments.recipe import load_recipe
 from medmoe.model.cost import activated_parameters
 
-
-def names(kind: str) -> list[str]:
-    folder = resources.files("medmoe.recipes") / kind
-    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith("yaml"))
-
-
-def spec_of(name: str) -> DemoSpec:
-    return check(DemoSpec, recipe("experiments", name), name)
-
-
-PLANS = [(name, minutes) for name in names("experiments") for minutes in spec_of(name).plans]
+DEMOS = ("demo_phantom", "demo_real")
+VARIANTS = [
+    (name, split, minutes)
+    for name in DEMOS
+    for split in ("standard", *recipe("experiments", name)["splits"])
+    for minutes in recipe("experiments", name)["presets"]
+]
 ROOT = Path("no such folder is opened")
 
 
-def test_there_are_recipes_to_check() -> None:
-    assert {"demo_phantom", "demo_real"} <= set(names("experiments"))
-    assert {"tiny", "phi2_2_7b", "stablelm2_1_6b"} <= set(names("models"))
+def plan(root: Path | None, minutes: int, *settings: str, **changes: Any) -> TrainPlan:
+    values = {"split": "standard", "seed": 7, "out": Path("out")} | changes
+    return plan_demo(root, minutes=minutes, settings=settings, **values)
 
 
-@pytest.mark.parametrize("name", names("models"))
-def test_every_model_recipe_names_real_parts_and_gives_a_valid_config(name: str) -> None:
-    model = check(ModelSpec, recipe("models", name), name)
-    language = language_backbone(model.language_model)
-    vision_backbone(model.vision_encoder)
-    config = MedMoeConfig(
-        text_config={"model_type": language.model_type, **language.config},
-        moe_layers=list(model.moe_layers),
-        domains=list(model.domains),
-        num_experts_per_tok=model.num_experts_per_tok,
-        router_layers=model.router_layers,
-    )
-    assert config.moe_layers == list(model.moe_layers)
+@pytest.mark.parametrize(("name", "split", "minutes"), VARIANTS)
+def test_every_split_of_every_preset_trains_and_scores_all(
+    name: str, split: str, minutes: int
+) -> None:
+    spec = load_recipe(name, split=split, minutes=minutes).spec
+    assert list(spec.phases) == list(PHASES)
+    assert all(values.steps for values in spec.phases.values())
+    assert spec.router is not None
+    assert spec.router.labels <= 1000  # the paper's upper bound
+    assert spec.scored.keys() <= TASKS.keys()
+    assert set(spec.apart_from()) >= set(spec.scored.values())
 
 
-@pytest.mark.parametrize("name", names("experiments"))
-def test_every_experiment_recipe_names_a_model_and_all_phases(name: str) -> None:
-    spec = spec_of(name)
-    assert spec.model in names("models")
-    assert set(spec.phases) == set(PHASES)
-    assert spec.router_images <= 1000  # the paper's upper bound
-
-
-@pytest.mark.parametrize(("name", "minutes"), PLANS)
-def test_every_plan_has_work_for_every_phase(name: str, minutes: int) -> None:
-    plan = spec_of(name).plans[minutes]
-    assert minutes >= 1
-    assert set(plan.steps) == set(PHASES)
-    embedded = name == "demo_phantom"
-    assert (plan.train_images > 0) == (plan.test_images > 0) == embedded
-
-
-@pytest.mark.parametrize(("name", "minutes"), PLANS)
-def test_sft_gets_the_steps_of_phase_3(name: str, minutes: int) -> None:
+@pytest.mark.parametrize(("name", "split", "minutes"), VARIANTS)
+def test_sft_gets_the_steps_of_phase_3(name: str, split: str, minutes: int) -> None:
     """The comparison of the paper's Table 4: same data, same steps, same optimisation."""
-    spec = spec_of(name)
-    steps = spec.plans[minutes].steps
-    assert steps["sft"] == steps["phase3_moe"]
-    assert spec.phases["sft"] == spec.phases["phase3_moe"]
+    phases = load_recipe(name, split=split, minutes=minutes).spec.phases
+    assert phases["sft"] == phases["phase3_moe"]
 
 
-@pytest.mark.parametrize("name", names("experiments"))
-def test_a_longer_plan_is_never_less_work(name: str) -> None:
-    plans = spec_of(name).plans
-    for short, long in itertools.pairwise(sorted(plans)):
-        assert all(plans[short].steps[phase] <= plans[long].steps[phase] for phase in PHASES)
-        assert plans[short].train_images <= plans[long].train_images
+@pytest.mark.parametrize("name", DEMOS)
+def test_a_longer_preset_is_never_less_work(name: str) -> None:
+    for short, long in itertools.pairwise(sorted(recipe("experiments", name)["presets"])):
+        less, more = (load_recipe(name, minutes=minutes).spec for minutes in (short, long))
+        assert all(less.phases[p].steps <= more.phases[p].steps for p in PHASES)  # type: ignore[operator]
+        assert less.data.phantom_images <= more.data.phantom_images
 
 
 @pytest.mark.parametrize("root", [None, ROOT])
-def test_the_largest_plan_that_fits_is_picked(root: Path | None) -> None:
-    spec = spec_of("demo_phantom" if root is None else "demo_real")
-    lengths = sorted(spec.plans)
+def test_the_largest_preset_that_fits_is_picked(root: Path | None) -> None:
+    name = "demo_phantom" if root is None else "demo_real"
+    lengths = sorted(recipe("experiments", name)["presets"])
     assert len(lengths) > 1
     for here, following in itertools.pairwise([*lengths, lengths[-1] + 1000]):
         for minutes in (here, following - 1):
-            plan = plan_demo(root, "standard", minutes, 7)
-            assert plan.minutes == here
-            assert plan.steps == spec.plans[here]
+            found = plan(root, minutes).recipe
+            assert found.minutes == here
+            assert found.spec == load_recipe(name, minutes=here).spec
 
 
-def test_default_minutes_of_the_demo_are_a_plan_of_the_phantom() -> None:
+def test_default_minutes_of_the_demo_are_a_preset_of_the_phantom() -> None:
     from medmoe.cli.main import parser_of
 
     minutes = parser_of("demo").parse_strictly([]).minutes
-    assert minutes in spec_of("demo_phantom").plans
+    assert minutes in recipe("experiments", "demo_phantom")["presets"]
 
 
-def test_the_seed_changes_no_step() -> None:
-    assert plan_demo(None, "standard", 10, 7).steps == plan_demo(None, "standard", 10, 8).steps
-
-
-def test_minutes_below_the_shortest_plan_are_refused_with_the_choices() -> None:
-    shortest = min(spec_of("demo_real").plans)
-    assert shortest > 1
-    message = rf"^--minutes 1 is shorter than the shortest plan \({shortest}\); plans: {shortest}, "
+def test_minutes_below_the_shortest_preset_are_refused_with_the_choices() -> None:
+    message = r"^--minutes 1 is shorter than the shortest preset of demo_real \(2\); presets: 2, "
     with pytest.raises(ConfigError, match=message):
-        plan_demo(ROOT, "standard", 1, 7)
+        plan(ROOT, 1)
+    with pytest.raises(ConfigError, match=r"preset of tiny_real \(it has none\)"):
+        load_recipe("tiny_real", minutes=10)
 
 
-def test_a_disjoint_phantom_is_refused_with_the_fix() -> None:
-    message = r"^--split disjoint needs real data \(.*\); add --data DIR$"
+def test_a_split_that_a_recipe_lacks_is_refused_with_the_choices() -> None:
+    message = "^--split disjoint: demo_phantom knows standard, validation; .* by --data DIR$"
     with pytest.raises(ConfigError, match=message):
-        plan_demo(None, "disjoint", 10, 7)
+        plan(None, 10, split="disjoint")
 
 
-def test_settings_change_the_recipe_and_the_model() -> None:
-    settings = ["model.num_experts_per_tok=2", "phases.phase3_moe.learning_rate=1e-4"]
-    plan = plan_demo(None, "standard", 10, 7, settings)
-    assert plan.model.num_experts_per_tok == 2
-    assert plan.spec.phases["phase3_moe"].learning_rate == 1e-4
-    assert plan.config_sha256 != plan_demo(None, "standard", 10, 7).config_sha256
+def test_settings_change_the_preset_and_the_model() -> None:
+    settings = ("model.num_experts_per_tok=2", "phases.phase3_moe.learning_rate=1e-4")
+    found = plan(None, 10, *settings).recipe
+    assert found.spec.model.num_experts_per_tok == 2
+    assert found.spec.phases["phase3_moe"].learning_rate == 1e-4
+    assert found.sha256 != plan(None, 10).recipe.sha256
 
 
 @pytest.mark.parametrize(
@@ -145,15 +116,7 @@ def test_a_setting_that_breaks_a_rule_is_refused_before_training(
     setting: str, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        plan_demo(None, "standard", 10, 7, [setting])
-
-
-def test_resolved_config_holds_what_was_chosen() -> None:
-    config = plan_demo(ROOT, "disjoint", 12, 3).config
-    assert config["experiment"] == "demo_real"
-    assert (config["split"], config["seed"]) == ("disjoint", 3)
-    assert config["plan"]["steps"].keys() == set(PHASES)
-    assert "plans" not in config["spec"]
+        plan(None, 10, setting)
 
 
 @pytest.mark.parametrize("root", [None, ROOT])
@@ -163,7 +126,7 @@ def test_next_steps_are_commands_that_exist(root: Path | None) -> None:
 
     from medmoe.cli.main import parser_of
 
-    lines = next_steps(plan_demo(root, "standard", 12, 7), Path("runs/demo"))
+    lines = next_steps(plan(root, 12))
     commands = [c for line in lines for c in re.findall(r"`(medmoe [^`]+)`", line)]
     assert commands
     for command in commands:

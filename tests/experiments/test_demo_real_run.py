@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.experiments import miniature
-from tests.experiments.micro import micro_spec, micro_steps, silent
+from tests.experiments.micro import micro_plan, silent, unasked
 
 from medmoe.experiments.demo import run_demo
-from medmoe.experiments.demo_plan import plan_demo
 from medmoe.model.checkpoint import verify
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = miniature.write_all(tmp_path_factory.mktemp("data"))
-    plan = plan_demo(root, "standard", 2, 7)
-    plan = replace(plan, spec=micro_spec(plan.spec), steps=micro_steps(images=False))
     folder = tmp_path_factory.mktemp("out")
-    run_demo(plan, folder, silent)
+    run_demo(micro_plan(folder, root=root), silent, unasked)
     return folder
 
 
@@ -63,11 +59,12 @@ def test_router_is_scored_set_by_set(summary: dict[str, Any]) -> None:
     assert by_set[main] == {key: summary["router"][key] for key in by_set[main]}
 
 
-def test_shared_images_are_said_in_run_model_and_report(out: Path) -> None:
+def test_shared_images_are_said_in_run_model_and_report(out: Path, summary: dict[str, Any]) -> None:
     run = json.loads((out / "run.json").read_text(encoding="utf-8"))
     model = json.loads((out / "model" / "medmoe.json").read_text(encoding="utf-8"))
-    for notes in (run["data"]["notes"], model["training"]["notes"]):
-        assert any("(shared images)" in note for note in notes)
+    for shared in (run["data"]["shared_images"], model["training"]["shared_images"]):
+        assert shared["vqa_rad/test"] == miniature.RAD_TEST_IMAGES
+    assert any("nearly equal pictures of vqa_rad/test" in note for note in summary["notes"])
     report = (out / "report.html").read_text(encoding="utf-8")
     assert "(shared images)" in report
     assert "Research use only" in report

@@ -9,8 +9,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,15 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from tests.experiments.micro import TEST_IMAGES, TRAIN_IMAGES, comparable, micro_plan, silent
+from safetensors.torch import load_file
+from tests.experiments.micro import (
+    TEST_IMAGES,
+    TRAIN_IMAGES,
+    comparable,
+    micro_plan,
+    silent,
+    unasked,
+)
 from tests.stress.kills import fork_and_kill, half_written, is_mixed
 
 from medmoe.cli.main import main
@@ -27,34 +33,20 @@ from medmoe.config.schema import PHASES
 from medmoe.data.images import open_image
 from medmoe.data.phantom import read_phantom
 from medmoe.data.schema import Record
-from medmoe.errors import GuardError
+from medmoe.errors import ConfigError, GuardError
+from medmoe.evaluation.ask.records import task_records
 from medmoe.evaluation.files.predictions import read_predictions
 from medmoe.evaluation.score.rows import score_task
+from medmoe.evaluation.tasks import task_spec
 from medmoe.experiments import demo
 from medmoe.experiments.demo import run_demo
-from medmoe.experiments.demo_corpus import phantom_corpus
-from medmoe.experiments.demo_plan import DemoPlan
-from medmoe.inference.engine import Answer, MedMoe
-from medmoe.model.checkpoint import load_model, save_model, verify
+from medmoe.inference.engine import MedMoe
+from medmoe.model.checkpoint import load_model, verify
 
 SIZE = 64
 TASKS = ("phantom_vqa", "phantom_classification")
 #: Each system with the control it is asked under.
 SYSTEMS = (("moe", None), ("sft", None), ("moe", "blank"))
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished demonstration: what it left on disk and what the model in memory said.
-
-    ``parts`` are what training and scoring returned, by the name of the function.
-    """
-
-    out: Path
-    plan: DemoPlan
-    summary: dict[str, Any]
-    answers: list[Answer]
-    parts: dict[str, Any]
 
 
 def prediction_file(system: str, task: str, control: str | None) -> str:
@@ -65,48 +57,36 @@ def asked() -> list[Record]:
     return [r for r in read_phantom("test", 4, seed=7, size=SIZE) if r.task == "vqa"][::5]
 
 
+class Run:
+    """A finished demonstration: what it left on disk and what it returned."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.plan = out, micro_plan(out)
+        self.summary: dict[str, Any] = run_demo(self.plan, silent, unasked)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Run the demonstration once; keep the answers of the model that was never on disk."""
-    out, plan = tmp_path_factory.mktemp("demo"), micro_plan()
-    answers: list[Answer] = []
-    parts: dict[str, Any] = {}
-
-    def kept(name: str) -> Callable[..., Any]:
-        function = getattr(demo, name)
-
-        def call(*arguments: Any) -> Any:
-            parts[name] = function(*arguments)
-            return parts[name]
-
-        return call
-
-    def ask_and_save(model: Any, processor: Any, *rest: Any) -> None:
-        engine = MedMoe(model, processor)
-        answers.extend(engine.answer(r.image.source, r.question, evidence=True) for r in asked())
-        save_model(model, processor, *rest)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "save_model", ask_and_save)
-        for name in ("train_all", "score_all"):
-            patch.setattr(demo, name, kept(name))
-        summary = run_demo(plan, out, silent)
-    return Run(out, plan, summary, answers, parts)
+    return Run(tmp_path_factory.mktemp("demo"))
 
 
 def test_the_folder_holds_what_was_promised_and_nothing_half_written(run: Run) -> None:
-    assert sorted(os.listdir(run.out)) == [
-        "applied_card.html",
-        "config.yaml",
-        "examples",
-        "metrics.jsonl",
-        "model",
-        "model_card_results.md",
-        "predictions",
-        "report.html",
-        "run.json",
-        "summary.json",
-    ]
+    assert sorted(os.listdir(run.out)) == sorted(
+        [
+            *PHASES,
+            "applied_card.html",
+            "config.yaml",
+            "eval",
+            "examples",
+            "features",
+            "model",
+            "model_card_results.md",
+            "predictions",
+            "report.html",
+            "run.json",
+            "summary.json",
+        ]
+    )
     answers = {prediction_file(name, task, control) for name, control in SYSTEMS for task in TASKS}
     assert set(os.listdir(run.out / "predictions")) == answers | {"moe-router.jsonl"}
     assert "MANIFEST.json" in os.listdir(run.out / "model")
@@ -127,13 +107,13 @@ def test_summary_has_every_key_of_the_contract(run: Run) -> None:
     assert summary["router"]["n"] == TEST_IMAGES
     assert summary["router"]["low"] <= summary["router"]["accuracy"] <= summary["router"]["high"]
     assert summary["model"] == "model/"
-    assert summary["config_sha256"] == run.plan.config_sha256
+    assert summary["config_sha256"] == run.plan.recipe.sha256
 
 
 def test_every_score_has_every_key_and_says_its_n_and_baselines(run: Run) -> None:
     keys = {
         "system", "task", "split", "subset", "protocol", "metric", "value", "low", "high", "n",
-        "constant_baseline", "question_only_baseline", "control",
+        "constant_baseline", "question_only_baseline", "blind_twin", "share", "control",
     }  # fmt: skip
     for row in run.summary["scores"]:
         assert set(row) - {"note"} == keys
@@ -163,45 +143,53 @@ def test_both_systems_both_tasks_and_the_blank_control_are_scored(run: Run) -> N
 
 
 def test_predictions_on_disk_score_to_the_same_rows(run: Run) -> None:
-    corpus = phantom_corpus(run.plan.steps, "standard", run.plan.seed, SIZE)
-    for task in corpus.tasks:
+    for name in TASKS:
+        counts = {"train": TRAIN_IMAGES, "test": TEST_IMAGES}
+        task = task_records(
+            task_spec(name), None, split="test", limit=None, seed=7, phantom_images=counts
+        )
         for system, control in SYSTEMS:
-            path = run.out / "predictions" / prediction_file(system, task.name, control)
+            path = run.out / "predictions" / prediction_file(system, name, control)
             again = score_task(
                 system=system,
-                task=task.name,
-                split=task.split,
+                task=name,
+                split="test",
                 records=task.records,
                 predictions=read_predictions(path),
-                train_records=task.train_records,
-                seed=run.plan.seed,
+                train_records=task.train,
+                seed=7,
                 control=control,
             )
-            assert [row.to_dict() for row in again] == [
+            rows = [
                 row
                 for row in run.summary["scores"]
-                if (row["system"], row["task"], row["control"]) == (system, task.name, control)
+                if (row["system"], row["task"], row["control"]) == (system, name, control)
             ]
+            assert again
+            assert all(row.to_dict() in rows for row in again)
+
+
+def test_eval_of_the_model_asks_and_scores_what_the_report_did(run: Run, tmp_path: Path) -> None:
+    words = ["eval", str(run.out / "model"), "--task", "phantom_vqa", "--out", str(tmp_path / "e")]
+    assert main([*words, "--protocol", "strict"]) == 0
+    found = json.loads((tmp_path / "e" / "summary.json").read_text(encoding="utf-8"))
+    reported = [
+        row
+        for row in run.summary["scores"]
+        if (row["system"], row["task"], row["control"], row["protocol"])
+        == ("moe", "phantom_vqa", None, "strict")
+    ]
+    assert found["scores"] == reported
 
 
 def test_run_files_say_how_the_run_was_made(run: Run) -> None:
     config = yaml.safe_load((run.out / "config.yaml").read_text(encoding="utf-8"))
-    assert config == run.plan.config
+    assert config == run.plan.recipe.config
     facts = json.loads((run.out / "run.json").read_text(encoding="utf-8"))
     assert facts["seed"] == 7
     assert set(facts["versions"]) >= {"python", "medmoe", "torch", "transformers"}
     assert set(facts["hardware"]) >= {"cores", "threads", "cpu_capability"}
-    assert facts["data"]["name"] == "phantom"
-
-
-def test_metrics_hold_the_curve_of_every_phase(run: Run) -> None:
-    lines = (run.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    assert {row["phase"] for row in rows} == set(PHASES)
-    for phase in PHASES:
-        mine = [row for row in rows if row["phase"] == phase]
-        assert [row["step"] for row in mine] == [1, 2, 3]
-        assert all(np.isfinite(row["loss"]) for row in mine)
+    assert list(facts["data"]["sha256"]) == ["phantom/train"]
 
 
 def test_report_shows_pictures_curves_and_scores_and_needs_no_network(run: Run) -> None:
@@ -240,7 +228,9 @@ def test_model_on_disk_verifies_and_says_where_it_is_from(run: Run) -> None:
     folder = run.out / "model"
     verify(folder)
     model, _ = load_model(folder)
-    assert model.config.moe_layers == list(run.plan.model.moe_layers)
+    assert model.config.moe_layers == list(run.plan.recipe.spec.model.moe_layers)
+    trained = load_file(run.out / "phase3_moe" / "model" / "model.safetensors")
+    assert load_file(folder / "model.safetensors").keys() == trained.keys()
     facts = json.loads((folder / "medmoe.json").read_text(encoding="utf-8"))
     assert facts["domains"] == ["ct", "mri", "pathology", "xray"]
     assert facts["training"]["seed"] == 7
@@ -248,10 +238,12 @@ def test_model_on_disk_verifies_and_says_where_it_is_from(run: Run) -> None:
     assert "not a medical device" in facts["training"]["use"]
 
 
-def test_ask_gives_the_answer_of_the_model_in_memory(
+def test_ask_gives_the_answer_of_the_engine(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for number, (record, expected) in enumerate(zip(asked(), run.answers, strict=True)):
+    engine = MedMoe.load(run.out / "phase3_moe" / "model")
+    for number, record in enumerate(asked()):
+        expected = engine.answer(record.image.source, record.question, evidence=True)
         assert isinstance(record.image.source, np.ndarray)
         picture = tmp_path / "phantom.png"
         Image.fromarray(record.image.source).save(picture)
@@ -295,12 +287,28 @@ def test_same_seed_in_another_process_gives_the_same_summary(
         assert (tmp_path / "again" / "predictions" / file.name).read_bytes() == file.read_bytes()
 
 
-def test_another_seed_gives_other_pictures_and_scores_the_same_number(run: Run) -> None:
-    other = phantom_corpus(run.plan.steps, "standard", 8, SIZE)
-    corpus = phantom_corpus(run.plan.steps, "standard", 7, SIZE)
-    assert len(corpus.images()) == len(other.images()) == TRAIN_IMAGES + TEST_IMAGES
-    for one, two in zip(corpus.images(), other.images(), strict=True):
-        assert not np.array_equal(one.source, two.source)  # type: ignore[arg-type]
+def test_a_second_call_goes_on_and_finds_the_same(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a kill between two phases: what is finished stays, the rest is done again."""
+    out = shutil.copytree(run.out, tmp_path / "out")
+    for name in ("phase3_moe", "sft", "eval", "model"):
+        shutil.rmtree(out / name)
+    trained: list[str] = []
+    summary = run_demo(micro_plan(out), lambda phase, *_: trained.append(phase), unasked)
+    assert set(trained) == {"phase3_moe", "sft"}
+    assert comparable(summary) == comparable(run.summary)
+    monkeypatch.setattr(MedMoe, "answer_features", None)  # nothing is asked a second time
+    again = run_demo(micro_plan(out), lambda phase, *_: trained.append("again"), unasked)
+    assert "again" not in trained
+    assert comparable(again) == comparable(run.summary)
+
+
+def test_a_folder_of_other_values_is_refused(run: Run) -> None:
+    with pytest.raises(ConfigError, match=r"was trained with other values \(seed: 7 then, 8 now\)"):
+        micro_plan(run.out, seed=8)
+    with pytest.raises(ConfigError, match=r"phases\.phase0_encoder\.steps: 3 then, 4 now"):
+        micro_plan(run.out, "phases.phase0_encoder.steps=4")
 
 
 def test_a_folder_never_shows_the_scores_of_one_run_with_the_model_of_another(
@@ -310,36 +318,34 @@ def test_a_folder_never_shows_the_scores_of_one_run_with_the_model_of_another(
         raise GuardError("the disk is full")
 
     out = shutil.copytree(run.out, tmp_path / "out")
-    for name, result in run.parts.items():
-        monkeypatch.setattr(demo, name, lambda *_, result=result: result)
-    monkeypatch.setattr(demo, "write_report", full)
+    shutil.rmtree(out / "phase3_moe")
+    monkeypatch.setattr(demo, "evaluate", full)
     with pytest.raises(GuardError, match="the disk is full"):
-        run_demo(replace(run.plan, seed=8), out, silent)
-    assert not is_mixed(out)
+        run_demo(micro_plan(out), silent, unasked)
+    assert not {"predictions", "examples", "applied_card.html"} & set(os.listdir(out))
+    assert json.loads((out / "summary.json").read_text(encoding="utf-8"))["scores"] == []
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="killing a copy of this process needs fork")
-def test_a_run_killed_while_it_writes_leaves_nothing_half_written(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_killed_while_it_writes_leaves_nothing_half_written(run: Run, tmp_path: Path) -> None:
     """A sample of `make stress`: training and scoring are done already, all that is left writes."""
-    for name, result in run.parts.items():
-        monkeypatch.setattr(demo, name, lambda *_, result=result: result)
 
     def write(out: Path) -> None:
-        run_demo(run.plan, out, silent)
+        run_demo(micro_plan(out), silent, unasked)
 
+    begun = shutil.copytree(run.out, tmp_path / "begun")
+    for name in ("summary.json", "report.html", "run.json", "config.yaml"):
+        (begun / name).unlink()
+    for name in ("model", "predictions", "examples"):
+        shutil.rmtree(begun / name)
     start = time.perf_counter()
-    assert fork_and_kill(lambda: write(tmp_path / "whole"), None)
+    assert fork_and_kill(partial(write, shutil.copytree(begun, tmp_path / "whole")), None)
     seconds = time.perf_counter() - start
     assert not half_written(tmp_path / "whole")
     rng, ended = random.Random(7), 0
     for number in range(6):
-        out = tmp_path / f"out{number}"
-        if number % 2:
-            shutil.copytree(run.out, out)
-        # the writing of the model, in the first half, is where most can go wrong
-        delay = seconds * rng.uniform(0.0, 0.5 if number < 4 else 1.0)
-        ended += fork_and_kill(partial(write, out), delay)
+        out = shutil.copytree(run.out if number % 2 else begun, tmp_path / f"out{number}")
+        ended += fork_and_kill(partial(write, out), seconds * rng.uniform(0.0, 1.0))
         assert half_written(out) == []
+        assert not is_mixed(out)
     assert ended < 6, "no run was met alive"

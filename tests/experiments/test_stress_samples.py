@@ -108,6 +108,6 @@ def test_source_hash_sees_an_uncommitted_change(tmp_path: Path) -> None:
 
 
 def test_micro_plan_is_as_short_as_the_tests_need() -> None:
-    plan = micro.micro_plan()
-    assert set(plan.steps.steps.values()) == {micro.STEPS}
-    assert (plan.steps.train_images, plan.steps.test_images) == (24, 8)
+    spec = micro.micro_plan(Path("out")).recipe.spec
+    assert {values.steps for values in spec.phases.values()} == {micro.STEPS}
+    assert (spec.data.phantom_images, spec.data.phantom_test_images) == (24, 8)

@@ -1,4 +1,4 @@
-"""`medmoe train` end to end on a few steps: run directories, hand-over, resume, and the demo."""
+"""`medmoe train` end to end on a few steps: run directories, hand-over, resume."""
 
 from __future__ import annotations
 
@@ -12,18 +12,15 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tests.experiments.micro import micro_plan as demo_plan
 from tests.experiments.micro_train import SMALL, micro_plan, micro_recipe, silent
 
 from medmoe.config.schema import PHASES
 from medmoe.data.leakage import drop_near_duplicates, images_of
 from medmoe.data.phantom import read_phantom
 from medmoe.experiments import phases as running
-from medmoe.experiments.demo_corpus import phantom_corpus
 from medmoe.experiments.estimate import estimate
 from medmoe.experiments.handover import check_input, load_router, save_router
 from medmoe.experiments.outlook import Outlook
-from medmoe.experiments.pipeline import train_all
 from medmoe.experiments.plan import plan_train
 from medmoe.experiments.recipe import load_recipe
 from medmoe.experiments.run import run_train
@@ -196,28 +193,6 @@ def test_the_listener_is_told_first_what_the_whole_run_takes(run) -> None:  # ty
     assert points[0].steps == dict.fromkeys(PHASES_OF_TINY, 3)
     assert all(flops > 0 for flops in points[0].flops.values())
     assert not [point for point in points[1:] if isinstance(point, Outlook)]
-
-
-def test_train_and_demo_give_the_same_weights(run) -> None:  # type: ignore[no-untyped-def]
-    """One goes over disk from phase to phase, the other stays in memory: not a bit may differ.
-
-    Nor does it matter that one is measured on the way.
-    """
-    out, _, _ = run
-    plan = demo_plan()
-    recipe = micro_recipe().spec
-    specs = plan.spec.phases | dict(recipe.phases)
-    spec = plan.spec.model_copy(update={"phases": specs, "vocab_size": 300, "router_images": 16})
-    steps = plan.steps.model_copy(
-        update={"train_images": 24, "max_questions": 8, "steps": dict.fromkeys(PHASES, 3)}
-    )
-    corpus = phantom_corpus(steps, "standard", 7, 64)
-    trained = train_all(corpus, plan.model, spec, steps, 7, silent)
-    wanted = trained.moe.state_dict()
-    engine = MedMoe.load(out / "phase3_moe" / "model")
-    found = engine.model.state_dict()
-    assert found.keys() == wanted.keys()
-    assert [name for name in found if not torch.equal(found[name], wanted[name])] == []
 
 
 def test_a_finished_run_resumed_trains_nothing(run) -> None:  # type: ignore[no-untyped-def]

@@ -10,7 +10,6 @@ from medmoe.routing.statistics import (
     confusion_matrix,
     expert_counts,
     expert_share,
-    router_accuracy,
     routing_entropy,
 )
 
@@ -72,14 +71,3 @@ def test_entropy_of_a_single_expert_is_zero() -> None:
 def test_confusion_has_truth_in_rows_and_leaves_out_images_without_domain() -> None:
     matrix = confusion_matrix([0, 0, 1, 2, -1], [0, 1, 1, 0, 2], num_domains=3)
     assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
-    assert router_accuracy(matrix) == 0.5
-
-
-def test_accuracy_of_no_images_is_an_error() -> None:
-    with pytest.raises(DataError, match="router accuracy of 0 images is undefined"):
-        router_accuracy(np.zeros((2, 2)))
-
-
-def test_accuracy_needs_a_square_matrix() -> None:
-    with pytest.raises(DataError, match=r"shape \(2, 3\); it must be square"):
-        router_accuracy(np.zeros((2, 3)))

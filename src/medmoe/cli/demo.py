@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=flags.positive_int,
         default=10,
         metavar="M",
-        help="pick the largest step plan for M minutes on two cores (default: 10); never a clock",
+        help="pick the largest preset for M minutes on two cores (default: 10); never a clock",
     )
     parser.add_argument(
         "--split",
@@ -35,21 +35,24 @@ def run(args: argparse.Namespace) -> int:
     """Run the demonstration, then print where it went and how it scored."""
     from transformers.utils.logging import disable_progress_bar
 
-    from medmoe.cli.demo_display import Display
+    from medmoe.cli.demo_display import closing, opening
+    from medmoe.cli.eval_bar import Bar
+    from medmoe.cli.train_display import Display
     from medmoe.data.registry import find_data
-    from medmoe.experiments.demo import run_demo
-    from medmoe.experiments.demo_plan import plan_demo
-    from medmoe.experiments.demo_report import next_steps
+    from medmoe.experiments.demo import plan_demo, score_demo, train_demo
 
     disable_progress_bar()
-    root = find_data(args.data)
-    plan = plan_demo(root, args.split, args.minutes, args.seed, args.settings)
-    out = flags.make_out_dir(args.out)
-    display = Display(plan)
-    display.opening()
+    plan = plan_demo(
+        find_data(args.data), args.out, args.split, args.minutes, args.seed, args.settings
+    )
+    flags.make_out_dir(args.out)
+    opening(plan)
     start = time.perf_counter()
+    display = Display(plan)
     with display:
-        summary: dict[str, Any] = run_demo(plan, out, display.progress)
-    display.closing(summary, out, time.perf_counter() - start, next_steps(plan, out))
+        train_demo(plan, display.progress, display.measured)
+    with Bar() as bar:
+        summary: dict[str, Any] = score_demo(plan, bar.update)
+    closing(plan, summary, time.perf_counter() - start)
     flags.write_json(args.json, summary)
     return 0

@@ -1,28 +1,18 @@
-"""What `medmoe demo` shows in the terminal: the plan, a bar per phase, the result table."""
+"""What `medmoe demo` prints before and after: what will be done, and the result table."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
-from medmoe.cli.console import log_to
-from medmoe.config.schema import PHASES, PhaseName
+from medmoe.cli.parser import FOOTER
 from medmoe.evaluation.pages.report_rows import interval, place, results
-from medmoe.experiments.demo_plan import DemoPlan
+from medmoe.experiments.demo import next_steps
+from medmoe.experiments.plan import TrainPlan
 from medmoe.numbers import percent
 
 #: Protocol, subset and metric of what the result table shows.
@@ -35,90 +25,44 @@ HEADLINES = {
 BASELINES = ("constant_baseline", "question_only_baseline")
 
 
-class Display:
-    """Terminal output of one demonstration."""
+def opening(plan: TrainPlan) -> None:
+    """Print what will be done, on which data, and how long it should take."""
+    console = Console()
+    where = "the embedded phantom" if plan.root is None else str(plan.root)
+    split = "" if plan.root is None else f", {plan.recipe.split} split"
+    console.print(f"[bold]medmoe demo[/] on {escape(where)}{split}, seed {plan.seed}")
+    console.print(
+        f"Preset for {plan.recipe.minutes} minutes on two cores; the steps are fixed, the time is "
+        "an estimate:"
+    )
+    steps = ", ".join(f"{phase} {plan.recipe.spec.phases[phase].steps}" for phase in plan.phases)
+    console.print(f"  {steps}", highlight=False)
 
-    def __init__(self, plan: DemoPlan) -> None:
-        self._plan = plan
-        self._console = Console()
-        self._bars = Progress(
-            TextColumn("{task.description:<20}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:>5.0f}/{task.total:.0f} steps"),
-            TextColumn("{task.fields[loss]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
+
+def closing(plan: TrainPlan, summary: dict[str, Any], seconds: float) -> None:
+    """Print the result table and where everything is."""
+    console = Console()
+    width = console.width if console.is_terminal else 120
+    console.print(result_table(summary), width=width)
+    console.print(
+        f"parameters: {summary['parameters']['total']:,} in all, "
+        f"{summary['parameters']['activated']:,} activated per token"
+    )
+    for name, router in summary["router"]["by_dataset"].items():
+        console.print(
+            f"router on {name}: {router['accuracy']:.1f} % "
+            f"[{router['low']:.1f}, {router['high']:.1f}] of {router['n']} images"
         )
-        self._tasks: dict[PhaseName, TaskID] = {}
-        self._log = log_to(self._console)
-
-    def opening(self) -> None:
-        """Print what will be done, on which data, and how long it should take."""
-        plan = self._plan
-        where = "the embedded phantom" if plan.root is None else str(plan.root)
-        split = "" if plan.root is None else f", {plan.split} split"
-        self._console.print(f"[bold]medmoe demo[/] on {escape(where)}{split}, seed {plan.seed}")
-        self._console.print(
-            f"Step plan for {plan.minutes} minutes on two cores; the steps are fixed, the time is "
-            "an estimate:"
-        )
-        steps = ", ".join(f"{phase} {plan.steps.steps[phase]}" for phase in PHASES)
-        self._console.print(f"  {steps}", highlight=False)
-
-    def __enter__(self) -> Display:
-        self._log.__enter__()
-        if self._console.is_terminal:
-            self._bars.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bars.stop()
-        self._log.__exit__(kind, error, trace)
-
-    def progress(self, phase: PhaseName, step: int, steps: int, loss: float | None) -> None:
-        """Move a phase's bar."""
-        if not self._console.is_terminal:
-            # A log file gets one line per tenth of a phase instead of a bar.
-            if loss is not None and step % max(1, steps // 10) == 0:
-                self._console.print(f"{phase} {step}/{steps} loss {loss:.3f}", highlight=False)
-            return
-        if phase not in self._tasks:
-            self._tasks[phase] = self._bars.add_task(phase, total=steps, loss="")
-        self._bars.update(self._tasks[phase], completed=step)
-        if loss is not None:
-            self._bars.update(self._tasks[phase], loss=f"loss {loss:.3f}")
-
-    def closing(
-        self, summary: dict[str, Any], out: Path, seconds: float, next_steps: list[str]
-    ) -> None:
-        """Print the result table and where everything is."""
-        width = self._console.width if self._console.is_terminal else 120
-        self._console.print(result_table(summary), width=width)
-        self._console.print(
-            f"parameters: {summary['parameters']['total']:,} in all, "
-            f"{summary['parameters']['activated']:,} activated per token"
-        )
-        for name, router in summary["router"]["by_dataset"].items():
-            self._console.print(
-                f"router on {name}: {router['accuracy']:.1f} % "
-                f"[{router['low']:.1f}, {router['high']:.1f}] of {router['n']} images"
-            )
-        for line in plain_words(summary):
-            self._console.print(f"  - {line}", highlight=False, markup=False)
-        limit = 60 * self._plan.minutes
-        late = f", over the plan's {self._plan.minutes} minutes" if seconds > limit else ""
-        self._console.print(f"done in {seconds / 60:.1f} minutes{late}")
-        paths = f"report: {out / 'report.html'}   model: {out / 'model'}"
-        self._console.print(paths, highlight=False, markup=False, soft_wrap=True)
-        for line in next_steps:
-            self._console.print(f"  - {line.replace('`', '')}", highlight=False, markup=False)
-        self._console.print("Research use only, not a medical device.")
+    for line in plain_words(summary):
+        console.print(f"  - {line}", highlight=False, markup=False)
+    minutes = plan.recipe.minutes or 0
+    late = f", over the preset's {minutes} minutes" if seconds > 60 * minutes else ""
+    console.print(f"done in {seconds / 60:.1f} minutes{late}")
+    paths = f"report: {plan.out / 'report.html'}   model: {plan.out / 'model'}"
+    console.print(paths, highlight=False, markup=False, soft_wrap=True)
+    for line in next_steps(plan):
+        console.print(f"  - {line.replace('`', '')}", highlight=False, markup=False)
+    console.print(FOOTER)
 
 
 def plain_words(summary: dict[str, Any]) -> list[str]:

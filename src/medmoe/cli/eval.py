@@ -150,6 +150,7 @@ def _tasks(
     from medmoe.errors import ConfigError
     from medmoe.evaluation.ask.records import task_records
     from medmoe.evaluation.tasks import TaskSpec, task_spec
+    from medmoe.model.checkpoint import provenance
 
     specs: dict[str, TaskSpec] = {}
     for name in dict.fromkeys(args.task):
@@ -157,8 +158,11 @@ def _tasks(
         if spec.name in specs:
             raise ConfigError(f"two tasks are called {spec.name}; ask them in runs of their own")
         specs[spec.name] = spec
+    drawn = provenance(args.model).get("phantom_images")
     return {
-        name: task_records(spec, root, split=split, limit=args.limit, seed=args.seed)
+        name: task_records(
+            spec, root, split=split, limit=args.limit, seed=args.seed, phantom_images=drawn
+        )
         for name, spec in specs.items()
     }
 

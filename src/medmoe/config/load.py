@@ -111,7 +111,7 @@ def apply_overrides(data: Mapping[str, Any], settings: Sequence[str]) -> dict[st
         ConfigError: A setting has no ``=``, an empty key, a value that is no YAML, or its path
             leads into a plain value.
     """
-    # A copy whose keys are all strings, as a path names them (`plans.10`).
+    # A copy whose keys are all strings, as a path names them.
     result: dict[str, Any] = json.loads(json.dumps(data, default=str))
     for setting in settings:
         path, equals, raw = setting.partition("=")

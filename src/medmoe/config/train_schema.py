@@ -16,6 +16,7 @@ from medmoe.config.schema import (
     PhaseName,
     PhaseSpec,
     Positive,
+    Share,
     Strict,
     Task,
 )
@@ -109,6 +110,10 @@ class DataSpec(Strict):
         apart_from: Sets that will be scored: a training picture that nearly equals one of theirs
             is dropped, and counted in ``run.json``. Without a split: validation and test.
         drop_near_duplicates: Switched off, such a picture is refused instead of dropped.
+        shared: Scored sets that have pictures in common with other splits of their own data set:
+            these are trained on, counted, and stand in every score.
+        held_out: Set → share of its images that are not trained on but make up
+            ``<data set>/held_out``, drawn by the seed.
         repeats: How often a data set's images come in one epoch (1 where not named).
         limits: At most so many training images of a data set.
         modality: That of all pictures of a set that names none.
@@ -118,6 +123,8 @@ class DataSpec(Strict):
     phantom_test_images: Positive = 200
     apart_from: tuple[str, ...] = ()
     drop_near_duplicates: bool = True
+    shared: tuple[str, ...] = Field(default=(), exclude_if=lambda value: not value)
+    held_out: dict[str, Share] = Field(default_factory=dict, exclude_if=lambda value: not value)
     repeats: dict[str, Positive] = Field(default_factory=dict)
     limits: dict[str, Positive] = Field(default_factory=dict)
     modality: str | None = Field(default=None, exclude_if=lambda value: value is None)
@@ -214,6 +221,8 @@ class TrainSpec(Strict):
     Attributes:
         vocab_size: Upper bound of the tokenizer that phase 0 trains.
         max_length: Longest sequence in tokens (paper, Table 11: 2048).
+        notes: Plain sentences that belong beside the scores.
+        scored: Task → the set that `medmoe demo` scores it on; kept apart as `apart_from` is.
         starts: Finished run directories of earlier phases to start from, by phase; an earlier
             phase that is not named is this run's own. A phase that is trained here and named too
             goes on with that model.
@@ -225,6 +234,8 @@ class TrainSpec(Strict):
     model: ModelSpec
     vocab_size: Positive | None = None
     max_length: Positive = 2048
+    notes: tuple[str, ...] = Field(default=(), exclude_if=lambda value: not value)
+    scored: dict[str, str] = Field(default_factory=dict, exclude_if=lambda value: not value)
     data: DataSpec = Field(default_factory=DataSpec)
     router: RouterSpec | None = None
     # Left out of the dump where there is none, so that the hashes of older runs hold.
@@ -280,6 +291,10 @@ class TrainSpec(Strict):
         if self.learns_router():
             sources = tuple(name for name in sources if PHASE_TABLE[name].leaves != "router")
         return sources
+
+    def apart_from(self) -> tuple[str, ...]:
+        """Return the sets that will be scored, whose pictures are not trained on."""
+        return tuple(dict.fromkeys([*self.data.apart_from, *self.scored.values()]))
 
     def tasks(self, phase: PhaseName) -> tuple[Task, ...]:
         """Return the tasks whose records a phase trains on in this run."""

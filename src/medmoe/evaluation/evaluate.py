@@ -34,7 +34,7 @@ from medmoe.evaluation.pairs.rewriting import rewritten
 from medmoe.evaluation.reliability.measure import answered_by_kind, reliability, robustness_row
 from medmoe.evaluation.score.breakdowns import breakdowns
 from medmoe.evaluation.score.rows import ScoreRow, score_task
-from medmoe.evaluation.statistics import wilson
+from medmoe.evaluation.statistics import accuracy_of
 from medmoe.files import write_json
 from medmoe.model.checkpoint import provenance, read_config
 from medmoe.model.cost.parameters import activated_parameters, total_parameters
@@ -81,6 +81,13 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
     return summary
 
 
+def _system(model: Path) -> str:
+    """Return what the scores call a model."""
+    if read_config(model).moe_layers:
+        return "moe"
+    return "sft" if provenance(model).get("phase") == "sft" else "dense"
+
+
 def _score_rows(
     plan: EvalPlan,
     task: TaskRecords,
@@ -89,7 +96,7 @@ def _score_rows(
 ) -> list[ScoreRow]:
     """Return the rows of every protocol that applies, with breakdowns where no control is named."""
     rows = score_task(
-        system="moe" if read_config(plan.model).moe_layers else "dense",
+        system=_system(plan.model),
         task=task.spec.name,
         split=task.split,
         records=task.records,
@@ -212,14 +219,7 @@ def _router(plan: EvalPlan) -> dict[str, Any] | None:
                 said[row["image"]] = row["routing"]["domain"]
     if not said:
         return None
-    right = sum(true[image] == domain for image, domain in said.items())
-    low, high = wilson(right, len(said))
-    return {
-        "accuracy": 100 * right / len(said),
-        "low": 100 * low,
-        "high": 100 * high,
-        "n": len(said),
-    }
+    return accuracy_of(sum(true[image] == domain for image, domain in said.items()), len(said))
 
 
 def _kept_parameters(out: Path, asker: Asker) -> dict[str, Any]:

@@ -138,6 +138,12 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     return float(ends.low), float(ends.high)
 
 
+def accuracy_of(right: int, n: int) -> dict[str, float | int]:
+    """Return ``accuracy`` with ``low`` and ``high`` in percent, and ``n``, as summaries hold it."""
+    low, high = wilson(right, n)
+    return {"accuracy": 100 * right / n, "low": 100 * low, "high": 100 * high, "n": n}
+
+
 def intervals(
     values: Floats, images: Sequence[str], seed: int
 ) -> list[tuple[float | None, float | None]]:

@@ -24,14 +24,14 @@ from medmoe.data.leakage import Leak, drop_near_duplicates, refuse_leaks
 from medmoe.data.near_duplicates import fingerprints
 from medmoe.data.phantom import SPLITS as PHANTOM_SPLITS
 from medmoe.data.phantom import read_phantom
+from medmoe.data.readers.common import hash_share
 from medmoe.data.schema import ImageRecord, Record, Task, images_of
 from medmoe.domains import domain_of
 from medmoe.errors import DataError, one_of
-from medmoe.experiments.real_corpus import limited
 from medmoe.model.pretrained import vision_of
 from medmoe.training.phases.phase2_router import choose_labelled
 
-PHANTOM = "phantom"
+PHANTOM, HELD_OUT = "phantom", "held_out"
 Use = Literal["train", "apart", "test", "measure"]
 #: What a set is named for -> the splits that are meant where the recipe names none.
 _SPLITS_FOR: dict[Use, tuple[str, ...]] = {
@@ -194,7 +194,7 @@ def read_data(
     sets = _Sets(spec, root, seed, allow_outside)
     used: dict[Use, list[str]] = {
         "train": [name for phase in phases for name in spec.phases[phase].data],
-        "apart": list(spec.data.apart_from) if phases else [],
+        "apart": list(spec.apart_from()) if phases else [],
         "test": list(spec.router.test) if spec.router and "phase2_router" in phases else [],
         "measure": list(spec.validation.data) if spec.validation and phases else [],
     }
@@ -214,6 +214,23 @@ def read_data(
         scored = list(dict.fromkeys([*apart, *tested]))
         _keep_apart(data, trained, apart, scored, measured, allow_leak)
     return data
+
+
+def read_sets(
+    spec: TrainSpec, names: Iterable[str], root: Path | None, seed: int
+) -> dict[str, list[Record]]:
+    """Return the records of scored sets, by what the recipe calls them.
+
+    Raises:
+        DataError: A set needs a folder and there is none, or it is missing or malformed.
+    """
+    sets = _Sets(spec, root, seed, outside=False)
+    parts = {name: sets.read(name, "test") for name in names}
+    sets.refuse_missing()
+    records = sets.records
+    if spec.data.modality is not None:
+        records = _labelled(records, spec.data.modality)
+    return {name: [r for label in parts[name] for r in records[label]] for name in parts}
 
 
 def _labelled(sets: Mapping[str, list[Record]], modality: str) -> dict[str, list[Record]]:
@@ -250,18 +267,29 @@ def _keep_apart(
     if data.spec.data.drop_near_duplicates:
         for name in trained:
             # A set that is itself scored would be dropped whole: that is left to be refused.
-            others = [r for test in apart if test != name for r in tests[test]]
-            kept, dropped = drop_near_duplicates(data.sets[name], others, known)
+            others = [test for test in apart if test != name and not _may_share(data, name, test)]
+            kept, dropped = drop_near_duplicates(
+                data.sets[name], [r for test in others for r in tests[test]], known
+            )
             data.sets[name], data.dropped[name] = kept, dropped
     left = [record for name in trained for record in data.sets[name]]
-    for name in scored:
-        leak = refuse_leaks(left, tests[name], allow, known)
-        if leak.pairs:
-            data.leaks[name] = leak
+    for test in scored:
+        own = [name for name in trained if _may_share(data, name, test)]
+        foreign = [r for name in trained if name not in own for r in data.sets[name]]
+        found = refuse_leaks(foreign, tests[test], allow, known)
+        counted = [r for name in own for r in data.sets[name]]
+        shared = refuse_leaks(counted, tests[test], True, known)
+        if found.pairs or shared.pairs:
+            data.leaks[test] = Leak((*found.pairs, *shared.pairs), found.test_images)
     for name in measured:
         kept, dropped = drop_near_duplicates(data.sets[name], left, known)
         data.validation += kept
         data.dropped[name] = data.dropped.get(name, 0) + dropped
+
+
+def _may_share(data: TrainData, name: str, test: str) -> bool:
+    """Return whether a recipe lets a set be trained on although a scored one has its pictures."""
+    return test in data.spec.data.shared and name.split("/")[0] == test.split("/")[0]
 
 
 def _untaught(images: Sequence[ImageRecord], domains: Sequence[str]) -> str:
@@ -314,9 +342,22 @@ class _Sets:
         for one in splits:
             name = f"{reader.NAME}/{one}"
             if name not in self.records:
-                self.records[name] = reader.read(self._root or Path(), one, self._bad)
-                self._bad.settle()
+                self.records[name] = self._part(reader, one)
         return [f"{reader.NAME}/{one}" for one in splits]
+
+    def _part(self, reader: registry.Reader, split: str) -> list[Record]:
+        """Return a split less what is held out of it, or what is."""
+        held_out = self._spec.data.held_out
+        of_set = (name.partition("/") for name in held_out)
+        whole = next((part for name, _, part in of_set if name == reader.NAME), None)
+        if split not in (HELD_OUT, whole):
+            whole = None
+        records = reader.read(self._root or Path(), whole or split, self._bad)
+        self._bad.settle()
+        if whole is None:
+            return records
+        share = held_out[f"{reader.NAME}/{whole}"]
+        return registry.hold_out(records, share, self._seed)[split == HELD_OUT]
 
     def refuse_missing(self) -> None:
         """Refuse sets that are known by name where there is no data folder."""
@@ -333,6 +374,15 @@ class _Sets:
         data = self._spec.data
         count = data.phantom_images if split == "train" else data.phantom_test_images
         return read_phantom(split, count, seed=self._seed, size=size)
+
+
+def limited(records: Sequence[Record], limits: Mapping[str, int], seed: int) -> list[Record]:
+    """Keep at most so many images of a data set, by hash: files may be sorted by class."""
+    kept: dict[str, set[str]] = {}
+    for name, limit in limits.items():
+        ids = {record.image.id for record in records if record.dataset == name}
+        kept[name] = set(sorted(ids, key=lambda i: hash_share(i, seed))[:limit])
+    return [r for r in records if r.dataset not in kept or r.image.id in kept[r.dataset]]
 
 
 def _digest(records: Iterable[Record]) -> str:

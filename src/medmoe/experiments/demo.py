@@ -1,99 +1,218 @@
-"""`medmoe demo`: trains, evaluates and shows a Med-MoE end to end.
+"""`medmoe demo`: a recipe's phases as `train` runs them, then MoE and SFT evaluated and compared.
 
-Everything lands in one folder: model, run files, predictions, summary, report.
+    OUT/<phase>/  as `medmoe train` writes them       OUT/model/  the MoE model
+    OUT/eval/<system>/  as `medmoe eval` writes them  OUT/predictions/  their answers, by name
+    OUT/examples/<domain>.png  summary.json  report.html  applied_card.html  model_card_results.md
+
+A second call goes on where the first one ended.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
-import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medmoe.backbones.registry import language_backbone, vision_backbone
-from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
-from medmoe.config.schema import PHASES
+import numpy as np
+
+from medmoe.data.images import open_image
+from medmoe.data.schema import ImageRecord, Record, images_of
+from medmoe.domains import DOMAINS
+from medmoe.evaluation.ask.asker import Progress as Asked
+from medmoe.evaluation.ask.plan import EvalPlan
+from medmoe.evaluation.ask.records import TaskRecords, task_records
+from medmoe.evaluation.compare import compare_task
+from medmoe.evaluation.evaluate import evaluate
+from medmoe.evaluation.files.predictions import read_predictions
 from medmoe.evaluation.pages.cards import CARDS, write_cards
 from medmoe.evaluation.pages.report import write_report
-from medmoe.experiments.demo_corpus import Corpus, phantom_corpus
-from medmoe.experiments.demo_plan import DemoPlan
-from medmoe.experiments.demo_report import example_pictures, report_data
-from medmoe.experiments.pipeline import Trained, train_all
-from medmoe.experiments.real_corpus import real_corpus
-from medmoe.experiments.scoring import Scored, score_all
-from medmoe.files import write_json
-from medmoe.model.checkpoint import check_replaceable, save_model
-from medmoe.model.cost import activated_parameters
+from medmoe.evaluation.pages.run_report import report_of_run
+from medmoe.evaluation.routes.routed_images import RoutedImages, route_images
+from medmoe.evaluation.tasks import task_spec
+from medmoe.experiments.data import HELD_OUT, read_sets
+from medmoe.experiments.handover import is_finished, link_or_copy
+from medmoe.experiments.plan import TrainPlan, plan_train
+from medmoe.experiments.recipe import load_recipe
+from medmoe.experiments.run import RunListener, run_train
+from medmoe.files import write_json, write_text
+from medmoe.inference.engine import MedMoe
+from medmoe.model.checkpoint import provenance
 from medmoe.training.context import Progress
-from medmoe.training.saving.run_dir import write_run
+from medmoe.training.saving.run_dir import git_commit
+
+#: System → the run directory of its model, and the controls that it is asked under.
+SYSTEMS = {"moe": ("phase3_moe", ("blank",)), "sft": ("sft", ())}
+_PROTOCOLS = ("strict", "reference", "label_score")
 
 
-def run_demo(plan: DemoPlan, out: Path, progress: Progress) -> dict[str, Any]:
-    """Train, score and write everything; return the object of ``summary.json``."""
-    check_replaceable(out / "model")  # before an hour of training, not after it
-    corpus = _corpus(plan)
-    trained = train_all(corpus, plan.model, plan.spec, plan.steps, plan.seed, progress)
-    # From here on the folder is the new run's: no scores of an older one beside its model.
-    for name in ("summary.json", "report.html", *CARDS):
-        (out / name).unlink(missing_ok=True)
-    shutil.rmtree(out / "predictions", ignore_errors=True)
-    start = time.perf_counter()
-    scored = score_all(corpus, trained, out, plan.seed)
-    trained.seconds["eval"] = time.perf_counter() - start
-    summary = _summary(plan, corpus, trained, scored)
-    data = {"name": corpus.name, "sha256": corpus.hashes(), "notes": list(corpus.notes)}
-    write_run(out, plan.config, plan.seed, plan.source, data, trained.phases)
-    save_model(trained.moe, trained.processor, out / "model", _provenance(plan, corpus))
-    report = report_data(plan, corpus, trained, scored, summary, out)
-    write_report(out / "report.html", report)
-    example_pictures(corpus, out / "examples")
+def plan_demo(
+    root: Path | None, out: Path, split: str, minutes: int, seed: int, settings: Sequence[str] = ()
+) -> TrainPlan:
+    """Settle the recipe of a demonstration, and check all that needs no data.
+
+    Args:
+        root: Folder of the real data sets, None for the embedded phantom.
+
+    Raises:
+        ConfigError: The recipe has no such split or preset, a setting breaks a rule, or ``out``
+            holds a run of other values.
+    """
+    name = "demo_phantom" if root is None else "demo_real"
+    recipe = load_recipe(name, settings, split=split, minutes=minutes)
+    return plan_train(recipe, (), root, out, seed, resume=True)
+
+
+def train_demo(plan: TrainPlan, progress: Progress, listener: RunListener | None = None) -> None:
+    """Run the phases that are not finished; scores of an earlier model are taken away first."""
+    if not all(is_finished(plan.out / phase) for phase in plan.phases):
+        for name in ("summary.json", "report.html", *CARDS):
+            (plan.out / name).unlink(missing_ok=True)
+        for name in ("eval", "predictions", "examples"):
+            shutil.rmtree(plan.out / name, ignore_errors=True)
+    run_train(plan, progress, listener)
+
+
+def score_demo(plan: TrainPlan, asked: Asked) -> dict[str, Any]:
+    """Evaluate both systems, compare them, write the report; return ``summary.json``."""
+    out, spec = plan.out, plan.recipe.spec
+    trained = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    tests = spec.router.test if spec.router else ()
+    sets = read_sets(spec, dict.fromkeys([*spec.scored.values(), *tests]), plan.root, plan.seed)
+    tasks = [_task(plan, name, of, sets[of]) for name, of in spec.scored.items()]
+    evaluated = {system: _evaluated(plan, tasks, system, asked) for system in SYSTEMS}
+    known = (record for name in tests for record in sets[name] if record.image.modality)
+    routed = route_images(MedMoe.load(out / "model"), images_of(known))
+    _gather_predictions(out, tasks, routed)
+    notes = [*spec.notes, *provenance(out / "model").get("notes", ())]
+    notes += [note for run in evaluated.values() for note in run["notes"]]
+    seconds = {"eval": sum(run["seconds"]["eval"] for run in evaluated.values())}
+    summary = {
+        **trained,
+        "seconds": trained["seconds"] | seconds,
+        "router": routed.accuracy(),
+        "comparisons": [row for task in tasks for row in _compared(out, task, plan.seed)],
+        "notes": list(dict.fromkeys(notes)),
+        "reliability": evaluated["moe"]["reliability"],
+        "scores": [row for run in evaluated.values() for row in run["scores"]],
+    }
+    scored = images_of(record for task in tasks for record in task.records)
+    _example_pictures([*scored, *routed.images], out / "examples")
     write_json(out / "summary.json", summary)
+    real = f"real data ({plan.recipe.split} split)"
+    title = f"Med-MoE on {'the embedded phantom' if plan.root is None else real}"
+    report = replace(
+        report_of_run(out, title=title, root=plan.root),
+        expert_share=routed.expert_shares(),
+        modalities=routed.modalities(),
+        domains=routed.domains,
+        confusion=routed.confusion(),
+        sheet=_sheet(scored),
+        next_steps=next_steps(plan),
+    )
+    write_report(out / "report.html", report)
     write_cards(out)
     return summary
 
 
-def _corpus(plan: DemoPlan) -> Corpus:
+def run_demo(plan: TrainPlan, progress: Progress, asked: Asked) -> dict[str, Any]:
+    """Train and score; return ``summary.json``."""
+    train_demo(plan, progress)
+    return score_demo(plan, asked)
+
+
+def next_steps(plan: TrainPlan) -> list[str]:
+    """Return what a user may try next; commands stand in backticks."""
+    out = plan.out
+    question = "Is there any nodule?" if plan.root is None else "What imaging modality is this?"
+    steps = [f'Ask: `medmoe ask {out / "model"} {out / "examples" / "ct.png"} "{question}"`.']
     if plan.root is None:
-        size = vision_backbone(plan.model.vision_encoder).image_size
-        return phantom_corpus(plan.steps, plan.split, plan.seed, size)
-    return real_corpus(plan.root, plan.split, plan.spec, plan.seed)
+        steps.append("Train on real pictures: `medmoe demo --data DIR --minutes 60`.")
+    else:
+        command = f"medmoe demo --data DIR --split disjoint --minutes {plan.recipe.minutes}"
+        steps.append(f"Score the image-disjoint split: `{command}`.")
+    again = f"--seed {plan.seed + 1} --out {out}-{plan.seed + 1}"
+    return [*steps, f"See the spread of the scores with another seed: `{again}`."]
 
 
-def _summary(plan: DemoPlan, corpus: Corpus, trained: Trained, scored: Scored) -> dict[str, Any]:
-    total = sum(p.numel() for p in trained.moe.parameters())
-    return {
-        "version": 1,
-        "seed": plan.seed,
-        "data": corpus.name,
-        "commit": plan.source[0],
-        "config_sha256": plan.config_sha256,
-        "seconds": {name: round(value, 1) for name, value in trained.seconds.items()},
-        "parameters": {"total": total, "activated": activated_parameters(trained.moe)},
-        "router": scored.router,
-        "model": "model/",
-        "comparisons": scored.comparisons,
-        "notes": list(corpus.notes),
-        "scores": [row.to_dict() for row in scored.rows],
+def _evaluated(
+    plan: TrainPlan, tasks: Sequence[TaskRecords], system: str, asked: Asked
+) -> dict[str, Any]:
+    """Ask one system all tasks, as `medmoe eval` does; return its summary."""
+    phase, controls = SYSTEMS[system]
+    folder = plan.out / "eval" / system
+    folder.mkdir(parents=True, exist_ok=True)
+    evaluation = EvalPlan(
+        model=plan.out / phase / "model",
+        out=folder,
+        tasks=tasks,
+        root=plan.root,
+        protocols=_PROTOCOLS,
+        controls=controls,
+        seed=plan.seed,
+        commit=git_commit()[0],
+    )
+    return evaluate(evaluation, lambda name, *counts: asked(f"{system}: {name}", *counts))
+
+
+def _task(plan: TrainPlan, name: str, of: str, records: Sequence[Record]) -> TaskRecords:
+    """Return a task on the set that the recipe scores it on."""
+    spec, split = task_spec(name), of.partition("/")[2]
+    data = plan.recipe.spec.data
+    if split == HELD_OUT:
+        kept = [record for record in records if record.task == spec.kind]
+        whole = next(w for w in data.held_out if w.partition("/")[0] == of.partition("/")[0])
+        train = read_sets(plan.recipe.spec, [whole], plan.root, plan.seed)[whole]
+        return TaskRecords(spec, "held-out", None, kept, [r for r in train if r.task == spec.kind])
+    counts = dict.fromkeys(("validation", "test"), data.phantom_test_images)
+    return task_records(
+        spec,
+        plan.root,
+        split=split,
+        limit=None,
+        seed=plan.seed,
+        phantom_images=counts | {"train": data.phantom_images},
+    )
+
+
+def _gather_predictions(out: Path, tasks: Sequence[TaskRecords], routed: RoutedImages) -> None:
+    """Give all answers a name in ``predictions/``: ``<system>-<task>[-<control>].jsonl``."""
+    folder = out / "predictions"
+    folder.mkdir(exist_ok=True)
+    for system, (_, controls) in SYSTEMS.items():
+        for task in tasks:
+            answers = out / "eval" / system / task.spec.name
+            named = {"": answers / "predictions.jsonl"}
+            named |= {f"-{name}": answers / "controls" / f"{name}.jsonl" for name in controls}
+            for suffix, path in named.items():
+                link_or_copy(path, folder / f"{system}-{task.spec.name}{suffix}.jsonl")
+    write_text(folder / "moe-router.jsonl", routed.lines())
+
+
+def _compared(out: Path, task: TaskRecords, seed: int) -> list[dict[str, Any]]:
+    """Return MoE against SFT on one task, paired."""
+    both = {
+        system: read_predictions(out / "predictions" / f"{system}-{task.spec.name}.jsonl")
+        for system in ("sft", "moe")
     }
+    return compare_task(task.spec.name, task.split, task.records, both, seed)
 
 
-def _provenance(plan: DemoPlan, corpus: Corpus) -> dict[str, Any]:
-    backbones: dict[str, LanguageBackbone | VisionBackbone] = {
-        "language_model": language_backbone(plan.model.language_model),
-        "vision_encoder": vision_backbone(plan.model.vision_encoder),
-    }
-    return {
-        "base_model": {
-            part: {"name": found.name, "hub_id": found.hub_id, "revision": found.revision}
-            for part, found in backbones.items()
-        },
-        "phases": {name: plan.steps.steps[name] for name in PHASES if name != "sft"},
-        "data": corpus.name,
-        "licences": {record.dataset: record.licence for record in corpus.train},
-        "notes": list(corpus.notes),
-        "seed": plan.seed,
-        "commit": plan.source[0],
-        "dirty": plan.source[1],
-        "config_sha256": plan.config_sha256,
-        "use": "Research use only, not a medical device.",
-    }
+def _example_pictures(images: Sequence[ImageRecord], folder: Path) -> None:
+    """Write one picture of every domain as ``<domain>.png``, to ask the model about."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = {image.modality: image for image in reversed(images) if image.modality in DOMAINS}
+    for name, image in shown.items():
+        open_image(image.source).save(folder / f"{name}.png")
+
+
+def _sheet(images: Sequence[ImageRecord]) -> list[tuple[str, Any]]:
+    """Return up to six scored pictures of every modality."""
+    shown: dict[str, list[Any]] = {}
+    for image in images:
+        pictures = shown.setdefault(image.modality or "unknown", [])
+        if len(pictures) < 6:
+            pictures.append(np.asarray(open_image(image.source)))
+    return [(name, picture) for name in sorted(shown) for picture in shown[name]]

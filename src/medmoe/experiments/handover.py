@@ -6,6 +6,8 @@ A phase's run directory holds ``model/``: a model directory, or in its manner a 
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,15 @@ from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.errors import CheckpointError, ConfigError
 from medmoe.model.checkpoint import provenance, read_config
-from medmoe.model.committed import MANIFEST, check_files, committed, read_manifest, write_json
+from medmoe.model.committed import (
+    MANIFEST,
+    check_files,
+    committed,
+    put_in_place,
+    read_manifest,
+    staging_of,
+    write_json,
+)
 from medmoe.model.locate import PROVENANCE, model_of
 from medmoe.model.upcycle import RouterState
 
@@ -27,6 +37,38 @@ _FIX = "run that phase again"
 def is_finished(run: Path) -> bool:
     """Return whether a phase's run directory holds its result."""
     return (run / "model" / MANIFEST).is_file()
+
+
+def publish_model(out: Path) -> Path | None:
+    """Put the model of a run where it is looked for: ``OUT/model``, beside its config and facts.
+
+    It is that of phase 3, or of the last phase that leaves a model; None where none has. The files
+    are hard links where the disk knows them.
+    """
+    phases = [name for name in PHASE_TABLE if is_finished(out / name)]
+    phases = [name for name in phases if PHASE_TABLE[name].leaves in ("dense", "moe")]
+    if not phases:
+        return None
+    last = max(phases, key=lambda name: (PHASE_TABLE[name].leaves == "moe", phases.index(name)))
+    model = out / "model"
+    staging = staging_of(model)
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(out / last / "model", staging, copy_function=link_or_copy)
+    put_in_place(staging, model)
+    for name in ("config.yaml", "run.json"):
+        link_or_copy(out / last / name, out / name)
+    return model
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Give a file a second name, in the place of what stood there; copy it where that fails."""
+    staged = staging_of(Path(target))
+    staged.unlink(missing_ok=True)
+    try:
+        os.link(source, staged)
+    except OSError:  # another disk, or one without hard links
+        shutil.copy2(source, staged)
+    staged.replace(target)
 
 
 def check_input(directory: Path, source: PhaseName, phase: PhaseName, recipe: str) -> Path:

@@ -16,7 +16,7 @@ import torch
 
 from medmoe.config.train_schema import RouterSpec
 from medmoe.data.schema import ImageRecord
-from medmoe.evaluation.statistics import wilson
+from medmoe.evaluation.statistics import accuracy_of
 from medmoe.files import write_text
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.upcycle import RouterState
@@ -41,9 +41,7 @@ def router_score(
             then says.
     """
     right = int((route(config, router, test.states) == test.domains).sum())
-    n = len(test.images)
-    low, high = wilson(right, n)
-    score = {"accuracy": 100 * right / n, "low": 100 * low, "high": 100 * high, "n": n}
+    score = accuracy_of(right, len(test.images))
     return score | {"shared_images": shared_images} if shared_images else score
 
 

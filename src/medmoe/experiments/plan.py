@@ -131,8 +131,8 @@ def _check_folder(plan: TrainPlan, phase: PhaseName) -> None:
     if keys and not plan.allow_changed:
         shown = "; ".join(f"{key}: {before.get(key)} then, {now.get(key)} now" for key in keys)
         raise ConfigError(
-            f"{folder} was trained with other values ({shown}); set them back, give another "
-            "--out, or use --allow-changed"
+            f"{folder} was trained with other values ({shown}); set them back, delete the folder, "
+            "give another --out, or use --allow-changed of `medmoe train`"
         )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medmoe.backbones.registry import vision_backbone
+from medmoe.backbones.registry import language_backbone, vision_backbone
 from medmoe.config.load import (
     apply_overrides,
     check,
@@ -22,21 +22,30 @@ from medmoe.config.load import (
     recipe,
     recipe_names,
 )
-from medmoe.config.schema import PHASES
+from medmoe.config.schema import PHASES, ModelSpec
 from medmoe.config.train_schema import TrainSpec
 from medmoe.data import registry
 from medmoe.errors import ConfigError
-from medmoe.experiments.demo_plan import check_depth
 from medmoe.model.checkpoint import provenance, read_config
 from medmoe.model.locate import model_of
+
+STANDARD = "standard"
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A checked recipe and its name, which is that of its file."""
+    """A checked recipe.
+
+    Attributes:
+        name: That of its file.
+        split: Which of its ``splits`` it was resolved with.
+        minutes: Which of its ``presets``; None is the recipe as it stands.
+    """
 
     name: str
     spec: TrainSpec
+    split: str = STANDARD
+    minutes: int | None = None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -54,20 +63,26 @@ class Recipe:
         )
 
 
-def load_recipe(config: str, settings: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    config: str,
+    settings: Sequence[str] = (),
+    *,
+    split: str = STANDARD,
+    minutes: int | None = None,
+) -> Recipe:
     """Return the recipe of a CONFIG word.
 
     Args:
         config: Name of a file under ``recipes/experiments``, or a YAML file.
         settings: ``key=value`` changes, applied last.
+        split: One of the recipe's ``splits``, whose changes are applied before those of a preset.
+        minutes: Take the largest of the recipe's ``presets`` that fits.
 
     Raises:
-        ConfigError: There is no such recipe, it stands on a base that has one itself, or a value
-            breaks a rule.
+        ConfigError: There is no such recipe, split or preset, it stands on a base that has one
+            itself, or a value breaks a rule.
     """
     name, data = _read(config)
-    if "plans" in data:
-        raise ConfigError(f"{name} is a recipe of `medmoe demo`; choose one of: {_choices()}")
     if "base" in data:
         base_name, base = _read(str(data["base"]))
         if "base" in base:
@@ -76,12 +91,56 @@ def load_recipe(config: str, settings: Sequence[str] = ()) -> Recipe:
                 "stand on one that stands on none"
             )
         changes = {key: value for key, value in data.items() if key != "base"}
-        data = merged(_with_model(base), changes)
+        data = merged(_with_model(_without_variants(base)), changes)
+    preset = None if minutes is None else _fitting(name, data, minutes)
+    for variant in (_split(name, data, split), (data.get("presets") or {}).get(preset)):
+        data = merged(data, variant or {})
+    data = _without_variants(data)
     data = apply_overrides(_with_model(data), settings)
     spec = check(TrainSpec, _without_nulls(_with_model(data)), name)
     vision_backbone(spec.model.vision_encoder)
     check_depth(spec.model)
-    return Recipe(name, spec)
+    return Recipe(name, spec, split, preset)
+
+
+def _split(name: str, data: Mapping[str, Any], split: str) -> Mapping[str, Any]:
+    """Return the changes that one of a recipe's splits makes; the standard one may make none."""
+    splits: Mapping[str, Any] = data.get("splits") or {}
+    if split not in splits and split != STANDARD:
+        raise ConfigError(
+            f"--split {split}: {name} knows {', '.join(dict.fromkeys([STANDARD, *splits]))}; "
+            "other data are chosen by --data DIR"
+        )
+    changes: Mapping[str, Any] = splits.get(split) or {}
+    return changes
+
+
+def _fitting(name: str, data: Mapping[str, Any], minutes: int) -> int:
+    """Return the largest preset of a recipe that fits into so many minutes on two cores."""
+    presets = sorted(data.get("presets") or {})
+    fitting = [length for length in presets if length <= minutes]
+    if not fitting:
+        raise ConfigError(
+            f"--minutes {minutes} is shorter than the shortest preset of {name} "
+            f"({presets[0] if presets else 'it has none'}); "
+            f"presets: {', '.join(map(str, presets)) or 'none'}"
+        )
+    return int(fitting[-1])
+
+
+def _without_variants(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in data.items() if key not in ("splits", "presets")}
+
+
+def check_depth(model: ModelSpec) -> None:
+    """Refuse MoE layers that the language model does not have, before anything is trained."""
+    depth = language_backbone(model.language_model).config["num_hidden_layers"]
+    outside = [layer for layer in model.moe_layers if not 0 <= layer < depth]
+    if outside:
+        raise ConfigError(
+            f"moe_layers {list(model.moe_layers)} must lie in 0..{depth - 1}, the layers of "
+            f"{model.language_model}; use --set model.moe_layers=[0,2]"
+        )
 
 
 def record_settings(spec: TrainSpec, records: Sequence[str]) -> list[str]:
@@ -170,8 +229,7 @@ def _read(config: str) -> tuple[str, dict[str, Any]]:
 
 
 def _choices() -> str:
-    names = [n for n in recipe_names("experiments") if "plans" not in recipe("experiments", n)]
-    return ", ".join(names)
+    return ", ".join(recipe_names("experiments"))
 
 
 def _with_model(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,9 +244,9 @@ def _with_model(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_nulls(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out phases, starts and groups that are null."""
+    """Leave out phases, starts, scored tasks and groups that are null."""
     result = {key: value for key, value in data.items() if value is not None}
-    for group in ("phases", "starts"):
+    for group in ("phases", "starts", "scored"):
         if isinstance(result.get(group), Mapping):
             result[group] = {k: v for k, v in result[group].items() if v is not None}
     return result

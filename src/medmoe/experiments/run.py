@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,16 @@ from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainSpec
 from medmoe.evaluation.pages.report import write_report
 from medmoe.evaluation.pages.run_report import report_of_run
-from medmoe.experiments.data import TrainData, read_data
+from medmoe.experiments.data import PHANTOM, TrainData, read_data
 from medmoe.experiments.estimate import outlook
-from medmoe.experiments.handover import check_input, is_finished
+from medmoe.experiments.handover import check_input, is_finished, publish_model
 from medmoe.experiments.outlook import Outlook
 from medmoe.experiments.phases import PHASE_FUNCTIONS, Job
 from medmoe.experiments.plan import TrainPlan, is_main
 from medmoe.files import write_json
-from medmoe.model.checkpoint import provenance
+from medmoe.model.blueprint import meta_model
+from medmoe.model.checkpoint import check_replaceable, provenance, read_config
+from medmoe.model.cost.parameters import activated_parameters, total_parameters
 from medmoe.model.pretrained import language_of, vision_of
 from medmoe.training.context import Progress
 from medmoe.training.meter import Measured, Meter, Validated
@@ -66,6 +68,7 @@ def run_train(plan: TrainPlan, progress: Progress, listener: RunListener | None)
     for phase in plan.phases:
         if phase not in todo:
             logger.info("%s: finished before, skipped", phase)
+    check_replaceable(plan.out / "model")  # before an hour of training, not after it
     source = git_commit()
     data = read_data(
         plan.recipe.spec,
@@ -82,6 +85,8 @@ def run_train(plan: TrainPlan, progress: Progress, listener: RunListener | None)
         listener(outlook(plan.recipe.spec, todo, data, plan.seed))
     for phase in todo:
         _run_phase(plan, phase, data, notes.get(phase, ""), source, progress, listener)
+    if is_main():
+        publish_model(plan.out)
     summary = _summary(plan, source)
     if is_main():
         write_json(plan.out / "summary.json", summary)
@@ -219,6 +224,7 @@ def _provenance(
         **{name: facts[name] for name in kept},
         "data": ", ".join(data.trained(phase)),
         "data_sha256": facts["data"]["sha256"],
+        **_phantom(plan.recipe.spec, phase, before),
         "licences": licences | {r.dataset: r.licence for r in data.records(phase)},
         "base_model": base or _base_model(plan.recipe.spec),
         "phases": phases,
@@ -226,6 +232,16 @@ def _provenance(
         "shared_images": facts["data"]["shared_images"],
         "use": _USE,
     }
+
+
+def _phantom(
+    spec: TrainSpec, phase: PhaseName, before: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return how many embedded pictures the splits have, where one is trained on."""
+    if not any(name.startswith(f"{PHANTOM}/") for name in spec.phases[phase].data):
+        return {k: v for known in before for k, v in known.items() if k == "phantom_images"}
+    tests = dict.fromkeys(("validation", "test"), spec.data.phantom_test_images)
+    return {"phantom_images": {"train": spec.data.phantom_images} | tests}
 
 
 def _base_model(spec: TrainSpec) -> dict[str, Any]:
@@ -269,22 +285,35 @@ def _settings(
 
 def _summary(plan: TrainPlan, source: tuple[str | None, bool]) -> dict[str, Any]:
     """Return what the finished phases say of themselves."""
-    phases = {}
+    phases: dict[PhaseName, dict[str, Any]] = {}
     for phase in plan.phases:
         run = json.loads((plan.out / phase / "run.json").read_text(encoding="utf-8"))
         phases[phase] = {"model": f"{phase}/model/", **(run["finished"] or {})}
-    last = plan.phases[-1]
+    seconds: dict[str, float] = {}
+    for name, ended in phases.items():
+        short = "router" if PHASE_TABLE[name].leaves == "router" else name.partition("_")[0]
+        seconds[short] = round(seconds.get(short, 0.0) + ended.get("seconds", 0.0), 1)
+    model = plan.out / "model"
+    sets = [name for values in plan.recipe.spec.phases.values() for name in values.data]
     return {
         "version": 1,
         "recipe": plan.recipe.name,
         "description": plan.recipe.spec.description,
         "seed": plan.seed,
+        "data": ", ".join(dict.fromkeys(name.partition("/")[0] for name in sets)),
         "commit": source[0],
         "config_sha256": plan.recipe.sha256,
-        "seconds": {name: found.get("seconds") for name, found in phases.items()},
+        "seconds": seconds,
+        "parameters": _parameters(model) if model.is_dir() else None,
         "router": phases.get("phase2_router", {}).get("router"),
-        "model": f"{last}/model/",
+        "model": "model/" if model.is_dir() else f"{plan.phases[-1]}/model/",
         "phases": phases,
         "scores": [],
         "note": _USE,
     }
+
+
+def _parameters(directory: Path) -> dict[str, int]:
+    """Return the weights of a model in all and those that a token passes."""
+    model = meta_model(read_config(directory))
+    return {"total": total_parameters(model), "activated": activated_parameters(model)}

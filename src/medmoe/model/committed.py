@@ -34,7 +34,7 @@ def committed(directory: Path) -> Iterator[Path]:
     try:
         yield staging
         _seal(staging)
-        _put_in_place(staging, directory)
+        put_in_place(staging, directory)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -113,7 +113,8 @@ def _seal(staging: Path) -> None:
         _fsync(path)
 
 
-def _put_in_place(staging: Path, directory: Path) -> None:
+def put_in_place(staging: Path, directory: Path) -> None:
+    """Give a staged directory its name, in the place of one that stood there."""
     old = replaced_by(directory)
     if directory.exists():
         shutil.rmtree(old, ignore_errors=True)

@@ -91,23 +91,6 @@ def confusion_matrix(truth: npt.ArrayLike, predicted: npt.ArrayLike, num_domains
     return expert_counts(np.reshape(predicted, (-1, 1)), truth, num_domains, num_domains)
 
 
-def router_accuracy(confusion_DD: npt.ArrayLike) -> float:
-    """Return the share (0 to 1) of images on the diagonal of a confusion matrix.
-
-    Raises:
-        DataError: The matrix is not square, or holds no image.
-    """
-    matrix = np.asarray(confusion_DD)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise DataError(f"confusion matrix has shape {matrix.shape}; it must be square (D, D)")
-    total = int(matrix.sum())
-    if total == 0:
-        raise DataError(
-            "router accuracy of 0 images is undefined; give images whose modality is a domain"
-        )
-    return float(np.trace(matrix)) / total
-
-
 def _indices(values: npt.ArrayLike, size: int, what: str, lowest: int | None = 0) -> Ints:
     """Return int64 indices; refuses those from size on, and those below ``lowest``."""
     array = np.asarray(values, dtype=np.int64)

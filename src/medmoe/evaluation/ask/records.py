@@ -6,7 +6,7 @@ Data sets come from `medmoe.data.registry`, the phantom is drawn. Nothing is ask
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,7 +52,13 @@ class TaskRecords:
 
 
 def task_records(
-    spec: TaskSpec, root: Path | None, *, split: str | None, limit: int | None, seed: int
+    spec: TaskSpec,
+    root: Path | None,
+    *,
+    split: str | None,
+    limit: int | None,
+    seed: int,
+    phantom_images: Mapping[str, int] | None = None,
 ) -> TaskRecords:
     """Return the records of a task.
 
@@ -62,12 +68,17 @@ def task_records(
         limit: Ask so many questions only: those of images drawn by the seed, not the first ones,
             since files may be sorted by class.
         seed: Of the draw, and of the phantom's pictures.
+        phantom_images: How many pictures the phantom's splits have, as the model was trained and
+            reported with; `PHANTOM_IMAGES` where it says nothing.
 
     Raises:
         DataError: There is no data for the task, or its files are malformed.
     """
     chosen = split or spec.split
-    images = PHANTOM_IMAGES if limit is None else min(PHANTOM_IMAGES, limit)
+    images, taught = (
+        (phantom_images or {}).get(name, PHANTOM_IMAGES) for name in (chosen, spec.train_split)
+    )
+    images = images if limit is None else min(images, limit)
     found = _read(spec, root, chosen, images, seed)
     if spec.reader is not None and all(record.task != "vqa" for record in found):
         spec = replace(spec, kind="classification")
@@ -79,7 +90,7 @@ def task_records(
     if len(records) < len(every) and spec.dataset != PHANTOM:
         notes.append(f"{spec.name}: {len(records)} of {len(every)} questions, drawn by the seed.")
     try:
-        train = _of_kind(spec, _read(spec, root, spec.train_split, PHANTOM_IMAGES, seed))
+        train = _of_kind(spec, _read(spec, root, spec.train_split, taught, seed))
     except DataError as error:
         train = []
         notes.append(

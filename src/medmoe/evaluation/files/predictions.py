@@ -31,8 +31,7 @@ class Prediction:
         text: The answer in words.
         confidence: From 0 to 1, None where the system gives none.
         option_scores: Summed label log-likelihood of each of the record's options, in their order.
-        routing: The router's ``domain`` and ``domain_probability`` for the image; written to files,
-            not read back: scoring does not need it.
+        routing: The router's ``domain`` and ``domain_probability`` for the image; scores need none.
     """
 
     id: str
@@ -136,4 +135,5 @@ def _prediction(row: Mapping[str, Any], where: str) -> Prediction:
         option_scores=None
         if scores is None
         else tuple(number(score, "option_scores", where) for score in scores),
+        routing=routing if isinstance(routing := row.get("routing"), dict) else None,
     )

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from medmoe.config.schema import PHASES
 from medmoe.data.schema import Record
 from medmoe.errors import DataError
 from medmoe.evaluation.files.json_lines import read_rows
@@ -85,8 +86,8 @@ def _summary(folder: Path) -> dict[str, Any]:
 def _points(folder: Path, key: str) -> dict[str, list[tuple[int, float]]]:
     """Return by phase the (step, value) of a key of the run's metrics, or those of its phases."""
     points: dict[str, list[tuple[int, float]]] = {}
-    for path in sorted([*folder.glob("metrics.jsonl"), *folder.glob("*/metrics.jsonl")]):
-        for _, row in read_rows(path, "metrics"):
+    for path in [folder / "metrics.jsonl", *(folder / name / "metrics.jsonl" for name in PHASES)]:
+        for _, row in read_rows(path, "metrics") if path.is_file() else ():
             if "phase" in row and "step" in row and row.get(key) is not None:
                 points.setdefault(str(row["phase"]), []).append((int(row["step"]), float(row[key])))
     return points
@@ -117,6 +118,12 @@ def _examples(folder: Path, root: Path | None, seed: int) -> list[Example]:
                     truth=record.answer,
                     correct=is_right(record, prediction),
                     confidence=prediction.confidence,
+                    **_routed(prediction),
                 )
             )
     return found
+
+
+def _routed(prediction: Prediction) -> dict[str, Any]:
+    routing = prediction.routing or {}
+    return {name: routing.get(name) for name in ("domain", "domain_probability")}

@@ -1,8 +1,7 @@
 """What a run leaves besides its model: the resolved config, its circumstances and its metrics.
 
-`write_run` writes all of it after the demonstration; a phase of `medmoe train` is opened before it
-trains (`open_run`), measures itself (`meter`) and is closed (`close_run`), so that a run that was
-killed can be told from one that ended, and resumed.
+A phase is opened before it trains (`open_run`), measures itself (`meter`) and is closed
+(`close_run`), so that a run that was killed can be told from one that ended, and resumed.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import torch
 import yaml
 
 from medmoe.files import write_json, write_text
-from medmoe.training.trainer import PhaseResult
 
 
 def git_commit() -> tuple[str | None, bool]:
@@ -67,36 +65,6 @@ def run_facts(
         "hardware": hardware(),
         "data": dict(data),
     }
-
-
-def write_run(
-    folder: Path,
-    config: Mapping[str, Any],
-    seed: int,
-    source: tuple[str | None, bool],
-    data: Mapping[str, Any],
-    phases: Mapping[Any, PhaseResult],
-) -> None:
-    """Write ``config.yaml``, ``run.json`` and ``metrics.jsonl`` into a run directory.
-
-    Args:
-        config: The resolved configuration.
-        source: What `git_commit` said when the run began.
-        data: What was read: names and counts.
-    """
-    weights = {
-        phase: {"trainable": result.counts.trainable, "frozen": result.counts.frozen}
-        for phase, result in phases.items()
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
-    write_json(folder / "run.json", run_facts(seed, source, data) | {"weights": weights})
-    lines = [
-        json.dumps({"phase": phase, "step": step, "loss": loss})
-        for phase, result in phases.items()
-        for step, loss in result.curve
-    ]
-    write_text(folder / "metrics.jsonl", "\n".join(lines) + "\n")
 
 
 def open_run(folder: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:

@@ -1,0 +1,103 @@
+"""The router's decision on every image: accuracy by data set, confusion, and who takes the tokens.
+
+Each image passes once, without a question: its own tokens alone are routed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medmoe.data.images import open_record
+from medmoe.data.schema import ImageRecord
+from medmoe.domains import domain_index
+from medmoe.evaluation.statistics import accuracy_of
+from medmoe.inference.answer import Routing
+from medmoe.inference.engine import MedMoe
+from medmoe.routing.statistics import confusion_matrix, expert_share
+
+_BATCH = 64
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedImages:
+    """Images with the decision of a model's router on each."""
+
+    images: tuple[ImageRecord, ...]
+    routings: tuple[Routing, ...]
+    domains: tuple[str, ...]
+
+    def confusion(self, dataset: str | None = None) -> Counts:
+        """Return images (D, D) by true domain and the router's; those of no domain do not count."""
+        pairs = [
+            (truth, self.domains.index(routing.domain))
+            for image, routing in zip(self.images, self.routings, strict=True)
+            if (truth := domain_index(image.modality, self.domains)) is not None
+            and dataset in (None, dataset_of(image))
+        ]
+        return confusion_matrix([t for t, _ in pairs], [p for _, p in pairs], len(self.domains))
+
+    def accuracy(self) -> dict[str, Any]:
+        """Return the accuracy on the first image's data set, and on every set ``by_dataset``."""
+        known = [i for i in self.images if domain_index(i.modality, self.domains) is not None]
+        counts = {name: self.confusion(name) for name in dict.fromkeys(map(dataset_of, known))}
+        by_dataset = {
+            name: accuracy_of(int(np.trace(found)), int(found.sum()))
+            for name, found in counts.items()
+        }
+        if not known:
+            return {"n": 0, "by_dataset": {}}
+        first = dataset_of(known[0])
+        return by_dataset[first] | {"dataset": first, "by_dataset": by_dataset}
+
+    def modalities(self) -> tuple[str, ...]:
+        """Return the images' modalities, sorted: the rows of `expert_shares`."""
+        return tuple(sorted({image.modality or "unknown" for image in self.images}))
+
+    def expert_shares(self) -> dict[int, npt.NDArray[np.float64]]:
+        """Return, by MoE layer, each modality's mean share of image tokens by expert."""
+        modalities = self.modalities()
+        sums: dict[int, npt.NDArray[np.float64]] = {}
+        for image, routing in zip(self.images, self.routings, strict=True):
+            row = modalities.index(image.modality or "unknown")
+            for layer, experts in routing.experts.items():
+                total = sums.setdefault(layer, np.zeros((len(modalities), len(self.domains))))
+                total[row] += [experts[name] for name in self.domains]
+        return {layer: expert_share(total) for layer, total in sums.items()}
+
+    def lines(self) -> str:
+        """Return one JSON line an image: its id, its modality and the router's domain."""
+        rows = [
+            {
+                "id": image.id,
+                "domain": routing.domain,
+                "domain_probability": round(routing.domain_probability, 6),
+                "modality": image.modality,
+            }
+            for image, routing in zip(self.images, self.routings, strict=True)
+        ]
+        return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def route_images(engine: MedMoe, images: Sequence[ImageRecord]) -> RoutedImages:
+    """Return a MoE model's routing of images.
+
+    Raises:
+        ImageError: A picture cannot be used; the record is named.
+    """
+    routings: list[Routing] = []
+    for start in range(0, len(images), _BATCH):
+        part = [open_record(image) for image in images[start : start + _BATCH]]
+        routings += [found for found in engine.route(engine.encode(part)) if found is not None]
+    return RoutedImages(tuple(images), tuple(routings), tuple(engine.model.config.domains))
+
+
+def dataset_of(image: ImageRecord) -> str:
+    """Return the name of the data set that an image's id begins with."""
+    return image.id.partition("/")[0]

@@ -1,0 +1,62 @@
+"""The router's decisions on images, summed: each value against a count by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from medmoe.data.schema import ImageRecord
+from medmoe.evaluation.routes.routed_images import RoutedImages
+from medmoe.inference.answer import Routing
+
+DOMAINS = ("ct", "mri")
+#: Image, its modality, the router's domain, and the share of its tokens that the first expert has.
+ROWS = [
+    ("a/1", "ct", "ct", 1.0),
+    ("a/2", "mri", "ct", 0.5),
+    ("b/1", "mri", "mri", 0.0),
+    ("b/2", "ultrasound", "mri", 0.25),
+]
+
+
+@pytest.fixture
+def routed() -> RoutedImages:
+    images = tuple(ImageRecord(name, Path(), modality) for name, modality, *_ in ROWS)
+    routings = tuple(
+        Routing(domain, 0.75, {}, {2: {"ct": share, "mri": 1 - share}})
+        for *_, domain, share in ROWS
+    )
+    return RoutedImages(images, routings, DOMAINS)
+
+
+def test_accuracy_is_that_of_the_first_set_and_stands_by_set(routed: RoutedImages) -> None:
+    found = routed.accuracy()
+    assert (found["dataset"], found["accuracy"], found["n"]) == ("a", 50.0, 2)
+    assert found["by_dataset"]["b"]["accuracy"] == 100.0
+    assert found["by_dataset"]["b"]["n"] == 1, "an image of no domain does not count"
+    assert found["low"] < found["accuracy"] < found["high"]
+
+
+def test_no_image_of_a_known_domain_gives_no_accuracy(routed: RoutedImages) -> None:
+    unknown = RoutedImages(routed.images[3:], routed.routings[3:], DOMAINS)
+    assert unknown.accuracy() == {"n": 0, "by_dataset": {}}
+
+
+def test_confusion_has_the_truth_in_its_rows(routed: RoutedImages) -> None:
+    assert routed.confusion().tolist() == [[1, 0], [1, 1]]
+    assert routed.confusion("b").tolist() == [[0, 0], [0, 1]]
+
+
+def test_experts_shares_are_means_over_the_images_of_a_modality(routed: RoutedImages) -> None:
+    assert routed.modalities() == ("ct", "mri", "ultrasound")
+    assert routed.expert_shares()[2].tolist() == [[1.0, 0.0], [0.25, 0.75], [0.25, 0.75]]
+
+
+def test_each_image_has_a_line(routed: RoutedImages) -> None:
+    rows = [json.loads(line) for line in routed.lines().splitlines()]
+    assert [row["id"] for row in rows] == [name for name, *_ in ROWS]
+    assert rows[1] == {
+        "id": "a/2", "domain": "ct", "domain_probability": 0.75, "modality": "mri",
+    }  # fmt: skip
