@@ -17,7 +17,6 @@ from medmoe.backbones.templates import chat_template
 from medmoe.config.schema import PhaseName
 from medmoe.data.pixels import pixel_table
 from medmoe.data.schema import ImageRecord, images_of
-from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.training.context import PhaseRun
 from medmoe.training.phases.phase0_encoder import (
     MIN_PICTURES,
@@ -26,11 +25,7 @@ from medmoe.training.phases.phase0_encoder import (
     attribute_classes,
     train_encoder,
 )
-from medmoe.training.phases.phase0_language import (
-    new_language_model,
-    reading_texts,
-    train_language_model,
-)
+from medmoe.training.phases.phase0_language import new_language_model, train_language_model
 from medmoe.training.trainer import PhaseResult
 
 TINY_VISION: VisionBackbone = replace(
@@ -200,33 +195,6 @@ def test_a_few_steps_of_the_language_model_reduce_the_loss() -> None:
     losses = [loss for _, loss in result.curve]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     assert model.config.vocab_size == len(processor().tokenizer)
-
-
-def test_a_reading_text_is_a_closed_question_behind_its_own_caption_and_trains_its_answer() -> None:
-    records, words = phantom_records(6), ConversationTokenizer(processor(), image_tokens=1)
-    texts = reading_texts(records, words)
-    closed = [r for r in records if r.task == "vqa" and r.answer_type == "closed"]
-    captions = {r.image.id: r.answer for r in records if r.task == "caption"}
-    assert len(texts) == len(closed) > 0
-    decode = processor().tokenizer.decode
-    for text, record in zip(texts, closed, strict=True):
-        read, answered = decode(text.ids[: text.start]), decode(text.ids[text.start :])
-        assert f"{captions[record.image.id]} {record.question}".lower() in read.lower()
-        assert answered.strip().startswith(record.answer.lower())
-
-
-def test_questions_about_captions_are_the_share_of_the_samples_that_the_recipe_says() -> None:
-    records = phantom_records(8)
-    alone = [r for r in records if r.task == "caption"]  # nothing closed to ask: only wording
-    whole = run("phase0_language", 3)
-    reading = replace(whole, spec=whole.spec.model_copy(update={"reading": 1.0}))
-
-    def loss(trained: PhaseRun, given: list[Any]) -> float:
-        _, result = train_language_model(trained, TINY_LANGUAGE, given, processor())
-        return result.curve[0][1]
-
-    assert loss(reading, records) != loss(whole, records)
-    assert loss(reading, alone) == loss(whole, alone)
 
 
 def test_language_model_starts_from_its_seed_and_knows_its_special_tokens() -> None:

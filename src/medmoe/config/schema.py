@@ -88,8 +88,6 @@ class PhaseSpec(Strict):
         warmup_ratio: Share of the steps with rising learning rate.
         augment: Strength 0–1 of shifts, zooms and exposure changes of training pictures.
         label_smoothing: Of the encoder's attribute heads.
-        reading: Of phase 0's language model: share of its samples that are a closed question about
-            a caption, see `medmoe.training.phases.phase0_language`.
         trains: Which parts train; what each name means stands in `medmoe.config.phases`.
     """
 
@@ -100,5 +98,4 @@ class PhaseSpec(Strict):
     max_grad_norm: Annotated[float, Field(gt=0)]
     augment: Share = 0.0
     label_smoothing: Share = 0.0
-    reading: Share = Field(default=0.0, exclude_if=lambda value: value == 0.0)
     trains: Trains = Field(default="paper", exclude_if=lambda value: value == "paper")

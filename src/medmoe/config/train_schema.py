@@ -259,11 +259,6 @@ class TrainSpec(Strict):
                     f"phases.{phase}.trains is {spec.trains!r}: only phase3_moe has variants; "
                     "leave it out"
                 )
-            if spec.reading and phase != "phase0_language":
-                raise ValueError(
-                    f"phases.{phase}.reading is {spec.reading}: only phase0_language reads; leave "
-                    "it out"
-                )
         return self
 
     @model_validator(mode="after")
