@@ -54,6 +54,12 @@ def test_records_replace_the_data_of_every_phase_and_are_kept_apart(table: Path)
     assert one_part.data.apart_from == ()
 
 
+def test_a_folder_right_here_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_classes(tmp_path / "tiles")
+    monkeypatch.chdir(tmp_path)
+    assert own_recipe("tiles").spec.phases["phase3_moe"].data == ("./tiles",)
+
+
 def test_a_set_is_trained_on_by_its_training_part_and_named_by_set_and_split(table: Path) -> None:
     data = data_of(own_recipe(table), "phase2_instruction", "phase2_router")
     assert set(data.sets) == {"clinic/train", "clinic/validation", "clinic/test"}

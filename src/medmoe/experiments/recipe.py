@@ -153,6 +153,9 @@ def record_settings(spec: TrainSpec, records: Sequence[str]) -> list[str]:
     Args:
         records: Sets by path or name, with or without a split.
     """
+    # A recipe tells a folder that lies right here from a name by its "./".
+    bare = {name for name in records if not set(name) & set("/\\.") and Path(name).exists()}
+    records = [f"./{name}" if name in bare else name for name in records]
     whole = [name for name in records if registry.parse_set(name)[1] is None]
     values: dict[str, Any] = {f"phases.{phase}.data": records for phase in spec.phases}
     values["data.apart_from"] = whole
