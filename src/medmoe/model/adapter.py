@@ -113,10 +113,10 @@ def _logits(model: Any) -> Tensor:
     words = [token for token in range(9) if token != config.image_token_id]
     ids = torch.tensor([[config.image_token_id] * config.image_seq_length + words])
     weight = next(model.parameters())
-    found: Tensor = model(
+    logits: Tensor = model(
         input_ids=ids.to(weight.device), pixel_values=pixels.to(weight.device, model.dtype)
     ).logits
-    return found.float()
+    return logits.float()
 
 
 def _settings(folder: Path) -> dict[str, Any]:
