@@ -77,7 +77,9 @@ def by_folder(known: dict[str, str]) -> list[str]:
     for start, path in entries(SOURCE):
         if path.is_dir() and any(path.rglob("*.py")):
             about = known.get(path.relative_to(SOURCE).as_posix(), "") or described(path, "")
-            lines.append(f"{start:<{COLUMN}} {about.split('{', maxsplit=1)[0].rstrip(': ')}".rstrip())
+            lines.append(
+                f"{start:<{COLUMN}} {about.split('{', maxsplit=1)[0].rstrip(': ')}".rstrip()
+            )
     return lines
 
 

@@ -1,10 +1,10 @@
-"""Adds a run's scores to results/measured.csv, and renews what is printed from that file.
+"""Adds a demo's scores to results/measured.csv, and renews what is printed from that file.
 
-    python scripts/record_results.py [runs/real ...]
+    python scripts/record_results.py [runs/demo ...]
 
 Every score keeps what it takes to judge and to repeat it: commit, config hash, seed, hardware,
 minutes, n, interval, baselines; its predictions go to results/predictions/. A run of the same
-configuration and seed is replaced. Without a run, results/README.md and the results line of
+configuration and seed is replaced. Without a run, results/README.md and the results table of
 README.md are only written anew.
 """
 
@@ -51,26 +51,33 @@ HEADLINES = {
     ("label_score", "all", "accuracy"): "accuracy",
     ("router", "all", "accuracy"): "accuracy",
 }
+BASELINES = ("constant_baseline", "question_only_baseline")
+#: The rows of README.md: (split of the data, task, name of the score).
+SHOWN = (
+    ("phantom", "phantom_vqa", "closed"),
+    ("phantom", "phantom_vqa", "open"),
+    ("disjoint", "vqa_rad_disjoint", "closed"),
+    ("disjoint", "vqa_rad_disjoint", "open"),
+    ("disjoint", "vqa_med_2019", "open"),
+    ("disjoint", "pneumoniamnist", "accuracy"),
+)
 Row = dict[str, str]
 
 
 def rows_of(run: Path) -> list[Row]:
     """Return one row per score of a run directory."""
-    import yaml
-
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    about = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    about = json.loads((run / "phase3_moe" / "run.json").read_text(encoding="utf-8"))
     machine = about["hardware"]
     common = {
-        "commit": summary["commit"],
+        "commit": about["commit"],
         "dirty": about["dirty"],
         "config_sha256": summary["config_sha256"][:12],
         "seed": summary["seed"],
         "hardware": f"{machine['cores']} cores {machine['cpu_capability']}",
-        "plan_minutes": config["minutes"],
+        "plan_minutes": summary["minutes"],
         "measured_minutes": f"{sum(summary['seconds'].values()) / 60:.1f}",
-        "data_split": "phantom" if summary["data"] == "phantom" else config["split"],
+        "data_split": "phantom" if summary["data"] == "phantom" else summary["split"],
     }
     router = {"system": "moe", "task": "router", "subset": "all", "protocol": "router"}
     routers = [
@@ -115,8 +122,17 @@ def read() -> list[Row]:
         return list(csv.DictReader(file))
 
 
+def runs_of(rows: list[Row]) -> list[list[list[Row]]]:
+    """Return the rows by configuration and split, and those of each by seed."""
+    groups: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    for row in rows:
+        seeds = groups.setdefault((row["config_sha256"], row["data_split"]), {})
+        seeds.setdefault(row["seed"], []).append(row)
+    return [list(seeds.values()) for seeds in groups.values()]
+
+
 def page(rows: list[Row]) -> str:
-    """Return results/README.md: one table per run, both systems, the control and the baselines."""
+    """Return results/README.md: one table per configuration, systems, control and baselines."""
     lines = [
         "# Measured results",
         "",
@@ -127,60 +143,103 @@ def page(rows: list[Row]) -> str:
         "Minutes are those of the run as it was; more than the plan's: on shared cores. "
         "Research use only, not a medical device.",
     ]
-    for run in dict.fromkeys(tuple(row[key] for key in RUN) for row in rows):
-        own = [row for row in rows if tuple(row[key] for key in RUN) == run]
-        first = own[0]
+    for runs in runs_of(rows):
+        first = runs[0][0]
+        seeds = ", ".join(run[0]["seed"] for run in runs)
+        minutes = ", ".join(run[0]["measured_minutes"] for run in runs)
         lines += [
             "",
-            f"## {first['data_split']}, {first['plan_minutes']}-minute plan, seed {first['seed']}",
+            f"## {first['data_split']}, {first['plan_minutes']}-minute plan, "
+            f"seed{'s' if len(runs) > 1 else ''} {seeds}",
             "",
             f"Commit `{first['commit'][:12]}`, config `{first['config_sha256']}`, "
-            f"{first['hardware']}, {first['measured_minutes']} minutes.",
+            f"{first['hardware']}, {minutes} minutes.",
             "",
-            "| score | n | MoE | SFT | MoE, blank image | constant | question only |",
-            "|---|---|---|---|---|---|---|",
-            *_table(own),
+            *(_table(runs[0]) if len(runs) == 1 else _spread(runs)),
         ]
     return "\n".join(lines) + "\n"
 
 
-def _table(rows: list[Row]) -> list[str]:
-    found: dict[tuple[str, str], dict[str, Row]] = {}
+def headlines(rows: list[Row]) -> dict[tuple[str, str], dict[str, Row]]:
+    """Return the printed scores of one run: (place, name) → row by system or control."""
+    scores: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
         called = HEADLINES.get((row["protocol"], row["subset"], row["metric"]))
         if called:
-            systems = found.setdefault((_place(row), called), {})
+            systems = scores.setdefault((_place(row), called), {})
             systems[row["control"] or row["system"]] = row
+    return scores
+
+
+def _table(rows: list[Row]) -> list[str]:
     return [
-        f"| {place} {called} | {by['moe']['n']} | {_score(by.get('moe'))} "
-        f"| {_score(by.get('sft'))} | {_score(by.get('blank'))} "
-        f"| {_one(by['moe']['constant_baseline'])} | {_one(by['moe']['question_only_baseline'])} |"
-        for (place, called), by in found.items()
+        "| score | n | MoE | SFT | MoE, blank image | constant | question only |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {place} {called} | {by['moe']['n']} | {_score(by.get('moe'))} "
+            f"| {_score(by.get('sft'))} | {_score(by.get('blank'))} "
+            f"| {_one(by['moe']['constant_baseline'])} "
+            f"| {_one(by['moe']['question_only_baseline'])} |"
+            for (place, called), by in headlines(rows).items()
+        ),
     ]
 
 
-def sentence(rows: list[Row]) -> str:
-    """Return the results line of README.md."""
-    parts = []
-    for run in dict.fromkeys(tuple(row[key] for key in RUN) for row in rows):
-        own = [row for row in rows if tuple(row[key] for key in RUN) == run]
-        scores = [
-            f"{_place(row)} {called} {_score(row)}, question only "
-            f"{_one(row['question_only_baseline'])}"
-            for row in own
-            if row["system"] == "moe" and not row["control"] and row["protocol"] != "router"
-            for called in [HEADLINES.get((row["protocol"], row["subset"], row["metric"]))]
-            if called
+def _spread(runs: list[list[Row]]) -> list[str]:
+    """Return the table of several seeds: each, their mean and the worst."""
+    lines = [
+        "| score | MoE by seed | mean | worst | SFT, mean | MoE, blank image, mean "
+        "| question only, mean |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    by_run = [headlines(run) for run in runs]
+    for name in by_run[0]:
+        moe = [float(scores[name]["moe"]["value"]) for scores in by_run]
+        others = [
+            _mean([scores[name][system]["value"] for scores in by_run if system in scores[name]])
+            for system in ("sft", "blank")
         ]
-        name = f"{own[0]['data_split']} ({own[0]['plan_minutes']}-minute plan)"
-        parts.append(f"**{name}** " + "; ".join(scores))
-    return (
-        "Measured on two cores, percent with 95 % interval, one seed: "
-        + ". ".join(parts)
-        + ". Where the baseline lies inside an interval or above it, nothing was shown to be "
-        "learned from pictures. All rows: [results](results/README.md), "
-        "[measured.csv](results/measured.csv)."
-    )
+        asked = _mean([scores[name]["moe"]["question_only_baseline"] for scores in by_run])
+        lines.append(
+            f"| {' '.join(name)} | {', '.join(f'{value:.1f}' for value in moe)} "
+            f"| {sum(moe) / len(moe):.1f} | {min(moe):.1f} | {others[0]} | {others[1]} | {asked} |"
+        )
+    return lines
+
+
+def _mean(values: list[str]) -> str:
+    known = [float(value) for value in values if value]
+    return f"{sum(known) / len(known):.1f}" if known else "–"
+
+
+def summary_table(rows: list[Row]) -> str:
+    """Return the results table of README.md: the scores of `SHOWN`, each with its verdict."""
+    lines = ["| score | Med-MoE | question alone | verdict |", "|---|---|---|---|"]
+    for split, task, called in SHOWN:
+        runs = [runs for runs in runs_of(rows) if runs[0][0]["data_split"] == split][-1]
+        by_run = [
+            by["moe"]
+            for scores in map(headlines, runs)
+            for (place, name), by in scores.items()
+            if by["moe"]["task"] == task and name == called
+        ]
+        values = [float(row["value"]) for row in by_run]
+        asked = [float(row["question_only_baseline"] or row["constant_baseline"]) for row in by_run]
+        above = all(
+            float(row["low"]) > max(float(row[name]) for name in BASELINES if row[name])
+            for row in by_run
+        )
+        shown = (
+            _score(by_run[0])
+            if len(values) == 1
+            else f"{sum(values) / len(values):.1f}, worst of {len(values)} seeds {min(values):.1f}"
+        )
+        verdict = "learned from the pictures" if above else "nothing shown to be learned from them"
+        lines.append(
+            f"| {_place(by_run[0])} {called} (n {by_run[0]['n']}) | {shown} "
+            f"| {sum(asked) / len(asked):.1f} | {verdict} |"
+        )
+    return "\n".join(lines)
 
 
 def _place(row: Row) -> str:
@@ -211,10 +270,10 @@ def main(runs: list[str]) -> None:
     (RESULTS / "README.md").write_text(page(rows), encoding="utf-8")
     readme = ROOT / "README.md"
     text = re.sub(
-        r"^Measured on two cores.*$",
-        lambda _: sentence(rows),
+        r"(?<=record_results.py -->\n).*?(?=<!-- end of results -->)",
+        lambda _: f"\n{summary_table(rows)}\n\n",
         readme.read_text(encoding="utf-8"),
-        flags=re.MULTILINE,
+        flags=re.DOTALL,
     )
     readme.write_text(text, encoding="utf-8")
 

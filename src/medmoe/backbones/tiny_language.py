@@ -18,8 +18,8 @@ TINY_STABLELM = LanguageBackbone(
         "num_key_value_heads": 5,
         "max_position_embeddings": 512,
         "use_qkv_bias": True,
-        # The square root of 1 / hidden_size. At transformers' 0.02, which suits ten times the width,
-        # attention starts out all but even and yes/no questions were learned late, or by luck.
+        # The square root of 1 / hidden_size. At transformers' 0.02, which suits many times the
+        # width, attention starts all but even: yes/no questions were learned late, or by luck.
         "initializer_range": 0.08,
         "partial_rotary_factor": 0.5,
     },

@@ -299,6 +299,8 @@ def _summary(plan: TrainPlan, source: tuple[str | None, bool]) -> dict[str, Any]
         "version": 1,
         "recipe": plan.recipe.name,
         "description": plan.recipe.spec.description,
+        "split": plan.recipe.split,
+        "minutes": plan.recipe.minutes,
         "seed": plan.seed,
         "data": ", ".join(dict.fromkeys(name.partition("/")[0] for name in sets)),
         "commit": source[0],
