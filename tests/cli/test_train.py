@@ -69,9 +69,9 @@ def test_an_unknown_recipe_is_named_with_the_nearest(capsys: pytest.CaptureFixtu
     assert "did you mean 'tiny_phantom'?" in refused(capsys, "tiny_phantm")
 
 
-def test_a_recipe_of_the_demo_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    line = refused(capsys, "demo_phantom")
-    assert "demo_phantom is a recipe of `medmoe demo`; choose one of: phi2, " in line
+def test_the_demo_is_a_recipe_like_any_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "demo_phantom", "--plan"]) == 0
+    assert "phase3_moe" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -131,16 +131,20 @@ def run(args: argparse.Namespace) -> int:
     )
     with Bar() as bar:
         summary = evaluate(plan, bar.update)
-    calibrated = {
-        task: kept
-        for task, kept in summary["reliability"].items()
-        if any("after" in entry for entry in kept.values())
-    }
-    Screen().results(summary | {"reliability": calibrated})
+    Screen().results(summary | {"reliability": _calibrated(summary["reliability"])})
     print(f"asked {summary['asked']} questions; answers, scores and report.html in {args.out}")
     print(FOOTER)
     flags.write_json(args.json, summary)
     return 0
+
+
+def _calibrated(reliability: dict[str, Any]) -> dict[str, Any]:
+    """Return the tasks whose confidences were calibrated."""
+    return {
+        task: kept
+        for task, kept in reliability.items()
+        if any("after" in entry for entry in kept.values())
+    }
 
 
 def _tasks(

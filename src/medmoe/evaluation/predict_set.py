@@ -81,12 +81,8 @@ def predict_set(
     hold_settings(part, settings_of(plan))
     asker = Asker(plan, progress)
     predictions = asker.ask(reader.NAME, records, part / "predictions.jsonl")
-    if out.suffix.lower() == ".csv":
-        text = _table(reader, records, predictions)
-    else:
-        rows = (row for _, row in read_rows(part / "predictions.jsonl", "predictions"))
-        kept = ({key: row[key] for key in _KEPT if key in row} for row in rows)
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+    is_table = out.suffix.lower() == ".csv"
+    text = _table(reader, records, predictions) if is_table else _lines(part)
     staged = part / out.name
     staged.write_text(text, encoding="utf-8", newline="")
     os.replace(staged, out)
@@ -100,6 +96,13 @@ def predict_set(
         "asked": asker.asked,
         "bad_rows": bad.reasons,
     }
+
+
+def _lines(part: Path) -> str:
+    """Return the answers as a prediction file of JSON lines."""
+    rows = (row for _, row in read_rows(part / "predictions.jsonl", "predictions"))
+    kept = ({key: row[key] for key in _KEPT if key in row} for row in rows)
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
 
 
 def _records(

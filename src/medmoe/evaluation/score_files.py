@@ -14,7 +14,7 @@ from typing import Any
 from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, DataError
 from medmoe.evaluation.files.json_lines import named
-from medmoe.evaluation.files.predictions import read_predictions
+from medmoe.evaluation.files.predictions import Prediction, read_predictions
 from medmoe.evaluation.files.run_files import read_side
 from medmoe.evaluation.files.truth import UNNAMED, check_same_truth, own_truth, read_truth
 from medmoe.evaluation.protocols import ALL_PROTOCOLS
@@ -130,17 +130,23 @@ def score_answers(
         "paper": [asdict(row) | {"our_protocol": row.our_protocol} for row in paper],
     }
     if confidence is not None:
-        reported = answered_by_kind(records, predictions)
-        other = confidence.calibration
-        chosen = None
-        if other is not None:
-            others = other.records()
-            _check_apart(records, others, other.predictions)
-            chosen = answered_by_kind(others, read_predictions(other.predictions))
-        result["reliability"] = reliability(reported, chosen, target=confidence.target, seed=seed)
+        result["reliability"] = _reliability(records, predictions, confidence, seed)
     called = task or named_task or truth
     shown = rows_of(table, system=system, task=called, split="", places=("summary", "table"))
     return ScoredFile(result, shown)
+
+
+def _reliability(
+    records: Sequence[Record], predictions: Sequence[Prediction], confidence: Confidence, seed: int
+) -> dict[str, Any]:
+    """Return how far confidences can be trusted, calibrated on other answers where asked."""
+    reported, chosen = answered_by_kind(records, predictions), None
+    other = confidence.calibration
+    if other is not None:
+        others = other.records()
+        _check_apart(records, others, other.predictions)
+        chosen = answered_by_kind(others, read_predictions(other.predictions))
+    return reliability(reported, chosen, target=confidence.target, seed=seed)
 
 
 def _system_and_task(name: str) -> tuple[str, str]:

@@ -240,7 +240,7 @@ def _config_of(model: str) -> tuple[MedMoeConfig, str]:
             f"{model} is a file; cost reads the name of a model recipe ({', '.join(names)}) or the "
             "folder of a model"
         )
-    if not Path(model).is_dir() and "/" not in model:
+    if not Path(model).is_dir() and model.count("/") != 1:  # owner/name is a hub id
         raise ConfigError(f"{one_of(model, names, 'model')} (or give the folder of a model)")
     config = read_config(folder_of(model))
     own = str(config.dtype or "float32").removeprefix("torch.")

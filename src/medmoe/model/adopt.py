@@ -97,18 +97,7 @@ def adopt(
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
     removed = [p for p in files if p.suffix.lower() in (*PICKLES, ".py")]
     kept = [path for path in files if path not in removed and path.name != MANIFEST]
-    for path in kept:
-        check_content(path)
-    if not any(path.suffix == ".safetensors" for path in kept):
-        raise CheckpointError(
-            f"{folder}: holds no weights in safetensors, the only form that is read; save the "
-            "model again by its save_pretrained"
-        )
-    if own is None and not (folder / PROCESSOR).is_file():
-        raise CheckpointError(
-            f"{folder}: holds no processor ({PROCESSOR}); take that of the model it was trained "
-            "from by --processor MODEL"
-        )
+    _check_files(folder, kept, own is not None)
     read_config(folder)
     model = MedMoeForConditionalGeneration.from_pretrained(
         folder, local_files_only=True, use_safetensors=True
@@ -130,6 +119,22 @@ def adopt(
     verify(target)
     added = {path.name for path in target.iterdir()} - present
     return _account(target, model, processor, None, [p.name for p in removed], sorted(added))
+
+
+def _check_files(folder: Path, kept: list[Path], other_processor: bool) -> None:
+    """Refuse files that are not what their names say, and a folder without weights or processor."""
+    for path in kept:
+        check_content(path)
+    if not any(path.suffix == ".safetensors" for path in kept):
+        raise CheckpointError(
+            f"{folder}: holds no weights in safetensors, the only form that is read; save the "
+            "model again by its save_pretrained"
+        )
+    if not other_processor and not (folder / PROCESSOR).is_file():
+        raise CheckpointError(
+            f"{folder}: holds no processor ({PROCESSOR}); take that of the model it was trained "
+            "from by --processor MODEL"
+        )
 
 
 def _save_processor(processor: MedMoeProcessor, staging: Path) -> None:

@@ -62,9 +62,10 @@ def test_rows_of_a_breakdown_have_their_own_n_and_table(records: list[Record]) -
     assert found["answer_length:2-3", "accuracy"].n == 1
     assert found["modality:ct", "accuracy"].constant_baseline is not None
     tables = dict(results([row.to_dict() for row in rows]).tables)
-    named = {row.what.split()[0] for row in tables["By modality, organ and length of the answer"]}
+    parts = tables["By modality, organ and length of the answer"].rows
+    named = {row[1].split()[0] for row in parts}
     assert named == {name.split()[0] for name in breakdowns(records)}
-    assert all(":" not in row.what for row in tables["By question type"])
+    assert all(":" not in row[1] for row in tables["By question type"].rows)
 
 
 def test_a_classification_is_broken_down_too(make_record: Make) -> None:
