@@ -61,8 +61,17 @@ def test_a_missing_package_ends_with_1_and_names_the_command(
     assert "Not ready" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("found", "status"), [("4.57.1", "missing"), ("5.17.0", "ok")])
-def test_a_version_outside_the_declared_range_is_missing(
+@pytest.mark.parametrize(
+    ("found", "status"),
+    [
+        ("4.57.1", "missing"),
+        ("5.17.0", "ok"),
+        (f"{machine.NEWEST_TRIED['transformers']}.3", "ok"),
+        ("5.999.0", "note"),
+        ("6.0.0", "missing"),
+    ],
+)
+def test_a_version_outside_the_declared_range_is_missing_and_an_untried_one_a_note(
     monkeypatch: pytest.MonkeyPatch, found: str, status: str
 ) -> None:
     real = machine.version
