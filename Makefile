@@ -24,7 +24,7 @@ PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
-demo: $(STAMP)  ## install, then train, evaluate and report a tiny model (under 10 minutes, no download of data)
+demo: $(STAMP)  ## install, then train, evaluate and report a tiny model (made for 10 minutes on two free cores, no download of data)
 	env -u MEDMOE_DATA HF_HUB_OFFLINE=1 $(BIN)/medmoe demo --out runs/demo
 
 install: $(STAMP)  ## create .venv and install the package
