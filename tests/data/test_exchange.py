@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tests.data.pictures import picture, record
 from tests.data.readers.parquet import png
 
 from medmoe.data import exchange, registry
-from medmoe.data.exchange import TARGETS, to_dataset, write_jsonl, write_parquet
+from medmoe.data.exchange import Target, to_dataset, write_jsonl, write_parquet
 from medmoe.data.images import open_image
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.errors import DataError
@@ -50,7 +51,7 @@ def assert_same(found: list[Record], expected: list[Record]) -> None:
         assert (pixels_of(one.image) == pixels_of(other.image)).all()
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", get_args(Target))
 def test_jsonl_comes_back_as_it_was(
     tmp_path: Path, records: list[Record], target: exchange.Target
 ) -> None:
@@ -86,7 +87,7 @@ def test_datasets_give_rows_with_decoded_pictures(records: list[Record], streami
 
 def test_each_trainer_gets_the_mark_it_wants(tmp_path: Path, records: list[Record]) -> None:
     """LLaMA-Factory and ms-swift count marks; TRL puts the image before plain text itself."""
-    for target in TARGETS:
+    for target in get_args(Target):
         path = write_jsonl(records, tmp_path / target, "set", target)
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)

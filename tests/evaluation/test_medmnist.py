@@ -17,7 +17,8 @@ import pytest
 from medmoe.data.schema import Record
 from medmoe.evaluation.files.predictions import Prediction
 from medmoe.evaluation.score import auc as classification
-from medmoe.evaluation.score.rows import score_records, score_task
+from medmoe.evaluation.score.rows import cells_of, score_task
+from medmoe.evaluation.score.table import score_table
 
 MISSING = "medmnist is not installed: pip install --no-deps medmnist (and pandas)"
 
@@ -67,7 +68,9 @@ def test_one_label_of_several(
     names = tuple(map(str, range(options)))
     records = [make_record(f"i{i}", names[label], options=names) for i, label in enumerate(labels)]
     told = [Prediction(f"i{i}", "", option_scores=tuple(row)) for i, row in enumerate(scores)]
-    cells = score_records(records, told, wanted=("label_score",))["protocols"]["label_score"]
+    cells = cells_of(score_table(records, told, wanted=("label_score",)))["protocols"][
+        "label_score"
+    ]
     assert cells["all"]["accuracy"]["value"] == pytest.approx(100 * official.ACC, abs=1e-6)
     # The same roc_auc_score calls and the same mean; their order of summation may differ.
     found = classification.auc_with_interval(labels, probabilities, range(97), seed=0, resamples=50)
@@ -113,7 +116,7 @@ def test_score_rows_of_a_multi_label_task_equal_the_evaluator(
     official = evaluator("chestmnist", truth).evaluate(1 / (1 + np.exp(-logits)))
     assert rows["all", "auc"].value == pytest.approx(100 * official.AUC, abs=1e-6)
     assert rows["all", "accuracy"].value == pytest.approx(100 * official.ACC, abs=1e-6)
-    side = score_records(records, predictions, wanted=("label_score",), multi_label=True)
+    side = cells_of(score_table(records, predictions, wanted=("label_score",), multi_label=True))
     cells = side["protocols"]["label_score"]["all"]
     assert cells["auc"]["value"] == rows["all", "auc"].value
     means = [rows[name, "auc"].value for name in names]
@@ -130,7 +133,7 @@ def test_recorded_predictions_on_pneumoniamnist_equal_the_evaluator(
     if not files:
         pytest.skip("no recorded predictions on PneumoniaMNIST")
     records, predictions = read_truth(files[0]), read_predictions(files[0])
-    found = score_records(records, predictions, wanted=("label_score",))
+    found = cells_of(score_table(records, predictions, wanted=("label_score",)))
     cells = found["protocols"]["label_score"]["all"]
     labels = np.asarray([r.options.index(r.answer) for r in records])
     scores = [p.option_scores or () for p in predictions]

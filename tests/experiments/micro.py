@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from medmoe.config.schema import PHASES, PhaseName
-from medmoe.experiments.demo import plan_demo, run_demo
+from medmoe.experiments.demo import plan_demo, score_demo, train_demo
 from medmoe.experiments.plan import TrainPlan
+from medmoe.training.context import Progress
 
 # Sums of floats depend on the number of threads: one everywhere, so that runs can be compared.
 torch.set_num_threads(1)
@@ -53,6 +54,12 @@ def micro_plan(
     return plan_demo(root, out, split, 2, seed, [*SETTINGS, *settings])
 
 
+def run_demo(plan: TrainPlan, progress: Progress) -> dict[str, Any]:
+    """Train and score as `medmoe demo` does, without its printing."""
+    train_demo(plan, progress)
+    return score_demo(plan, unasked)
+
+
 def comparable(summary: dict[str, Any]) -> dict[str, Any]:
     """Return a summary as JSON reads it, less what a clock or a checkout says."""
     copy: dict[str, Any] = json.loads(json.dumps(summary))
@@ -65,4 +72,4 @@ def comparable(summary: dict[str, Any]) -> dict[str, Any]:
 if __name__ == "__main__":
     words = sys.argv[1:]
     seeds = {"seed": int(words[1])} if len(words) > 1 else {}
-    run_demo(micro_plan(Path(words[0]), **seeds), silent, unasked)
+    run_demo(micro_plan(Path(words[0]), **seeds), silent)

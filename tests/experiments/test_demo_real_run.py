@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 from tests.experiments import miniature
-from tests.experiments.micro import micro_plan, silent, unasked
+from tests.experiments.micro import micro_plan, run_demo, silent
 
-from medmoe.experiments.demo import run_demo
 from medmoe.model.checkpoint import verify
 
 
@@ -18,7 +17,7 @@ from medmoe.model.checkpoint import verify
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = miniature.write_all(tmp_path_factory.mktemp("data"))
     folder = tmp_path_factory.mktemp("out")
-    run_demo(micro_plan(folder, root=root), silent, unasked)
+    run_demo(micro_plan(folder, root=root), silent)
     return folder
 
 

@@ -23,8 +23,8 @@ from tests.experiments.micro import (
     TRAIN_IMAGES,
     comparable,
     micro_plan,
+    run_demo,
     silent,
-    unasked,
 )
 from tests.stress.kills import fork_and_kill, half_written, is_mixed
 
@@ -39,7 +39,6 @@ from medmoe.evaluation.files.predictions import read_predictions
 from medmoe.evaluation.score.rows import score_task
 from medmoe.evaluation.tasks import task_spec
 from medmoe.experiments import demo
-from medmoe.experiments.demo import run_demo
 from medmoe.inference.engine import MedMoe
 from medmoe.model.checkpoint import load_model, verify
 
@@ -62,7 +61,7 @@ class Run:
 
     def __init__(self, out: Path) -> None:
         self.out, self.plan = out, micro_plan(out)
-        self.summary: dict[str, Any] = run_demo(self.plan, silent, unasked)
+        self.summary: dict[str, Any] = run_demo(self.plan, silent)
 
 
 @pytest.fixture(scope="module")
@@ -295,11 +294,11 @@ def test_a_second_call_goes_on_and_finds_the_same(
     for name in ("phase3_moe", "sft", "eval", "model"):
         shutil.rmtree(out / name)
     trained: list[str] = []
-    summary = run_demo(micro_plan(out), lambda phase, *_: trained.append(phase), unasked)
+    summary = run_demo(micro_plan(out), lambda phase, *_: trained.append(phase))
     assert set(trained) == {"phase3_moe", "sft"}
     assert comparable(summary) == comparable(run.summary)
     monkeypatch.setattr(MedMoe, "answer_features", None)  # nothing is asked a second time
-    again = run_demo(micro_plan(out), lambda phase, *_: trained.append("again"), unasked)
+    again = run_demo(micro_plan(out), lambda phase, *_: trained.append("again"))
     assert "again" not in trained
     assert comparable(again) == comparable(run.summary)
 
@@ -321,7 +320,7 @@ def test_a_folder_never_shows_the_scores_of_one_run_with_the_model_of_another(
     shutil.rmtree(out / "phase3_moe")
     monkeypatch.setattr(demo, "evaluate", full)
     with pytest.raises(GuardError, match="the disk is full"):
-        run_demo(micro_plan(out), silent, unasked)
+        run_demo(micro_plan(out), silent)
     assert not {"predictions", "examples", "applied_card.html"} & set(os.listdir(out))
     assert json.loads((out / "summary.json").read_text(encoding="utf-8"))["scores"] == []
 
@@ -331,7 +330,7 @@ def test_a_run_killed_while_it_writes_leaves_nothing_half_written(run: Run, tmp_
     """A sample of `make stress`: training and scoring are done already, all that is left writes."""
 
     def write(out: Path) -> None:
-        run_demo(micro_plan(out), silent, unasked)
+        run_demo(micro_plan(out), silent)
 
     begun = shutil.copytree(run.out, tmp_path / "begun")
     for name in ("summary.json", "report.html", "run.json", "config.yaml"):

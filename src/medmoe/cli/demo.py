@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from medmoe.cli.demo_display import closing, opening
-    from medmoe.cli.eval_bar import Bar
+    from medmoe.cli.eval_bar import asking_bar
     from medmoe.cli.train_display import Display
     from medmoe.data.registry import find_data
     from medmoe.experiments.demo import plan_demo, score_demo, train_demo
@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
     display = Display(plan)
     with display:
         train_demo(plan, display.progress, display.measured)
-    with Bar() as bar:
-        summary: dict[str, Any] = score_demo(plan, bar.update)
+    with asking_bar() as update:
+        summary: dict[str, Any] = score_demo(plan, update)
     closing(plan, summary, time.perf_counter() - start)
     flags.write_json(args.json, summary)
     return 0

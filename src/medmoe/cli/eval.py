@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from transformers.utils.logging import disable_progress_bar
 
-    from medmoe.cli.eval_bar import Bar
+    from medmoe.cli.eval_bar import asking_bar
     from medmoe.cli.tables import Screen
     from medmoe.data.registry import find_data
     from medmoe.evaluation.ask.controls import CONTROLS
@@ -129,8 +129,8 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         commit=git_commit()[0],
     )
-    with Bar() as bar:
-        summary = evaluate(plan, bar.update)
+    with asking_bar() as update:
+        summary = evaluate(plan, update)
     Screen().results(summary | {"reliability": _calibrated(summary["reliability"])})
     print(f"asked {summary['asked']} questions; answers, scores and report.html in {args.out}")
     print(FOOTER)

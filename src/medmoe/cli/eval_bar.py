@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 
-class Bar:
-    """A bar on the terminal's error stream, one line for each task and control."""
+@contextmanager
+def asking_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar on the terminal's error stream, one line for each task and control.
 
-    def __init__(self) -> None:
-        console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._lines: dict[str, Any] = {}
+    Yields:
+        What is told how many of how many questions of a task are answered.
+    """
+    console = Console(stderr=True)
+    lines: dict[str, TaskID] = {}
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
 
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
+        def update(name: str, done: int, total: int) -> None:
+            if name not in lines:
+                lines[name] = progress.add_task(name, total=total)
+            progress.update(lines[name], completed=done)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
-
-    def update(self, name: str, done: int, total: int) -> None:
-        """Show how many questions are answered."""
-        if name not in self._lines:
-            self._lines[name] = self._progress.add_task(name, total=total)
-        self._progress.update(self._lines[name], completed=done)
+        yield update

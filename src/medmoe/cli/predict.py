@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """Answer, print what could not be read, and say where the answers are."""
     from transformers.utils.logging import disable_progress_bar
 
-    from medmoe.cli.eval_bar import Bar
+    from medmoe.cli.eval_bar import asking_bar
     from medmoe.data.bad_rows import BadRows
     from medmoe.data.registry import find_data
     from medmoe.evaluation.predict_set import predict_set
@@ -48,12 +48,12 @@ def run(args: argparse.Namespace) -> int:
     disable_progress_bar()
     model = find_model(args.model)
     verify(model)
-    with Bar() as bar:
+    with asking_bar() as update:
         done = predict_set(
             model,
             args.set,
             args.out,
-            bar.update,
+            update,
             root=find_data(args.data),
             allow_outside=args.allow_outside,
             bad=BadRows(args.on_bad_row),

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from transformers.utils.logging import disable_progress_bar
 
-    from medmoe.cli.eval_bar import Bar
+    from medmoe.cli.eval_bar import asking_bar
     from medmoe.data.registry import find_data
     from medmoe.evaluation.ask.records import task_records
     from medmoe.evaluation.routes.curve_file import read_label_curve
@@ -74,8 +74,8 @@ def run(args: argparse.Namespace) -> int:
     check_records(tasks, read_config(model).domains or ())
     plan = RoutesPlan(model, tasks, before, learned, curve, args.seed)
     out = flags.make_out_dir(args.out)
-    with Bar() as bar:
-        result = routes(plan, out, bar.update)
+    with asking_bar() as update:
+        result = routes(plan, out, update)
     _show(result)
     tell(f"page: {out / 'routes.html'}")
     tell(FOOTER)

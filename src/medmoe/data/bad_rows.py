@@ -20,7 +20,6 @@ from medmoe.errors import DataError, ImageError
 _log = logging.getLogger(__name__)
 
 Policy = Literal["fail", "skip"]
-POLICIES: tuple[Policy, ...] = ("fail", "skip")
 #: Reasons that an error spells out; the others are counted.
 _SPELT_OUT = 3
 

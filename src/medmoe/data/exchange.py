@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 Target = Literal["llama_factory", "swift", "trl"]
-TARGETS: tuple[Target, ...] = ("llama_factory", "swift", "trl")
 IMAGE_MARK = "<image>"
 _ROLES = ("user", "assistant")
 

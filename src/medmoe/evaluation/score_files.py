@@ -1,6 +1,6 @@
 """Scores of a prediction file or a whole run folder, and how far their confidences can be trusted.
 
-One object per file: that of `score_records`, with what was read. Nothing is asked of a model here,
+One object per file: that of `cells_of`, with what was read. Nothing is asked of a model here,
 so whatever wrote the answers can be scored.
 """
 
@@ -95,8 +95,8 @@ def score_answers(
     Args:
         name: As a run folder names it: the task, or ``<system>-<task>``.
         task: What was answered; the paper's rows of it are added.
-        train: Of `score_records`.
-        wanted: Of `score_records`.
+        train: Of `score_table`.
+        wanted: Of `score_table`.
         seed: Of the bootstrap.
         confidence: Also add ``reliability``, as a run's ``summary.json`` has it for one task.
 
@@ -108,8 +108,6 @@ def score_answers(
     task = task or (named_task if named_task in TASKS else None)
     spec = task_spec(task) if task else None
     records, predictions = answers.records(), read_predictions(answers.predictions)
-    if not records:
-        raise DataError("no records to score; give a truth file with at least one line")
     table = score_table(
         records,
         predictions,

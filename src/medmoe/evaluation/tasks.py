@@ -31,7 +31,6 @@ class TaskSpec:
         train_split: Where the baselines' answers come from.
         kind: ``vqa`` (answers in words), ``classification`` (one of the options) or ``multi_label``
             (each label present or not).
-        answer_types: The types of answers that its records have.
         reader: Of a set given by its path; None where its name says it all.
         paper_name: The paper's name of the same records, None where it reports nothing on them.
     """
@@ -42,7 +41,6 @@ class TaskSpec:
     train_split: str = "train"
     kind: Kind = "vqa"
     paper_name: str | None = None
-    answer_types: tuple[str, ...] = ("closed", "open")
     reader: registry.Reader | None = None
 
 
@@ -64,7 +62,7 @@ class PaperRow:
 
 
 def _medmnist(name: str, kind: Kind = "classification", paper: str | None = None) -> TaskSpec:
-    return TaskSpec(name, name, kind=kind, paper_name=paper, answer_types=("closed",))
+    return TaskSpec(name, name, kind=kind, paper_name=paper)
 
 
 #: Every task by its name.
@@ -72,9 +70,7 @@ TASKS: Mapping[str, TaskSpec] = {
     task.name: task
     for task in (
         TaskSpec("phantom_vqa", "phantom"),
-        TaskSpec(
-            "phantom_classification", "phantom", kind="classification", answer_types=("closed",)
-        ),
+        TaskSpec("phantom_classification", "phantom", kind="classification"),
         TaskSpec("vqa_rad", "vqa_rad", paper_name="VQA-RAD"),
         # Another test set than the paper's: nothing published is comparable.
         TaskSpec("vqa_rad_disjoint", "vqa_rad", "disjoint_test", "disjoint_train"),
@@ -82,7 +78,7 @@ TASKS: Mapping[str, TaskSpec] = {
         TaskSpec("slake_zh", "slake_zh"),
         TaskSpec("path_vqa", "path_vqa", paper_name="PathVQA"),
         TaskSpec("vqa_med_2019", "vqa_med_2019", split="validation"),
-        TaskSpec("pmc_vqa", "pmc_vqa", answer_types=("closed",)),
+        TaskSpec("pmc_vqa", "pmc_vqa"),
         _medmnist("pathmnist"),
         _medmnist("chestmnist", "multi_label"),
         _medmnist("dermamnist"),

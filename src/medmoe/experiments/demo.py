@@ -117,12 +117,6 @@ def score_demo(plan: TrainPlan, asked: Asked) -> dict[str, Any]:
     return summary
 
 
-def run_demo(plan: TrainPlan, progress: Progress, asked: Asked) -> dict[str, Any]:
-    """Train and score; return ``summary.json``."""
-    train_demo(plan, progress)
-    return score_demo(plan, asked)
-
-
 def next_steps(plan: TrainPlan) -> list[str]:
     """Return what a user may try next; commands stand in backticks."""
     out = plan.out

@@ -14,7 +14,9 @@ from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, DataError
 from medmoe.evaluation.files.predictions import Prediction
 from medmoe.evaluation.protocols import ALL_PROTOCOLS, score_pair
-from medmoe.evaluation.score.rows import score_records
+from medmoe.evaluation.score.rows import cells_of
+from medmoe.evaluation.score.table import score_table
+from medmoe.evaluation.score_files import Answers, score_answers
 from medmoe.evaluation.statistics import clustered_bootstrap, wilson
 
 Make = Callable[..., Record]
@@ -35,6 +37,10 @@ def records(make_record: Make) -> list[Record]:
         make_record(f"q{i}", answer, image=image, question_type=kind)
         for i, (answer, _, image, kind) in enumerate(PAIRS)
     ]
+
+
+def score_records(records: list[Record], said: list[Prediction], **options: Any) -> dict[str, Any]:
+    return cells_of(score_table(records, said, **options))
 
 
 def predictions(records: list[Record]) -> list[Prediction]:
@@ -224,9 +230,18 @@ def test_only_the_wanted_protocols_are_scored(records: list[Record]) -> None:
     assert set(ALL_PROTOCOLS) == {"strict", "reference", "llava_med", "token_f1", "label_score"}
 
 
-def test_no_records_are_no_score() -> None:
-    with pytest.raises(DataError, match="no records to score"):
-        score_records([], [])
+@pytest.mark.parametrize(
+    ("answers", "truth", "message"),
+    [
+        ("", '{"id": "a", "answer": "yes", "answer_type": "closed"}\n', "holds no predictions"),
+        ('{"id": "a", "prediction": "yes"}\n', "", "holds no truth"),
+    ],
+)
+def test_no_records_are_no_score(tmp_path: Path, answers: str, truth: str, message: str) -> None:
+    (tmp_path / "answers.jsonl").write_text(answers)
+    (tmp_path / "truth.jsonl").write_text(truth)
+    with pytest.raises(DataError, match=message):
+        score_answers(Answers(tmp_path / "answers.jsonl", tmp_path / "truth.jsonl"))
 
 
 def test_predictions_of_another_task_are_said_to_be(records: list[Record]) -> None:

@@ -6,6 +6,7 @@ one is for training.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -34,7 +35,7 @@ class Content:
 
 
 @dataclass(frozen=True)
-class OwnSet:
+class OwnSet(ABC):
     """A user's set at a path.
 
     Attributes:
@@ -117,9 +118,9 @@ class OwnSet:
             )
         return parts, bad
 
+    @abstractmethod
     def content(self, bad: BadRows) -> Content:
         """Read all records."""
-        raise NotImplementedError
 
 
 def _is_class(record: Record) -> bool:

@@ -14,7 +14,7 @@ from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, DataError, one_of
 from medmoe.evaluation.ask.controls import CONTROLS
 from medmoe.evaluation.files.predictions import Prediction
-from medmoe.evaluation.protocols import ALL_PROTOCOLS, LABEL_SCORE, PROTOCOLS
+from medmoe.evaluation.protocols import LABEL_SCORE, PROTOCOLS
 from medmoe.evaluation.score.measures import Place
 from medmoe.evaluation.score.table import Belongs, Cell, ScoreTable, score_table
 from medmoe.evaluation.tasks import TASKS
@@ -166,30 +166,6 @@ def rows_of(
         for cell in table.cells
         if cell.measure.place in places
     ]
-
-
-def score_records(
-    records: Sequence[Record],
-    predictions: Sequence[Prediction],
-    *,
-    train: Sequence[Record] = (),
-    wanted: Sequence[str] = ALL_PROTOCOLS,
-    multi_label: bool = False,
-    seed: int = 7,
-) -> dict[str, Any]:
-    """Return what `score --json` holds of some answers: `cells_of` their `score_table`.
-
-    Raises:
-        DataError: No records; or as `score_table`.
-        ConfigError: A protocol is unknown.
-    """
-    if not records:
-        raise DataError("no records to score; give a truth file with at least one line")
-    return cells_of(
-        score_table(
-            records, predictions, train=train, wanted=wanted, multi_label=multi_label, seed=seed
-        )
-    )
 
 
 def cells_of(table: ScoreTable) -> dict[str, Any]:
