@@ -59,10 +59,11 @@ def learning_curves(
             if beside := (validation or {}).get(name):
                 _draw_measured(axes, beside, "validation loss")
             if name in scores:
-                axes = next(panels)
+                loss, axes = axes, next(panels)
                 axes.set_ylabel("% right")
                 _draw_measured(axes, scores[name], "strict score on validation")
-                axes.set_ylim(0, 100)
+                # The steps of the loss above, and room for a marker at 100.
+                axes.set(xlim=loss.get_xlim(), ylim=(0, 105))
         return to_svg(figure, f"Learning curve: loss by training step. {what}")
 
 
