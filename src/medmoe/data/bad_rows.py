@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from medmoe.data.images import open_image
 from medmoe.data.schema import Record
@@ -20,6 +20,8 @@ from medmoe.errors import DataError, ImageError
 _log = logging.getLogger(__name__)
 
 Policy = Literal["fail", "skip"]
+Row = TypeVar("Row")
+Made = TypeVar("Made")
 #: Reasons that an error spells out; the others are counted.
 _SPELT_OUT = 3
 
@@ -50,6 +52,14 @@ class BadRows:
             yield
         except DataError as error:
             self.reasons.append(str(error))
+
+    def made(
+        self, rows: Iterable[tuple[str, Row]], make: Callable[[Row, str], Made]
+    ) -> Iterator[Made]:
+        """Yield what is made of the rows that can be used, each given with its place."""
+        for where, row in rows:
+            with self.row():
+                yield make(row, where)
 
     def leave_out(self, what: str, rows: int = 1) -> None:
         """Count rows that are left out for a fault of the official set."""

@@ -35,7 +35,7 @@ ENVIRONMENT_VARIABLE = "MEDMOE_DATA"
 
 
 class Reader(Protocol):
-    """What every reader offers: a module, or an object where several sets share one."""
+    """What every reader offers."""
 
     @property
     def NAME(self) -> str:
@@ -68,18 +68,18 @@ class Reader(Protocol):
 
 
 _READERS: tuple[Reader, ...] = (
-    vqa_rad,
+    vqa_rad.SET,
     slake.ENGLISH,
     slake.CHINESE,
-    path_vqa,
-    vqa_med_2019,
-    pmc_vqa,
+    path_vqa.SET,
+    vqa_med_2019.SET,
+    pmc_vqa.SET,
     llava_med.ALIGNMENT,
     llava_med.INSTRUCT,
-    rocov2,
+    rocov2.SET,
     *medmnist.SETS.values(),
-    mednist,
-    lc25000,
+    mednist.SET,
+    lc25000.SET,
 )
 #: The sets that are known by name.
 READERS: dict[str, Reader] = {reader.NAME: reader for reader in _READERS}

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medmoe.data.readers import lc25000, medmnist, mednist
+from medmoe.data.readers.lc25000 import SET as lc25000
+from medmoe.data.readers.medmnist import SETS
+from medmoe.data.readers.mednist import SET as mednist
 from medmoe.errors import DataError
 
-pneumoniamnist = medmnist.SETS["pneumoniamnist"]
+pneumoniamnist = SETS["pneumoniamnist"]
 CLASSES = np.array(["AbdomenCT", "BreastMRI", "CXR", "ChestCT", "Hand", "HeadCT"])
 
 

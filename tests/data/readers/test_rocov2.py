@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from medmoe.data.readers import rocov2
+from medmoe.data.readers.rocov2 import SET as rocov2
 from medmoe.errors import DataError
 
 CAPTIONS = 'ID,Caption\na_1,"A mass, on the left."\na_2,Chest.\na_3,Both.\n'

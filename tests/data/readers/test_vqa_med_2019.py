@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from medmoe.data.readers import vqa_med_2019
+from medmoe.data.readers.vqa_med_2019 import SET as vqa_med_2019
+from medmoe.data.readers.vqa_med_2019 import overlap
 from medmoe.data.schema import Record
 from medmoe.errors import DataError
 
@@ -231,8 +232,8 @@ def test_real_train_and_validation_keep_no_picture_of_vqa_rad(shared: Path) -> N
 
 
 def test_built_in_overlap_covers_the_file(shared: Path, tmp_path: Path) -> None:
-    from_file = vqa_med_2019.overlap(shared / "data" / "vqa-med-2019")
-    built_in = vqa_med_2019.overlap(tmp_path)
+    from_file = overlap(shared / "data" / "vqa-med-2019")
+    built_in = overlap(tmp_path)
     for split in vqa_med_2019.SPLITS:
         assert from_file[split] <= built_in[split]
     assert built_in["train"] == from_file["train"] | from_file["validation"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from medmoe.data.bad_rows import BadRows
-from medmoe.data.readers import vqa_rad
+from medmoe.data.readers.vqa_rad import SET as vqa_rad
 from medmoe.data.schema import Record
 from medmoe.errors import DataError
 

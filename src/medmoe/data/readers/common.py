@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medmoe.data.bad_rows import BadRows
-from medmoe.data.schema import AnswerType, ImageRecord, Record
-from medmoe.errors import DataError, one_of, quoted
+from medmoe.data.schema import AnswerType, Record
+from medmoe.errors import DataError, quoted
 
 SPLITS = ("train", "validation", "test")
 CAPTION_REQUEST = "Describe this image."
@@ -66,26 +67,6 @@ class Source:
     revision: str | None = None
     files: tuple[str, ...] = ("*",)
     archives: tuple[str, ...] = ()
-
-
-def check_split(name: str, split: str, splits: Sequence[str]) -> None:
-    """Refuse a split that the data set does not have."""
-    if split not in splits:
-        raise DataError(one_of(split, splits, f"split of {name}"))
-
-
-def require(root: Path, marker: str, name: str, *others: str) -> Path:
-    """Return the first marker of a set under the data folder, or say what was looked for.
-
-    ``root`` may be the set's own folder too, whatever it is called.
-    """
-    for choice in (marker, *others):
-        for inside in (choice, choice.partition("/")[2]):
-            if inside and (root / inside).exists():
-                return root / inside
-    raise MissingPart(
-        f"{name}: no {marker} under {root}; give the folder with --data or $MEDMOE_DATA"
-    )
 
 
 def require_part(folder: Path, part: str, name: str) -> Path:
@@ -156,9 +137,24 @@ def some(records: list[Record], where: Path) -> list[Record]:
     return records
 
 
+def only_values(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return name -> value, for the names that come with exactly one value."""
+    values_of: defaultdict[str, set[str]] = defaultdict(set)
+    for name, value in pairs:
+        values_of[name].add(value)
+    return {name: values.pop() for name, values in values_of.items() if len(values) == 1}
+
+
 def yes_no_type(answer: str) -> AnswerType:
     """Return ``closed`` for a yes or no: the ruling where a set labels no question itself."""
     return "closed" if answer.strip().rstrip(".").lower() in ("yes", "no") else "open"
+
+
+def open_or_closed(label: str, where: str) -> AnswerType:
+    """Return the answer type that a set labels a question with, in capitals or not."""
+    if label.strip().lower() not in ("open", "closed"):
+        raise DataError(f"{where}: answer_type {label!r} must be OPEN or CLOSED")
+    return "open" if label.strip().lower() == "open" else "closed"
 
 
 _QUESTION_WORDS = ("what", "where", "which", "who", "whose", "when", "why", "how")
@@ -231,13 +227,14 @@ def split_name(raw: str) -> str:
     return known if known in SPLITS else name
 
 
-def json_list(path: Path) -> list[Any]:
-    """Return the list that a JSON file holds."""
+def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield place and content of each row of the list that a JSON file holds."""
     content = read_json(path)
     if not isinstance(content, list) or not content:
         kind = "an empty list" if content == [] else type(content).__name__
         raise DataError(f"{path}: a list of rows is needed, found {kind}")
-    return content
+    for number, row in enumerate(content, 1):
+        yield f"{path} row {number}", row
 
 
 def hash_share(key: str, seed: int = 0) -> float:
@@ -282,34 +279,3 @@ def _article(word: str) -> str:
     """Return the article by sound: an MRI, an X-ray, an AP view; a CT, a PA view."""
     by_sound = word[0].lower() in "aeiou" or word in ("MRI", "X-ray")
     return "An" if by_sound else "A"
-
-
-def caption_records(
-    images: Iterable[ImageRecord], dataset: str, split: str, licence: str
-) -> list[Record]:
-    """Return one caption record for each image about which something is known."""
-    records = []
-    for image in images:
-        text = caption(image.modality, image.organ, image.labels.get("plane"))
-        if text is not None:
-            records.append(caption_record(image, text, dataset, split, licence))
-    return records
-
-
-def caption_record(
-    image: ImageRecord, text: str, dataset: str, split: str, licence: str, place: str = ""
-) -> Record:
-    """Return the record that asks for a description of one image."""
-    return Record(
-        id=f"{image.id}/caption",
-        image=image,
-        question=CAPTION_REQUEST,
-        answer=text,
-        answer_type="open",
-        question_type="caption",
-        task="caption",
-        dataset=dataset,
-        split=split,
-        licence=licence,
-        place=place,
-    )

@@ -9,21 +9,20 @@ grades are read as classes; their order is not used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from medmoe.data.bad_rows import BadRows
 from medmoe.data.readers import common, npz
+from medmoe.data.readers.known_set import KnownSet
 from medmoe.data.schema import ImageRecord, Pixels, Record
 
 _KEYS = {"train": "train", "validation": "val", "test": "test"}
 _SIZES = ("", "_224", "_128", "_64")
-_HOME = common.Source("https://zenodo.org/records/10519652")
 
 
-@dataclass(frozen=True, slots=True)
-class MedMnist:
+@dataclass
+class MedMnist(KnownSet):
     """One set: what is asked, and the label texts in their official order."""
 
     NAME: str
@@ -33,84 +32,41 @@ class MedMnist:
     organ: str | None
     findings: tuple[str, ...] = ()
     LICENCE: str = "CC-BY-4.0"
-    SPLITS: tuple[str, ...] = tuple(_KEYS)
-    SOURCE: common.Source = _HOME
+    SOURCE = common.Source("https://zenodo.org/records/10519652")
 
-    @property
-    def MARKERS(self) -> tuple[str, ...]:
-        """The npz files, of any size."""
-        return tuple(f"{self.NAME}{size}.npz" for size in _SIZES)
+    def __post_init__(self) -> None:
+        """Name the npz files, of any size."""
+        self.MARKERS = tuple(f"{self.NAME}{size}.npz" for size in _SIZES)
 
-    def read(self, root: Path, split: str, bad: BadRows | None = None) -> list[Record]:
-        """Return the classification records of a split, in the order of the file.
+    def records(self, marker: Path, split: str, bad: BadRows) -> list[Record]:
+        """Return the classification records of a split, in the order of the file."""
+        pictures, truth = (f"{_KEYS[split]}_{what}" for what in ("images", "labels"))
+        arrays = npz.load(marker, (pictures, truth))
+        pixels = npz.images(marker, pictures, arrays)
 
-        Args:
-            root: The data folder, which holds the npz file.
-            split: One of ``train``, ``validation``, ``test``.
-            bad: Unused: arrays are right or wrong as a whole.
+        def image(index: int, picture: Pixels, labels: dict[str, str]) -> ImageRecord:
+            name = f"{self.NAME}/{split}/{index}"
+            return ImageRecord(name, picture, self.modality, self.organ, labels)
 
-        Raises:
-            DataError: The file is missing or broken, or a label is none of the set's.
-        """
-        del bad
-        common.check_split(self.NAME, split, self.SPLITS)
-        path = common.require(root, self.MARKERS[0], self.NAME, *self.MARKERS[1:])
-        key = _KEYS[split]
-        arrays = npz.load(path, (f"{key}_images", f"{key}_labels"))
-        pictures = npz.images(path, f"{key}_images", arrays)
-        if self.findings:
-            flags = npz.flags(path, f"{key}_labels", arrays, len(pictures), len(self.findings))
-            pairs = zip(pictures, flags, strict=True)
-            return [r for i, (p, f) in enumerate(pairs) for r in self._flagged(p, f, split, i)]
-        labels = npz.labels(path, f"{key}_labels", arrays, len(pictures), len(self.options))
+        if not self.findings:
+            labels = npz.labels(marker, truth, arrays, len(pixels), len(self.options))
+            answers = [self.options[label] for label in labels]
+            images = [
+                image(index, picture, {"finding": answer})
+                for index, (picture, answer) in enumerate(zip(pixels, answers, strict=True))
+            ]
+            return [
+                self.labelled(one, self.question, answer, self.options, split)
+                for one, answer in zip(images, answers, strict=True)
+            ]
+        rows = npz.flags(marker, truth, arrays, len(pixels), len(self.findings))
+        images = [image(index, picture, {}) for index, picture in enumerate(pixels)]
+        asked = [(finding, self.question.format(finding=finding)) for finding in self.findings]
         return [
-            self._labelled(picture, label, split, index)
-            for index, (picture, label) in enumerate(zip(pictures, labels, strict=True))
+            self.labelled(one, question, self.options[flag], self.options, split, finding)
+            for one, flags in zip(images, rows, strict=True)
+            for (finding, question), flag in zip(asked, flags, strict=True)
         ]
-
-    def _image(
-        self, picture: Pixels, split: str, index: int, labels: dict[str, str]
-    ) -> ImageRecord:
-        name = f"{self.NAME}/{split}/{index}"
-        return ImageRecord(name, picture, self.modality, self.organ, labels)
-
-    def _labelled(self, picture: Pixels, label: int, split: str, index: int) -> Record:
-        answer = self.options[label]
-        image = self._image(picture, split, index, {"finding": answer})
-        return self._record(image, image.id, self.question, answer, "classification", split)
-
-    def _flagged(
-        self, picture: Pixels, flags: Sequence[int], split: str, index: int
-    ) -> list[Record]:
-        image = self._image(picture, split, index, {})
-        return [
-            self._record(
-                image,
-                f"{image.id}/{finding}",
-                self.question.format(finding=finding),
-                self.options[flag],
-                finding,
-                split,
-            )
-            for finding, flag in zip(self.findings, flags, strict=True)
-        ]
-
-    def _record(
-        self, image: ImageRecord, name: str, question: str, answer: str, kind: str, split: str
-    ) -> Record:
-        return Record(
-            id=name,
-            image=image,
-            question=question,
-            answer=answer,
-            answer_type="closed",
-            question_type=kind,
-            task="classification",
-            dataset=self.NAME,
-            split=split,
-            licence=self.LICENCE,
-            options=self.options,
-        )
 
 
 _ORGANS = (

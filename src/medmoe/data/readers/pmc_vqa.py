@@ -8,57 +8,66 @@ The set names no modality.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
-from medmoe.data.bad_rows import BadRows, collector
+from medmoe.data.bad_rows import BadRows
 from medmoe.data.readers import common, tables
+from medmoe.data.readers.known_set import KnownSet
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.errors import DataError
 
-NAME = "pmc_vqa"
-_FILES = {
-    "train": "train.csv",
-    "test": "test.csv",
-    "test_clean": "test_clean.csv",
-    "train_2": "train_2.csv",
-    "test_2": "test_2.csv",
-}
-SPLITS = tuple(_FILES)
-MARKERS = ("pmc-vqa/train.csv", "pmc-vqa/test.csv", "pmc-vqa/test_clean.csv", "pmc-vqa/test_2.csv")
-LICENCE = "CC-BY-SA-4.0"
-SOURCE = common.Source(
-    "https://github.com/xiaoman-zhang/PMC-VQA",
-    "pmc-vqa",
-    hub="RadGenome/PMC-VQA",
-    files=("*.csv", "images.zip"),
-    archives=("images.zip",),
-)
 _FOLDERS = ("images", "figures", "images/images", "figures/figures", "images_2")
 _LETTERS = "ABCD"
 
 
-def read(root: Path, split: str, bad: BadRows | None = None) -> list[Record]:
-    """Return the questions of a split.
+class PmcVqa(KnownSet):
+    """The folder ``pmc-vqa/``."""
 
-    Args:
-        root: The data folder, which holds ``pmc-vqa/``.
-        split: One of `SPLITS`.
-        bad: Receives the bad rows; without it the first one is an error.
+    NAME = "pmc_vqa"
+    SPLITS = ("train", "test", "test_clean", "train_2", "test_2")
+    MARKERS = tuple(f"pmc-vqa/{n}.csv" for n in ("train", "test", "test_clean", "test_2"))
+    LICENCE = "CC-BY-SA-4.0"
+    SOURCE = common.Source(
+        "https://github.com/xiaoman-zhang/PMC-VQA",
+        "pmc-vqa",
+        hub="RadGenome/PMC-VQA",
+        files=("*.csv", "images.zip"),
+        archives=("images.zip",),
+    )
 
-    Raises:
-        DataError: A file is missing, or a row is malformed (file and row are named).
-    """
-    common.check_split(NAME, split, SPLITS)
-    bad = collector(bad)
-    folder = common.require(root, MARKERS[0], NAME, *MARKERS[1:]).parent
-    path = common.require_part(folder, _FILES[split], NAME)
-    figures = _figures(folder)
-    images: dict[str, ImageRecord] = {}
-    records = []
-    for number, (where, row) in enumerate(tables.rows(path, bad), 1):
-        with bad.row():
-            records.append(_record(row, where, figures, split, number, images))
-    return common.some(records, path)
+    def records(self, marker: Path, split: str, bad: BadRows) -> list[Record]:
+        """Return the questions of a split."""
+        path = common.require_part(marker.parent, f"{split}.csv", self.NAME)
+        figures = _figures(marker.parent)
+        images: dict[str, ImageRecord] = {}
+        numbers = itertools.count(1)
+
+        def record(row: tables.Row, where: str) -> Record:
+            number = next(numbers)
+            choices = [f"Choice {letter}" for letter in _LETTERS]
+            text = common.fields(row, ("Figure_path", "Question", *choices), where)
+            options = tuple(_choice(text[f"Choice {c}"], c, where) for c in _LETTERS)
+            name = text["Figure_path"]
+            if name not in figures:
+                raise DataError(f"{where}: image file {name!r} is missing; add it")
+            image = ImageRecord(f"{self.NAME}/{name}", figures[name])
+            return Record(
+                id=f"{self.NAME}/{split}/{number}",
+                image=images.setdefault(name, image),
+                question=text["Question"],
+                answer=_answer(row, options, where),
+                answer_type="closed",
+                question_type="multiple_choice",
+                task="vqa",
+                dataset=self.NAME,
+                split=split,
+                licence=self.LICENCE,
+                options=options,
+                place=where,
+            )
+
+        return common.some(list(bad.made(tables.rows(path, bad), record)), path)
 
 
 def _figures(folder: Path) -> dict[str, Path]:
@@ -74,44 +83,12 @@ def _figures(folder: Path) -> dict[str, Path]:
     return paths
 
 
-def _record(
-    row: tables.Row,
-    where: str,
-    figures: dict[str, Path],
-    split: str,
-    number: int,
-    images: dict[str, ImageRecord],
-) -> Record:
-    choices = [f"Choice {letter}" for letter in _LETTERS]
-    text = common.fields(row, ("Figure_path", "Question", *choices), where)
-    options = tuple(_choice(text[f"Choice {c}"], c, where) for c in _LETTERS)
-    name = text["Figure_path"]
-    if name not in figures:
-        raise DataError(f"{where}: image file {name!r} is missing; add it")
-    image = images.setdefault(name, ImageRecord(f"{NAME}/{name}", figures[name]))
-    return Record(
-        id=f"{NAME}/{split}/{number}",
-        image=image,
-        question=text["Question"],
-        answer=_answer(row, options, where),
-        answer_type="closed",
-        question_type="multiple_choice",
-        task="vqa",
-        dataset=NAME,
-        split=split,
-        licence=LICENCE,
-        options=options,
-        place=where,
-    )
-
-
 def _choice(text: str, letter: str, where: str) -> str:
     """Return a choice without its letter (`` B:Focal uptake `` is ``Focal uptake``)."""
-    _, mark, rest = text.partition(":")
-    kept = rest if mark and text.startswith(f"{letter}:") else text
-    if not kept.strip():
+    choice = text.removeprefix(f"{letter}:").strip()
+    if not choice:
         raise DataError(f"{where}: empty Choice {letter}; fill it in or remove the row")
-    return kept.strip()
+    return choice
 
 
 def _answer(row: tables.Row, options: tuple[str, ...], where: str) -> str:
@@ -124,3 +101,6 @@ def _answer(row: tables.Row, options: tuple[str, ...], where: str) -> str:
     if answer not in options:
         raise DataError(f"{where}: answer {answer!r} must be one of the choices or their letters")
     return answer
+
+
+SET = PmcVqa()

@@ -11,97 +11,74 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medmoe.data.bad_rows import BadRows, collector
+from medmoe.data.bad_rows import BadRows
 from medmoe.data.readers import common
+from medmoe.data.readers.known_set import KnownSet
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.domains import modality_name
-from medmoe.errors import DataError
 
 _FILES = {"train": "train.json", "validation": "validate.json", "test": "test.json"}
 _FIELDS = ("qid", "img_name", "question", "answer", "q_lang", "modality", "location", "answer_type")
 
-_SOURCE = common.Source(
-    "https://www.med-vqa.com/slake/",
-    "slake",
-    hub="BoKelvin/SLAKE",
-    files=("*.json", "imgs.zip"),
-    archives=("imgs.zip",),
-)
-
 
 @dataclass(frozen=True, slots=True)
-class Slake:
-    """The questions of one language."""
+class Slake(KnownSet):
+    """The questions of one language in ``slake/`` (``imgs/xmlabN/source.jpg``)."""
 
     NAME: str
     language: str
-    SPLITS: tuple[str, ...] = tuple(_FILES)
-    MARKERS: tuple[str, ...] = ("slake/train.json", "Slake1.0/train.json")
-    LICENCE: str = "CC-BY-4.0"
-    SOURCE: common.Source = _SOURCE
+    MARKERS = ("slake/train.json", "Slake1.0/train.json")
+    LICENCE = "CC-BY-4.0"
+    SOURCE = common.Source(
+        "https://www.med-vqa.com/slake/",
+        "slake",
+        hub="BoKelvin/SLAKE",
+        files=("*.json", "imgs.zip"),
+        archives=("imgs.zip",),
+    )
 
-    def read(self, root: Path, split: str, bad: BadRows | None = None) -> list[Record]:
-        """Return the questions of a split; the English ``train`` ends with a caption per image.
-
-        Args:
-            root: The data folder, which holds ``slake/`` (``imgs/xmlabN/source.jpg``).
-            split: One of ``train``, ``validation``, ``test``.
-            bad: Receives the bad rows; without it the first one is an error.
-
-        Raises:
-            DataError: A file is missing, or a row is malformed (file and row are named).
-        """
-        common.check_split(self.NAME, split, self.SPLITS)
-        bad = collector(bad)
-        folder = common.require(root, self.MARKERS[0], self.NAME, *self.MARKERS[1:]).parent
-        path = common.require_part(folder, _FILES[split], self.NAME)
+    def records(self, marker: Path, split: str, bad: BadRows) -> list[Record]:
+        """Return the questions of a split; the English ``train`` ends with a caption per image."""
+        path = common.require_part(marker.parent, _FILES[split], self.NAME)
         images: dict[str, ImageRecord] = {}
-        records = []
-        for number, raw in enumerate(common.json_list(path), 1):
+
+        def record(raw: Any, where: str) -> Record | None:
+            """Return the record of a row, None for one of the other language."""
             if _known_fault(raw, split):
                 if self.language == "en":
                     bad.leave_out(f"{path}: question without an answer")
-                continue
-            with bad.row():
-                record = self._record(raw, f"{path} row {number}", folder, split, images)
-                if record is not None:
-                    records.append(record)
+                return None
+            text = common.fields(raw, _FIELDS, where)
+            if text["q_lang"] != self.language:
+                return None
+            answer_type = common.open_or_closed(text["answer_type"], where)
+            name = text["img_name"]
+            if name not in images:
+                images[name] = ImageRecord(
+                    id=f"slake/{name}",
+                    source=common.image_file(marker.parent / "imgs", name, where),
+                    modality=modality_name(text["modality"]),
+                    organ=text["location"].replace("_", " ").lower(),
+                )
+            return Record(
+                id=f"{self.NAME}/{text['qid']}",
+                image=images[name],
+                question=text["question"],
+                answer=text["answer"],
+                answer_type=answer_type,
+                question_type=str(raw.get("content_type") or "other").strip().lower(),
+                task="vqa",
+                dataset=self.NAME,
+                split=split,
+                licence=self.LICENCE,
+                place=where,
+            )
+
+        records = list(filter(None, bad.made(common.json_rows(path), record)))
         records = common.some(common.unique(records, path, bad), path)
         if split == "train" and self.language == "en":
-            records += common.caption_records(images.values(), self.NAME, split, self.LICENCE)
+            records += self.captions(images.values(), split)
         return records
-
-    def _record(
-        self, raw: Any, where: str, folder: Path, split: str, images: dict[str, ImageRecord]
-    ) -> Record | None:
-        """Return the record of a row, None for one of the other language."""
-        text = common.fields(raw, _FIELDS, where)
-        if text["q_lang"] != self.language:
-            return None
-        answer_type = text["answer_type"].lower()
-        if answer_type not in ("open", "closed"):
-            raise DataError(f"{where}: answer_type {text['answer_type']!r} must be OPEN or CLOSED")
-        name = text["img_name"]
-        if name not in images:
-            images[name] = ImageRecord(
-                id=f"slake/{name}",
-                source=common.image_file(folder / "imgs", name, where),
-                modality=modality_name(text["modality"]),
-                organ=text["location"].replace("_", " ").lower(),
-            )
-        return Record(
-            id=f"{self.NAME}/{text['qid']}",
-            image=images[name],
-            question=text["question"],
-            answer=text["answer"],
-            answer_type="open" if answer_type == "open" else "closed",
-            question_type=str(raw.get("content_type") or "other").strip().lower(),
-            task="vqa",
-            dataset=self.NAME,
-            split=split,
-            licence=self.LICENCE,
-            place=where,
-        )
 
 
 def _known_fault(raw: Any, split: str) -> bool:

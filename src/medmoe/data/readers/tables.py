@@ -56,13 +56,10 @@ def rows(path: Path, bad: BadRows) -> Iterator[tuple[str, Row]]:
     text = _text(path, bad)
     read = _csv if suffix in CSV_SUFFIXES else _json
     for where, row, raw in read(path, text, bad):
-        kept = False
         with bad.row():
             if broken := _BROKEN.search(raw):
                 byte = ord(broken.group()) - 0xDC00
                 raise DataError(f"{where}: not UTF-8 (byte {byte:#04x}); save the file as UTF-8")
-            kept = True
-        if kept:
             yield where, row
 
 
@@ -101,20 +98,16 @@ def _json(path: Path, text: str, bad: BadRows) -> Iterator[tuple[str, Row, str]]
         listed = _listed(text)
         if listed is not None:
             for number, row in enumerate(listed, 1):
-                where, kept = f"{path} row {number}", None
+                where = f"{path} row {number}"
                 with bad.row():
-                    kept = _object(row, where)
-                if kept is not None:
-                    yield where, kept, json.dumps(kept, ensure_ascii=False)
+                    yield where, _object(row, where), json.dumps(row, ensure_ascii=False)
             return
     for number, line in enumerate(_LINE_END.split(text), 1):
         if not line.strip():
             continue
-        where, row = f"{path} row {number}", None
+        where = f"{path} row {number}"
         with bad.row():
-            row = _json_row(line, where)
-        if row is not None:
-            yield where, row, line
+            yield where, _json_row(line, where), line
 
 
 def _listed(text: str) -> list[Any] | None:
@@ -163,14 +156,12 @@ def _csv(path: Path, text: str, bad: BadRows) -> Iterator[tuple[str, Row, str]]:
         for number, cells in table:
             if not any(cell.strip() for cell in cells):
                 continue
-            where, row = f"{path} row {number}", None
+            where = f"{path} row {number}"
             if not header:
                 header = _header(cells, where)
                 continue
             with bad.row():
-                row = _cells(header, cells, where)
-            if row is not None:
-                yield where, row, "".join(cells)
+                yield where, _cells(header, cells, where), "".join(cells)
     except csv.Error as error:
         raise DataError(
             f"{path} row {number + 1}: not CSV ({error}); close quotation marks, and write one "

@@ -11,21 +11,16 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from medmoe.data.bad_rows import BadRows, collector
+from medmoe.data.bad_rows import BadRows
 from medmoe.data.readers import common
+from medmoe.data.readers.known_set import KnownSet
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.domains import modality_name
 from medmoe.errors import DataError
-
-NAME = "vqa_med_2019"
-SPLITS = ("train", "validation", "test")
-MARKERS = ("vqa-med-2019/train/All_QA_Pairs_train.txt",)
-LICENCE = "CC-BY-4.0"
-SOURCE = common.Source("https://zenodo.org/records/10499039", "vqa-med-2019")
 
 _log = logging.getLogger(__name__)
 
@@ -67,54 +62,77 @@ _SAME_PICTURE = (
 _ADJACENT_SLICES = "26696 27986 29220 33843 45041 50956"
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One checked line of the question files."""
+class VqaMed2019(KnownSet):
+    """The folder ``vqa-med-2019/``; ``validation`` is the official validation set."""
 
-    image: str
-    category: str
-    question: str
-    answers: tuple[str, ...]
+    NAME = "vqa_med_2019"
+    MARKERS = ("vqa-med-2019/train/All_QA_Pairs_train.txt",)
+    LICENCE = "CC-BY-4.0"
+    SOURCE = common.Source("https://zenodo.org/records/10499039", "vqa-med-2019")
+
+    def records(self, marker: Path, split: str, bad: BadRows) -> list[Record]:
+        """Return the questions of a split and, for ``train``, the captions of its images."""
+        root = marker.parents[1]
+        folder = root / _FOLDERS[split]
+        rows = list(self._rows(folder, split, bad))
+        images_dir = common.image_folder(folder, _IMAGE_FOLDERS)
+        files = {Path(name).stem: images_dir / name for name in common.file_names(images_dir)}
+
+        def record(row: dict[str, str], where: str) -> Record:
+            name, category = row["image"], row["category"].lower()
+            if category not in _CATEGORIES:
+                choices = ", ".join(_CATEGORIES)
+                raise DataError(f"{where}: category {row['category']!r} must be one of {choices}")
+            answers = row["answer"].split("#") if split == "test" else [row["answer"]]
+            answers = list(dict.fromkeys(filter(None, map(str.strip, answers))))
+            if not answers:
+                raise DataError(f"{where}: empty answer; fill it in or remove the row")
+            if name not in files:
+                raise DataError(f"{where}: image file {name}.jpg is missing in {images_dir}")
+            return Record(
+                id=f"{self.NAME}/{split}/{name}/{category}",
+                image=ImageRecord(f"{self.NAME}/{split}/{files[name].name}", files[name]),
+                question=row["question"],
+                answer=answers[0],
+                answer_type=common.yes_no_type(answers[0]),
+                question_type=category,
+                task="vqa",
+                dataset=self.NAME,
+                split=split,
+                licence=self.LICENCE,
+                references=tuple(answers[1:]),
+                place=where,
+            )
+
+        records = list(bad.made(rows, record))
+        banned = overlap(root)[split]
+        kept = [record for record in records if _stem(record) not in banned]
+        _log.info(
+            "%s %s: dropped %d rows on %d images that are also in VQA-RAD, kept %d",
+            *(self.NAME, split, len(records) - len(kept)),
+            *(len({_stem(record) for record in records} & banned), len(kept)),
+        )
+        images = _images(kept, _modalities(root, kept, split))
+        kept = [replace(record, image=images[record.image.id]) for record in kept]
+        kept = common.unique(kept, folder, bad)
+        return kept + self.captions(images.values(), split) if split == "train" else kept
+
+    def _rows(self, folder: Path, split: str, bad: BadRows) -> Iterator[tuple[str, dict[str, str]]]:
+        """Yield place and fields of each row: of the test file, or of the four category files."""
+        if split == "test":
+            path = common.require_part(folder, _TEST_FILE, self.NAME)
+            yield from _lines(path, ("image", "category", "question", "answer"), bad)
+            return
+        for category, stem in _CATEGORIES.items():
+            name = f"QAPairsByCategory/{stem}_{folder.name}.txt"
+            path = common.require_part(folder, name, self.NAME)
+            for where, row in _lines(path, ("image", "question", "answer"), bad):
+                yield where, row | {"category": category}
 
 
-def read(root: Path, split: str, bad: BadRows | None = None) -> list[Record]:
-    """Return the questions of a split and, for ``train``, the captions of its images.
-
-    Args:
-        root: The data folder, which holds ``vqa-med-2019/``.
-        split: One of `SPLITS`; ``validation`` is the official validation set.
-        bad: Receives the bad rows; without it the first one is an error.
-
-    Raises:
-        DataError: A file is missing, or a row is malformed (file and row are named).
-    """
-    common.check_split(NAME, split, SPLITS)
-    bad = collector(bad)
-    folder = common.require(root, MARKERS[0], NAME).parents[1] / _FOLDERS[split]
-    read_rows = _read_test if split == "test" else _read_categories
-    numbered = read_rows(folder, bad)
-    images_dir = common.image_folder(folder, _IMAGE_FOLDERS)
-    files = _image_files(images_dir)
-    rows = []
-    for where, row in numbered:
-        with bad.row():
-            if row.image not in files:
-                raise DataError(f"{where}: image file {row.image}.jpg is missing in {images_dir}")
-            rows.append((where, row))
-    banned = overlap(folder.parent)[split]
-    placed = [(where, row) for where, row in rows if row.image not in banned]
-    kept = [row for _, row in placed]
-    _log.info(
-        "%s %s: dropped %d rows on %d images that are also in VQA-RAD, kept %d",
-        *(NAME, split, len(rows) - len(kept)),
-        *(len({row.image for _, row in rows} & banned), len(kept)),
-    )
-    images = _image_records(kept, files, _modalities(folder.parent, kept, split), split)
-    records = [_record(row, images[row.image], split, where) for where, row in placed]
-    records = common.unique(records, folder, bad)
-    if split == "train":
-        records += common.caption_records(images.values(), NAME, split, LICENCE)
-    return records
+def _stem(record: Record) -> str:
+    """Return the name of a record's picture without its suffix."""
+    return Path(record.image.id).stem
 
 
 def overlap(folder: Path) -> dict[str, frozenset[str]]:
@@ -128,7 +146,7 @@ def overlap(folder: Path) -> dict[str, frozenset[str]]:
         adjacent = frozenset(f"synpic{number}" for number in _ADJACENT_SLICES.split())
         return {"train": same | adjacent, "validation": same, "test": frozenset()}
     content = common.read_json(path)
-    names_of: dict[str, set[str]] = {split: set() for split in SPLITS}
+    names_of: dict[str, set[str]] = {split: set() for split in _FOLDERS}
     split_of = {folder: split for split, folder in _FOLDERS.items()}
     try:
         for twins in content["same_picture"].values():
@@ -144,75 +162,28 @@ def overlap(folder: Path) -> dict[str, frozenset[str]]:
     return {split: frozenset(names) for split, names in names_of.items()}
 
 
-def _read_categories(folder: Path, bad: BadRows) -> list[tuple[str, _Row]]:
-    """Return the rows of the four category files, each with its place."""
-    rows: list[tuple[str, _Row]] = []
-    for category, stem in _CATEGORIES.items():
-        name = f"QAPairsByCategory/{stem}_{folder.name}.txt"
-        path = common.require_part(folder, name, NAME)
-        for where, fields in _lines(path, ("image", "question", "answer"), bad):
-            rows.append((where, _Row(fields[0], category, fields[1], (fields[2],))))
-    return rows
-
-
-def _read_test(folder: Path, bad: BadRows) -> list[tuple[str, _Row]]:
-    """Return the rows of the official test file, each with its place."""
-    path = common.require_part(folder, _TEST_FILE, NAME)
-    rows: list[tuple[str, _Row]] = []
-    for where, fields in _lines(path, ("image", "category", "question", "answer"), bad):
+def _lines(path: Path, names: Sequence[str], bad: BadRows) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield place and fields of every line; blank lines at the end pass."""
+    for number, line in enumerate(common.read_text(path).rstrip().split("\n"), 1):
+        where, values = f"{path} row {number}", line.split("|")
         with bad.row():
-            rows.append((where, _test_row(where, fields)))
-    return rows
+            if len(values) != len(names):
+                raise DataError(
+                    f"{where}: {len(values)} fields, {len(names)} are needed ({'|'.join(names)})"
+                )
+            yield where, common.fields(dict(zip(names, values, strict=True)), names, where)
 
 
-def _test_row(where: str, fields: list[str]) -> _Row:
-    image, category, question, answer = fields
-    if category.lower() not in _CATEGORIES:
-        raise DataError(f"{where}: category {category!r} must be one of {', '.join(_CATEGORIES)}")
-    answers = tuple(dict.fromkeys(a.strip() for a in answer.split("#") if a.strip()))
-    if not answers:
-        raise DataError(f"{where}: empty answer; fill it in or remove the row")
-    return _Row(image, category.lower(), question, answers)
-
-
-def _lines(path: Path, names: tuple[str, ...], bad: BadRows) -> list[tuple[str, list[str]]]:
-    """Return the fields of every line, each with its place; blank lines at the end pass."""
-    lines = common.read_text(path).rstrip().split("\n")
-    result = []
-    for number, line in enumerate(lines, 1):
-        where = f"{path} row {number}"
-        fields = [field.strip() for field in line.split("|")]
-        with bad.row():
-            _check_fields(where, fields, names)
-            result.append((where, fields))
-    return result
-
-
-def _check_fields(where: str, fields: list[str], names: tuple[str, ...]) -> None:
-    if len(fields) != len(names):
-        raise DataError(
-            f"{where}: {len(fields)} fields, {len(names)} are needed ({'|'.join(names)})"
-        )
-    for name, value in zip(names, fields, strict=True):
-        if not value:
-            raise DataError(f"{where}: empty {name}; fill it in or remove the row")
-
-
-def _image_files(folder: Path) -> dict[str, Path]:
-    """Return image name without suffix -> file."""
-    return {Path(name).stem: folder / name for name in common.file_names(folder)}
-
-
-def _modalities(folder: Path, rows: list[_Row], split: str) -> dict[str, str]:
-    """Return image -> modality, from answers only: the wording of a question proves nothing."""
+def _modalities(folder: Path, records: Sequence[Record], split: str) -> dict[str, str]:
+    """Return picture -> modality, from answers only: the wording of a question proves nothing."""
     path = folder / _LABEL_FILE
     if split != "test" and path.is_file():
         return _labelled_modalities(path, _FOLDERS[split])
-    names_of: defaultdict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        if row.category == "modality" and (name := answered_modality(row.answers[0])):
-            names_of[row.image].add(name)
-    return {image: names.copy().pop() for image, names in names_of.items() if len(names) == 1}
+    return common.only_values(
+        (_stem(record), name)
+        for record in records
+        if record.question_type == "modality" and (name := answered_modality(record.answer))
+    )
 
 
 def answered_modality(answer: str) -> str | None:
@@ -237,41 +208,21 @@ def _labelled_modalities(path: Path, folder: str) -> dict[str, str]:
     return name_of
 
 
-def _image_records(
-    rows: list[_Row], files: dict[str, Path], modalities: dict[str, str], split: str
-) -> dict[str, ImageRecord]:
-    """Return one record per image, with the facts its plane and organ answers give."""
-    facts: dict[str, dict[str, str]] = {row.image: {} for row in rows}
-    for row in rows:
-        if row.category in ("plane", "organ") and common.yes_no_type(row.answers[0]) == "open":
-            facts[row.image][row.category] = row.answers[0]
-    for image, modality in modalities.items():
-        if image in facts:
-            facts[image]["modality"] = modality
+def _images(records: Sequence[Record], modalities: dict[str, str]) -> dict[str, ImageRecord]:
+    """Return the images by id, with the facts that their plane and organ answers give."""
+    facts: dict[str, dict[str, str]] = {record.image.id: {} for record in records}
+    for record in records:
+        if record.question_type in ("plane", "organ") and record.answer_type == "open":
+            facts[record.image.id][record.question_type] = record.answer
+        if _stem(record) in modalities:
+            facts[record.image.id]["modality"] = modalities[_stem(record)]
+    images = {record.image.id: record.image for record in records}
     return {
-        image: ImageRecord(
-            id=f"{NAME}/{split}/{files[image].name}",
-            source=files[image],
-            modality=known.get("modality"),
-            organ=known.get("organ"),
-            labels=known,
+        name: replace(
+            images[name], modality=known.get("modality"), organ=known.get("organ"), labels=known
         )
-        for image, known in facts.items()
+        for name, known in facts.items()
     }
 
 
-def _record(row: _Row, image: ImageRecord, split: str, place: str) -> Record:
-    return Record(
-        id=f"{NAME}/{split}/{row.image}/{row.category}",
-        image=image,
-        question=row.question,
-        answer=row.answers[0],
-        answer_type=common.yes_no_type(row.answers[0]),
-        question_type=row.category,
-        task="vqa",
-        dataset=NAME,
-        split=split,
-        licence=LICENCE,
-        references=row.answers[1:],
-        place=place,
-    )
+SET = VqaMed2019()

@@ -15,26 +15,19 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medmoe.data.bad_rows import BadRows, collector
+from medmoe.data.bad_rows import BadRows
 from medmoe.data.readers import common, hub
-from medmoe.data.schema import AnswerType, ImageRecord, Record
+from medmoe.data.readers.known_set import KnownSet
+from medmoe.data.schema import ImageRecord, Record
 from medmoe.errors import DataError
 
-NAME = "vqa_rad"
-SPLITS = ("train", "test", "disjoint_train", "disjoint_validation", "disjoint_test")
+_NAME, _LICENCE = "vqa_rad", "CC0-1.0"
 _OSF_FILE = "VQA_RAD Dataset Public.json"
-MARKERS = ("vqa-rad/trainset.json", f"vqa-rad/{_OSF_FILE}", "vqa-rad/data")
-LICENCE = "CC0-1.0"
-SOURCE = common.Source(
-    "https://osf.io/89kps/", "vqa-rad", hub="flaviagiammarino/vqa-rad", files=("data/*.parquet",)
-)
-
 _FILES = {"train": "trainset.json", "test": "testset.json"}
 _IMAGE_FOLDERS = ("images", "VQA_RAD Image Folder")
 _DISJOINT_KEYS = {"train": "train", "validation": "val", "test": "test"}
@@ -79,132 +72,107 @@ _DISJOINT_TEST = (
 _PLANE_PATTERN = re.compile(r"\b(axial|coronal|sagittal|pa|ap)\b|\b(posteroanterior)\b")
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One checked row of the JSON files."""
-
-    id: str
-    image: str
-    organ: str
-    question: str
-    answer: str
-    answer_type: AnswerType
-    question_type: str
-    place: str
-
-
-def read(root: Path, split: str, bad: BadRows | None = None) -> list[Record]:
-    """Return the questions of a split and, for train splits, the captions of its images.
+class VqaRad(KnownSet):
+    """The folder ``vqa-rad/``.
 
     Modality and plane of an image come from the answers to questions about them. A train split
     uses its own answers only, so that no test answer reaches a caption.
-
-    Args:
-        root: The data folder, which holds ``vqa-rad/``.
-        split: One of `SPLITS`.
-        bad: Receives the bad rows; without it the first one is an error.
-
-    Raises:
-        DataError: A file is missing, or a row is malformed (file and row are named).
     """
-    common.check_split(NAME, split, SPLITS)
-    bad = collector(bad)
-    marker = common.require(root, MARKERS[0], NAME, *MARKERS[1:])
-    folder = marker.parent
-    if marker.name == "data":
-        return hub.read(hub.Layout(NAME, LICENCE), folder, split, bad)
-    images_dir = common.image_folder(folder, _IMAGE_FOLDERS)
-    by_file = _rows_by_file(folder, common.file_names(images_dir), bad)
-    union = _without_repeats([*by_file["train"], *by_file["test"]])
-    rows = by_file.get(split) or _disjoint_rows(union, folder, split.removeprefix("disjoint_"))
-    is_train = split.endswith("train")
-    images = _image_records(rows, facts_from=rows if is_train else union, folder=images_dir)
-    records = [_record(row, images[row.image], split) for row in rows]
-    records = common.unique(records, folder, bad)
-    if is_train:
-        records += common.caption_records(images.values(), NAME, split, LICENCE)
-    return records
+
+    NAME = _NAME
+    SPLITS = ("train", "test", "disjoint_train", "disjoint_validation", "disjoint_test")
+    MARKERS = ("vqa-rad/trainset.json", f"vqa-rad/{_OSF_FILE}", "vqa-rad/data")
+    LICENCE = _LICENCE
+    SOURCE = common.Source(
+        "https://osf.io/89kps/",
+        "vqa-rad",
+        hub="flaviagiammarino/vqa-rad",
+        files=("data/*.parquet",),
+    )
+
+    def records(self, marker: Path, split: str, bad: BadRows) -> list[Record]:
+        """Return the questions of a split and, for train splits, the captions of its images."""
+        folder = marker.parent
+        if marker.name == "data":
+            return hub.read(self, folder, split, bad)
+        images_dir = common.image_folder(folder, _IMAGE_FOLDERS)
+        by_file = _rows_by_file(images_dir, folder, bad)
+        union: dict[str, Record] = {}
+        for record in (*by_file["train"], *by_file["test"]):
+            union.setdefault(record.id, record)
+        asked = by_file.get(split) or _disjoint(
+            list(union.values()), folder, split.removeprefix("disjoint_")
+        )
+        is_train = split.endswith("train")
+        images = _images(asked, facts_from=asked if is_train else union.values())
+        records = [replace(r, image=images[r.image.id], split=split) for r in asked]
+        records = common.unique(records, folder, bad)
+        return records + self.captions(images.values(), split) if is_train else records
 
 
-def _rows_by_file(folder: Path, on_disk: frozenset[str], bad: BadRows) -> dict[str, list[_Row]]:
-    """Return the rows of the standard train and test split."""
+def _rows_by_file(images_dir: Path, folder: Path, bad: BadRows) -> dict[str, list[Record]]:
+    """Return the questions of the standard train and test split, images with their organ alone."""
+    on_disk = common.file_names(images_dir)
+
+    def checked(raw: Any, where: str) -> tuple[dict[str, Any], Record]:
+        return raw, _question(raw, where, images_dir, on_disk)
+
     osf = folder / _OSF_FILE
     if (folder / _FILES["train"]).exists() or not osf.exists():
+        paths = {p: common.require_part(folder, file, _NAME) for p, file in _FILES.items()}
         return {
-            part: _read_rows(common.require_part(folder, file, NAME), on_disk, bad)
-            for part, file in _FILES.items()
+            part: [record for _, record in bad.made(common.json_rows(path), checked)]
+            for part, path in paths.items()
         }
-    rows_of: dict[str, list[_Row]] = {"train": [], "test": []}
-    for raw, row in _raw_rows(osf, on_disk, bad):
+    records_of: dict[str, list[Record]] = {"train": [], "test": []}
+    for raw, record in bad.made(common.json_rows(osf), checked):
         part = "test" if str(raw.get("phrase_type")).startswith("test") else "train"
-        rows_of[part].append(row)
+        records_of[part].append(record)
         framed = str(raw.get("question_frame") or "NULL").strip()
         if framed != "NULL":
-            rows_of["train"].append(replace(row, id=f"{row.id}/frame", question=framed))
-    return rows_of
+            records_of["train"].append(replace(record, id=f"{record.id}/frame", question=framed))
+    return records_of
 
 
-def _read_rows(path: Path, on_disk: frozenset[str], bad: BadRows) -> list[_Row]:
-    """Return the checked rows of one JSON file."""
-    return [row for _, row in _raw_rows(path, on_disk, bad)]
-
-
-def _raw_rows(
-    path: Path, on_disk: frozenset[str], bad: BadRows
-) -> Iterator[tuple[dict[str, Any], _Row]]:
-    for number, raw in enumerate(common.json_list(path), 1):
-        row = None
-        with bad.row():
-            row = _checked(raw, f"{path} row {number}", on_disk)
-        if row is not None:
-            yield raw, row
-
-
-def _checked(raw: Any, where: str, on_disk: frozenset[str]) -> _Row:
-    """Return one row, or raise with the place and the rule it breaks."""
+def _question(raw: Any, where: str, images_dir: Path, on_disk: frozenset[str]) -> Record:
+    """Return the question of a row, or raise with the place and the rule it breaks."""
     missing = [key for key in _FIELDS if not isinstance(raw, dict) or key not in raw]
     if missing:
         raise DataError(f"{where}: field {missing[0]!r} is missing; every row needs it")
-    text = {key: str(raw[key] if raw[key] is not None else "").strip() for key in _FIELDS}
-    for key in ("qid", "question", "answer"):
-        if not text[key]:
-            raise DataError(f"{where}: empty {key}; fill it in or remove the row")
-    if text["image_name"] not in on_disk:
-        raise DataError(f"{where}: image file {text['image_name']!r} is missing; add it")
-    # Two training rows read "CLOSED ", with a space.
-    answer_type = text["answer_type"].lower()
-    if answer_type not in ("open", "closed"):
-        raise DataError(f"{where}: answer_type {raw['answer_type']!r} must be OPEN or CLOSED")
-    first_type = text["question_type"].split(",")[0].strip().upper()
-    organ = text["image_organ"]
-    return _Row(
-        id=text["qid"],
-        image=text["image_name"],
-        organ=_ORGANS.get(organ.upper(), organ.lower()),
+    text = common.fields(raw, ("qid", "question", "answer"), where)
+    name, organ, label, kind = (
+        str(raw[key] or "").strip()
+        for key in ("image_name", "image_organ", "answer_type", "question_type")
+    )
+    if name not in on_disk:
+        raise DataError(f"{where}: image file {name!r} is missing; add it")
+    kind = kind.split(",")[0].strip().upper()
+    organ = _ORGANS.get(organ.upper(), organ.lower())
+    return Record(
+        id=f"{_NAME}/{text['qid']}",
+        image=ImageRecord(f"{_NAME}/{name}", images_dir / name, organ=organ or None),
         question=text["question"],
         answer=text["answer"],
-        answer_type="open" if answer_type == "open" else "closed",
-        question_type=_QUESTION_TYPES.get(first_type, first_type.lower() or "other"),
+        # Two training rows read "CLOSED ", with a space.
+        answer_type=common.open_or_closed(label, where),
+        question_type=_QUESTION_TYPES.get(kind, kind.lower() or "other"),
+        task="vqa",
+        dataset=_NAME,
+        split="",
+        licence=_LICENCE,
         place=where,
     )
 
 
-def _without_repeats(rows: Iterable[_Row]) -> list[_Row]:
-    """Return the rows with the first of each question id."""
-    first: dict[str, _Row] = {}
-    for row in rows:
-        first.setdefault(row.id, row)
-    return list(first.values())
-
-
-def _disjoint_rows(union: Sequence[_Row], folder: Path, part: str) -> list[_Row]:
-    """Return the rows on the images of one part of the image-disjoint split."""
+def _disjoint(union: Sequence[Record], folder: Path, part: str) -> list[Record]:
+    """Return the questions on the images of one part of the image-disjoint split."""
     path = folder / _DISJOINT_FILE
-    parts = _listed_parts(path) if path.is_file() else _built_in_parts(union)
-    unplaced = {row.image for row in union}.difference(*parts.values())
-    if unplaced:
+    images = {record.image.id.removeprefix(f"{_NAME}/") for record in union}
+    parts = _listed_parts(path) if path.is_file() else _built_in_parts(images)
+    if unplaced := images.difference(*parts.values()):
         raise DataError(f"{path}: image {min(unplaced)!r} stands in no part; put it in one")
-    return [row for row in union if row.image in parts[part]]
+    ids = {f"{_NAME}/{name}" for name in parts[part]}
+    return [record for record in union if record.image.id in ids]
 
 
 def _listed_parts(path: Path) -> dict[str, frozenset[str]]:
@@ -220,42 +188,30 @@ def _listed_parts(path: Path) -> dict[str, frozenset[str]]:
     return parts
 
 
-def _built_in_parts(union: Iterable[_Row]) -> dict[str, frozenset[str]]:
+def _built_in_parts(images: Iterable[str]) -> dict[str, frozenset[str]]:
     validation = frozenset(f"synpic{number}.jpg" for number in _DISJOINT_VALIDATION.split())
     test = frozenset(f"synpic{number}.jpg" for number in _DISJOINT_TEST.split())
-    train = frozenset(row.image for row in union) - validation - test
-    return {"train": train, "validation": validation, "test": test}
+    return {"train": frozenset(images) - validation - test, "validation": validation, "test": test}
 
 
-def _image_records(
-    rows: Sequence[_Row], *, facts_from: Sequence[_Row], folder: Path
-) -> dict[str, ImageRecord]:
-    """Return one record per image of the rows, in the order of the rows."""
-    modalities = _facts(facts_from, "modality", _modalities_in)
-    planes = _facts(facts_from, "plane", _planes_in)
+def _images(asked: Iterable[Record], facts_from: Iterable[Record]) -> dict[str, ImageRecord]:
+    """Return the images of questions in their order, with what other answers say of them."""
+    facts = list(facts_from)
+    modalities, planes = (
+        common.only_values(
+            (record.image.id, value)
+            for record in facts
+            if record.question_type == kind
+            for value in values_in(record.answer)
+        )
+        for kind, values_in in (("modality", _modalities_in), ("plane", _planes_in))
+    )
     images: dict[str, ImageRecord] = {}
-    for row in rows:
-        if row.image not in images:
-            plane = planes.get(row.image)
-            images[row.image] = ImageRecord(
-                id=f"{NAME}/{row.image}",
-                source=folder / row.image,
-                modality=modalities.get(row.image),
-                organ=row.organ or None,
-                labels={"plane": plane} if plane else {},
-            )
+    for image in (record.image for record in asked):
+        labels = {"plane": planes[image.id]} if image.id in planes else {}
+        known = replace(image, modality=modalities.get(image.id), labels=labels)
+        images.setdefault(image.id, known)
     return images
-
-
-def _facts(
-    rows: Iterable[_Row], question_type: str, values_in: Callable[[str], set[str]]
-) -> Mapping[str, str]:
-    """Return image -> value, for the images whose answers name exactly one value."""
-    values_of: defaultdict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        if row.question_type == question_type:
-            values_of[row.image] |= values_in(row.answer)
-    return {image: values.copy().pop() for image, values in values_of.items() if len(values) == 1}
 
 
 def _modalities_in(answer: str) -> set[str]:
@@ -269,17 +225,4 @@ def _planes_in(answer: str) -> set[str]:
     return {"pa" if name == "posteroanterior" else name for name in names}
 
 
-def _record(row: _Row, image: ImageRecord, split: str) -> Record:
-    return Record(
-        id=f"{NAME}/{row.id}",
-        image=image,
-        question=row.question,
-        answer=row.answer,
-        answer_type=row.answer_type,
-        question_type=row.question_type,
-        task="vqa",
-        dataset=NAME,
-        split=split,
-        licence=LICENCE,
-        place=row.place,
-    )
+SET = VqaRad()
