@@ -12,6 +12,7 @@ from medmoe.cli import flags
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `demo`."""
     flags.add_data(parser)
+    flags.add_own_data(parser)
     flags.add_out(parser, "runs/demo")
     parser.add_argument(
         "--minutes",
@@ -43,7 +44,14 @@ def run(args: argparse.Namespace) -> int:
 
     disable_progress_bar()
     plan = plan_demo(
-        find_data(args.data), args.out, args.split, args.minutes, args.seed, args.settings
+        find_data(args.data),
+        args.out,
+        args.split,
+        args.minutes,
+        args.seed,
+        flags.own_settings(args),
+        records=args.records,
+        allow_outside=args.allow_outside,
     )
     flags.make_out_dir(args.out)
     opening(plan)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from medmoe.cli.parser import FOOTER
 from medmoe.evaluation.pages.report_rows import interval, place, results
-from medmoe.experiments.demo import next_steps
+from medmoe.experiments.demo import data_of, next_steps
 from medmoe.experiments.plan import TrainPlan
 from medmoe.numbers import percent
 
@@ -28,9 +28,8 @@ BASELINES = ("constant_baseline", "question_only_baseline")
 def opening(plan: TrainPlan) -> None:
     """Print what will be done, on which data, and how long it should take."""
     console = Console()
-    where = "the embedded phantom" if plan.root is None else str(plan.root)
-    split = "" if plan.root is None else f", {plan.recipe.split} split"
-    console.print(f"[bold]medmoe demo[/] on {escape(where)}{split}, seed {plan.seed}")
+    where = f" in {plan.root}" if plan.root else ""
+    console.print(f"[bold]medmoe demo[/] on {escape(data_of(plan) + where)}, seed {plan.seed}")
     console.print(
         f"Preset for {plan.recipe.minutes} minutes on two cores; the steps are fixed, the time is "
         "an estimate:"

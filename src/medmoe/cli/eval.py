@@ -117,7 +117,6 @@ def run(args: argparse.Namespace) -> int:
         model=model,
         out=flags.make_out_dir(args.out),
         tasks=list(tasks.values()),
-        root=root,
         protocols=protocols,
         controls=controls,
         corruptions=corruptions,

@@ -10,13 +10,10 @@ import json
 import math
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medmoe.errors import ConfigError, GuardError, MedMoeError
 from medmoe.files import FULL, refused, write_text
-
-if TYPE_CHECKING:
-    from medmoe.config.train_schema import TrainSpec
 
 MAX_SEED = 2**32 - 1  # what numpy's legacy seeding takes, and therefore transformers' set_seed
 
@@ -130,7 +127,7 @@ def add_set(parser: argparse.ArgumentParser) -> None:
 
 
 def add_own_data(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of training on one's own pictures; `own_data` turns them into settings."""
+    """Add the flags of training on one's own pictures, which `own_settings` reads too."""
     parser.add_argument(
         "--records",
         action="append",
@@ -161,15 +158,9 @@ def add_allow_outside(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def own_data(args: argparse.Namespace, spec: TrainSpec) -> list[str]:
-    """Return the flags of `add_own_data` as settings of a recipe; what `--set` says goes before.
-
-    Raises:
-        DataError: A set of `--records` is neither there nor known by name.
-    """
-    from medmoe.experiments.recipe import record_settings
-
-    settings = record_settings(spec, args.records) if args.records else []
+def own_settings(args: argparse.Namespace) -> list[str]:
+    """Return modality, domains and `--set` as settings of a recipe; what `--set` says goes last."""
+    settings = []
     if args.modality is not None:
         settings.append(f"data.modality={json.dumps(args.modality)}")
     if args.domains is not None:

@@ -74,12 +74,11 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.experiments.recipe import load_recipe, origin_settings
 
     disable_progress_bar()
-    named = load_recipe(args.config, args.settings)
-    settings = flags.own_data(args, named.spec)
-    recipe = load_recipe(args.config, settings)
+    settings = flags.own_settings(args)
+    recipe = load_recipe(args.config, settings, records=args.records)
     if args.origin is not None:
         settings += origin_settings(recipe, args.origin, args.phases)
-        recipe = load_recipe(args.config, settings)
+        recipe = load_recipe(args.config, settings, records=args.records)
     root = find_data(args.data)
     if args.plan:
         from medmoe.experiments.estimate import estimate

@@ -77,7 +77,8 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
         "scores": [row.to_dict() for row in rows],
     }
     write_json(plan.out / "summary.json", summary)
-    write_report(plan.out / "report.html", report_of_run(plan.out, root=plan.root))
+    asked = [record for task in plan.tasks for record in task.records]
+    write_report(plan.out / "report.html", report_of_run(plan.out, records=asked))
     return summary
 
 

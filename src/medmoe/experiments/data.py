@@ -127,8 +127,15 @@ class TrainData:
 
         Raises:
             ConfigError: The router would see fewer labels than there are domains.
-            DataError: A phase has no record, or the router no label.
+            DataError: A phase has no record, the router no label, or a scored set no question.
         """
+        for given in self.spec.scored.values() if phases else ():
+            names = self.names["apart", given]
+            if all(r.task == "caption" for name in names for r in self.sets[name]):
+                raise DataError(
+                    f"{given}: holds captions only, and a score needs questions or classes; add "
+                    "some, or train without scores by `medmoe train tiny_real --records …`"
+                )
         notes: dict[PhaseName, str] = {}
         for phase in phases:
             if PHASE_TABLE[phase].leaves != "router":
@@ -217,14 +224,17 @@ def read_data(
 
 
 def read_sets(
-    spec: TrainSpec, names: Iterable[str], root: Path | None, seed: int
+    spec: TrainSpec, names: Iterable[str], root: Path | None, seed: int, outside: bool = False
 ) -> dict[str, list[Record]]:
     """Return the records of scored sets, by what the recipe calls them.
+
+    Args:
+        outside: Let a table name pictures outside its folder.
 
     Raises:
         DataError: A set needs a folder and there is none, or it is missing or malformed.
     """
-    sets = _Sets(spec, root, seed, outside=False)
+    sets = _Sets(spec, root, seed, outside)
     parts = {name: sets.read(name, "test") for name in names}
     sets.refuse_missing()
     records = sets.records

@@ -21,6 +21,7 @@ import numpy as np
 from medmoe.data.images import open_image
 from medmoe.data.schema import ImageRecord, Record, images_of
 from medmoe.domains import DOMAINS
+from medmoe.errors import ConfigError
 from medmoe.evaluation.ask.asker import Progress as Asked
 from medmoe.evaluation.ask.plan import EvalPlan
 from medmoe.evaluation.ask.records import TaskRecords, task_records
@@ -31,11 +32,11 @@ from medmoe.evaluation.pages.cards import CARDS, write_cards
 from medmoe.evaluation.pages.report import write_report
 from medmoe.evaluation.pages.run_report import report_of_run
 from medmoe.evaluation.routes.routed_images import RoutedImages, route_images
-from medmoe.evaluation.tasks import task_spec
+from medmoe.evaluation.tasks import TASKS, task_spec
 from medmoe.experiments.data import HELD_OUT, read_sets
 from medmoe.experiments.handover import is_finished, link_or_copy
 from medmoe.experiments.plan import TrainPlan, plan_train
-from medmoe.experiments.recipe import load_recipe
+from medmoe.experiments.recipe import STANDARD, load_recipe
 from medmoe.experiments.run import RunListener, run_train
 from medmoe.files import write_json, write_text
 from medmoe.inference.engine import MedMoe
@@ -49,20 +50,32 @@ _PROTOCOLS = ("strict", "reference", "label_score")
 
 
 def plan_demo(
-    root: Path | None, out: Path, split: str, minutes: int, seed: int, settings: Sequence[str] = ()
+    root: Path | None,
+    out: Path,
+    split: str,
+    minutes: int,
+    seed: int,
+    settings: Sequence[str] = (),
+    *,
+    records: Sequence[str] = (),
+    allow_outside: bool = False,
 ) -> TrainPlan:
     """Settle the recipe of a demonstration, and check all that needs no data.
 
     Args:
         root: Folder of the real data sets, None for the embedded phantom.
+        records: A user's own sets, instead of both.
 
     Raises:
         ConfigError: The recipe has no such split or preset, a setting breaks a rule, or ``out``
             holds a run of other values.
+        DataError: A set of ``records`` is neither there nor known by name.
     """
-    name = "demo_phantom" if root is None else "demo_real"
-    recipe = load_recipe(name, settings, split=split, minutes=minutes)
-    return plan_train(recipe, (), root, out, seed, resume=True)
+    name = "demo_real" if records or root is not None else "demo_phantom"
+    if records and split != STANDARD:
+        raise ConfigError(f"--split {split} is of VQA-RAD; leave it out with --records")
+    recipe = load_recipe(name, settings, split=split, minutes=minutes, records=records)
+    return plan_train(recipe, (), root, out, seed, resume=True, allow_outside=allow_outside)
 
 
 def train_demo(plan: TrainPlan, progress: Progress, listener: RunListener | None = None) -> None:
@@ -80,8 +93,13 @@ def score_demo(plan: TrainPlan, asked: Asked) -> dict[str, Any]:
     out, spec = plan.out, plan.recipe.spec
     trained = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     tests = spec.router.test if spec.router else ()
-    sets = read_sets(spec, dict.fromkeys([*spec.scored.values(), *tests]), plan.root, plan.seed)
-    tasks = [_task(plan, name, of, sets[of]) for name, of in spec.scored.items()]
+    taught = {of: _taught(plan, name, of) for name, of in spec.scored.items()}
+    names = dict.fromkeys([*taught, *filter(None, taught.values()), *tests])
+    sets = read_sets(spec, names, plan.root, plan.seed, plan.allow_outside)
+    tasks = [
+        _task(plan, name, of, sets[of], sets.get(taught[of] or ""))
+        for name, of in spec.scored.items()
+    ]
     evaluated = {system: _evaluated(plan, tasks, system, asked) for system in SYSTEMS}
     known = (record for name in tests for record in sets[name] if record.image.modality)
     routed = route_images(MedMoe.load(out / "model"), images_of(known))
@@ -99,12 +117,14 @@ def score_demo(plan: TrainPlan, asked: Asked) -> dict[str, Any]:
         "scores": [row for run in evaluated.values() for row in run["scores"]],
     }
     scored = images_of(record for task in tasks for record in task.records)
-    _example_pictures([*scored, *routed.images], out / "examples")
+    _example_pictures([*scored, *routed.images], (*DOMAINS, *routed.domains), out / "examples")
     write_json(out / "summary.json", summary)
-    real = f"real data ({plan.recipe.split} split)"
-    title = f"Med-MoE on {'the embedded phantom' if plan.root is None else real}"
     report = replace(
-        report_of_run(out, title=title, root=plan.root),
+        report_of_run(
+            out,
+            title=f"Med-MoE on {data_of(plan)}",
+            records=[record for task in tasks for record in task.records],
+        ),
         expert_share=routed.expert_shares(),
         modalities=routed.modalities(),
         domains=routed.domains,
@@ -120,15 +140,35 @@ def score_demo(plan: TrainPlan, asked: Asked) -> dict[str, Any]:
 def next_steps(plan: TrainPlan) -> list[str]:
     """Return what a user may try next; commands stand in backticks."""
     out = plan.out
-    question = "Is there any nodule?" if plan.root is None else "What imaging modality is this?"
-    steps = [f'Ask: `medmoe ask {out / "model"} {out / "examples" / "ct.png"} "{question}"`.']
-    if plan.root is None:
+    pictures = sorted((out / "examples").glob("*.png")) or [out / "examples" / "ct.png"]
+    question = "Is there any nodule?" if _phantom(plan) else "What imaging modality is this?"
+    steps = [f'Ask: `medmoe ask {out / "model"} {pictures[0]} "{question}"`.']
+    if _phantom(plan):
         steps.append("Train on real pictures: `medmoe demo --data DIR --minutes 60`.")
+    elif _own(plan):
+        steps.append(f"Answer a table: `medmoe predict {out / 'model'} SET --out answers.csv`.")
+        steps.append("Train longer: `--minutes 60`.")
     else:
         command = f"medmoe demo --data DIR --split disjoint --minutes {plan.recipe.minutes}"
         steps.append(f"Score the image-disjoint split: `{command}`.")
     again = f"--seed {plan.seed + 1} --out {out}-{plan.seed + 1}"
     return [*steps, f"See the spread of the scores with another seed: `{again}`."]
+
+
+def data_of(plan: TrainPlan) -> str:
+    """Return in words what a demonstration trains on."""
+    if _own(plan):
+        return ", ".join(plan.recipe.spec.scored)
+    return "the embedded phantom" if _phantom(plan) else f"real data ({plan.recipe.split} split)"
+
+
+def _phantom(plan: TrainPlan) -> bool:
+    return plan.recipe.name == "demo_phantom"
+
+
+def _own(plan: TrainPlan) -> bool:
+    """Return whether a user's own set is scored: its name is that of no known task."""
+    return any(name not in TASKS for name in plan.recipe.spec.scored)
 
 
 def _evaluated(
@@ -142,7 +182,6 @@ def _evaluated(
         model=plan.out / phase / "model",
         out=folder,
         tasks=tasks,
-        root=plan.root,
         protocols=_PROTOCOLS,
         controls=controls,
         seed=plan.seed,
@@ -151,20 +190,31 @@ def _evaluated(
     return evaluate(evaluation, lambda name, *counts: asked(f"{system}: {name}", *counts))
 
 
-def _task(plan: TrainPlan, name: str, of: str, records: Sequence[Record]) -> TaskRecords:
+def _taught(plan: TrainPlan, name: str, of: str) -> str | None:
+    """Return the set that a task's baselines learn from, None for what `task_records` takes."""
+    if name not in TASKS:
+        return f"{of.removesuffix(task_spec(of).split)}train"
+    held_out = plan.recipe.spec.data.held_out if of.endswith(f"/{HELD_OUT}") else ()
+    return next((w for w in held_out if w.partition("/")[0] == of.partition("/")[0]), None)
+
+
+def _task(
+    plan: TrainPlan, name: str, of: str, records: Sequence[Record], train: Sequence[Record] | None
+) -> TaskRecords:
     """Return a task on the set that the recipe scores it on."""
-    spec, split = task_spec(name), of.partition("/")[2]
     data = plan.recipe.spec.data
-    if split == HELD_OUT:
-        kept = [record for record in records if record.task == spec.kind]
-        whole = next(w for w in data.held_out if w.partition("/")[0] == of.partition("/")[0])
-        train = read_sets(plan.recipe.spec, [whole], plan.root, plan.seed)[whole]
-        return TaskRecords(spec, "held-out", None, kept, [r for r in train if r.task == spec.kind])
+    if train is not None:
+        spec = task_spec(name if name in TASKS else of)
+        if all(record.task != spec.kind for record in records):
+            spec = replace(spec, kind="classification")
+        asked, known = ([r for r in part if r.task == spec.kind] for part in (records, train))
+        split = spec.split if name not in TASKS else "held-out"
+        return TaskRecords(spec, split, None, asked, known)
     counts = dict.fromkeys(("validation", "test"), data.phantom_test_images)
     return task_records(
-        spec,
+        task_spec(name),
         plan.root,
-        split=split,
+        split=of.partition("/")[2],
         limit=None,
         seed=plan.seed,
         phantom_images=counts | {"train": data.phantom_images},
@@ -194,10 +244,10 @@ def _compared(out: Path, task: TaskRecords, seed: int) -> list[dict[str, Any]]:
     return compare_task(task.spec.name, task.split, task.records, both, seed)
 
 
-def _example_pictures(images: Sequence[ImageRecord], folder: Path) -> None:
+def _example_pictures(images: Sequence[ImageRecord], domains: Sequence[str], folder: Path) -> None:
     """Write one picture of every domain as ``<domain>.png``, to ask the model about."""
     folder.mkdir(parents=True, exist_ok=True)
-    shown = {image.modality: image for image in reversed(images) if image.modality in DOMAINS}
+    shown = {image.modality: image for image in reversed(images) if image.modality in domains}
     for name, image in shown.items():
         open_image(image.source).save(folder / f"{name}.png")
 

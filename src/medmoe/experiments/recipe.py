@@ -7,6 +7,7 @@ recipe, or `{base: NAME, …}` with changes. A group or phase that is null is le
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from medmoe.config.schema import PHASES, ModelSpec
 from medmoe.config.train_schema import TrainSpec
 from medmoe.data import registry
 from medmoe.errors import ConfigError
+from medmoe.evaluation.tasks import task_spec
 from medmoe.model.checkpoint import provenance, read_config
 from medmoe.model.locate import model_of
 
@@ -69,6 +71,7 @@ def load_recipe(
     *,
     split: str = STANDARD,
     minutes: int | None = None,
+    records: Sequence[str] = (),
 ) -> Recipe:
     """Return the recipe of a CONFIG word.
 
@@ -77,10 +80,12 @@ def load_recipe(
         settings: ``key=value`` changes, applied last.
         split: One of the recipe's ``splits``, whose changes are applied before those of a preset.
         minutes: Take the largest of the recipe's ``presets`` that fits.
+        records: A user's own sets in the place of all data of the recipe, before the settings.
 
     Raises:
         ConfigError: There is no such recipe, split or preset, it stands on a base that has one
             itself, or a value breaks a rule.
+        DataError: A set of ``records`` is neither there nor known by name.
     """
     name, data = _read(config)
     if "base" in data:
@@ -98,6 +103,9 @@ def load_recipe(
     data = _without_variants(data)
     data = apply_overrides(_with_model(data), settings)
     spec = check(TrainSpec, _without_nulls(_with_model(data)), name)
+    if records:
+        settings = [*record_settings(spec, records), *settings]
+        return load_recipe(config, settings, split=split, minutes=minutes)
     vision_backbone(spec.model.vision_encoder)
     check_depth(spec.model)
     return Recipe(name, spec, split, preset)
@@ -147,8 +155,8 @@ def record_settings(spec: TrainSpec, records: Sequence[str]) -> list[str]:
     """Return the settings that put a user's own sets in the place of all data of a recipe.
 
     Every phase trains on them, each record where its task belongs. Of a set whose split is not
-    named the training part is trained on; the others are kept apart, and the router is scored on
-    the test part.
+    named the training part is trained on; the others are kept apart, and the router and the tasks
+    of a demonstration are scored on the test part.
 
     Args:
         records: Sets by path or name, with or without a split.
@@ -158,12 +166,25 @@ def record_settings(spec: TrainSpec, records: Sequence[str]) -> list[str]:
     records = [f"./{name}" if name in bare else name for name in records]
     whole = [name for name in records if registry.parse_set(name)[1] is None]
     values: dict[str, Any] = {f"phases.{phase}.data": records for phase in spec.phases}
+    values["description"] = "The recipe's model and phases, on your own data."
     values["data.apart_from"] = whole
     if spec.router is not None:
         values["router.test"] = whole
     if spec.validation is not None:
         values |= {"validation.data": whole} if whole else {"validation": None}
+    if spec.scored:
+        values["notes"] = ["The tiny model, all its parts trained from scratch on your data alone."]
+        values["scored"] = dict(_scored(name) for name in records)
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+def _scored(name: str) -> tuple[str, str]:
+    """Return the task on a set, and its test part as a recipe names it."""
+    _, split = registry.parse_set(name)
+    whole = name if split is None else re.sub(r"[:/][^:/]+$", "", name)
+    task = task_spec(whole)
+    known = whole.partition("/")[0] in registry.READERS
+    return task.name, f"{whole}{'/' if known else ':'}{task.split}"
 
 
 def origin_settings(recipe: Recipe, model: Path, phases: Sequence[str]) -> list[str]:

@@ -286,15 +286,16 @@ def _settings(
 def _summary(plan: TrainPlan, source: tuple[str | None, bool]) -> dict[str, Any]:
     """Return what the finished phases say of themselves."""
     phases: dict[PhaseName, dict[str, Any]] = {}
+    sets: list[str] = []
     for phase in plan.phases:
         run = json.loads((plan.out / phase / "run.json").read_text(encoding="utf-8"))
+        sets += run["data"]["sha256"]
         phases[phase] = {"model": f"{phase}/model/", **(run["finished"] or {})}
     seconds: dict[str, float] = {}
     for name, ended in phases.items():
         short = "router" if PHASE_TABLE[name].leaves == "router" else name.partition("_")[0]
         seconds[short] = round(seconds.get(short, 0.0) + ended.get("seconds", 0.0), 1)
     model = plan.out / "model"
-    sets = [name for values in plan.recipe.spec.phases.values() for name in values.data]
     return {
         "version": 1,
         "recipe": plan.recipe.name,

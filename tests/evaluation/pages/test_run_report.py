@@ -25,6 +25,7 @@ from medmoe.evaluation.pages.sections.paper import paper_section
 from medmoe.evaluation.pages.table import Table
 
 SEED = 5
+ASKED = [r for r in read_phantom("test", 3, seed=SEED) if r.task == "vqa"]
 
 
 def score(**other: Any) -> dict[str, Any]:
@@ -39,9 +40,8 @@ def score(**other: Any) -> dict[str, Any]:
 def run(tmp_path: Path) -> Path:
     """A run as `demo` or `eval` leaves it, on phantom records."""
     folder = tmp_path / "run"
-    records = [r for r in read_phantom("test", 3, seed=SEED) if r.task == "vqa"]
-    told = [Prediction(r.id, r.answer if i % 2 else "no such", 0.5) for i, r in enumerate(records)]
-    write_predictions(folder / "predictions" / "moe-phantom_vqa.jsonl", records, told)
+    told = [Prediction(r.id, r.answer if i % 2 else "no such", 0.5) for i, r in enumerate(ASKED)]
+    write_predictions(folder / "predictions" / "moe-phantom_vqa.jsonl", ASKED, told)
     summary = {"version": 1, "seed": SEED, "data": "phantom", "scores": [score()], "notes": ["N."]}
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "metrics.jsonl").write_text('{"phase": "phase1", "step": 1, "loss": 2.5}\n')
@@ -49,7 +49,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_a_run_becomes_a_page_with_curves_pictures_and_the_papers_row(run: Path) -> None:
-    data = report_of_run(run)
+    data = report_of_run(run, records=ASKED)
     assert data.curves == {"phase1": [(1, 2.5)]}
     assert len(data.examples) == 6
     assert {example.correct for example in data.examples} == {True, False}
@@ -57,13 +57,13 @@ def test_a_run_becomes_a_page_with_curves_pictures_and_the_papers_row(run: Path)
     html = render_report(data)
     for part in ("71.2", "66.5–75.8", "416", "85.58", "Med-MoE (Phi-2) (table 1)", "2.5", "N."):
         assert part in html
-    assert html == render_report(report_of_run(run))
+    assert html == render_report(report_of_run(run, records=ASKED))
 
 
 @pytest.mark.parametrize("file", ["metrics.jsonl", "predictions/moe-phantom_vqa.jsonl"])
 def test_what_a_run_lacks_is_left_out(run: Path, file: str) -> None:
     (run / file).unlink()
-    html = render_report(report_of_run(run))
+    html = render_report(report_of_run(run, records=ASKED))
     assert ("Learning curves" in html) == (file != "metrics.jsonl")
     assert ("Examples" in html) == (file == "metrics.jsonl")
 

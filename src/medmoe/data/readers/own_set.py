@@ -82,6 +82,8 @@ class OwnSet(ABC):
         else:
             bad.take(met)
         if split not in parts:
+            if split in common.SPLITS:
+                raise DataError(f"{self.path}: {_lacks(parts, [split])}")
             raise DataError(one_of(split, parts, f"split of {self.NAME}"))
         return parts[split]
 
@@ -112,15 +114,19 @@ class OwnSet(ABC):
             return parts, bad
         lacking = [split for split in common.SPLITS if split not in parts]
         if lacking:
-            bad.say(
-                f"{self.path}: has {', '.join(parts)} and no {' or '.join(lacking)} part; add it, "
-                "or name no split at all to have the set parted 80/10/10"
-            )
+            bad.say(f"{self.path}: {_lacks(parts, lacking)}")
         return parts, bad
 
     @abstractmethod
     def content(self, bad: BadRows) -> Content:
         """Read all records."""
+
+
+def _lacks(parts: Iterable[str], lacking: Iterable[str]) -> str:
+    return (
+        f"has {', '.join(parts)} and no {' or '.join(lacking)} part; add it, or name no split at "
+        "all to have the set parted 80/10/10"
+    )
 
 
 def _is_class(record: Record) -> bool:

@@ -20,7 +20,6 @@ class EvalPlan:
     Attributes:
         model: Model folder, verified.
         out: Folder to write to.
-        root: Folder of the data sets, for the report's examples.
         protocols: Names of `ALL_PROTOCOLS`.
         controls: Names of `CONTROLS`.
         corruptions: Names of `CORRUPTIONS`, and the severities that each is asked at.
@@ -35,7 +34,6 @@ class EvalPlan:
     model: Path
     out: Path
     tasks: Sequence[TaskRecords]
-    root: Path | None = None
     protocols: Sequence[str] = ALL_PROTOCOLS
     controls: Sequence[str] = ()
     corruptions: Sequence[str] = ()

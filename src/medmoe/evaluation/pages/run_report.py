@@ -17,7 +17,7 @@ from medmoe.config.schema import PHASES
 from medmoe.data.schema import Record
 from medmoe.errors import DataError
 from medmoe.evaluation.files.json_lines import read_rows
-from medmoe.evaluation.files.known_records import known_records, picture_of, with_question
+from medmoe.evaluation.files.known_records import picture_of, with_question
 from medmoe.evaluation.files.predictions import Prediction, pair, read_predictions
 from medmoe.evaluation.files.run_files import read_side
 from medmoe.evaluation.files.truth import own_truth
@@ -35,7 +35,7 @@ def report_of_run(
     folder: Path,
     *,
     title: str | None = None,
-    root: Path | None = None,
+    records: Sequence[Record] = (),
     sections: Sequence[Section] = (),
 ) -> ReportData:
     """Return what the report of a run shows.
@@ -44,8 +44,7 @@ def report_of_run(
         folder: A run folder with ``summary.json``; ``metrics.jsonl``, its own or its phases', and
             predictions if they exist.
         title: The page's heading; by default the run's data and the folder's name.
-        root: Folder of the data sets, for the questions and pictures of the examples; the phantom's
-            are drawn again.
+        records: Those that were asked, for the questions and pictures of the examples.
         sections: Further parts of the page.
 
     Raises:
@@ -64,7 +63,7 @@ def report_of_run(
         validation=_points(folder, "validation_loss"),
         strict=_points(folder, "strict_score"),
         sections=[*sections, *(section for section in further if section is not None)],
-        examples=_examples(folder, root, int(summary.get("seed") or 0)),
+        examples=_examples(folder, records, int(summary.get("seed") or 0)),
         notes=[str(note) for note in summary.get("notes", [])],
     )
 
@@ -93,7 +92,7 @@ def _points(folder: Path, key: str) -> dict[str, list[tuple[int, float]]]:
     return points
 
 
-def _examples(folder: Path, root: Path | None, seed: int) -> list[Example]:
+def _examples(folder: Path, records: Sequence[Record], seed: int) -> list[Example]:
     """Return some answered questions of each task, drawn by the seed alone."""
     try:
         files = read_side(str(folder)).runs[0]
@@ -105,7 +104,7 @@ def _examples(folder: Path, root: Path | None, seed: int) -> list[Example]:
     for path in lead:
         pairs = pair(own_truth(path), read_predictions(path))
         chosen += rng.sample(pairs, min(EXAMPLES_PER_TASK, len(pairs)))
-    known = known_records([record for record, _ in chosen], root, seed)
+    known = {record.id: record for record in records}
     found = []
     for record, prediction in chosen:
         picture = picture_of(record, known, None)
