@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file
 from tests.experiments.micro_train import micro_recipe, silent
 from tests.experiments.own_set import write_classes, write_pictures, write_table
+from tests.model.test_locate import in_the_cache
 
-from medmoe.errors import ConfigError, DataError
+from medmoe.errors import CheckpointError, ConfigError, DataError
 from medmoe.experiments.data import TrainData, read_data
 from medmoe.experiments.plan import plan_train
 from medmoe.experiments.recipe import Recipe, load_recipe, origin_settings, record_settings
 from medmoe.experiments.run import run_train
-from medmoe.model.checkpoint import provenance
+from medmoe.model.checkpoint import load_model, provenance
 
 
 def own_recipe(*records: object, more: tuple[str, ...] = ()) -> Recipe:
@@ -229,3 +230,42 @@ def test_a_phase_that_cannot_go_on_with_a_model_is_one_line(table: Path, run: Pa
     message = "is a Med-MoE, which phase3_moe can go on with, and tiny_phantom would begin with"
     with pytest.raises(ConfigError, match=message):
         going_on(table, run / "phase3_moe", "phase2_router")
+
+
+def test_a_hub_id_is_gone_on_with_from_the_cache(
+    table: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    snapshot = in_the_cache(tmp_path, run / "phase3_moe" / "model", "clinic/med-moe")
+    recipe = going_on(table, Path("clinic/med-moe"))
+    assert recipe.spec.starts == {"phase3_moe": str(snapshot)}
+    plan = plan_train(recipe, (), None, tmp_path / "more", 7)
+    assert plan.where("phase3_moe", "phase3_moe") == snapshot
+    with pytest.raises(CheckpointError, match="clinic/other: no such folder, and no model that th"):
+        going_on(table, Path("clinic/other"))
+    (snapshot / "MANIFEST.json").unlink()
+    with pytest.raises(CheckpointError, match=r"accept it by `medmoe adopt "):
+        going_on(table, Path("clinic/med-moe"))
+
+
+def test_an_adapter_is_merged_into_what_is_gone_on_with(
+    table: Path, run: Path, tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft", reason="peft is not installed: pip install 'medmoe[dev]'")
+    base = run / "phase3_moe" / "model"
+    settings = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"])
+    adapted = peft.get_peft_model(load_model(base)[0], settings)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if ".lora_" in name:
+                parameter.fill_(0.01)
+    adapted.save_pretrained(tmp_path / "adapter")
+    recipe = going_on(table, tmp_path / "adapter")
+    run_train(plan_train(recipe, (), None, tmp_path / "more", 7), silent, None)
+    trained = tmp_path / "more" / "phase3_moe" / "model"
+    old, new = weights(base), weights(trained)
+    query = next(name for name in old if name.endswith("q_proj.weight"))
+    merged = load_model(tmp_path / "adapter")[0].state_dict()[query]
+    assert torch.equal(new[query], merged)
+    assert not torch.equal(new[query], old[query])
+    assert "The LoRA adapter adapter is merged in." in provenance(trained)["notes"]

@@ -54,7 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="MODEL",
         dest="origin",
-        help="go on with a trained model: a dense one from any phase, or a Med-MoE in phase 3",
+        help="go on with a trained model (folder, LoRA adapter or hub id): a dense one from any "
+        "phase, or a Med-MoE in phase 3",
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder to write to (default: runs/CONFIG)"

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.errors import CheckpointError, ConfigError
-from medmoe.model.checkpoint import provenance, read_config
+from medmoe.model.checkpoint import provenance, read_config, verify
 from medmoe.model.committed import (
     MANIFEST,
     check_files,
@@ -27,7 +27,7 @@ from medmoe.model.committed import (
     staging_of,
     write_json,
 )
-from medmoe.model.locate import PROVENANCE, model_of
+from medmoe.model.locate import PROVENANCE, is_adapter, model_of
 from medmoe.model.upcycle import RouterState
 
 _ROUTER = "router.safetensors"
@@ -75,7 +75,7 @@ def check_input(directory: Path, source: PhaseName, phase: PhaseName, recipe: st
     """Return the model directory that a phase starts from, if it is that of the right phase.
 
     Args:
-        directory: Run directory, or model directory, of ``source``.
+        directory: Run directory, or model directory, of ``source``; or an adapter on one.
         recipe: CONFIG as the user named it, for the line that says what to run.
 
     Raises:
@@ -83,12 +83,15 @@ def check_input(directory: Path, source: PhaseName, phase: PhaseName, recipe: st
         CheckpointError: It is damaged.
     """
     model = model_of(directory)
-    if not (model / MANIFEST).is_file():
+    if is_adapter(model):
+        verify(model)
+    elif not (model / MANIFEST).is_file():
         raise ConfigError(
             f"{phase} starts from {source}, which {directory} does not hold; run `medmoe train "
             f"{recipe} --phase {source}` first, or use --set starts.{source}=RUN_DIRECTORY"
         )
-    check_files(model, read_manifest(model, _FIX), _FIX)
+    else:
+        check_files(model, read_manifest(model, _FIX), _FIX)
     facts = provenance(model)
     found = facts.get("phase")
     # A model that was converted from elsewhere names no phase: a dense one may be phase 1's or 2's.
@@ -106,7 +109,7 @@ def check_input(directory: Path, source: PhaseName, phase: PhaseName, recipe: st
 
 def kind_of(model: Path) -> str | None:
     """Return what a model directory holds, ``dense`` or ``moe``; None for a part of a model."""
-    if not (model / "config.json").is_file():
+    if not (is_adapter(model) or (model / "config.json").is_file()):
         return None
     return "moe" if read_config(model).moe_layers else "dense"
 

@@ -29,7 +29,7 @@ from medmoe.data import registry
 from medmoe.errors import ConfigError
 from medmoe.evaluation.tasks import task_spec
 from medmoe.model.checkpoint import provenance, read_config
-from medmoe.model.locate import model_of
+from medmoe.model.locate import find_model
 
 STANDARD = "standard"
 
@@ -194,14 +194,14 @@ def origin_settings(recipe: Recipe, model: Path, phases: Sequence[str]) -> list[
     comes after the phase that made it, or through the phases named, the first of which trains it.
 
     Args:
-        model: Its folder, or that of its run.
+        model: Its folder, that of its run or of a LoRA adapter, or a hub id.
         phases: Those to run; what the model leads to where empty.
 
     Raises:
         ConfigError: The recipe has no phase that can go on with it, or knows other domains.
         CheckpointError: It is no model of ours.
     """
-    folder, spec = model_of(model), recipe.spec
+    folder, spec = find_model(model), recipe.spec
     config, facts = read_config(folder), provenance(folder)
     kind, after = "Med-MoE", PHASES[PHASES.index("phase3_moe") :][:1]
     possible = after
@@ -225,7 +225,9 @@ def origin_settings(recipe: Recipe, model: Path, phases: Sequence[str]) -> list[
         )
     goes_on = config.moe_layers or chosen[0] in ("phase1_alignment", "phase2_instruction")
     values: dict[str, Any] = {f"phases.{p}": None for p in spec.phases if p not in chosen}
-    values[f"starts.{chosen[0] if goes_on else 'phase2_instruction'}"] = str(model)
+    values[f"starts.{chosen[0] if goes_on else 'phase2_instruction'}"] = str(
+        model if model.exists() else folder
+    )
     if config.moe_layers:
         for name in ("moe_layers", "num_experts_per_tok", "router_layers", "meta_expert"):
             values[f"model.{name}"] = getattr(config, name)

@@ -31,9 +31,11 @@ from medmoe.experiments.outlook import Outlook
 from medmoe.experiments.phases import PHASE_FUNCTIONS, Job
 from medmoe.experiments.plan import TrainPlan, is_main
 from medmoe.files import write_json
+from medmoe.model.adapter import merged_note
 from medmoe.model.blueprint import meta_model
 from medmoe.model.checkpoint import check_replaceable, provenance, read_config
 from medmoe.model.cost.parameters import activated_parameters, total_parameters
+from medmoe.model.locate import is_adapter
 from medmoe.model.pretrained import language_of, vision_of
 from medmoe.training.context import Progress
 from medmoe.training.meter import Measured, Meter, Validated
@@ -213,7 +215,8 @@ def _provenance(
     licences = {name: text for known in before for name, text in known.get("licences", {}).items()}
     base = next((known["base_model"] for known in before if known.get("base_model")), None)
     dropped = sum(data.dropped.get(name, 0) for name in data.trained(phase))
-    notes = [text for known in before for text in known.get("notes", ())] + [note]
+    notes = [text for known in before for text in known.get("notes", ())]
+    notes += [merged_note(path) for path in inputs.values() if is_adapter(path)] + [note]
     if dropped:
         notes.append(
             f"{dropped} training records dropped: their pictures nearly equal scored ones."

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from medmoe.errors import CheckpointError, ConfigError
-from medmoe.model.locate import ADAPTER, find_model
+from medmoe.model.locate import ADAPTER, find_model, name_of
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 
 WEIGHTS = "adapter_model.safetensors"
@@ -38,6 +38,11 @@ def base_of(folder: Path) -> Path:
         raise CheckpointError(
             f"{folder / ADAPTER}: the adapter's base model cannot be used ({error}); {fix}"
         ) from None
+
+
+def merged_note(folder: Path) -> str:
+    """Return what a model says of an adapter that was merged into it."""
+    return f"The LoRA adapter {name_of(folder)} is merged in."
 
 
 def check_adapter(folder: Path) -> None:

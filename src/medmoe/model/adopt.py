@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medmoe.errors import CheckpointError, ConfigError
-from medmoe.model.adapter import base_of, with_adapter
+from medmoe.model.adapter import base_of, merged_note, with_adapter
 from medmoe.model.card import CARD, model_card
 from medmoe.model.checkpoint import (
     PROCESSOR,
@@ -33,7 +33,6 @@ from medmoe.model.locate import (
     find_model,
     folder_of,
     is_adapter,
-    name_of,
     refuse_foreign,
 )
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
@@ -173,7 +172,7 @@ def _merge(
     model = with_adapter(model, folder)
     _check_fit(folder, model, own or its_processor)
     facts = provenance(below)
-    notes = [*facts.get("notes", []), f"The LoRA adapter {name_of(folder)} is merged in."]
+    notes = [*facts.get("notes", []), merged_note(folder)]
     save_model(model, own or its_processor, out, facts | {"notes": notes})
     added = sorted(path.name for path in out.iterdir())
     return _account(out, model, processor, below, [], added)
