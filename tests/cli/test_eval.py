@@ -49,6 +49,22 @@ def test_dense_and_moe_models_are_scored_and_can_be_compared(
     capsys.readouterr()
 
 
+def test_the_phantom_is_drawn_by_the_models_own_seed_unless_another_is_given(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "model"
+    save_model(dense_model("stablelm"), processor(), folder, {"seed": 3})
+    asked = {}
+    for name, words in (("own", []), ("three", ["--seed", "3"]), ("seven", ["--seed", "7"])):
+        out = tmp_path / name
+        words = ["--task", "phantom_vqa", "--limit", "2", "--out", str(out), *words]
+        assert main(["eval", str(folder), *words]) == 0
+        settings = json.loads((out / "settings.json").read_text(encoding="utf-8"))
+        asked[name] = (settings["seed"], settings["tasks"]["phantom_vqa"]["records"])
+    assert asked["own"] == asked["three"] != asked["seven"]
+    assert asked["seven"][0] == 7
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -14,7 +14,10 @@ from tests.experiments.own_set import write_classes, write_pictures, write_table
 from tests.model.test_locate import in_the_cache
 
 from medmoe.errors import CheckpointError, ConfigError, DataError
+from medmoe.evaluation.ask.records import task_records
+from medmoe.evaluation.tasks import task_spec
 from medmoe.experiments.data import TrainData, read_data
+from medmoe.experiments.estimate import estimate
 from medmoe.experiments.plan import plan_train
 from medmoe.experiments.recipe import Recipe, load_recipe, origin_settings, record_settings
 from medmoe.experiments.run import run_train
@@ -133,6 +136,20 @@ def test_a_picture_outside_the_folder_needs_the_flag(tmp_path: Path) -> None:
         data_of(own_recipe(path), "phase2_instruction")
     data = data_of(own_recipe(path), "phase2_instruction", allow_outside=True)
     assert data.records("phase2_instruction")
+    phases = ("phase2_instruction",)
+    for allowed, samples in ((False, None), (True, 8)):
+        plan = estimate(own_recipe(path), phases, None, 7, allow_outside=allowed)
+        assert plan["phases"]["phase2_instruction"]["samples"] == samples
+
+
+def test_how_a_set_was_read_is_said_once(table: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "medmoe")
+    data_of(own_recipe(table), "phase2_instruction", "phase2_router")
+    assert [line for line in caplog.messages if "parted by picture" in line] == caplog.messages
+    assert len(caplog.messages) == 1
+    caplog.clear()
+    task_records(task_spec(str(table)), None, split=None, limit=None, seed=7)
+    assert len(caplog.messages) == 1
 
 
 def test_a_run_names_its_sets_by_name_not_by_path(table: Path, run: Path) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from medmoe.cli import flags
 from medmoe.cli.parser import FOOTER
 
 if TYPE_CHECKING:
-    from medmoe.evaluation.ask.records import TaskRecords
+    from medmoe.evaluation.tasks import TaskSpec
+
+
+_SEED = 7
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_data(parser)
     flags.add_allow_outside(parser)
     flags.add_out(parser, "runs/eval")
-    flags.add_seed(parser)
+    parser.add_argument(
+        "--seed",
+        type=flags.seed,
+        metavar="S",
+        help="seed of all that is drawn at random (default: 7; with the phantom the seed that the "
+        "model was trained with, whose pictures it has not seen)",
+    )
     flags.add_json(parser)
 
 
@@ -93,10 +102,12 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.evaluation.ask.controls import CONTROLS
     from medmoe.evaluation.ask.corruptions import CORRUPTIONS, SEVERITIES
     from medmoe.evaluation.ask.plan import EvalPlan, check_apart, check_names
+    from medmoe.evaluation.ask.records import task_records
     from medmoe.evaluation.evaluate import evaluate
+    from medmoe.evaluation.files.known_records import PHANTOM
     from medmoe.evaluation.pairs.rewriting import PAIRS
     from medmoe.evaluation.protocols import ALL_PROTOCOLS
-    from medmoe.model.checkpoint import verify
+    from medmoe.model.checkpoint import provenance, verify
     from medmoe.model.locate import find_model
     from medmoe.training.saving.run_dir import git_commit
 
@@ -108,9 +119,19 @@ def run(args: argparse.Namespace) -> int:
     _check_flags(args)
     model = find_model(args.model)
     verify(model)
-    root = find_data(args.data)
-    tasks = _tasks(args, root, args.split)
-    calibration = _tasks(args, root, args.calibrate) if args.calibrate else {}
+    facts, specs = provenance(model), _specs(args)
+    phantom = any(spec.dataset == PHANTOM for spec in specs.values())
+    seed = args.seed if args.seed is not None else facts.get("seed", _SEED) if phantom else _SEED
+    read = partial(
+        task_records,
+        root=find_data(args.data),
+        limit=args.limit,
+        seed=seed,
+        phantom_images=facts.get("phantom_images"),
+    )
+    tasks = {name: read(spec, split=args.split) for name, spec in specs.items()}
+    calibrating = specs if args.calibrate else {}
+    calibration = {name: read(spec, split=args.calibrate) for name, spec in calibrating.items()}
     for name in calibration:
         check_apart(tasks[name], calibration[name])
     plan = EvalPlan(
@@ -124,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
         pairs=pairs,
         calibration=calibration,
         target_risk=args.target_risk or 0.1,
-        seed=args.seed,
+        seed=seed,
         batch_size=args.batch_size,
         commit=git_commit()[0],
     )
@@ -146,14 +167,10 @@ def _calibrated(reliability: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _tasks(
-    args: argparse.Namespace, root: Path | None, split: str | None
-) -> dict[str, TaskRecords]:
-    """Return the records of each task, of its own split where none is given."""
+def _specs(args: argparse.Namespace) -> dict[str, TaskSpec]:
+    """Return the tasks by name."""
     from medmoe.errors import ConfigError
-    from medmoe.evaluation.ask.records import task_records
-    from medmoe.evaluation.tasks import TaskSpec, task_spec
-    from medmoe.model.checkpoint import provenance
+    from medmoe.evaluation.tasks import task_spec
 
     specs: dict[str, TaskSpec] = {}
     for name in dict.fromkeys(args.task):
@@ -161,13 +178,7 @@ def _tasks(
         if spec.name in specs:
             raise ConfigError(f"two tasks are called {spec.name}; ask them in runs of their own")
         specs[spec.name] = spec
-    drawn = provenance(args.model).get("phantom_images")
-    return {
-        name: task_records(
-            spec, root, split=split, limit=args.limit, seed=args.seed, phantom_images=drawn
-        )
-        for name, spec in specs.items()
-    }
+    return specs
 
 
 def _check_flags(args: argparse.Namespace) -> None:

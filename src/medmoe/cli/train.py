@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plan:
         from medmoe.experiments.estimate import estimate
 
-        found = estimate(recipe, args.phases, root, args.seed)
+        found = estimate(recipe, args.phases, root, args.seed, allow_outside=args.allow_outside)
         show_plan(recipe.name, found)
         flags.write_json(args.json, found)
         return 0

@@ -38,12 +38,14 @@ class BadRows:
             no answer).
         notes: How a user's own files were read (encoding, separator, parts, what is not read), one
             sentence each.
+        quiet: Keep the notes out of the log, for a collection that another one takes.
     """
 
     policy: Policy = "fail"
     reasons: list[str] = field(default_factory=list)
     known_faults: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
+    quiet: bool = False
 
     @contextmanager
     def row(self) -> Iterator[None]:
@@ -70,7 +72,8 @@ class BadRows:
         """Keep a sentence on how the set was read, once."""
         if note not in self.notes:
             self.notes.append(note)
-            _log.info("%s", note)
+            if not self.quiet:
+                _log.info("%s", note)
 
     def take(self, other: BadRows) -> None:
         """Add what was met in one reading; the same reading adds nothing twice."""

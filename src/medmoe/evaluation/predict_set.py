@@ -124,7 +124,7 @@ def _table(
         (r.place, {"id": r.id, "image": r.image.id, "question": r.question}) for r in records
     ]
     if isinstance(reader, Own):
-        rows = list(reader.rows(BadRows()))
+        rows = list(reader.rows(BadRows(quiet=True)))
     columns = dict.fromkeys(key for _, row in rows for key in row)
     buffer = StringIO()
     writer = csv.writer(buffer, lineterminator="\n")

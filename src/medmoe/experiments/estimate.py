@@ -67,13 +67,21 @@ class Shape:
     tokens: int
 
 
-def estimate(recipe: Recipe, phases: Sequence[str], root: Path | None, seed: int) -> dict[str, Any]:
+def estimate(
+    recipe: Recipe,
+    phases: Sequence[str],
+    root: Path | None,
+    seed: int,
+    *,
+    allow_outside: bool = False,
+) -> dict[str, Any]:
     """Return the plan as one JSON object: ``phases`` by name, and ``notes`` on the estimates.
 
     Args:
         phases: Those to plan; all of the recipe where empty.
         root: Folder of the data, None where there is none: then steps follow from the recipe's
             ``samples``.
+        allow_outside: Let a table name pictures outside its folder.
 
     Raises:
         ConfigError: A phase is not of the recipe.
@@ -88,7 +96,7 @@ def estimate(recipe: Recipe, phases: Sequence[str], root: Path | None, seed: int
     notes = []
     data: TrainData | None = None
     try:
-        data = read_data(spec, chosen, root, seed, clean=False)
+        data = read_data(spec, chosen, root, seed, clean=False, allow_outside=allow_outside)
     except DataError as error:
         notes.append(f"steps follow from the recipe's samples, since {error}")
     speed = matmul_speed(spec.run.precision)

@@ -79,8 +79,7 @@ class OwnSet(ABC):
         parts, met = self._parts
         if bad is None:
             met.settle()
-        else:
-            bad.take(met)
+        (BadRows() if bad is None else bad).take(met)
         if split not in parts:
             if split in common.SPLITS:
                 raise DataError(f"{self.path}: {_lacks(parts, [split])}")
@@ -89,7 +88,7 @@ class OwnSet(ABC):
 
     @cached_property
     def _parts(self) -> tuple[dict[str, list[Record]], BadRows]:
-        bad = BadRows()
+        bad = BadRows(quiet=True)
         content = self.content(bad)
         parts: dict[str, list[Record]] = {}
         said = ""

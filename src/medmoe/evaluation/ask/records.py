@@ -79,7 +79,8 @@ def task_records(
         (phantom_images or {}).get(name, PHANTOM_IMAGES) for name in (chosen, spec.train_split)
     )
     images = images if limit is None else min(images, limit)
-    found = _read(spec, root, chosen, images, seed)
+    bad = BadRows()  # of both parts, so that a note on the set is said once
+    found = _read(spec, root, chosen, images, seed, bad)
     if spec.reader is not None and all(record.task != "vqa" for record in found):
         spec = replace(spec, kind="classification")
     every = _of_kind(spec, found)
@@ -90,7 +91,7 @@ def task_records(
     if len(records) < len(every) and spec.dataset != PHANTOM:
         notes.append(f"{spec.name}: {len(records)} of {len(every)} questions, drawn by the seed.")
     try:
-        train = _of_kind(spec, _read(spec, root, spec.train_split, taught, seed))
+        train = _of_kind(spec, _read(spec, root, spec.train_split, taught, seed, bad))
     except DataError as error:
         train = []
         notes.append(
@@ -106,7 +107,9 @@ def task_records(
     return TaskRecords(spec, chosen, limit, records, train, tuple(notes))
 
 
-def _read(spec: TaskSpec, root: Path | None, split: str, images: int, seed: int) -> list[Record]:
+def _read(
+    spec: TaskSpec, root: Path | None, split: str, images: int, seed: int, bad: BadRows
+) -> list[Record]:
     if spec.dataset == PHANTOM:
         if split not in PHANTOM_SPLITS:
             raise DataError(one_of(split, PHANTOM_SPLITS, "phantom split"))
@@ -117,7 +120,6 @@ def _read(spec: TaskSpec, root: Path | None, split: str, images: int, seed: int)
             f"task {spec.name!r} needs the data set {spec.dataset!r}, and there is no data folder; "
             f"give --data DIR or set ${registry.ENVIRONMENT_VARIABLE}"
         )
-    bad = BadRows()
     records = reader.read(root or Path(), split_name(split), bad)
     bad.settle()
     return records
