@@ -65,7 +65,7 @@ def draw_plan(
 ) -> Pixels:
     """Draw one plan; without findings or noise, everything else stays the same."""
     rng = generator(seed, 1, plan.split, plan.index)
-    return _DRAW[plan.domain](plan, canvas(size), rng, findings=findings, noise=noise)
+    return _DRAW[plan.domain](plan, canvas(size), rng, findings, noise)
 
 
 def _check(split: str, count: int, seed: int, size: int) -> None:

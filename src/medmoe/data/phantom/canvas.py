@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from medmoe.data.phantom.plan import Plan
 
-Field = npt.NDArray[np.float32]
+#: Images are float32 throughout: a plain number beside one leaves it so, a NumPy scalar would not.
+Field = npt.NDArray[np.floating[Any]]
 
 
 class Canvas:
@@ -29,7 +31,7 @@ class Canvas:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._per_pixel = np.float32(size / 2)
+        self._per_pixel = size / 2
         line = ((np.arange(size, dtype=np.float32) + 0.5) * 2 / size - 1).astype(np.float32)
         self.x: Field = line[None, :]
         self.y: Field = line[:, None]
@@ -46,30 +48,32 @@ class Canvas:
 
     def inside(self, distance: Field) -> Field:
         """Return the mask of the pixels whose signed distance to the border is positive."""
-        covered: Field = np.clip(distance * self._per_pixel + np.float32(0.5), 0, 1)
+        covered: Field = np.clip(distance * self._per_pixel + 0.5, 0, 1)
         return covered
 
     def ellipse(
         self, x: float, y: float, rx: float, ry: float, tilt: float = 0.0, power: int = 2
     ) -> Field:
         """Return the mask of an ellipse; power 4 makes it nearly a rectangle."""
-        u, v = self.x - np.float32(x), self.y - np.float32(y)
-        if tilt:
-            cos, sin = np.float32(np.cos(tilt)), np.float32(np.sin(tilt))
-            u, v = u * cos + v * sin, v * cos - u * sin
-        u, v = u / np.float32(rx), v / np.float32(ry)
+        u, v = self._axes(x, y, rx, ry, tilt)
         if power == 4:
             u, v = u * u, v * v
         radius = np.sqrt(u * u + v * v)
         if power == 4:
             radius = np.sqrt(radius)
-        return self.inside((1 - radius) * np.float32(min(rx, ry)))
+        return self.inside((1 - radius) * min(rx, ry))
+
+    def _axes(self, x: float, y: float, rx: float, ry: float, tilt: float) -> tuple[Field, Field]:
+        """Return each pixel's place along the axes of an ellipse, in its half axes."""
+        u, v = self.x - x, self.y - y
+        if tilt:
+            cos, sin = float(np.cos(tilt)), float(np.sin(tilt))
+            u, v = u * cos + v * sin, v * cos - u * sin
+        return u / rx, v / ry
 
     def dome(self, x: float, y: float, rx: float, ry: float, tilt: float = 0.0) -> Field:
         """Return how thick an ellipsoid is along each ray, 1 at its centre."""
-        u, v = self.x - np.float32(x), self.y - np.float32(y)
-        cos, sin = np.float32(np.cos(tilt)), np.float32(np.sin(tilt))
-        u, v = (u * cos + v * sin) / np.float32(rx), (v * cos - u * sin) / np.float32(ry)
+        u, v = self._axes(x, y, rx, ry, tilt)
         thickness: Field = np.sqrt(np.clip(1 - u * u - v * v, 0, 1))
         return thickness
 
@@ -82,13 +86,13 @@ class Canvas:
         """
         centre = np.interp(self.y, rows, centres).astype(np.float32)
         half = np.interp(self.y, rows, half_widths).astype(np.float32)
-        ends = np.minimum(self.y - np.float32(rows[0]), np.float32(rows[-1]) - self.y)
+        ends = np.minimum(self.y - rows[0], rows[-1] - self.y)
         return self.inside(np.minimum(half - np.abs(self.x - centre), ends))
 
     def waves(self, phase: Field, share: float, sharpness: float = 4.0) -> Field:
         """Return stripes that cover a share of each period of the phase (in radians)."""
-        level = np.float32(np.cos(np.pi * share))
-        stripes: Field = np.clip((np.cos(phase) - level) * np.float32(sharpness), 0, 1)
+        level = float(np.cos(np.pi * share))
+        stripes: Field = np.clip((np.cos(phase) - level) * sharpness, 0, 1)
         return stripes
 
     def noise(self, rng: np.random.Generator, kind: str) -> Field:

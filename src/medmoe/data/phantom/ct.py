@@ -19,18 +19,13 @@ _AIR, _LUNG, _FAT, _SOFT, _BONE = -1000.0, -840.0, -100.0, 45.0, 270.0
 
 
 def draw(
-    plan: Plan,
-    board: Canvas,
-    rng: np.random.Generator,
-    *,
-    findings: bool = True,
-    noise: bool = True,
+    plan: Plan, board: Canvas, rng: np.random.Generator, findings: bool, noise: bool
 ) -> Pixels:
     """Draw a plan of domain ``ct`` as (size, size) grey values."""
     anatomy = plan.anatomy
     units = _SCENES[plan.organ, plan.plane](board, anatomy)
     chest = plan.organ == "chest"
-    units += board.noise(rng, "coarse") * np.float32(10 if chest else 8)
+    units += board.noise(rng, "coarse") * (10 if chest else 8)
     if findings:
         dense, core = board.findings(plan)
         paint(units, dense, 520.0 if chest else 440.0)
@@ -38,9 +33,9 @@ def draw(
     level, width = (-220.0, 1500.0) if chest else (100.0, 700.0)
     level, width = level + rng.uniform(-0.03, 0.03) * width, width * rng.uniform(0.95, 1.08)
     grain = rng.uniform(22, 34) if chest else rng.uniform(10, 15)
-    speckle = board.noise(rng, "ramp") + np.float32(0.5) * _streaks(board, rng)
+    speckle = board.noise(rng, "ramp") + 0.5 * _streaks(board, rng)
     if noise:
-        units += np.float32(grain) * speckle
+        units += grain * speckle
     shown: Pixels = (np.clip((units - level) / width + 0.5, 0, 1) * 255).astype(np.uint8)
     return shown
 
@@ -48,7 +43,7 @@ def draw(
 def _streaks(board: Canvas, rng: np.random.Generator) -> Field:
     """Return lines along one direction, such as few photons behind dense bone leave."""
     turn = rng.uniform(-0.35, 0.35)
-    across = board.y * np.float32(np.cos(turn)) + board.x * np.float32(np.sin(turn))
+    across = board.y * float(np.cos(turn)) + board.x * float(np.sin(turn))
     samples = rng.standard_normal(board.size)
     lines = np.interp(across, np.linspace(-1.4, 1.4, board.size), samples)
     return lines.astype(np.float32)
@@ -74,12 +69,10 @@ def _vertebra(board: Canvas, units: Field, y: float) -> None:
 def _chest_axial(board: Canvas, a: Anatomy) -> Field:
     units, rx, ry = _torso_axial(board, a)
     ring = board.ellipse(0, 0, rx, ry) - board.ellipse(0, 0, rx - 0.06, ry - 0.06)
-    paint(units, ring * board.waves(board.angle * 12 + np.float32(a.lean), 0.55), _BONE)
+    paint(units, ring * board.waves(board.angle * 12 + a.lean, 0.55), _BONE)
     for side in (-1, 1):
-        lung = board.ellipse(
-            side * 0.45, 0.05 * a.shift, 0.34, 0.66 + 0.02 * a.organ, side * (0.10 + 0.05 * a.lean)
-        )
-        paint(units, lung, _LUNG)
+        half, tilt = 0.66 + 0.02 * a.organ, side * (0.10 + 0.05 * a.lean)
+        paint(units, board.ellipse(side * 0.45, 0.05 * a.shift, 0.34, half, tilt), _LUNG)
     paint(units, board.ellipse(0.05, -0.22, 0.22 + 0.02 * a.organ, 0.26), 110.0)
     paint(units, board.ellipse(0.13, 0.32, 0.07, 0.07), 150.0)
     paint(units, board.ellipse(0, 1 - ry - 0.92, 0.13, 0.035), _BONE)
@@ -124,7 +117,7 @@ def _torso_coronal(board: Canvas, a: Anatomy, rows: list[float], halves: list[fl
 def _spine(board: Canvas, a: Anatomy, units: Field, top: float) -> None:
     """Add the column of vertebrae, seen from the front, below a height."""
     body = board.ellipse(0, top + 1.0, 0.09, 1.0, 0.02 * a.lean, power=4)
-    discs = board.waves(board.y * np.float32(22) + np.float32(a.shift), 0.25)
+    discs = board.waves(board.y * 22 + a.shift, 0.25)
     paint(units, body, _BONE)
     paint(units, body * discs, 90.0)
 
@@ -144,10 +137,9 @@ def _chest_coronal(board: Canvas, a: Anatomy) -> Field:
     paint(units, board.ellipse(0.11, 0.36, *heart, 0.6 + 0.5 * a.lean), 110.0)
     paint(units, board.ellipse(0.04, -0.12, 0.10, 0.26, 0.25 * a.lean), 140.0)
     for side in (-1, 1):
-        flank = board.column(
-            [-1.1, 1.1], [side * (0.90 + 0.03 * a.width - _coronal_wall(a))] * 2, [0.03, 0.03]
-        )
-        paint(units, flank * board.waves(board.y * np.float32(24), 0.45) * (board.y > -0.6), _BONE)
+        x = side * (0.90 + 0.03 * a.width - _coronal_wall(a))
+        flank = board.column([-1.1, 1.1], [x, x], [0.03, 0.03])
+        paint(units, flank * board.waves(board.y * 24, 0.45) * (board.y > -0.6), _BONE)
     return units
 
 
@@ -160,15 +152,11 @@ def _abdomen_coronal(board: Canvas, a: Anatomy) -> Field:
     _spine(board, a, units, -1.1)
     pelvis = 0.84 - 0.06 * a.height
     liver_x = 0.38 + 0.05 * a.organ
-    paint(
-        units,
-        board.ellipse(-0.38, -0.42 + 0.04 * a.shift, liver_x, 0.40, 0.4 + 0.25 * a.lean),
-        100.0,
-    )
+    liver = board.ellipse(-0.38, -0.42 + 0.04 * a.shift, liver_x, 0.40, 0.4 + 0.25 * a.lean)
+    paint(units, liver, 100.0)
     paint(units, board.ellipse(0.56, -0.42, 0.17, 0.30 + 0.03 * a.height), 115.0)
     for side in (-1, 1):
-        base = board.ellipse(side * 0.45, -1.08 + 0.03 * a.shift, 0.36, 0.30)
-        paint(units, base, _LUNG)
+        paint(units, board.ellipse(side * 0.45, -1.08 + 0.03 * a.shift, 0.36, 0.30), _LUNG)
         kidney = (side * 0.40, 0.16 + 0.03 * a.shift, 0.13, 0.23 + 0.015 * a.organ)
         paint(units, board.ellipse(*kidney, side * 0.2), 145.0)
         paint(units, board.ellipse(kidney[0] - side * 0.06, kidney[1], 0.04, 0.09), 10.0)

@@ -46,14 +46,8 @@ class _Sequence:
 
 
 _SEQUENCES: dict[str, tuple[_Sequence, _Sequence]] = {
-    "brain": (
-        _Sequence(500, 12, 0, "enhancing"),
-        _Sequence(9000, 110, 2400, "oedema"),
-    ),
-    "knee": (
-        _Sequence(500, 12, 0, "enhancing", fat=0.12),
-        _Sequence(4000, 40, 170, "oedema"),
-    ),
+    "brain": (_Sequence(500, 12, 0, "enhancing"), _Sequence(9000, 110, 2400, "oedema")),
+    "knee": (_Sequence(500, 12, 0, "enhancing", 0.12), _Sequence(4000, 40, 170, "oedema")),
 }
 
 
@@ -64,48 +58,42 @@ def _signals(sequence: _Sequence) -> Mapping[str, float]:
     for name, (density, t1, t2) in _TISSUES.items():
         recovered = 1 - math.exp(-sequence.repetition / t1)
         if sequence.inversion:
-            recovered = abs(
-                1 - 2 * math.exp(-sequence.inversion / t1) + math.exp(-sequence.repetition / t1)
-            )
+            left = math.exp(-sequence.repetition / t1)
+            recovered = abs(1 - 2 * math.exp(-sequence.inversion / t1) + left)
         signals[name] = density * recovered * math.exp(-sequence.echo / t2)
     signals["fat"] *= sequence.fat
     return {name: min(value / signals[sequence.lesion], 1.1) for name, value in signals.items()}
 
 
 def draw(
-    plan: Plan,
-    board: Canvas,
-    rng: np.random.Generator,
-    *,
-    findings: bool = True,
-    noise: bool = True,
+    plan: Plan, board: Canvas, rng: np.random.Generator, findings: bool, noise: bool
 ) -> Pixels:
     """Draw a plan of domain ``mri`` as (size, size) grey values."""
     sequence = _SEQUENCES[plan.organ][int(rng.integers(2))]
     tissue = _signals(sequence)
     signal = board.zeros()
     _SCENES[plan.organ, plan.plane](board, plan.anatomy, tissue, signal)
-    signal *= 1 + np.float32(0.05) * board.noise(rng, "coarse")
+    signal *= 1 + 0.05 * board.noise(rng, "coarse")
     if findings:
         dense, core = board.findings(plan)
         paint(signal, dense, 1.0)
         paint(signal, core, tissue["blood"])
-    signal *= _bias(board, rng) * np.float32(rng.uniform(0.86, 0.96))
-    spread = np.float32(rng.uniform(0.025, 0.04))
+    signal *= _bias(board, rng) * rng.uniform(0.86, 0.96)
+    spread = rng.uniform(0.025, 0.04)
     real, imaginary = rng.standard_normal((2, board.size, board.size), dtype=np.float32) * spread
     if noise:
         signal = np.hypot(signal + real, imaginary)
     # The usual display curve: it opens up the dark half of the range.
-    shown: Pixels = (np.clip(signal, 0, 1) ** np.float32(0.8) * 255).astype(np.uint8)
+    shown: Pixels = (np.clip(signal, 0, 1) ** 0.8 * 255).astype(np.uint8)
     return shown
 
 
 def _bias(board: Canvas, rng: np.random.Generator) -> Field:
     """Return the smooth sensitivity of a receive coil, between about 0.8 and 1.05."""
-    x, y = rng.uniform(-0.6, 0.6, size=2)
+    x, y = rng.uniform(-0.6, 0.6, size=2).tolist()
     strength = rng.uniform(0.04, 0.09)
-    far = (board.x - np.float32(x)) ** 2 + (board.y - np.float32(y)) ** 2
-    return np.float32(1.05) - np.float32(strength) * far
+    far: Field = (board.x - x) ** 2 + (board.y - y) ** 2
+    return 1.05 - strength * far
 
 
 def _brain_axial(board: Canvas, a: Anatomy, tissue: Mapping[str, float], signal: Field) -> None:
@@ -117,26 +105,17 @@ def _brain_axial(board: Canvas, a: Anatomy, tissue: Mapping[str, float], signal:
     paint(signal, board.ellipse(0, 0, rx, ry), tissue["fluid"])
     paint(signal, board.ellipse(0, 0, rx - 0.03, ry - 0.03), tissue["grey"])
     # The border of the white matter is folded: its radius waves with the direction.
-    radius = np.sqrt((board.x / np.float32(rx)) ** 2 + (board.y / np.float32(ry)) ** 2)
-    folds = np.float32(0.78) + np.float32(0.08) * np.cos(
-        board.angle * 16 + np.float32(1.6 * a.lean)
-    )
-    paint(signal, board.inside((folds - radius) * np.float32(rx)), tissue["white"])
+    radius = np.sqrt((board.x / rx) ** 2 + (board.y / ry) ** 2)
+    folds = 0.78 + 0.08 * np.cos(board.angle * 16 + 1.6 * a.lean)
+    paint(signal, board.inside((folds - radius) * rx), tissue["white"])
     paint(signal, board.ellipse(0, 0, 0.015, ry), tissue["fluid"])
     for side in (-1, 1):
-        paint(
-            signal,
-            board.ellipse(side * 0.22, 0.08, 0.09, 0.16, side * (0.3 + 0.3 * a.lean)),
-            tissue["grey"],
-        )
+        nucleus = board.ellipse(side * 0.22, 0.08, 0.09, 0.16, side * (0.3 + 0.3 * a.lean))
+        paint(signal, nucleus, tissue["grey"])
         for end, turn in ((-0.2, -0.45), (0.24, 0.5)):
-            horn = (
-                side * (0.075 + 0.015 * a.organ),
-                end + 0.04 * a.shift,
-                0.05 + 0.01 * a.organ,
-                0.18,
-            )
-            paint(signal, board.ellipse(*horn, side * turn * -0.6), tissue["fluid"])
+            place = (side * (0.075 + 0.015 * a.organ), end + 0.04 * a.shift)
+            horn = board.ellipse(*place, 0.05 + 0.01 * a.organ, 0.18, side * turn * -0.6)
+            paint(signal, horn, tissue["fluid"])
 
 
 def _brain_sagittal(board: Canvas, a: Anatomy, tissue: Mapping[str, float], signal: Field) -> None:
@@ -149,34 +128,22 @@ def _brain_sagittal(board: Canvas, a: Anatomy, tissue: Mapping[str, float], sign
     rx, ry = rx - 0.11 - 0.01 * a.wall, ry - 0.11 - 0.01 * a.wall
     paint(signal, board.ellipse(0, -0.16, rx, ry), tissue["fluid"])
     paint(signal, board.ellipse(0, -0.18, rx - 0.02, ry - 0.05), tissue["grey"])
-    u, v = board.x / np.float32(rx), (board.y + np.float32(0.18)) / np.float32(ry)
-    folds = np.float32(0.76) + np.float32(0.08) * np.cos(
-        board.angle * 18 + np.float32(1.6 * a.lean)
-    )
-    paint(signal, board.inside((folds - np.sqrt(u * u + v * v)) * np.float32(ry)), tissue["white"])
+    u, v = board.x / rx, (board.y + 0.18) / ry
+    folds = 0.76 + 0.08 * np.cos(board.angle * 18 + 1.6 * a.lean)
+    paint(signal, board.inside((folds - np.sqrt(u * u + v * v)) * ry), tissue["white"])
     middle = -0.12 + 0.03 * a.shift
-    paint(
-        signal,
-        board.ellipse(0, middle, 0.37 + 0.05 * a.organ, 0.20 + 0.02 * a.organ),
-        tissue["grey"],
-    )
-    paint(
-        signal,
-        board.ellipse(0, middle + 0.04, 0.29 + 0.05 * a.organ, 0.14 + 0.02 * a.organ),
-        tissue["fluid"],
-    )
+    wide, high = 0.05 * a.organ, 0.02 * a.organ
+    paint(signal, board.ellipse(0, middle, 0.37 + wide, 0.20 + high), tissue["grey"])
+    paint(signal, board.ellipse(0, middle + 0.04, 0.29 + wide, 0.14 + high), tissue["fluid"])
     paint(signal, board.ellipse(0.02, middle + 0.10, 0.20, 0.12), tissue["grey"])
-    paint(
-        signal,
-        board.column([0.1, 1.1], [0.08, 0.24 + 0.08 * a.lean], [0.10, 0.06]),
-        tissue["white"],
-    )
+    stem = board.column([0.1, 1.1], [0.08, 0.24 + 0.08 * a.lean], [0.10, 0.06])
+    paint(signal, stem, tissue["white"])
     leaves = board.ellipse(0.42, 0.36, 0.24, 0.17, 0.3)
     paint(signal, leaves, tissue["grey"])
-    paint(signal, leaves * board.waves(board.y * np.float32(34), 0.45), tissue["white"])
+    paint(signal, leaves * board.waves(board.y * 34, 0.45), tissue["white"])
 
 
-def _bone(board: Canvas, tissue: Mapping[str, float], signal: Field, marrow: Field) -> None:
+def _bone(tissue: Mapping[str, float], signal: Field, marrow: Field) -> None:
     """Add a bone: a dark cortex around its marrow, which gives the signal of fat."""
     # A mask's own soft border is the cortex: where it is half covered, the signal is lowest.
     paint(signal, np.clip(marrow * 3, 0, 1), tissue["bone"])
@@ -192,17 +159,16 @@ def _knee_axial(board: Canvas, a: Anatomy, tissue: Mapping[str, float], signal: 
         belly = board.ellipse(side * 0.45, 0.6, 0.24, 0.16, side * -0.6)
         paint(signal, belly, tissue["muscle"] * 0.7)
     cy = 0.02 + 0.04 * a.shift
-    cartilage = board.zeros()
-    marrow = board.zeros()
+    marrow, cartilage = board.zeros(), board.zeros()
     for side in (-1, 1):
-        condyle = (side * 0.27, cy + side * 0.03 * a.lean, 0.30 + 0.035 * a.organ, 0.36)
-        np.maximum(marrow, board.ellipse(*condyle, side * -0.15), out=marrow)
-        grown = (condyle[0], condyle[1], condyle[2] + 0.05, condyle[3] + 0.05)
-        np.maximum(cartilage, board.ellipse(*grown, side * -0.15), out=cartilage)
+        place, half = (side * 0.27, cy + side * 0.03 * a.lean), 0.30 + 0.035 * a.organ
+        for layer, grown in ((marrow, 0.0), (cartilage, 0.05)):
+            condyle = board.ellipse(*place, half + grown, 0.36 + grown, side * -0.15)
+            np.maximum(layer, condyle, out=layer)
     paint(signal, cartilage, tissue["cartilage"])
-    _bone(board, tissue, signal, marrow)
+    _bone(tissue, signal, marrow)
     paint(signal, board.ellipse(0, cy + 0.36, 0.12, 0.17), tissue["muscle"] * 1.2)
-    _bone(board, tissue, signal, board.ellipse(0, -0.58, 0.34, 0.13, 0.1 * a.lean))
+    _bone(tissue, signal, board.ellipse(0, -0.58, 0.34, 0.13, 0.1 * a.lean))
     paint(signal, board.ellipse(0.06, 0.62, 0.06, 0.06), tissue["bone"])
 
 
@@ -221,17 +187,15 @@ def _knee_sagittal(board: Canvas, a: Anatomy, tissue: Mapping[str, float], signa
         board.ellipse(0.02, joint - radius - 0.06, radius + 0.04, radius - 0.03),
         board.column([-1.1, -0.2, -0.15], [-0.05 + 0.07 * a.lean, 0, 0], [0.22, 0.30, 0]),
     )
-    _bone(board, tissue, signal, femur)
+    _bone(tissue, signal, femur)
     tibia = board.column(
         [joint + 0.08, joint + 0.10, joint + 0.3, 1.1],
         [0.02, 0.02, 0.02, -0.02 + 0.07 * a.lean],
         [0, 0.42, 0.34, 0.22],
     )
-    _bone(board, tissue, signal, tibia)
-    knee_cap = board.ellipse(
-        -0.60, joint - 0.42 - 0.09 * a.height, 0.11, 0.20 + 0.04 * a.height, 0.15
-    )
-    _bone(board, tissue, signal, knee_cap)
+    _bone(tissue, signal, tibia)
+    y, half = joint - 0.42 - 0.09 * a.height, 0.20 + 0.04 * a.height
+    _bone(tissue, signal, board.ellipse(-0.60, y, 0.11, half, 0.15))
     paint(signal, board.column([-0.1, 0.45], [-0.68, -0.5], [0.03, 0.03]), tissue["bone"])
 
 

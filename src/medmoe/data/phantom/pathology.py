@@ -26,17 +26,12 @@ _HAZE = {1.0: 0.11, 2.0: 0.03}
 
 
 def draw(
-    plan: Plan,
-    board: Canvas,
-    rng: np.random.Generator,
-    *,
-    findings: bool = True,
-    noise: bool = True,
+    plan: Plan, board: Canvas, rng: np.random.Generator, findings: bool, noise: bool
 ) -> Pixels:
     """Draw a plan of domain ``pathology`` as (size, size, 3) colours."""
     power = _POWER[plan.plane]
     blue, pink = _SCENES[plan.organ](board, plan.anatomy, power, rng)
-    pink *= 1 + np.float32(0.10) * board.noise(rng, "coarse")
+    pink *= 1 + 0.10 * board.noise(rng, "coarse")
     nest = _nest(board, power, rng)
     if findings:
         dense, core = board.findings(plan)
@@ -44,23 +39,22 @@ def draw(
         paint(pink, dense, 0.12)
         paint(blue, core, 0.0)
         paint(pink, core, 0.02)
-    blue = blue * np.float32(1.55 * rng.uniform(0.9, 1.1))
-    pink = pink * np.float32(1.05 * rng.uniform(0.9, 1.1))
-    grain = board.noise(rng, "fine") * np.float32(0.03)
+    blue *= 1.55 * rng.uniform(0.9, 1.1)
+    pink *= 1.05 * rng.uniform(0.9, 1.1)
+    grain = board.noise(rng, "fine") * 0.03
     if noise:
         pink += grain
-        blue += grain * np.float32(0.5)
+        blue += grain * 0.5
     density = np.maximum(blue, 0)[..., None] * _HAEMATOXYLIN
     density += np.maximum(pink, 0)[..., None] * _EOSIN
-    lamp = np.float32(rng.uniform(243, 252))
+    lamp = rng.uniform(243, 252)
     return np.clip(np.exp(-density) * lamp, 0, 255).astype(np.uint8)
 
 
 def _nest(board: Canvas, power: float, rng: np.random.Generator) -> Field:
     """Return the haematoxylin of crowded nuclei."""
-    step = 0.075 * power
-    points = _lattice(step, 0.35, rng)
-    return np.float32(1.2) + np.float32(0.3) * _nuclei(board, points, 0.03 * power, 0.03 * power, 0)
+    points = _lattice(0.075 * power, 0.35, rng)
+    return 1.2 + 0.3 * _nuclei(board, points, 0.03 * power, 0.03 * power, 0)
 
 
 def _lattice(step: float, jitter: float, rng: np.random.Generator) -> npt.NDArray[np.float64]:
@@ -90,14 +84,14 @@ def _liver(
     radius = (0.030 + 0.007 * a.organ) * power
     nuclei = _nuclei(board, points, radius, radius, 0)
     cells = _nuclei(board, points, step * 0.50, step * 0.50, 0)
-    blue = np.float32(_HAZE[power]) + np.float32(0.55) * nuclei
-    pink = np.float32(0.34) + np.float32(0.26) * cells * (1 - np.float32(0.6) * nuclei)
+    blue = _HAZE[power] + 0.55 * nuclei
+    pink = 0.34 + 0.26 * cells * (1 - 0.6 * nuclei)
     # Sinusoids: pale clefts that wind between the cords of cells.
     turn = 0.8 + 0.5 * a.lean
-    across = board.x * np.float32(np.cos(turn)) + board.y * np.float32(np.sin(turn))
-    along = board.y * np.float32(np.cos(turn)) - board.x * np.float32(np.sin(turn))
-    bend = np.float32(0.6) * np.sin(along * np.float32(7 / power) + np.float32(2 * a.shift))
-    phase = across * np.float32(2 * np.pi / (2.6 * step)) + bend + np.float32(rng.uniform(0, 6.3))
+    cos, sin = float(np.cos(turn)), float(np.sin(turn))
+    across, along = board.x * cos + board.y * sin, board.y * cos - board.x * sin
+    bend = 0.6 * np.sin(along * (7 / power) + 2 * a.shift)
+    phase = across * (2 * np.pi / (2.6 * step)) + bend + rng.uniform(0, 6.3)
     clefts = board.waves(phase, 0.16 + 0.03 * a.wall, 6.0) * (1 - nuclei)
     paint(pink, clefts, 0.05)
     return blue, pink
@@ -109,15 +103,13 @@ def _muscle(
     step = (0.22 + 0.02 * a.width) * power
     turn = 0.45 * a.lean
     cos, sin = float(np.cos(turn)), float(np.sin(turn))
-    along = board.x * np.float32(cos) + board.y * np.float32(sin)
-    across = board.y * np.float32(cos) - board.x * np.float32(sin)
-    wave = np.float32(0.10 * (1 + 0.4 * a.height)) * np.sin(
-        along * np.float32(3.5 / power**0.5) + np.float32(2 * a.shift)
-    )
+    along, across = board.x * cos + board.y * sin, board.y * cos - board.x * sin
+    swing = 0.10 * (1 + 0.4 * a.height)
+    wave = swing * np.sin(along * (3.5 / power**0.5) + 2 * a.shift)
     start = rng.uniform(0, step)
-    phase = (across + wave - np.float32(start)) * np.float32(2 * np.pi / step)
+    phase = (across + wave - start) * (2 * np.pi / step)
     gaps = board.waves(phase, 0.20 + 0.04 * a.wall, 3.0)
-    pink = np.float32(0.72) - np.float32(0.08) * np.cos(along * np.float32(80 / power))
+    pink = 0.72 - 0.08 * np.cos(along * (80 / power))
     paint(pink, gaps, 0.08)
     # Nuclei lie flat against the borders of the fibres, as seen in a cut along them.
     rows = np.arange(-1.6, 1.6, step) + start
@@ -125,14 +117,14 @@ def _muscle(
     # From a generator of its own: how many nuclei there are must not change what is drawn next.
     scattered = rng.spawn(1)[0]
     place = scattered.uniform(-1.4, 1.4, (rows.size, count))
-    lift = 0.10 * (1 + 0.4 * a.height) * np.sin(place * 3.5 / power**0.5 + 2 * a.shift)
+    lift = swing * np.sin(place * 3.5 / power**0.5 + 2 * a.shift)
     high = rows[:, None] - lift + scattered.choice([-0.16, 0.16], place.shape) * step
     points = np.stack((place * cos - high * sin, place * sin + high * cos), -1).reshape(-1, 2)
     points = points[np.abs(points).max(1) < 1]
     # The part that does not grow with the power stands for blur; without it, low power hides size.
     length = 0.014 + 0.008 * a.organ + (0.036 + 0.010 * a.organ) * power
     nuclei = _nuclei(board, points, length, length * 0.38, turn)
-    return np.float32(_HAZE[power]) + np.float32(0.55) * nuclei, pink
+    return _HAZE[power] + 0.55 * nuclei, pink
 
 
 _Scene = Callable[[Canvas, Anatomy, float, np.random.Generator], tuple[Field, Field]]

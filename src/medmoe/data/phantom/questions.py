@@ -9,26 +9,22 @@ are few and sentences regular, so that a very small language model can learn the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from medmoe.data.phantom.plan import COUNTS, FINDINGS, SIDES, SIZES, Plan
 from medmoe.data.schema import AnswerType, ImageRecord, Record, Task
 
-MODALITY_WORDS: dict[str, str] = {
-    "ct": "ct",
-    "mri": "mri",
-    "pathology": "pathology",
-    "xray": "x-ray",
-}
+MODALITY_WORDS = {"ct": "ct", "mri": "mri", "pathology": "pathology", "xray": "x-ray"}
 
 #: Questions about one image with a finding; an image without one gets one fewer.
 _PER_IMAGE = 8
 
 
-@dataclass(frozen=True, slots=True)
-class _Item:
+class _Item(NamedTuple):
+    """The fields of a record that an item decides, in their order."""
+
     question: str
     answer: str
     answer_type: AnswerType
@@ -39,19 +35,8 @@ def records(plan: Plan, image: ImageRecord, rng: np.random.Generator) -> list[Re
     """Return the caption, the questions and the classification item of one image."""
 
     def record(name: str, item: _Item, task: Task, options: tuple[str, ...] = ()) -> Record:
-        return Record(
-            id=f"{image.id}/{name}",
-            image=image,
-            question=item.question,
-            answer=item.answer,
-            answer_type=item.answer_type,
-            question_type=item.question_type,
-            task=task,
-            dataset="phantom",
-            split=plan.split,
-            licence="CC0-1.0",
-            options=options,
-        )
+        of_set = ("phantom", plan.split, "CC0-1.0")
+        return Record(f"{image.id}/{name}", image, *item, task, *of_set, options)
 
     request = _pick(rng, "Describe the image.", "What does this image show?")
     caption = _Item(request, _caption(plan, rng), "open", "caption")
@@ -110,20 +95,12 @@ def _questions(plan: Plan, rng: np.random.Generator) -> list[_Item]:
 
 def _general(plan: Plan, rng: np.random.Generator) -> Iterator[_Item]:
     """Yield what can be asked about any image."""
-    for kind, phrasings, answer in (
-        (
-            "modality",
-            ("Which modality is this?", "What is the modality of this image?"),
-            MODALITY_WORDS[plan.domain],
-        ),
-        ("plane", ("Which view is shown?", "What is the view of this image?"), plan.plane),
-        (
-            "organ",
-            ("Which body part is shown?", "What is the body part in this image?"),
-            plan.organ,
-        ),
-    ):
-        yield _Item(_pick(rng, *phrasings), answer, "open", kind)
+    modality = _pick(rng, "Which modality is this?", "What is the modality of this image?")
+    yield _Item(modality, MODALITY_WORDS[plan.domain], "open", "modality")
+    view = _pick(rng, "Which view is shown?", "What is the view of this image?")
+    yield _Item(view, plan.plane, "open", "plane")
+    part = _pick(rng, "Which body part is shown?", "What is the body part in this image?")
+    yield _Item(part, plan.organ, "open", "organ")
 
 
 def _about_findings(plan: Plan, rng: np.random.Generator) -> Iterator[_Item]:
