@@ -111,6 +111,7 @@ PUBLISHED = {
     "smollm2_360m": 361_821_120,
     "smollm2_1_7b": 1_711_376_384,
     "llama3_2_1b": 1_235_814_400,
+    "gemma3_270m": 268_098_176,
     "clip_large_336": 303_507_456,
     "siglip2_so400m_384": 428_225_600,
     "medsiglip_448": 428_565_440,  # the same with 1,024 positions instead of 729

@@ -21,8 +21,16 @@ OPEN = {
     "<|im_start|>user\n<image>\nWhy?<|im_end|>\n<|im_start|>assistant\n",
     "llama3_2_1b": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n"
     "<image>\nWhy?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    "gemma3_270m": "<bos>Question: <image>\nWhy?\nAnswer:",
 }
-END = {"qwen3_0_6b": "<|im_end|>", "smollm2_360m": "<|im_end|>", "llama3_2_1b": "<|eot_id|>"}
+#: What an answer begins with, beyond the open prompt.
+BEGIN = {"gemma3_270m": " "}
+END = {
+    "qwen3_0_6b": "<|im_end|>",
+    "smollm2_360m": "<|im_end|>",
+    "llama3_2_1b": "<|eot_id|>",
+    "gemma3_270m": "<eos>",
+}
 
 
 def rendered(name: str, messages: list[dict[str, Any]], ask: bool) -> str:
@@ -38,7 +46,7 @@ def rendered(name: str, messages: list[dict[str, Any]], ask: bool) -> str:
 def test_prompts_are_pinned(name: str) -> None:
     assert rendered(name, [ASKED], True) == OPEN[name]
     answered = [ASKED, {"role": "assistant", "content": "So."}]
-    assert rendered(name, answered, False) == OPEN[name] + "So." + END[name]
+    assert rendered(name, answered, False) == OPEN[name] + BEGIN.get(name, "") + "So." + END[name]
 
 
 @pytest.mark.parametrize("name", LANGUAGE_BACKBONES)

@@ -104,7 +104,7 @@ def test_confidence_ends_with_the_end_token() -> None:
     logits = torch.randn(4, 4, 20, generator=torch.Generator().manual_seed(0))
     probabilities = logits.softmax(-1)
     spoken = [2, 4, 4, 1]
-    for row, found in enumerate(_confidences(sequences, logits, tokenizer)):
+    for row, found in enumerate(_confidences(sequences, logits.unbind(1), tokenizer)):
         expected = 1.0
         for step in range(spoken[row]):
             expected *= float(probabilities[row, step, sequences[row, step]])

@@ -6,6 +6,7 @@ Adding one = one small file with a `LanguageBackbone` or `VisionBackbone` and on
 from __future__ import annotations
 
 from medmoe.backbones.clip_large import CLIP_LARGE_336
+from medmoe.backbones.gemma3 import GEMMA3_270M
 from medmoe.backbones.llama3 import LLAMA3_2_1B
 from medmoe.backbones.phi2 import PHI2
 from medmoe.backbones.qwen3 import QWEN3_0_6B, QWEN3_1_7B
@@ -26,6 +27,7 @@ LANGUAGE_BACKBONES: dict[str, LanguageBackbone] = {
     "smollm2_360m": SMOLLM2_360M,
     "smollm2_1_7b": SMOLLM2_1_7B,
     "llama3_2_1b": LLAMA3_2_1B,
+    "gemma3_270m": GEMMA3_270M,
     "tiny_stablelm": TINY_STABLELM,
 }
 

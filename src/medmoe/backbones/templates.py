@@ -31,6 +31,18 @@ CONTENT
 {%- if add_generation_prompt -%}ASSISTANT:{%- endif -%}
 """
 
+_QUESTION = """\
+{{- START -}}
+{%- for message in messages -%}
+{%- if not loop.first %}{{ '\\n' }}{% endif -%}
+{%- if message['role'] == 'assistant' %}Answer:{{ ' ' }}
+{%- elif message['role'] == 'user' %}Question:{{ ' ' }}{% endif -%}
+CONTENT
+{%- if message['role'] == 'assistant' %}{{ END }}{% endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '\\nAnswer:' }}{%- endif -%}
+"""
+
 # The line break stands before a message, not after it, so that an answer's last token is its end.
 _CHATML = """\
 {%- for message in messages -%}
@@ -101,6 +113,14 @@ def chatml_template(system: str = "", opening: str = "") -> str:
 def with_images(template: str) -> str:
     """Return a language model's own template, which knows words only, with images before them."""
     return _filled(_IMAGES_FIRST) + template
+
+
+def question_template(start: str, end: str) -> str:
+    r"""Return ``{start}Question: <image>\n{question}\nAnswer: {answer}{end}``.
+
+    For a model that was never instructed: it goes on with what reads like an exercise.
+    """
+    return _filled(_QUESTION, START=start, END=end)
 
 
 def llama3_template() -> str:

@@ -30,7 +30,7 @@ from medmoe.experiments.handover import load_router, save_part, save_router
 from medmoe.experiments.label_curve import label_curve, router_score
 from medmoe.experiments.validation import spread, strict_score
 from medmoe.model.blueprint import config_of_moe
-from medmoe.model.build import build_dense, build_processor
+from medmoe.model.build import build_dense, build_processor, match_embeddings
 from medmoe.model.checkpoint import load_model, save_model
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.pretrained import (
@@ -142,7 +142,10 @@ def run_alignment(job: Job) -> PhaseResult:
     """Phase 1: put the backbones together and train the projector."""
     own = job.inputs.get(job.phase)
     dense, processor = load_model(own) if own else _put_together(job)
-    result = train_packed(_context(job, dense, processor))
+    context = _context(job, dense, processor)
+    if own is None:
+        match_embeddings(dense, context.features[torch.arange(min(64, len(context.rows)))])
+    result = train_packed(context)
     _save(job, dense, processor, result)
     return result
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 import medmoe.model  # noqa: F401  (registers the experts' names on disk)
-from medmoe.data.collate import Packed, pack_batch
+from medmoe.data.collate import IGNORE, Packed, pack_batch
 from medmoe.data.images import open_image
 from medmoe.data.schema import Pixels
 from medmoe.data.tokenize import ConversationTokenizer
@@ -30,6 +30,8 @@ from medmoe.routing.trace import record_routing
 
 __all__ = ["Answer", "ImageInput", "MedMoe", "Routing"]
 
+#: Answer tokens whose logits are held together.
+_AT_ONCE = 256
 ImageInput = Path | str | bytes | Pixels | Image.Image
 
 
@@ -288,7 +290,7 @@ class MedMoe:
                 output_logits=True,
             )
         texts = tokenizer.batch_decode(out.sequences, skip_special_tokens=True)
-        confidences = _confidences(out.sequences, torch.stack(out.logits, 1), tokenizer)
+        confidences = _confidences(out.sequences, out.logits, tokenizer)
         routings: Sequence[Routing | None] = [None] * len(prompts)
         if trace is not None:
             routings = read_routings(trace, len(prompts), self.domains, experts=experts)
@@ -300,7 +302,7 @@ class MedMoe:
     def _token_log_likelihood(
         self, batch: dict[str, Tensor], features: Tensor
     ) -> tuple[Tensor, Sequence[Routing | None]]:
-        """Return (B, S), the log-probability of each token given those it sees, and B routings."""
+        """Return (B, S), the log-probability of each answer's tokens, else 0, and B routings."""
         ids = batch["input_ids"].to(self.model.device)
         routed = bool(self.model.config.moe_layers)
         with record_routing(self.model, keep="counts") if routed else nullcontext() as trace:
@@ -311,22 +313,36 @@ class MedMoe:
                 position_ids=batch["position_ids"].to(self.model.device),
                 attention_mask=batch["attention_mask"].to(self.model.device),
                 vision_features=features.to(self.model.device),
+                output_hidden_states=True,
+                logits_to_keep=1,
             )
         routings: Sequence[Routing | None] = [None] * len(ids)
         if trace is not None:
             routings = read_routings(trace, len(ids), self.domains, experts=False)
-        log_probs = out.logits[:, :-1].float().log_softmax(-1)
-        of_tokens = log_probs.gather(-1, ids[:, 1:, None]).squeeze(-1)
-        return torch.nn.functional.pad(of_tokens, (1, 0)).cpu(), routings
+        # The head on answers only, some at a time: of all tokens, a large vocabulary fills memory.
+        known = (batch["labels"] != IGNORE).to(ids.device)
+        known[:, 0] = False
+        states, tokens = out.hidden_states[-1][known.roll(-1, 1)], ids[known]
+        of_answers = [
+            self.model.lm_head(part).float().log_softmax(-1).gather(-1, token[:, None])[:, 0]
+            for part, token in zip(states.split(_AT_ONCE), tokens.split(_AT_ONCE), strict=True)
+        ]
+        of_tokens = torch.zeros(ids.shape, device=ids.device)
+        of_tokens[known] = torch.cat(of_answers)
+        return of_tokens.cpu(), routings
 
 
 def _picture(image: ImageInput) -> Image.Image:
     return open_image(Path(image) if isinstance(image, str) else image)
 
 
-def _confidences(sequences: Tensor, logits: Tensor, tokenizer: Any) -> list[float]:
+def _confidences(sequences: Tensor, logits: Sequence[Tensor], tokenizer: Any) -> list[float]:
     """Return the probability of each greedy answer up to and with its end token."""
-    log_probs = logits.float().log_softmax(-1).gather(-1, sequences[..., None]).squeeze(-1)
+    chosen = [
+        step.float().log_softmax(-1).gather(-1, tokens[:, None])
+        for step, tokens in zip(logits, sequences.unbind(1), strict=True)
+    ]
+    log_probs = torch.cat(chosen, 1)
     ended = (sequences == tokenizer.eos_token_id).cumsum(1)
     counted = (ended == 0) | ((ended == 1) & (sequences == tokenizer.eos_token_id))
     return [float(p) for p in (log_probs * counted).sum(1).exp()]

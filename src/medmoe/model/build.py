@@ -82,6 +82,32 @@ def build_dense(
     return model
 
 
+@torch.no_grad()
+def match_embeddings(model: MedMoeForConditionalGeneration, features: torch.Tensor) -> None:
+    """Centre and scale a fresh projector where the language model scales its word embeddings.
+
+    Gemma multiplies them by the square root of its width, so its words are some fifty times larger
+    than what a fresh projector gives, and its layers would hardly see the image. Elsewhere, as in
+    the paper, a projector stays as it was drawn.
+
+    Args:
+        model: Changed in place.
+        features: (N, P, D_vision) of some training pictures.
+    """
+    words: Any = model.get_input_embeddings()
+    if not hasattr(words, "embed_scale"):
+        return
+    rows = torch.arange(0, words.num_embeddings, 1 + words.num_embeddings // 4096)
+    size = words(rows.to(model.device)).std()
+    projector: Any = model.model.multi_modal_projector
+    last = projector.linear_2
+    image = projector(features.to(model.device, model.dtype))
+    mean = image.mean((0, 1))
+    factor = size / (image - mean).std()
+    last.weight.mul_(factor)
+    last.bias.sub_(mean).mul_(factor)
+
+
 def dense_config(
     vision_config: Any,
     text_config: Any,

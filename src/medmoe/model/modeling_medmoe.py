@@ -147,8 +147,28 @@ class MedMoeModel(_MedMoePreTrained, LlavaModel):
             input_ids = None
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 4:
-            kwargs["attention_mask"] = self._packed_mask(mask)
+            kwargs["attention_mask"] = self._packed_masks(mask, kwargs.get("position_ids"))
         return super().forward(input_ids=input_ids, **kwargs)
+
+    def _packed_masks(self, mask: Tensor, position_ids: Tensor | None) -> Any:
+        """Return a 4-D mask as the language model takes it: one for each form of its layers.
+
+        Args:
+            mask: (B, 1, S, S) bool, or added to the scores.
+            position_ids: (B, S). A sliding window spans positions: packed questions lie farther
+                from their image than when each is asked alone.
+        """
+        text = self.config.text_config
+        forms = set(getattr(text, "layer_types", None) or ())
+        if "sliding_attention" not in forms or mask.dtype != torch.bool:
+            return self._packed_mask(mask)
+        if position_ids is None:
+            position_ids = torch.arange(mask.shape[-1], device=mask.device)[None]
+        near = position_ids[:, :, None] - position_ids[:, None, :] < text.sliding_window
+        return {
+            "full_attention": self._packed_mask(mask),
+            "sliding_attention": self._packed_mask(mask & near[:, None]),
+        }
 
     def _packed_mask(self, mask: Tensor) -> Tensor:
         """Return a 4-D boolean mask as the attention in use needs it.

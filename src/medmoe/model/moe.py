@@ -65,6 +65,11 @@ class Router(nn.Module):
         return logits_BSE, weights_BSK, index_BSK
 
 
+def _activation(text: Any) -> str:
+    """Return the name of the FFNs' activation, which Gemma's configs call otherwise."""
+    return str(getattr(text, "hidden_activation", None) or text.hidden_act)
+
+
 def _draw(experts: nn.Module, std: float) -> None:
     """Draw fresh weights: transformers leaves it to the language model, which knows no experts."""
     for name, stack in experts.named_parameters():
@@ -99,7 +104,7 @@ class GatedExperts(nn.Module):
         shape = (config.num_experts, 2 * text.intermediate_size, text.hidden_size)
         self.gate_up_proj = nn.Parameter(torch.empty(shape))
         self.down_proj = nn.Parameter(torch.empty(shape[0], shape[2], shape[1] // 2))
-        self.act_fn = ACT2FN[text.hidden_act]
+        self.act_fn = ACT2FN[_activation(text)]
         _draw(self, text.initializer_range)
 
     def unbind(self) -> list[tuple[Tensor, ...]]:
@@ -133,7 +138,7 @@ class PlainExperts(nn.Module):
         self.fc1_bias = nn.Parameter(torch.empty(e, f))
         self.fc2_weight = nn.Parameter(torch.empty(e, d, f))
         self.fc2_bias = nn.Parameter(torch.empty(e, d))
-        self.act_fn = ACT2FN[text.hidden_act]
+        self.act_fn = ACT2FN[_activation(text)]
         _draw(self, text.initializer_range)
 
     @property

@@ -1,4 +1,4 @@
-"""Pretrained backbones by hub id or folder: safetensors only, no foreign code.
+"""Pretrained backbones by hub id, folder or GGUF file: no pickles, no foreign code.
 
 What a user's own folder says of itself (`vision_of`, `language_of`, `template_of`) goes before the
 registry's entry: sizes, normalisation, chat template.
@@ -6,8 +6,11 @@ registry's entry: sizes, normalisation, chat template.
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import replace
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +99,7 @@ def language_of(spec: ModelSpec) -> LanguageBackbone:
     entry, where = language_backbone(spec.language_model), spec.language_source
     if where is None:
         return entry
-    config = _config(where, _origin(entry, where, "language_source")[1], "language_source")
+    config = _config(*_origin(entry, where, "language_source"), "language_source")
     kind = config.model_type
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ConfigError(
@@ -114,13 +117,34 @@ def _values(config: Any) -> dict[str, Any]:
     return {name: value for name, value in config.to_dict().items() if name != "model_type"}
 
 
-def _named(where: str) -> dict[str, Any]:
-    folder = Path(where).is_dir()
+def _named(source: str) -> dict[str, Any]:
+    here = Path(source).exists()
     return {
-        "name": Path(where).resolve().name if folder else where,
-        "hub_id": None if folder else where,
+        "name": Path(source).resolve().name if here else source,
+        "hub_id": None if here else source,
         "revision": None,
     }
+
+
+def gguf_of(source: str) -> Path | None:
+    """Return the GGUF file that a source is, or that its folder holds in place of a model.
+
+    Raises:
+        ConfigError: The folder holds several, or the package that reads them is missing.
+    """
+    path = Path(source)
+    files = [path] if path.suffix == ".gguf" else []
+    if path.is_dir() and not (path / "config.json").is_file():
+        files = sorted(path.glob("*.gguf"))
+    if len(files) > 1:
+        raise ConfigError(
+            f"{path} holds {len(files)} GGUF files, first: {files[0].name}; name one of them"
+        )
+    if files and find_spec("gguf") is None:
+        raise ConfigError(
+            f"{files[0]}: reading it needs the package gguf; run `pip install 'medmoe[gguf]'`"
+        )
+    return files[0] if files else None
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase, entry: LanguageBackbone, where: str) -> str:
@@ -159,7 +183,7 @@ def template_of(tokenizer: PreTrainedTokenizerBase, entry: LanguageBackbone, whe
         if opened.count("<image>") == 1 and "why?" in opened and tail == f"because{end}":
             return template
         reason = f"has a chat template that does not end an answer with {end!r}, or not at once"
-    config = AutoConfig.from_pretrained(where, local_files_only=True)
+    config = _config(*_origin(entry, where, "language_source"), "language_source")
     if config.model_type != entry.model_type:
         raise ConfigError(
             f"{where} is a {config.model_type!r} model and {reason}, and that of {entry.name} is "
@@ -189,7 +213,11 @@ def load_language_model(
             f"{where} is a {config.model_type!r} model, {backbone.name} is {backbone.model_type!r};"
             " use --set model.language_source=FOLDER or another model.language_model"
         )
-    model = _load(AutoModelForCausalLM, where, extra, config, "language_source")
+    _refuse_changed_logits(where, config)
+    model: Any = _load(AutoModelForCausalLM, where, extra, config, "language_source")
+    if "gguf_file" in extra:  # dequantised: as it says it is quantised, it could not be saved
+        model.config.__dict__.pop("quantization_config", None)
+        model.hf_quantizer, model.is_quantized = None, False
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **extra)
     except (OSError, ValueError, TypeError) as error:
@@ -226,6 +254,9 @@ def _origin(
 ) -> tuple[str, dict[str, Any]]:
     """Return where to load from, and the keywords that pin it."""
     if source is not None:
+        file = gguf_of(source)
+        if file is not None:
+            return str(file.parent), {"gguf_file": file.name, "local_files_only": True}
         return source, {"local_files_only": True} if Path(source).is_dir() else {}
     if backbone.hub_id is None:
         raise ConfigError(
@@ -235,8 +266,28 @@ def _origin(
     return backbone.hub_id, {"revision": backbone.revision}
 
 
+@lru_cache(maxsize=1)
+def _gguf_config(file: Path, changed: int) -> Any:
+    """Return the config of a GGUF file, whose header alone takes many seconds to read."""
+    return AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+
+
+def _refuse_changed_logits(where: str, config: Any) -> None:
+    """Refuse a language model that changes its logits behind its head, which ours does not."""
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        value = getattr(config, name, None)
+        if value not in (None, 1):
+            raise ConfigError(
+                f"{where} is a {config.model_type!r} model with {name} {value}, which is not kept "
+                "behind its head; use --set model.language_source=FOLDER with another one"
+            )
+
+
 def _config(where: str, extra: dict[str, Any], key: str) -> Any:
     try:
+        if "gguf_file" in extra:
+            file = Path(where) / extra["gguf_file"]
+            return copy.deepcopy(_gguf_config(file, file.stat().st_mtime_ns))
         return AutoConfig.from_pretrained(where, **extra)
     except (OSError, ValueError) as error:
         raise _unreachable(where, key, error) from None

@@ -107,7 +107,8 @@ def _tokens(model: Any, alike: list[int], tokens: int, before: int) -> int:
 
 def _cache(config: MedMoeConfig, tokens: int) -> DynamicCache:
     """Return a cache that holds so many tokens of one prompt."""
-    text, cache = config.text_config, DynamicCache(config=config.text_config)
+    # Without the config, which would cut the layers with a sliding window: counted is the square.
+    text, cache = config.text_config, DynamicCache()
     shape = (1, text.num_key_value_heads, tokens, head_width(text))
     for index in range(text.num_hidden_layers if tokens else 0):
         states = torch.empty(shape, device="meta")

@@ -24,17 +24,23 @@ def load_bytes(model: MedMoeForConditionalGeneration, dtype: torch.dtype) -> int
 def kv_cache_bytes(config: MedMoeConfig, dtype: torch.dtype, batch: int, context: int) -> int:
     """Return the bytes of the keys and values of every layer.
 
-    2 · layers · key-value heads · head width · bytes · ``batch`` · ``context``.
+    2 · key-value heads · head width · bytes · ``batch`` · ``context``, for each layer; one with a
+    sliding window keeps no more than that of the context.
 
     Args:
-        config: Its language model attends to the whole context in every layer.
+        config: Dense or MoE.
         dtype: Of the cache, which is the model's.
         batch: Prompts at once.
         context: Tokens of a prompt and its answer, image tokens included.
     """
     text = config.text_config
     per_layer = 2 * text.num_key_value_heads * head_width(text) * dtype.itemsize
-    return int(text.num_hidden_layers * per_layer * batch * context)
+    forms = getattr(text, "layer_types", None) or [""] * text.num_hidden_layers
+    kept = (
+        min(context, text.sliding_window) if form == "sliding_attention" else context
+        for form in forms
+    )
+    return int(per_layer * batch * sum(kept))
 
 
 def head_width(text: Any) -> int:
