@@ -96,8 +96,8 @@ class BadRows:
         """
         if self.reasons and self.policy == "fail":
             raise DataError(
-                f"{self.first_reasons()}; `medmoe data info` lists all, --on-bad-row skip leaves "
-                "them out"
+                f"{self.first_reasons()}; `medmoe data info` lists all (and the actions of `data` "
+                "leave them out by --on-bad-row skip)"
             )
 
 

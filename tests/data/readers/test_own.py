@@ -250,11 +250,18 @@ def test_known_words_are_brought_to_our_spelling(tmp_path: Path) -> None:
     assert [r.answer_type for r in found] == ["closed", "open", "closed"]
 
 
-def test_rows_that_repeat_or_contradict_are_said_with_both_rows(tmp_path: Path) -> None:
-    path = write(tmp_path, f"{HEADER}\na.png,Is it?,yes\na.png,Is it?,yes\na.png,Is it?,no\n")
-    said = notes(path)
-    assert f"{path} row 3: the same as row 2; remove one" in said
-    assert f"{path} row 4: answers 'no' where row 2 answers 'yes' to the same question" in said
+def test_a_row_that_repeats_another_is_left_out_and_said(tmp_path: Path) -> None:
+    rows = ["a.png,Is it?,yes", "a.png,Is it?,Yes", "a.png,What?,left", "a.png,What?,right"]
+    path = write(tmp_path, "\n".join([HEADER, *rows]))
+    assert f"{path} row 3: the same as row 2; left out" in notes(path)
+    assert [r.place.rpartition(" ")[2] for r in everything(path)] == ["2", "4", "5"]
+
+
+def test_two_answers_to_one_closed_question_are_a_bad_row(tmp_path: Path) -> None:
+    path = write(tmp_path, f"{HEADER}\na.png,Is it?,yes\na.png,Is it?,no\n")
+    message = "row 3: answers 'no' where row 2 answers 'yes' to the same question .* correct one"
+    with pytest.raises(DataError, match=message):
+        everything(path)
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ class Checker:
         patients: Image id -> patient, of the rows so far.
         renamed: Columns that were read under another name.
         backslashes: Whether a path was written with them.
-        repeats: Sentences on rows that repeat or contradict an earlier one.
+        repeats: Sentences on rows that were left out since they repeat an earlier one.
     """
 
     name: str
@@ -120,8 +120,8 @@ class Checker:
                     "answer, or image and label, or image and caption, or messages and images"
                 )
 
-    def record(self, row: Row, where: str, folder: Path, of_file: str) -> Record:
-        """Return the record of a row.
+    def record(self, row: Row, where: str, folder: Path, of_file: str) -> Record | None:
+        """Return the record of a row, None for one that only repeats another.
 
         Args:
             row: Under our names of the columns.
@@ -159,8 +159,8 @@ class Checker:
             place=where,
             further=tuple(further),
         )
-        self._note_repeat(record)
-        return record
+        # What an exported set says twice, or of two minds, its source says.
+        return record if text["dataset"] else self._unless_repeated(record)
 
     def _turns(
         self, row: Row, text: Mapping[str, str], options: Sequence[str], where: str
@@ -236,20 +236,24 @@ class Checker:
         true, inside = file.resolve(), folder.resolve()  # one name, however a row spells the path
         return file, (true.relative_to(inside) if true.is_relative_to(inside) else true).as_posix()
 
-    def _note_repeat(self, record: Record) -> None:
+    def _unless_repeated(self, record: Record) -> Record | None:
         further = [text for turn in record.further for text in turn]
         key = (record.image.id, record.question.casefold(), *record.options, *further)
         first = self._asked.setdefault(key, record)
-        if first is record:
-            return
+        if first is record or not self.needs_answers:
+            return record
         at = first.place.rpartition(" ")[2]
-        if first.answer.casefold() == record.answer.casefold():
-            self.repeats.append(f"{record.place}: the same as row {at}; remove one")
-        elif record.answer_type == "closed":
-            self.repeats.append(
+        if first.answer.casefold() != record.answer.casefold():
+            if record.answer_type != "closed":  # an open question may have several
+                return record
+            raise DataError(
                 f"{record.place}: answers {quoted(record.answer)} where row {at} answers "
                 f"{quoted(first.answer)} to the same question on the same picture; correct one"
             )
+        if first.split != record.split:  # said where parts are kept apart
+            return record
+        self.repeats.append(f"{record.place}: the same as row {at}; left out")
+        return None
 
 
 def known_modality(raw: str, where: str) -> str | None:

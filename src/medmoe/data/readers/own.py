@@ -23,7 +23,7 @@ from medmoe.errors import DataError, quoted
 SUFFIXES = (*tables.CSV_SUFFIXES, *tables.JSON_SUFFIXES, ".parquet")
 #: What `datasets` writes into a folder that it saves: a set of splits, a set.
 _SPLITS_FILE, _STATE_FILE = "dataset_dict.json", "state.json"
-#: How many rows that repeat or contradict another are spelt out.
+#: How many rows that repeat another are spelt out.
 _SPELT_OUT = 3
 
 
@@ -69,7 +69,8 @@ class Own(OwnSet):
                     if header not in columns:
                         columns[header] = checker.columns(header, where)
                     row = {ours: raw[name] for name, ours in columns[header].items()}
-                    records.append(checker.record(row, where, file.parent, split))
+                    record = checker.record(row, where, file.parent, split)
+                    records += [] if record is None else [record]
         if checker.renamed:
             names = ", ".join(quoted(name, 40) for name in checker.renamed)
             ours = ", ".join(checker.renamed.values())
@@ -79,7 +80,7 @@ class Own(OwnSet):
         for repeat in checker.repeats[:_SPELT_OUT]:
             bad.say(repeat)
         if (more := len(checker.repeats) - _SPELT_OUT) > 0:
-            bad.say(f"{self.path}: {more} more rows repeat or contradict another")
+            bad.say(f"{self.path}: {more} more rows repeat another and are left out")
         return Content(common.unique(self._with_classes(records), self.path, bad), checker.patients)
 
     def _with_classes(self, records: list[Record]) -> list[Record]:
