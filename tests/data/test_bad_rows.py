@@ -123,8 +123,11 @@ def test_an_unknown_column_is_not_overlooked(tmp_path: Path) -> None:
     ],
 )
 def test_bad_json_line_is_named_and_can_be_skipped(tmp_path: Path, line: str, reason: str) -> None:
-    good = json.dumps({"image": "a.png", "question": "Is it?", "answer": "no"})
-    path = write(tmp_path, f"{good}\n{line}\n{good}\n".encode(), "rows.jsonl")
+    good, other = (
+        json.dumps({"image": "a.png", "question": question, "answer": "no"})
+        for question in ("Is it?", "Is it large?")
+    )
+    path = write(tmp_path, f"{good}\n{line}\n{other}\n".encode(), "rows.jsonl")
     with pytest.raises(DataError, match=reason):
         registry.read(path, tmp_path, "train")
     bad = BadRows("skip")

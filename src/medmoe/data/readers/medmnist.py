@@ -21,7 +21,7 @@ _KEYS = {"train": "train", "validation": "val", "test": "test"}
 _SIZES = ("", "_224", "_128", "_64")
 
 
-@dataclass
+@dataclass(eq=False)
 class MedMnist(KnownSet):
     """One set: what is asked, and the label texts in their official order."""
 
