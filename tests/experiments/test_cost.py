@@ -17,8 +17,7 @@ from medmoe.experiments.cost import CostReport, cost_report, llava_med_config, p
 from medmoe.experiments.measure import measure
 from medmoe.model.blueprint import meta_model
 from medmoe.model.checkpoint import save_model
-from medmoe.model.cost import activated_parameters
-from medmoe.model.cost.parameters import count_by_part, total_parameters
+from medmoe.model.cost.parameters import activated_parameters, count_by_part, total_parameters
 
 # Billions of weights: in all, activated with top-1 and with top-2.
 PAPER = {"phi2_2_7b": (6.45, 3.93, 4.77), "stablelm2_1_6b": (3.62, 2.37, 2.78)}

@@ -16,7 +16,7 @@ from medmoe.evaluation.tasks import TASKS
 from medmoe.experiments.demo import next_steps, plan_demo
 from medmoe.experiments.plan import TrainPlan
 from medmoe.experiments.recipe import load_recipe
-from medmoe.model.cost import activated_parameters
+from medmoe.model.cost.parameters import activated_parameters
 
 DEMOS = ("demo_phantom", "demo_real")
 VARIANTS = [

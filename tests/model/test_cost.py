@@ -27,9 +27,13 @@ from medmoe.backbones.registry import LANGUAGE_BACKBONES
 from medmoe.model.blueprint import dense_twin, first_layers
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.cost import flops
-from medmoe.model.cost.flops import answer_flops
-from medmoe.model.cost.memory import kv_cache_bytes, load_bytes
-from medmoe.model.cost.parameters import activated_parameters, count_by_part, total_parameters
+from medmoe.model.cost.flops import answer_flops, kv_cache_bytes
+from medmoe.model.cost.parameters import (
+    activated_parameters,
+    count_by_part,
+    load_bytes,
+    total_parameters,
+)
 
 ANSWER = 5
 

@@ -28,8 +28,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from medmoe.model.card import CARD, model_card
 from medmoe.model.checkpoint import load_model, save_model
-from medmoe.model.cost import activated_parameters
-from medmoe.model.cost.parameters import total_parameters
+from medmoe.model.cost.parameters import activated_parameters, total_parameters
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 
 PROVENANCE: dict[str, Any] = {

@@ -25,7 +25,7 @@ from medmoe.errors import ConfigError
 from medmoe.inference.engine import MedMoe
 from medmoe.model.checkpoint import load_model, save_model
 from medmoe.model.configuration_medmoe import MedMoeConfig
-from medmoe.model.cost import activated_parameters
+from medmoe.model.cost.parameters import activated_parameters
 from medmoe.model.upcycle import upcycle
 
 

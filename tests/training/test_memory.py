@@ -17,7 +17,6 @@ from medmoe.training import memory
 from medmoe.training.lora import attach_lora
 from medmoe.training.memory import (
     adapter_parameters,
-    kept_for_backward,
     router_memory,
     training_memory,
 )
@@ -63,10 +62,10 @@ def test_activations_are_what_a_real_step_keeps(
     set_trainable(model.to(dtype).train(), phase)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         real = kept_by_a_real_step(model)
-    counted, _ = kept_for_backward(model.config, phase, dtype, BATCH, CONTEXT, autocast=autocast)
+    (row,) = training_memory(model.config, phase, dtype, BATCH, CONTEXT, autocast=autocast)
     # The mask that puts the image in its place is made in another way: some hundred bytes.
-    assert counted == pytest.approx(real, rel=0.005)
-    assert counted > 0
+    assert row.activations == pytest.approx(real, rel=0.005)
+    assert row.activations > 0
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -92,10 +91,11 @@ def test_adapters_keep_copies_of_the_experts_and_no_more_than_is_counted(
 def test_the_head_is_counted_on_the_positions_it_is_run_on() -> None:
     config = dense_model("phi").config
     kept = [
-        kept_for_backward(
+        (row.activations, row.checkpointed)
+        for answers in (8, 24)
+        for row in training_memory(
             config, "phase2_instruction", torch.float32, BATCH, CONTEXT, answers=answers
         )
-        for answers in (8, 24)
     ]
     # Of each position: the state that the head read, the loss's log-probabilities, label and row.
     each = 4 * 32 + 4 * config.text_config.vocab_size + 8 + 8
@@ -105,8 +105,11 @@ def test_the_head_is_counted_on_the_positions_it_is_run_on() -> None:
 def test_a_variant_that_trains_the_projector_keeps_all_layers() -> None:
     config = MedMoeConfig.from_dict(moe_model("phi", 1).config.to_dict() | {"moe_layers": [2]})
     paper, reference = (
-        kept_for_backward(config, "phase3_moe", torch.float32, BATCH, CONTEXT, trains=trains)[0]
+        row.activations
         for trains in ("paper", "reference")
+        for row in training_memory(
+            config, "phase3_moe", torch.float32, BATCH, CONTEXT, trains=trains
+        )
     )
     assert reference > 2 * paper
 
@@ -119,16 +122,16 @@ def test_layers_past_the_first_of_their_kind_need_not_be_run(
     values = moe_model("stablelm", 1).config.to_dict()
     values["text_config"]["num_hidden_layers"] = 8
     config = MedMoeConfig.from_dict(values | {"moe_layers": moe_layers})
-    short = kept_for_backward(config, phase, torch.bfloat16, 1, 40)
+    short = training_memory(config, phase, torch.bfloat16, 1, 40)
     monkeypatch.setattr(memory, "first_layers", lambda config: (config, list(range(8))))
-    assert kept_for_backward(config, phase, torch.bfloat16, 1, 40) == short
+    assert training_memory(config, phase, torch.bfloat16, 1, 40) == short
 
 
 def test_checkpointing_keeps_each_layers_input_and_one_layer() -> None:
     config = dense_model("phi").config
-    kept, checkpointed = kept_for_backward(config, "phase2_instruction", torch.bfloat16, 2, 64)
+    (row,) = training_memory(config, "phase2_instruction", torch.bfloat16, 2, 64)
     inputs = 3 * 2 * 64 * 32 * 2  # layers, batch, tokens, width, bytes
-    assert inputs < checkpointed < kept
+    assert inputs < row.checkpointed < row.activations
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -22,9 +22,8 @@ from medmoe.model.blueprint import dense_twin, meta_model, recipe_config
 from medmoe.model.build import pair_config
 from medmoe.model.checkpoint import read_config
 from medmoe.model.configuration_medmoe import MedMoeConfig
-from medmoe.model.cost.flops import AnswerFlops, answer_flops
-from medmoe.model.cost.memory import kv_cache_bytes, load_bytes
-from medmoe.model.cost.parameters import Part, activated_parameters, count_by_part
+from medmoe.model.cost.flops import AnswerFlops, answer_flops, kv_cache_bytes
+from medmoe.model.cost.parameters import Part, activated_parameters, count_by_part, load_bytes
 from medmoe.model.locate import folder_of
 from medmoe.training.memory import TrainingMemory, router_memory, training_memory
 

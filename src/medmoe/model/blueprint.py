@@ -6,7 +6,11 @@ one row that ``<image>`` adds to a full vocabulary (SmolLM2, Llama 3.2) is not i
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
 import torch
+from torch import nn
 from transformers import AutoConfig
 
 from medmoe.config.schema import ModelSpec
@@ -89,6 +93,19 @@ def first_layers(config: MedMoeConfig) -> tuple[MedMoeConfig, list[int]]:
         values["text_config"]["layer_types"] = list(forms[:depth])
     cut: MedMoeConfig = MedMoeConfig.from_dict(values)
     return cut, alike
+
+
+@contextmanager
+def by_layer(layers: Iterable[nn.Module], total: Callable[[], int]) -> Iterator[list[int]]:
+    """Yield a list of what a running total grows by while each layer runs, in their order."""
+    grown: list[int] = []
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.enter_context(layer.register_forward_pre_hook(lambda *_: grown.append(-total())))
+            hooks.enter_context(
+                layer.register_forward_hook(lambda *_: grown.append(grown.pop() + total()))
+            )
+        yield grown
 
 
 def meta_model(config: MedMoeConfig) -> MedMoeForConditionalGeneration:

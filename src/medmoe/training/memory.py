@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,10 +26,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medmoe.config.schema import PhaseName, Trains
-from medmoe.model.blueprint import dense_twin, first_layers, meta_model
+from medmoe.model.blueprint import by_layer, dense_twin, first_layers, meta_model
 from medmoe.model.configuration_medmoe import MedMoeConfig
-from medmoe.model.cost.memory import load_bytes
-from medmoe.model.cost.parameters import count_by_part
+from medmoe.model.cost.parameters import count_by_part, load_bytes
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.training.trainable import set_trainable
 
@@ -58,6 +57,24 @@ class TrainingMemory:
     optimizer: int
     activations: int
     checkpointed: int
+
+    @classmethod
+    def of(
+        cls,
+        phase: PhaseName,
+        trained: int,
+        weights: int,
+        dtype: torch.dtype,
+        kept: tuple[int, int] = (0, 0),
+        lora_rank: int | None = None,
+    ) -> TrainingMemory:
+        """Return the memory of ``trained`` weights of a dtype, of ``weights`` bytes in all.
+
+        Args:
+            kept: Activations without and with gradient checkpointing.
+        """
+        gradients, optimizer = trained * dtype.itemsize, trained * _ADAMW_BYTES[dtype]
+        return cls(phase, lora_rank, trained, weights, gradients, optimizer, *kept)
 
     @property
     def total(self) -> int:
@@ -102,30 +119,29 @@ def training_memory(
         answers: Positions of the whole batch that the head is run on; None runs it on all.
         autocast: Compute in bfloat16 with weights of ``dtype``.
     """
+    cut, alike = first_layers(config)
+    with _fake(autocast):
+        short: Any = MedMoeForConditionalGeneration._from_config(cut, dtype=dtype)
+        short.set_experts_implementation({"": "grouped_mm"})
+        set_trainable(short.train(), phase, trains)
+        layers = short.model.language_model.layers
+        with _saved_by_layer(short, layers) as saved:
+            _loss(short, _hidden_states(short, batch, context), answers)
+    outside = saved.total - sum(saved.layers)
+    kept = outside + sum(saved.layers[index] for index in alike)
+    again = max(saved.layers)
+    if autocast:  # until a forward pass ends it holds its copies of all trained matrices
+        again = max(again, sum(_copied(layers[index]) for index in alike))
+    checkpointed = outside + len(alike) * saved.input_bytes + again
     model = meta_model(config)
-    trained = set_trainable(model, phase, trains).trainable
-    weights = load_bytes(model, dtype)
-    kept, checkpointed = kept_for_backward(
-        config, phase, dtype, batch, context, trains=trains, answers=answers, autocast=autocast
-    )
-    stacks = [p.numel() * dtype.itemsize for p in model.parameters() if _is_adapted_stack(p)]
-    in_a_layer = sum(stacks) // max(1, len(model.moe_blocks))
-    rows = []
-    for rank in (None, *lora_ranks):
-        adapters = 0 if rank is None else adapter_parameters(model, rank)
-        count = adapters or trained
-        rows.append(
-            TrainingMemory(
-                phase=phase,
-                lora_rank=rank,
-                trained=count,
-                weights=weights + adapters * dtype.itemsize,
-                gradients=count * dtype.itemsize,
-                optimizer=count * _ADAMW_BYTES[dtype],
-                activations=kept + (sum(stacks) if rank else 0),
-                checkpointed=checkpointed + (in_a_layer if rank else 0),
-            )
-        )
+    trained, weights = set_trainable(model, phase, trains).trainable, load_bytes(model, dtype)
+    stacks = sum(p.numel() * dtype.itemsize for p in model.parameters() if _is_adapted_stack(p))
+    rows = [TrainingMemory.of(phase, trained, weights, dtype, (kept, checkpointed))]
+    for rank in lora_ranks:
+        adapters = adapter_parameters(model, rank)
+        held = weights + adapters * dtype.itemsize
+        copied = (kept + stacks, checkpointed + stacks // max(1, len(model.moe_blocks)))
+        rows.append(TrainingMemory.of(phase, adapters or trained, held, dtype, copied, rank))
     return rows
 
 
@@ -143,16 +159,8 @@ def router_memory(
     """
     routers = count_by_part(meta_model(config))["routers"]
     trained = routers if per_layer else routers // len(config.moe_layers or [])
-    return TrainingMemory(
-        phase="phase2_router",
-        lora_rank=None,
-        trained=trained,
-        weights=load_bytes(meta_model(dense_twin(config)), dtype) + trained * 4,
-        gradients=trained * 4,
-        optimizer=trained * _ADAMW_BYTES[torch.float32],
-        activations=0,
-        checkpointed=0,
-    )
+    weights = load_bytes(meta_model(dense_twin(config)), dtype) + trained * 4
+    return TrainingMemory.of("phase2_router", trained, weights, torch.float32)
 
 
 def adapter_parameters(model: MedMoeForConditionalGeneration, rank: int) -> int:
@@ -173,39 +181,6 @@ def adapter_parameters(model: MedMoeForConditionalGeneration, rank: int) -> int:
 def _is_adapted_stack(parameter: Tensor) -> bool:
     """Return whether a parameter is the weights of all experts of a layer, and trains."""
     return parameter.requires_grad and parameter.dim() == 3
-
-
-def kept_for_backward(
-    config: MedMoeConfig,
-    phase: PhaseName,
-    dtype: torch.dtype,
-    batch: int,
-    context: int,
-    *,
-    trains: Trains = "paper",
-    answers: int | None = None,
-    autocast: bool = False,
-) -> tuple[int, int]:
-    """Return the bytes that autograd keeps for a step, without and with gradient checkpointing.
-
-    See `training_memory` for the arguments.
-    """
-    cut, alike = first_layers(config)
-    with _fake(autocast):
-        model: Any = MedMoeForConditionalGeneration._from_config(cut, dtype=dtype)
-        model.set_experts_implementation({"": "grouped_mm"})
-        set_trainable(model.train(), phase, trains)
-        decoder = model.model.language_model
-        with _saved_by_layer(model, decoder.layers) as saved:
-            hidden = _hidden_states(model, batch, context)
-            _loss(model, hidden, answers)
-    inside = sum(saved.layers[index] for index in alike)
-    inputs = len(alike) * saved.input_bytes
-    outside = saved.total - sum(saved.layers)
-    again = max(saved.layers)
-    if autocast:  # until a forward pass ends it holds its copies of all trained matrices
-        again = max(again, sum(_copied(decoder.layers[index]) for index in alike))
-    return outside + inside, outside + inputs + again
 
 
 def backbone_memory(
@@ -230,16 +205,8 @@ def backbone_memory(
     count = sum(parameter.numel() for parameter in model.parameters())
     outside, copied = saved.total - sum(saved.layers), sum(map(_copied, layers)) * autocast
     again = max(*saved.layers, copied)
-    return TrainingMemory(
-        phase=phase,
-        lora_rank=None,
-        trained=count,
-        weights=4 * count,
-        gradients=4 * count,
-        optimizer=count * _ADAMW_BYTES[torch.float32],
-        activations=saved.total,
-        checkpointed=outside + len(layers) * saved.input_bytes + again,
-    )
+    checkpointed = outside + len(layers) * saved.input_bytes + again
+    return TrainingMemory.of(phase, count, 4 * count, torch.float32, (saved.total, checkpointed))
 
 
 def _hidden_states(model: Any, batch: int, context: int) -> Tensor:
@@ -299,16 +266,16 @@ def _fake(autocast: bool) -> Iterator[None]:
 class _Saved:
     """Bytes that autograd saves: in all, within each layer, and one layer's input."""
 
-    layers: list[int]
     total: int = 0
     input_bytes: int = 0
+    layers: list[int] = field(default_factory=list)
 
 
 @contextmanager
 def _saved_by_layer(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[_Saved]:
     """Sum the bytes of tensors that autograd saves, each once; weights are not counted."""
     known = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    saved, alive = _Saved([]), []
+    saved, alive = _Saved(), []
 
     def save(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -319,21 +286,14 @@ def _saved_by_layer(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[_
         return tensor
 
     def enter(layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        saved.input_bytes = hidden.nbytes
-        saved.layers.append(-saved.total)
+        saved.input_bytes = (args[0] if args else kwargs["hidden_states"]).nbytes
 
-    def leave(*_: Any) -> None:
-        saved.layers[-1] += saved.total
-
-    hooks: list[Any] = []
-    for layer in layers:
-        hooks.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
-        hooks.append(layer.register_forward_hook(leave))
-    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor),
+        by_layer(layers, lambda: saved.total) as saved.layers,
+        layers[0].register_forward_pre_hook(enter, with_kwargs=True),
+    ):
         yield saved
-    for hook in hooks:
-        hook.remove()
 
 
 def _copied(layer: nn.Module) -> int:

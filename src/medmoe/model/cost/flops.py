@@ -1,4 +1,4 @@
-"""FLOPs of one answer, counted by torch's own counter on the meta device.
+"""FLOPs of one answer, counted by torch's own counter on the meta device, and its KV cache.
 
 A multiply-add is two FLOPs. Counted are matrix products and convolutions, attention over the full
 square as eager attention computes it, and of the experts only those that the router chooses. Norms,
@@ -14,9 +14,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
-from medmoe.model.blueprint import first_layers, meta_model
+from medmoe.model.blueprint import by_layer, first_layers, meta_model
 from medmoe.model.configuration_medmoe import MedMoeConfig
-from medmoe.model.cost.memory import head_width
 from medmoe.model.modeling_medmoe import CACHE
 
 
@@ -77,20 +76,10 @@ def answer_flops(config: MedMoeConfig, question_tokens: int, answer_tokens: int)
 def _tokens(model: Any, alike: list[int], tokens: int, before: int) -> int:
     """Return the FLOPs of running tokens through the language model after a cache of others."""
     text, inner = model.config.text_config, model.model.language_model
-    layers: list[int] = []
-    with FlopCounterMode(display=False) as counter:
-        handles = [
-            hook
-            for layer in inner.layers
-            for hook in (
-                layer.register_forward_pre_hook(
-                    lambda *_: layers.append(-counter.get_total_flops())
-                ),
-                layer.register_forward_hook(
-                    lambda *_: layers.append(layers.pop() + counter.get_total_flops())
-                ),
-            )
-        ]
+    with (
+        FlopCounterMode(display=False) as counter,
+        by_layer(inner.layers, counter.get_total_flops) as layers,
+    ):
         out = inner(
             inputs_embeds=torch.empty(1, tokens, text.hidden_size, device="meta"),
             # Four-dimensional, so that nobody looks into it: the meta device has no values.
@@ -99,8 +88,6 @@ def _tokens(model: Any, alike: list[int], tokens: int, before: int) -> int:
             **{CACHE: _cache(model.config, before)},
         )
         model.lm_head(out.last_hidden_state[:, -1:])
-    for handle in handles:
-        handle.remove()
     outside = counter.get_total_flops() - sum(layers)
     return int(outside + sum(layers[index] for index in alike))
 
@@ -114,3 +101,31 @@ def _cache(config: MedMoeConfig, tokens: int) -> DynamicCache:
         states = torch.empty(shape, device="meta")
         cache.update(states, states, index)
     return cache
+
+
+def kv_cache_bytes(config: MedMoeConfig, dtype: torch.dtype, batch: int, context: int) -> int:
+    """Return the bytes of the keys and values of every layer.
+
+    2 · key-value heads · head width · bytes · ``batch`` · ``context``, for each layer; one with a
+    sliding window keeps no more than that of the context.
+
+    Args:
+        config: Dense or MoE.
+        dtype: Of the cache, which is the model's.
+        batch: Prompts at once.
+        context: Tokens of a prompt and its answer, image tokens included.
+    """
+    text = config.text_config
+    per_layer = 2 * text.num_key_value_heads * head_width(text) * dtype.itemsize
+    forms = getattr(text, "layer_types", None) or [""] * text.num_hidden_layers
+    kept = (
+        min(context, text.sliding_window) if form == "sliding_attention" else context
+        for form in forms
+    )
+    return int(per_layer * batch * sum(kept))
+
+
+def head_width(text: Any) -> int:
+    """Return the width of one attention head of a language model's config."""
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(width)

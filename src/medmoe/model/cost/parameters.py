@@ -1,4 +1,4 @@
-"""Counts of weights: in all, by part, and activated per token (the paper's Table 13, corrected).
+"""Counts of weights: in all, by part, activated per token (paper, Table 13, corrected), in bytes.
 
 A tied output head is counted once, with the embeddings.
 """
@@ -6,6 +6,8 @@ A tied output head is counted once, with the embeddings.
 from __future__ import annotations
 
 from typing import Literal
+
+import torch
 
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 
@@ -57,3 +59,10 @@ def activated_parameters(model: MedMoeForConditionalGeneration) -> int:
     experts = model.config.num_experts
     idle = experts - model.config.num_experts_per_tok
     return sum(counts.values()) - counts["domain_experts"] * idle // experts
+
+
+def load_bytes(model: MedMoeForConditionalGeneration, dtype: torch.dtype) -> int:
+    """Return the bytes of all weights in a dtype; the routers stay in float32."""
+    counts = count_by_part(model)
+    routers = counts.pop("routers")
+    return sum(counts.values()) * dtype.itemsize + routers * torch.float32.itemsize
