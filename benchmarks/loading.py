@@ -27,11 +27,10 @@ from medmoe.data.collate import PackingCollator
 from medmoe.data.intake.sandbox import default_pool
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.training import engine
-from medmoe.training.ahead import Ahead, Begin
 from medmoe.training.context import PhaseContext
-from medmoe.training.on_demand import FeaturesOnDemand
-from medmoe.training.samples import packed_schedule
-from medmoe.training.schedule import Schedule
+from medmoe.training.features import FeaturesOnDemand
+from medmoe.training.packed import packed_schedule
+from medmoe.training.schedule import Ahead, Begin, Schedule
 from medmoe.training.trainer import run_phase
 
 BATCH, STEPS = 16, 12

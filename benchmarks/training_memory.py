@@ -23,11 +23,10 @@ from medmoe.data.tokenize import Segment
 from medmoe.model.blueprint import dense_twin
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
-from medmoe.training.context import PhaseRun
+from medmoe.training.context import PhaseRun, RunSettings
 from medmoe.training.lora import attach_lora
 from medmoe.training.memory import training_memory
 from medmoe.training.schedule import Schedule
-from medmoe.training.settings import RunSettings
 from medmoe.training.trainer import run_phase
 
 #: Width, width of an FFN, layers, vocabulary; patches of an image, questions behind it.

@@ -14,7 +14,7 @@ from tests.training import toy
 from torch import Tensor
 
 from medmoe.data.collate import PackingCollator
-from medmoe.training.samples import packed_schedule
+from medmoe.training.packed import packed_schedule
 
 
 def batch(context: Any) -> dict[str, Tensor]:

@@ -18,8 +18,8 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
+from medmoe.training.context import RunSettings
 from medmoe.training.packed import train_packed
-from medmoe.training.settings import RunSettings
 
 STEPS = 6
 

@@ -33,7 +33,7 @@ from medmoe.data.pixels import pixel_table
 from medmoe.data.schema import images_of
 from medmoe.errors import CheckpointError, GuardError, StoppedError
 from medmoe.model.upcycle import moe_config
-from medmoe.training.context import PhaseRun, Progress
+from medmoe.training.context import PhaseRun, Progress, RunSettings
 from medmoe.training.packed import train_packed
 from medmoe.training.phases.phase0_encoder import train_encoder
 from medmoe.training.phases.phase0_language import train_language_model
@@ -41,7 +41,6 @@ from medmoe.training.phases.phase2_router import choose_labelled, fit_router
 from medmoe.training.phases.router_states import labelled_states
 from medmoe.training.saving.checkpoints import CheckpointFolder, verify_checkpoint
 from medmoe.training.saving.state import read_state
-from medmoe.training.settings import RunSettings
 from medmoe.training.trainer import PhaseResult
 
 STEPS, SAVE_EVERY, SEED = 12, 2, 5

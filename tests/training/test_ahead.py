@@ -10,8 +10,7 @@ import pytest
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from medmoe.errors import DataError
-from medmoe.training.ahead import Ahead
-from medmoe.training.schedule import Schedule
+from medmoe.training.schedule import Ahead, Schedule
 
 COUNT, BATCH, TOTAL = 7, 3, 23
 

@@ -14,9 +14,9 @@ from tests.training import toy
 
 from medmoe.data.collate import Packed, pack_batch
 from medmoe.data.tokenize import Segment
+from medmoe.training.context import RunSettings
 from medmoe.training.load_balance import BalancedMoe, is_token, load_balance_loss
 from medmoe.training.packed import train_packed
-from medmoe.training.settings import RunSettings
 
 
 def naive(logits: torch.Tensor) -> float:

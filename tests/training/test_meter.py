@@ -11,10 +11,10 @@ import torch
 from tests.model.tiny import DOMAINS, MOE_LAYERS
 from tests.training import toy
 
+from medmoe.training.context import RunSettings
 from medmoe.training.load_balance import is_token
 from medmoe.training.meter import NO_DOMAIN, Measured, Meter
 from medmoe.training.packed import train_packed
-from medmoe.training.settings import RunSettings
 
 
 def measured(

@@ -14,9 +14,8 @@ from tests.training import toy
 from medmoe.data.pixels import pixel_table
 from medmoe.data.schema import ImageRecord
 from medmoe.errors import ImageError
-from medmoe.training import on_demand
-from medmoe.training.features import encode_images
-from medmoe.training.on_demand import FeaturesOnDemand
+from medmoe.training import features
+from medmoe.training.features import FeaturesOnDemand, encode_images
 from medmoe.training.packed import train_packed
 
 
@@ -40,13 +39,13 @@ def test_a_row_begun_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     rows = torch.tensor([1, 3])
     wanted = lazy[rows]
     opened: list[str] = []
-    read = on_demand.read_pixels
+    read = features.read_pixels
 
     def counted(image: ImageRecord, image_processor: Any) -> Any:
         opened.append(image.id)
         return read(image, image_processor)
 
-    monkeypatch.setattr(on_demand, "read_pixels", counted)
+    monkeypatch.setattr(features, "read_pixels", counted)
     for row in (1, 3, 3):
         lazy.begin(row)
     assert torch.equal(lazy[rows], wanted)

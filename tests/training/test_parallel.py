@@ -19,10 +19,9 @@ from torch import nn
 
 from medmoe.config.schema import PhaseName
 from medmoe.errors import ConfigError
-from medmoe.training.arguments import training_arguments
-from medmoe.training.context import PhaseRun
+from medmoe.training.context import PhaseRun, RunSettings
 from medmoe.training.parallel import all_finite, refuse_deepspeed, trained_parameters
-from medmoe.training.settings import RunSettings
+from medmoe.training.trainer import training_arguments
 
 PROCESSES = 2
 

@@ -11,14 +11,14 @@ from tests.training import toy
 
 from medmoe.config.train_schema import RunSpec
 from medmoe.errors import ConfigError
+from medmoe.training.context import RunSettings
 from medmoe.training.packed import train_packed
-from medmoe.training.settings import RunSettings
 from medmoe.training.trackers import TRACKERS, check_trackers, tracker_folders
 
 
 @pytest.mark.parametrize("name", sorted(TRACKERS))
 def test_folders_are_the_runs_for_as_long_as_it_lasts(name: str, tmp_path: Path) -> None:
-    (variable,) = TRACKERS[name][1]
+    variable = TRACKERS[name]
     before = os.environ.get(variable)
     with tracker_folders([name], tmp_path):
         assert os.environ[variable] == str(tmp_path / name)

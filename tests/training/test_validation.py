@@ -18,15 +18,13 @@ from torch import nn
 from medmoe.data.collate import PackingCollator
 from medmoe.data.phantom import read_phantom
 from medmoe.errors import CheckpointError, ConfigError
+from medmoe.training.context import LOSS, SCORE, RunSettings, Validation, best_step
 from medmoe.training.load_balance import BalancedMoe
 from medmoe.training.meter import Measured, Meter, Validated
-from medmoe.training.packed import train_packed
-from medmoe.training.samples import packed_once
+from medmoe.training.packed import packed_once, train_packed
 from medmoe.training.saving.state import load_weights
-from medmoe.training.settings import RunSettings
 from medmoe.training.trainable import set_trainable
 from medmoe.training.trainer import PhaseResult
-from medmoe.training.validation import LOSS, SCORE, Validation, best_step
 
 STEPS, EVERY = 7, 3
 Score = Callable[[nn.Module], float]

@@ -129,7 +129,7 @@ def memory_bytes(spec: TrainSpec, phase: PhaseName, labelled: int = 0) -> int:
         labelled: Images of ``phase2_router``, taught and tested, whose hidden states are all held.
     """
     row = step_memory(spec, phase)
-    # As `training/arguments.py` has it: an encoder with its heads is not checkpointed.
+    # As `training/trainer.py` has it: an encoder with its heads is not checkpointed.
     checkpointing = spec.run.gradient_checkpointing and not PHASE_TABLE[phase].whole_batch
     held = row.sharded() if checkpointing else row.total
     if phase == "phase2_router":

@@ -41,20 +41,16 @@ from medmoe.model.pretrained import (
     vision_of,
 )
 from medmoe.model.upcycle import upcycle
-from medmoe.training.context import PhaseContext, PhaseRun, Progress
-from medmoe.training.features import encode_images
+from medmoe.training.context import PhaseContext, PhaseRun, Progress, RunSettings, Validation
+from medmoe.training.features import FeaturesOnDemand, encode_images
 from medmoe.training.load_balance import BalancedMoe
 from medmoe.training.lora import attach_lora, merge_lora
-from medmoe.training.on_demand import FeaturesOnDemand
-from medmoe.training.packed import train_packed
+from medmoe.training.packed import packed_once, train_packed
 from medmoe.training.phases.phase0_encoder import train_encoder
 from medmoe.training.phases.phase0_language import train_language_model
 from medmoe.training.phases.phase2_router import choose_labelled, fit_router
 from medmoe.training.phases.router_states import labelled_states
-from medmoe.training.samples import packed_once
-from medmoe.training.settings import RunSettings
 from medmoe.training.trainer import PhaseResult
-from medmoe.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 

@@ -37,11 +37,10 @@ from medmoe.model.checkpoint import check_replaceable, provenance, read_config
 from medmoe.model.cost.parameters import activated_parameters, total_parameters
 from medmoe.model.locate import is_adapter
 from medmoe.model.pretrained import language_of, vision_of
-from medmoe.training.context import Progress
+from medmoe.training.context import Progress, RunSettings
+from medmoe.training.guards import named_out_of_memory
 from medmoe.training.meter import Measured, Meter, Validated
-from medmoe.training.out_of_memory import named_out_of_memory
 from medmoe.training.saving.run_dir import abandon_run, close_run, git_commit, open_run, run_facts
-from medmoe.training.settings import RunSettings
 from medmoe.training.trackers import tracker_folders
 from medmoe.training.trainer import PhaseResult
 

@@ -24,7 +24,7 @@ from transformers import Trainer, TrainerCallback, TrainerState
 
 from medmoe.config.schema import PhaseName
 from medmoe.errors import GuardError
-from medmoe.training.ahead import Ahead, Begin
+from medmoe.training.context import SCORE, Validation, best_step
 from medmoe.training.guards import StopRequest, cannot_save, ignore_sigterm, not_finite
 from medmoe.training.parallel import (
     all_finite,
@@ -48,8 +48,7 @@ from medmoe.training.saving.state import (
     write_state,
     write_tensors,
 )
-from medmoe.training.schedule import Schedule
-from medmoe.training.validation import SCORE, Validation, best_step
+from medmoe.training.schedule import Ahead, Begin, Schedule
 
 #: The Trainer's own state: step and learning curve. Named as it looks for it.
 _TRAINER_STATE = "trainer_state.json"

@@ -1,7 +1,10 @@
-"""What the frozen vision encoder says of every image, computed once and kept on disk.
+"""What the frozen vision encoder says of every image: computed once and kept on disk, or on demand.
 
 The paper freezes the encoder in every phase, so its output never changes: phases 1 to 3 read the
-same file. Kept by content: other weights, pictures or preparation give another file.
+same file. Kept by content: other weights, pictures or preparation give another file. Where there
+are more images than memory or disk can hold, those of a batch are encoded when it asks for them.
+
+Shapes: N images, B of a batch, P patches, D encoder width.
 """
 
 from __future__ import annotations
@@ -12,18 +15,22 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from medmoe.backbones.spec import VisionBackbone
-from medmoe.data.pixels import PixelTable
+from medmoe.data.intake.sandbox import default_pool
+from medmoe.data.pixels import PixelTable, normalise, read_pixels
+from medmoe.data.schema import ImageRecord, Pixels
 from medmoe.errors import CheckpointError
 from medmoe.model.committed import check_files, committed, read_manifest
 
@@ -93,11 +100,16 @@ def _key(encoder: Any, table: PixelTable, vision: VisionBackbone) -> str:
     digest = hashlib.sha256()
     facts = [vision.select_layer, vision.select_strategy, table.mean, table.std]
     digest.update(json.dumps([*map(str, facts), sorted(table.rows.items())]).encode())
-    for name, weight in sorted(encoder.state_dict().items()):
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(_bytes_of(weight))
+    take_in(digest, sorted(encoder.state_dict().items()))
     digest.update(_bytes_of(table.pixels))
     return digest.hexdigest()[:32]
+
+
+def take_in(digest: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Let a hash follow from tensors: name, type, shape and bytes of each."""
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(_bytes_of(tensor))
 
 
 def _bytes_of(tensor: Tensor) -> Any:
@@ -138,3 +150,59 @@ def _write(path: Path, shape: tuple[int, ...], first: Tensor, rest: Iterator[Ten
         file.write(len(header).to_bytes(8, "little") + header)
         for part in chain([first], rest):
             file.write(_bytes_of(part))
+
+
+class FeaturesOnDemand:
+    """Indexed like a tensor (N, P, D) by rows (B,), it opens and encodes those images.
+
+    A picture that comes in several epochs is encoded as often; pictures may be read ahead of their
+    batch, in threads that wait for the decoder processes. In the training process only: a loader
+    process has no encoder on the GPU.
+
+    Args:
+        encoder: The frozen vision encoder.
+        images: In the order of the rows.
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        vision: VisionBackbone,
+        image_processor: Any,
+        images: Sequence[ImageRecord],
+    ) -> None:
+        self._encoder, self._vision = encoder, vision
+        self._processor, self._images = image_processor, images
+        self._readers = ThreadPoolExecutor(default_pool().workers, thread_name_prefix="reader")
+        self._begun: dict[int, Future[Pixels]] = {}
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Row of each image by its id."""
+        return {image.id: row for row, image in enumerate(self._images)}
+
+    def begin(self, row: int) -> None:
+        """Start reading an image that a coming batch has; any thread may call it."""
+        if row not in self._begun:
+            self._begun[row] = self._started(row)
+
+    @torch.no_grad()
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Return the features (B, P, D) float32 of some rows.
+
+        Raises:
+            ImageError: An image cannot be opened.
+        """
+        wanted = rows.tolist()
+        reading = {row: self._taken(row) for row in wanted}
+        pixels = np.stack([reading[row].result() for row in wanted])
+        unit = torch.from_numpy(pixels).float() / 255
+        pixel_values = normalise(unit, self._processor.image_mean, self._processor.image_std)
+        return selected_states(self._encoder.eval(), pixel_values, self._vision)
+
+    def _taken(self, row: int) -> Future[Pixels]:
+        begun = self._begun.pop(row, None)
+        return self._started(row) if begun is None else begun
+
+    def _started(self, row: int) -> Future[Pixels]:
+        return self._readers.submit(read_pixels, self._images[row], self._processor)

@@ -25,8 +25,8 @@ from medmoe.config.schema import PhaseName
 from medmoe.data.collate import IGNORE
 from medmoe.domains import domain_index
 from medmoe.model.moe import MoeBlock
+from medmoe.training.context import LOSS, SCORE
 from medmoe.training.load_balance import is_token
-from medmoe.training.validation import LOSS, SCORE
 
 #: Name of the row of pictures that belong to no domain.
 NO_DOMAIN = "other"

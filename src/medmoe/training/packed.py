@@ -1,15 +1,132 @@
-"""What phases 1, 2 and 3 share: next-token training on packed questions about encoded images."""
+"""What phases 1, 2 and 3 share: records as packed questions about encoded images, and training."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch import nn
 
 from medmoe.data.collate import Packed, PackingCollator
-from medmoe.training.ahead import Begin
+from medmoe.data.schema import Record
+from medmoe.data.tokenize import ConversationTokenizer, Segment
+from medmoe.data.wording import turns_of
+from medmoe.errors import DataError
 from medmoe.training.context import PhaseContext
-from medmoe.training.on_demand import FeaturesOnDemand
-from medmoe.training.samples import packed_schedule
+from medmoe.training.features import FeaturesOnDemand
+from medmoe.training.schedule import Schedule
 from medmoe.training.trainer import PhaseResult, run_phase
+
+
+def packed_schedule(context: PhaseContext) -> Schedule[Packed]:
+    """Return a phase's samples: one image with up to ``max_questions`` of its questions.
+
+    Questions that do not fit behind the image within ``max_length`` wait for another epoch; a
+    conversation too long for a sample of its own ends with its last turn that fits, and of an
+    answer too long for one the end is cut.
+
+    Raises:
+        DataError: A question alone is longer than a sample.
+    """
+    tokenizer, max_length = context.tokenizer, context.max_length
+    by_image: dict[str, list[Record]] = defaultdict(list)
+    for record in context.records:
+        by_image[record.image.id].append(record)
+    groups = [
+        (image, questions)
+        for image, questions in by_image.items()
+        for _ in range(context.repeats.get(questions[0].dataset, 1))
+    ]
+    prefix = tokenizer.prefix()
+    room = None if max_length is None else max_length - len(prefix)
+    # Each question is tokenised once, not once an epoch.
+    tokenised: dict[tuple[str, str, str], tuple[Segment, ...]] = {}
+
+    def segments(record: Record) -> tuple[Segment, ...]:
+        key = (record.dataset, record.split, record.id)
+        if key not in tokenised:
+            whole = tokenizer.segments(turns_of(record))
+            tokenised[key] = _cut(whole, room, f"{record.dataset}: question {record.id}")
+        return tokenised[key]
+
+    def draw(index: int, rng: np.random.Generator) -> Packed:
+        image, questions = groups[index]
+        chosen = rng.permutation(len(questions))[: context.max_questions]
+        drawn = [segment for i in chosen for segment in segments(questions[i])]
+        return Packed(context.rows[image], prefix, _fitting(drawn, room))
+
+    return Schedule(
+        draw,
+        len(groups),
+        context.steps * context.spec.batch_size,
+        context.seed,
+        names=[image for image, _ in groups],
+        length=packed_length,
+    )
+
+
+def packed_once(
+    records: Sequence[Record],
+    rows: Mapping[str, int],
+    tokenizer: ConversationTokenizer,
+    max_length: int | None = None,
+) -> list[Packed]:
+    """Return records in a fixed order, each once behind its picture, as far as they fit there.
+
+    Raises:
+        DataError: A question alone is longer than a sample.
+    """
+    prefix = tokenizer.prefix()
+    room = None if max_length is None else max_length - len(prefix)
+    by_image: dict[str, list[Segment]] = defaultdict(list)
+    for record in records:
+        name = f"{record.dataset}: question {record.id}"
+        by_image[record.image.id] += _cut(tokenizer.segments(turns_of(record)), room, name)
+    return [Packed(rows[i], prefix, _fitting(parts, room)) for i, parts in by_image.items()]
+
+
+def _cut(segments: Sequence[Segment], room: int | None, name: str) -> tuple[Segment, ...]:
+    """Return the turns of a record that fit into a sample of its own.
+
+    The turns that do not fit go; if it is the first, the end of its answer.
+    """
+    if room is None:
+        return tuple(segments)
+    fitting = tuple(s for segment in segments if (s := _whole_turns(segment, room)) is not None)
+    if fitting:
+        return fitting
+    first = segments[0]
+    begin = first.earlier[0][0] if first.earlier else len(first.ids) - first.answer_length
+    if begin >= room:
+        raise DataError(
+            f"{name} has {begin} tokens, and max_length leaves {max(0, room)} behind the image; "
+            "use a larger --set max_length=N"
+        )
+    return (Segment(first.ids[:room], room - begin),)
+
+
+def _whole_turns(segment: Segment, room: int) -> Segment | None:
+    """Return a segment up to its last turn that fits; None where not even the first does."""
+    while len(segment.ids) > room:
+        if not segment.earlier:
+            return None
+        *earlier, (first, end) = segment.earlier
+        segment = Segment(segment.ids[:end], end - first, tuple(earlier))
+    return segment
+
+
+def _fitting(segments: Sequence[Segment], room: int | None) -> tuple[Segment, ...]:
+    """Return the first segments that fit behind the image together."""
+    if room is None:
+        return tuple(segments)
+    ends = np.cumsum([len(segment.ids) for segment in segments])
+    return tuple(s for s, end in zip(segments, ends.tolist(), strict=True) if end <= room)
+
+
+def packed_length(sample: Packed) -> int:
+    """Return how many tokens a packed sample has."""
+    return len(sample.prefix) + sum(len(segment.ids) for segment in sample.segments)
 
 
 def train_packed(context: PhaseContext, trained: nn.Module | None = None) -> PhaseResult:
@@ -21,15 +138,6 @@ def train_packed(context: PhaseContext, trained: nn.Module | None = None) -> Pha
     schedule = packed_schedule(context)
     collate = PackingCollator(context.features, context.processor.tokenizer.pad_token_id)
     model = context.model if trained is None else trained
-    return run_phase(context, model, schedule, collate, _reads_ahead(context.features))
-
-
-def _reads_ahead(features: Tensor | FeaturesOnDemand) -> Begin | None:
-    """Return what starts reading the picture of a sample, where it is not encoded already."""
-    if not isinstance(features, FeaturesOnDemand):
-        return None
-
-    def begin(sample: Packed) -> None:
-        features.begin(sample.image)
-
-    return begin
+    lazy = context.features if isinstance(context.features, FeaturesOnDemand) else None
+    begin = (lambda sample: lazy.begin(sample.image)) if lazy else None
+    return run_phase(context, model, schedule, collate, begin)

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from medmoe.errors import ConfigError
-from medmoe.training.settings import RunSettings
+from medmoe.training.context import RunSettings
 
 #: What decoder and encoder layers of transformers have in common: the unit of sharding.
 _LAYER = GradientCheckpointingLayer

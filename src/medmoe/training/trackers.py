@@ -14,11 +14,11 @@ from pathlib import Path
 
 from medmoe.errors import ConfigError
 
-#: Tracker → the package that it needs, and the variables that name its folder.
-TRACKERS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "tensorboard": ("tensorboard", ("TENSORBOARD_LOGGING_DIR",)),
-    "trackio": ("trackio", ("TRACKIO_DIR",)),
-    "wandb": ("wandb", ("WANDB_DIR",)),
+#: Tracker, which is a package of that name → the variable that names its folder.
+TRACKERS = {
+    "tensorboard": "TENSORBOARD_LOGGING_DIR",
+    "trackio": "TRACKIO_DIR",
+    "wandb": "WANDB_DIR",
 }
 
 
@@ -29,23 +29,17 @@ def check_trackers(names: Sequence[str]) -> None:
         ConfigError: With the command that installs it.
     """
     for name in names:
-        package, _ = TRACKERS[name]
-        if importlib.util.find_spec(package) is None:
+        if importlib.util.find_spec(name) is None:
             raise ConfigError(
                 f"run.trackers names {name}, whose package is not installed; "
-                f"run: pip install {package}, or use --set run.trackers=[]"
+                f"run: pip install {name}, or use --set run.trackers=[]"
             )
 
 
 @contextmanager
 def tracker_folders(names: Sequence[str], folder: Path) -> Iterator[None]:
     """Have trackers write under ``folder/<tracker>`` inside the context; a user's choice stays."""
-    wanted = {
-        variable: folder / name
-        for name in names
-        for variable in TRACKERS[name][1]
-        if variable not in os.environ
-    }
+    wanted = {TRACKERS[name]: folder / name for name in names if TRACKERS[name] not in os.environ}
     for variable, path in wanted.items():
         path.mkdir(parents=True, exist_ok=True)
         os.environ[variable] = str(path)

@@ -1,5 +1,7 @@
 """Runs one phase on the transformers Trainer: exactly repeatable, and exactly resumable.
 
+The Trainer's arguments are a phase's values (paper, Table 11) and the run's settings.
+
 The same arguments give the same weights, whatever ran before and however often the run was killed
 and resumed on the way (one process, CPU, float32). The Trainer's own checkpoints are not used.
 """
@@ -11,28 +13,32 @@ import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from medmoe.config.schema import PhaseName
+from medmoe.config.phases import PHASE_TABLE
+from medmoe.config.schema import PhaseName, PhaseSpec
 from medmoe.errors import ConfigError, StoppedError
-from medmoe.training.ahead import Begin
-from medmoe.training.arguments import training_arguments
-from medmoe.training.context import PhaseRun, Progress
+from medmoe.training.context import LOSS, SCORE, PhaseRun, Progress, RunSettings
 from medmoe.training.engine import PhaseTrainer
 from medmoe.training.guards import StopRequest, sigterm_asks
-from medmoe.training.parallel import refuse_deepspeed, shards_weights, trained_parameters, whole
+from medmoe.training.parallel import (
+    processes,
+    refuse_deepspeed,
+    sharding_arguments,
+    shards_weights,
+    trained_parameters,
+    whole,
+)
 from medmoe.training.saving.checkpoints import CheckpointFolder, refuse_changed
 from medmoe.training.saving.state import frozen_hash, read_state
-from medmoe.training.schedule import Schedule
-from medmoe.training.settings import RunSettings
+from medmoe.training.schedule import Begin, Schedule
 from medmoe.training.trainable import TrainableCount, set_trainable
-from medmoe.training.validation import LOSS, SCORE
 
 logger = logging.getLogger(__name__)
 
@@ -71,10 +77,8 @@ class _Watch(TrainerCallback):
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        loss = (logs or {}).get("loss")
-        if loss is None:
-            return
-        self._progress(self._phase, state.global_step, state.max_steps, loss)
+        if (loss := (logs or {}).get("loss")) is not None:
+            self._progress(self._phase, state.global_step, state.max_steps, loss)
 
 
 def run_phase(
@@ -131,7 +135,10 @@ def run_phase(
     if working is not model:
         _copy_trained(working, model)
     if stop.asked:
-        raise _stopped(phase, trainer.state.global_step, run.steps)
+        raise StoppedError(
+            f"{phase}: stopped by SIGTERM after step {trainer.state.global_step} of {run.steps}; "
+            "its checkpoint is saved, go on with --resume"
+        )
     model.eval()
     return _result(counts, trainer, kept)
 
@@ -156,13 +163,6 @@ def _result(counts: TrainableCount, trainer: PhaseTrainer, kept: int | None) -> 
     measured = [(int(row["step"]), row[LOSS], row.get(SCORE)) for row in history if LOSS in row]
     damaged = tuple(folder.damaged) if folder else ()
     return PhaseResult(counts, curve, measured, kept, trainer.resumed.get("step"), damaged)
-
-
-def _stopped(phase: PhaseName, step: int, steps: int) -> StoppedError:
-    return StoppedError(
-        f"{phase}: stopped by SIGTERM after step {step} of {steps}; "
-        "its checkpoint is saved, go on with --resume"
-    )
 
 
 def _folder(settings: RunSettings) -> CheckpointFolder | None:
@@ -209,3 +209,70 @@ def _copy_trained(source: nn.Module, target: nn.Module) -> None:
     into = dict(trained_parameters(target))
     for name, weight in trained_parameters(source):
         into[name].copy_(whole(weight))
+
+
+def training_arguments(run: PhaseRun, model: nn.Module, scratch: str) -> TrainingArguments:
+    """Return the Trainer's arguments; nothing is saved, reported or shown by the Trainer itself.
+
+    Args:
+        scratch: A folder the Trainer may call its own.
+
+    Raises:
+        ConfigError: The batch cannot be divided, or the machine lacks what the settings ask for.
+    """
+    spec, settings = run.spec, run.settings
+    return TrainingArguments(
+        output_dir=scratch,
+        max_steps=run.steps,
+        per_device_train_batch_size=_batch_size(run.phase, spec, settings),
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        learning_rate=spec.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(spec.warmup_ratio * run.steps),
+        weight_decay=spec.weight_decay,
+        max_grad_norm=spec.max_grad_norm,
+        logging_steps=settings.log_every or max(1, run.steps // 50),
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to=list(settings.trackers) or "none",
+        run_name=settings.run_name,
+        project="medmoe",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(),
+        seed=run.seed,
+        dataloader_pin_memory=False,
+        dataloader_num_workers=settings.loader_workers,
+        bf16=settings.precision == "bf16",
+        **_checkpointing(model, settings),
+        **sharding_arguments(settings),
+    )
+
+
+def _batch_size(phase: PhaseName, spec: PhaseSpec, settings: RunSettings) -> int:
+    """Return how many samples one process computes at a time."""
+    parts = settings.gradient_accumulation * processes()
+    if parts > 1 and PHASE_TABLE[phase].whole_batch:
+        raise ConfigError(
+            f"{phase}: its loss compares all images of a batch, so a batch cannot be computed in "
+            f"{parts} parts; run it in one process with gradient_accumulation=1"
+        )
+    if spec.batch_size % parts:
+        fitting = -(-spec.batch_size // parts) * parts
+        raise ConfigError(
+            f"{phase}: batch_size ({spec.batch_size}) must be a multiple of "
+            f"gradient_accumulation ({settings.gradient_accumulation}) x processes "
+            f"({processes()}); use --set phases.{phase}.batch_size={fitting}"
+        )
+    return spec.batch_size // parts
+
+
+def _checkpointing(model: nn.Module, settings: RunSettings) -> dict[str, Any]:
+    """Return gradient checkpointing under the name that this release of transformers has for it."""
+    # The router alone, or an encoder with its heads, has nothing worth it.
+    enable = "gradient_checkpointing_enable"
+    if not settings.gradient_checkpointing or not hasattr(model, enable):
+        return {}
+    names = {field.name for field in fields(TrainingArguments)}
+    name = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if n in names)
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}

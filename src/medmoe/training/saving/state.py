@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from medmoe.errors import GuardError
 from medmoe.model.committed import write_json
+from medmoe.training.features import take_in
 from medmoe.training.parallel import share, trained_parameters, whole
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
@@ -136,11 +137,7 @@ def read_state(directory: Path) -> dict[str, Any]:
 def frozen_hash(model: nn.Module) -> str:
     """Return a hash of all that does not train: frozen parameters by name, type and bytes."""
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            flat = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-            digest.update(flat.numpy().data)
+    take_in(digest, ((n, p) for n, p in model.named_parameters() if not p.requires_grad))
     return digest.hexdigest()
 
 

@@ -18,7 +18,7 @@ from medmoe.data.schema import ImageRecord, Record, Task
 from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.data.wording import turns_of
 from medmoe.errors import DataError
-from medmoe.training.samples import packed_length, packed_schedule
+from medmoe.training.packed import packed_length, packed_schedule
 from medmoe.training.schedule import Schedule
 
 IMAGES = [ImageRecord(f"i{n}", Path("none.png")) for n in range(3)]

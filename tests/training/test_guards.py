@@ -7,8 +7,8 @@ import torch
 
 from medmoe.config.schema import PhaseName
 from medmoe.errors import GuardError
-from medmoe.training.out_of_memory import named_out_of_memory
-from medmoe.training.settings import RunSettings
+from medmoe.training.context import RunSettings
+from medmoe.training.guards import named_out_of_memory
 
 
 def refuse(phase: PhaseName, batch: int, settings: RunSettings, error: Exception | None) -> str:
