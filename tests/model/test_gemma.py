@@ -20,8 +20,7 @@ from medmoe.inference.chat import ChatBatch, ChatRequest, Turn, prepare
 from medmoe.inference.engine import MedMoe
 from medmoe.model.build import build_dense, match_embeddings
 from medmoe.model.checkpoint import load_model, save_model
-from medmoe.model.cost.flops import answer_flops
-from medmoe.model.cost.memory import kv_cache_bytes
+from medmoe.model.cost.flops import answer_flops, kv_cache_bytes
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.pretrained import language_of, load_language_model, template_of
 from medmoe.model.upcycle import upcycle
