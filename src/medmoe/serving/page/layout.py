@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncIterator
 from html import escape
 from typing import Any
+from weakref import WeakValueDictionary
 
 import gradio as gr
 from fastapi import FastAPI
@@ -128,6 +129,8 @@ def forget_sessions(app: FastAPI, blocks: gr.Blocks) -> None:
     )
     mounted.state_holder = _NoSessions()  # type: ignore[no-untyped-call]
     mounted.state_holder.set_blocks(blocks)
+    # Gradio forgets a call when it has ended, but not one whose client leaves at that moment.
+    blocks._queue.event_ids_to_events = WeakValueDictionary()  # type: ignore[assignment]
 
 
 class Layout:
