@@ -15,7 +15,7 @@ from medmoe.errors import ConfigError, ImageError, MedMoeError
 from medmoe.inference.attribution import answer_log_probability, attribute, region_masks
 from medmoe.inference.engine import MedMoe, Routing
 from medmoe.inference.evidence import Evidence, explain, out_of_domain
-from medmoe.routing.intervene import meta_expert_off
+from medmoe.routing.hooks import meta_expert_off
 
 QUESTION = "Is there a mass?"
 

@@ -100,17 +100,6 @@ def test_rows_go_on_from_batch_to_batch(model: MedMoeForConditionalGeneration) -
     assert np.array_equal(both[1], both[3])
 
 
-def test_counts_add_up_the_rows_of_a_group(model: MedMoeForConditionalGeneration) -> None:
-    with record_routing(model) as trace:
-        model(**prompt())
-    expected = np.zeros((2, 4), dtype=int)
-    for row, chosen in zip(trace.rows, trace.experts(2), strict=True):
-        if row != 1:
-            expected[[1, 0, 0][row], chosen] += 1
-    assert np.array_equal(trace.counts(2, [1, -1, 0]), expected)
-    assert trace.counts(2, [1, -1, 0], num_groups=4).shape == (4, 4)
-
-
 def test_keeping_counts_only_gives_the_same_sums(model: MedMoeForConditionalGeneration) -> None:
     with record_routing(model) as full, record_routing(model, keep="counts") as sums:
         model.generate(**prompt(), max_new_tokens=3)
@@ -229,7 +218,7 @@ def test_nothing_recorded_gives_empty_arrays(model: MedMoeForConditionalGenerati
         pass
     assert trace.logits(0).shape == (0, 4)
     assert trace.experts(0).shape == (0, 2)
-    assert trace.counts(0, []).shape == (0, 4)
+    assert trace.row_counts(0).shape == (0, 4)
 
 
 def test_dense_model_is_an_error() -> None:
@@ -251,17 +240,11 @@ def test_router_run_outside_the_recorded_model_is_an_error(
         model.model(input_ids=ids)
 
 
-def test_wrong_layer_and_wrong_number_of_groups_are_named(
-    model: MedMoeForConditionalGeneration,
-) -> None:
+def test_a_layer_that_is_no_moe_layer_is_named(model: MedMoeForConditionalGeneration) -> None:
     with record_routing(model) as trace:
         model(**prompt())
     with pytest.raises(DataError, match=r"layer 1 is no MoE layer .* \[0, 2\]"):
         trace.logits(1)
-    with pytest.raises(DataError, match=r"groups of shape \(2,\) for 3 recorded rows"):
-        trace.counts(0, [0, 1])
-    with pytest.raises(DataError, match=r"group index 2 is outside 0\.\.1; raise num_groups"):
-        trace.counts(0, [0, 1, 2], num_groups=2)
 
 
 @pytest.mark.parametrize("layer", MOE_LAYERS)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,9 +22,8 @@ from transformers import DynamicCache
 
 from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.errors import ConfigError
-from medmoe.inference.answer import Answer, Routing, read_routings
+from medmoe.inference.answer import Answer, Routing
 from medmoe.inference.engine import MedMoe
-from medmoe.routing.trace import record_routing
 
 Finish = Literal["stop", "length"]
 
@@ -130,18 +128,9 @@ def prepare(engine: MedMoe, request: ChatRequest, features: Tensor | None) -> Ch
     Raises:
         ConfigError: It is longer than the model can read.
     """
-    ids = prompt_ids(engine, request)
-    return ChatRow(ids, features, request.max_new_tokens)
-
-
-def prompt_ids(engine: MedMoe, request: ChatRequest) -> tuple[int, ...]:
-    """Return the ids of a conversation, each image token as a placeholder.
-
-    Raises:
-        ConfigError: As `prepare` says.
-    """
     limit = getattr(engine.model.config.text_config, "max_position_embeddings", None)
-    return fitting_ids(request, engine.tokenizer, limit)
+    ids = fitting_ids(request, engine.tokenizer, limit)
+    return ChatRow(ids, features, request.max_new_tokens)
 
 
 def fitting_ids(
@@ -249,31 +238,21 @@ class ChatBatch:
 
     def _join(self, rows: list[ChatRow]) -> None:
         model, engine = self._engine.model, self._engine
-        length = max(len(row.ids) for row in rows)
-        pad = engine.processor.tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (length - len(row.ids)) + list(row.ids) for row in rows])
-        mask = torch.tensor([[0] * (length - len(row.ids)) + [1] * len(row.ids) for row in rows])
-        ids, mask = ids.to(model.device), mask.to(model.device)
+        ids, mask = engine.left_padded([row.ids for row in rows])
         pictures = [row.features for row in rows if row.features is not None]
         vision = torch.stack(pictures).to(model.device) if pictures else None
-        routed = bool(model.config.moe_layers) and vision is not None
-        inner: Any = model.model
         cache = DynamicCache()  # the model fills it
-        with record_routing(model, keep="counts") if routed else nullcontext() as trace:
-            if trace is not None:
-                trace.token_mask = ids == engine.processor.image_token_id
+        with engine.routed(ids, with_image=vision is not None, experts=True) as routings:
             out = model(
-                inputs_embeds=inner.embed(ids, vision),
+                inputs_embeds=model.model.embed(ids, vision),
                 attention_mask=mask,
                 position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
             )
-        if trace is not None:
-            routings = read_routings(trace, len(rows), engine.domains, experts=True)
-            for row, routing in zip(rows, routings, strict=True):
-                row.routing = routing
+        for row, routing in zip(rows, routings, strict=True):
+            row.routing = routing
         self._take_in(rows, cache, mask, out.logits[:, -1])
 
     def _take_in(self, rows: list[ChatRow], cache: Any, mask: Tensor, logits: Tensor) -> None:

@@ -8,8 +8,8 @@ Shapes: N images, P patches, B prompts of a batch, S padded prompt length.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -128,13 +128,9 @@ class MedMoe:
     @torch.no_grad()
     def encode_pixels(self, pixel_values: Tensor) -> Tensor:
         """Return the vision features (N, P, D_vision) of what `pixel_values` gives."""
-        inner: Any = self.model.model
-        return torch.cat(
-            [
-                inner.encode_images(part.to(self.model.device))
-                for part in pixel_values.split(self._batch_size)
-            ]
-        )
+        encode, device = self.model.model.encode_images, self.model.device
+        parts = pixel_values.split(self._batch_size)
+        return torch.cat([encode(part.to(device)) for part in parts])
 
     @torch.no_grad()
     def answer_features(
@@ -179,11 +175,10 @@ class MedMoe:
                 sum of their probabilities.
         """
         prompt = self.tokenizer.prompt(question, with_image=features is not None)
-        ids = torch.tensor([prompt], device=self.model.device)
-        inner: Any = self.model.model
+        ids, mask = self.left_padded([prompt])
         out = self.model.generate(
-            inputs_embeds=inner.embed(ids, features),
-            attention_mask=torch.ones_like(ids),
+            inputs_embeds=self.model.model.embed(ids, features),
+            attention_mask=mask,
             max_new_tokens=self._max_new_tokens,
             do_sample=False,
             num_beams=count,
@@ -237,22 +232,50 @@ class MedMoe:
             scored.extend(zip(_segment_sums(packed, log_likelihood), routings, strict=True))
         return scored
 
+    @contextmanager
+    def routed(
+        self, ids: Tensor, *, with_image: bool, experts: bool
+    ) -> Iterator[list[Routing | None]]:
+        """Record where the routers send the images of the one batch that runs inside.
+
+        Args:
+            ids: Of the batch (B, S); the image's tokens are told by them.
+            with_image: Whether the batch has images at all.
+            experts: Also record which expert takes which share of an image, layer by layer.
+
+        Yields:
+            A list of B; afterwards it holds the routings, None each without router or image.
+        """
+        routings: list[Routing | None] = [None] * len(ids)
+        if not (with_image and self.model.config.moe_layers):
+            yield routings
+            return
+        with record_routing(self.model, keep="counts") as trace:
+            trace.token_mask = ids == self.processor.image_token_id
+            yield routings
+        routings[:] = read_routings(trace, len(ids), self.domains, experts=experts)
+
     @torch.no_grad()
     def route(self, features: Tensor) -> list[Routing | None]:
         """Return the router's decision on encoded images, without asking anything."""
+        if not self.model.config.moe_layers:
+            return [None] * len(features)
         prefix = self.tokenizer.prefix()
         routings: list[Routing | None] = []
         for start in range(0, len(features), self._batch_size):
             part = features[start : start + self._batch_size].to(self.model.device)
             ids = torch.tensor([prefix] * len(part), device=self.model.device)
-            if not self.model.config.moe_layers:
-                routings.extend([None] * len(part))
-                continue
-            with record_routing(self.model, keep="counts") as trace:
-                trace.token_mask = ids == self.processor.image_token_id
+            with self.routed(ids, with_image=True, experts=True) as found:
                 self.model(input_ids=ids, vision_features=part, logits_to_keep=1)
-            routings.extend(read_routings(trace, len(part), self.domains, experts=True))
+            routings.extend(found)
         return routings
+
+    def left_padded(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Return prompts as ids and attention mask, each (B, S), on the model's device."""
+        length, pad = max(map(len, prompts)), self.processor.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (length - len(prompt)) + list(prompt) for prompt in prompts])
+        mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
+        return ids.to(self.model.device), mask.to(self.model.device)
 
     def _batches(
         self, prompts: Sequence[tuple[int, ...]], rows: Sequence[int | None]
@@ -268,21 +291,11 @@ class MedMoe:
         self, prompts: Sequence[tuple[int, ...]], features: Tensor | None, experts: bool
     ) -> list[Answer]:
         model, tokenizer = self.model, self.processor.tokenizer
-        length = max(len(prompt) for prompt in prompts)
-        ids = torch.full((len(prompts), length), tokenizer.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, length - len(prompt) :] = torch.tensor(prompt)
-            mask[row, length - len(prompt) :] = 1
-        ids, mask = ids.to(model.device), mask.to(model.device)
+        ids, mask = self.left_padded(prompts)
         vision = None if features is None else features.to(model.device)
-        routed = bool(model.config.moe_layers) and vision is not None
-        inner: Any = model.model
-        with record_routing(model, keep="counts") if routed else nullcontext() as trace:
-            if trace is not None:
-                trace.token_mask = ids == self.processor.image_token_id
+        with self.routed(ids, with_image=vision is not None, experts=experts) as routings:
             out = model.generate(
-                inputs_embeds=inner.embed(ids, vision),
+                inputs_embeds=model.model.embed(ids, vision),
                 attention_mask=mask,
                 max_new_tokens=self._max_new_tokens,
                 do_sample=False,
@@ -291,9 +304,6 @@ class MedMoe:
             )
         texts = tokenizer.batch_decode(out.sequences, skip_special_tokens=True)
         confidences = _confidences(out.sequences, out.logits, tokenizer)
-        routings: Sequence[Routing | None] = [None] * len(prompts)
-        if trace is not None:
-            routings = read_routings(trace, len(prompts), self.domains, experts=experts)
         return [
             Answer(text.strip(), confidence, routing)
             for text, confidence, routing in zip(texts, confidences, routings, strict=True)
@@ -304,10 +314,7 @@ class MedMoe:
     ) -> tuple[Tensor, Sequence[Routing | None]]:
         """Return (B, S), the log-probability of each answer's tokens, else 0, and B routings."""
         ids = batch["input_ids"].to(self.model.device)
-        routed = bool(self.model.config.moe_layers)
-        with record_routing(self.model, keep="counts") if routed else nullcontext() as trace:
-            if trace is not None:
-                trace.token_mask = ids == self.processor.image_token_id
+        with self.routed(ids, with_image=True, experts=False) as routings:
             out = self.model(
                 input_ids=ids,
                 position_ids=batch["position_ids"].to(self.model.device),
@@ -316,9 +323,6 @@ class MedMoe:
                 output_hidden_states=True,
                 logits_to_keep=1,
             )
-        routings: Sequence[Routing | None] = [None] * len(ids)
-        if trace is not None:
-            routings = read_routings(trace, len(ids), self.domains, experts=False)
         # The head on answers only, some at a time: of all tokens, a large vocabulary fills memory.
         known = (batch["labels"] != IGNORE).to(ids.device)
         known[:, 0] = False

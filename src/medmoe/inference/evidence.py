@@ -18,7 +18,7 @@ from torch import Tensor
 from medmoe.errors import ConfigError
 from medmoe.inference.attribution import Attribution, attribute
 from medmoe.inference.engine import ImageInput, MedMoe, Routing
-from medmoe.routing.intervene import forced_expert, meta_expert_off
+from medmoe.routing.hooks import forced_expert, meta_expert_off
 
 NOTE = "Research use only, not a medical device."
 BEAM = 5

@@ -1,54 +1,27 @@
-"""What the router did, as numbers: expert shares, entropy, router confusion matrix and accuracy.
+"""What the routers did, as numbers: expert shares, load entropy and the specialisation index.
 
-The numbers behind the paper's figures 4 and 5 (which expert a modality uses, layer by layer) and 6
-(router accuracy). Plain NumPy on counts; recording them is `medmoe.routing.trace`, drawing them is
-`medmoe.routing.figures`. Confidence intervals belong to the evaluation package.
+The index says in one number what the paper shows in figures 4 and 5: the mutual information of
+domain and expert. Each image counts once, by the shares of its tokens that chose each expert, so an
+image with many questions weighs no more than one with few. The permutation test shuffles the
+domains among images, not among tokens: tokens of one image are not independent. The estimate from n
+images is biased upwards; the mean under permutation says by how much. Plain NumPy on counts;
+recording them is `medmoe.routing.trace`, drawing them is `medmoe.routing.figures`.
 
-Shapes: T tokens, K experts chosen per token, E experts, G groups (e.g. modalities), D domains,
-N images.
+Shapes: N images, G groups (e.g. domains), E experts, R permutations.
 """
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from medmoe.errors import DataError
 
-Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-
-
-def expert_counts(
-    experts_TK: npt.ArrayLike, groups_T: npt.ArrayLike, num_groups: int, num_experts: int
-) -> Ints:
-    """Count how often each group's tokens chose each expert.
-
-    Args:
-        experts_TK: Chosen experts per token, (T, K) or (T,); each of the K choices counts.
-        groups_T: Group index of each token; a negative group is left out.
-        num_groups: G, rows of the result.
-        num_experts: E, columns of the result.
-
-    Returns:
-        Counts (G, E).
-
-    Raises:
-        DataError: The lengths differ, or an index is outside the table.
-    """
-    experts = np.asarray(experts_TK, dtype=np.int64)
-    experts = experts.reshape(len(experts), experts.shape[-1] if experts.ndim > 1 else 1)
-    groups = _indices(groups_T, num_groups, "group", lowest=None)
-    if len(experts) != len(groups):
-        raise DataError(
-            f"expert_counts got {len(experts)} tokens and {len(groups)} groups; "
-            "give one group for each token"
-        )
-    _indices(experts.ravel(), num_experts, "expert")
-    kept = groups >= 0
-    pairs = groups[kept, None] * num_experts + experts[kept]
-    flat = np.bincount(pairs.ravel(), minlength=num_groups * num_experts)
-    return flat.reshape(num_groups, num_experts).astype(np.int64)
+PERMUTATIONS = 999
 
 
 def expert_share(counts_GE: npt.ArrayLike) -> Floats:
@@ -74,32 +47,86 @@ def routing_entropy(shares_GE: npt.ArrayLike) -> Floats:
     return entropy + 0.0  # no "-0.0"
 
 
-def confusion_matrix(truth: npt.ArrayLike, predicted: npt.ArrayLike, num_domains: int) -> Ints:
-    """Count images by true domain (row) and the router's domain (column).
+@dataclass(frozen=True, slots=True)
+class Specialisation:
+    """The specialisation index of one layer.
+
+    Attributes:
+        bits: Mutual information of domain and expert, in bits.
+        domain_bits: Entropy of the images' domains, the most that ``bits`` can be.
+        by_chance: Mean of ``bits`` over permutations of the images' domains.
+        p: Share of permutations that reach ``bits``, the observed one counted in (+1 rule).
+        n: Images.
+    """
+
+    bits: float
+    domain_bits: float
+    by_chance: float
+    p: float
+    n: int
+
+    @property
+    def normalised(self) -> float:
+        """``bits`` ÷ ``domain_bits``: 0 no relation, 1 the expert tells the domain; NaN for one."""
+        return self.bits / self.domain_bits if self.domain_bits else math.nan
+
+
+def entropy_bits(weights: npt.ArrayLike) -> float:
+    """Return the entropy, in bits, of weights that need not sum to one."""
+    given = np.asarray(weights, dtype=np.float64)
+    shares = given[given > 0] / given.sum()
+    return float(-(shares * np.log2(shares)).sum()) + 0.0  # no "-0.0"
+
+
+def specialisation(
+    counts_NE: npt.ArrayLike,
+    domains: npt.ArrayLike,
+    *,
+    seed: int,
+    permutations: int = PERMUTATIONS,
+) -> Specialisation:
+    """Return the specialisation index with its permutation test.
 
     Args:
-        truth: Domain index of each image (N,); negative means no domain, such images are left out.
-        predicted: The router's domain index of each image (N,).
-        num_domains: D.
-
-    Returns:
-        Counts (D, D).
+        counts_NE: How often each image's tokens chose each expert (N, E); images without a token
+            are left out.
+        domains: Domain index of each image (N,); images with a negative one are left out.
+        seed: Of the permutations.
 
     Raises:
-        DataError: The lengths differ, or an index is outside the table.
+        DataError: There is not one domain per image, or no image is left.
     """
-    return expert_counts(np.reshape(predicted, (-1, 1)), truth, num_domains, num_domains)
-
-
-def _indices(values: npt.ArrayLike, size: int, what: str, lowest: int | None = 0) -> Ints:
-    """Return int64 indices; refuses those from size on, and those below ``lowest``."""
-    array = np.asarray(values, dtype=np.int64)
-    wrong = array >= size
-    if lowest is not None:
-        wrong |= array < lowest
-    if wrong.any():
+    counts = np.asarray(counts_NE, dtype=np.float64)
+    labels = np.asarray(domains, dtype=np.int64)
+    if counts.ndim != 2 or labels.shape != counts.shape[:1]:
         raise DataError(
-            f"{what} index {int(array[wrong][0])} is outside 0..{size - 1}; "
-            f"raise num_{what}s or check the labels"
+            f"specialisation got counts of shape {counts.shape} and {labels.size} domains; give "
+            "one row of counts and one domain for each image"
         )
-    return array
+    kept = (labels >= 0) & (counts.sum(1) > 0)
+    if not kept.any():
+        raise DataError("specialisation of 0 images is undefined; give images of a known domain")
+    shares_NE = counts[kept] / counts[kept].sum(1, keepdims=True)
+    member_NG = np.eye(int(labels[kept].max()) + 1)[labels[kept]]
+    bits = float(_information((member_NG.T @ shares_NE)[None])[0])
+    rng = np.random.default_rng(seed)
+    order = [rng.permutation(len(member_NG)) for _ in range(permutations)]
+    shuffled = _information(np.stack([member_NG[o].T @ shares_NE for o in order]))
+    # The same sums in another order may differ in their last bits: such a permutation has reached.
+    reached = int((shuffled >= bits - 1e-12).sum())
+    return Specialisation(
+        bits=bits,
+        domain_bits=entropy_bits(member_NG.sum(0)),
+        by_chance=float(shuffled.mean()),
+        p=(reached + 1) / (permutations + 1),
+        n=len(member_NG),
+    )
+
+
+def _information(joint_RGE: Floats) -> Floats:
+    """Return the mutual information (R,), in bits, of tables of weights (R, G, E)."""
+    p = joint_RGE / joint_RGE.sum((1, 2), keepdims=True)
+    apart = p.sum(2, keepdims=True) * p.sum(1, keepdims=True)
+    ratio = np.divide(p, apart, out=np.ones_like(p), where=p > 0)
+    bits: Floats = np.maximum((p * np.log2(ratio)).sum((1, 2)), 0.0)
+    return bits

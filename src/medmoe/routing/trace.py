@@ -8,13 +8,12 @@ The raw material of the paper's figures 4 and 5. Forward hooks, because transfor
 Taking part in a step costs next to nothing: what the routers gave is set aside and added up when
 new rows begin or the trace is read.
 
-Shapes: B batch, S sequence, T recorded tokens, E experts, K chosen per token, R rows, G groups.
+Shapes: B batch, S sequence, T recorded tokens, E experts, K chosen per token, R rows.
 """
 
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,13 +21,13 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import Cache
 
 from medmoe.errors import DataError, MedMoeError
 from medmoe.model.moe import MoeBlock
+from medmoe.routing.hooks import blocks_of, hooked
 from medmoe.routing.layer_record import Floats, Ints, Keep, LayerRecord, Step
 
 Kept = Literal["logits", "experts", "weights", "rows", "kinds"]
@@ -130,37 +129,6 @@ class RoutingTrace:
         empty = np.full_like(data.sums_RE, np.nan)
         return np.divide(data.sums_RE, tokens_R1, out=empty, where=tokens_R1 > 0)
 
-    def counts(self, layer: int, groups: npt.ArrayLike, num_groups: int | None = None) -> Ints:
-        """Count the choices of each group's tokens, in either mode.
-
-        Args:
-            layer: Decoder layer index.
-            groups: Group index of each row (R,), e.g. its modality; a negative one is left out.
-            num_groups: G; the largest group index + 1 when not given.
-
-        Returns:
-            Counts (G, E).
-
-        Raises:
-            DataError: There is not one group per row, or no such MoE layer.
-        """
-        counts_RE = self._layer(layer).counts_RE
-        group_R = np.asarray(groups, dtype=np.int64)
-        if group_R.shape != (self._num_rows,):
-            raise DataError(
-                f"counts got groups of shape {group_R.shape} for {self._num_rows} recorded rows; "
-                "give one group index per row"
-            )
-        size = int(group_R.max(initial=-1)) + 1 if num_groups is None else num_groups
-        if (group_R >= size).any():
-            raise DataError(
-                f"group index {group_R.max()} is outside 0..{size - 1}; raise num_groups"
-            )
-        total_GE = np.zeros((size, counts_RE.shape[1]), dtype=np.int64)
-        kept = group_R >= 0
-        np.add.at(total_GE, group_R[kept], counts_RE[kept])
-        return total_GE
-
     def _layer(self, layer: int) -> LayerRecord:
         if layer not in self._layers:
             raise DataError(f"layer {layer} is no MoE layer of this model; choose of {self.layers}")
@@ -171,7 +139,8 @@ class RoutingTrace:
         data = self._layer(layer)
         if self._keep != "tokens":
             raise MedMoeError(
-                f"{name} of single tokens were not kept; record with keep='tokens' or use counts()"
+                f"{name} of single tokens were not kept; record with keep='tokens', or use "
+                "row_counts()"
             )
         return torch.cat(getattr(data, name))
 
@@ -296,16 +265,8 @@ def record_routing(model: nn.Module, keep: Keep = "tokens") -> Iterator[RoutingT
     Raises:
         MedMoeError: The model has no MoE layer.
     """
-    blocks = {
-        int(re.findall(r"\.(\d+)\.", f".{name}.")[-1]): module
-        for name, module in model.named_modules()
-        if isinstance(module, MoeBlock)
-    }
-    if not blocks:
-        raise MedMoeError(
-            f"{type(model).__name__} has 0 MoE layers and routes nothing; give a phase 3 model"
-        )
-    trace = RoutingTrace(dict(sorted(blocks.items())), keep, _stop_ids(model), _image_id(model))
+    blocks = blocks_of(model)
+    trace = RoutingTrace(blocks, keep, _stop_ids(model), _image_id(model))
 
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # Binding costs more than all the rest here, and `generate` gives names only.
@@ -313,14 +274,13 @@ def record_routing(model: nn.Module, keep: Keep = "tokens") -> Iterator[RoutingT
             kwargs = {**inspect.signature(model.forward).bind_partial(*args).arguments, **kwargs}
         trace._begin(kwargs)
 
-    handles = [model.register_forward_pre_hook(begin, with_kwargs=True)]
-    for layer, block in blocks.items():
-        handles.append(block.gate.register_forward_hook(_recorder(trace, layer)))
+    gates = (
+        block.gate.register_forward_hook(_recorder(trace, layer)) for layer, block in blocks.items()
+    )
     try:
-        yield trace
+        with hooked([model.register_forward_pre_hook(begin, with_kwargs=True), *gates]):
+            yield trace
     finally:
-        for handle in handles:
-            handle.remove()
         trace._call = trace._cache = None  # they hold the last inputs and the key-value cache
 
 

@@ -21,8 +21,7 @@ from medmoe.data.schema import ImageRecord, Record
 from medmoe.evaluation.routes import observe as module
 from medmoe.evaluation.routes.observe import Observation, image_states, observe
 from medmoe.inference.engine import MedMoe
-from medmoe.routing.contributions import record_norms
-from medmoe.routing.states import ffn_inputs
+from medmoe.routing.hooks import ffn_inputs, record_norms
 from medmoe.routing.trace import KINDS, record_routing
 
 QUESTIONS = ("Is there a mass?", "What organ is this?", "Is there a mass in the left lung?")

@@ -24,8 +24,7 @@ from medmoe.data.images import open_record
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.data.wording import question_text
 from medmoe.inference.engine import MedMoe
-from medmoe.routing.contributions import Norms, record_norms
-from medmoe.routing.states import ffn_inputs
+from medmoe.routing.hooks import Norms, ffn_inputs, record_norms
 from medmoe.routing.trace import KINDS, RoutingTrace, record_routing
 
 #: Images and rows that go through the model at once, and questions behind one image.

@@ -19,7 +19,7 @@ from medmoe.domains import domain_index
 from medmoe.evaluation.statistics import accuracy_of
 from medmoe.inference.answer import Routing
 from medmoe.inference.engine import MedMoe
-from medmoe.routing.statistics import confusion_matrix, expert_share
+from medmoe.routing.statistics import expert_share
 
 _BATCH = 64
 Counts = npt.NDArray[np.int64]
@@ -35,21 +35,20 @@ class RoutedImages:
 
     def confusion(self, dataset: str | None = None) -> Counts:
         """Return images (D, D) by true domain and the router's; those of no domain do not count."""
-        pairs = [
-            (truth, self.domains.index(routing.domain))
-            for image, routing in zip(self.images, self.routings, strict=True)
-            if (truth := domain_index(image.modality, self.domains)) is not None
-            and dataset in (None, dataset_of(image))
-        ]
-        return confusion_matrix([t for t, _ in pairs], [p for _, p in pairs], len(self.domains))
+        counts = np.zeros((len(self.domains), len(self.domains)), dtype=np.int64)
+        for image, routing in zip(self.images, self.routings, strict=True):
+            truth = domain_index(image.modality, self.domains)
+            if truth is not None and dataset in (None, dataset_of(image)):
+                counts[truth, self.domains.index(routing.domain)] += 1
+        return counts
 
     def accuracy(self) -> dict[str, Any]:
         """Return the accuracy on the first image's data set, and on every set ``by_dataset``."""
         known = [i for i in self.images if domain_index(i.modality, self.domains) is not None]
         counts = {name: self.confusion(name) for name in dict.fromkeys(map(dataset_of, known))}
         by_dataset = {
-            name: accuracy_of(int(np.trace(found)), int(found.sum()))
-            for name, found in counts.items()
+            name: accuracy_of(int(np.trace(table)), int(table.sum()))
+            for name, table in counts.items()
         }
         if not known:
             return {"n": 0, "by_dataset": {}}
@@ -94,7 +93,7 @@ def route_images(engine: MedMoe, images: Sequence[ImageRecord]) -> RoutedImages:
     routings: list[Routing] = []
     for start in range(0, len(images), _BATCH):
         part = [open_record(image) for image in images[start : start + _BATCH]]
-        routings += [found for found in engine.route(engine.encode(part)) if found is not None]
+        routings += [each for each in engine.route(engine.encode(part)) if each is not None]
     return RoutedImages(tuple(images), tuple(routings), tuple(engine.model.config.domains))
 
 

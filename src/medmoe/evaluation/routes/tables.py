@@ -19,8 +19,7 @@ import numpy.typing as npt
 from medmoe.data.schema import ImageRecord
 from medmoe.domains import domain_of
 from medmoe.evaluation.routes.observe import Observation
-from medmoe.routing.specialisation import specialisation
-from medmoe.routing.statistics import expert_share, routing_entropy
+from medmoe.routing.statistics import expert_share, routing_entropy, specialisation
 from medmoe.routing.trace import KINDS
 
 Row = dict[str, Any]

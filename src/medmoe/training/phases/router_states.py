@@ -21,7 +21,7 @@ from medmoe.data.schema import ImageRecord
 from medmoe.data.wording import question_text
 from medmoe.domains import domain_index
 from medmoe.model.configuration_medmoe import MedMoeConfig
-from medmoe.routing.states import ffn_inputs
+from medmoe.routing.hooks import ffn_inputs
 from medmoe.training.context import PhaseContext
 
 #: Tokens kept of one image and layer; neighbouring patches tell the router little new.

@@ -1,0 +1,164 @@
+"""Forward hooks on MoE blocks: what goes into them, what comes out, and what would come out else.
+
+What routers read (paper, figures 3 and 10), how large the two parts of a block's output are
+(equation 4 adds them, y = Σ g_i E_i(x) + E_meta(x)), and counterfactuals. All are ``with`` blocks:
+afterwards, also after an error, the model is exactly what it was; no weight is touched. Nothing
+here runs the model, averages or judges.
+
+Shapes: B batch, S sequence, T = B·S tokens, D hidden, K experts chosen per token, E experts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medmoe.errors import ConfigError, MedMoeError
+from medmoe.model.moe import MoeBlock
+
+
+def blocks_of(model: nn.Module) -> dict[int, MoeBlock]:
+    """Return the MoE blocks of a model, or of what wraps it, by decoder layer.
+
+    Raises:
+        MedMoeError: It has none.
+    """
+    blocks = {
+        int(re.findall(r"\.(\d+)\.", f".{name}.")[-1]): module
+        for name, module in model.named_modules()
+        if isinstance(module, MoeBlock)
+    }
+    if not blocks:
+        raise MedMoeError(
+            f"{type(model).__name__} has 0 MoE layers and routes nothing; give a phase 3 model"
+        )
+    return dict(sorted(blocks.items()))
+
+
+@contextmanager
+def hooked(handles: Iterable[Any]) -> Iterator[None]:
+    """Take hooks off again at the end."""
+    with ExitStack() as stack:
+        for handle in handles:
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def ffn_inputs(model: Any, layers: Sequence[int]) -> Iterator[list[Tensor]]:
+    """Collect the inputs (B, S, D) of some layers' FFNs or MoE blocks, in the order they run.
+
+    Args:
+        model: The outer model, dense or MoE.
+        layers: Decoder layer indices.
+
+    Yields:
+        A list that each forward pass adds one tensor per layer to; clear it between passes.
+    """
+    seen: list[Tensor] = []
+    decoder = model.model.language_model.layers
+    with hooked(
+        decoder[layer].mlp.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        for layer in layers
+    ):
+        yield seen
+
+
+@dataclass(slots=True)
+class Norms:
+    """The norms of the last forward pass.
+
+    Attributes:
+        routed: MoE layer → ‖Σ g_i E_i(x)‖ of each token (T,) float32, weights g included.
+        meta: MoE layer → ‖E_meta(x)‖ (T,) float32; empty for a model without meta expert.
+    """
+
+    routed: dict[int, Tensor] = field(default_factory=dict)
+    meta: dict[int, Tensor] = field(default_factory=dict)
+
+    def meta_share(self, layer: int) -> Tensor:
+        """Return ‖meta‖ ÷ (‖meta‖ + ‖routed‖) of each token (T,), 0 to 1; NaN where both are 0."""
+        return self.meta[layer] / (self.meta[layer] + self.routed[layer])
+
+
+@contextmanager
+def record_norms(model: nn.Module) -> Iterator[Norms]:
+    """Record the norms of both parts of every MoE block, forward pass by forward pass.
+
+    Yields:
+        Norms, overwritten by each forward pass.
+
+    Raises:
+        MedMoeError: The model has no MoE layer.
+    """
+    norms = Norms()
+
+    def recorder(of_layers: dict[int, Tensor], layer: int) -> Callable[..., None]:
+        def record(module: nn.Module, args: Any, output: Tensor) -> None:
+            of_tokens = torch.linalg.vector_norm(output.detach().float(), dim=-1)
+            of_layers[layer] = of_tokens.flatten().cpu()
+
+        return record
+
+    with hooked(
+        part.register_forward_hook(recorder(of_layers, layer))
+        for layer, block in blocks_of(model).items()
+        for part, of_layers in ((block.experts, norms.routed), (block.meta_expert, norms.meta))
+        if part is not None
+    ):
+        yield norms
+
+
+@contextmanager
+def forced_expert(model: nn.Module, expert: int) -> Iterator[None]:
+    """Send every token of every MoE layer to one domain expert.
+
+    The expert gets the weight that the router gave to those it chose, so that what changes is
+    which expert answers and not how much it counts. The meta expert goes on as before.
+
+    Args:
+        model: A model with MoE layers.
+        expert: Index of the domain expert.
+
+    Raises:
+        ConfigError: There is no such expert.
+        MedMoeError: The model has no MoE layer.
+    """
+    blocks = list(blocks_of(model).values())
+    count = blocks[0].experts.num_experts
+    if not 0 <= expert < count:
+        raise ConfigError(
+            f"expert {expert} is outside 0..{count - 1}; give a domain expert's index"
+        )
+
+    def force(module: nn.Module, args: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        logits_BSE, weights_BSK, index_BSK = output
+        return logits_BSE, weights_BSK, torch.full_like(index_BSK, expert)
+
+    with hooked(block.gate.register_forward_hook(force) for block in blocks):
+        yield
+
+
+@contextmanager
+def meta_expert_off(model: nn.Module) -> Iterator[None]:
+    """Leave the meta expert's output out of every MoE layer that has one.
+
+    Raises:
+        MedMoeError: The model has no MoE layer, or was made without a meta expert.
+    """
+
+    def silence(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return torch.zeros_like(output)
+
+    experts = [block.meta_expert for block in blocks_of(model).values()]
+    present = [expert for expert in experts if expert is not None]
+    if not present:
+        raise MedMoeError("this model has no meta expert; there is none to leave out")
+    with hooked(expert.register_forward_hook(silence) for expert in present):
+        yield
