@@ -10,7 +10,7 @@ from PIL import Image
 from tests.model.tiny import FAMILIES, Family, dense_model, moe_model, processor
 
 from medmoe.errors import ConfigError
-from medmoe.inference.chat import ChatChunk, ChatRequest, Turn, prompt_ids, stream_chat
+from medmoe.inference.chat import ChatChunk, ChatRequest, Turn, prepare, stream_chat
 from medmoe.inference.engine import MedMoe
 
 QUESTION = "Is there a mass?"
@@ -134,7 +134,7 @@ def test_the_prompt_is_the_templates_rendering_with_the_image_first(engine: MedM
 def test_a_conversation_is_trained_on_exactly_as_it_is_asked(engine: MedMoe) -> None:
     (segment,) = engine.tokenizer.segments([(QUESTION, "yes"), ("Where?", "left")])
     asked = engine.tokenizer.prefix() + segment.ids[: -segment.answer_length]
-    assert asked == prompt_ids(engine, request(QUESTION, "yes", "Where?"))
+    assert asked == prepare(engine, request(QUESTION, "yes", "Where?"), None).ids
 
 
 def test_special_tokens_in_a_turn_are_text(engine: MedMoe) -> None:
