@@ -19,11 +19,11 @@ SHARES = np.array([[0.913, 0.087], [np.nan, np.nan]])
 
 
 def curves() -> str:
-    return figures.learning_curves({"phase1": [(i, 3.0 / (1 + i)) for i in range(90)]})
+    return figures.learning_curve("phase1", [(i, 3.0 / (1 + i)) for i in range(90)])
 
 
 def heatmap() -> str:
-    return figures.expert_heatmap({4: SHARES}, NAMES, NAMES)
+    return figures.expert_heatmap(4, SHARES, NAMES, NAMES)
 
 
 def confusion() -> str:
@@ -94,7 +94,7 @@ def test_heatmap_writes_percent_and_a_dash_for_a_row_without_tokens() -> None:
 
 
 def test_heatmap_takes_modalities_that_are_no_domain() -> None:
-    svg = figures.expert_heatmap({0: np.full((3, 2), 0.5)}, (*NAMES, "ultrasound"), NAMES)
+    svg = figures.expert_heatmap(0, np.full((3, 2), 0.5), (*NAMES, "ultrasound"), NAMES)
     assert "ultrasound" in texts(svg)
 
 
@@ -103,42 +103,30 @@ def test_confusion_writes_the_counts() -> None:
 
 
 def test_curve_writes_its_last_value_and_says_what_it_left_out() -> None:
-    svg = figures.learning_curves({"router": [(0, 2.0), (1, float("nan")), (2, 0.125)]})
+    svg = figures.learning_curve("router", [(0, 2.0), (1, float("nan")), (2, 0.125)])
     assert {"0.125", "router", "step (1 non-finite points left out)"} <= set(texts(svg))
 
 
 def test_curve_without_points_says_so() -> None:
-    assert "no points" in texts(figures.learning_curves({"phase1": []}))
-
-
-def test_several_panels_stand_in_one_figure() -> None:
-    svg = figures.learning_curves({"first": [(0, 1.0)], "second": [(0, 1.0), (1, 0.5)]})
-    assert {"first", "second"} <= set(texts(svg))
+    assert "no points" in texts(figures.learning_curve("phase1", []))
 
 
 def test_names_are_escaped() -> None:
-    root = ET.fromstring(figures.learning_curves({"<b>&": [(0, 1.0)]}))
+    root = ET.fromstring(figures.learning_curve("<b>&", [(0, 1.0)]))
     title = root.find(f"{SVG}title")
     assert title is not None
     assert "<b>&" in (title.text or "")
 
 
-def test_nothing_to_draw_is_an_error() -> None:
-    with pytest.raises(DataError, match="learning_curves got nothing to draw"):
-        figures.learning_curves({})
-
-
 def test_matrix_that_does_not_fit_its_labels_is_named() -> None:
     with pytest.raises(DataError, match=r"layer 2 has shape \(2, 2\) but there are 3 row"):
-        figures.expert_heatmap({2: np.eye(2)}, ("a", "b", "c"), NAMES)
+        figures.expert_heatmap(2, np.eye(2), ("a", "b", "c"), NAMES)
 
 
 def test_validation_is_drawn_beside_the_loss_and_the_score_below() -> None:
-    curve = {"phase1": [(1, 2.0), (9, 1.0)], "phase2": [(1, 1.0)]}
-    svg = figures.learning_curves(
-        curve, {"phase1": [(4, 1.5), (9, 1.25)]}, {"phase1": [(4, 20.0), (9, 71.9)]}
-    )
+    curve = [(1, 2.0), (9, 1.0)]
+    svg = figures.learning_curve("phase1", curve, [(4, 1.5), (9, 1.25)], [(4, 20.0), (9, 71.9)])
     found = texts(svg)
     assert found.count("validation loss") == found.count("strict score on validation") == 1
     assert "strict score at the end 71.9 %" in svg
-    assert "validation" not in figures.learning_curves(curve)
+    assert "validation" not in figures.learning_curve("phase1", curve)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from medmoe.domains import DOMAINS
-from medmoe.routing import map_figures, route_figures
+from medmoe.routing import route_figures
 from medmoe.routing.figure_style import Drawing, look_of, numbered_look
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -63,7 +63,7 @@ def points() -> Drawing:
         for x, y in rng.normal(size=(5, 2)).tolist()
     ]
     numbers = {"after": 0.517, "after_low": 0.4, "after_high": 0.61}
-    return map_figures.embedding_map("after", rows, numbers)
+    return route_figures.embedding_map("after", rows, numbers)
 
 
 def curve() -> Drawing:
@@ -71,7 +71,7 @@ def curve() -> Drawing:
         {"labels": n, "accuracy": a, "low": a - 5, "high": a + 3, "n": 100}
         for n, a in ((0, 25.0), (4, 60.0), (1000, 97.0))
     ]
-    return map_figures.label_curve(rows)
+    return route_figures.label_curve(rows)
 
 
 every_figure = pytest.mark.parametrize(

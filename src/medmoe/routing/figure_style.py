@@ -31,6 +31,11 @@ _RC: Any = {  # matplotlib types its keys as literals
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Arial", "Helvetica"],
     "font.size": 9.0,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "legend.fontsize": 8,
+    "legend.frameon": False,
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": GREY,
@@ -102,6 +107,29 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+@contextmanager
+def panel(height: float) -> Iterator[tuple[Figure, Any]]:
+    """Set our style and yield a figure with its one pair of axes; the height is in inches."""
+    with style():
+        figure = new_figure(height)
+        yield figure, figure.subplots()
+
+
+def open_axes(axes: Any, *, grid: bool = True) -> None:
+    """Leave the frame open above and on the right, with thin lines across to read values by."""
+    if grid:
+        axes.grid(axis="y", color="#dadce0", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def legend_below(figure: Figure, handles: Sequence[Any], columns: int, gap: float = 0.4) -> None:
+    """Put a legend below the axes; the gap is that between a sign and its name."""
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(columns, len(handles)),
+        columnspacing=1.0, handletextpad=gap,
+    )  # fmt: skip
 
 
 def to_svg(figure: Figure, description: str) -> str:

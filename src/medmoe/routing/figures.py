@@ -1,107 +1,92 @@
-"""Learning curves, expert heat maps and the router confusion matrix, each as one SVG string.
+"""Learning curve, expert heat map and router confusion matrix of a run's report, each as one SVG.
 
-The heat map is the paper's figures 4 and 5 (which expert serves which modality, per MoE layer), for
-the report of a run; those of `medmoe routes` are `medmoe.routing.route_figures`. Figures are about
-340 px wide so that their text stays readable on a phone: draw one panel per figure and let the page
-arrange them, or pass several panels to get them in one column. How they look and become SVG is
+The heat map is the paper's figures 4 and 5 (which expert serves which modality, per MoE layer);
+those of `medmoe routes` are `medmoe.routing.route_figures`. Figures are about 340 px wide so that
+their text stays readable on a phone: the page arranges them. How they look and become SVG is
 `medmoe.routing.figure_style`.
 Nothing here computes statistics (`medmoe.routing.statistics`) or writes files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from medmoe.errors import DataError
-from medmoe.routing.figure_style import BLUE, INK, ORANGE, new_figure, style, to_svg
+from medmoe.routing.figure_style import (
+    BLUE,
+    INK,
+    ORANGE,
+    new_figure,
+    open_axes,
+    panel,
+    style,
+    to_svg,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Matrix = npt.NDArray[np.float64]
-
-
 Points = Sequence[tuple[int, float]]
 
 
-def learning_curves(
-    curves: Mapping[str, Points],
-    validation: Mapping[str, Points] | None = None,
-    strict: Mapping[str, Points] | None = None,
-) -> str:
-    """Draw the loss of each phase over its steps, one panel under the other.
+def learning_curve(name: str, points: Points, validation: Points = (), strict: Points = ()) -> str:
+    """Draw the loss of a phase over its steps, as one SVG element.
 
     Points are drawn thin, their running median thick; the last median is written out. Points that
-    are not finite are left out and their number is said in the panel.
+    are not finite are left out and their number is said in the figure.
 
     Args:
-        curves: Panel title → (step, loss) points in order of step.
+        name: Its title.
+        points: (step, loss) in order of step.
         validation: The same of the validation loss, drawn beside.
-        strict: Panel title → (step, percent) points of the strict score, which gets its own panel.
-
-    Returns:
-        One SVG element.
+        strict: (step, percent) of the strict score, which gets a panel of its own below.
     """
-    _need(curves, "learning_curves")
-    what = "; ".join(f"{name}, {_curve_in_words(points)}" for name, points in curves.items())
-    scores = {name: points for name in curves if (points := (strict or {}).get(name))}
-    what += "".join(f"; {n}, strict score at the end {p[-1][1]:.1f} %" for n, p in scores.items())
+    words = f"{name}, {_curve_in_words(points)}"
+    if strict:
+        words += f"; {name}, strict score at the end {strict[-1][1]:.1f} %"
     with style():
-        figure = new_figure(2.25 * (len(curves) + len(scores)))
-        panels = iter(figure.subplots(len(curves) + len(scores), 1, squeeze=False)[:, 0])
-        for name, points in curves.items():
-            axes = next(panels)
-            _draw_curve(axes, name, np.asarray(points, dtype=np.float64).reshape(-1, 2))
-            if beside := (validation or {}).get(name):
-                _draw_measured(axes, beside, "validation loss")
-            if name in scores:
-                loss, axes = axes, next(panels)
-                axes.set_ylabel("% right")
-                _draw_measured(axes, scores[name], "strict score on validation")
-                # The steps of the loss above, and room for a marker at 100.
-                axes.set(xlim=loss.get_xlim(), ylim=(0, 105))
-        return to_svg(figure, f"Learning curve: loss by training step. {what}")
+        panels = 2 if strict else 1
+        figure = new_figure(2.25 * panels)
+        loss, *below = figure.subplots(panels, 1, squeeze=False)[:, 0]
+        _draw_curve(loss, name, np.asarray(points, dtype=np.float64).reshape(-1, 2))
+        if validation:
+            _draw_measured(loss, validation, "validation loss")
+        for axes in below:
+            axes.set_ylabel("% right")
+            _draw_measured(axes, strict, "strict score on validation")
+            # The steps of the loss above, and room for a marker at 100.
+            axes.set(xlim=loss.get_xlim(), ylim=(0, 105))
+        return to_svg(figure, f"Learning curve: loss by training step. {words}")
 
 
 def expert_heatmap(
-    shares: Mapping[int, npt.ArrayLike], modalities: Sequence[str], domains: Sequence[str]
+    layer: int, shares: npt.ArrayLike, modalities: Sequence[str], domains: Sequence[str]
 ) -> str:
-    """Draw, for each MoE layer, the share of a modality's tokens that each expert got.
+    """Draw the share of a modality's tokens that each expert of a layer got, as one SVG element.
 
     The cell of a modality's own domain expert is outlined.
 
     Args:
-        shares: MoE layer index → shares (modalities, experts), 0 to 1; a row of NaN had no tokens.
+        layer: The MoE layer's index.
+        shares: (modalities, experts), 0 to 1; a row of NaN had no tokens.
         modalities: Row labels.
         domains: Column labels, in the order of the experts.
 
-    Returns:
-        One SVG element.
-
     Raises:
-        DataError: A matrix does not fit the labels.
+        DataError: The matrix does not fit the labels.
     """
-    _need(shares, "expert_heatmap")
-    matrices = {
-        layer: _matrix(share, f"expert share of layer {layer}", modalities, domains)
-        for layer, share in shares.items()
-    }
-    words = "; ".join(
-        f"layer {layer}: {_most_used(matrix, modalities, domains)}"
-        for layer, matrix in matrices.items()
-    )
-    with style():
-        figure = new_figure((1.05 + 0.4 * len(modalities)) * len(matrices))
-        panels = figure.subplots(len(matrices), 1, squeeze=False)[:, 0]
-        for axes, (layer, matrix) in zip(panels, matrices.items(), strict=True):
-            cells = [[_percent(v) for v in row] for row in matrix]
-            _draw_cells(axes, matrix, cells, modalities, domains)
-            axes.set_title(f"layer {layer}", loc="left", fontsize=10, fontweight="bold")
-            axes.set_xlabel("domain expert (% of the row's tokens)")
+    matrix = _matrix(shares, f"expert share of layer {layer}", modalities, domains)
+    words = f"layer {layer}: {_most_used(matrix, modalities, domains)}"
+    with panel(1.05 + 0.4 * len(modalities)) as (figure, axes):
+        cells = [[_percent(v) for v in row] for row in matrix]
+        _draw_cells(axes, matrix, cells, modalities, domains)
+        axes.set_title(f"layer {layer}")
+        axes.set_xlabel("domain expert (% of the row's tokens)")
         return to_svg(figure, f"Share of tokens by domain expert and modality. {words}")
 
 
@@ -124,9 +109,7 @@ def confusion_matrix(counts: npt.ArrayLike, domains: Sequence[str]) -> str:
     total = matrix.sum(axis=1, keepdims=True)
     share = np.divide(matrix, total, out=np.full_like(matrix, np.nan), where=total > 0)
     right, n = int(np.trace(matrix)), int(matrix.sum())
-    with style():
-        figure = new_figure(1.2 + 0.45 * len(domains))
-        axes = figure.subplots()
+    with panel(1.2 + 0.45 * len(domains)) as (figure, axes):
         _draw_cells(axes, share, [[f"{v:.0f}" for v in row] for row in matrix], domains, domains)
         axes.set_xlabel("domain chosen by the router")
         axes.set_ylabel("true domain")
@@ -134,13 +117,13 @@ def confusion_matrix(counts: npt.ArrayLike, domains: Sequence[str]) -> str:
 
 
 def _draw_curve(axes: Axes, name: str, points: Matrix) -> None:
-    """Draw one panel of `learning_curves`."""
+    """Draw the loss of `learning_curve`."""
     finite = points[np.isfinite(points).all(axis=1)]
     dropped = len(points) - len(finite)
-    axes.set_title(name, loc="left", fontsize=10, fontweight="bold")
+    axes.set_title(name)
     axes.set_xlabel("step" + (f" ({dropped} non-finite points left out)" if dropped else ""))
     axes.set_ylabel("loss")
-    axes.spines[["top", "right"]].set_visible(False)
+    open_axes(axes, grid=len(finite) > 0)
     if not len(finite):
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "no points", ha="center", va="center", transform=axes.transAxes)
@@ -160,7 +143,6 @@ def _draw_curve(axes: Axes, name: str, points: Matrix) -> None:
     axes.set_ylim(bottom=min(0.0, float(losses.min())), top=_top(losses))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
-    axes.grid(axis="y", color="#dadce0", linewidth=0.6)
     axes.set_axisbelow(True)
 
 
@@ -168,9 +150,9 @@ def _draw_measured(axes: Axes, points: Points, name: str) -> None:
     """Draw what was measured now and then, each point of it."""
     steps, values = zip(*points, strict=True)
     axes.plot(steps, values, color=ORANGE, linewidth=1.4, marker="o", markersize=3, label=name)
-    axes.spines[["top", "right"]].set_visible(False)
+    open_axes(axes, grid=False)
     axes.set_xlabel("step")
-    axes.legend(loc="best", frameon=False, fontsize=8)
+    axes.legend(loc="best")
 
 
 def _draw_cells(
@@ -242,11 +224,6 @@ def _most_used(matrix: Matrix, modalities: Sequence[str], domains: Sequence[str]
 
 def _percent(value: float) -> str:
     return "–" if np.isnan(value) else f"{100 * value:.0f}"
-
-
-def _need(panels: Mapping[str, object] | Mapping[int, object], what: str) -> None:
-    if not panels:
-        raise DataError(f"{what} got nothing to draw; give at least one panel")
 
 
 def _matrix(

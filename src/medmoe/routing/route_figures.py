@@ -1,14 +1,16 @@
-"""Which expert did what, drawn: the paper's figures 4, 5 and 11, and what is measured per layer.
+"""Which expert did what, drawn for `medmoe routes`: the paper's figures 3, 4, 5, 6, 10 and 11.
 
-Each function takes the rows that stand in the figure's CSV (`medmoe.evaluation.routes.tables`) and
-shows nothing else. All of it can be read without colour: hatches, markers and printed numbers. The
-map of images and the label-count curve are `medmoe.routing.map_figures`.
+Also what is measured per layer. Each function takes the rows that stand in the figure's CSV
+(`medmoe.evaluation.routes`) and shows nothing else. All of it can be read without colour: hatches,
+markers and printed numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from medmoe.routing.figure_style import (
     BLUE,
@@ -18,18 +20,48 @@ from medmoe.routing.figure_style import (
     Drawing,
     Look,
     drawing,
-    new_figure,
-    style,
+    legend_below,
+    look_of,
+    open_axes,
+    panel,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Rows = Sequence[Mapping[str, Any]]
 _LABELLED = 12  # percent: narrower parts of a bar have no room for their number
 _ROOM = 38  # letters that stand side by side over the width of a table
 _KIND_LOOKS = {"image": (BLUE, "o", "-"), "text": (ORANGE, "s", "--")}
+
+
+def embedding_map(side: str, points: Rows, silhouettes: Mapping[str, Any]) -> Drawing:
+    """Draw one side of figure 3 or 10: one point per image, by modality.
+
+    Args:
+        side: ``before`` or ``after`` the router.
+        points: Per image ``modality``, ``<side>_x``, ``<side>_y``.
+        silhouettes: Of all layers side by side: ``<side>`` with ``<side>_low``, ``<side>_high``.
+    """
+    value, low, high = (silhouettes[key] for key in (side, f"{side}_low", f"{side}_high"))
+    silhouette = f"silhouette {value:.2f} ({low:.2f} to {high:.2f})".replace("-", "−")
+    modalities = list(dict.fromkeys(point["modality"] for point in points))
+    with panel(3.5) as (figure, axes):
+        for modality in modalities:
+            shown = [point for point in points if point["modality"] == modality]
+            look = look_of(modality)
+            axes.scatter(
+                [p[f"{side}_x"] for p in shown], [p[f"{side}_y"] for p in shown], s=16,
+                c=look.colour, marker=look.marker, linewidths=0.4, edgecolors="black",
+                label=modality, alpha=0.85,
+            )  # fmt: skip
+        axes.set(xticks=[], yticks=[])
+        axes.margins(0.06)
+        axes.set_title(f"{side} the router")
+        axes.set_xlabel(silhouette)
+        legend_below(figure, axes.collections, 4, gap=0.2)
+        words = f"Map of {len(points)} images by modality {side} the router: {silhouette}"
+        return drawing(figure, words)
 
 
 def token_shares(modality: str, rows: Rows, looks: Mapping[str, Look]) -> Drawing:
@@ -39,11 +71,9 @@ def token_shares(modality: str, rows: Rows, looks: Mapping[str, Look]) -> Drawin
         rows: Of this modality, as `tables.token_shares` gives them.
         looks: Experts, in order, with how each is drawn.
     """
-    layers = list(dict.fromkeys(row["layer"] for row in rows))
+    layers = _layers(rows)
     share = {(r["layer"], r["expert"], k): r[f"{k}_share"] for r in rows for k in ("image", "text")}
-    with style():
-        figure = new_figure(1.05 + 0.56 * len(layers))
-        axes = figure.subplots()
+    with panel(1.05 + 0.56 * len(layers)) as (figure, axes):
         for place, layer in enumerate(layers):
             for down, kind in ((-0.21, "image"), (0.21, "text")):
                 parts = [(share[layer, expert, kind], look) for expert, look in looks.items()]
@@ -53,9 +83,9 @@ def token_shares(modality: str, rows: Rows, looks: Mapping[str, Look]) -> Drawin
         axes.set_yticklabels([f"layer {layer}" for layer in layers])
         axes.tick_params(axis="y", length=0, pad=30)
         axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.set_title(f"{modality} images", loc="left", fontsize=10, fontweight="bold")
+        axes.set_title(f"{modality} images")
         axes.set_xlabel("% of the tokens of that kind")
-        _legend(axes, looks)
+        _legend(figure, looks)
         words = "; ".join(
             f"layer {layer}, {kind} tokens: "
             + ", ".join(f"{e} {_percent(share[layer, e, kind])} %" for e in looks)
@@ -73,12 +103,10 @@ def most_used(router: str, rows: Rows, looks: Mapping[str, Look]) -> Drawing:
         looks: Its experts with how each is drawn.
     """
     modalities = list(dict.fromkeys(row["modality"] for row in rows))
-    layers = list(dict.fromkeys(row["layer"] for row in rows))
-    with style():
-        crowded = max(map(len, looks)) * len(modalities) > _ROOM
-        height = 0.85 + 0.42 * len(layers) + _tilted(modalities) + 0.35 * crowded
-        figure = new_figure(height)
-        axes = figure.subplots()
+    layers = _layers(rows)
+    crowded = max(map(len, looks)) * len(modalities) > _ROOM
+    height = 0.85 + 0.42 * len(layers) + _tilted(modalities) + 0.35 * crowded
+    with panel(height) as (figure, axes):
         for row in rows:
             x, y = modalities.index(row["modality"]), layers.index(row["layer"])
             _cell(axes, x, y, looks[row["expert"]])
@@ -86,9 +114,9 @@ def most_used(router: str, rows: Rows, looks: Mapping[str, Look]) -> Drawing:
             name = "" if crowded else f"{row['expert']}\n"
             _on_white(axes, x, y, f"{name}{_percent(row['share'])} %", 7.5)
         if crowded:
-            _legend(axes, looks)
+            _legend(figure, looks)
         _grid(axes, modalities, [f"layer {layer}" for layer in layers])
-        axes.set_title(router, loc="left", fontsize=10, fontweight="bold")
+        axes.set_title(router)
         words = "; ".join(
             f"layer {r['layer']}, {r['modality']}: {r['expert']} {_percent(r['share'])} %"
             for r in rows
@@ -102,10 +130,11 @@ def load_entropy(rows: Rows) -> Drawing:
     Args:
         rows: As `tables.by_layer` gives them.
     """
-    with style():
-        figure, axes = _over_layers(rows, "load_entropy", 1.0)
-        axes.set_title("load entropy", loc="left", fontsize=10, fontweight="bold")
-        axes.set_ylabel("0 one expert … 1 all alike")
+    with panel(2.7) as (figure, axes):
+        for kind in _KIND_LOOKS:
+            _line(axes, rows, kind, "load_entropy")
+        _over_layers(axes, rows, "load entropy", "0 one expert … 1 all alike", 1.0)
+        legend_below(figure, axes.lines, 2)
         words = "; ".join(
             f"layer {r['layer']}, {r['tokens']} tokens {r['load_entropy']:.2f}" for r in rows
         )
@@ -119,10 +148,14 @@ def specialisation(rows: Rows) -> Drawing:
         rows: As `tables.by_layer` gives them.
     """
     most = max(row["domain_bits"] for row in rows)
-    with style():
-        figure, axes = _over_layers(rows, "bits", most)
-        axes.set_title("mutual information", loc="left", fontsize=10, fontweight="bold")
-        axes.set_ylabel("of domain and expert, bits")
+    with panel(2.7) as (figure, axes):
+        for kind in _KIND_LOOKS:
+            _line(axes, rows, kind, "bits")
+            _line(axes, rows, kind, "by_chance", linestyle=":", color=GREY, marker="d", ms=3,
+                  label="by chance" if kind == "text" else "")  # fmt: skip
+        axes.axhline(most, color=GREY, lw=1, label="entropy of domains")
+        _over_layers(axes, rows, "mutual information", "of domain and expert, bits", most)
+        legend_below(figure, axes.get_legend_handles_labels()[0], 2)
         words = "; ".join(
             f"layer {r['layer']}, {r['tokens']} tokens {r['bits']:.2f}, by chance "
             f"{r['by_chance']:.2f}"
@@ -142,9 +175,7 @@ def norm_shares(rows: Rows) -> Drawing:
 
     modalities = list(dict.fromkeys(row["modality"] for row in rows))
     lines = list(dict.fromkeys((row["layer"], row["kind"]) for row in rows))
-    with style():
-        figure = new_figure(0.95 + 0.3 * len(lines) + _tilted(modalities))
-        axes = figure.subplots()
+    with panel(0.95 + 0.3 * len(lines) + _tilted(modalities)) as (figure, axes):
         for row in rows:
             x, y = modalities.index(row["modality"]), lines.index((row["layer"], row["kind"]))
             share = row["meta_share"] / 100
@@ -161,6 +192,36 @@ def norm_shares(rows: Rows) -> Drawing:
             for r in rows
         )
         return drawing(figure, f"Meta expert's share of the output norm. {words}")
+
+
+def label_curve(rows: Rows) -> Drawing:
+    """Draw figure 6: router accuracy with interval by the number of labelled images.
+
+    The axis of labels is even in the square root: it holds 0, and small numbers keep apart.
+
+    Args:
+        rows: ``labels``, ``accuracy``, ``low``, ``high`` (percent) and ``n``, in order of labels.
+    """
+    labels = [row["labels"] for row in rows]
+    accuracy = [row["accuracy"] for row in rows]
+    spread = [
+        [row["accuracy"] - row["low"] for row in rows],
+        [row["high"] - row["accuracy"] for row in rows],
+    ]
+    with panel(2.9) as (figure, axes):
+        axes.errorbar(labels, accuracy, yerr=spread, color=BLUE, marker="o", ms=4, lw=1.6,
+                      elinewidth=1, capsize=2.5, ecolor=ORANGE)  # fmt: skip
+        roots = (lambda x: np.sqrt(np.maximum(x, 0)), np.square)
+        axes.set_xscale("function", functions=roots)
+        axes.set_xlim(left=0, right=max(labels) * 1.06 or 1)
+        axes.set_xticks(_spaced(labels))
+        axes.minorticks_off()
+        axes.set_ylim(min(40.0, min(row["low"] for row in rows)) - 2, 102)
+        axes.set_xlabel("labelled images (axis even in the square root)")
+        axes.set_ylabel("router accuracy, %")
+        open_axes(axes)
+        words = ", ".join(f"{row['labels']} labels {row['accuracy']:.1f} %" for row in rows)
+        return drawing(figure, f"Router accuracy by labelled images: {words}")
 
 
 def _stacked(axes: Axes, y: float, parts: Sequence[tuple[float | None, Look]]) -> None:
@@ -195,46 +256,39 @@ def _cell(axes: Axes, x: float, y: float, look: Look) -> None:
     )  # fmt: skip
 
 
-def _legend(axes: Axes, looks: Mapping[str, Look]) -> None:
+def _legend(figure: Any, looks: Mapping[str, Look]) -> None:
     from matplotlib.patches import Patch
 
     handles = [
         Patch(facecolor=look.colour, hatch=look.hatch, edgecolor="white", label=name)
         for name, look in looks.items()
     ]
-    assert axes.figure is not None
-    axes.figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False,
-        fontsize=8, columnspacing=1.0, handletextpad=0.4,
-    )  # fmt: skip
+    legend_below(figure, handles, 4)
 
 
-def _over_layers(rows: Rows, name: str, top: float) -> tuple[Figure, Axes]:
-    """Return a figure of one column of rows over the layers; bits also get what bounds them."""
-    layers = list(dict.fromkeys(row["layer"] for row in rows))
-    figure = new_figure(2.7)
-    axes = figure.subplots()
-    for kind, (colour, marker, line) in _KIND_LOOKS.items():
-        of_kind = [row for row in rows if row["tokens"] == kind]
-        places = [layers.index(row["layer"]) for row in of_kind]
-        label = f"{kind} tokens"
-        values = [row[name] for row in of_kind]
-        axes.plot(places, values, line, color=colour, marker=marker, ms=5, label=label)
-        if name == "bits":
-            chance = [row["by_chance"] for row in of_kind]
-            label = "by chance" if kind == "text" else ""
-            axes.plot(places, chance, ":", color=GREY, marker="d", ms=3, label=label)
-    if name == "bits":
-        axes.axhline(top, color=GREY, lw=1, label="entropy of domains")
-    axes.grid(axis="y", color="#dadce0", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+def _layers(rows: Rows) -> list[int]:
+    return list(dict.fromkeys(row["layer"] for row in rows))
+
+
+def _line(axes: Axes, rows: Rows, kind: str, name: str, **look: Any) -> None:
+    """Draw one column of the rows of a kind of token over the layers."""
+    layers, of_kind = _layers(rows), [row for row in rows if row["tokens"] == kind]
+    colour, marker, linestyle = _KIND_LOOKS[kind]
+    places, values = [layers.index(row["layer"]) for row in of_kind], [r[name] for r in of_kind]
+    known = {"color": colour, "marker": marker, "linestyle": linestyle, "ms": 5}
+    axes.plot(places, values, **{**known, "label": f"{kind} tokens", **look})
+
+
+def _over_layers(axes: Axes, rows: Rows, title: str, unit: str, top: float) -> None:
+    """Label axes whose lines run over the layers from 0 to at most ``top``."""
+    layers = _layers(rows)
+    open_axes(axes)
     axes.margins(x=0.12)
     axes.set_ylim(-0.05 * top, 1.06 * top)
     axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
     axes.set_xlabel("MoE layer")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2,
-                  frameon=False, fontsize=8, columnspacing=1.0, handletextpad=0.4)  # fmt: skip
-    return figure, axes
+    axes.set_title(title)
+    axes.set_ylabel(unit)
 
 
 def _tilted(columns: Sequence[str]) -> float:
@@ -255,3 +309,13 @@ def _grid(axes: Axes, columns: Sequence[str], rows: Sequence[str]) -> None:
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.0f}"
+
+
+def _spaced(labels: Sequence[int]) -> list[int]:
+    """Return the labels that have room on the axis, the largest among them."""
+    top = max(labels)
+    kept: list[int] = []
+    for label in sorted(set(labels), reverse=True):
+        if not kept or kept[-1] ** 0.5 - label**0.5 >= 0.07 * top**0.5:
+            kept.append(label)
+    return kept[::-1]

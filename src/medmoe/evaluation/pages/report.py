@@ -153,11 +153,15 @@ def render_report(data: ReportData) -> str:
             for name, found in (router.get("by_dataset") or {}).items()
         ],
         curves=[
-            Markup(figures.learning_curves({k: v}, data.validation, data.strict))
-            for k, v in data.curves.items()
+            Markup(
+                figures.learning_curve(
+                    name, points, data.validation.get(name, ()), data.strict.get(name, ())
+                )
+            )
+            for name, points in data.curves.items()
         ],
         heatmaps=[
-            Markup(figures.expert_heatmap({layer: share}, data.modalities, data.domains))
+            Markup(figures.expert_heatmap(layer, share, data.modalities, data.domains))
             for layer, share in sorted(data.expert_share.items())
         ],
         confusion=None

@@ -10,7 +10,7 @@ from medmoe.evaluation.pages.table import Table
 from medmoe.evaluation.routes import tables
 from medmoe.evaluation.routes.embedding import Embedding
 from medmoe.evaluation.routes.observe import Observation
-from medmoe.routing import map_figures, route_figures
+from medmoe.routing import route_figures
 from medmoe.routing.figure_style import Drawing, Look, expert_looks
 
 Row = dict[str, Any]
@@ -79,7 +79,7 @@ def map_figure(embedding: Embedding, layers: int, before: str) -> RouteFigure:
         reading,
         embedding.points,
         {
-            f"{stem}_{side}": map_figures.embedding_map(side, embedding.points, whole)
+            f"{stem}_{side}": route_figures.embedding_map(side, embedding.points, whole)
             for side in ("before", "after")
         },
         table,
@@ -229,7 +229,7 @@ def curve_figure(rows: list[Row]) -> RouteFigure:
     )
     return RouteFigure(
         stem, "Router accuracy by number of labels", "figure 6", reading, rows,
-        {stem: map_figures.label_curve(rows)}, table,
+        {stem: route_figures.label_curve(rows)}, table,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from medmoe.evaluation.pages.report import Figure, Section
 from medmoe.evaluation.pages.table import Table
 from medmoe.numbers import NONE, percent, with_interval
-from medmoe.routing.figure_style import BLUE, GREY, ORANGE, new_figure, style, to_svg
+from medmoe.routing.figure_style import BLUE, GREY, ORANGE, panel, to_svg
 
 _WORDS = (
     "The same questions about worse pictures: share of right answers (strict, or of the best "
@@ -65,10 +65,8 @@ def _figure(
     title: str, clean: Mapping[str, Any], by_name: Mapping[str, Mapping[int, Mapping[str, Any]]]
 ) -> str:
     dashes = ("-", "--", "-.", ":")
-    with style():
-        lines = -(-len(by_name) // 2)
-        figure = new_figure(2.6 + 0.17 * lines)
-        axes = figure.subplots()
+    lines = -(-len(by_name) // 2)
+    with panel(2.6 + 0.17 * lines) as (figure, axes):
         for place, (name, rows) in enumerate(by_name.items()):
             points = [(0, clean["value"]), *((s, rows[s]["value"]) for s in sorted(rows))]
             axes.plot(
@@ -82,5 +80,5 @@ def _figure(
             )
         severities = sorted({severity for rows in by_name.values() for severity in rows})
         axes.set(xlabel="severity", ylabel="% right", ylim=(0, 102), xticks=[0, *severities])
-        figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
+        figure.legend(loc="outside lower center", ncols=2)
         return to_svg(figure, f"Scores by severity of corruptions: {title}")

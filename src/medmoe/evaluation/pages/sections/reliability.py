@@ -9,7 +9,7 @@ from medmoe.evaluation.pages.report import Figure, Section
 from medmoe.evaluation.pages.table import Table
 from medmoe.evaluation.reliability.calibration import LEAST_T, MOST_T
 from medmoe.numbers import NONE, percent, with_interval
-from medmoe.routing.figure_style import BLUE, GREY, ORANGE, new_figure, style, to_svg
+from medmoe.routing.figure_style import BLUE, GREY, ORANGE, new_figure, panel, style, to_svg
 
 _WORDS = (
     "A confidence is the probability that the model gave to exactly the answer it gave; of a "
@@ -125,7 +125,7 @@ def _diagram(task: str, kind: str, entry: Mapping[str, Any]) -> str:
                 )  # fmt: skip
             upper.plot([], [], marker=marker, color=colour, label=label, markersize=5, linewidth=1)
         upper.set(ylabel="share right", xlim=(0, 1), ylim=(0, 1))
-        upper.legend(frameon=False, fontsize=8)
+        upper.legend()
         parts = entry["before"]["bins"]
         lower.bar(
             [part["low"] for part in parts], [part["n"] for part in parts],
@@ -137,9 +137,7 @@ def _diagram(task: str, kind: str, entry: Mapping[str, Any]) -> str:
 
 
 def _curve(task: str, kind: str, entry: Mapping[str, Any]) -> str:
-    with style():
-        figure = new_figure(2.6)
-        axes = figure.subplots()
+    with panel(2.6) as (figure, axes):
         curve = entry["curve"]
         axes.step(curve["coverage"], curve["risk"], where="post", color=BLUE)
         given = entry.get("abstention", {})
@@ -148,7 +146,7 @@ def _curve(task: str, kind: str, entry: Mapping[str, Any]) -> str:
                 [given["coverage"]], [given["risk"]], "s", color=ORANGE, label="threshold",
                 clip_on=False, zorder=3,
             )  # fmt: skip
-            axes.legend(frameon=False, fontsize=8)
+            axes.legend()
         # A scale of tenths of a percent would make one wrong answer look like a cliff.
         top = max(_LEAST_RISK_SHOWN, 1.05 * max(curve["risk"]))
         axes.set(xlabel="share answered", ylabel="share of these wrong", xlim=(0, 1), ylim=(0, top))
