@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
 
 from medmoe.cli import flags
 from medmoe.cli.console import tell
@@ -18,11 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder that save_pretrained, the Trainer or PEFT has left, or a hub id",
     )
-    parser.add_argument(
+    flags.add_path(
+        parser,
         "--out",
-        type=Path,
-        metavar="DIR",
-        help="model folder to write (default: DIR itself; an adapter and a hub id need one)",
+        "DIR",
+        "model folder to write (default: DIR itself; an adapter and a hub id need one)",
     )
     parser.add_argument(
         "--processor",

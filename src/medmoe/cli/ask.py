@@ -8,6 +8,7 @@ from dataclasses import asdict
 from medmoe.cli import flags
 from medmoe.cli.console import tell
 from medmoe.cli.parser import FOOTER
+from medmoe.errors import ConfigError
 from medmoe.numbers import probability
 
 
@@ -28,7 +29,6 @@ def run(args: argparse.Namespace) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from medmoe.data.images import open_picture
-    from medmoe.errors import ConfigError
     from medmoe.inference.answer import warnings_of
     from medmoe.inference.engine import MedMoe
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from medmoe.cli import flags
 from medmoe.cli.console import tell
@@ -12,7 +11,7 @@ from medmoe.cli.console import tell
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `audit`."""
     parser.add_argument("action", choices=("verify",), help="what to do with the log")
-    parser.add_argument("log", type=Path, metavar="LOG", help="file given to serve --audit-log")
+    flags.add_path(parser, "log", "LOG", "file given to serve --audit-log")
     flags.add_json(parser)
 
 

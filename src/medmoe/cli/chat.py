@@ -9,6 +9,7 @@ from pathlib import Path
 from medmoe.cli import flags
 from medmoe.cli.console import tell
 from medmoe.cli.parser import FOOTER
+from medmoe.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +41,6 @@ def run(args: argparse.Namespace) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from medmoe.cli.chat_session import Session
-    from medmoe.errors import ConfigError
     from medmoe.inference.engine import MedMoe
     from medmoe.model.locate import find_model, name_of
 

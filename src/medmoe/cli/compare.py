@@ -25,23 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the baseline: a prediction file or run folder; several seeds parted by commas",
     )
     parser.add_argument("b", metavar="B", help="what is held against it, given in the same way")
-    parser.add_argument(
-        "--truth",
-        type=Path,
-        metavar="FILE",
-        help="truth of the predictions (default: what A's own files hold)",
+    flags.add_path(
+        parser, "--truth", "FILE", "truth of the predictions (default: what A's own files hold)"
     )
     parser.add_argument(
         "--fail-if-worse",
         action="store_true",
         help="end with 1 if the interval of B − A lies below zero in a deciding row",
     )
-    parser.add_argument(
-        "--report", type=Path, metavar="FILE", help="write a page with the flipped answers"
-    )
-    parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="pictures of the page, by their image names"
-    )
+    flags.add_path(parser, "--report", "FILE", "write a page with the flipped answers")
+    flags.add_path(parser, "--images", "DIR", "pictures of the page, by their image names")
     flags.add_data(parser)
     flags.add_seed(parser)
     flags.add_json(parser)

@@ -25,21 +25,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KIND",
         help="reference (the paper's code, stage 2 or 3) or llava (a stock Llava of transformers)",
     )
-    parser.add_argument("source", type=Path, metavar="SRC", help="folder of the checkpoint")
-    parser.add_argument(
-        "destination", type=Path, metavar="DST", help="model folder to write, e.g. runs/x/model"
-    )
-    parser.add_argument(
+    flags.add_path(parser, "source", "SRC", "folder of the checkpoint")
+    flags.add_path(parser, "destination", "DST", "model folder to write, e.g. runs/x/model")
+    flags.add_path(
+        parser,
         "--vision-tower",
-        type=Path,
-        metavar="DIR",
-        help="reference: folder of the CLIP vision tower, where SRC neither holds nor names one",
+        "DIR",
+        "reference: folder of the CLIP vision tower, where SRC neither holds nor names one",
     )
-    parser.add_argument(
+    flags.add_path(
+        parser,
         "--router",
-        type=Path,
-        metavar="FILE",
-        help="reference: router for every MoE layer (.safetensors or .pth); with a stage-2 SRC it "
+        "FILE",
+        "reference: router for every MoE layer (.safetensors or .pth); with a stage-2 SRC it "
         "makes the model that stage 3 starts from",
     )
     parser.add_argument(

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from medmoe.cli import flags
+from medmoe.errors import ConfigError
 
 REPEATS = 5
 
@@ -53,7 +54,6 @@ def run(args: argparse.Namespace) -> int:
         CheckpointError: The folder is no complete model.
     """
     from medmoe.cli.cost_display import show
-    from medmoe.errors import ConfigError
     from medmoe.experiments.cost import cost_report
     from medmoe.experiments.measure import measure
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from medmoe.cli import flags
 from medmoe.cli.parser import FOOTER
+from medmoe.errors import ConfigError
 
 if TYPE_CHECKING:
     from medmoe.evaluation.tasks import TaskSpec
@@ -20,12 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `eval`."""
     flags.add_model(parser)
     flags.add_tasks(parser)
-    parser.add_argument(
-        "--protocol",
-        action="append",
-        metavar="NAME",
-        help="protocol to score under, may be given more than once (default: all)",
-    )
+    flags.add_protocol(parser)
     _add_tests(parser)
     flags.add_count(parser, "--batch-size", 64, "questions answered together")
     flags.add_data(parser)
@@ -41,6 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_json(parser)
 
 
+_severities = flags.reader(
+    lambda text: tuple(sorted(set(flags.whole_numbers(text)))),
+    lambda each: set(each) <= {1, 2, 3, 4, 5},
+    "a list of 1 to 5, e.g. 1,3,5",
+)
 #: A flag that takes names parted by commas.
 _NAMES: dict[str, Any] = {
     "type": lambda text: text.split(","),
@@ -78,12 +79,7 @@ def _add_tests(parser: argparse.ArgumentParser) -> None:
         metavar="SPLIT",
         help="also ask this split, e.g. validation, and choose temperature and abstention on it",
     )
-    parser.add_argument(
-        "--target-risk",
-        type=flags.share,
-        metavar="R",
-        help="share of an image's questions that may be answered wrongly (default: 0.1)",
-    )
+    flags.add_target_risk(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -169,7 +165,6 @@ def _calibrated(reliability: dict[str, Any]) -> dict[str, Any]:
 
 def _specs(args: argparse.Namespace) -> dict[str, TaskSpec]:
     """Return the tasks by name."""
-    from medmoe.errors import ConfigError
     from medmoe.evaluation.tasks import task_spec
 
     specs: dict[str, TaskSpec] = {}
@@ -183,16 +178,7 @@ def _specs(args: argparse.Namespace) -> dict[str, TaskSpec]:
 
 def _check_flags(args: argparse.Namespace) -> None:
     """Refuse a flag that means nothing without another."""
-    from medmoe.errors import ConfigError
-
     if args.severity is not None and not args.corruption:
         raise ConfigError("--severity needs worse pictures; add --corruption all")
     if args.target_risk is not None and args.calibrate is None:
         raise ConfigError("--target-risk needs a split to choose on; add --calibrate validation")
-
-
-def _severities(text: str) -> tuple[int, ...]:
-    known = {"1", "2", "3", "4", "5"}
-    if not set(text.split(",")) <= known:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of 1 to 5, e.g. 1,3,5")
-    return tuple(sorted({int(part) for part in text.split(",")}))

@@ -9,12 +9,15 @@ import argparse
 import json
 import math
 import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from medmoe.errors import ConfigError, GuardError, MedMoeError
 from medmoe.files import FULL, refused, write_text
 
+Value = TypeVar("Value")
 MAX_SEED = 2**32 - 1  # what numpy's legacy seeding takes, and therefore transformers' set_seed
 
 
@@ -60,6 +63,31 @@ def add_count(parser: argparse.ArgumentParser, flag: str, default: int, what: st
     """Add a flag that takes a whole number of at least 1."""
     parser.add_argument(
         flag, type=positive_int, default=default, metavar="N", help=f"{what} (default: {default})"
+    )
+
+
+def add_path(parser: argparse.ArgumentParser, name: str, metavar: str, what: str) -> None:
+    """Add a flag, or a positional, that takes the path of a file or folder."""
+    parser.add_argument(name, type=Path, metavar=metavar, help=what)
+
+
+def add_protocol(parser: argparse.ArgumentParser) -> None:
+    """Add `--protocol NAME`: what answers are scored under."""
+    parser.add_argument(
+        "--protocol",
+        action="append",
+        metavar="NAME",
+        help="protocol to score under, may be given more than once (default: all)",
+    )
+
+
+def add_target_risk(parser: argparse.ArgumentParser) -> None:
+    """Add `--target-risk R`, which belongs to `--calibrate`."""
+    parser.add_argument(
+        "--target-risk",
+        type=share,
+        metavar="R",
+        help="share of an image's questions that may be answered wrongly (default: 0.1)",
     )
 
 
@@ -174,37 +202,33 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result as JSON")
 
 
-def seed(text: str) -> int:
-    """Read a seed: a whole number from 0 to 4294967295."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value <= MAX_SEED:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {MAX_SEED}")
-    return value
+def reader(
+    parse: Callable[[str], Value], accepts: Callable[[Value], bool], what: str
+) -> Callable[[str], Value]:
+    """Return the type of a flag: it reads a text, and refuses what is not ``what``."""
+
+    def read(text: str) -> Value:
+        with suppress(ValueError):
+            value = parse(text)
+            if accepts(value):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+
+    return read
 
 
-def positive_int(text: str) -> int:
-    """Read a whole number of at least 1."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return value
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Return whole numbers that are separated by commas."""
+    return tuple(int(part) for part in text.split(","))
 
 
-def positive_float(text: str) -> float:
-    """Read a finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
+seed = reader(int, lambda n: 0 <= n <= MAX_SEED, f"a whole number from 0 to {MAX_SEED}")
+positive_int = reader(int, lambda n: n >= 1, "a whole number of at least 1")
+positive_float = reader(float, lambda x: 0 < x < math.inf, "a number above 0")
+share = reader(float, lambda x: 0 < x < 1, "a number between 0 and 1")
+counts = reader(
+    whole_numbers, lambda each: min(each) >= 0, "a list of whole numbers, e.g. 0,50,100"
+)
 
 
 def window(text: str) -> tuple[float, float] | str:
@@ -216,17 +240,6 @@ def window(text: str) -> tuple[float, float] | str:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not C,W: two numbers") from None
     return center, width
-
-
-def counts(text: str) -> tuple[int, ...]:
-    """Read whole numbers of at least 0, separated by commas."""
-    try:
-        values = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        values = (-1,)
-    if min(values) < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers, e.g. 0,50,100")
-    return values
 
 
 def make_out_dir(path: Path) -> Path:
@@ -267,18 +280,3 @@ def file_error(error: OSError) -> MedMoeError:
     if error.errno in FULL:
         return GuardError(f"{reason}; free some space on the disk and run the command again")
     return ConfigError(f"{reason}; check that it exists, is of the right kind and may be used")
-
-
-def share(text: str) -> float:
-    """Return a number between 0 and 1, both excluded.
-
-    Raises:
-        argparse.ArgumentTypeError: It is none.
-    """
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
-    return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from medmoe.cli import flags
@@ -15,23 +14,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `routes`."""
     flags.add_model(parser)
     flags.add_tasks(parser)
-    parser.add_argument(
+    flags.add_path(
+        parser,
         "--before",
-        type=Path,
-        metavar="DIR",
-        help="phase-2 model or its run: the states before the router are its (default: MODEL's)",
+        "DIR",
+        "phase-2 model or its run: the states before the router are its (default: MODEL's)",
     )
-    parser.add_argument(
+    flags.add_path(
+        parser,
         "--learned",
-        type=Path,
-        metavar="DIR",
-        help="model or run with a learned router (…_learned_router), to hold beside in figure 5",
+        "DIR",
+        "model or run with a learned router (…_learned_router), to hold beside in figure 5",
     )
-    parser.add_argument(
+    flags.add_path(
+        parser,
         "--label-curve",
-        type=Path,
-        metavar="FILE",
-        help="label_curve.csv or .json of `medmoe train …_label_curve`: draws figure 6",
+        "FILE",
+        "label_curve.csv or .json of `medmoe train …_label_curve`: draws figure 6",
     )
     flags.add_data(parser)
     flags.add_out(parser, "runs/routes")

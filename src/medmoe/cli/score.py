@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `score`."""
-    parser.add_argument(
+    flags.add_path(
+        parser,
         "predictions",
-        type=Path,
-        metavar="PREDICTIONS",
-        help="JSON lines {id, prediction}; option_scores for label_score; or a run folder",
+        "PREDICTIONS",
+        "JSON lines {id, prediction}; option_scores for label_score; or a run folder",
     )
     parser.add_argument(
         "truth",
@@ -30,17 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="JSON lines {id, answer, answer_type, image, subset} (default: what PREDICTIONS "
         "itself holds, as medmoe writes it)",
     )
-    parser.add_argument(
-        "--protocol",
-        action="append",
-        metavar="NAME",
-        help="protocol to score under, may be given more than once (default: all)",
-    )
-    parser.add_argument(
-        "--train",
-        type=Path,
-        metavar="FILE",
-        help="truth of the training split, to choose the constant answers on",
+    flags.add_protocol(parser)
+    flags.add_path(
+        parser, "--train", "FILE", "truth of the training split, to choose the constant answers on"
     )
     parser.add_argument(
         "--task",
@@ -48,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what was answered, e.g. vqa_rad: also show what the paper reports on it",
     )
     _add_reliability(parser)
-    parser.add_argument("--report", type=Path, metavar="FILE", help="also write an HTML report")
+    flags.add_path(parser, "--report", "FILE", "also write an HTML report")
     flags.add_seed(parser)
     flags.add_json(parser)
 
@@ -59,25 +51,20 @@ def _add_reliability(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also say how far the confidences can be trusted: calibration, risk and coverage",
     )
-    parser.add_argument(
+    flags.add_path(
+        parser,
         "--calibrate",
-        type=Path,
-        metavar="FILE",
-        help="answers to another split, e.g. validation (a file or run folder): choose temperature "
+        "FILE",
+        "answers to another split, e.g. validation (a file or run folder): choose temperature "
         "and abstention on them; with --reliability",
     )
-    parser.add_argument(
+    flags.add_path(
+        parser,
         "--calibrate-truth",
-        type=Path,
-        metavar="FILE",
-        help="truth of --calibrate (default: what its own file holds)",
+        "FILE",
+        "truth of --calibrate (default: what its own file holds)",
     )
-    parser.add_argument(
-        "--target-risk",
-        type=flags.share,
-        metavar="R",
-        help="share of an image's questions that may be answered wrongly (default: 0.1)",
-    )
+    flags.add_target_risk(parser)
 
 
 def run(args: argparse.Namespace) -> int:

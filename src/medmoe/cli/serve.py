@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medmoe.cli import flags
 from medmoe.cli.console import tell
 from medmoe.cli.parser import FOOTER
+from medmoe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from medmoe.serving.audit import AuditLog
     from medmoe.serving.chat_engine import ChatEngine
 
 TOKEN_VARIABLE = "MEDMOE_TOKEN"
@@ -34,14 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="127.0.0.1",
         help="address to bind to; beyond loopback it needs a token",
     )
-    parser.add_argument("--port", type=_port, default=8000, help="port to bind to (default: 8000)")
+    parser.add_argument(
+        "--port",
+        type=flags.reader(int, lambda n: 0 < n < 65536, "a port from 1 to 65535"),
+        default=8000,
+        help="port to bind to (default: 8000)",
+    )
     parser.add_argument(
         "--token",
         metavar="TOKEN",
         help=f"token that clients must give; others can see it in the process list: rather "
         f"--token-file FILE or ${TOKEN_VARIABLE}",
     )
-    parser.add_argument("--token-file", type=Path, metavar="FILE", help="file that holds the token")
+    flags.add_path(parser, "--token-file", "FILE", "file that holds the token")
     parser.add_argument(
         "--name", metavar="NAME", help="what to call the model (default: by its folder)"
     )
@@ -52,9 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="who answers: this process, or vLLM (default: local)",
     )
     _add_limits(parser)
-    parser.add_argument(
-        "--audit-log", type=Path, metavar="FILE", help="keep a chained log (docs/serving.md)"
-    )
+    flags.add_path(parser, "--audit-log", "FILE", "keep a chained log (docs/serving.md)")
     _add_vllm_arguments(parser.add_argument_group("with --engine vllm (docs/serving_vllm.md)"))
     parser.add_argument("--no-page", action="store_true", help="only the interface, no page at /")
 
@@ -106,9 +108,9 @@ def run(args: argparse.Namespace) -> int:
     """
     from transformers.utils.logging import disable_progress_bar
 
-    from medmoe.errors import ConfigError
     from medmoe.model.checkpoint import verify
     from medmoe.model.locate import find_model
+    from medmoe.serving.audit import AuditLog
     from medmoe.serving.settings import ServerSettings
 
     settings = ServerSettings(
@@ -130,7 +132,8 @@ def run(args: argparse.Namespace) -> int:
     verify(args.model)
     _check_port(settings.host, settings.port)
     quiet_logs()
-    engine, audit = _engine(args), _audit(args.audit_log)  # in this order: a refusal leaves no log
+    engine = _engine(args)  # before the log: a refusal leaves none
+    audit = AuditLog(args.audit_log) if args.audit_log is not None else None
     address = f"http://{f'[{args.host}]' if ':' in args.host else args.host}:{args.port}"
     server = Server(
         engine, settings, audit=audit, page=not args.no_page,
@@ -156,8 +159,6 @@ def _engine(args: argparse.Namespace) -> ChatEngine:
             options=options,
         )  # fmt: skip
     if options:
-        from medmoe.errors import ConfigError
-
         flag = next(iter(options)).replace("_", "-")
         raise ConfigError(f"--{flag} is for vLLM; add --engine vllm, or leave it out")
     from medmoe.serving.local_engine import LocalEngine
@@ -174,8 +175,6 @@ def _vllm_options(args: argparse.Namespace) -> dict[str, Any]:
         ConfigError: A pair is none.
     """
     import yaml
-
-    from medmoe.errors import ConfigError
 
     given = {name: getattr(args, name) for name in _VLLM_FLAGS}
     options = {name: value for name, value in given.items() if value is not None}
@@ -197,8 +196,6 @@ def _token(args: argparse.Namespace) -> str | None:
     Raises:
         ConfigError: The file cannot be read.
     """
-    from medmoe.errors import ConfigError
-
     if args.token_file is None:
         return args.token or os.environ.get(TOKEN_VARIABLE) or None
     try:
@@ -210,17 +207,9 @@ def _token(args: argparse.Namespace) -> str | None:
         ) from None
 
 
-def _audit(path: Path | None) -> AuditLog | None:
-    from medmoe.serving.audit import AuditLog
-
-    return AuditLog(path) if path is not None else None
-
-
 def _check_port(host: str, port: int) -> None:
     """Refuse an address that cannot be bound, before the model is loaded."""
     import socket
-
-    from medmoe.errors import ConfigError
 
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -233,13 +222,3 @@ def _check_port(host: str, port: int) -> None:
         raise ConfigError(
             f"cannot bind to {host} port {port} ({error.strerror}); give another --host or --port"
         ) from None
-
-
-def _port(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if not 0 < value < 65536:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to 65535")
-    return value

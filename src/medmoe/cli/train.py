@@ -57,9 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="go on with a trained model (folder, LoRA adapter or hub id): a dense one from any "
         "phase, or a Med-MoE in phase 3",
     )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder to write to (default: runs/CONFIG)"
-    )
+    flags.add_path(parser, "--out", "DIR", "folder to write to (default: runs/CONFIG)")
     flags.add_seed(parser)
     flags.add_set(parser)
     flags.add_json(parser)
