@@ -12,7 +12,6 @@ from medmoe.errors import DataError
 from medmoe.evaluation.statistics import (
     clustered_bootstrap,
     mcnemar,
-    paired_bootstrap,
     wilson,
 )
 
@@ -139,16 +138,3 @@ def test_paired_tests_refuse_what_does_not_pair() -> None:
         mcnemar([1, 0], [1])
     with pytest.raises(DataError, match="0 and 1 only"):
         mcnemar([1, 0.5], [1, 0])
-    with pytest.raises(DataError, match="2 and 3 values"):
-        paired_bootstrap([1, 0], [1, 0, 1], ["a", "b", "c"], 0)
-
-
-def test_pairing_narrows_the_interval_of_a_difference() -> None:
-    rng = np.random.default_rng(8)
-    b = rng.random(400)
-    a = b + 0.05 + 0.01 * rng.standard_normal(400)
-    difference, low, high = paired_bootstrap(a, b, range(400), 9)
-    assert difference == pytest.approx((a - b).mean())
-    assert 0.04 < low < difference < high < 0.06
-    alone = clustered_bootstrap(a, range(400), seed=9)
-    assert high - low < 0.2 * (alone[1] - alone[0])

@@ -55,19 +55,7 @@ def clustered_bootstrap(
 ) -> tuple[float, float]:
     """Return the interval of the mean of ``values``, by a bootstrap over clusters.
 
-    Clusters are drawn with replacement and each resample's mean is the sum of its values ÷ their
-    number, so clusters of unequal size are treated as they are. Fewer than two clusters tell
-    nothing about the spread: the interval is then (nan, nan).
-
-    Args:
-        values: One value per item.
-        clusters: The cluster of each item, e.g. its image.
-        seed: Of the draws; the same seed gives the same interval.
-        resamples: How many resamples are drawn.
-        confidence: The share of resamples between the two ends.
-
-    Raises:
-        DataError: No values, not a number among them, or not one cluster per value.
+    Args and errors are those of `clustered_bootstraps`, for one column of values.
     """
     data = np.asarray(values, dtype=np.float64)
     if data.ndim != 1:
@@ -88,11 +76,19 @@ def clustered_bootstraps(
 ) -> Floats:
     """Return the intervals (M, 2) of the means of M columns ``values`` (items, M).
 
-    The columns share their draws, so M metrics of the same items cost little more than one, and
-    each column's interval is that of `clustered_bootstrap` with the same seed.
+    Clusters are drawn with replacement and each resample's mean is the sum of its values ÷ their
+    number, so clusters of unequal size are treated as they are. Fewer than two clusters tell
+    nothing about the spread: the interval is then (nan, nan). The columns share their draws, so M
+    metrics of the same items cost little more than one.
+
+    Args:
+        clusters: The cluster of each item, e.g. its image.
+        seed: Of the draws; the same seed gives the same interval.
+        resamples: How many resamples are drawn.
+        confidence: The share of resamples between the two ends.
 
     Raises:
-        DataError: As `clustered_bootstrap`.
+        DataError: No values, not a number among them, or not one cluster per value.
     """
     data = np.asarray(values, dtype=np.float64)
     if data.ndim != 2 or data.size == 0 or len(data) != len(clusters):
@@ -175,7 +171,7 @@ def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
 
     Only items that one system has right and the other wrong count; under the null hypothesis
     each of them favours either system with probability one half. Questions are taken as
-    independent: with several per image, look at `paired_bootstrap` as well.
+    independent: with several per image, look at the interval of the difference as well.
 
     Args:
         a: 1 where the first system is right, else 0, item by item.
@@ -184,44 +180,17 @@ def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
     Raises:
         DataError: Not the same number of items, or a value other than 0 and 1.
     """
-    first, second = _paired(a, b)
-    if not np.isin(np.concatenate([first, second]), (0.0, 1.0)).all():
-        raise DataError("McNemar's test takes values 0 and 1 only; use paired_bootstrap for others")
-    only_a, only_b = int((first > second).sum()), int((second > first).sum())
-    if only_a + only_b == 0:
-        return 1.0
-    from scipy.stats import binomtest
-
-    return float(binomtest(only_a, only_a + only_b).pvalue)
-
-
-def paired_bootstrap(
-    a: Sequence[float] | Floats,
-    b: Sequence[float] | Floats,
-    clusters: Sequence[Hashable],
-    seed: int,
-    *,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-) -> tuple[float, float, float]:
-    """Return the mean difference ``a - b`` and its clustered bootstrap interval.
-
-    Raises:
-        DataError: As `clustered_bootstrap`, or ``a`` and ``b`` differ in length.
-    """
-    first, second = _paired(a, b)
-    difference = first - second
-    low, high = clustered_bootstrap(
-        difference, clusters, seed=seed, resamples=resamples, confidence=confidence
-    )
-    return float(difference.mean()), low, high
-
-
-def _paired(a: Sequence[float] | Floats, b: Sequence[float] | Floats) -> tuple[Floats, Floats]:
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape or first.ndim != 1:
         raise DataError(
             f"{first.size} and {second.size} values; a paired test needs both systems' values for "
             "the same items in the same order"
         )
-    return first, second
+    if not np.isin([first, second], (0.0, 1.0)).all():
+        raise DataError("McNemar's test takes values 0 and 1 only; give right and wrong answers")
+    only_a, only_b = int((first > second).sum()), int((second > first).sum())
+    if only_a + only_b == 0:
+        return 1.0
+    from scipy.stats import binomtest
+
+    return float(binomtest(only_a, only_a + only_b).pvalue)

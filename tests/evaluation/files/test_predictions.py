@@ -8,12 +8,8 @@ import pytest
 
 from medmoe.data.schema import Record
 from medmoe.errors import DataError
-from medmoe.evaluation.files.predictions import (
-    Prediction,
-    pair,
-    read_predictions,
-    write_predictions,
-)
+from medmoe.evaluation.ask.answers import AnswerFile
+from medmoe.evaluation.files.predictions import Prediction, pair, read_predictions
 
 Make = Callable[..., Record]
 
@@ -61,7 +57,7 @@ def test_a_file_gives_back_what_was_written(make_record: Make, tmp_path: Path) -
         Prediction("b", "left\nlung"),
     ]
     path = tmp_path / "new" / "predictions.jsonl"
-    write_predictions(path, records, predictions)
+    AnswerFile(path, [records]).append(records, predictions)
     assert read_predictions(path) == [predictions[1], predictions[2], predictions[0]]
     assert [p.name for p in path.parent.iterdir()] == ["predictions.jsonl"]
 
@@ -71,7 +67,7 @@ def test_the_file_holds_the_truth_and_nothing_of_the_question(
 ) -> None:
     path = tmp_path / "predictions.jsonl"
     record = make_record("a", "no", image="scan 1", question="a secret?")
-    write_predictions(path, [record], [Prediction("a", "yes", confidence=0.5)])
+    AnswerFile(path, [[record]]).append([record], [Prediction("a", "yes", confidence=0.5)])
     assert json.loads(path.read_text(encoding="utf-8")) == {
         "id": "a",
         "prediction": "yes",
@@ -84,13 +80,12 @@ def test_the_file_holds_the_truth_and_nothing_of_the_question(
 
 
 def test_writing_refuses_what_reading_would_refuse(make_record: Make, tmp_path: Path) -> None:
-    path = tmp_path / "predictions.jsonl"
+    path, records = tmp_path / "predictions.jsonl", [make_record("a")]
+    file = AnswerFile(path, [records])
     with pytest.raises(DataError, match="missing predictions"):
-        write_predictions(path, [make_record("a")], [])
+        file.append(records, [])
     with pytest.raises(DataError, match=r"a: option_scores holds -inf"):
-        write_predictions(
-            path, [make_record("a")], [Prediction("a", "x", None, (0.0, float("-inf")))]
-        )
+        file.append(records, [Prediction("a", "x", None, (0.0, float("-inf")))])
     assert not path.exists()
 
 

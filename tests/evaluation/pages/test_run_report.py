@@ -12,7 +12,8 @@ import pytest
 
 from medmoe.data.phantom import read_phantom
 from medmoe.errors import DataError
-from medmoe.evaluation.files.predictions import Prediction, write_predictions
+from medmoe.evaluation.ask.answers import AnswerFile
+from medmoe.evaluation.files.predictions import Prediction
 from medmoe.evaluation.pages.report import (
     Figure,
     ReportData,
@@ -41,7 +42,7 @@ def run(tmp_path: Path) -> Path:
     """A run as `demo` or `eval` leaves it, on phantom records."""
     folder = tmp_path / "run"
     told = [Prediction(r.id, r.answer if i % 2 else "no such", 0.5) for i, r in enumerate(ASKED)]
-    write_predictions(folder / "predictions" / "moe-phantom_vqa.jsonl", ASKED, told)
+    AnswerFile(folder / "predictions" / "moe-phantom_vqa.jsonl", [ASKED]).append(ASKED, told)
     summary = {"version": 1, "seed": SEED, "data": "phantom", "scores": [score()], "notes": ["N."]}
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "metrics.jsonl").write_text('{"phase": "phase1", "step": 1, "loss": 2.5}\n')

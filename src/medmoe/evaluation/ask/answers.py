@@ -48,7 +48,7 @@ class AnswerFile:
     """The predictions of one task on disk.
 
     Args:
-        path: A JSON Lines file, as `write_predictions` writes it; its folder is made.
+        path: A JSON Lines file of `prediction_row`s; its folder is made.
         chunks: All chunks, in the order in which they are asked.
         questions: Also write what was asked, where that is not in the data set.
     """

@@ -7,7 +7,6 @@ released code pairs by position and cuts the longer list silently; here that is 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +16,6 @@ from typing import Any
 from medmoe.data.schema import Record
 from medmoe.errors import DataError
 from medmoe.evaluation.files.json_lines import named, number, read_rows, text_of
-from medmoe.files import write_text
-
-__all__ = ["Prediction", "named", "pair", "prediction_row", "read_predictions", "write_predictions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +66,6 @@ def pair(
     if unknown:
         raise DataError(f"unknown prediction ids: {named(unknown)}; score the split they are from")
     return [(r, by_id[r.id]) for r in records]
-
-
-def write_predictions(
-    path: Path, records: Sequence[Record], predictions: Sequence[Prediction]
-) -> None:
-    """Write predictions with their truth, in the records' order, whole or not at all.
-
-    Raises:
-        DataError: The ids do not pair, or a confidence or option score is not finite.
-    """
-    lines = [
-        json.dumps(prediction_row(r, p), ensure_ascii=False) + "\n"
-        for r, p in pair(records, predictions)
-    ]
-    write_text(path, "".join(lines))
 
 
 def prediction_row(record: Record, prediction: Prediction) -> dict[str, Any]:

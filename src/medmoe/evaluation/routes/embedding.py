@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medmoe.data.schema import ImageRecord
-from medmoe.evaluation.statistics import clustered_bootstrap, paired_bootstrap
+from medmoe.evaluation.statistics import clustered_bootstrap
 
 Floats = npt.NDArray[np.float32]
 #: Images of the map at most, and the fewest of a modality and in all that are drawn.
@@ -134,11 +134,10 @@ def _silhouettes(
     each = [
         silhouette_samples(v.astype(np.float64), labels, metric=metric) for v in (before, after)
     ]
-    names = range(len(labels))
     row: dict[str, Any] = {"layer": layer, "metric": metric}
-    for name, values in zip(("before", "after"), each, strict=True):
-        low, high = clustered_bootstrap(values, names, seed=seed)
+    for name, values in zip(
+        ("before", "after", "difference"), (*each, each[1] - each[0]), strict=True
+    ):
+        low, high = clustered_bootstrap(values, range(len(labels)), seed=seed)
         row |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
-    difference, low, high = paired_bootstrap(each[1], each[0], names, seed)
-    row |= {"difference": difference, "difference_low": low, "difference_high": high}
     return row | {"images": len(labels)}

@@ -20,7 +20,8 @@ import numpy as np
 
 from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, DataError, one_of
-from medmoe.evaluation.files.predictions import Prediction, named, pair
+from medmoe.evaluation.files.json_lines import named
+from medmoe.evaluation.files.predictions import Prediction, pair
 from medmoe.evaluation.files.truth import names_an_image
 from medmoe.evaluation.protocols import ALL_PROTOCOLS, LABEL_SCORE
 from medmoe.evaluation.score import baselines
