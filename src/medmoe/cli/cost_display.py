@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -41,42 +43,34 @@ def show(report: CostReport, measured: Measured | None) -> None:
 
 
 def _systems(report: CostReport) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("")
-    for system in report.systems:
-        table.add_column(escape(system.system), justify="right")
+    table = _table("", *(escape(system.system) for system in report.systems))
     flops = report.systems[0].flops
     prompt = flops.image_tokens + flops.question_tokens
-    rows = [
-        ("weights in all", [_size(s.total) for s in report.systems]),
-        ("activated per token", [_size(s.activated) for s in report.systems]),
-        ("  vision encoder", [_size(s.parts["vision_encoder"]) for s in report.systems]),
-        ("  meta experts", [_size(s.parts["meta_experts"]) for s in report.systems]),
-        ("domain experts, all", [_size(s.parts["domain_experts"]) for s in report.systems]),
-        ("to load", [_bytes(s.load_bytes) for s in report.systems]),
-        ("KV cache", [_bytes(s.kv_cache_bytes) for s in report.systems]),
-        (f"to tune, {PAPER_GPUS} GPUs", [_tuned(s, None) for s in report.systems]),
-        (f"  LoRA, rank {LORA_RANK}", [_tuned(s, LORA_RANK) for s in report.systems]),
-        ("FLOPs per answer", [_flops(s.flops.total) for s in report.systems]),
-        ("  image", [_flops(s.flops.vision) for s in report.systems]),
-        (f"  prompt, {prompt:,} tokens", [_flops(s.flops.prefill) for s in report.systems]),
-        (
-            f"  answer, {flops.answer_tokens} tokens",
-            [_flops(s.flops.decode) for s in report.systems],
-        ),
-    ]
-    for name, cells in rows:
-        table.add_row(name, *cells)
+    rows: dict[str, Callable[[SystemCost], str]] = {
+        "weights in all": lambda s: _size(s.total),
+        "activated per token": lambda s: _size(s.activated),
+        "  vision encoder": lambda s: _size(s.parts["vision_encoder"]),
+        "  meta experts": lambda s: _size(s.parts["meta_experts"]),
+        "domain experts, all": lambda s: _size(s.parts["domain_experts"]),
+        "to load": lambda s: _bytes(s.load_bytes),
+        "KV cache": lambda s: _bytes(s.kv_cache_bytes),
+        f"to tune, {PAPER_GPUS} GPUs": lambda s: _tuned(s, None),
+        f"  LoRA, rank {LORA_RANK}": lambda s: _tuned(s, LORA_RANK),
+        "FLOPs per answer": lambda s: _flops(s.flops.total),
+        "  image": lambda s: _flops(s.flops.vision),
+        f"  prompt, {prompt:,} tokens": lambda s: _flops(s.flops.prefill),
+        f"  answer, {flops.answer_tokens} tokens": lambda s: _flops(s.flops.decode),
+    }
+    for name, cell in rows.items():
+        table.add_row(name, *map(cell, report.systems))
     return table
 
 
 def _training(system: SystemCost) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("phase", no_wrap=True)
-    for title in ("trains", "weights", "gradients\n+ AdamW", "activations\nall / chkpt"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for title in ("sum\n", f"{PAPER_GPUS} GPUs\nZeRO-2"):
-        table.add_column(title, justify="right", no_wrap=True)
+    table = _table(
+        "phase", "trains", "weights", "gradients\n+ AdamW", "activations\nall / chkpt", "sum\n",
+        f"{PAPER_GPUS} GPUs\nZeRO-2", no_wrap=True,
+    )  # fmt: skip
     for row in system.training:
         table.add_row(
             row.phase if row.lora_rank is None else f"  LoRA, rank {row.lora_rank}",
@@ -90,6 +84,15 @@ def _training(system: SystemCost) -> Table:
     return table
 
 
+def _table(first: str, *titles: str, no_wrap: bool = False) -> Table:
+    """Return a table whose first column stands left and the others right."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(first, no_wrap=no_wrap)
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=no_wrap)
+    return table
+
+
 def _tuned(system: SystemCost, rank: int | None) -> str:
     """Return what the last phase of a system takes on each of the paper's GPUs."""
     rows = [row for row in system.training if row.lora_rank == rank]
@@ -97,10 +100,7 @@ def _tuned(system: SystemCost, rank: int | None) -> str:
 
 
 def _paper(report: CostReport) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("")
-    table.add_column("paper", justify="right")
-    table.add_column("counted", justify="right")
+    table = _table("", "paper", "counted")
     for row in paper_lines(report):
         table.add_row(*row)
     return table

@@ -53,7 +53,11 @@ class Display:
         starts = dict.fromkeys(plan.recipe.spec.starts.values())
         lines += [f"goes on with {path}: {', '.join(plan.phases)}" for path in starts]
         for line in lines:
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._say(line)
+
+    def _say(self, line: str) -> None:
+        """Print a line as it is, whole."""
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def __enter__(self) -> Display:
         self._stack.enter_context(log_to(self._console))
@@ -92,8 +96,7 @@ class Display:
             self._validated[point.phase] = point
             if not self._console.is_terminal:
                 what = "  ".join(filter(None, validation(point)))
-                line = f"{point.phase} {point.step}/{point.steps}  {what}"
-                self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+                self._say(f"{point.phase} {point.step}/{point.steps}  {what}")
             return
         self._points[point.phase] = point
         if self._console.is_terminal:
@@ -101,14 +104,12 @@ class Display:
         told = filter(None, (facts(point), self._whole()))
         tenth = max(1, point.steps // 10)
         if point.step % tenth == 0 or point.step == point.steps:
-            line = f"{point.phase} {point.step}/{point.steps}  {'; '.join(told)}"
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._say(f"{point.phase} {point.step}/{point.steps}  {'; '.join(told)}")
         if point.step == point.steps:
             for domain, shares in point.experts.items():
                 named = zip(self._plan.recipe.spec.model.domains, shares, strict=True)
                 text = ", ".join(f"{name} {100 * share:.0f} %" for name, share in named)
-                line = f"  {domain} tokens go to the experts: {text}"
-                self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+                self._say(f"  {domain} tokens go to the experts: {text}")
 
     def view(self) -> RenderableType:
         """Return the live view: phases, speeds, and who takes which tokens."""
@@ -131,8 +132,7 @@ class Display:
                 score = measured["strict_score"]
                 kept += f"; validation loss {measured['loss']:.4f}"
                 kept += "" if score is None else f", strict score {score:.1f} %"
-            line = f"{phase}: {kept}, {self._plan.out / phase}"
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._say(f"{phase}: {kept}, {self._plan.out / phase}")
         router = summary["router"]
         if router:
             self._console.print(
@@ -149,8 +149,7 @@ class Display:
         model = self._plan.out / summary["model"]
         self._console.print(f"done in {minutes:.1f} minutes; model: {model}", soft_wrap=True)
         if PHASE_TABLE[self._plan.phases[-1]].answers:
-            line = f'ask it: medmoe ask {model} IMAGE "QUESTION"'
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._say(f'ask it: medmoe ask {model} IMAGE "QUESTION"')
         self._console.print(FOOTER)
 
     def _phases(self) -> Table:
@@ -185,15 +184,8 @@ def facts(point: Measured) -> str:
     if point.tokens_per_second:
         speeds.insert(0, f"{point.tokens_per_second:,.0f} tokens/s")
     left = time.strftime("%H:%M:%S", time.gmtime(point.seconds_left))
-    return "  ".join(
-        [
-            f"loss {point.loss:.3f}",
-            f"lr {point.learning_rate:.2e}",
-            *speeds,
-            f"{point.memory_gib:.2f} GiB",
-            f"{left} left",
-        ]
-    )
+    before = [f"loss {point.loss:.3f}", f"lr {point.learning_rate:.2e}"]
+    return "  ".join([*before, *speeds, f"{point.memory_gib:.2f} GiB", f"{left} left"])
 
 
 def validation(point: Validated) -> tuple[str, str]:

@@ -49,15 +49,9 @@ class Exchange:
 
     def to_json(self) -> dict[str, Any]:
         """Return the exchange as an object for JSON."""
-        return {
-            "question": self.question,
-            "answer": self.answer,
-            "complete": self.complete,
-            "confidence": self.confidence,
-            "routing": asdict(self.routing) if self.routing else None,
+        return asdict(self) | {
             "picture": self.picture.to_json() if self.picture else None,
             "warnings": list(self.warnings),
-            "evidence": self.evidence,
         }
 
     def take(self, chunk: ChatChunk) -> str:
