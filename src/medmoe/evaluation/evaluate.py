@@ -22,7 +22,7 @@ from PIL import Image
 from medmoe.evaluation.ask.asker import Asker, Progress
 from medmoe.evaluation.ask.controls import controlled
 from medmoe.evaluation.ask.corruptions import corrupted
-from medmoe.evaluation.ask.plan import EvalPlan, protocols_of, settings_of
+from medmoe.evaluation.ask.plan import EvalPlan, protocols_of
 from medmoe.evaluation.ask.records import TaskRecords
 from medmoe.evaluation.ask.settings import hold_settings, settings_sha256
 from medmoe.evaluation.files.json_lines import read_rows
@@ -49,7 +49,7 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
     """
     for task in plan.tasks:
         protocols_of(plan, task)
-    settings = hold_settings(plan.out, settings_of(plan))
+    settings = hold_settings(plan)
     asker = Asker(plan, progress)
     start = time.perf_counter()
     rows: list[ScoreRow] = []

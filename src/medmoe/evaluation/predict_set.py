@@ -24,7 +24,7 @@ from medmoe.data.readers.own_set import OwnSet
 from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, DataError
 from medmoe.evaluation.ask.asker import Asker, Progress
-from medmoe.evaluation.ask.plan import EvalPlan, settings_of
+from medmoe.evaluation.ask.plan import EvalPlan
 from medmoe.evaluation.ask.records import TaskRecords
 from medmoe.evaluation.ask.settings import hold_settings
 from medmoe.evaluation.files.json_lines import read_rows
@@ -78,7 +78,7 @@ def predict_set(
     part.mkdir(parents=True, exist_ok=True)
     task = TaskRecords(TaskSpec(reader.NAME, reader.NAME), split or "all", None, records, ())
     plan = EvalPlan(model, part, [task], batch_size=batch_size, seed=seed)
-    hold_settings(part, settings_of(plan))
+    hold_settings(plan)
     asker = Asker(plan, progress)
     predictions = asker.ask(reader.NAME, records, part / "predictions.jsonl")
     is_table = out.suffix.lower() == ".csv"

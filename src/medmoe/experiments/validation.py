@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from medmoe.data.readers.common import hash_share
 from medmoe.data.schema import Record
-from medmoe.evaluation.ask.predict import predict
+from medmoe.evaluation.ask.asker import predict
 from medmoe.evaluation.score.measures import is_right
 from medmoe.inference.engine import MedMoe
 from medmoe.training.load_balance import BalancedMoe

@@ -1,21 +1,28 @@
-"""Asks a model what is not answered yet, chunk by chunk, and keeps the answers in files."""
+"""Asks a model what is not answered yet, chunk by chunk, and keeps the answers in files.
+
+An image is encoded once for all its questions. Scoring the answers is another matter.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from medmoe.data.images import open_record
 from medmoe.data.schema import Record
+from medmoe.data.wording import question_text
 from medmoe.evaluation.ask.answers import BATCHES, AnswerFile, chunks_of
 from medmoe.evaluation.ask.plan import EvalPlan
-from medmoe.evaluation.ask.predict import predict
 from medmoe.evaluation.files.predictions import Prediction, read_predictions
+from medmoe.inference.answer import Routing
 from medmoe.inference.engine import MedMoe
 
+_PROBABILITY_DECIMALS = 6
 Progress = Callable[[str, int, int], None]  # what is asked, questions done, questions in all
 Change = Callable[[str, Image.Image], Image.Image]  # an image's id and picture to another picture
 
@@ -80,3 +87,44 @@ def ask_chunk(
         pictures = [change(i.id, picture) for i, picture in zip(images, pictures, strict=True)]
     features = engine.encode(pictures)
     return predict(engine, records, features, {image.id: i for i, image in enumerate(images)})
+
+
+def predict(
+    engine: MedMoe, records: Sequence[Record], features: Tensor, rows: dict[str, int]
+) -> list[Prediction]:
+    """Return one prediction per record: an answer in words, or a score per option.
+
+    Args:
+        features: (N, P, D_vision), encoded images; an image is encoded once for all its questions.
+        rows: Row of each image id in ``features``.
+    """
+    predictions: dict[str, Prediction] = {}
+    for choose in (False, True):
+        asked = [record for record in records if (record.task == "classification") == choose]
+        if not asked:
+            continue
+        places = [rows[record.image.id] for record in asked]
+        questions = [question_text(record) for record in asked]
+        if choose:
+            options = [record.options for record in asked]
+            scored = engine.scored_options(features, places, questions, options)
+            for record, (scores, routing) in zip(asked, scored, strict=True):
+                best = record.options[scores.index(max(scores))]
+                predictions[record.id] = Prediction(
+                    record.id, best, option_scores=scores, routing=_summary(routing)
+                )
+        else:
+            answers = engine.answer_features(features, places, questions)
+            for record, answer in zip(asked, answers, strict=True):
+                predictions[record.id] = Prediction(
+                    record.id, answer.text, answer.confidence, routing=_summary(answer.routing)
+                )
+    return [predictions[record.id] for record in records]
+
+
+def _summary(routing: Routing | None) -> dict[str, Any] | None:
+    """Return what a prediction file says of the routing; None for a dense model."""
+    if routing is None:
+        return None
+    probability = round(routing.domain_probability, _PROBABILITY_DECIMALS)
+    return {"domain": routing.domain, "domain_probability": probability}

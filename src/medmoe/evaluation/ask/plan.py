@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from medmoe.errors import ConfigError, one_of
 from medmoe.evaluation.ask.corruptions import SEVERITIES
@@ -95,23 +94,3 @@ def protocols_of(plan: EvalPlan, task: TaskRecords) -> list[str]:
             f"{'strict' if task.spec.kind == 'vqa' else LABEL_SCORE}"
         )
     return [name for name in found if name != LABEL_SCORE]
-
-
-def settings_of(plan: EvalPlan) -> dict[str, Any]:
-    """Return what a resumed run must have in common, for `hold_settings`."""
-    tasks = {
-        task.spec.name: {"split": task.split, "limit": task.limit, "records": task.sha256()}
-        for task in plan.tasks
-    }
-    calibration = {
-        name: {"split": task.split, "records": task.sha256()}
-        for name, task in sorted(plan.calibration.items())
-    }
-    return {
-        **({"calibration": calibration} if calibration else {}),
-        "seed": plan.seed,
-        "batch_size": plan.batch_size,
-        "max_new_tokens": plan.max_new_tokens,
-        "tasks": tasks,
-        "model": plan.model,
-    }

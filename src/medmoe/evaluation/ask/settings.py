@@ -13,23 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from medmoe.errors import ConfigError
+from medmoe.evaluation.ask.plan import EvalPlan
 from medmoe.files import write_json
 from medmoe.model.checkpoint import identity
 
 SETTINGS = "settings.json"
 
 
-def hold_settings(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the settings of a new run, or check that those in the folder are the same.
+def hold_settings(plan: EvalPlan) -> dict[str, Any]:
+    """Write the settings of a new run, or check that those in its folder are the same.
 
-    Args:
-        out: The run's folder; it exists.
-        settings: JSON values, and ``model``, the model's folder: kept as its hash.
+    Returns:
+        What a resumed run must have in common, as it stands in the file: the model as its hash.
 
     Raises:
         ConfigError: The folder holds other files, or a run with other settings; one is named.
     """
-    wanted = {"version": 1, **settings, "model": identity(Path(settings["model"]))}
+    wanted, out = _settings_of(plan), plan.out
     path = out / SETTINGS
     if path.is_file() and any(out.rglob("*.jsonl")):  # a start that answered nothing binds nobody
         _check_same(path, wanted)
@@ -47,6 +47,26 @@ def hold_settings(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 def settings_sha256(settings: Mapping[str, Any]) -> str:
     """Return the hash of settings as `hold_settings` returns them."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _settings_of(plan: EvalPlan) -> dict[str, Any]:
+    tasks = {
+        task.spec.name: {"split": task.split, "limit": task.limit, "records": task.sha256()}
+        for task in plan.tasks
+    }
+    calibration = {
+        name: {"split": task.split, "records": task.sha256()}
+        for name, task in sorted(plan.calibration.items())
+    }
+    return {
+        "version": 1,
+        **({"calibration": calibration} if calibration else {}),
+        "seed": plan.seed,
+        "batch_size": plan.batch_size,
+        "max_new_tokens": plan.max_new_tokens,
+        "tasks": tasks,
+        "model": identity(plan.model),
+    }
 
 
 def _check_same(path: Path, wanted: Mapping[str, Any]) -> None:
