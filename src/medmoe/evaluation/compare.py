@@ -19,14 +19,9 @@ import numpy as np
 
 from medmoe.data.schema import Record
 from medmoe.evaluation.files.predictions import Prediction, pair
+from medmoe.evaluation.score.breakdowns import question_types
 from medmoe.evaluation.score.measures import is_right, record_scores
-from medmoe.evaluation.score.table import type_label
-from medmoe.evaluation.statistics import (
-    Floats,
-    clustered_bootstrap,
-    mcnemar,
-    wilson,
-)
+from medmoe.evaluation.statistics import Floats, clustered_bootstrap, mcnemar, wilson
 
 #: subset → the metrics that are compared; the first decides whether B is worse.
 _METRICS: Mapping[str, tuple[str, ...]] = {
@@ -147,7 +142,11 @@ def compare_runs(
         for subset, chosen in subsets.items()
         for metric in _METRICS.get(subset, ())
     ]
-    every = subsets | _types(records)
+    types = question_types(records)
+    every = subsets | {
+        name: [i for i, record in enumerate(records) if belongs(record)]
+        for name, belongs in types.items()
+    }
     wins = [_wins(name, subset, right[0][c], right[1][c]) for subset, c in every.items()]
     flips = [
         Flip(
@@ -205,14 +204,6 @@ def _subsets(records: Sequence[Record]) -> dict[str, list[int]]:
         name = "all" if record.task == "classification" else record.answer_type
         found.setdefault(name, []).append(i)
     return {name: found[name] for name in _METRICS if name in found}
-
-
-def _types(records: Sequence[Record]) -> dict[str, list[int]]:
-    names = sorted({record.question_type for record in records} - {""})
-    return {
-        type_label(name): [i for i, r in enumerate(records) if r.question_type == name]
-        for name in names
-    }
 
 
 def _value(record: Record, prediction: Prediction, metric: str) -> float:

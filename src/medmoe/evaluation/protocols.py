@@ -63,7 +63,7 @@ _SCORERS: Mapping[str, Callable[[str, str, str], dict[str, float]]] = {
     "token_f1": _token_f1,
 }
 _WITH_BLEU = frozenset({"reference", "llava_med"})
-_BLEU = ("bleu1", "bleu2", "bleu3")
+BLEU = ("bleu1", "bleu2", "bleu3")
 #: The names `score_pair` takes.
 PROTOCOLS: tuple[str, ...] = tuple(_SCORERS)
 #: The best-scored option of a closed set, instead of an answer in words.
@@ -106,5 +106,5 @@ def score_pair(protocol: str, prediction: str, answer: str, answer_type: str) ->
     """
     scores = dict(word_scores(protocol, prediction, answer, answer_type))
     if protocol in _WITH_BLEU:
-        scores |= zip(_BLEU, bleu_scores(prediction, answer), strict=True)
+        scores |= zip(BLEU, bleu_scores(prediction, answer), strict=True)
     return scores

@@ -27,9 +27,9 @@ from medmoe.evaluation.routes.embedding import Embedding, embed, mapped_images
 from medmoe.evaluation.routes.observe import Observation, image_states, observe
 from medmoe.files import write_json, write_text
 from medmoe.inference.engine import MedMoe
+from medmoe.inference.evidence import NOTE
 from medmoe.model.checkpoint import read_config, verify
 
-USE = "Research use only, not a medical device."
 Progress = Callable[[str, int, int], None]  # which model, images done, images in all
 
 
@@ -218,7 +218,7 @@ def _result(
         "silhouettes": [] if embedding is None else embedding.silhouettes,
         "figures": {figure.stem: figure.rows for figure in found},
         "notes": notes,
-        "use": USE,
+        "use": NOTE,
     }
 
 

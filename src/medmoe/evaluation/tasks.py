@@ -144,15 +144,8 @@ def _paper() -> tuple[tuple[str, PaperRow], ...]:
     text = resources.files("medmoe.recipes").joinpath("paper.csv").read_text(encoding="utf-8")
     return tuple(
         (
-            row["task"],
-            PaperRow(
-                system=row["system"],
-                subset=row["subset"],
-                metric=row["metric"],
-                protocol=row["protocol"],
-                value=float(row["value"]),
-                table=int(row["table"]),
-            ),
+            row.pop("task"),
+            PaperRow(value=float(row.pop("value")), table=int(row.pop("table")), **row),
         )
         for row in csv.DictReader(text.splitlines())
     )

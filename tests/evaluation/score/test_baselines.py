@@ -86,8 +86,8 @@ def test_an_answer_type_that_training_lacks_falls_back_on_all_answers(
 
 def test_constants_answer_every_record(make_record: Make, train: list[Record]) -> None:
     test = [make_record("a", "yes"), make_record("b", "left")]
-    assert baselines.always_yes(train, test) == {"a": "yes", "b": "yes"}
-    assert baselines.always_no([], test) == {"a": "no", "b": "no"}
+    assert baselines.CONSTANTS["always_yes"](train, test) == {"a": "yes", "b": "yes"}
+    assert baselines.CONSTANTS["always_no"]([], test) == {"a": "no", "b": "no"}
     for name, predict in baselines.CONSTANTS.items():
         assert set(predict(train, test)) == {"a", "b"}, name
 

@@ -27,15 +27,8 @@ def write_evidence(
         GuardError: The disk is full.
         ConfigError: The file cannot be written.
     """
-    write_text(path, render_evidence(evidence, picture, model, warnings))
-
-
-def render_evidence(
-    evidence: Evidence, picture: Picture, model: str, warnings: Sequence[str] = ()
-) -> str:
-    """Return the card as HTML."""
     routing = evidence.routing
-    return render_page(
+    text = render_page(
         "evidence",
         title="Evidence card",
         model=model,
@@ -49,6 +42,7 @@ def render_evidence(
         beam=BEAM,
         deletion=_deletion_in_words(evidence),
     )
+    write_text(path, text)
 
 
 def _deletion_in_words(evidence: Evidence) -> str:

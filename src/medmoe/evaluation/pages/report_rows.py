@@ -146,7 +146,9 @@ def interval(score: Score) -> str:
     return numbers.interval(score.get("low"), score.get("high"))
 
 
-def _with_interval(score: Score) -> str:
+def value_cell(score: Score | None) -> str:
+    """Return ``91.6 (88.9–94.1)`` for the cell of a table; a dash where there is no score."""
+    score = score or {}
     return with_interval(score.get("value"), score.get("low"), score.get("high"))
 
 
@@ -237,7 +239,7 @@ def _row(row: Mapping[str, Score], systems: Sequence[str]) -> tuple[str, ...]:
 
 
 def _cell(score: Score, row: Mapping[str, Score]) -> str:
-    return (FAILS if _fails(score, row) else "") + _with_interval(score)
+    return (FAILS if _fails(score, row) else "") + value_cell(score)
 
 
 def _baseline_sentences(table: Scores) -> Iterator[str]:
@@ -291,8 +293,8 @@ def _control_row(score: Score, table: Scores) -> tuple[str, ...]:
         _what(score),
         system_name(score["system"]),
         _control_name(score),
-        _with_interval(full),
-        _with_interval(score),
+        value_cell(full),
+        value_cell(score),
         points(None if None in values else score["value"] - full["value"]),
         _n(score),
     )

@@ -34,21 +34,6 @@ def most_frequent(answers: Iterable[str]) -> str:
     return min(counts, key=lambda spelling: (-counts[spelling], spelling))
 
 
-def always(answer: str, test: Sequence[Record]) -> Predictions:
-    """Predict one answer everywhere."""
-    return {record.id: answer for record in test}
-
-
-def always_yes(train: Sequence[Record], test: Sequence[Record]) -> Predictions:
-    """Predict ``yes`` everywhere; needs no training answers."""
-    return always("yes", test)
-
-
-def always_no(train: Sequence[Record], test: Sequence[Record]) -> Predictions:
-    """Predict ``no`` everywhere; needs no training answers."""
-    return always("no", test)
-
-
 def most_frequent_per_type(train: Sequence[Record], test: Sequence[Record]) -> Predictions:
     """Predict the most frequent training answer of the question type.
 
@@ -74,10 +59,10 @@ def question_only(train: Sequence[Record], test: Sequence[Record]) -> Prediction
     return _backed_off(train, test, (_question_key, _type_key, _answer_type_key, _any_key))
 
 
-#: The constant-answer baselines by name.
+#: The constant-answer baselines by name; ``yes`` and ``no`` everywhere need no training answers.
 CONSTANTS: Mapping[str, Predictor] = {
-    "always_yes": always_yes,
-    "always_no": always_no,
+    "always_yes": lambda _, test: {record.id: "yes" for record in test},
+    "always_no": lambda _, test: {record.id: "no" for record in test},
     "most_frequent_per_type": most_frequent_per_type,
 }
 

@@ -1,4 +1,4 @@
-"""Subsets to break scores down by, besides the question type: modality, organ, answer length.
+"""Subsets of the records to break scores down by: question type, modality, organ, answer length.
 
 Where a model fails is hidden by an average; the paper's tables give averages only. A breakdown
 says where to look, not why: its groups differ in their questions too, and small ones have wide
@@ -11,8 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 
 from medmoe.data.schema import Record
 from medmoe.evaluation.metrics import words
+from medmoe.evaluation.score.measures import MAIN_SUBSETS
 
 Belongs = Callable[[Record], bool]
+
+
+def question_types(records: Sequence[Record]) -> dict[str, Belongs]:
+    """Return the subset of each question type; one called like a main subset is marked."""
+    names = sorted({record.question_type for record in records} - {""})
+    return {
+        f"type:{name}" if name in MAIN_SUBSETS else name: _is(lambda r: r.question_type, name)
+        for name in names
+    }
 
 
 def breakdowns(records: Sequence[Record]) -> dict[str, Belongs]:

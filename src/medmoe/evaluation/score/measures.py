@@ -15,13 +15,11 @@ import numpy as np
 
 from medmoe.data.schema import AnswerType, Record
 from medmoe.errors import DataError
-from medmoe.evaluation import protocols
 from medmoe.evaluation.files.predictions import Prediction
-from medmoe.evaluation.protocols import LABEL_SCORE, word_scores
+from medmoe.evaluation.protocols import BLEU, LABEL_SCORE, bleu_scores, word_scores
 from medmoe.evaluation.statistics import Floats
 
 Place = Literal["summary", "table", "json"]
-_BLEU = ("bleu1", "bleu2", "bleu3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +52,7 @@ class Measure:
     @property
     def is_bleu(self) -> bool:
         """Whether it is one of BLEU's, which cost the most and have no baselines."""
-        return self.metric in _BLEU
+        return self.metric in BLEU
 
 
 #: The share of questions answered right: the one definition of right in words.
@@ -86,8 +84,8 @@ _WORDS = (
 _OPEN = (
     *(_open("strict", key) for key in ("exact_match", "f1", "recall")),
     *(_open(protocol, key) for protocol in _PUBLISHED for key in ("recall", "f1")),
-    *(_open("reference", key, "table") for key in ("exact_match", *_BLEU)),
-    *(_open("llava_med", key, "json") for key in ("exact_match", *_BLEU)),
+    *(_open("reference", key, "table") for key in ("exact_match", *BLEU)),
+    *(_open("llava_med", key, "json") for key in ("exact_match", *BLEU)),
     *(_open(protocol, "precision", "json") for protocol in _PUBLISHED),
     _open("token_f1", "f1"),
 )
@@ -211,8 +209,8 @@ class Values:
 
     def _add_bleu(self) -> None:
         """Score the open questions only: no table has BLEU of the closed ones."""
-        values = np.full((len(self._records), len(_BLEU)), np.nan)
+        values = np.full((len(self._records), len(BLEU)), np.nan)
         for i, (record, text) in enumerate(zip(self._records, self._texts, strict=True)):
             if record.answer_type == "open":
-                values[i] = protocols.bleu_scores(text, record.answer)
-        self._columns |= {("", None, key): values[:, j] for j, key in enumerate(_BLEU)}
+                values[i] = bleu_scores(text, record.answer)
+        self._columns |= {("", None, key): values[:, j] for j, key in enumerate(BLEU)}

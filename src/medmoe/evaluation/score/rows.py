@@ -15,8 +15,9 @@ from medmoe.errors import ConfigError, DataError, one_of
 from medmoe.evaluation.ask.controls import CONTROLS
 from medmoe.evaluation.files.predictions import Prediction
 from medmoe.evaluation.protocols import LABEL_SCORE, PROTOCOLS
+from medmoe.evaluation.score.breakdowns import Belongs
 from medmoe.evaluation.score.measures import Place
-from medmoe.evaluation.score.table import Belongs, Cell, ScoreTable, score_table
+from medmoe.evaluation.score.table import Cell, ScoreTable, score_table
 from medmoe.evaluation.tasks import TASKS
 
 _HEADLINE = ("strict", "reference")

@@ -13,7 +13,7 @@ Answers by the question's words alone need training answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,9 +26,9 @@ from medmoe.evaluation.files.truth import names_an_image
 from medmoe.evaluation.protocols import ALL_PROTOCOLS, LABEL_SCORE
 from medmoe.evaluation.score import baselines
 from medmoe.evaluation.score.auc import label_auc
+from medmoe.evaluation.score.breakdowns import Belongs, question_types
 from medmoe.evaluation.score.measures import (
     BY_LABEL,
-    MAIN_SUBSETS,
     Measure,
     Place,
     Values,
@@ -37,7 +37,6 @@ from medmoe.evaluation.score.measures import (
 )
 from medmoe.evaluation.statistics import DECIMALS, in_percent, intervals
 
-Belongs = Callable[[Record], bool]
 Pairs = Sequence[tuple[Record, Prediction]]
 #: The constant that a score by rank is held against: all alike, so a rank at random.
 _ALL_ALIKE = "most_frequent_per_type"
@@ -128,7 +127,7 @@ def score_table(
     notes += reason
     scorer = _Scorer(pairs, train, by_label=by_label, seed=seed)
     several = len({record.question_type for record in records if record.options}) > 1
-    types = _types(records)
+    types = question_types(records)
     cells: list[Cell] = []
     for subset, belongs in {**_KINDS, **types, **(subsets or {})}.items():
         own = measures(subset, wanted, places)
@@ -142,11 +141,6 @@ def score_table(
         if cell.note and cell.measure.protocol == LABEL_SCORE
     ]
     return ScoreTable(cells, len(records), len({record.image.id for record in records}), notes)
-
-
-def type_label(question_type: str) -> str:
-    """Return the subset name of a question type; one called like a fixed subset is marked."""
-    return f"type:{question_type}" if question_type in MAIN_SUBSETS else question_type
 
 
 def _check_one_per_id(train: Sequence[Record]) -> None:
@@ -215,15 +209,6 @@ _KINDS: Mapping[str, Belongs] = {
     "open": lambda record: record.answer_type == "open",
     "all": lambda record: True,
 }
-
-
-def _types(records: Sequence[Record]) -> dict[str, Belongs]:
-    names = sorted({record.question_type for record in records} - {""})
-    return {type_label(name): _of_type(name) for name in names}
-
-
-def _of_type(name: str) -> Belongs:
-    return lambda record: record.question_type == name
 
 
 class _Blind:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from medmoe.evaluation.pages.report import Figure, Section
+from medmoe.evaluation.pages.report_rows import value_cell
 from medmoe.evaluation.pages.table import Table
-from medmoe.numbers import NONE, percent, with_interval
+from medmoe.numbers import percent
 from medmoe.routing.figure_style import BLUE, GREY, ORANGE, panel, to_svg
 
 _WORDS = (
@@ -51,14 +52,12 @@ def _table(
         known = [rows[severity] for severity in severities if severity in rows]
         mean = float(np.mean([row["value"] for row in known]))
         lost = 100 * (1 - mean / clean["value"]) if clean["value"] else None
-        cells = [_cell(row) for row in (clean, *(rows.get(severity) for severity in severities))]
+        cells = [
+            value_cell(row) for row in (clean, *(rows.get(severity) for severity in severities))
+        ]
         found.append((name.replace("_", " "), *cells, percent(lost)))
     columns = ("Corruption", "clean", *(f"severity {s}" for s in severities), "lost")
     return Table(columns, found, title)
-
-
-def _cell(row: Mapping[str, Any] | None) -> str:
-    return NONE if row is None else with_interval(row["value"], row["low"], row["high"])
 
 
 def _figure(

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from medmoe.evaluation.pages.report import Section
-from medmoe.evaluation.pages.report_rows import place
+from medmoe.evaluation.pages.report_rows import place, value_cell
 from medmoe.evaluation.pages.table import Table
 from medmoe.evaluation.pairs.rewriting import PAIRINGS
-from medmoe.numbers import NONE, with_interval
 
 _WORDS = (
     "A model that understands a question answers it in other words as well. Negated: “Is there a "
@@ -64,16 +63,12 @@ def _named(pair: str) -> str:
 def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
     metric, words = PAIRINGS[entry["pair"]].must
     names = ("right_as_asked", "right_rewritten", "both_right", metric)
-    cells = [_cell(entry["scores"].get(name)) for name in names]
+    cells = [value_cell(entry["scores"].get(name)) for name in names]
     return (_named(entry["pair"]), words, f"{entry['n']} of {entry['of']}", *cells)
 
 
 def _place(entry: Mapping[str, Any]) -> str:
     return place(entry["task"], entry["split"])
-
-
-def _cell(score: Mapping[str, Any] | None) -> str:
-    return NONE if score is None else with_interval(score["value"], score["low"], score["high"])
 
 
 def _example(example: Mapping[str, Any]) -> tuple[str, ...]:

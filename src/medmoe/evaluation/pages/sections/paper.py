@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medmoe.evaluation.pages.report import Section
-from medmoe.evaluation.pages.report_rows import lead_system, system_name
+from medmoe.evaluation.pages.report_rows import lead_system, system_name, value_cell
 from medmoe.evaluation.pages.table import Table
 from medmoe.evaluation.tasks import TASKS, paper_rows
-from medmoe.numbers import NONE, with_interval
+from medmoe.numbers import NONE
 
 
 def paper_section(scores: Sequence[Mapping[str, Any]]) -> Section | None:
@@ -38,7 +38,7 @@ def paper_section(scores: Sequence[Mapping[str, Any]]) -> Section | None:
                     row.protocol,
                     f"{row.system} (table {row.table})",
                     f"{row.value:.2f}",
-                    with_interval(own.get("value"), own.get("low"), own.get("high")),
+                    value_cell(own),
                     str(own.get("n", NONE)),
                 )
             )

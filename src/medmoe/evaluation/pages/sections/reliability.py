@@ -40,8 +40,8 @@ def reliability_section(summary: Mapping[str, Any]) -> Section | None:
     if not kinds:
         return None
     tables = [table for task, of in found.items() for table in reliability_tables(task, of)]
-    figures = [_reliability_figure(*kind) for kind in kinds]
-    figures += [_coverage_figure(*kind) for kind in kinds]
+    figures = [_diagram(*kind) for kind in kinds]
+    figures += [_curve(*kind) for kind in kinds]
     chosen = any("abstention" in entry for _, _, entry in kinds)
     words = (_WORDS, _GUARANTEE) if chosen else (_WORDS,)
     return Section("reliability", "Can its confidence be trusted?", words, tables, figures)
@@ -90,20 +90,7 @@ def _abstained(kind: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _reliability_figure(task: str, kind: str, entry: Mapping[str, Any]) -> Figure:
-    caption = (
-        f"{task}, {kind}: share right by confidence, hollow where fewer than {_FEW} answers stand "
-        "behind it; the dotted line is perfect calibration."
-    )
-    return Figure(caption, _diagram(task, kind, entry))
-
-
-def _coverage_figure(task: str, kind: str, entry: Mapping[str, Any]) -> Figure:
-    caption = f"{task}, {kind}: share of wrong answers when only the most confident are given."
-    return Figure(caption, _curve(task, kind, entry))
-
-
-def _diagram(task: str, kind: str, entry: Mapping[str, Any]) -> str:
+def _diagram(task: str, kind: str, entry: Mapping[str, Any]) -> Figure:
     with style():
         figure = new_figure(3.1)
         upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
@@ -133,10 +120,15 @@ def _diagram(task: str, kind: str, entry: Mapping[str, Any]) -> str:
             edgecolor="white",
         )  # fmt: skip
         lower.set(xlabel="confidence", ylabel="answers")
-        return to_svg(figure, f"Reliability diagram of {task}, {kind} answers")
+        svg = to_svg(figure, f"Reliability diagram of {task}, {kind} answers")
+    caption = (
+        f"{task}, {kind}: share right by confidence, hollow where fewer than {_FEW} answers stand "
+        "behind it; the dotted line is perfect calibration."
+    )
+    return Figure(caption, svg)
 
 
-def _curve(task: str, kind: str, entry: Mapping[str, Any]) -> str:
+def _curve(task: str, kind: str, entry: Mapping[str, Any]) -> Figure:
     with panel(2.6) as (figure, axes):
         curve = entry["curve"]
         axes.step(curve["coverage"], curve["risk"], where="post", color=BLUE)
@@ -150,7 +142,9 @@ def _curve(task: str, kind: str, entry: Mapping[str, Any]) -> str:
         # A scale of tenths of a percent would make one wrong answer look like a cliff.
         top = max(_LEAST_RISK_SHOWN, 1.05 * max(curve["risk"]))
         axes.set(xlabel="share answered", ylabel="share of these wrong", xlim=(0, 1), ylim=(0, top))
-        return to_svg(figure, f"Risk–coverage curve of {task}, {kind} answers")
+        svg = to_svg(figure, f"Risk–coverage curve of {task}, {kind} answers")
+    caption = f"{task}, {kind}: share of wrong answers when only the most confident are given."
+    return Figure(caption, svg)
 
 
 def _area(entry: Mapping[str, Any]) -> str:
