@@ -41,8 +41,7 @@ class Difference:
         difference: B − A; ``low`` and ``high`` are None where there is one image only.
         p: McNemar's exact p-value, 0 to 1; None for several runs or a metric that is no right
             or wrong.
-        a_runs: A's value run by run.
-        b_runs: B's value run by run.
+        a_runs: A's value run by run, ``b_runs`` B's.
         decides: Whether a loss here makes B worse.
     """
 
@@ -92,11 +91,9 @@ class Wins:
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """A record that one side has right more often than the other.
+    """A record that one side has right more often than the other; ``a`` and ``b`` answer by runs.
 
     Attributes:
-        a: A's answers, run by run.
-        b: B's answers, run by run.
         change: B's share of right runs − A's, from −1 to 1.
     """
 
@@ -109,7 +106,7 @@ class Flip:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All that is found on one set of records."""
+    """What two sides differ in on one set of records."""
 
     differences: list[Difference]
     wins: list[Wins]
@@ -127,9 +124,7 @@ def compare_runs(
 
     Args:
         name: What the rows call these records.
-        a: Per run of side A, a prediction for every record.
-        b: The same of side B.
-        seed: Of the bootstrap.
+        a: Per run of side A, a prediction for every record; ``b`` the same of side B.
 
     Raises:
         DataError: The ids do not pair.

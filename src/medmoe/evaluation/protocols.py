@@ -91,7 +91,6 @@ def score_pair(protocol: str, prediction: str, answer: str, answer_type: str) ->
 
     Args:
         protocol: One of `PROTOCOLS`.
-        prediction: The answer that was given.
         answer: The true answer.
         answer_type: ``open`` or ``closed``.
 

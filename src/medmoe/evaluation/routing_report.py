@@ -35,10 +35,9 @@ Progress = Callable[[str, int, int], None]  # which model, images done, images i
 
 @dataclass(frozen=True, slots=True)
 class RoutesPlan:
-    """What is observed.
+    """What is observed of the MoE model in a folder.
 
     Attributes:
-        model: Folder of a MoE model.
         before: Folder of the phase-2 model, whose states stand before the router.
         learned: Folder of a model with a learned router, held beside in figure 5.
         curve: Rows of a label-count curve; empty for none.

@@ -44,12 +44,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class ScoredFile:
-    """What a prediction file scores.
-
-    Attributes:
-        result: What `score --json` holds of it.
-        rows: What people are shown of it.
-    """
+    """What a prediction file scores: the object of `score --json`, and the rows that are shown."""
 
     result: dict[str, Any]
     rows: list[ScoreRow]
@@ -95,9 +90,7 @@ def score_answers(
     Args:
         name: As a run folder names it: the task, or ``<system>-<task>``.
         task: What was answered; the paper's rows of it are added.
-        train: Of `score_table`.
-        wanted: Of `score_table`.
-        seed: Of the bootstrap.
+        train: Of `score_table`, as ``wanted``.
         confidence: Also add ``reliability``, as a run's ``summary.json`` has it for one task.
 
     Raises:

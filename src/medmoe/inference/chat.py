@@ -121,8 +121,6 @@ def prepare(engine: MedMoe, request: ChatRequest, features: Tensor | None) -> Ch
     """Return a conversation as a row.
 
     Args:
-        engine: Gives the tokenizer and the longest length.
-        request: The conversation.
         features: (P, D_vision) of its picture, as `MedMoe.encode` gives them.
 
     Raises:
@@ -153,14 +151,7 @@ def fitting_ids(
 
 
 def take_token(row: ChatRow, token: int, log_prob: float, tokenizer: Any) -> ChatChunk:
-    """Take one more token into a row, and return what it adds to the answer.
-
-    Args:
-        row: Takes the token in.
-        token: As it was decoded.
-        log_prob: Of the token.
-        tokenizer: The model's own.
-    """
+    """Take one more token and its log-probability into a row; return what the answer gains."""
     row.log_probability += log_prob
     if ended := token == tokenizer.eos_token_id:
         finish: Finish | None = "stop"

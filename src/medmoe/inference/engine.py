@@ -66,8 +66,6 @@ class MedMoe:
 
         Args:
             directory: As MODEL is named: see `medmoe.model.locate.find_model`.
-            batch_size: Prompts answered together.
-            max_new_tokens: Longest answer.
 
         Raises:
             CheckpointError: It is incomplete, altered or not a model.

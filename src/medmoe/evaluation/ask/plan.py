@@ -18,12 +18,10 @@ class EvalPlan:
 
     Attributes:
         model: Model folder, verified.
-        out: Folder to write to.
-        protocols: Names of `ALL_PROTOCOLS`.
-        controls: Names of `CONTROLS`.
-        corruptions: Names of `CORRUPTIONS`, and the severities that each is asked at.
-        severities: From 1 to 5.
-        pairs: Names of `PAIRS`.
+        out: Folder to write to; it exists.
+        protocols: Names of `ALL_PROTOCOLS`; controls, corruptions and pairs are names of
+            `CONTROLS`, `CORRUPTIONS` and `PAIRS`.
+        severities: At which each corruption is asked, from 1 to 5.
         calibration: Task name → other records of it, on which temperature and threshold are
             chosen; empty for none.
         target_risk: Of `choose_threshold`.

@@ -49,13 +49,9 @@ _MAIN_METRICS = ("accuracy", "exact_match", "auc")
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What the files of a run say; empty where a file is missing.
+    """What ``summary.json``, ``run.json``, ``config.yaml`` and the model's domains of a run say.
 
-    Attributes:
-        summary: ``summary.json``.
-        run: ``run.json``: versions, hardware, hashes of the data.
-        config: ``config.yaml``, the resolved recipe.
-        domains: The model's domains in the order of its experts.
+    Empty where a file is missing.
     """
 
     summary: Mapping[str, Any]
@@ -101,8 +97,7 @@ def write_cards(folder: Path, people: Mapping[str, str] | None = None) -> list[P
 
     Raises:
         DataError: There is no summary, or a file of the run cannot be read.
-        GuardError: The disk is full.
-        ConfigError: A card cannot be written.
+        MedMoeError: A card cannot be written, as `write_text` says.
     """
     facts = read_facts(folder)
     texts = (

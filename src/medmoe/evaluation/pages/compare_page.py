@@ -35,7 +35,7 @@ def write_compare_page(
     images: Path | None,
     phantom_seed: int,
 ) -> None:
-    """Write the page, whole or not at all.
+    """Write the page, as `write_text` does.
 
     Args:
         path: The HTML file.
@@ -44,10 +44,6 @@ def write_compare_page(
         root: Folder of the data sets, for questions and pictures.
         images: Folder of pictures under their own names, for other models' records.
         phantom_seed: The seed that the phantom's pictures were drawn with.
-
-    Raises:
-        GuardError: The disk is full.
-        ConfigError: The file cannot be written.
     """
     flips = [flip for comparison in found for flip in comparison.flips]
     chosen = most_telling(flips, MAX_FLIPS)

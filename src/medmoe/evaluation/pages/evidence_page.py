@@ -15,17 +15,13 @@ from medmoe.inference.evidence_picture import region_picture
 def write_evidence(
     path: Path, evidence: Evidence, picture: Picture, model: str, *, warnings: Sequence[str] = ()
 ) -> None:
-    """Write the card, whole or not at all.
+    """Write the card, as `write_text` does.
 
     Args:
         path: The HTML file.
         picture: The picture asked about, and what its file says of it.
         model: What to call the model on the page.
         warnings: About the picture, in words.
-
-    Raises:
-        GuardError: The disk is full.
-        ConfigError: The file cannot be written.
     """
     routing = evidence.routing
     text = render_page(

@@ -120,14 +120,9 @@ class ReportData:
 def write_report(path: Path, data: ReportData) -> None:
     """Write the report, whole or not at all; equal data give equal bytes.
 
-    Args:
-        path: The HTML file; an older one is replaced, missing folders are made.
-        data: What to show.
-
     Raises:
         DataError: A picture or a table in ``data`` has a shape that cannot be shown.
-        GuardError: The disk is full.
-        ConfigError: The file cannot be written.
+        MedMoeError: The file cannot be written, as `write_text` says.
     """
     write_text(path, render_report(data))
 

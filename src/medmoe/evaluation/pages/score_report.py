@@ -35,12 +35,7 @@ def score_summary(results: Sequence[Mapping[str, Any]], rows: Sequence[ScoreRow]
 def write_score_report(
     path: Path, results: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
 ) -> None:
-    """Write the page of a `score_summary`, whole or not at all.
-
-    Raises:
-        GuardError: The disk is full.
-        MedMoeError: The file cannot be written.
-    """
+    """Write the page of a `score_summary`, as `write_report` does."""
     sections = (reliability_section(summary), paper_section(summary["scores"]))
     data = ReportData(
         title=f"Scores of {', '.join(str(result['predictions']) for result in results)}",

@@ -34,14 +34,7 @@ _BLOCK = 1 << 21
 
 @dataclass(frozen=True, slots=True)
 class Auc:
-    """An AUC with its interval, each from 0 to 1.
-
-    Attributes:
-        value: None where it is not defined.
-        low: Lower end, None where the value or its spread is not defined.
-        high: Upper end, None as ``low``.
-        reason: Why something is None.
-    """
+    """An AUC with its interval, each from 0 to 1; None where it is not defined, for a reason."""
 
     value: float | None
     low: float | None = None

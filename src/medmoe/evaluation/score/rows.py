@@ -32,9 +32,7 @@ class ScoreRow:
     Attributes:
         subset: ``closed``, ``open``, ``all``, a question type or another part of the questions.
         value: None where the metric is not defined; ``note`` then says why.
-        low: Lower end of the interval, None where there is none.
-        high: Upper end of the interval, None where there is none.
-        n: Records that were scored.
+        low: Lower end of the interval, ``high`` the upper one; None where there is none.
         constant_baseline: The best constant answer as chosen on the training records.
         question_only_baseline: The most frequent training answer to the question's words.
         blind_twin: Score of the same recipe trained without pictures; None where there is none.
@@ -42,7 +40,6 @@ class ScoreRow:
         control: None, or what was done to the images: a name of `CONTROLS`.
         constant_chosen_on: ``scored answers`` where there were no training answers of the subset:
             the constant baseline is then an upper bound. None elsewhere.
-        note: Why something is None.
         shared_images: Scored pictures that were also trained on, where that was allowed by name or
             by ``--allow-leak``.
     """
@@ -92,15 +89,9 @@ def score_task(
     for each question type too where there are several. A subset without records gives no row.
 
     Args:
-        system: Name of the system, e.g. ``moe``.
-        task: Name of the task, e.g. ``vqa_rad``.
-        split: Name of the split that is scored.
         records: The truth, all of one kind (``vqa`` or ``classification``).
-        predictions: One per record, paired by id.
         train_records: The training records of the same task, for the baselines; may be empty.
-        seed: Of the bootstrap.
         control: None, or a name of `CONTROLS`.
-        protocols: The VQA protocols to score under.
         subsets: Further subsets by name, e.g. those of `medmoe.evaluation.score.breakdowns`.
 
     Raises:

@@ -49,14 +49,11 @@ class Cell:
 
     Attributes:
         value: None where it is not defined; ``note`` then says why.
-        low: Lower end of the interval, None where there is none.
-        high: Upper end of the interval, None where there is none.
-        n: Records that were measured.
+        low: Lower end of the interval, ``high`` the upper one; None where there is none.
         constants: What each constant answer scores, by its name in `baselines.CONSTANTS`.
         constant: The name of the one that is the baseline; None where none was scored.
         on_train: Whether it was chosen on training answers.
         question_only: What the questions' words alone score; None where that is not known.
-        note: Why something is None.
     """
 
     subset: str
@@ -74,12 +71,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class ScoreTable:
-    """What a system's answers to some records score.
-
-    Attributes:
-        n: Records.
-        notes: What must be known to read the numbers, in plain words.
-    """
+    """What a system's answers to ``n`` records score, and what must be known to read that."""
 
     cells: Sequence[Cell]
     n: int
