@@ -11,6 +11,9 @@ from medmoe.cli.parser import FOOTER
 from medmoe.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from medmoe.evaluation.ask.records import TaskRecords
     from medmoe.evaluation.tasks import TaskSpec
 
 
@@ -94,16 +97,13 @@ def run(args: argparse.Namespace) -> int:
 
     from medmoe.cli.eval_bar import asking_bar
     from medmoe.cli.tables import Screen
-    from medmoe.data.registry import find_data
     from medmoe.evaluation.ask.controls import CONTROLS
     from medmoe.evaluation.ask.corruptions import CORRUPTIONS, SEVERITIES
-    from medmoe.evaluation.ask.plan import EvalPlan, check_apart, check_names
-    from medmoe.evaluation.ask.records import task_records
+    from medmoe.evaluation.ask.plan import EvalPlan, check_names
     from medmoe.evaluation.evaluate import evaluate
-    from medmoe.evaluation.files.known_records import PHANTOM
     from medmoe.evaluation.pairs.rewriting import PAIRS
     from medmoe.evaluation.protocols import ALL_PROTOCOLS
-    from medmoe.model.checkpoint import provenance, verify
+    from medmoe.model.checkpoint import verify
     from medmoe.model.locate import find_model
     from medmoe.training.saving.run_dir import git_commit
 
@@ -115,21 +115,7 @@ def run(args: argparse.Namespace) -> int:
     _check_flags(args)
     model = find_model(args.model)
     verify(model)
-    facts, specs = provenance(model), _specs(args)
-    phantom = any(spec.dataset == PHANTOM for spec in specs.values())
-    seed = args.seed if args.seed is not None else facts.get("seed", _SEED) if phantom else _SEED
-    read = partial(
-        task_records,
-        root=find_data(args.data),
-        limit=args.limit,
-        seed=seed,
-        phantom_images=facts.get("phantom_images"),
-    )
-    tasks = {name: read(spec, split=args.split) for name, spec in specs.items()}
-    calibrating = specs if args.calibrate else {}
-    calibration = {name: read(spec, split=args.calibrate) for name, spec in calibrating.items()}
-    for name in calibration:
-        check_apart(tasks[name], calibration[name])
+    seed, tasks, calibration = _records(args, model)
     plan = EvalPlan(
         model=model,
         out=flags.make_out_dir(args.out),
@@ -161,6 +147,34 @@ def _calibrated(reliability: dict[str, Any]) -> dict[str, Any]:
         for task, kept in reliability.items()
         if any("after" in entry for entry in kept.values())
     }
+
+
+def _records(
+    args: argparse.Namespace, model: Path
+) -> tuple[int, dict[str, TaskRecords], dict[str, TaskRecords]]:
+    """Return the seed, and by task the records to ask and those to calibrate on."""
+    from medmoe.data.registry import find_data
+    from medmoe.evaluation.ask.plan import check_apart
+    from medmoe.evaluation.ask.records import task_records
+    from medmoe.evaluation.files.known_records import PHANTOM
+    from medmoe.model.checkpoint import provenance
+
+    facts, specs = provenance(model), _specs(args)
+    phantom = any(spec.dataset == PHANTOM for spec in specs.values())
+    seed = args.seed if args.seed is not None else facts.get("seed", _SEED) if phantom else _SEED
+    read = partial(
+        task_records,
+        root=find_data(args.data),
+        limit=args.limit,
+        seed=seed,
+        phantom_images=facts.get("phantom_images"),
+    )
+    tasks = {name: read(spec, split=args.split) for name, spec in specs.items()}
+    calibrating = specs if args.calibrate else {}
+    calibration = {name: read(spec, split=args.calibrate) for name, spec in calibrating.items()}
+    for name in calibration:
+        check_apart(tasks[name], calibration[name])
+    return seed, tasks, calibration
 
 
 def _specs(args: argparse.Namespace) -> dict[str, TaskSpec]:
