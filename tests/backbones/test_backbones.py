@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from medmoe.backbones.ffn import GATED, PLAIN, ffn_family
+from medmoe.backbones.published import PUBLISHED as PUBLISHED_FILES
 from medmoe.backbones.registry import (
     LANGUAGE_BACKBONES,
     VISION_BACKBONES,
@@ -55,7 +56,7 @@ def test_a_backbone_is_registered_under_its_own_name(registry: dict[str, Any]) -
 def test_an_unknown_backbone_lists_the_choices() -> None:
     with pytest.raises(ConfigError, match=r"unknown language model 'phi2'; .*mean 'phi2_2_7b'"):
         language_backbone("phi2")
-    with pytest.raises(ConfigError, match=r"unknown vision encoder 'CLIP'; choose one of: clip_l"):
+    with pytest.raises(ConfigError, match=r"unknown vision encoder 'CLIP'; choose one of: clip_b"):
         vision_backbone("CLIP")
     assert language_backbone("phi2_2_7b") is LANGUAGE_BACKBONES["phi2_2_7b"]
     assert vision_backbone("tiny_clip_64") is VISION_BACKBONES["tiny_clip_64"]
@@ -70,7 +71,8 @@ def test_every_setting_of_a_backbone_is_one_its_architecture_knows(backbone: Any
     made = AutoConfig.for_model(backbone.model_type, **backbone.config)
     known = set(stock.to_dict()) | {"partial_rotary_factor", "rope_theta"}
     assert set(backbone.config) <= known
-    assert made.hidden_size % made.num_attention_heads == 0
+    if "num_attention_heads" in backbone.config:
+        assert made.hidden_size % made.num_attention_heads == 0
     if "partial_rotary_factor" in backbone.config:
         factor = made.rope_parameters["partial_rotary_factor"]
         assert factor == backbone.config["partial_rotary_factor"]
@@ -80,11 +82,12 @@ def test_every_setting_of_a_backbone_is_one_its_architecture_knows(backbone: Any
 def test_an_encoder_is_described_as_its_architecture_is(vision: Any) -> None:
     assert vision.config["image_size"] == vision.image_size
     assert vision.config["patch_size"] == vision.patch_size
-    assert -vision.config["num_hidden_layers"] <= vision.select_layer < 0
-    siglip = vision.model_type == "siglip_vision_model"
-    # SigLIP has no class token to drop.
-    assert vision.select_strategy == ("full" if siglip else "default")
-    if siglip:
+    # A convolutional encoder gives its last map alone.
+    assert -vision.config.get("num_hidden_layers", 1) <= vision.select_layer < 0
+    # Neither SigLIP nor a convolutional encoder has a class token to drop.
+    clip = vision.model_type == "clip_vision_model"
+    assert vision.select_strategy == ("default" if clip else "full")
+    if vision.model_type == "siglip_vision_model":
         assert vision.mean == vision.std == (0.5, 0.5, 0.5)
 
 
@@ -115,12 +118,21 @@ PUBLISHED = {
     "clip_large_336": 303_507_456,
     "siglip2_so400m_384": 428_225_600,
     "medsiglip_448": 428_565_440,  # the same with 1,024 positions instead of 729
+    "siglip_base_224": 92_884_224,
+    "clip_base_16": 85_799_424,
+    # Of their files without the classifier, and without what batch norms fold into convolutions.
+    "efficientnet_lite0": 3_350_000,
+    "efficientnet_lite1": 4_108_848,
+    "efficientnet_lite2": 4_782_024,
+    "efficientnet_lite2_pooled": 4_782_024,
 }
 
 
 def test_every_published_backbone_has_its_number_of_weights_here() -> None:
     every = [*LANGUAGE_BACKBONES.values(), *VISION_BACKBONES.values()]
-    assert set(PUBLISHED) == {backbone.name for backbone in every if backbone.hub_id}
+    assert set(PUBLISHED) == {
+        backbone.name for backbone in every if backbone.hub_id or backbone.name in PUBLISHED_FILES
+    }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

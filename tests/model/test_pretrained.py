@@ -100,16 +100,35 @@ def test_a_missing_weight_is_named(phi: Path) -> None:
         load_language_model(PHI, str(phi))
 
 
-def test_pickled_weights_are_not_read(phi: Path) -> None:
-    (phi / "model.safetensors").rename(phi / "pytorch_model.bin")
-    with pytest.raises(ConfigError, match=r"cannot load .*phi \(.*safetensors"):
+def test_a_clip_that_is_published_as_pickled_tensors_alone_is_read(tmp_path: Path) -> None:
+    text = CLIPTextConfig(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision_tower().config.to_dict())
+    whole: Any = randomise(CLIPModel(config), seed=8)
+    whole.save_pretrained(tmp_path / "clip")
+    (tmp_path / "clip" / "model.safetensors").unlink()
+    torch.save(whole.state_dict(), tmp_path / "clip" / "pytorch_model.bin")
+    model = load_vision_encoder(VISION, str(tmp_path / "clip"))
+    wanted = whole.vision_model.state_dict()
+    found = {name.removeprefix("vision_model."): t for name, t in model.state_dict().items()}
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in found.items())
+
+
+def test_a_pickle_of_more_than_tensors_is_not_read(phi: Path) -> None:
+    (phi / "model.safetensors").unlink()
+    torch.save({"model": Path("here")}, phi / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"not a file of plain tensors .* nothing of it was"):
         load_language_model(PHI, str(phi))
 
 
 def test_without_network_or_folder_the_line_says_what_to_do() -> None:
-    message = (
-        r"cannot load microsoft/phi-2 \(.*\); download it where there is a network and use --set"
-    )
+    message = r"cannot load microsoft/phi-2 \(.*\); get it by `medmoe weights get` where there is a"
     with pytest.raises(ConfigError, match=message):
         load_language_model(PHI)
     with pytest.raises(ConfigError, match="has no pretrained weights; train it by phase 0"):

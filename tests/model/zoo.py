@@ -45,6 +45,10 @@ def end_token(template: str) -> str:
 def small_vision(name: str) -> VisionBackbone:
     """Return a vision backbone of the same kind, tiny."""
     vision = vision_backbone(name)
+    if vision.model_type == "efficientnet_lite":  # small as it is, but for the picture
+        # 2 × 2 cells, and so many of its own that a pooled one differs.
+        size = 2 * vision.patch_size
+        return replace(vision, config=vision.config | {"image_size": size}, image_size=size)
     # As at real size: SigLIP2's 384 px are not a multiple of its patches, the others' are.
     size = 32 if vision.image_size % vision.patch_size == 0 else 34
     shape = {

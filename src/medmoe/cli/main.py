@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "routes": ("medmoe.cli.routes", "draw which expert did what: the paper's routing figures"),
     "convert": ("medmoe.cli.convert", "make a model of a reference or a stock Llava checkpoint"),
     "adopt": ("medmoe.cli.adopt", "check a folder that transformers or PEFT saved, and take it in"),
+    "weights": ("medmoe.cli.weights", "list and fetch pretrained backbones, with their licences"),
     "eval": ("medmoe.cli.eval", "ask a model all questions of a task and score its answers"),
     "predict": ("medmoe.cli.predict", "answer a table of questions whose truth is not known"),
     "score": ("medmoe.cli.score", "score any model's answers under every protocol, side by side"),

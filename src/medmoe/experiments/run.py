@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from medmoe.backbones.published import PUBLISHED
 from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
@@ -256,6 +257,11 @@ def _base_model(spec: TrainSpec) -> dict[str, Any]:
         kind: {"name": entry.name, "hub_id": entry.hub_id, "revision": entry.revision}
         for kind, entry in zip(_PARTS, entries, strict=True)
     }
+    for kind, name in zip(
+        _PARTS, (spec.model.language_model, spec.model.vision_encoder), strict=True
+    ):
+        if name in PUBLISHED:  # whose licence is passed on with what is made of it
+            found[kind]["licence"] = PUBLISHED[name].licence
     for kind, source in zip(
         _PARTS, (spec.model.language_source, spec.model.vision_source), strict=True
     ):

@@ -13,12 +13,15 @@ def register() -> None:
     )
 
     from medmoe.model.configuration_medmoe import MedMoeConfig
+    from medmoe.model.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteModel
     from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration, MedMoeModel
     from medmoe.model.processing_medmoe import MedMoeProcessor
     from medmoe.model.weights import register_expert_names
 
     register_expert_names()
     AutoConfig.register("medmoe", MedMoeConfig, exist_ok=True)
+    AutoConfig.register("efficientnet_lite", EfficientNetLiteConfig, exist_ok=True)
+    AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel, exist_ok=True)
     AutoModel.register(MedMoeConfig, MedMoeModel, exist_ok=True)
     AutoModelForImageTextToText.register(
         MedMoeConfig, MedMoeForConditionalGeneration, exist_ok=True

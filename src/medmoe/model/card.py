@@ -118,12 +118,12 @@ def _origin(part: Mapping[str, Any] | None, config: Any) -> str:
     """Return where a part comes from: hub id and commit, or that it was trained from scratch."""
     if part is None:
         return f"{config.model_type}, origin {_UNKNOWN}"
+    licence = f"; {part['licence']}" if part.get("licence") else ""
     if not part.get("hub_id"):
-        source = part.get("source")
-        return f"{part['name']}, {'own folder' if source else 'trained from scratch'}"
-    return f"[{part['hub_id']}](https://huggingface.co/{part['hub_id']}), commit " + str(
-        part.get("revision") or _UNKNOWN
-    )
+        own = "own folder" if part.get("source") else "trained from scratch"
+        return f"{part['name']}, {'published weights' if licence else own}{licence}"
+    hub = f"[{part['hub_id']}](https://huggingface.co/{part['hub_id']})"
+    return f"{hub}, commit {part.get('revision') or _UNKNOWN}{licence}"
 
 
 def _training(provenance: Mapping[str, Any]) -> dict[str, str]:

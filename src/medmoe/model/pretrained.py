@@ -26,13 +26,21 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.image_processing_base import ImageProcessingMixin
+from transformers.utils import cached_file
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from medmoe.backbones.published import PUBLISHED, kept_weights
 from medmoe.backbones.registry import language_backbone, vision_backbone
 from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
 from medmoe.backbones.templates import with_images
 from medmoe.config.schema import ModelSpec
 from medmoe.errors import CheckpointError, ConfigError
+from medmoe.model.convert.source import read_tensors
+from medmoe.model.efficientnet_lite import (
+    EfficientNetLiteConfig,
+    EfficientNetLiteModel,
+    folded,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +57,8 @@ def vision_of(spec: ModelSpec) -> VisionBackbone:
     entry, where = vision_backbone(spec.vision_encoder), spec.vision_source
     if where is None:
         return entry
+    if published_of(where) is not None:  # weights alone: their shape is the entry's
+        return replace(entry, **_named(where))
     _, extra = _origin(entry, where, "vision_source")
     whole = _config(where, extra, "vision_source")
     config = getattr(whole, "vision_config", whole)
@@ -147,6 +157,21 @@ def gguf_of(source: str) -> Path | None:
     return files[0] if files else None
 
 
+def published_of(source: str) -> Path | None:
+    """Return the published file of an EfficientNet-Lite that a source is, or that its folder holds.
+
+    Raises:
+        ConfigError: The folder holds several.
+    """
+    path = Path(source)
+    files = [path] if path.suffix == ".pth" else []
+    if path.is_dir() and not (path / "config.json").is_file():
+        files = sorted(path.glob("*.pth"))
+    if len(files) > 1:
+        raise ConfigError(f"{path} holds {len(files)} .pth files, first: {files[0].name}; name one")
+    return files[0] if files else None
+
+
 def template_of(tokenizer: PreTrainedTokenizerBase, entry: LanguageBackbone, where: str) -> str:
     """Return a folder's own chat template, made to take images; its entry's where it has none.
 
@@ -237,6 +262,9 @@ def load_vision_encoder(backbone: VisionBackbone, source: str | None = None) -> 
         CheckpointError: Weights are missing or damaged.
     """
     where, extra = _origin(backbone, source, "vision_source")
+    file = published_of(where)
+    if file is not None:
+        return _published(file, backbone)
     whole = _config(where, extra, "vision_source")
     config = getattr(whole, "vision_config", whole)
     given = (config.model_type, config.image_size, config.patch_size)
@@ -258,12 +286,39 @@ def _origin(
         if file is not None:
             return str(file.parent), {"gguf_file": file.name, "local_files_only": True}
         return source, {"local_files_only": True} if Path(source).is_dir() else {}
-    if backbone.hub_id is None:
+    fetched = kept_weights(backbone.name)
+    if fetched is not None:
+        return _origin(backbone, str(fetched), key)
+    if backbone.hub_id is not None:
+        return backbone.hub_id, {"revision": backbone.revision}
+    if backbone.name in PUBLISHED:
         raise ConfigError(
-            f"{backbone.name} has no pretrained weights; train it by phase 0, or use "
-            f"--set model.{key}=FOLDER"
+            f"the weights of {backbone.name} are not here; get them by `medmoe weights get "
+            f"{backbone.name}`, or use --set model.{key}=FOLDER"
         )
-    return backbone.hub_id, {"revision": backbone.revision}
+    raise ConfigError(
+        f"{backbone.name} has no pretrained weights; train it by phase 0, or use "
+        f"--set model.{key}=FOLDER"
+    )
+
+
+def _published(file: Path, backbone: VisionBackbone) -> PreTrainedModel:
+    """Return the encoder of a published file, its batch norms folded into the convolutions."""
+    if backbone.model_type != EfficientNetLiteConfig.model_type:
+        raise ConfigError(
+            f"{file} holds an EfficientNet-Lite, {backbone.name} is {backbone.model_type!r}; "
+            "use --set model.vision_encoder=efficientnet_lite2, or lite0 or lite1"
+        )
+    model = EfficientNetLiteModel(EfficientNetLiteConfig(**backbone.config))
+    try:
+        model.load_state_dict(folded(read_tensors(file), len(model.blocks)))
+    except (KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{file}: not the published weights of {backbone.name} ({reason}); "
+            "get them again by `medmoe weights get`"
+        ) from None
+    return model.eval().to(memory_format=torch.channels_last)
 
 
 @lru_cache(maxsize=1)
@@ -294,17 +349,21 @@ def _config(where: str, extra: dict[str, Any], key: str) -> Any:
 
 
 def _load(auto: Any, where: str, extra: dict[str, Any], config: Any, key: str) -> PreTrainedModel:
+    wanted = {"config": config, "output_loading_info": True, "dtype": "float32"}
     try:
-        model, info = auto.from_pretrained(
-            where,
-            config=config,
-            use_safetensors=True,
-            output_loading_info=True,
-            dtype="float32",
-            **extra,
-        )
+        model, info = auto.from_pretrained(where, use_safetensors=True, **wanted, **extra)
     except (OSError, ValueError) as error:
-        raise _unreachable(where, key, error) from None
+        try:
+            pickled = cached_file(where, "pytorch_model.bin", **extra)
+        except OSError:
+            pickled = None
+        if pickled is None:
+            raise _unreachable(where, key, error) from None
+        # Older models are published as pickled tensors alone: read as tensors and no more.
+        tensors = read_tensors(Path(pickled))
+        with torch.device("meta"):
+            kind = type(auto.from_config(config))
+        model, info = kind.from_pretrained(None, state_dict=tensors, **wanted)
     missing = sorted(info["missing_keys"])
     if missing:
         raise CheckpointError(
@@ -318,8 +377,8 @@ def _load(auto: Any, where: str, extra: dict[str, Any], config: Any, key: str) -
 def _unreachable(where: str, key: str, error: Exception) -> ConfigError:
     reason = str(error).strip().partition("\n")[0]
     return ConfigError(
-        f"cannot load {where} ({reason}); download it where there is a network and use "
-        f"--set model.{key}=FOLDER"
+        f"cannot load {where} ({reason}); get it by `medmoe weights get` where there is a network, "
+        f"or use --set model.{key}=FOLDER"
     )
 
 
