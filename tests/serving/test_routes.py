@@ -61,6 +61,8 @@ def test_addresses_and_paths_are_neither_fetched_nor_opened(
         (b"\xff\xfe", "bad_json"),
         (b"[" * 10_000 + b"]" * 10_000, "bad_json"),
         (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, "bad_json"),
+        # A string without an end is read once: read anew from each quote it would take days.
+        (b"[" * 100 + b'"' + b'\\"' * 200_000, "bad_json"),
         (b'{"model":"tiny","model":"tiny"}', "bad_json"),
         (b'{"model":"tiny","messages":[],"temperature":NaN}', "bad_json"),
         (b'{"model":"tiny","messages":[],"temperature":1e999}', "bad_parameter"),

@@ -15,11 +15,11 @@ from tests.serving.support import Inside, Running, png, question
 
 from medmoe.inference.chat import ChatChunk
 from medmoe.inference.engine import MedMoe
-from medmoe.serving.admission import CHAT_PATH
 from medmoe.serving.app import create_app
 from medmoe.serving.audit import verify
 from medmoe.serving.chat_engine import busy, late
 from medmoe.serving.local_engine import LocalEngine
+from medmoe.serving.service import CHAT_PATH
 from medmoe.serving.settings import ServerSettings
 from medmoe.serving.transport import SMALL_BODY
 

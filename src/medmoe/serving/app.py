@@ -16,14 +16,14 @@ from starlette.routing import Match
 
 from medmoe import __version__
 from medmoe.data.intake.limits import Limits
+from medmoe.errors import MedMoeError
 from medmoe.serving.access import COOKIE, LOGIN_POLICY, SESSION_SECONDS, Access, login_page
-from medmoe.serving.admission import CHAT_PATH, Admission
 from medmoe.serving.audit import AuditLog
 from medmoe.serving.chat_engine import ChatEngine
 from medmoe.serving.chat_route import complete
-from medmoe.serving.problems import ProblemError, check_type
+from medmoe.serving.problems import ProblemError, check_type, problem_of
 from medmoe.serving.schema import ChatBody
-from medmoe.serving.service import PageEngine, Service
+from medmoe.serving.service import CHAT_PATH, Admission, PageEngine, Service
 from medmoe.serving.settings import NOTICE, ServerSettings
 from medmoe.serving.transport import Transport
 
@@ -69,7 +69,7 @@ def create_app(
     _files(app, service)
     _sign_in(app, access)
     _others(app)
-    _problems(app)
+    answer_problems(app)
     if page:
         from medmoe.serving.page.mount import mount_page
 
@@ -204,9 +204,8 @@ def _others(app: FastAPI) -> None:
         app.add_api_route(path, refuse, methods=_METHODS, include_in_schema=False)
 
 
-def _problems(app: FastAPI) -> None:
-    from medmoe.errors import MedMoeError
-    from medmoe.serving.problems import problem_of
+def answer_problems(app: FastAPI) -> None:
+    """Have whatever a route raises answered as the problem that it is."""
 
     @app.exception_handler(ProblemError)
     async def refused(_: Request, problem: ProblemError) -> Response:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,13 +16,12 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from medmoe.data.images import Picture
 from medmoe.errors import MedMoeError
 from medmoe.inference.answer import Answer, warnings_of
-from medmoe.inference.chat import ChatChunk, ChatRequest
+from medmoe.inference.chat import ChatChunk, ChatRequest, Turn
 from medmoe.serving.chat_engine import no_evidence
-from medmoe.serving.conversation import turns_of
 from medmoe.serving.problems import ProblemError, check_type, problem_of
-from medmoe.serving.schema import ChatBody, read_chat
+from medmoe.serving.schema import ChatBody, Message, TextPart, read_chat
 from medmoe.serving.service import Record, Service
-from medmoe.serving.settings import NOTICE
+from medmoe.serving.settings import NOTICE, ServerSettings
 from medmoe.serving.transport import Receive, Scope, Send
 
 
@@ -65,7 +64,7 @@ class _Call:
 
 
 async def complete(service: Service, request: Request) -> Response:
-    """Answer a chat request that `medmoe.serving.admission.Admission` let in.
+    """Answer a chat request that `medmoe.serving.service.Admission` let in.
 
     Raises:
         ProblemError: It is refused.
@@ -254,3 +253,56 @@ def _usage(last: ChatChunk) -> dict[str, int]:
         "completion_tokens": last.completion_tokens,
         "total_tokens": last.prompt_tokens + last.completion_tokens,
     }
+
+
+def turns_of(messages: Sequence[Message], settings: ServerSettings) -> tuple[Turn, ...]:
+    """Return the turns; what system messages say stands before the user's first words.
+
+    The models are trained without system messages of a user's, so theirs are words like others.
+    Messages of one role in a row are one turn; the image's place in the text does not matter, as
+    it stands before the first.
+
+    Raises:
+        ProblemError: There are no words, too many, or the user is not first and last.
+    """
+    turns: list[tuple[str, list[str]]] = []
+    before: list[str] = []
+    for message in messages:
+        words = _words(message)
+        if message.role in {"system", "developer"}:
+            before += words
+        elif turns and turns[-1][0] == message.role:
+            turns[-1][1].extend(words)
+        else:
+            turns.append((message.role, words))
+    if not turns or turns[0][0] != "user" or turns[-1][0] != "user":
+        raise _bad("bad_conversation", "the user's messages must be the first and the last")
+    turns[0] = ("user", before + turns[0][1])
+    joined = tuple(
+        Turn("user" if role == "user" else "assistant", "\n".join(words)) for role, words in turns
+    )
+    _check(joined, settings)
+    return joined
+
+
+def _check(turns: Sequence[Turn], settings: ServerSettings) -> None:
+    if not turns[-1].text.strip():
+        raise _bad("no_question", "the last message has no words; ask something")
+    if len(turns) > settings.max_turns:
+        raise _bad("too_many_turns", f"at most {settings.max_turns} turns; begin anew")
+    length = sum(len(turn.text) for turn in turns)
+    if length > settings.max_text:
+        limit = f"{settings.max_text:,}"
+        raise _bad(
+            "prompt_too_long", f"{length:,} characters of text; at most {limit} are accepted"
+        )
+
+
+def _words(message: Message) -> list[str]:
+    if isinstance(message.content, str):
+        return [message.content]
+    return [part.text for part in message.content or () if isinstance(part, TextPart)]
+
+
+def _bad(code: str, message: str) -> ProblemError:
+    return ProblemError(400, code, message, param="messages")

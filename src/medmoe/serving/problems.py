@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from fastapi import Request
@@ -86,7 +85,5 @@ def check_type(request: Request, wanted: str) -> None:
 
 def raw_reply(problem: ProblemError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
     """Return a problem as status, headers and body, for replies below the routes."""
-    body = json.dumps(problem.to_json()).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body))}
-    headers |= problem.headers
-    return problem.status, [(k.encode(), v.encode()) for k, v in headers.items()], body
+    reply = problem.response()
+    return reply.status_code, reply.raw_headers, bytes(reply.body)

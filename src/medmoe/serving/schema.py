@@ -8,6 +8,7 @@ JSON is read here too: no duplicate keys, no NaN, no depth without end, no half 
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,6 +17,9 @@ from medmoe.serving.problems import ProblemError
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 MAX_DEPTH = 64
+#: A string, or what begins like one and never ends. It gives nothing back once read, so that no
+#: text takes longer than its length.
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 Frame = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Zero = Annotated[float, Field(ge=0, le=0)]
 Number = Annotated[float, Field(ge=-1e9, le=1e9)]
@@ -170,29 +174,14 @@ class _JsonError(ValueError):
 
 
 def _check_depth(text: str) -> None:
-    """Refuse nesting before it is parsed; brackets inside strings may count a little too much."""
+    """Refuse nesting before it is parsed."""
     if max(text.count("["), text.count("{")) <= MAX_DEPTH:
         return
     depth = 0
-    inside = escaped = False
-    for char in text if len(text) < 2**16 else _outside_strings(text):
-        if inside:
-            inside, escaped = escaped or char != '"', char == "\\" and not escaped
-        elif char == '"':
-            inside = True
-        elif char in "[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise _JsonError(f"more than {MAX_DEPTH} levels")
-        elif char in "]}":
-            depth -= 1
-
-
-def _outside_strings(text: str) -> str:
-    """Return a long text without what its strings hold."""
-    import re
-
-    return re.sub(r'"(?:[^"\\]|\\.)*"', '""', text)
+    for bracket in re.findall(r"[][{}]", _STRING.sub("", text)):
+        depth += 1 if bracket in "[{" else -1
+        if depth > MAX_DEPTH:
+            raise _JsonError(f"more than {MAX_DEPTH} levels")
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

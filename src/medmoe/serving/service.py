@@ -1,4 +1,10 @@
-"""What the routes share: engine, settings, pictures, numbers, and the audit log of each request."""
+"""What the routes share: engine, settings, pictures, numbers, and the audit log of each request.
+
+A chat request is let in before it is routed, parsed or decoded: under load most end there, and what
+a refusal costs is what all others wait for. One that is let in leaves exactly one line in the audit
+log, whatever becomes of it; one that is refused leaves none, so that nobody can fill a disk by
+asking a busy server (the numbers count it).
+"""
 
 from __future__ import annotations
 
@@ -16,12 +22,12 @@ from starlette.requests import ClientDisconnect
 from medmoe.errors import MedMoeError
 from medmoe.inference.chat import ChatChunk, ChatRequest
 from medmoe.serving.audit import AuditLog
-from medmoe.serving.chat_engine import ChatEngine, ModelFacts, not_ready
+from medmoe.serving.chat_engine import ChatEngine, EngineError, ModelFacts, not_ready
 from medmoe.serving.metrics import Metrics
-from medmoe.serving.pictures import Pictures
+from medmoe.serving.pictures import Pictures, UploadStore
 from medmoe.serving.problems import ProblemError, problem_of
 from medmoe.serving.settings import ServerSettings
-from medmoe.serving.uploads import UploadStore
+from medmoe.serving.transport import App, Receive, Scope, Send, route_path
 
 _log = logging.getLogger(__name__)
 
@@ -197,3 +203,34 @@ class PageEngine:
         """Explain an answer, as `AnsweringEngine.explain` says."""
         async with self._service.answering():
             return await self._engine.explain(image, question)
+
+
+CHAT_PATH = "/v1/chat/completions"
+
+
+class Admission:
+    """An ASGI layer inside `medmoe.serving.transport.Transport`.
+
+    Args:
+        app: The routes; that of chat finds the request's `Record` in its state.
+        service: Knows whether there is room.
+    """
+
+    def __init__(self, app: App, service: Service) -> None:
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a chat request in or refuse it; any other request passes.
+
+        Raises:
+            ProblemError: 429 or 503.
+        """
+        if scope["type"] != "http" or (scope["method"], route_path(scope)) != ("POST", CHAT_PATH):
+            return await self._app(scope, receive, send)
+        try:
+            self._service.check_open()
+        except EngineError as error:
+            raise problem_of(error) from None
+        with self._service.audited(scope["state"]["request_id"]) as record:
+            scope["state"]["record"] = record
+            await self._app(scope, receive, send)

@@ -19,6 +19,7 @@ from tests.model.tiny import moe_model, processor
 from medmoe.inference.chat import ChatChunk, ChatRequest, stream_chat
 from medmoe.inference.engine import MedMoe
 from medmoe.inference.evidence import explain
+from medmoe.serving.app import answer_problems
 from medmoe.serving.chat_engine import ModelFacts
 from medmoe.serving.page.cases import CaseStore
 from medmoe.serving.page.mount import mount_page
@@ -81,6 +82,7 @@ def served(store: CaseStore, *, explains: bool = True) -> FastAPI:
     """Return the page alone, as an app."""
     app, engine = FastAPI(), Local(remember=False)
     engine.explains = explains
+    answer_problems(app)
     mount_page(app, engine, cases=store, max_new_tokens=4)
     return app
 
@@ -93,6 +95,7 @@ def main(port: int) -> None:
     app = FastAPI()
     app.get("/open-cases")(lambda: len(store))
     app.get("/health/ready")(lambda: "ready")
+    answer_problems(app)
     mount_page(app, Local(remember=False), cases=store, max_new_tokens=16)
     uvicorn.run(app, port=port)
 

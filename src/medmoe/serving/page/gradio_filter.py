@@ -53,18 +53,10 @@ def content_security_policy(nonce: str) -> str:
     attributes as it lays out, hence ``style-src 'unsafe-inline'``; scripts need the nonce or come
     from this server, and none is made of text (no ``unsafe-eval``).
     """
-    return "; ".join(
-        (
-            "default-src 'none'",
-            f"script-src 'self' 'nonce-{nonce}'",
-            "style-src 'self' 'unsafe-inline'",
-            "img-src 'self' data: blob:",
-            "font-src 'self'",
-            "connect-src 'self'",
-            "base-uri 'self'",
-            "form-action 'self'",
-            "frame-ancestors 'none'",
-        )
+    return (
+        f"default-src 'none'; script-src 'self' 'nonce-{nonce}'; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' data: blob:; font-src 'self'; connect-src 'self'; base-uri 'self'; "
+        "form-action 'self'; frame-ancestors 'none'"
     )
 
 

@@ -26,6 +26,7 @@ from medmoe.serving.page.actions import PageActions, sentence
 from medmoe.serving.page.cases import CaseStore, OpenCase
 from medmoe.serving.page.gradio_filter import GradioFilter
 from medmoe.serving.page.views import asset, data_uri, export_html
+from medmoe.serving.problems import ProblemError, check_type
 
 TITLE = "medmoe: research use only, not a medical device"
 UPLOAD_SECONDS = 60.0
@@ -120,8 +121,12 @@ class _Uploads:
     def __init__(self, limit: int) -> None:
         self._limit, self._under_way = limit, 0
 
-    async def receive(self, request: Request) -> bytes | Response:
-        """Return the bytes, or why they are not taken."""
+    async def receive(self, request: Request) -> bytes:
+        """Return the bytes.
+
+        Raises:
+            ProblemError: They are too many, too slow, or cut off.
+        """
         data = bytearray()
         try:
             async with asyncio.timeout(UPLOAD_SECONDS):
@@ -130,13 +135,15 @@ class _Uploads:
                     self._under_way += len(part)
                     if len(data) > self._limit:
                         reason = f"At most {self._limit // 2**20} MiB a file are accepted."
-                        return _refused(413, "image_too_large", reason)
+                        raise ProblemError(413, "image_too_large", reason)
                     if self._under_way > UPLOADS * self._limit:
-                        return _refused(429, "busy", "Too many pictures come in; try again.")
+                        reason = "Too many pictures come in; try again."
+                        raise ProblemError(429, "busy", reason, retry_after=2)
         except TimeoutError:
-            return _refused(408, "too_slow", "The picture came in too slowly; try again.")
+            reason = "The picture came in too slowly; try again."
+            raise ProblemError(408, "too_slow", reason) from None
         except ClientDisconnect:
-            return _refused(400, "cut_off", "The picture was cut off.")
+            raise ProblemError(400, "cut_off", "The picture was cut off.") from None
         finally:
             self._under_way -= len(data)
         return bytes(data)
@@ -148,35 +155,31 @@ def _own_routes(app: FastAPI, actions: PageActions, model: str) -> None:
     @app.get("/page/{name}", include_in_schema=False)
     async def own_file(name: str) -> Response:
         if name not in _ASSETS:
-            return _refused(404, "not_found", "there is nothing at this address")
+            raise ProblemError(404, "not_found", "there is nothing at this address")
         headers = {"Cache-Control": "no-cache"}
         return Response(asset(name), media_type=_ASSETS[name], headers=headers)
 
     @app.post("/page/picture", include_in_schema=False)
     async def picture(request: Request) -> Response:
         # A form of another site cannot send this type, and a script of another site may not.
-        if request.headers.get("content-type") != "application/octet-stream":
-            return _refused(415, "unsupported_media_type", "send the bytes of one picture")
-        data = await uploads.receive(request)
-        if isinstance(data, Response):
-            return data
+        check_type(request, "application/octet-stream")
         try:
-            case = await actions.receive(data)
+            case = await actions.receive(await uploads.receive(request))
         except ImageError as error:
-            return _refused(error.status, error.code, sentence(error))
+            raise ProblemError(error.status, error.code, sentence(error)) from None
         return JSONResponse({"handle": case.handle})
 
     @app.post("/page/export", include_in_schema=False)
     async def export(request: Request) -> Response:
-        if request.headers.get("content-type") != "application/json":
-            return _refused(415, "unsupported_media_type", "send JSON")
+        check_type(request, "application/json")
         try:
             wanted = Export.model_validate_json(await request.body())
         except ValidationError:
-            return _refused(400, "bad_request", "handle, format (json, html, txt) and picture")
+            reason = "handle, format (json, html, txt) and picture"
+            raise ProblemError(400, "bad_request", reason) from None
         case = actions.cases.get(wanted.handle)
         if case is None or not case.exchanges:
-            return _refused(404, "no_case", "There is no answer to save yet.")
+            raise ProblemError(404, "no_case", "There is no answer to save yet.")
         return await asyncio.to_thread(_exported, case, model, wanted)
 
 
@@ -193,9 +196,3 @@ def _exported(case: OpenCase, model: str, wanted: Export) -> Response:
     )
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     return Response(text + "\n", media_type="application/json")
-
-
-def _refused(status: int, code: str, message: str) -> JSONResponse:
-    error = {"code": code, "message": message, "type": "invalid_request_error"}
-    headers = {"Retry-After": "2"} if status == 429 else None
-    return JSONResponse({"error": error}, status_code=status, headers=headers)
