@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ import pytest
 import torch
 from PIL import Image
 from tests.model.tiny import moe_model, pixels, processor, prompt_ids
+from tests.serving.support import ask, running
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
+from medmoe.cli.chat_session import printable
 from medmoe.cli.main import main
 from medmoe.errors import CheckpointError, ConfigError, MedMoeError
 from medmoe.inference.engine import MedMoe
@@ -181,6 +185,37 @@ def test_an_adapter_is_asked_as_it_is_and_merged_by_adopt(
     facts = provenance(tmp_path / "out")
     assert facts["seed"] == 7
     assert facts["notes"] == [f"The LoRA adapter {adapter.name} is merged in."]
+
+
+@pytest.fixture(params=["adopted", "adapter"])
+def taken(request: pytest.FixtureRequest, adapter: Path, saved: Path) -> Path:
+    """A folder that was adopted, and an adapter as PEFT leaves it."""
+    if request.param == "adapter":
+        return adapter
+    adopt(saved)
+    return saved
+
+
+def test_it_is_scored_talked_with_and_served_as_any_model(
+    taken: Path,
+    picture: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    question = "is there a mass?"
+    wanted = MedMoe.load(taken, max_new_tokens=8).answer(picture, question).text
+    words = ["--task", "phantom_vqa", "--limit", "2", "--out", str(tmp_path / "eval")]
+    assert main(["eval", str(taken), *words]) == 0
+    assert json.loads((tmp_path / "eval" / "summary.json").read_text())["asked"] == 2
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{question}\n"))
+    assert main(["chat", str(taken), str(picture), "--max-new-tokens", "8"]) == 0
+    assert printable(wanted) in capsys.readouterr().out.splitlines()
+    with running(taken, tmp_path / "server", "--no-page", "--name", "taken") as server:
+        image = picture.read_bytes()
+        reply = ask(server.address, text=question, image=image, model="taken", max_tokens=8)
+        assert reply.json()["choices"][0]["message"]["content"] == wanted
 
 
 def test_a_moved_base_is_named_by_the_flag(adapter: Path, base: Path, tmp_path: Path) -> None:
