@@ -10,7 +10,7 @@ from tests.model.tiny import dense_model, randomise
 from transformers import StableLmConfig
 from transformers.models.stablelm import modeling_stablelm as stock
 
-from medmoe.model.stablelm_layer import StableLmDecoderLayer, pass_keywords
+from medmoe.model.modeling_medmoe import StableLmDecoderLayer, pass_keywords
 
 
 @pytest.mark.parametrize("parallel", [False, True])

@@ -6,7 +6,6 @@ without a word: what was loaded and what was merged are both compared here.
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from medmoe.errors import CheckpointError, ConfigError
-from medmoe.model.locate import ADAPTER, find_model, name_of
+from medmoe.model.locate import ADAPTER, find_model, name_of, read_json
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 
 WEIGHTS = "adapter_model.safetensors"
@@ -28,7 +27,7 @@ def base_of(folder: Path) -> Path:
     Raises:
         CheckpointError: The adapter does not say, or it cannot be found.
     """
-    named = _settings(folder).get("base_model_name_or_path")
+    named = read_json(folder / ADAPTER).get("base_model_name_or_path")
     fix = f"give it by `medmoe adopt {folder} --base MODEL --out DIR`"
     if not named:
         raise CheckpointError(f"{folder / ADAPTER}: does not name the adapter's base model; {fix}")
@@ -51,7 +50,7 @@ def check_adapter(folder: Path) -> None:
     Raises:
         CheckpointError: It is no LoRA adapter, or its weights are no safetensors.
     """
-    kind = _settings(folder).get("peft_type")
+    kind = read_json(folder / ADAPTER).get("peft_type")
     if kind != "LORA":
         raise CheckpointError(f"{folder / ADAPTER}: an adapter of type {kind!r}; only LORA is read")
     if not (folder / WEIGHTS).is_file():
@@ -122,13 +121,3 @@ def _logits(model: Any) -> Tensor:
         input_ids=ids.to(weight.device), pixel_values=pixels.to(weight.device, model.dtype)
     ).logits
     return logits.float()
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{folder / ADAPTER}: not readable as JSON; copy it again")
-    return content

@@ -27,7 +27,16 @@ from medmoe.model.committed import (
     write_json,
 )
 from medmoe.model.configuration_medmoe import MedMoeConfig
-from medmoe.model.locate import ADAPTER, PICKLES, PROVENANCE, is_adapter, refuse_other
+from medmoe.model.locate import (
+    ADAPTER,
+    CONFIG,
+    PICKLES,
+    PROVENANCE,
+    is_adapter,
+    read_json,
+    read_or_empty,
+    refuse_other,
+)
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.processing_medmoe import MedMoeProcessor
 
@@ -145,14 +154,9 @@ def read_config(directory: Path) -> MedMoeConfig:
     """
     if is_adapter(directory):
         return read_config(base_of(directory))
-    path = directory / "config.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing; give the folder of a model") from None
-    except ValueError:
-        raise CheckpointError(f"{path}: not readable as JSON; copy it again") from None
-    kind = content.get("model_type") if isinstance(content, dict) else None
+    path = directory / CONFIG
+    content = read_json(path, "a model")
+    kind = content.get("model_type")
     if kind != MedMoeConfig.model_type:
         raise CheckpointError(
             f"{path}: describes a model of type {kind!r}, not {MedMoeConfig.model_type!r}; "
@@ -170,11 +174,7 @@ def provenance(directory: Path) -> dict[str, Any]:
     """Return what a model directory says about its training; empty where it says nothing."""
     if is_adapter(directory):
         return provenance(base_of(directory))
-    try:
-        content = json.loads((directory / PROVENANCE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    training = content.get("training") if isinstance(content, dict) else None
+    training = read_or_empty(directory / PROVENANCE).get("training")
     return training if isinstance(training, dict) else {}
 
 
@@ -191,8 +191,8 @@ def verify(directory: Path) -> None:
         return verify(base_of(directory))
     refuse_other(directory)
     listed = read_manifest(directory, _FIX)
-    if "config.json" not in listed:
-        raise CheckpointError(f"{directory / MANIFEST}: lists no config.json; {_FIX}")
+    if CONFIG not in listed:
+        raise CheckpointError(f"{directory / MANIFEST}: lists no {CONFIG}; {_FIX}")
     for path in sorted(directory.iterdir()):
         if path.suffix.lower() in PICKLES:
             raise CheckpointError(f"{path}: pickle files are refused; use safetensors")

@@ -90,7 +90,7 @@ def refuse_foreign(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: {_no_folder(folder)}")
-    kind = _object(folder / CONFIG).get("model_type")
+    kind = read_or_empty(folder / CONFIG).get("model_type")
     part = _part(folder)
     if part is not None:
         raise CheckpointError(f"{folder}: {part}")
@@ -117,7 +117,7 @@ def _no_folder(path: Path) -> str:
 
 def _part(folder: Path) -> str | None:
     """Say which part of a model a phase has left here, if it is no whole model."""
-    phase = (_object(folder / PROVENANCE).get("training") or {}).get("phase")
+    phase = (read_or_empty(folder / PROVENANCE).get("training") or {}).get("phase")
     parts = {
         "phase0_encoder": "a vision encoder",
         "phase0_language": "a language model",
@@ -171,10 +171,29 @@ def _snapshot(name: str, revision: str | None) -> Path:
     return Path(folder)
 
 
-def _object(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; an empty one where there is none."""
+def read_json(path: Path, whole: str = "a whole checkpoint") -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Args:
+        whole: What the folder that is given should be of, for the error.
+
+    Raises:
+        CheckpointError: The file is missing, is no JSON, or holds something else.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; give the folder of {whole}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except ValueError:
+        raise CheckpointError(f"{path}: not readable as JSON; copy it again") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: must hold a JSON object; copy it again")
+    return content
+
+
+def read_or_empty(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; an empty one where there is none."""
+    try:
+        return read_json(path)
+    except (CheckpointError, OSError):
         return {}
-    return content if isinstance(content, dict) else {}

@@ -1,7 +1,8 @@
 """`MedMoeForConditionalGeneration`: Llava, with the FFNs of chosen layers replaced by `MoeBlock`.
 
 Composes stock transformers parts: the vision encoder and the language model are built from their
-own configs; only the chosen layers' ``mlp`` attributes are swapped. One class for all phases.
+own configs; only the chosen layers' ``mlp`` attributes are swapped, and two stock parts are made to
+serve ours (a placeholder beyond the vocabulary, StableLM's keywords). One class for all phases.
 """
 
 from __future__ import annotations
@@ -18,13 +19,65 @@ from transformers.models.llava.modeling_llava import (
     LlavaCausalLMOutputWithPast,
     LlavaMultiModalProjector,
 )
+from transformers.models.stablelm import modeling_stablelm as stock
 
 from medmoe.backbones.ffn import ffn_family
 from medmoe.errors import CheckpointError, ConfigError
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.moe import MoeBlock
-from medmoe.model.placeholder import embed_placeholder
-from medmoe.model.stablelm_layer import pass_keywords
+
+
+class PlaceholderEmbedding(nn.Embedding):
+    """A token embedding that knows one id more: the image placeholder, embedded as zeros.
+
+    The reference writes -200 into the token ids, so its checkpoints hold no row for an image token.
+    Where no row is spare the placeholder's id lies just beyond the vocabulary: no row is added, so
+    logits, loss and gradients stay those of the checkpoint, and no placeholder is ever generated.
+    """
+
+    placeholder_id: int
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return embeddings (…, D) of ids (…); an image takes the zeros' place afterwards."""
+        if self.placeholder_id < self.num_embeddings:  # the vocabulary has grown since
+            return super().forward(input)
+        outside = input == self.placeholder_id
+        rows: Tensor = super().forward(input.masked_fill(outside, 0))
+        return rows.masked_fill(outside.unsqueeze(-1), 0)
+
+
+def embed_placeholder(embedding: Any, placeholder_id: int) -> None:
+    """Let a stock embedding take a placeholder beyond its rows; leave it as it is otherwise."""
+    if type(embedding) is nn.Embedding and placeholder_id >= embedding.num_embeddings:
+        outer: Any = embedding
+        outer.__class__ = PlaceholderEmbedding
+        outer.placeholder_id = placeholder_id
+
+
+class StableLmDecoderLayer(stock.StableLmDecoderLayer):
+    """The stock layer, handing keyword arguments on to its attention.
+
+    The stock one (transformers 5.23) drops them, and engines that bring their own attention (vLLM)
+    pass what it needs that way. Named like it, since device maps look for layers by class name.
+    """
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        """Return the layer's output (B, S, D)."""
+        normed = self.input_layernorm(hidden_states)
+        # differs from StableLM: all keywords reach the attention.
+        attended, _ = self.self_attn(hidden_states=normed, **kwargs)
+        after = hidden_states + attended
+        if not self.use_parallel_residual:
+            normed = self.post_attention_layernorm(after)
+        output: Tensor = after + self.dropout(self.mlp(normed))
+        return output
+
+
+def pass_keywords(layer: Any) -> None:
+    """Make a stock StableLM layer hand its keywords on; any other layer is left as it is."""
+    if type(layer) is stock.StableLmDecoderLayer:
+        layer.__class__ = StableLmDecoderLayer
+
 
 #: Marks the positions of ``labels`` that no loss is computed on, everywhere in transformers.
 IGNORE = -100

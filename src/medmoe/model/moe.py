@@ -8,6 +8,7 @@ Shapes: B batch, S sequence, T = B·S tokens, D hidden, F FFN width, E domain ex
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -141,25 +142,10 @@ class PlainExperts(nn.Module):
         self.act_fn = ACT2FN[_activation(text)]
         _draw(self, text.initializer_range)
 
-    @property
-    def up_proj(self) -> Tensor:
-        """Weights (E, F, D) of the first layer."""
-        return self.fc1_weight
-
-    @property
-    def up_proj_bias(self) -> Tensor:
-        """Biases (E, F) of the first layer."""
-        return self.fc1_bias
-
-    @property
-    def down_proj(self) -> Tensor:
-        """Weights (E, D, F) of the second layer."""
-        return self.fc2_weight
-
-    @property
-    def down_proj_bias(self) -> Tensor:
-        """Biases (E, D) of the second layer."""
-        return self.fc2_bias
+    up_proj = property(attrgetter("fc1_weight"), doc="Weights (E, F, D) of the first layer.")
+    up_proj_bias = property(attrgetter("fc1_bias"), doc="Biases (E, F) of the first layer.")
+    down_proj = property(attrgetter("fc2_weight"), doc="Weights (E, D, F) of the second layer.")
+    down_proj_bias = property(attrgetter("fc2_bias"), doc="Biases (E, D) of the second layer.")
 
     def unbind(self) -> list[tuple[Tensor, ...]]:
         """Return each expert's weights: fc1 (F, D), its bias (F), fc2 (D, F), its bias (D)."""

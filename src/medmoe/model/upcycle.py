@@ -112,17 +112,15 @@ def moe_config(
     Raises:
         ConfigError: The values break a rule of `MedMoeConfig`.
     """
-    config = copy.deepcopy(dense)
-    values = config.to_dict()
-    values.update(
-        moe_layers=list(layers),
-        domains=list(domains),
-        num_experts_per_tok=top_k,
-        router_layers=depth,
-        meta_expert=meta_expert,
-    )
-    changed: MedMoeConfig = MedMoeConfig.from_dict(values)
-    return changed
+    values = {
+        "moe_layers": list(layers),
+        "domains": list(domains),
+        "num_experts_per_tok": top_k,
+        "router_layers": depth,
+        "meta_expert": meta_expert,
+    }
+    config: MedMoeConfig = MedMoeConfig.from_dict(dense.to_dict() | values)
+    return config
 
 
 def _move_ffn(

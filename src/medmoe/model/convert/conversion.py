@@ -55,10 +55,7 @@ class Conversion:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the account as JSON takes it."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
-        }
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     def provenance(self) -> dict[str, Any]:
         """Return what is kept beside the model, in the words of a trained model's provenance."""

@@ -30,8 +30,14 @@ from medmoe.model.convert.conversion import (
     empty_model,
 )
 from medmoe.model.convert.reference_keys import is_by_product
-from medmoe.model.convert.source import check_finite, first_line, read_json, read_weights, shown
+from medmoe.model.convert.source import (
+    check_finite,
+    first_line,
+    read_weights,
+    refuse_misfits,
+)
 from medmoe.model.convert.tokens import read_chat_template, read_tokenizer, with_first_token
+from medmoe.model.locate import read_json
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.processing_medmoe import MedMoeProcessor
 
@@ -133,17 +139,7 @@ def _stock_model(
         f"{name} is {tuple(there)}, its config needs {tuple(wanted)}"
         for name, there, wanted in info["mismatched_keys"]
     ]
-    faults = [
-        f"{len(names)} {what}: {shown(sorted(names))}"
-        for what, names in (
-            ("missing", info["missing_keys"]),
-            ("unexpected", unexpected),
-            ("misshapen", misshapen),
-        )
-        if names
-    ]
-    if faults:
-        raise CheckpointError(f"{source}: tensors do not fit its config: {'; '.join(faults)}")
+    refuse_misfits(source, "its config", info["missing_keys"], unexpected, misshapen)
     bias = next((t for name, t in tensors.items() if name.endswith(_HEAD_BIAS)), None)
     return model, bias, tuple(f"{name} (computed, no weight)" for name in dropped)
 

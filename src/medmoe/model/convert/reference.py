@@ -30,9 +30,10 @@ from medmoe.model.convert.conversion import (
 )
 from medmoe.model.convert.reference_config import ReferenceConfig, parse_config
 from medmoe.model.convert.reference_keys import Shape, assembled, is_by_product, reference_names
-from medmoe.model.convert.source import check_tensors, read_json, read_tensors, read_weights, shown
+from medmoe.model.convert.source import check_tensors, read_tensors, read_weights, shown
 from medmoe.model.convert.tokens import read_tokenizer
 from medmoe.model.convert.tower import Tower, find_tower
+from medmoe.model.locate import read_json
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.processing_medmoe import MedMoeProcessor
 from medmoe.model.upcycle import upcycle

@@ -31,55 +31,38 @@ class Family:
 
     Attributes:
         backbone: Gives transformers' name of the architecture, the prompt and the head's bias.
-        settings: The reference's name of a setting -> transformers' name, and the value that the
-            reference's class takes where the file does not say.
+        settings: The reference's name of a setting -> the value that its class takes where the
+            file does not say.
     """
 
     backbone: LanguageBackbone
-    settings: Mapping[str, tuple[str, Any]]
+    settings: Mapping[str, Any]
 
 
-_SHARED: dict[str, tuple[str, Any]] = {
-    "max_position_embeddings": ("max_position_embeddings", 2048),
-    "initializer_range": ("initializer_range", 0.02),
-    "rope_theta": ("rope_theta", 10_000.0),
-}
+_SHARED = {"max_position_embeddings": 2048, "initializer_range": 0.02, "rope_theta": 10_000.0}
 FAMILIES: dict[str, Family] = {
     "phi": Family(
         PHI2,
         _SHARED
-        | {
-            "hidden_act": ("hidden_act", "gelu_new"),
-            "layer_norm_eps": ("layer_norm_eps", 1e-5),
-            "partial_rotary_factor": ("partial_rotary_factor", 0.5),
-            "qk_layernorm": ("qk_layernorm", False),
-            "attention_dropout": ("attention_dropout", 0.0),
-            "resid_pdrop": ("resid_pdrop", 0.0),
-            "embd_pdrop": ("embd_pdrop", 0.0),
-        },
+        | {"hidden_act": "gelu_new", "layer_norm_eps": 1e-5, "partial_rotary_factor": 0.5}
+        | {"qk_layernorm": False}
+        | dict.fromkeys(("attention_dropout", "resid_pdrop", "embd_pdrop"), 0.0),
     ),
     "stablelm": Family(
         STABLELM2,
         _SHARED
-        | {
-            "max_position_embeddings": ("max_position_embeddings", 4096),
-            "hidden_act": ("hidden_act", "silu"),
-            "norm_eps": ("layer_norm_eps", 1e-5),
-            "rope_pct": ("partial_rotary_factor", 0.25),
-            "use_qkv_bias": ("use_qkv_bias", True),
-        },
+        | {"max_position_embeddings": 4096, "hidden_act": "silu", "use_qkv_bias": True}
+        | {"norm_eps": 1e-5, "rope_pct": 0.25},
     ),
 }
+#: The reference's name of a setting -> transformers', where they differ.
+_RENAMED = {"norm_eps": "layer_norm_eps", "rope_pct": "partial_rotary_factor"}
 #: Between what a float must lie, where that is more than 0.
 _BOUNDS: dict[str, tuple[float, float]] = {
     "rope_theta": (1.0, math.inf),
-    "partial_rotary_factor": (0.01, 1.0),
-    "rope_pct": (0.01, 1.0),
-    "layer_norm_eps": (1e-12, 1.0),
-    "norm_eps": (1e-12, 1.0),
-    "attention_dropout": (0.0, 0.99),
-    "resid_pdrop": (0.0, 0.99),
-    "embd_pdrop": (0.0, 0.99),
+    **dict.fromkeys(("partial_rotary_factor", "rope_pct"), (0.01, 1.0)),
+    **dict.fromkeys(("layer_norm_eps", "norm_eps"), (1e-12, 1.0)),
+    **dict.fromkeys(("attention_dropout", "resid_pdrop", "embd_pdrop"), (0.0, 0.99)),
 }
 #: The reference's model type -> family and stage.
 MODEL_TYPES: dict[str, tuple[str, int]] = {
@@ -203,8 +186,8 @@ def _text(raw: Mapping[str, Any], family: str, path: Path) -> dict[str, Any]:
     if raw.get("num_key_value_heads") is not None:
         heads = whole_number(raw, "num_key_value_heads", path, 1, raw["num_attention_heads"])
         text["num_key_value_heads"] = heads
-    for theirs, (ours, default) in FAMILIES[family].settings.items():
-        text[ours] = setting(raw, theirs, default, path)
+    for theirs, default in FAMILIES[family].settings.items():
+        text[_RENAMED.get(theirs, theirs)] = setting(raw, theirs, default, path)
     text["tie_word_embeddings"] = setting(raw, "tie_word_embeddings", False, path)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         known = raw.get(name) is not None

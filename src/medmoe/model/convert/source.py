@@ -1,4 +1,4 @@
-"""Reads foreign checkpoint folders: JSON and plain tensors, nothing that could run code.
+"""Reads the weights of foreign checkpoint folders: plain tensors, nothing that could run code.
 
 This is the one place where a pickle is opened, and only for tensors (torch's ``weights_only``).
 It knows no architecture: what the tensors mean is said elsewhere.
@@ -6,19 +6,18 @@ It knows no architecture: what the tensors mean is said elsewhere.
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from medmoe.errors import CheckpointError
+from medmoe.model.locate import read_json
 
 #: In the order in which transformers looks for them.
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -34,23 +33,6 @@ class Weights:
 
     tensors: dict[str, Tensor]
     files: tuple[str, ...]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file.
-
-    Raises:
-        CheckpointError: The file is missing, is no JSON, or holds something else.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; give the folder of a whole checkpoint")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise CheckpointError(f"{path}: not readable as JSON; copy it again") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: must hold a JSON object; copy it again")
-    return content
 
 
 def read_weights(folder: Path) -> Weights:
@@ -160,24 +142,29 @@ def check_tensors(
             another kind than floating point, or not finite.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    faults = [
-        f"{len(names)} {what}: {shown(names)}"
-        for what, names in (
-            ("missing", sorted(wanted.keys() - shapes.keys())),
-            ("unexpected", sorted(shapes.keys() - wanted.keys())),
-        )
-        if names
-    ]
     misshapen = [
         f"{name} is {shapes[name]}, {whose} needs {tuple(shape)}"
         for name, shape in sorted(wanted.items())
         if name in shapes and shapes[name] != tuple(shape)
     ]
-    if misshapen:
-        faults.append(f"{len(misshapen)} misshapen: {shown(misshapen)}")
+    missing, unexpected = wanted.keys() - shapes.keys(), shapes.keys() - wanted.keys()
+    refuse_misfits(source, whose, missing, unexpected, misshapen)
+    check_finite(source, tensors)
+
+
+def refuse_misfits(
+    source: Path,
+    whose: str,
+    missing: Iterable[str],
+    unexpected: Iterable[str],
+    misshapen: Iterable[str],
+) -> None:
+    """Refuse tensors, if there are any that do not fit what they are for."""
+    kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
+    listed = {what: sorted(names) for what, names in kinds.items()}
+    faults = [f"{len(names)} {what}: {shown(names)}" for what, names in listed.items() if names]
     if faults:
         raise CheckpointError(f"{source}: tensors do not fit {whose}: {'; '.join(faults)}")
-    check_finite(source, tensors)
 
 
 def check_finite(source: Path, tensors: Mapping[str, Tensor]) -> None:

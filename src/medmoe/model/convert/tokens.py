@@ -13,7 +13,8 @@ from transformers import (
 
 from medmoe.errors import CheckpointError
 from medmoe.model.build import IMAGE_TOKEN
-from medmoe.model.convert.source import first_line, read_json
+from medmoe.model.convert.source import first_line
+from medmoe.model.locate import read_json
 
 _WHOLE = "tokenizer.json"
 _SIGNS = (_WHOLE, "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")

@@ -20,7 +20,8 @@ from medmoe.errors import CheckpointError
 from medmoe.model.convert.conversion import config_of
 from medmoe.model.convert.reference_config import DEEPEST, ReferenceConfig, setting, whole_number
 from medmoe.model.convert.reference_keys import TOWER, is_by_product
-from medmoe.model.convert.source import read_json, read_weights, shown
+from medmoe.model.convert.source import read_weights, shown
+from medmoe.model.locate import read_json
 
 _INSIDE = "vision_model."
 _SIZES = (
