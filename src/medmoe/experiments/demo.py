@@ -142,12 +142,13 @@ def next_steps(plan: TrainPlan) -> list[str]:
     out = plan.out
     pictures = sorted((out / "examples").glob("*.png")) or [out / "examples" / "ct.png"]
     question = "Is there any nodule?" if _phantom(plan) else "What imaging modality is this?"
+    question = "QUESTION" if _own(plan) else question
     steps = [f'Ask: `medmoe ask {out / "model"} {pictures[0]} "{question}"`.']
     if _phantom(plan):
         steps.append("Train on real pictures: `medmoe demo --data DIR --minutes 60`.")
     elif _own(plan):
         steps.append(f"Answer a table: `medmoe predict {out / 'model'} SET --out answers.csv`.")
-        steps.append("Train longer: `--minutes 60`.")
+        steps.append(f"Train longer: `--minutes 60 --out {out}-60`.")
     else:
         command = f"medmoe demo --data DIR --split disjoint --minutes {plan.recipe.minutes}"
         steps.append(f"Score the image-disjoint split: `{command}`.")
