@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from tests.experiments.micro import (
@@ -79,7 +80,6 @@ def test_the_folder_holds_what_was_promised_and_nothing_half_written(run: Run) -
             "examples",
             "features",
             "model",
-            "model_card_results.md",
             "predictions",
             "report.html",
             "run.json",
@@ -202,7 +202,10 @@ def test_report_shows_pictures_curves_and_scores_and_needs_no_network(run: Run) 
 
 def test_cards_hold_the_scores_of_the_run(run: Run) -> None:
     card = (run.out / "applied_card.html").read_text(encoding="utf-8")
-    results = (run.out / "model_card_results.md").read_text(encoding="utf-8")
+    results = (run.out / "model" / "README.md").read_text(encoding="utf-8")
+    verify(run.out / "model")
+    assert ModelCard(results).data.eval_results
+    assert "model-index" not in (run.out / "phase3_moe" / "model" / "README.md").read_text()
     main = [
         row
         for row in run.summary["scores"]

@@ -24,7 +24,7 @@ from medmoe.errors import ConfigError
 from medmoe.inference.engine import MedMoe
 from medmoe.model.blueprint import recipe_config
 from medmoe.model.build import build_dense, build_processor
-from medmoe.model.card import model_card
+from medmoe.model.card import licence_in, model_card
 from medmoe.model.checkpoint import save_model
 from medmoe.model.pretrained import (
     language_of,
@@ -151,3 +151,26 @@ def test_the_card_claims_no_hub_id_of_an_own_folder(tmp_path: Path) -> None:
     card = model_card(dense_model("phi"), {"base_model": {"vision_encoder": part}})
     assert "eyes, own folder" in card
     assert "base_model:" not in card
+
+
+def test_the_licence_of_an_own_folder_is_read_from_its_card(tmp_path: Path) -> None:
+    assert licence_in(tmp_path) is None
+    for text, licence in (
+        ("no head", None),
+        ("---\nlicense: mit\n---\n# Eyes", "mit"),
+        ("---\nlicense: other\nlicense_name: health-terms\n---\n", "health-terms"),
+        ("---\nlicense: [\n---\n", None),
+    ):
+        (tmp_path / "README.md").write_text(text, encoding="utf-8")
+        assert licence_in(tmp_path) == licence
+
+
+@pytest.mark.parametrize(("licence", "shown"), [("mit", "mit"), ("gpl", "other"), (None, "other")])
+def test_the_card_names_one_licence_of_data_and_base_or_says_other(
+    licence: str | None, shown: str
+) -> None:
+    part = {"name": "eyes", "hub_id": None, "source": "eyes", "licence": licence}
+    facts = {"base_model": {"vision_encoder": part}, "licences": {"clinic": "mit"}}
+    card = model_card(dense_model("phi"), facts)
+    assert f"\nlicense: {shown}\n" in card
+    assert (licence or "own folder") in card

@@ -2,7 +2,7 @@
 
     OUT/<phase>/  as `medmoe train` writes them       OUT/model/  the MoE model
     OUT/eval/<system>/  as `medmoe eval` writes them  OUT/predictions/  their answers, by name
-    OUT/examples/<domain>.png  summary.json  report.html  applied_card.html  model_card_results.md
+    OUT/examples/<domain>.png  summary.json  report.html  applied_card.html
 
 A second call goes on where the first one ended.
 """
@@ -28,13 +28,13 @@ from medmoe.evaluation.ask.records import TaskRecords, task_records
 from medmoe.evaluation.compare import compare_task
 from medmoe.evaluation.evaluate import evaluate
 from medmoe.evaluation.files.predictions import read_predictions
-from medmoe.evaluation.pages.cards import CARDS, write_cards
+from medmoe.evaluation.pages.cards import APPLIED_CARD, with_results, write_applied_card
 from medmoe.evaluation.pages.report import write_report
 from medmoe.evaluation.pages.run_report import report_of_run
 from medmoe.evaluation.routes.routed_images import RoutedImages, route_images
 from medmoe.evaluation.tasks import TASKS, task_spec
 from medmoe.experiments.data import HELD_OUT, read_sets
-from medmoe.experiments.handover import is_finished, link_or_copy
+from medmoe.experiments.handover import is_finished, link_or_copy, publish_card
 from medmoe.experiments.plan import TrainPlan, plan_train
 from medmoe.experiments.recipe import STANDARD, load_recipe
 from medmoe.experiments.run import RunListener, run_train
@@ -81,7 +81,7 @@ def plan_demo(
 def train_demo(plan: TrainPlan, progress: Progress, listener: RunListener | None = None) -> None:
     """Run the phases that are not finished; scores of an earlier model are taken away first."""
     if not all(is_finished(plan.out / phase) for phase in plan.phases):
-        for name in ("summary.json", "report.html", *CARDS):
+        for name in ("summary.json", "report.html", APPLIED_CARD):
             (plan.out / name).unlink(missing_ok=True)
         for name in ("eval", "predictions", "examples"):
             shutil.rmtree(plan.out / name, ignore_errors=True)
@@ -133,7 +133,8 @@ def score_demo(plan: TrainPlan, asked: Asked) -> dict[str, Any]:
         next_steps=next_steps(plan),
     )
     write_report(out / "report.html", report)
-    write_cards(out)
+    write_applied_card(out)
+    publish_card(out, lambda card: with_results(card, summary))
     return summary
 
 

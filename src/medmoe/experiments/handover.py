@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.errors import CheckpointError, ConfigError
+from medmoe.model.card import CARD
 from medmoe.model.checkpoint import provenance, read_config, verify
 from medmoe.model.committed import (
     MANIFEST,
@@ -58,6 +59,16 @@ def publish_model(out: Path) -> Path | None:
     for name in ("config.yaml", "run.json"):
         link_or_copy(out / last / name, out / name)
     return model
+
+
+def publish_card(out: Path, changed: Callable[[str], str]) -> None:
+    """Change the card of ``OUT/model``, and the manifest with it; the phase's own model stays."""
+    model = out / "model"
+    text = changed((model / CARD).read_text(encoding="utf-8"))
+    with committed(model) as staging:
+        for path in (path for path in model.iterdir() if path.name not in (CARD, MANIFEST)):
+            link_or_copy(path, staging / path.name)
+        (staging / CARD).write_text(text, encoding="utf-8")
 
 
 def link_or_copy(source: str | Path, target: str | Path) -> None:

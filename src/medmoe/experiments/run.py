@@ -34,6 +34,7 @@ from medmoe.experiments.plan import TrainPlan, is_main
 from medmoe.files import write_json
 from medmoe.model.adapter import merged_note
 from medmoe.model.blueprint import meta_model
+from medmoe.model.card import licence_in
 from medmoe.model.checkpoint import check_replaceable, provenance, read_config
 from medmoe.model.cost.parameters import activated_parameters, total_parameters
 from medmoe.model.locate import is_adapter
@@ -267,6 +268,8 @@ def _base_model(spec: TrainSpec) -> dict[str, Any]:
     ):
         if source is not None:
             found[kind]["source"] = source
+            if licence := licence_in(Path(source)):
+                found[kind]["licence"] = licence
     return found
 
 

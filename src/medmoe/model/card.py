@@ -2,15 +2,17 @@
 
 No number in it is typed by hand. It is what the Hugging Face hub shows of an uploaded model folder:
 ``huggingface_hub.upload_folder`` takes the folder as it is (``push_to_hub`` of a loaded model sends
-the weights alone). Scores are not in it: they belong to the run that measured them.
+the weights alone). Scores come into it where a run that scores leaves a model (`medmoe demo`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
+from yaml import YAMLError
 
 from medmoe.model.cost.parameters import activated_parameters, total_parameters
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
@@ -84,14 +86,27 @@ def model_card(
 
 
 def _licence(base: Mapping[str, Any], licences: Mapping[str, str]) -> dict[str, Any]:
-    """Return the licence for the hub: that of all data, where nothing else went into the model."""
+    """Return the licence for the hub: that of all data and base models, where it is one."""
     names = set(licences.values())
     if not names:
         return {}
-    foreign = any(part.get("hub_id") or part.get("source") for part in base.values())
-    if base and not foreign and len(names) == 1 and not names & {""}:
+    where_from = ("hub_id", "source", "licence")
+    foreign = [part for part in base.values() if any(map(part.get, where_from))]
+    names |= {part.get("licence") or "" for part in foreign}
+    if base and len(names) == 1 and not names & {""}:
         return {"license": names.pop().lower()}
     return {"license": "other", "license_name": "of-its-base-models-and-data-sets"}
+
+
+def licence_in(folder: Path) -> str | None:
+    """Return the licence that the card in a model's folder names, None where none does."""
+    try:
+        text = (folder / CARD).read_text(encoding="utf-8")
+        data: Any = ModelCard(text).data if text.startswith("---") else {}
+    except (OSError, ValueError, YAMLError):
+        return None
+    licence = data.get("license_name") or data.get("license")
+    return str(licence) if licence else None
 
 
 def _shape(model: MedMoeForConditionalGeneration, base: Mapping[str, Any]) -> dict[str, str]:

@@ -15,11 +15,10 @@ from medmoe.evaluation.pages.cards import (
     PEOPLE,
     RunFacts,
     applied_card,
-    front_matter,
-    model_index,
     read_facts,
     results_section,
-    write_cards,
+    with_results,
+    write_applied_card,
 )
 
 TEMPLATE = Path("templates") / "applied_card.html.j2"
@@ -63,8 +62,14 @@ def visible(html: str) -> str:
     return " ".join(re.sub(r"<[^>]+>", " ", html).split())
 
 
-def test_model_index_holds_each_main_score_with_interval_and_n() -> None:
-    (entry,) = model_index(summary())
+CARD = "---\nlicense: cc0-1.0\ntags:\n- medical\n---\n\n# Med-MoE\n\nWhat it is.\n"
+
+
+def test_the_model_card_gets_each_main_score_with_interval_and_n() -> None:
+    text = with_results(CARD, summary())
+    head = yaml.safe_load(text.split("---\n")[1])
+    assert (head["license"], head["tags"]) == ("cc0-1.0", ["medical"])
+    (entry,) = head["model-index"]
     assert entry["name"] == "Med-MoE (vqa_rad)"
     asked, classified = entry["results"]
     place = {"name": "vqa_rad (shared images) test", "type": "vqa_rad", "split": "test"}
@@ -76,24 +81,18 @@ def test_model_index_holds_each_main_score_with_interval_and_n() -> None:
     assert asked["metrics"] == [{"type": "accuracy", "name": name, "value": 58.82}]
     name = "all auc, label_score (51.8–65.7, n = 624)"
     assert classified["metrics"] == [{"type": "auc", "name": name, "value": 94.62}]
+    assert text.index("What it is.") < text.index("## Results")
 
 
-def test_front_matter_is_yaml_that_the_hub_reads() -> None:
-    from huggingface_hub import ModelCardData
-    from huggingface_hub.repocard_data import model_index_to_eval_results
+def test_the_hub_reads_the_results_of_the_model_card() -> None:
+    from huggingface_hub import ModelCard
 
-    text = front_matter(facts())
-    assert text.startswith("---\n")
-    assert text.endswith("---\n")
-    head = yaml.safe_load(text.strip("-\n"))
-    name, results = model_index_to_eval_results(head["model-index"])
-    assert name == "Med-MoE (vqa_rad)"
-    assert [(r.metric_type, r.metric_value, r.dataset_split) for r in results] == [
+    data = ModelCard(with_results(CARD, summary())).data
+    assert data.model_name == "Med-MoE (vqa_rad)"
+    assert [(r.metric_type, r.metric_value, r.dataset_split) for r in data.eval_results] == [
         ("accuracy", 58.82, "test"),
         ("auc", 94.62, "test"),
     ]
-    card = ModelCardData(model_name=name, eval_results=results)
-    assert card.to_dict()["model-index"][0]["name"] == name
 
 
 def test_results_section_holds_table_router_verdicts_and_limits() -> None:
@@ -164,7 +163,7 @@ def test_what_people_know_is_filled_in_and_escaped() -> None:
         applied_card(facts(), {"dev": "x"})
 
 
-def test_cards_of_a_folder(tmp_path: Path) -> None:
+def test_the_applied_card_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps(summary()))
     (tmp_path / "run.json").write_text(
         json.dumps({"versions": {"torch": "2.13.0"}, "data": {"sha256": {"test/x": "feed"}}})
@@ -173,18 +172,16 @@ def test_cards_of_a_folder(tmp_path: Path) -> None:
         "model: {language_model: tiny_stablelm, vision_encoder: tiny_clip_64, domains: [ct],"
         " num_experts_per_tok: 2}"
     )
-    card, results = write_cards(tmp_path)
-    text = visible(card.read_text(encoding="utf-8"))
+    text = visible(write_applied_card(tmp_path).read_text(encoding="utf-8"))
     for part in ("tiny_stablelm and tiny_clip_64", "top-2 routing", "torch 2.13.0", "feed"):
         assert part in text
-    assert results.read_text(encoding="utf-8").startswith("---\nmodel-index:")
 
 
 def test_a_bare_summary_is_enough_and_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no summary\.json"):
         read_facts(tmp_path)
     (tmp_path / "summary.json").write_text('{"scores": []}')
-    text = visible(write_cards(tmp_path)[0].read_text(encoding="utf-8"))
+    text = visible(write_applied_card(tmp_path).read_text(encoding="utf-8"))
     assert "This run has no scores." in text
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(DataError, match=r"run\.json cannot be read"):

@@ -31,8 +31,8 @@ from medmoe.evaluation.pages.table import Table
 from medmoe.files import write_text
 from medmoe.numbers import percent
 
-#: The files that `write_cards` writes.
-CARDS = ("applied_card.html", "model_card_results.md")
+#: The file that `write_applied_card` writes.
+APPLIED_CARD = "applied_card.html"
 #: What a run cannot know of itself, by the card's field; the caller may fill it in.
 PEOPLE = {
     "developer": "not given",
@@ -88,8 +88,8 @@ def read_facts(folder: Path) -> RunFacts:
     )
 
 
-def write_cards(folder: Path, people: Mapping[str, str] | None = None) -> list[Path]:
-    """Write ``applied_card.html`` and ``model_card_results.md`` into a run folder; return them.
+def write_applied_card(folder: Path, people: Mapping[str, str] | None = None) -> Path:
+    """Write ``applied_card.html`` into a run folder, and return it.
 
     Args:
         folder: A run folder with ``summary.json``.
@@ -99,36 +99,21 @@ def write_cards(folder: Path, people: Mapping[str, str] | None = None) -> list[P
         DataError: There is no summary, or a file of the run cannot be read.
         MedMoeError: A card cannot be written, as `write_text` says.
     """
-    facts = read_facts(folder)
-    texts = (
-        applied_card(facts, people),
-        front_matter(facts) + "\n" + results_section(facts.summary),
-    )
-    paths = [folder / name for name in CARDS]
-    for path, text in zip(paths, texts, strict=True):
-        write_text(path, text)
-    return paths
+    path = folder / APPLIED_CARD
+    write_text(path, applied_card(read_facts(folder), people))
+    return path
 
 
 # --- Hugging Face -----------------------------------------------------------------------------
 
 
-def front_matter(facts: RunFacts) -> str:
-    """Return the YAML head of a model card: ``model-index`` with every main score of the run."""
-    import yaml
-
-    head = {"model-index": model_index(facts.summary)}
-    return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n"
-
-
-def model_index(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the ``model-index`` of a model card: one result per task and split.
+def with_results(card: str, summary: Mapping[str, Any]) -> str:
+    """Return a model card with a run's results: ``model-index`` in its head, a section at its end.
 
     Metrics are the main ones of the MoE model (or of the only system): strict accuracy and exact
     match, and accuracy and AUC by label score, each with its interval and n in its name.
     """
-    from huggingface_hub import EvalResult
-    from huggingface_hub.repocard_data import eval_results_to_model_index
+    from huggingface_hub import EvalResult, ModelCard
 
     found = []
     for row in _main_rows(summary):
@@ -144,7 +129,10 @@ def model_index(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
                 metric_value=round(float(row["value"]), 2),
             )
         )
-    return list(eval_results_to_model_index(f"Med-MoE ({summary.get('data', 'run')})", found))
+    whole = ModelCard(f"{card.rstrip()}\n\n{results_section(summary)}")
+    head: Any = whole.data
+    head.model_name, head.eval_results = f"Med-MoE ({summary.get('data', 'run')})", found
+    return str(whole)
 
 
 def _main_rows(summary: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
