@@ -2,8 +2,9 @@
 
     python scripts/sample_of_verbs.py OUT
 
-It uses the environment of the Python that runs it; `.ci/run` calls it with the oldest and the
-newest transformers that we allow. The answers mean nothing: the model is trained for two steps.
+It uses the environment of the Python that runs it; `.ci/run` calls it with the oldest releases
+that we allow and with the newest transformers. The answers mean nothing: the model is trained for
+two steps.
 """
 
 from __future__ import annotations
