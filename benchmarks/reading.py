@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from support.tiny import Tiny, tiny
 from medmoe.config.schema import PhaseName
 from medmoe.data.cache import ImageCache
 from medmoe.data.intake.sandbox import default_pool
-from medmoe.data.pixels import cache_policy, cached, pixel_table
+from medmoe.data.pixels import pixel_table
 from medmoe.data.schema import ImageRecord
 from medmoe.model.processing_medmoe import square_image_processor
 from medmoe.training.trainable import set_trainable
@@ -68,14 +69,13 @@ def consumed(parts: Tiny, phases: int, repeats: int) -> dict[str, tuple[float, f
 def read(records: list[ImageRecord], side: int, folder: Path, repeats: int) -> tuple[float, float]:
     """Return warm and cold pictures a second."""
     processor = square_image_processor(side, (0.5,) * 3, (0.5,) * 3)
-    policy = cache_policy(processor)
-    cold, warm = [], []
+    cold: list[float] = []
+    warm: list[float] = []
     for turn in range(min(repeats, 3)):
         cache = ImageCache(folder / f"{side}-{turn}")
-        cold.append(seconds(lambda: pixel_table(records, processor, cache=cache)))  # noqa: B023
-        for _ in range(repeats):
-            fetch = lambda: [cached(image, policy, cache) for image in records]  # noqa: B023, E731
-            warm.append(seconds(fetch))
+        read = partial(pixel_table, records, processor, cache=cache)
+        cold.append(seconds(read))
+        warm += [seconds(read) for _ in range(repeats)]
     return len(records) / statistics.median(warm), len(records) / statistics.median(cold)
 
 

@@ -13,9 +13,8 @@ from medmoe.backbones.registry import language_backbone, vision_backbone
 from medmoe.config.load import check, recipe
 from medmoe.config.schema import ModelSpec
 from medmoe.data.phantom import read_phantom
-from medmoe.data.schema import Record
+from medmoe.data.schema import Record, question_text
 from medmoe.data.tokenize import ConversationTokenizer, train_tokenizer
-from medmoe.data.wording import question_text
 from medmoe.model.build import build_dense, build_processor
 from medmoe.model.upcycle import upcycle
 from medmoe.training.phases.phase0_language import new_language_model

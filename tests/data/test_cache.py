@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 from tests.model.tiny import processor
 
-from medmoe.data import pixels
 from medmoe.data.cache import ImageCache, default_cache, key_of
+from medmoe.data.intake.sandbox import DecoderPool
 from medmoe.data.pixels import cache_policy, pixel_table
 from medmoe.data.schema import ImageRecord
 from medmoe.model.processing_medmoe import square_image_processor
@@ -175,7 +175,7 @@ def test_a_table_is_the_same_without_cache_cold_and_warm(
     def no_decoding(*_: object, **__: object) -> None:
         raise AssertionError("a cached picture was decoded")
 
-    monkeypatch.setattr(pixels, "open_picture", no_decoding)
+    monkeypatch.setattr(DecoderPool, "decode", no_decoding)
     warm = pixel_table(images, policy, cache=cache).pixels
     assert (plain == cold).all()
     assert (plain == warm).all()

@@ -12,6 +12,7 @@ from tests.data.pictures import copied, images, next_slice, picture
 
 from medmoe.data import near_duplicates
 from medmoe.data.cache import ImageCache
+from medmoe.data.intake.sandbox import DecoderPool
 from medmoe.data.near_duplicates import Pair, fingerprints, repeated_pictures, same_pictures
 from medmoe.data.schema import ImageRecord, Pixels
 from medmoe.errors import ImageError
@@ -164,7 +165,7 @@ def test_a_kept_fingerprint_is_that_of_the_file(
     cache = ImageCache(tmp_path / "cache")
     first = fingerprints(files, cache=cache)
     with monkeypatch.context() as patch:
-        patch.setattr(near_duplicates, "open_picture", None)  # opened again, it would fail
+        patch.setattr(DecoderPool, "decode", None)  # opened again, it would fail
         again = fingerprints(files, cache=cache)
     for found in (first, again):
         assert (found.ids, found.digests) == (plain.ids, plain.digests)

@@ -19,12 +19,12 @@ def test_pairs_are_sorted_into_their_parts() -> None:
     overlaps, unreadable = find_overlaps({"train": records([*train, again]), "test": records(test)})
     assert not unreadable
     found = {(o.left, o.right): o for o in overlaps}
-    assert [(p.left, p.right, p.kind) for p in found["train", "train"].pairs] == [
+    assert [(p.left_id, p.right_id, p.kind) for p in found["train", "train"].pairs] == [
         ("set/1", "set/again", "exact")
     ]
     assert found["train", "train"].shared_images == 2
     across = found["train", "test"]
-    assert {(p.left, p.right, p.kind) for p in across.pairs} == {
+    assert {(p.left_id, p.right_id, p.kind) for p in across.pairs} == {
         ("set/0", "set/0", "same_id"),
         ("set/2", "other/0", "near"),
     }

@@ -10,9 +10,8 @@ from tests.model.tiny import IMAGE_TOKENS, TEXTS, processor
 
 from medmoe.backbones.templates import NO_THINKING, chatml_template
 from medmoe.data import tokenize
-from medmoe.data.schema import ImageRecord, Record
+from medmoe.data.schema import ImageRecord, Record, question_text
 from medmoe.data.tokenize import ConversationTokenizer, train_tokenizer
-from medmoe.data.wording import question_text
 from medmoe.errors import DataError
 
 QUESTIONS = ("?", "Is there a mass?", "what\norgan — is it?", "", "  spaces  ", "x" * 300)

@@ -14,9 +14,8 @@ from tests.training import toy
 from tests.training.toy import SPEC, record
 
 from medmoe.data.collate import Packed
-from medmoe.data.schema import ImageRecord, Record, Task
+from medmoe.data.schema import ImageRecord, Record, Task, turns_of
 from medmoe.data.tokenize import ConversationTokenizer
-from medmoe.data.wording import turns_of
 from medmoe.errors import DataError
 from medmoe.training.packed import packed_length, packed_schedule
 from medmoe.training.schedule import Schedule

@@ -12,16 +12,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from PIL import Image
 
-from medmoe.data.schema import ImageRecord, Record
-from medmoe.data.wording import turns_of
+from medmoe.data.schema import ImageRecord, Record, turns_of
 from medmoe.errors import DataError
 from medmoe.files import write_json, write_text
 
@@ -33,10 +33,11 @@ IMAGE_MARK = "<image>"
 _ROLES = ("user", "assistant")
 
 #: Columns with plain text, in the order of the file.
-_TEXTS = (
+_OF_RECORD = (
     *("id", "question", "answer", "answer_type", "question_type", "task", "dataset", "split"),
-    *("licence", "image_id", "modality", "organ"),
+    "licence",
 )
+_TEXTS = (*_OF_RECORD, "image_id", "modality", "organ")
 
 
 def row_of(record: Record, image: object, target: Target = "llama_factory") -> dict[str, Any]:
@@ -55,15 +56,7 @@ def row_of(record: Record, image: object, target: Target = "llama_factory") -> d
     return {
         "messages": messages,
         "images": [image],
-        "id": record.id,
-        "question": record.question,
-        "answer": record.answer,
-        "answer_type": record.answer_type,
-        "question_type": record.question_type,
-        "task": record.task,
-        "dataset": record.dataset,
-        "split": record.split,
-        "licence": record.licence,
+        **{name: getattr(record, name) for name in _OF_RECORD},
         "image_id": record.image.id,
         "modality": record.image.modality,
         "organ": record.image.organ,
@@ -188,27 +181,18 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _features() -> Any:
-    from datasets import Features, Image, List, Value
+    from datasets import Features, List, Value
+    from datasets import Image as Picture
 
     text = Value("string")
-    columns = {
-        "messages": List({"role": text, "content": text}),
-        "images": List(Image()),
-        **dict.fromkeys(_TEXTS, text),
-        "options": List(text),
-        "references": List(text),
-        "labels": text,
-    }
-    return Features(columns)
+    said = {"messages": List({"role": text, "content": text}), "images": List(Picture())}
+    lists = dict.fromkeys(("options", "references"), List(text))
+    return Features(said | dict.fromkeys(_TEXTS, text) | lists | {"labels": text})
 
 
 def _encoded(image: ImageRecord) -> tuple[bytes, str]:
     """Return a picture as the bytes of a file, and the suffix; pixels become PNG."""
     if isinstance(image.source, np.ndarray):
-        from io import BytesIO
-
-        from PIL import Image
-
         buffer = BytesIO()
         Image.fromarray(image.source).save(buffer, "PNG")
         return buffer.getvalue(), ".png"
@@ -219,12 +203,7 @@ def _encoded(image: ImageRecord) -> tuple[bytes, str]:
 
 def _save(image: ImageRecord, folder: Path) -> str:
     """Write a picture under ``images``, named by a hash of its id, and return its path there."""
-    stem = hashlib.sha256(image.id.encode()).hexdigest()[:16]
-    if isinstance(image.source, Path):
-        name = f"images/{stem}{image.source.suffix}"
-        shutil.copyfile(image.source, folder / name)
-        return name
     data, suffix = _encoded(image)
-    name = f"images/{stem}{suffix}"
+    name = f"images/{hashlib.sha256(image.id.encode()).hexdigest()[:16]}{suffix}"
     (folder / name).write_bytes(data)
     return name

@@ -12,7 +12,7 @@ held to the limits for files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,26 +20,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from medmoe.data.intake.decode import Decoded, Hint, Request
+from medmoe.data.cache import ImageCache, key_of
+from medmoe.data.intake.decode import Hint, Request
 from medmoe.data.intake.facts import ImageFacts
 from medmoe.data.intake.limits import Limits
-from medmoe.data.intake.raster import to_rgb
+from medmoe.data.intake.raster import to_rgb as to_rgb  # for Pillow images of our own
 from medmoe.data.intake.sandbox import DecoderPool, default_pool
 from medmoe.data.schema import ImageRecord, Pixels
 from medmoe.errors import ImageError
-
-__all__ = [
-    "DECODING_VERSION",
-    "ImageSource",
-    "Picture",
-    "hint_of",
-    "naming",
-    "open_image",
-    "open_picture",
-    "open_record",
-    "read_file",
-    "to_rgb",
-]
 
 ImageSource = Path | bytes | Pixels | Image.Image
 
@@ -95,7 +83,7 @@ def open_picture(
         hint = hint or hint_of(source)
         source = read_file(source, pool.limits)
     decoded = pool.decode(source, Request(window, frame, hint))
-    return Picture(_rgb(decoded), decoded.facts)
+    return Picture(Image.fromarray(decoded.pixels).convert("RGB"), decoded.facts)
 
 
 def open_image(source: ImageSource) -> Image.Image:
@@ -109,12 +97,41 @@ def open_record(record: ImageRecord) -> Image.Image:
     Raises:
         ImageError: It cannot be used; the record is named.
     """
-    with naming(record):
+    with _naming(record):
         return open_image(record.source)
 
 
+def made_of(
+    record: ImageRecord,
+    policy: str,
+    make: Callable[[Image.Image], Pixels],
+    cache: ImageCache | None,
+) -> Pixels:
+    """Return what is made of the picture of a record; that of a file is kept, by its content.
+
+    Args:
+        policy: All that decides what is made of a file.
+        cache: Where it is kept; None keeps nothing.
+
+    Raises:
+        ImageError: The picture cannot be used; the record is named.
+    """
+    if not isinstance(record.source, Path):
+        return make(open_record(record))
+    with _naming(record):
+        data = read_file(record.source, default_pool().limits)
+        key = key_of(data, policy)
+        known = None if cache is None else cache.get(key)
+        if known is not None:
+            return known
+        made = make(open_picture(data, hint=hint_of(record.source)).image)
+        if cache is not None:
+            cache.put(key, made)
+        return made
+
+
 @contextmanager
-def naming(record: ImageRecord) -> Iterator[None]:
+def _naming(record: ImageRecord) -> Iterator[None]:
     """Name the record of a data set in the errors about its picture."""
     try:
         yield
@@ -138,10 +155,6 @@ def read_file(path: Path, limits: Limits) -> bytes:
         raise ImageError(
             "image_not_found", f"cannot read image {str(path)!r}: {reason}; give an existing file"
         ) from error
-
-
-def _rgb(decoded: Decoded) -> Image.Image:
-    return Image.fromarray(decoded.pixels).convert("RGB")
 
 
 def _from_pixels(pixels: Pixels) -> Image.Image:

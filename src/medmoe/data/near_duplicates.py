@@ -21,7 +21,6 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -29,9 +28,8 @@ import numpy.typing as npt
 import PIL
 from PIL import Image
 
-from medmoe.data.cache import ImageCache, default_cache, key_of
-from medmoe.data.images import DECODING_VERSION, hint_of, naming, open_picture, read_file
-from medmoe.data.intake.sandbox import default_pool
+from medmoe.data.cache import ImageCache, default_cache
+from medmoe.data.images import DECODING_VERSION, made_of
 from medmoe.data.schema import ImageRecord, Pixels
 from medmoe.errors import ImageError
 
@@ -53,13 +51,14 @@ _FRAME = 0.1  # share of the half side left out at the edges, where a filter see
 
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
-Kind = Literal["exact", "near"]
+Kind = Literal["exact", "near", "same_id"]
 
 
 class Pair(NamedTuple):
     """Two images that show one picture.
 
     ``distance`` is 0 for equal pixels, else 100 x (1 - correlation of the fine detail), rounded.
+    ``same_id``: one id in two parts of a set, found by name.
     """
 
     left_id: str
@@ -131,7 +130,7 @@ def fingerprints(
     cache = cache or default_cache()
     for image in images:
         try:
-            packed = _packed_of(image, cache)
+            packed = made_of(image, _policy(), _packed, cache)
         except ImageError as error:
             if unreadable is None:
                 raise
@@ -142,21 +141,6 @@ def fingerprints(
         digests.append(packed[0, _SIDE, :_DIGEST_BYTES].tobytes().hex())
         ids.append(image.id)
     return Fingerprints(tuple(ids), grey[: len(ids)], tuple(digests), small[: len(ids)])
-
-
-def _packed_of(image: ImageRecord, cache: ImageCache | None) -> Pixels:
-    """Return the fingerprint of a picture as the cache keeps it; that of a file is kept there."""
-    with naming(image):
-        if not isinstance(image.source, Path):
-            return _packed(open_picture(image.source).image)
-        data = read_file(image.source, default_pool().limits)
-        key = key_of(data, _policy())
-        packed = cache.get(key) if cache else None
-        if packed is None:
-            packed = _packed(open_picture(data, hint=hint_of(image.source)).image)
-            if cache is not None:
-                cache.put(key, packed)
-        return packed
 
 
 def _packed(picture: Image.Image) -> Pixels:

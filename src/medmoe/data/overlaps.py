@@ -11,20 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medmoe.data.near_duplicates import fingerprints, repeated_pictures
+from medmoe.data.near_duplicates import Pair, fingerprints, repeated_pictures
 from medmoe.data.schema import Record, images_of
 
 Parts = Mapping[str, Sequence[Record]]
-
-
-@dataclass(frozen=True, slots=True)
-class Match:
-    """One picture under two ids, or one id in two parts; ``kind`` as in INTERFACES."""
-
-    left: str
-    right: str
-    kind: str
-    distance: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +25,14 @@ class Overlap:
     right: str
     left_images: int
     right_images: int
-    pairs: tuple[Match, ...]
+    pairs: tuple[Pair, ...]
 
     @property
     def shared_images(self) -> int:
         """Number of pictures of the right part that the left one has too."""
         if self.left == self.right:
-            return len({name for pair in self.pairs for name in (pair.left, pair.right)})
-        return len({pair.right for pair in self.pairs})
+            return len({name for pair in self.pairs for name in pair[:2]})
+        return len({pair.right_id for pair in self.pairs})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row of the audit's JSON."""
@@ -53,8 +43,8 @@ class Overlap:
             "right_images": self.right_images,
             "shared_images": self.shared_images,
             "pairs": [
-                {"left": p.left, "right": p.right, "kind": p.kind, "distance": p.distance}
-                for p in self.pairs
+                dict(zip(("left", "right", "kind", "distance"), pair, strict=True))
+                for pair in self.pairs
             ],
         }
 
@@ -69,27 +59,21 @@ def find_overlaps(parts: Parts) -> tuple[list[Overlap], dict[str, str]]:
     everything = {image.id: image for members in images.values() for image in members}
     unreadable: dict[str, str] = {}
     prints = fingerprints(list(everything.values()), unreadable)
-    alike = [Match(p.left_id, p.right_id, p.kind, p.distance) for p in repeated_pictures(prints)]
+    alike = repeated_pictures(prints)
     ids = {name: frozenset(image.id for image in members) for name, members in images.items()}
     overlaps = []
     for left, right in itertools.combinations_with_replacement(parts, 2):
-        pairs = [*_same_ids(ids, left, right), *_between(alike, ids[left], ids[right])]
+        common = ids[left] & ids[right] if left != right else ()
+        pairs = [Pair(name, name, "same_id", 0) for name in sorted(common)]
+        pairs += _between(alike, ids[left], ids[right])
         overlaps.append(Overlap(left, right, len(ids[left]), len(ids[right]), tuple(pairs)))
     return overlaps, unreadable
 
 
-def _same_ids(ids: Mapping[str, frozenset[str]], left: str, right: str) -> list[Match]:
-    if left == right:
-        return []
-    return [Match(name, name, "same_id", 0) for name in sorted(ids[left] & ids[right])]
-
-
-def _between(
-    alike: Sequence[Match], left: frozenset[str], right: frozenset[str]
-) -> Iterator[Match]:
+def _between(alike: Sequence[Pair], left: frozenset[str], right: frozenset[str]) -> Iterator[Pair]:
     """Yield the pairs with one picture on each side, turned so that it stands there."""
     for pair in alike:
-        if pair.left in left and pair.right in right:
+        if pair.left_id in left and pair.right_id in right:
             yield pair
-        elif pair.right in left and pair.left in right:
-            yield Match(pair.right, pair.left, pair.kind, pair.distance)
+        elif pair.right_id in left and pair.left_id in right:
+            yield Pair(pair.right_id, pair.left_id, pair.kind, pair.distance)

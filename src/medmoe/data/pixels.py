@@ -9,10 +9,10 @@ Shapes: N images, C = 3 channels, H = W the encoder's input side.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,15 +22,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from medmoe.data.cache import ImageCache, default_cache, key_of
-from medmoe.data.images import (
-    DECODING_VERSION,
-    hint_of,
-    naming,
-    open_picture,
-    open_record,
-    read_file,
-)
+from medmoe.data.cache import ImageCache, default_cache
+from medmoe.data.images import DECODING_VERSION, made_of
 from medmoe.data.intake.sandbox import default_pool
 from medmoe.data.schema import ImageRecord, Pixels
 
@@ -66,25 +59,13 @@ def pixel_table(
     Raises:
         ImageError: An image cannot be opened; its id is named.
     """
-    cache = cache or default_cache()
     side = image_processor.crop_size["height"]
-    policy = cache_policy(image_processor)
     pixels = torch.empty((len(images), 3, side, side), dtype=torch.uint8)
-    table = pixels.numpy()
-    missing = []
-    for row, image in enumerate(images):
-        known = cached(image, policy, cache)
-        if known is None:
-            missing.append(row)
-        else:
-            table[row] = known
-
-    def fill(row: int) -> None:
-        table[row] = decoded(images[row], image_processor, policy, cache)
-
+    table, read = pixels.numpy(), _reader(image_processor, cache)
     with ThreadPoolExecutor(max_workers=default_pool().workers) as threads:
-        for _ in threads.map(fill, missing):
-            pass  # a refused image raises here, and cancels those not begun
+        # A refused image raises here, and cancels those not begun.
+        for row, square in enumerate(threads.map(read, images)):
+            table[row] = square
     rows = {image.id: row for row, image in enumerate(images)}
     return PixelTable(
         pixels, rows, tuple(image_processor.image_mean), tuple(image_processor.image_std)
@@ -97,32 +78,12 @@ def read_pixels(image: ImageRecord, image_processor: Any) -> Pixels:
     Raises:
         ImageError: It cannot be opened; its id is named.
     """
-    cache, policy = default_cache(), cache_policy(image_processor)
-    known = cached(image, policy, cache)
-    return decoded(image, image_processor, policy, cache) if known is None else known
+    return _reader(image_processor)(image)
 
 
-def cached(image: ImageRecord, policy: str, cache: ImageCache | None) -> Pixels | None:
-    """Return the squared, resized pixels (3, H, W) of a record's file from the cache, or None."""
-    if cache is None or not isinstance(image.source, Path):
-        return None
-    with naming(image):
-        return cache.get(key_of(read_file(image.source, default_pool().limits), policy))
-
-
-def decoded(
-    image: ImageRecord, image_processor: Any, policy: str, cache: ImageCache | None
-) -> Pixels:
-    """Return the squared, resized pixels (3, H, W) of a record; those of a file go to the cache."""
-    if not isinstance(image.source, Path):
-        return squared(open_record(image), image_processor)
-    with naming(image):
-        data = read_file(image.source, default_pool().limits)
-        picture = open_picture(data, hint=hint_of(image.source))
-        square = squared(picture.image, image_processor)
-        if cache is not None:
-            cache.put(key_of(data, policy), square)
-    return square
+def _reader(image_processor: Any, cache: ImageCache | None = None) -> Callable[..., Pixels]:
+    policy, make = cache_policy(image_processor), partial(squared, image_processor=image_processor)
+    return partial(made_of, policy=policy, make=make, cache=cache or default_cache())
 
 
 def squared(picture: Image.Image, image_processor: Any) -> Pixels:

@@ -75,3 +75,15 @@ class Record:
 def images_of(records: Iterable[Record]) -> list[ImageRecord]:
     """Return the images of records, each once and in order of appearance."""
     return list({record.image.id: record.image for record in records}.values())
+
+
+def question_text(record: Record) -> str:
+    """Return the question as asked: where an answer is to be chosen, the options stand behind."""
+    if record.options:
+        return f"{record.question} Options: {', '.join(record.options)}."
+    return record.question
+
+
+def turns_of(record: Record) -> tuple[tuple[str, str], ...]:
+    """Return question, as asked, and answer of each turn of a record."""
+    return ((question_text(record), record.answer), *record.further)

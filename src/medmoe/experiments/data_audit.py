@@ -105,7 +105,8 @@ def _counted(values: Any) -> dict[str, int]:
 def clean_split(found: Audit, seed: int) -> dict[str, Any]:
     """Return an image-disjoint split of all pictures of an audit, as its file holds it."""
     images = images_of([record for records in found.parts.values() for record in records])
-    alike = [(p.left, p.right) for o in found.overlaps for p in o.pairs if p.kind != "same_id"]
+    pairs = [pair for overlap in found.overlaps for pair in overlap.pairs]
+    alike = [(pair.left_id, pair.right_id) for pair in pairs if pair.kind != "same_id"]
     return split_content(disjoint_split(images, alike, seed), seed)
 
 
@@ -123,7 +124,7 @@ def page(found: Audit) -> str:
             "overlap": overlap,
             "kinds": _counted(pair.kind for pair in overlap.pairs),
             "pairs": [
-                (pair, *(_thumbnail(images[name].source) for name in (pair.left, pair.right)))
+                (pair, *(_thumbnail(images[name].source) for name in pair[:2]))
                 for pair in sorted(overlap.pairs, key=lambda p: -p.distance)[:_SHOWN_PAIRS]
             ],
         }

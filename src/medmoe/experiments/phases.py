@@ -22,9 +22,8 @@ from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainPhaseSpec, TrainSpec
 from medmoe.data.collate import PackingCollator
 from medmoe.data.pixels import pixel_table
-from medmoe.data.schema import ImageRecord, images_of
+from medmoe.data.schema import ImageRecord, images_of, turns_of
 from medmoe.data.tokenize import ConversationTokenizer, train_tokenizer
-from medmoe.data.wording import turns_of
 from medmoe.experiments.data import TrainData, steps_of
 from medmoe.experiments.handover import load_router, save_part, save_router
 from medmoe.experiments.label_curve import label_curve, router_score

@@ -9,9 +9,8 @@ import numpy as np
 from torch import nn
 
 from medmoe.data.collate import Packed, PackingCollator
-from medmoe.data.schema import Record
+from medmoe.data.schema import Record, turns_of
 from medmoe.data.tokenize import ConversationTokenizer, Segment
-from medmoe.data.wording import turns_of
 from medmoe.errors import DataError
 from medmoe.training.context import PhaseContext
 from medmoe.training.features import FeaturesOnDemand

@@ -9,7 +9,7 @@ import pytest
 
 from medmoe.data.bad_rows import BadRows
 from medmoe.data.readers.pmc_vqa import SET as pmc_vqa
-from medmoe.data.wording import question_text
+from medmoe.data.schema import question_text
 from medmoe.errors import DataError
 
 FIRST = {

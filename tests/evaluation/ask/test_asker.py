@@ -12,8 +12,7 @@ from tests.model.tiny import IMAGE_TOKENS, WIDTH, moe_model, processor
 from torch import Tensor
 
 from medmoe.data.phantom import read_phantom
-from medmoe.data.schema import Record
-from medmoe.data.wording import question_text
+from medmoe.data.schema import Record, question_text
 from medmoe.evaluation.ask.asker import predict
 from medmoe.evaluation.score.rows import score_task
 from medmoe.inference.engine import MedMoe

@@ -14,8 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from medmoe.data.images import open_record
-from medmoe.data.schema import Record
-from medmoe.data.wording import question_text
+from medmoe.data.schema import Record, question_text
 from medmoe.evaluation.ask.answers import BATCHES, AnswerFile, chunks_of
 from medmoe.evaluation.ask.plan import EvalPlan
 from medmoe.evaluation.files.predictions import Prediction, read_predictions

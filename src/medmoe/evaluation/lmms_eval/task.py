@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from medmoe.data import registry
 from medmoe.data.images import open_record
-from medmoe.data.schema import Record
-from medmoe.data.wording import question_text
+from medmoe.data.schema import Record, question_text
 from medmoe.errors import DataError, MedMoeError
 from medmoe.evaluation.score.measures import measures, record_scores
 from medmoe.evaluation.statistics import in_percent

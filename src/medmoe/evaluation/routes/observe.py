@@ -21,8 +21,7 @@ from torch import Tensor
 
 from medmoe.data.collate import Packed, pack_batch
 from medmoe.data.images import open_record
-from medmoe.data.schema import ImageRecord, Record
-from medmoe.data.wording import question_text
+from medmoe.data.schema import ImageRecord, Record, question_text
 from medmoe.inference.engine import MedMoe
 from medmoe.routing.hooks import Norms, ffn_inputs, record_norms
 from medmoe.routing.trace import KINDS, RoutingTrace, record_routing

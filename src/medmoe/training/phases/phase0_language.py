@@ -16,9 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from medmoe.backbones.spec import LanguageBackbone
 from medmoe.data.collate import IGNORE
-from medmoe.data.schema import Record
+from medmoe.data.schema import Record, turns_of
 from medmoe.data.tokenize import ConversationTokenizer
-from medmoe.data.wording import turns_of
 from medmoe.training.context import PhaseRun
 from medmoe.training.schedule import Schedule
 from medmoe.training.trainer import PhaseResult, run_phase

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from medmoe.data.collate import Packed, pack_batch
-from medmoe.data.schema import ImageRecord
-from medmoe.data.wording import question_text
+from medmoe.data.schema import ImageRecord, question_text
 from medmoe.domains import domain_index
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.routing.hooks import ffn_inputs
