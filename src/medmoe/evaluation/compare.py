@@ -177,13 +177,13 @@ def compare_task(
         DataError: The predictions do not pair with the records by id.
     """
     (a, of_a), (b, of_b) = systems.items()
-    found = compare_runs(task, records, [of_a], [of_b], seed)
+    comparison = compare_runs(task, records, [of_a], [of_b], seed)
     return [
         {
             "task": task, "split": split, "subset": row.subset, "a": a, "b": b,
             "difference": row.difference, "low": row.low, "high": row.high, "p": row.p, "n": row.n,
         }
-        for row in found.differences
+        for row in comparison.differences
         if row.decides
     ]  # fmt: skip
 
@@ -194,11 +194,11 @@ def _answers(records: Sequence[Record], run: Sequence[Prediction]) -> list[Predi
 
 def _subsets(records: Sequence[Record]) -> dict[str, list[int]]:
     """Return the positions of closed and open questions, and of the classification's records."""
-    found: dict[str, list[int]] = {}
+    places: dict[str, list[int]] = {}
     for i, record in enumerate(records):
         name = "all" if record.task == "classification" else record.answer_type
-        found.setdefault(name, []).append(i)
-    return {name: found[name] for name in _METRICS if name in found}
+        places.setdefault(name, []).append(i)
+    return {name: places[name] for name in _METRICS if name in places}
 
 
 def _value(record: Record, prediction: Prediction, metric: str) -> float:

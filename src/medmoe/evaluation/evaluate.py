@@ -119,8 +119,8 @@ def _control_rows(plan: EvalPlan, task: TaskRecords, asker: Asker) -> list[Score
     for control in plan.controls:
         records = controlled(task.records, control, plan.seed)
         path = plan.out / task.spec.name / "controls" / f"{control}.jsonl"
-        found = asker.ask(f"{task.spec.name}, {control}", records, path)
-        rows += _score_rows(plan, task, found, control)
+        predictions = asker.ask(f"{task.spec.name}, {control}", records, path)
+        rows += _score_rows(plan, task, predictions, control)
     return rows
 
 
@@ -128,15 +128,15 @@ def _pairs_of(
     plan: EvalPlan, task: TaskRecords, predictions: Sequence[Prediction], asker: Asker
 ) -> list[dict[str, Any]]:
     """Ask the questions in other words; return what is found of each kind of pair."""
-    found = []
+    entries = []
     for kind in plan.pairs:
         records = rewritten(task.records, kind)
         path = plan.out / task.spec.name / "pairs" / f"{kind}.jsonl"
         name = f"{task.spec.name}, {kind}"
         answers = asker.ask(name, records, path, questions=True) if records else []
         scores = pair_scores(kind, task.records, predictions, records, answers, plan.seed)
-        found.append({"task": task.spec.name, "split": task.split, "pair": kind, **scores})
-    return found
+        entries.append({"task": task.spec.name, "split": task.split, "pair": kind, **scores})
+    return entries
 
 
 def _reliability_of(
@@ -147,8 +147,8 @@ def _reliability_of(
     chosen = None
     if other is not None:
         path = plan.out / task.spec.name / "calibration.jsonl"
-        found = asker.ask(f"{task.spec.name}, {other.split}", other.records, path)
-        chosen = answered_by_kind(other.records, found)
+        others = asker.ask(f"{task.spec.name}, {other.split}", other.records, path)
+        chosen = answered_by_kind(other.records, others)
     reported = answered_by_kind(task.records, predictions)
     return reliability(reported, chosen, target=plan.target_risk, seed=plan.seed)
 
@@ -161,15 +161,15 @@ def _robustness_of(
         return []
     name, seed = task.spec.name, plan.seed
     clean = answered_by_kind(task.records, predictions)
-    rows = [robustness_row(name, None, 0, kind, found, seed) for kind, found in clean.items()]
+    rows = [robustness_row(name, None, 0, kind, answered, seed) for kind, answered in clean.items()]
     for corruption in plan.corruptions:
         for severity in plan.severities:
             path = plan.out / name / "corruptions" / f"{corruption}-{severity}.jsonl"
             change = partial(_worse, corruption, severity, seed)
             said = asker.ask(f"{name}, {corruption} {severity}", task.records, path, change)
             rows += [
-                robustness_row(name, corruption, severity, kind, found, seed)
-                for kind, found in answered_by_kind(task.records, said).items()
+                robustness_row(name, corruption, severity, kind, answered, seed)
+                for kind, answered in answered_by_kind(task.records, said).items()
             ]
     return rows
 

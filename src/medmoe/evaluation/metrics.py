@@ -43,8 +43,8 @@ def words(text: str) -> tuple[str, ...]:
     (``none`` is 0). An answer of articles only keeps them, so that option ``A`` stays an answer.
     """
     plain = unicodedata.normalize("NFKC", text).casefold().translate(_DROPPED)
-    found = _TOKEN.findall(_THOUSANDS.sub("", plain))
-    tokens = [_NUMBER_WORDS.get(t, t) for t in found]
+    parts = _TOKEN.findall(_THOUSANDS.sub("", plain))
+    tokens = [_NUMBER_WORDS.get(t, t) for t in parts]
     tokens = [t.replace(".", "0.", 1) if t.lstrip("-").startswith(".") else t for t in tokens]
     return tuple(t for t in tokens if t not in _ARTICLES) or tuple(tokens)
 

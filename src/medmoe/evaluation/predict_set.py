@@ -131,8 +131,10 @@ def _table(
     writer.writerow([*columns, "prediction", "confidence"])
     for place, row in rows:
         cells = [_cell(row.get(column)) for column in columns]
-        found = answered.get(place)
-        said = ["", ""] if found is None else [found.text, f"{confidence_of(found):.6f}"]
+        prediction = answered.get(place)
+        said = ["", ""]
+        if prediction is not None:
+            said = [prediction.text, f"{confidence_of(prediction):.6f}"]
         writer.writerow([*cells, *said])
     return buffer.getvalue()
 

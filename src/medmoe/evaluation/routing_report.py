@@ -119,11 +119,11 @@ def routes(plan: RoutesPlan, out: Path, progress: Progress) -> dict[str, Any]:
     if plan.learned is not None:
         learned = _observe(plan.learned, records, (), "learned router", progress)
     modalities = tables.modalities_of(observation, domains)
-    found = _figures(plan, observation, embedding, learned, modalities, domains)
-    result = _result(plan, observation, embedding, found, domains)
-    _write_figures(out / "figures", found)
+    shown = _figures(plan, observation, embedding, learned, modalities, domains)
+    result = _result(plan, observation, embedding, shown, domains)
+    _write_figures(out / "figures", shown)
     write_json(out / "routes.json", result)
-    write_text(out / "routes.html", render_routes(_called(plan.model), result, found))
+    write_text(out / "routes.html", render_routes(_called(plan.model), result, shown))
     return result
 
 
@@ -155,29 +155,29 @@ def _figures(
     modalities: Sequence[str],
     domains: Sequence[str],
 ) -> list[RouteFigure]:
-    found = []
+    shown = []
     if embedding is not None:
         before = "this model itself (no phase-2 model was given by --before)"
         if plan.before is not None:
             before = "the phase-2 model, before experts were tuned"
-        found.append(figures.map_figure(embedding, len(observation.layers), before))
+        shown.append(figures.map_figure(embedding, len(observation.layers), before))
     shares = tables.token_shares(observation, modalities, domains)
-    found.append(figures.share_figure(shares, domains))
-    found.append(figures.most_used_figure(observation, learned, modalities, domains))
+    shown.append(figures.share_figure(shares, domains))
+    shown.append(figures.most_used_figure(observation, learned, modalities, domains))
     if plan.curve:
-        found.append(figures.curve_figure(list(plan.curve)))
-    found.append(figures.layer_figure(tables.by_layer(observation, domains, plan.seed)))
+        shown.append(figures.curve_figure(list(plan.curve)))
+    shown.append(figures.layer_figure(tables.by_layer(observation, domains, plan.seed)))
     norms = tables.norm_shares(observation, modalities)
     if norms:
-        found.append(figures.norm_figure(norms))
-    return found
+        shown.append(figures.norm_figure(norms))
+    return shown
 
 
 def _result(
     plan: RoutesPlan,
     observation: Observation,
     embedding: Embedding | None,
-    found: Sequence[RouteFigure],
+    shown: Sequence[RouteFigure],
     domains: Sequence[str],
 ) -> dict[str, Any]:
     sizes = Counter(image.modality or "unknown" for image in observation.images)
@@ -215,7 +215,7 @@ def _result(
         "layers": list(observation.layers),
         "num_experts_per_tok": config.num_experts_per_tok,
         "silhouettes": [] if embedding is None else embedding.silhouettes,
-        "figures": {figure.stem: figure.rows for figure in found},
+        "figures": {figure.stem: figure.rows for figure in shown},
         "notes": notes,
         "use": NOTE,
     }
@@ -227,13 +227,13 @@ def _called(model: Path) -> str:
     return "/".join(parts[-3:-1]) if parts[-1] == "model" else parts[-1]
 
 
-def _write_figures(folder: Path, found: Sequence[RouteFigure]) -> None:
+def _write_figures(folder: Path, shown: Sequence[RouteFigure]) -> None:
     """Write all files of the figures, and only then put them in the place of older ones."""
     staging = folder.with_name(f".{folder.name}.staging")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
-        for figure in found:
+        for figure in shown:
             for stem, rows in {figure.stem: figure.rows, **(figure.more or {})}.items():
                 (staging / f"{stem}.csv").write_text(_csv(rows), encoding="utf-8", newline="")
             for stem, drawn in figure.drawings.items():

@@ -180,13 +180,13 @@ def calibrations(
     """
     if path is None:
         return dict.fromkeys(names)
-    found = answers_of(path, truth)
-    if len(found) == len(names) == 1:
-        return dict(zip(names, found.values(), strict=True))
-    missing = sorted(set(names) - set(found))
+    others = answers_of(path, truth)
+    if len(others) == len(names) == 1:
+        return dict(zip(names, others.values(), strict=True))
+    missing = sorted(set(names) - set(others))
     if missing:
         raise DataError(
             f"{path} holds no answers for {named(missing)}; give a run of the same tasks on "
             "another split"
         )
-    return {name: found[name] for name in names}
+    return {name: others[name] for name in names}

@@ -150,15 +150,15 @@ def intervals(
     None) where there is one image only.
     """
     count = len(set(images))
-    found: list[tuple[float | None, float | None]] = []
+    ends: list[tuple[float | None, float | None]] = []
     for column, (low, high) in zip(
         values.T, clustered_bootstraps(values, images, seed=seed), strict=True
     ):
         if column[0] in (0.0, 1.0) and (column == column[0]).all():
-            found.append(wilson(count if column[0] == 1.0 else 0, count))
+            ends.append(wilson(count if column[0] == 1.0 else 0, count))
         else:
-            found.append((None, None) if math.isnan(low) else (float(low), float(high)))
-    return found
+            ends.append((None, None) if math.isnan(low) else (float(low), float(high)))
+    return ends
 
 
 def in_percent(share: float | None) -> float | None:

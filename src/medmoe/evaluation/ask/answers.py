@@ -36,12 +36,12 @@ def chunks_by_image(items: Iterable[T], image_of: Callable[[T], str], size: int)
     by_image: dict[str, list[T]] = {}
     for item in items:
         by_image.setdefault(image_of(item), []).append(item)
-    found: list[list[T]] = [[]]
+    chunks: list[list[T]] = [[]]
     for own in by_image.values():
-        if len(found[-1]) >= size:
-            found.append([])
-        found[-1] += own
-    return [chunk for chunk in found if chunk]
+        if len(chunks[-1]) >= size:
+            chunks.append([])
+        chunks[-1] += own
+    return [chunk for chunk in chunks if chunk]
 
 
 class AnswerFile:

@@ -82,13 +82,13 @@ def protocols_of(plan: EvalPlan, task: TaskRecords) -> list[str]:
         ConfigError: None of the plan's applies to the task.
     """
     if task.spec.kind == "vqa":
-        found = [name for name in plan.protocols if name != LABEL_SCORE]
+        fitting = [name for name in plan.protocols if name != LABEL_SCORE]
     else:
-        found = [name for name in plan.protocols if name == LABEL_SCORE]
-    if not found:
+        fitting = [name for name in plan.protocols if name == LABEL_SCORE]
+    if not fitting:
         raise ConfigError(
             f"task {task.spec.name!r} ({task.spec.kind}) is not scored under "
             f"{', '.join(plan.protocols)}; add --protocol "
             f"{'strict' if task.spec.kind == 'vqa' else LABEL_SCORE}"
         )
-    return [name for name in found if name != LABEL_SCORE]
+    return [name for name in fitting if name != LABEL_SCORE]

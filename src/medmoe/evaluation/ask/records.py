@@ -45,10 +45,10 @@ class TaskRecords:
 
     def sha256(self) -> str:
         """Return a hash of all that is asked: ids, images, questions, options and answers."""
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for r in self.records:
-            found.update(repr((r.id, r.image.id, r.question, r.options, r.answer)).encode())
-        return found.hexdigest()
+            digest.update(repr((r.id, r.image.id, r.question, r.options, r.answer)).encode())
+        return digest.hexdigest()
 
 
 def task_records(
@@ -80,10 +80,10 @@ def task_records(
     )
     images = images if limit is None else min(images, limit)
     bad = BadRows()  # of both parts, so that a note on the set is said once
-    found = _read(spec, root, chosen, images, seed, bad)
-    if spec.reader is not None and all(record.task != "vqa" for record in found):
+    content = _read(spec, root, chosen, images, seed, bad)
+    if spec.reader is not None and all(record.task != "vqa" for record in content):
         spec = replace(spec, kind="classification")
-    every = _of_kind(spec, found)
+    every = _of_kind(spec, content)
     if not every:
         raise DataError(f"task {spec.name!r}: split {chosen!r} holds no {spec.kind} records")
     records = _drawn(every, limit, seed)

@@ -40,15 +40,15 @@ def read_rows(path: Path, what: str) -> list[Row]:
         DataError: The file cannot be read or is empty, is not UTF-8, a line is no JSON object, or a
             key stands twice in one.
     """
-    found = []
+    rows = []
     # Split at "\n" only: `splitlines` would cut an answer at its own U+2028 or form feed.
     for number, line in enumerate(_text(path, what).split("\n"), start=1):
         if line.strip():
             where = f"{path.name} line {number}"
-            found.append((where, _parsed(line, where)))
-    if not found:
+            rows.append((where, _parsed(line, where)))
+    if not rows:
         raise DataError(f"{path} holds no {what}; write one JSON object per line")
-    return found
+    return rows
 
 
 def _text(path: Path, what: str) -> str:
@@ -84,11 +84,11 @@ def _parsed(line: str, where: str) -> dict[str, Any]:
 
 
 def _object(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    row = dict(pairs)
+    if len(row) < len(pairs):
         twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
         raise DataError(f"{where} holds a key twice: {named(twice)}; keep one of each")
-    return found
+    return row
 
 
 def text_of(row: Mapping[str, Any], key: str, where: str) -> str:

@@ -35,13 +35,13 @@ def known_records(
     sets: dict[str, list[Record]] = {}
     for record in records:
         sets.setdefault(record.image.id.partition("/")[0], []).append(record)
-    found: dict[str, Record] = {}
+    full: dict[str, Record] = {}
     for name, own in sets.items():
         for record in _candidates(name, own, root, phantom_seed):
             known = wanted.get(record.id)
             if known and (known.answer, known.image.id) == (record.answer, record.image.id):
-                found[record.id] = record
-    return found
+                full[record.id] = record
+    return full
 
 
 def _candidates(

@@ -98,16 +98,16 @@ def _names(side: Side) -> str:
 def _files(path: Path) -> dict[str, Path]:
     if path.is_file():
         return {"": path}
-    found = {file.stem: file for file in [path / "predictions.jsonl"] if file.is_file()}
-    found |= {
+    files = {file.stem: file for file in [path / "predictions.jsonl"] if file.is_file()}
+    files |= {
         file.stem: file
         for file in sorted((path / "predictions").glob("*.jsonl"))
         if not _is_aside(file.stem)
     }
-    found |= {file.parent.name: file for file in sorted(path.glob("*/predictions.jsonl"))}
-    if not found:
+    files |= {file.parent.name: file for file in sorted(path.glob("*/predictions.jsonl"))}
+    if not files:
         raise DataError(f"{path} holds no predictions; looked for {_LOOKED_FOR}")
-    return found
+    return files
 
 
 def _is_aside(stem: str) -> bool:

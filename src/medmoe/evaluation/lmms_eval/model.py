@@ -79,8 +79,8 @@ class MedMoeModel(lmms):
     @property
     def device(self) -> Device:
         """Where the model is; lmms-eval gathers there when several processes share a task."""
-        found: Device = self._engine.model.device
-        return found
+        device: Device = self._engine.model.device
+        return device
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Return one answer per request, each task's asked in its own chunks.
@@ -138,9 +138,9 @@ def _question(
     digest = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
 
     def again() -> Image.Image:
-        found, _ = _turn(messages_of(documents[document]), task)
-        assert found is not None
-        return found
+        anew, _ = _turn(messages_of(documents[document]), task)
+        assert anew is not None
+        return anew
 
     return _Question(place, text, digest, again)
 

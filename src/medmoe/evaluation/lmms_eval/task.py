@@ -93,7 +93,7 @@ def process_results(document: Document, answers: Sequence[str]) -> dict[str, dic
     """
     record = _record(document)
     kind = record.answer_type
-    found: dict[str, dict[str, Any]] = {}
+    by_metric: dict[str, dict[str, Any]] = {}
     for subset in (kind, "all"):
         for measure in measures(subset, PROTOCOLS):
             key = measure.key(kind)
@@ -101,13 +101,13 @@ def process_results(document: Document, answers: Sequence[str]) -> dict[str, dic
                 continue
             scores = record_scores(measure.protocol, record, answers[0].strip())
             share = scores[key]
-            found[f"{measure.protocol}_{subset}_{measure.metric}"] = {
+            by_metric[f"{measure.protocol}_{subset}_{measure.metric}"] = {
                 "score": 100.0 * share,
                 "share": share,
                 "image": record.image.id,
                 "id": record.id,
             }
-    return found
+    return by_metric
 
 
 def mean(scores: Sequence[Mapping[str, Any]]) -> float | None:

@@ -115,10 +115,10 @@ def with_results(card: str, summary: Mapping[str, Any]) -> str:
     """
     from huggingface_hub import EvalResult, ModelCard
 
-    found = []
+    entries = []
     for row in _main_rows(summary):
         inside = ", ".join(text for text in (interval(row), f"n = {row['n']}") if text)
-        found.append(
+        entries.append(
             EvalResult(
                 task_type=_TASK_TYPES.get(row["protocol"], "visual-question-answering"),
                 dataset_type=row["task"],
@@ -131,7 +131,7 @@ def with_results(card: str, summary: Mapping[str, Any]) -> str:
         )
     whole = ModelCard(f"{card.rstrip()}\n\n{results_section(summary)}")
     head: Any = whole.data
-    head.model_name, head.eval_results = f"Med-MoE ({summary.get('data', 'run')})", found
+    head.model_name, head.eval_results = f"Med-MoE ({summary.get('data', 'run')})", entries
     return str(whole)
 
 
@@ -147,12 +147,12 @@ def _main_rows(summary: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 def results_section(summary: Mapping[str, Any]) -> str:
     """Return the results of a model card as Markdown: table, and what they do not show."""
-    found = results(summary.get("scores", []), summary.get("comparisons", []))
+    arranged = results(summary.get("scores", []), summary.get("comparisons", []))
     lines = ["## Results", "", _origin(summary), ""]
     for kind in (OUR_PROTOCOL, OTHER_PROTOCOLS):
-        if kind in found.tables:
-            lines += [f"### {kind}", "", *_markdown(found.tables[kind]), ""]
-    lines += [line for text in found.legend for line in (text, "")]
+        if kind in arranged.tables:
+            lines += [f"### {kind}", "", *_markdown(arranged.tables[kind]), ""]
+    lines += [line for text in arranged.legend for line in (text, "")]
     router = summary.get("router") or {}
     if router.get("n"):
         where = f" on {_escaped(router['dataset'])}" if "dataset" in router else ""
@@ -161,7 +161,7 @@ def results_section(summary: Mapping[str, Any]) -> str:
             f"n = {router['n']}).",
             "",
         ]
-    for title, sentences in _verdicts(found):
+    for title, sentences in _verdicts(arranged):
         lines += [f"### {title}", "", *(f"- {_escaped(line)}" for line in sentences), ""]
     notes = [f"- {_escaped(str(note))}" for note in summary.get("notes", [])]
     lines += ["### Limits", "", *notes, "- Research use only, not a medical device.", ""]
@@ -200,11 +200,11 @@ def _escaped(text: str) -> str:
     return " ".join(text.split())
 
 
-def _verdicts(found: Results) -> Iterator[tuple[str, list[str]]]:
+def _verdicts(arranged: Results) -> Iterator[tuple[str, list[str]]]:
     for title, sentences in (
-        ("What the scores do not show", found.baseline_sentences),
-        ("Against the comparison system", found.comparison_sentences),
-        ("Without the picture", found.control_sentences),
+        ("What the scores do not show", arranged.baseline_sentences),
+        ("Against the comparison system", arranged.comparison_sentences),
+        ("Without the picture", arranged.control_sentences),
     ):
         if sentences:
             yield title, sentences
@@ -227,7 +227,7 @@ def applied_card(facts: RunFacts, people: Mapping[str, str] | None = None) -> st
     if unknown:
         raise DataError(f"unknown field of the card {unknown[0]!r}; choose of: {', '.join(PEOPLE)}")
     summary = facts.summary
-    found = results(summary.get("scores", []), summary.get("comparisons", []))
+    arranged = results(summary.get("scores", []), summary.get("comparisons", []))
     model = facts.config.get("model") or {}
     sizes = summary.get("parameters") or {}
     router = summary.get("router") or {}
@@ -244,9 +244,9 @@ def applied_card(facts: RunFacts, people: Mapping[str, str] | None = None) -> st
         top_k=model.get("num_experts_per_tok"),
         parts=[model[key] for key in ("language_model", "vision_encoder") if key in model],
         parameters={k: f"{sizes[k]:,}".replace(",", " ") for k in _SIZES} if sizes else {},
-        results=found,
-        ours=found.tables.get(OUR_PROTOCOL),
-        parts_of_questions=[found.tables[k] for k in (BY_TYPE, BY_PART) if k in found.tables],
+        results=arranged,
+        ours=arranged.tables.get(OUR_PROTOCOL),
+        parts_of_questions=[arranged.tables[k] for k in (BY_TYPE, BY_PART) if k in arranged.tables],
         router=router if router.get("n") else None,
         router_interval=interval(router),
         hashes=sorted(((facts.run.get("data") or {}).get("sha256") or {}).items()),

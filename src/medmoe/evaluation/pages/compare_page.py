@@ -29,7 +29,7 @@ class _Shown:
 def write_compare_page(
     path: Path,
     names: tuple[str, str],
-    found: Sequence[Comparison],
+    comparisons: Sequence[Comparison],
     *,
     root: Path | None,
     images: Path | None,
@@ -40,12 +40,12 @@ def write_compare_page(
     Args:
         path: The HTML file.
         names: Sides A and B, as the user named them.
-        found: One comparison per set of records.
+        comparisons: One comparison per set of records.
         root: Folder of the data sets, for questions and pictures.
         images: Folder of pictures under their own names, for other models' records.
         phantom_seed: The seed that the phantom's pictures were drawn with.
     """
-    flips = [flip for comparison in found for flip in comparison.flips]
+    flips = [flip for comparison in comparisons for flip in comparison.flips]
     chosen = most_telling(flips, MAX_FLIPS)
     known = known_records([flip.record for flip in chosen], root, phantom_seed)
     shown = [
@@ -58,7 +58,7 @@ def write_compare_page(
         )
         for flip in chosen
     ]
-    differences = [row for comparison in found for row in comparison.differences]
+    differences = [row for comparison in comparisons for row in comparison.differences]
     text = render_page(
         "compare",
         title="B against A",
@@ -68,8 +68,8 @@ def write_compare_page(
         verdict=verdict(differences),
         worse=bool(losses(differences)),
         sentences=list(sentences(differences)),
-        differences=[difference_table(comparison) for comparison in found],
-        wins=[wins_table(comparison) for comparison in found],
+        differences=[difference_table(comparison) for comparison in comparisons],
+        wins=[wins_table(comparison) for comparison in comparisons],
         flips=shown,
         flipped=len(flips),
         without_picture=sum(flip.picture is None for flip in shown),

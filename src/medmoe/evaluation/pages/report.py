@@ -144,8 +144,8 @@ def render_report(data: ReportData) -> str:
         router=router if router.get("n") else None,
         router_interval=interval(router),
         router_sets=[
-            (name, percent(found["accuracy"]), interval(found), found["n"])
-            for name, found in (router.get("by_dataset") or {}).items()
+            (name, percent(scored["accuracy"]), interval(scored), scored["n"])
+            for name, scored in (router.get("by_dataset") or {}).items()
         ],
         curves=[
             Markup(

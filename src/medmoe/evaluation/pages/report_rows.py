@@ -189,12 +189,12 @@ def _number(score: Score) -> str:
 
 def _baselines(row: Mapping[str, Score]) -> dict[str, float]:
     """Return the baselines of a row; they belong to the test set, so any system may carry them."""
-    found: dict[str, float] = {}
+    known: dict[str, float] = {}
     for field, name in _BASELINES.items():
         values = [s[field] for s in row.values() if s.get(field) is not None]
         if values:
-            found[name] = float(values[0])
-    return found
+            known[name] = float(values[0])
+    return known
 
 
 def _clears(score: Score, baseline: float) -> bool:
@@ -215,11 +215,11 @@ def _headline(score: Score, row: Mapping[str, Score]) -> Headline:
 def _table(title: str, rows: Sequence[Mapping[str, Score]], systems: Sequence[str]) -> Table:
     """Return a table with a column for each system, beside the baselines of its test set."""
     columns = ["Task", "Score", *map(system_name, systems), "Constant", "Question only", "n"]
-    found = [_row(row, systems) for row in rows]
-    if all(row[-2] == numbers.NONE for row in found):
+    cells = [_row(row, systems) for row in rows]
+    if all(row[-2] == numbers.NONE for row in cells):
         columns.remove("Question only")
-        found = [(*row[:-2], row[-1]) for row in found]
-    return Table(columns, found, title, text_columns=2, by_first=True)
+        cells = [(*row[:-2], row[-1]) for row in cells]
+    return Table(columns, cells, title, text_columns=2, by_first=True)
 
 
 def _row(row: Mapping[str, Score], systems: Sequence[str]) -> tuple[str, ...]:

@@ -43,22 +43,22 @@ def render_routes(model: str, result: Mapping[str, Any], figures: Sequence[Route
 
 def _tiles(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return label, value and remark of the numbers that stand first."""
-    found = []
+    tiles = []
     layers = [r for r in result["figures"]["load_and_specialisation"] if r["tokens"] == "image"]
     low, high = (pick(r["normalised"] for r in layers) for pick in (min, max))
     worst = max(row["p"] for row in layers)
     value = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
-    found.append(
+    tiles.append(
         ("specialisation of image tokens", value, f"of 1, over the layers; p ≤ {worst:.3f}")
     )
     for row in result["silhouettes"][:1]:
         remark = f"before to after the router, {row['metric']}, {row['images']} images"
-        found.append(
+        tiles.append(
             ("silhouette", f"{row['before']:.2f} → {row['after']:.2f}".replace("-", "−"), remark)
         )
     norms = result["figures"].get("norm_share")
     if norms:
         tokens = sum(row["tokens"] for row in norms)
         share = sum(row["meta_share"] * row["tokens"] for row in norms) / tokens
-        found.append(("meta expert’s share of the norm", f"{share:.0f} %", "mean over all tokens"))
-    return found
+        tiles.append(("meta expert’s share of the norm", f"{share:.0f} %", "mean over all tokens"))
+    return tiles

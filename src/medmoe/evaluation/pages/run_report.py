@@ -105,11 +105,11 @@ def _examples(folder: Path, records: Sequence[Record], seed: int) -> list[Exampl
         pairs = pair(own_truth(path), read_predictions(path))
         chosen += rng.sample(pairs, min(EXAMPLES_PER_TASK, len(pairs)))
     known = {record.id: record for record in records}
-    found = []
+    examples = []
     for record, prediction in chosen:
         picture = picture_of(record, known, None)
         if picture is not None:
-            found.append(
+            examples.append(
                 Example(
                     picture=picture,
                     question=with_question(record, known).question,
@@ -120,7 +120,7 @@ def _examples(folder: Path, records: Sequence[Record], seed: int) -> list[Exampl
                     **_routed(prediction),
                 )
             )
-    return found
+    return examples
 
 
 def _routed(prediction: Prediction) -> dict[str, Any]:

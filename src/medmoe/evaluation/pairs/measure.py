@@ -51,14 +51,14 @@ def pair_scores(
         DataError: Ids do not pair.
     """
     pairing = PAIRINGS[kind]
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "n": len(others),
         "of": sum(pairing.concerns(record) for record in records),
         "scores": {},
         "examples": [],
     }
     if not others:
-        return found
+        return result
     asked = {record.id: (record, said) for record, said in pair(records, predictions)}
     quartets = [(*asked[other.id], other, said) for other, said in pair(others, answers)]
     right = [
@@ -71,15 +71,15 @@ def pair_scores(
     ends = intervals(columns, [record.image.id for record, *_ in quartets], seed)
     names = ("right_as_asked", "right_rewritten", "both_right", pairing.must[0])
     for name, value, (low, high) in zip(names, columns.mean(axis=0), ends, strict=True):
-        found["scores"][name] = {
+        result["scores"][name] = {
             "value": in_percent(float(value)), "low": in_percent(low), "high": in_percent(high)
         }  # fmt: skip
     rng = random.Random(seed)
     for outcome in (True, False):
         chosen = [q for q, agrees in zip(quartets, agree, strict=True) if agrees == outcome]
         drawn = rng.sample(chosen, min(_EXAMPLES, len(chosen)))
-        found["examples"] += [_example(*quartet, agree=outcome) for quartet in drawn]
-    return found
+        result["examples"] += [_example(*quartet, agree=outcome) for quartet in drawn]
+    return result
 
 
 def _example(
@@ -98,15 +98,15 @@ def _question(record: Record) -> str:
     return f"Options: {', '.join(record.options)}" if record.options else record.question
 
 
-def unasked(found: Sequence[Mapping[str, Any]]) -> list[str]:
+def unasked(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a sentence for each kind of pair that a task has no question for.
 
     Args:
-        found: Objects of `pair_scores` with ``task`` and ``pair``.
+        entries: Objects of `pair_scores` with ``task`` and ``pair``.
     """
     return [
         f"{entry['task']}: none of its questions was asked as {entry['pair']} "
         f"({entry['of']} concerned, none surely rewritten)."
-        for entry in found
+        for entry in entries
         if not entry["n"]
     ]

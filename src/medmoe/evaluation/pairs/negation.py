@@ -79,10 +79,10 @@ def negated(question: str) -> str | None:
 
 
 #: A rule returns what is put in: from a word's place up to another's, and the word.
-Found = tuple[int, int, str] | None
+Insertion = tuple[int, int, str] | None
 
 
-def _existence(low: Words) -> Found:
+def _existence(low: Words) -> Insertion:
     """Is there (a) X? Is there no X?"""
     if low[0] not in _BE or low[1] != "there":
         return None
@@ -95,7 +95,7 @@ def _existence(low: Words) -> Found:
     return 2, end, "no"
 
 
-def _any(low: Words) -> Found:
+def _any(low: Words) -> Insertion:
     """Are any X Y? Are no X Y? Is anything Y? Is nothing Y?"""
     if low[0] not in _BE:
         return None
@@ -106,7 +106,7 @@ def _any(low: Words) -> Found:
     return None
 
 
-def _seen(low: Words) -> Found:
+def _seen(low: Words) -> Insertion:
     """Is (a) mass present? Is no mass present?"""
     if low[0] not in _BE:
         return None
@@ -117,7 +117,7 @@ def _seen(low: Words) -> Found:
     return (1, start, "no") if _ends_well(low, place) else None
 
 
-def _can_be_seen(low: Words) -> Found:
+def _can_be_seen(low: Words) -> Insertion:
     """Can (a) mass be seen? Can no mass be seen? Can the spleen be seen? … not be seen?"""
     if low[0] not in ("can", "could") or low.count("be") != 1:
         return None
@@ -131,7 +131,7 @@ def _can_be_seen(low: Words) -> Found:
     return (1, 1, "no") if _plain(low[1:place]) else None
 
 
-def _you_see(low: Words) -> Found:
+def _you_see(low: Words) -> Insertion:
     """Do you see (a) mass? Do you see no mass? Do you see the aorta? Do you not see the aorta?"""
     if low[0] not in ("do", "can") or low[1] != "you" or low[2] not in _SEEING or len(low) < 4:
         return None
@@ -142,7 +142,7 @@ def _you_see(low: Words) -> Found:
     return None if low[3] in FUNCTION_WORDS else (3, 3, "no")
 
 
-def _this_is(low: Words) -> Found:
+def _this_is(low: Words) -> Insertion:
     """Is this a CT? Is this not a CT? Is the image taken in the axial plane? … not taken …?"""
     if low[0] not in _BE or low[1] not in (*DETERMINERS, "it"):
         return None
@@ -155,7 +155,7 @@ def _this_is(low: Words) -> Found:
     return (place, place, "not") if place + 1 < len(low) and low[place] in starts else None
 
 
-def _has_been(low: Words) -> Found:
+def _has_been(low: Words) -> Insertion:
     """Has the stent been removed? Has the stent not been removed?"""
     if low[0] not in ("has", "have") or low[1] not in DETERMINERS or low.count("been") != 1:
         return None
@@ -163,23 +163,24 @@ def _has_been(low: Words) -> Found:
     return (place, place, "not") if _noun_phrase(low[2:place]) else None
 
 
-def _predicate(low: Words) -> Found:
+def _predicate(low: Words) -> Insertion:
     """Is the heart enlarged? Is the heart not enlarged?"""
     if low[0] not in _BE or not (low[1] in DETERMINERS or _contrast(low)):
         return None
-    found = _only(low, _PREDICATES, 2)
-    if found is None or not _ends_well(low, found):
+    predicate = _only(low, _PREDICATES, 2)
+    if predicate is None or not _ends_well(low, predicate):
         return None
-    place = found
+    place = predicate
     while low[place - 1].endswith("ly") or low[place - 1] in ("well", "ring"):
         place -= 1
     subject = low[2:place] if low[1] in DETERMINERS else low[1:place]
-    last = found == len(low) - 1  # nothing follows: what stands before is the subject, all of it
+    # Nothing follows: what stands before is the subject, all of it.
+    last = predicate == len(low) - 1
     sure = _noun_phrase(subject) or (last and _noun_phrases(subject))
     return (place, place, "not") if sure else None
 
 
-def _placed(low: Words) -> Found:
+def _placed(low: Words) -> Insertion:
     """Is the finding on the left side? Is the finding not on the left side?"""
     if low[0] not in _BE or low[1] not in DETERMINERS or _PREDICATES & set(low):
         return None
@@ -189,7 +190,7 @@ def _placed(low: Words) -> Found:
     return None
 
 
-def _does(low: Words) -> Found:
+def _does(low: Words) -> Insertion:
     """Does the image show a mass? Does the image not show a mass?"""
     if low[0] not in _DO or low[1] in _INDEFINITE or low[1] in ("you", "it", "there", "we"):
         return None
@@ -203,7 +204,7 @@ def _does(low: Words) -> Found:
     return (place, place, "not") if _noun_phrase(subject) else None
 
 
-_RULES: Sequence[Callable[[Words], Found]] = (
+_RULES: Sequence[Callable[[Words], Insertion]] = (
     _existence, _any, _seen, _can_be_seen, _you_see, _this_is, _has_been, _predicate,
     _placed, _does,
 )  # fmt: skip

@@ -46,8 +46,8 @@ def rewritten(records: Sequence[Record], pair: str) -> list[Record]:
         pair: A name of `PAIRS`.
     """
     pairing = PAIRINGS[pair]
-    found = (pairing.rewrite(record) for record in records if pairing.concerns(record))
-    return [record for record in found if record is not None]
+    others = (pairing.rewrite(record) for record in records if pairing.concerns(record))
+    return [record for record in others if record is not None]
 
 
 def _yes_no(record: Record) -> bool:

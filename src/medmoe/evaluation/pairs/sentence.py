@@ -47,8 +47,8 @@ def words_of(question: str) -> list[str] | None:
     written behind (``-yes/no``) make a question not plain.
     """
     text = " ".join(question.split()).rstrip("? ").strip()
-    found = text.split(" ")
-    return found if text and all(_WORD.fullmatch(word) for word in found) else None
+    words = text.split(" ")
+    return words if text and all(_WORD.fullmatch(word) for word in words) else None
 
 
 def lower(words: list[str]) -> list[str]:

@@ -106,16 +106,16 @@ def reordered(question: str) -> str | None:
     text = " ".join(question.split())
     if len(re.findall(r"\bor\b", text, re.IGNORECASE)) != 1:
         return None
-    for found in _candidates(text):
-        one, two = found["one"], found["two"]
-        parallel = found["noun"] is None or found["noun"] == found["after"]
+    for reading in _candidates(text):
+        one, two = reading["one"], reading["two"]
+        parallel = reading["noun"] is None or reading["noun"] == reading["after"]
         known = any({one.casefold(), two.casefold()} <= family for family in _FAMILIES)
         if parallel and known:
             if one.istitle() and two.islower():  # a capital belongs to the place, not to the word
                 one, two = one.lower(), two.title()
-            first = _with_article(found["article"], two) + found["middle"]
-            swapped = first + _with_article(found["second"], one)
-            return text[: found.start()] + swapped + text[found.end("two") :]
+            first = _with_article(reading["article"], two) + reading["middle"]
+            swapped = first + _with_article(reading["second"], one)
+            return text[: reading.start()] + swapped + text[reading.end("two") :]
     listed = _WHICH.fullmatch(text)
     if listed is None or sounds_adjectival(listed["one"]):
         return None  # "frontal or temporal lobe" shares its noun
@@ -126,11 +126,11 @@ def _candidates(text: str) -> Iterator[re.Match[str]]:
     """Yield the readings of the text around its "or": A is the word before it, or one earlier."""
     place = text.casefold().rindex(" or ") if " or " in text.casefold() else 0
     for start in sorted({m.start() for m in re.finditer(r"\b[\w-]+", text[:place])}, reverse=True):
-        found = _OR.match(text, start)
-        if found and found.end("middle") > place:
+        reading = _OR.match(text, start)
+        if reading and reading.end("middle") > place:
             before = re.search(r"\ban? $", text[:start], re.IGNORECASE)
             whole = _OR.match(text, before.start()) if before else None
-            yield whole if whole and whole["one"] == found["one"] else found
+            yield whole if whole and whole["one"] == reading["one"] else reading
 
 
 def excluding(question: str) -> str | None:
@@ -140,32 +140,32 @@ def excluding(question: str) -> str | None:
     if side:
         start, end = side.span("word")
         return text[:start] + _SIDES[side["word"].casefold()] + text[end:]
-    found = _OF_IMAGE.fullmatch(text)
-    if found is None or not _is_sure(found):
+    match = _OF_IMAGE.fullmatch(text)
+    if match is None or not _is_sure(match):
         return None
-    other = _EXCLUDED[found["word"].casefold()]
+    other = _EXCLUDED[match["word"].casefold()]
     if other in _ABBREVIATIONS and text.islower():
         other = other.lower()
-    start, end = found.span("word")
+    start, end = match.span("word")
     for name in ("article", "given"):
-        if found[name] is not None and not found["plain"]:
-            start, other = found.start(name), f" {article_for(other)} {other}"
+        if match[name] is not None and not match["plain"]:
+            start, other = match.start(name), f" {article_for(other)} {other}"
     return text[:start] + other + text[end:]
 
 
-def _is_sure(found: re.Match[str]) -> bool:
+def _is_sure(match: re.Match[str]) -> bool:
     """Return whether the word is said of the picture, and is the most telling one of its kind.
 
     "Is this a T1 weighted MRI?" is asked about T2, not about a T1 weighted CT.
     """
-    plain = (found["plain"] or "").casefold().split()
+    plain = (match["plain"] or "").casefold().split()
     if (_UNSURE | _FILM | set(_EXCLUDED)) & set(plain):
         return False
-    if _UNSURE & set(found["rest"].casefold().split()):
+    if _UNSURE & set(match["rest"].casefold().split()):
         return False
     order = list(_EXCLUDED)
-    later = [order.index(word.casefold()) for word in _KNOWN.findall(found["rest"])]
-    return all(place > order.index(found["word"].casefold()) for place in later)
+    later = [order.index(word.casefold()) for word in _KNOWN.findall(match["rest"])]
+    return all(place > order.index(match["word"].casefold()) for place in later)
 
 
 def _with_article(article: str | None, word: str) -> str:

@@ -112,7 +112,7 @@ def check_by_splits(
     """
     index, count = cluster_indices(answered.images)
     rng = np.random.default_rng(seed)
-    found: list[tuple[float, float]] = []
+    outcomes: list[tuple[float, float]] = []
     for _ in range(splits):
         chosen = np.zeros(count, dtype=bool)
         chosen[rng.permutation(count)[: count // 2]] = True
@@ -123,8 +123,8 @@ def check_by_splits(
         if threshold is None:
             return None
         given = at_threshold(_part(answered, ~inside), threshold)
-        found.append((given.wrong, given.coverage))
-    means: Floats = np.mean(found, axis=0)
+        outcomes.append((given.wrong, given.coverage))
+    means: Floats = np.mean(outcomes, axis=0)
     return float(means[0]), float(means[1])
 
 

@@ -89,15 +89,15 @@ def bins_of(answered: Answered, *, equal_count: bool = False, bins: int = BINS) 
         equal_count: Bins of equal count (answers of one confidence stay together), else of equal
             width.
     """
-    found: list[Bin] = []
+    filled: list[Bin] = []
     edges, places = _places(answered.confidence, equal_count, bins)
     for place in range(len(edges) - 1):
         inside = places == place
         if inside.any():
             mean = float(answered.confidence[inside].mean())
             right = float(answered.right[inside].mean())
-            found.append(Bin(edges[place], edges[place + 1], int(inside.sum()), mean, right))
-    return found
+            filled.append(Bin(edges[place], edges[place + 1], int(inside.sum()), mean, right))
+    return filled
 
 
 def ece(answered: Answered, *, equal_count: bool = False, bins: int = BINS) -> float:
@@ -121,11 +121,11 @@ def ece_interval(
     gaps, sizes = np.zeros((count, BINS)), np.zeros(count)
     np.add.at(gaps, (index, places), answered.confidence - answered.right)
     np.add.at(sizes, index, 1.0)
-    found = []
+    samples = []
     for drawn in resampled_clusters(count, seed=seed, resamples=resamples):
         times = drawn_counts(drawn, count)
-        found.append(np.abs(times @ gaps).sum(axis=1) / (times @ sizes))
-    return percentile_interval(np.concatenate(found), confidence)
+        samples.append(np.abs(times @ gaps).sum(axis=1) / (times @ sizes))
+    return percentile_interval(np.concatenate(samples), confidence)
 
 
 def brier(answered: Answered) -> float:
@@ -150,8 +150,8 @@ def fit_temperature(answered: Answered) -> float:
         return float(-(answered.right * np.log(p) + (1 - answered.right) * np.log(1 - p)).mean())
 
     bounds = (math.log(LEAST_T), math.log(MOST_T))
-    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
-    return float(math.exp(found.x))
+    best = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    return float(math.exp(best.x))
 
 
 def _places(confidence: Floats, equal_count: bool, bins: int) -> tuple[list[float], Indices]:

@@ -94,7 +94,7 @@ def _of_kind(
 ) -> dict[str, Any]:
     curve = risk_coverage(answered)
     kept = np.unique(np.linspace(0, len(curve.coverage) - 1, _POINTS).astype(int))
-    found: dict[str, Any] = {
+    content: dict[str, Any] = {
         "n": len(answered.right),
         "accuracy": float(answered.right.mean()),
         "mean_confidence": float(answered.confidence.mean()),
@@ -108,9 +108,9 @@ def _of_kind(
     if calibration is not None:
         temperature = fit_temperature(calibration)
         after = _calibration(answered.at_temperature(temperature), seed)
-        found |= {"temperature": temperature, "after": after}
-        found["abstention"] = _abstention(answered, calibration, target, seed)
-    return found
+        content |= {"temperature": temperature, "after": after}
+        content["abstention"] = _abstention(answered, calibration, target, seed)
+    return content
 
 
 def _calibration(answered: Answered, seed: int) -> dict[str, Any]:
@@ -127,14 +127,14 @@ def _abstention(
 ) -> dict[str, Any]:
     threshold = choose_threshold(calibration, target)
     images = len(set(calibration.images))
-    found: dict[str, Any] = {"target": target, "images": images, "threshold": threshold}
+    content: dict[str, Any] = {"target": target, "images": images, "threshold": threshold}
     if threshold is None:
-        return found
+        return content
     checked = check_by_splits(answered, target, seed=seed)
-    found |= asdict(at_threshold(answered, threshold))
+    content |= asdict(at_threshold(answered, threshold))
     if checked is not None:
-        found |= {"wrong_by_splits": checked[0], "coverage_by_splits": checked[1]}
-    return found
+        content |= {"wrong_by_splits": checked[0], "coverage_by_splits": checked[1]}
+    return content
 
 
 def _answered(pairs: Sequence[tuple[Record, Prediction]]) -> Answered:

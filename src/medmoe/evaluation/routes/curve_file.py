@@ -42,7 +42,7 @@ def read_label_curve(path: Path) -> list[dict[str, Any]]:
 
 
 def _row(path: Path, number: int, row: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    point: dict[str, Any] = {}
     for name in (*_WHOLE, *_PERCENT):
         value = row.get(name) if isinstance(row, dict) else None
         try:
@@ -54,5 +54,5 @@ def _row(path: Path, number: int, row: Any) -> dict[str, Any]:
         if not (0 <= parsed <= top and whole) or math.isinf(parsed):
             kind = "a percent from 0 to 100" if name in _PERCENT else "a whole number"
             raise DataError(f"{path}: row {number}: {name} is {value!r}, not {kind}")
-        found[name] = int(parsed) if name in _WHOLE else parsed
-    return found
+        point[name] = int(parsed) if name in _WHOLE else parsed
+    return point

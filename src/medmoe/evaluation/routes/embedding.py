@@ -82,8 +82,8 @@ def embed(
             "image": image.id,
             "modality": label,
             **{
-                f"{name}_{axis}": float(found[i, a])
-                for name, found in maps.items()
+                f"{name}_{axis}": float(places[i, a])
+                for name, places in maps.items()
                 for a, axis in enumerate("xy")
             },
         }
@@ -117,8 +117,8 @@ def _project(values: Floats, seed: int) -> npt.NDArray[np.float64]:
     if float(values.std()) == 0:
         return np.zeros((len(values), 2))
     model = TSNE(perplexity=_perplexity(len(values)), init="pca", random_state=seed)
-    found: npt.NDArray[np.float64] = model.fit_transform(values).astype(np.float64)
-    return found
+    projected: npt.NDArray[np.float64] = model.fit_transform(values).astype(np.float64)
+    return projected
 
 
 def _silhouettes(

@@ -111,15 +111,15 @@ def image_states(
     Works on a dense model too. Image tokens see no question, so none is asked.
     """
     prefix = engine.tokenizer.prefix()
-    found = []
+    parts = []
     for start in range(0, len(images), _BATCH):
         part = images[start : start + _BATCH]
         features = engine.encode([open_record(image) for image in part])
         ids = torch.tensor([prefix] * len(part), device=engine.model.device)
         with ffn_inputs(engine.model, layers) as seen:
             engine.model(input_ids=ids, vision_features=features, logits_to_keep=1)
-        found.append(_pooled(seen, ids == engine.processor.image_token_id))
-    return np.concatenate(found)
+        parts.append(_pooled(seen, ids == engine.processor.image_token_id))
+    return np.concatenate(parts)
 
 
 def _rows(engine: MedMoe, image: int, feature: int, records: Sequence[Record]) -> list[_Row]:
@@ -243,5 +243,5 @@ def _pooled(states: Sequence[Tensor], image_BS: Tensor) -> npt.NDArray[np.float3
     """Return the mean (B, L, D) of layers' states (B, S, D) over the tokens of the image."""
     weights_BS1 = image_BS[..., None].to(states[0].device)
     means = [(s.float() * weights_BS1).sum(1) / weights_BS1.sum(1) for s in states]
-    found: npt.NDArray[np.float32] = torch.stack(means, 1).cpu().numpy()
-    return found
+    pooled: npt.NDArray[np.float32] = torch.stack(means, 1).cpu().numpy()
+    return pooled

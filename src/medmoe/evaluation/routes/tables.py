@@ -32,8 +32,8 @@ GROUPS: dict[str, tuple[int, ...]] = {
 
 def modalities_of(observation: Observation, domains: Sequence[str]) -> list[str]:
     """Return the modalities of the images: the model's domains first, then others by name."""
-    found = {image.modality for image in observation.images if image.modality}
-    return [name for name in domains if name in found] + sorted(found - set(domains))
+    present = {image.modality for image in observation.images if image.modality}
+    return [name for name in domains if name in present] + sorted(present - set(domains))
 
 
 def labels_of(images: Sequence[ImageRecord], domains: Sequence[str]) -> list[str | None]:
@@ -42,8 +42,8 @@ def labels_of(images: Sequence[ImageRecord], domains: Sequence[str]) -> list[str
     Where no image is of any of the model's domains, as with experts of a converted model whose
     domains are not known, its modality stands for it.
     """
-    found = [domain_of(image.modality, domains) for image in images]
-    return found if any(found) else [image.modality or None for image in images]
+    known = [domain_of(image.modality, domains) for image in images]
+    return known if any(known) else [image.modality or None for image in images]
 
 
 def token_shares(
@@ -61,7 +61,7 @@ def token_shares(
         counts = _of_modality(observation, modality)
         for place, layer in enumerate(observation.layers):
             parts = {name: counts[place, list(at)].sum(0) for name, at in GROUPS.items()}
-            shares = {name: 100 * expert_share(found) for name, found in parts.items()}
+            shares = {name: 100 * expert_share(choices) for name, choices in parts.items()}
             for e, expert in enumerate(experts):
                 image, text = int(parts["image"][e]), int(parts["text"][e])
                 rows.append(
@@ -86,16 +86,16 @@ def most_used(
     rows = []
     for place, layer in enumerate(observation.layers):
         for modality in modalities:
-            found = _of_modality(observation, modality)[place, list(GROUPS["image"])].sum(0)
-            best = int(found.argmax())
+            choices = _of_modality(observation, modality)[place, list(GROUPS["image"])].sum(0)
+            best = int(choices.argmax())
             rows.append(
                 {
                     "router": router,
                     "layer": layer,
                     "modality": modality,
                     "expert": experts[best],
-                    "share": 100 * float(found[best]) / float(found.sum()),
-                    "tokens": int(found.sum()),
+                    "share": 100 * float(choices[best]) / float(choices.sum()),
+                    "tokens": int(choices.sum()),
                 }
             )
     return rows
@@ -116,18 +116,18 @@ def by_layer(observation: Observation, domains: Sequence[str], seed: int) -> lis
     for place, layer in enumerate(observation.layers):
         for name, at in GROUPS.items():
             counts = observation.counts[:, place, list(at)].sum(1)
-            found = specialisation(counts, known, seed=seed)
+            index = specialisation(counts, known, seed=seed)
             rows.append(
                 {
                     "layer": layer,
                     "tokens": name,
                     "load_entropy": _value(routing_entropy(counts.sum(0))),
-                    "bits": found.bits,
-                    "domain_bits": found.domain_bits,
-                    "normalised": _value(found.normalised),
-                    "by_chance": found.by_chance,
-                    "p": found.p,
-                    "images": found.n,
+                    "bits": index.bits,
+                    "domain_bits": index.domain_bits,
+                    "normalised": _value(index.normalised),
+                    "by_chance": index.by_chance,
+                    "p": index.p,
+                    "images": index.n,
                 }
             )
     return rows

@@ -25,9 +25,9 @@ def audit_answers(parts: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
     Args:
         parts: Name, e.g. ``vqa_rad/train``, and records.
     """
-    asked = {name: [r for r in found if r.task != "caption"] for name, found in parts.items()}
-    asked = {name: found for name, found in asked.items() if found}
-    rows = {name: Counter(map(_row_key, found)) for name, found in asked.items()}
+    asked = {name: [r for r in records if r.task != "caption"] for name, records in parts.items()}
+    asked = {name: records for name, records in asked.items() if records}
+    rows = {name: Counter(map(_row_key, records)) for name, records in asked.items()}
     return {name: _part(name, asked, rows) for name in asked}
 
 
@@ -49,8 +49,8 @@ def _part(
         "repeated_rows": sum(count - 1 for count in mine.values()),
         "contradicting_rows": _contradictions(records),
         "rows_also_in": {
-            other: sum(count for row, count in mine.items() if row in found)
-            for other, found in rows.items()
+            other: sum(count for row, count in mine.items() if row in theirs)
+            for other, theirs in rows.items()
             if other != name
         },
         "baselines": _baselines(records, train),
@@ -76,7 +76,7 @@ def _contradictions(records: Sequence[Record]) -> int:
         if record.answer_type == "closed":
             key = record.image.id, record.question.strip().casefold()
             answers.setdefault(key, set()).add(normalise(record.answer))
-    return sum(len(found) > 1 for found in answers.values())
+    return sum(len(distinct) > 1 for distinct in answers.values())
 
 
 def _top(records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -91,11 +91,11 @@ def _baselines(records: Sequence[Record], train: Sequence[Record]) -> dict[str, 
     """Return baseline -> answer type -> percent right."""
     predictors: dict[str, baselines.Predictor] = dict(baselines.CONSTANTS)
     predictors["question_only"] = baselines.question_only
-    found = {}
+    scores = {}
     for name, predict in predictors.items():
         if train or name in ("always_yes", "always_no"):
-            found[name] = _scores(records, predict(train, records))
-    return found
+            scores[name] = _scores(records, predict(train, records))
+    return scores
 
 
 def _scores(records: Sequence[Record], answers: Mapping[str, str]) -> dict[str, float]:

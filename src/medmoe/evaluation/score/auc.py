@@ -193,11 +193,11 @@ def _resampled(
     if count < 2:
         return np.full(resamples, np.nan)
     step = max(1, _BLOCK // len(clusters))
-    found = []
+    samples = []
     for block in resampled_clusters(count, seed=seed, resamples=resamples):
         for start in range(0, len(block), step):
             drawn = block[start : start + step]
             weights = drawn_counts(drawn, count)[:, index]
             each = [weighted_auc(positive, scores, weights) for positive, scores in scored]
-            found.append(np.mean(each, axis=0))
-    return np.concatenate(found)
+            samples.append(np.mean(each, axis=0))
+    return np.concatenate(samples)

@@ -31,12 +31,12 @@ def breakdowns(records: Sequence[Record]) -> dict[str, Belongs]:
     ``modality:ct``, ``organ:chest`` and, for open questions, ``answer_length:2-3`` (words of the
     true answer). An attribute that all records share, or that none has, gives no subset.
     """
-    found: dict[str, Belongs] = {}
+    subsets: dict[str, Belongs] = {}
     for name, value_of in _ATTRIBUTES.items():
         values = {value for record in records if (value := value_of(record)) is not None}
         if len({value_of(record) for record in records}) > 1:
-            found |= {f"{name}:{value}": _is(value_of, value) for value in sorted(values)}
-    return found
+            subsets |= {f"{name}:{value}": _is(value_of, value) for value in sorted(values)}
+    return subsets
 
 
 def _is(value_of: Callable[[Record], str | None], value: str) -> Belongs:

@@ -313,18 +313,18 @@ class _Scorer:
 
 def _auc_cell(subset: str, pairs: Pairs, seed: int, *, multi_label: bool) -> Cell:
     """Return the AUC of a subset; a score that looks at no picture ranks at random."""
-    found = label_auc(pairs, seed, multi_label=multi_label)
-    chance = None if found.value is None else 50.0
+    auc = label_auc(pairs, seed, multi_label=multi_label)
+    chance = None if auc.value is None else 50.0
     return Cell(
         subset,
         _AUC,
-        in_percent(found.value),
-        in_percent(found.low),
-        in_percent(found.high),
+        in_percent(auc.value),
+        in_percent(auc.low),
+        in_percent(auc.high),
         len(pairs),
         {} if chance is None else {_ALL_ALIKE: chance},
         None if chance is None else _ALL_ALIKE,
         True,
         chance,
-        found.reason,
+        auc.reason,
     )

@@ -47,7 +47,7 @@ def _table(
     title: str, clean: Mapping[str, Any], by_name: Mapping[str, Mapping[int, Mapping[str, Any]]]
 ) -> Table:
     severities = sorted({severity for rows in by_name.values() for severity in rows})
-    found = []
+    lines = []
     for name, rows in by_name.items():
         known = [rows[severity] for severity in severities if severity in rows]
         mean = float(np.mean([row["value"] for row in known]))
@@ -55,9 +55,9 @@ def _table(
         cells = [
             value_cell(row) for row in (clean, *(rows.get(severity) for severity in severities))
         ]
-        found.append((name.replace("_", " "), *cells, percent(lost)))
+        lines.append((name.replace("_", " "), *cells, percent(lost)))
     columns = ("Corruption", "clean", *(f"severity {s}" for s in severities), "lost")
-    return Table(columns, found, title)
+    return Table(columns, lines, title)
 
 
 def _figure(

@@ -32,11 +32,11 @@ def pairs_section(summary: Mapping[str, Any]) -> Section | None:
         summary: The object of ``summary.json``; its ``pairs`` are objects of `pair_scores` with
             task, split and kind.
     """
-    found = [entry for entry in summary.get("pairs") or () if entry["of"]]
-    if not found:
+    entries = [entry for entry in summary.get("pairs") or () if entry["of"]]
+    if not entries:
         return None
-    tables = list(pair_tables(found))
-    for entry in found:
+    tables = list(pair_tables(entries))
+    for entry in entries:
         if entry["examples"]:
             title = f"Examples drawn by the seed: {_place(entry)}, {_named(entry['pair'])}"
             rows = [_example(example) for example in entry["examples"]]
@@ -44,9 +44,9 @@ def pairs_section(summary: Mapping[str, Any]) -> Section | None:
     return Section("pairs", "The same questions in other words", (_WORDS, _LIMITS), tables)
 
 
-def pair_tables(found: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+def pair_tables(entries: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
     """Yield one table for each task: how often the answers agree and are right, with intervals."""
-    asked = [entry for entry in found if entry["of"]]
+    asked = [entry for entry in entries if entry["of"]]
     for name in dict.fromkeys(map(_place, asked)):
         rows = [_row(entry) for entry in asked if _place(entry) == name]
         yield Table(_COLUMNS, rows, f"The same in other words: {name}", 2)

@@ -35,11 +35,11 @@ def reliability_section(summary: Mapping[str, Any]) -> Section | None:
     Args:
         summary: The object of ``summary.json``; its ``reliability`` by task and kind of answer.
     """
-    found: Mapping[str, Mapping[str, Any]] = summary.get("reliability") or {}
-    kinds = [(task, kind, entry) for task, of in found.items() for kind, entry in of.items()]
+    by_task: Mapping[str, Mapping[str, Any]] = summary.get("reliability") or {}
+    kinds = [(task, kind, entry) for task, of in by_task.items() for kind, entry in of.items()]
     if not kinds:
         return None
-    tables = [table for task, of in found.items() for table in reliability_tables(task, of)]
+    tables = [table for task, of in by_task.items() for table in reliability_tables(task, of)]
     figures = [_diagram(*kind) for kind in kinds]
     figures += [_curve(*kind) for kind in kinds]
     chosen = any("abstention" in entry for _, _, entry in kinds)
@@ -47,14 +47,14 @@ def reliability_section(summary: Mapping[str, Any]) -> Section | None:
     return Section("reliability", "Can its confidence be trusted?", words, tables, figures)
 
 
-def reliability_tables(task: str, found: Mapping[str, Mapping[str, Any]]) -> Iterator[Table]:
+def reliability_tables(task: str, by_kind: Mapping[str, Mapping[str, Any]]) -> Iterator[Table]:
     """Yield calibration, and abstention where a threshold was chosen, of one task's answers.
 
     Args:
-        found: Kind of answer → what `reliability` says of it.
+        by_kind: Kind of answer → what `reliability` says of it.
     """
-    yield Table(_COLUMNS, [_row(*kind) for kind in found.items()], f"Calibration: {task}")
-    rows = [_abstained(*kind) for kind in found.items() if "abstention" in kind[1]]
+    yield Table(_COLUMNS, [_row(*kind) for kind in by_kind.items()], f"Calibration: {task}")
+    rows = [_abstained(*kind) for kind in by_kind.items() if "abstention" in kind[1]]
     if rows:
         yield Table(_GIVEN, rows, f"Abstention: {task}")
 
