@@ -1,4 +1,4 @@
-"""Lines in the terminal: broken at words, never inside one; and medmoe's log above live views.
+"""Lines in the terminal, broken at words, never inside one; the asking bar; and medmoe's log.
 
 In a file or a pipe a line stays one line, for logs and scripts.
 """
@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
@@ -67,6 +67,41 @@ def _put(word: str, column: int, width: int) -> int:
 def _width(file: TextIO) -> int:
     """Return the columns of a terminal, 0 for anything else."""
     return shutil.get_terminal_size().columns if file.isatty() else 0
+
+
+@contextmanager
+def asking_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar on the terminal's error stream, one line for each task and control.
+
+    Yields:
+        What is told how many of how many questions of a task are answered.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    lines: dict[str, TaskID] = {}
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+
+        def update(name: str, done: int, total: int) -> None:
+            if name not in lines:
+                lines[name] = progress.add_task(name, total=total)
+            progress.update(lines[name], completed=done)
+
+        yield update
 
 
 class _ConsoleHandler(logging.Handler):

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from medmoe.cli import flags
+from medmoe.cli.console import asking_bar
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +38,6 @@ def run(args: argparse.Namespace) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from medmoe.cli.demo_display import closing, opening
-    from medmoe.cli.eval_bar import asking_bar
     from medmoe.cli.train_display import Display
     from medmoe.data.registry import find_data
     from medmoe.experiments.demo import plan_demo, score_demo, train_demo

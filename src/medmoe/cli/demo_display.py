@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from medmoe.cli.parser import FOOTER
+from medmoe.cli.train_display import accuracy
 from medmoe.evaluation.pages.report_rows import interval, place, results
 from medmoe.experiments.demo import data_of, next_steps
 from medmoe.experiments.plan import TrainPlan
@@ -48,10 +49,7 @@ def closing(plan: TrainPlan, summary: dict[str, Any], seconds: float) -> None:
         f"{summary['parameters']['activated']:,} activated per token"
     )
     for name, router in summary["router"]["by_dataset"].items():
-        console.print(
-            f"router on {name}: {router['accuracy']:.1f} % "
-            f"[{router['low']:.1f}, {router['high']:.1f}] of {router['n']} images"
-        )
+        console.print(f"router on {name}: {accuracy(router)} images")
     for line in plain_words(summary):
         console.print(f"  - {line}", highlight=False, markup=False)
     minutes = plan.recipe.minutes or 0

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from medmoe.cli import flags
+from medmoe.cli.console import asking_bar
 from medmoe.cli.parser import FOOTER
 from medmoe.errors import ConfigError
 
@@ -95,7 +96,6 @@ def run(args: argparse.Namespace) -> int:
     """
     from transformers.utils.logging import disable_progress_bar
 
-    from medmoe.cli.eval_bar import asking_bar
     from medmoe.cli.tables import Screen
     from medmoe.evaluation.ask.controls import CONTROLS
     from medmoe.evaluation.ask.corruptions import CORRUPTIONS, SEVERITIES

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from medmoe.cli import flags
+from medmoe.cli.console import asking_bar
 from medmoe.cli.parser import FOOTER
 
 
@@ -38,7 +39,6 @@ def run(args: argparse.Namespace) -> int:
     """Answer, print what could not be read, and say where the answers are."""
     from transformers.utils.logging import disable_progress_bar
 
-    from medmoe.cli.eval_bar import asking_bar
     from medmoe.data.bad_rows import BadRows
     from medmoe.data.registry import find_data
     from medmoe.evaluation.predict_set import predict_set

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from medmoe.cli import flags
-from medmoe.cli.console import tell
+from medmoe.cli.console import asking_bar, tell
 from medmoe.cli.parser import FOOTER
 
 
@@ -48,7 +48,6 @@ def run(args: argparse.Namespace) -> int:
     """
     from transformers.utils.logging import disable_progress_bar
 
-    from medmoe.cli.eval_bar import asking_bar
     from medmoe.data.registry import find_data
     from medmoe.evaluation.ask.records import task_records
     from medmoe.evaluation.routes.curve_file import read_label_curve
@@ -84,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _show(result: dict[str, Any]) -> None:
     from medmoe.cli.tables import Screen
-    from medmoe.evaluation.pages.route_figures import load_table
+    from medmoe.evaluation.pages.routes_page import load_table
 
     screen = Screen()
     modalities = ", ".join(f"{name} {count}" for name, count in result["modalities"].items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
@@ -135,16 +136,10 @@ class Display:
             self._say(f"{phase}: {kept}, {self._plan.out / phase}")
         router = summary["router"]
         if router:
-            self._console.print(
-                f"router on held-out images: {router['accuracy']:.1f} % "
-                f"[{router['low']:.1f}, {router['high']:.1f}] of {router['n']}"
-            )
+            self._console.print(f"router on held-out images: {accuracy(router)}")
         for row in summary["phases"].get("phase2_router", {}).get("label_curve", []):
-            self._console.print(
-                f"  {row['labels']:>5} labels: {row['accuracy']:.1f} % "
-                f"[{row['low']:.1f}, {row['high']:.1f}] of {row['n']}",
-                highlight=False,
-            )
+            line = f"  {row['labels']:>5} labels: {accuracy(row)}"
+            self._console.print(line, highlight=False)
         minutes = (time.monotonic() - self._begun) / 60
         model = self._plan.out / summary["model"]
         self._console.print(f"done in {minutes:.1f} minutes; model: {model}", soft_wrap=True)
@@ -192,6 +187,11 @@ def validation(point: Validated) -> tuple[str, str]:
     """Return a validation's loss and its strict score, in words."""
     score = "" if point.strict_score is None else f"{point.strict_score:.0f} % right"
     return f"validation {point.validation_loss:.3f}", score
+
+
+def accuracy(found: Mapping[str, Any]) -> str:
+    """Return an accuracy in percent with its interval and n."""
+    return "{accuracy:.1f} % [{low:.1f}, {high:.1f}] of {n}".format_map(found)
 
 
 def experts_table(point: Measured, domains: tuple[str, ...]) -> Table:

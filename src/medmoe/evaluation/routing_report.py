@@ -6,8 +6,6 @@ Models are loaded one after the other, so that only one is in memory.
 
 from __future__ import annotations
 
-import csv
-import io
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,17 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medmoe.data.schema import Record
+from medmoe.data.schema import Record, images_of
 from medmoe.domains import domain_of
 from medmoe.errors import ConfigError, DataError
 from medmoe.evaluation.ask.records import TaskRecords
-from medmoe.evaluation.pages import route_figures as figures
-from medmoe.evaluation.pages.route_figures import RouteFigure
-from medmoe.evaluation.pages.routes_page import render_routes
+from medmoe.evaluation.pages import routes_page as page
+from medmoe.evaluation.pages.routes_page import RouteFigure
 from medmoe.evaluation.routes import tables
 from medmoe.evaluation.routes.embedding import Embedding, embed, mapped_images
 from medmoe.evaluation.routes.observe import Observation, image_states, observe
-from medmoe.files import write_json, write_text
+from medmoe.files import csv_text, write_json, write_text
 from medmoe.inference.engine import MedMoe
 from medmoe.inference.evidence import NOTE
 from medmoe.model.checkpoint import read_config, verify
@@ -88,7 +85,7 @@ def check_records(tasks: Sequence[TaskRecords], domains: Sequence[str]) -> None:
         DataError: No image has a modality, or all are of one domain.
     """
     names = ", ".join(task.spec.name for task in tasks)
-    images = list({r.image.id: r.image for task in tasks for r in task.records}.values())
+    images = images_of(record for task in tasks for record in task.records)
     if len({label for label in tables.labels_of(images, domains) if label}) < 2:
         known = sorted({image.modality for image in images if image.modality}) or ["none"]
         raise DataError(
@@ -111,7 +108,7 @@ def routes(plan: RoutesPlan, out: Path, progress: Progress) -> dict[str, Any]:
     """
     records = [record for task in plan.tasks for record in task.records]
     domains = tuple(read_config(plan.model).domains or ())
-    images = list({r.image.id: r.image for r in records}.values())
+    images = images_of(records)
     mapped = mapped_images(images, plan.seed)
     observation = _observe(plan.model, records, mapped, "model", progress)
     embedding = _embedding(plan, observation, progress)
@@ -123,7 +120,7 @@ def routes(plan: RoutesPlan, out: Path, progress: Progress) -> dict[str, Any]:
     result = _result(plan, observation, embedding, shown, domains)
     _write_figures(out / "figures", shown)
     write_json(out / "routes.json", result)
-    write_text(out / "routes.html", render_routes(_called(plan.model), result, shown))
+    write_text(out / "routes.html", page.render_routes(_called(plan.model), result, shown))
     return result
 
 
@@ -160,16 +157,16 @@ def _figures(
         before = "this model itself (no phase-2 model was given by --before)"
         if plan.before is not None:
             before = "the phase-2 model, before experts were tuned"
-        shown.append(figures.map_figure(embedding, len(observation.layers), before))
+        shown.append(page.map_figure(embedding, len(observation.layers), before))
     shares = tables.token_shares(observation, modalities, domains)
-    shown.append(figures.share_figure(shares, domains))
-    shown.append(figures.most_used_figure(observation, learned, modalities, domains))
+    shown.append(page.share_figure(shares, domains))
+    shown.append(page.most_used_figure(observation, learned, modalities, domains))
     if plan.curve:
-        shown.append(figures.curve_figure(list(plan.curve)))
-    shown.append(figures.layer_figure(tables.by_layer(observation, domains, plan.seed)))
+        shown.append(page.curve_figure(list(plan.curve)))
+    shown.append(page.layer_figure(tables.by_layer(observation, domains, plan.seed)))
     norms = tables.norm_shares(observation, modalities)
     if norms:
-        shown.append(figures.norm_figure(norms))
+        shown.append(page.norm_figure(norms))
     return shown
 
 
@@ -235,7 +232,7 @@ def _write_figures(folder: Path, shown: Sequence[RouteFigure]) -> None:
     try:
         for figure in shown:
             for stem, rows in {figure.stem: figure.rows, **(figure.more or {})}.items():
-                (staging / f"{stem}.csv").write_text(_csv(rows), encoding="utf-8", newline="")
+                (staging / f"{stem}.csv").write_text(csv_text(rows), encoding="utf-8", newline="")
             for stem, drawn in figure.drawings.items():
                 (staging / f"{stem}.svg").write_text(drawn.svg + "\n", encoding="utf-8")
                 (staging / f"{stem}.png").write_bytes(drawn.png)
@@ -243,11 +240,3 @@ def _write_figures(folder: Path, shown: Sequence[RouteFigure]) -> None:
         staging.rename(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()

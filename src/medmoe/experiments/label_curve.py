@@ -6,7 +6,6 @@ model the states of later layers are those of tuned experts, which `medmoe route
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from medmoe.config.train_schema import RouterSpec
 from medmoe.data.schema import ImageRecord
 from medmoe.evaluation.statistics import accuracy_of
-from medmoe.files import write_text
+from medmoe.files import csv_text, write_text
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.upcycle import RouterState
 from medmoe.training.context import PhaseContext
@@ -81,13 +80,6 @@ def label_curve(
         score = router_score(config, router, test, shared_images)
         rows.append({"labels": count, "images": len(chosen), **score})
     if folder is not None:
-        _write(folder, rows)
+        write_text(folder / FILES[0], csv_text(rows))
+        write_text(folder / FILES[1], json.dumps(rows, indent=1) + "\n")
     return rows
-
-
-def _write(folder: Path, rows: Sequence[Score]) -> None:
-    with (folder / FILES[0]).open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    write_text(folder / FILES[1], json.dumps(rows, indent=1) + "\n")

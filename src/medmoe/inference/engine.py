@@ -94,18 +94,10 @@ class MedMoe:
         self, questions: Sequence[tuple[ImageInput | None, str]], *, evidence: bool = False
     ) -> list[Answer]:
         """Answer questions about images, in order; one image used twice is encoded once."""
-        places: dict[int, int] = {}
-        images: list[ImageInput] = []
-        rows: list[int | None] = []
-        for image, _ in questions:
-            if image is None:
-                rows.append(None)
-                continue
-            if id(image) not in places:
-                places[id(image)] = len(images)
-                images.append(image)
-            rows.append(places[id(image)])
-        features = self.encode(images) if images else None
+        images = {id(image): image for image, _ in questions if image is not None}
+        places = {key: place for place, key in enumerate(images)}
+        rows = [None if image is None else places[id(image)] for image, _ in questions]
+        features = self.encode(list(images.values())) if images else None
         return self.answer_features(features, rows, [q for _, q in questions], experts=evidence)
 
     @torch.no_grad()

@@ -124,6 +124,15 @@ def open_axes(axes: Any, *, grid: bool = True) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def label_cells(axes: Any, columns: Sequence[str], rows: Sequence[str], *, tilted: bool) -> None:
+    """Name the columns and rows of a table that is drawn, which needs no frame."""
+    axes.set_xticks(range(len(columns)), columns, rotation=30 if tilted else 0,
+                    ha="right" if tilted else "center")  # fmt: skip
+    axes.set_yticks(range(len(rows)), rows)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
 def legend_below(figure: Figure, handles: Sequence[Any], columns: int, gap: float = 0.4) -> None:
     """Put a legend below the axes; the gap is that between a sign and its name."""
     figure.legend(

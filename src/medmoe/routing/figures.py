@@ -20,6 +20,7 @@ from medmoe.routing.figure_style import (
     BLUE,
     INK,
     ORANGE,
+    label_cells,
     new_figure,
     open_axes,
     panel,
@@ -183,11 +184,7 @@ def _draw_cells(
         )  # fmt: skip
     axes.set(xlim=(-0.55, len(columns) - 0.45), ylim=(len(rows) - 0.45, -0.55))
     tilt = sum(map(len, columns)) > 34  # labels this long would run into each other
-    axes.set_xticks(range(len(columns)), columns, rotation=30 if tilt else 0,
-                    ha="right" if tilt else "center")  # fmt: skip
-    axes.set_yticks(range(len(rows)), rows)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
+    label_cells(axes, columns, rows, tilted=tilt)
 
 
 def _running_median(values: Matrix) -> Matrix:

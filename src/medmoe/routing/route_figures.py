@@ -20,6 +20,7 @@ from medmoe.routing.figure_style import (
     Drawing,
     Look,
     drawing,
+    label_cells,
     legend_below,
     look_of,
     open_axes,
@@ -299,12 +300,7 @@ def _tilted(columns: Sequence[str]) -> float:
 def _grid(axes: Axes, columns: Sequence[str], rows: Sequence[str]) -> None:
     """Label the cells of a table that is drawn."""
     axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
-    tilt = _tilted(columns) > 0
-    axes.set_xticks(range(len(columns)), columns, rotation=30 if tilt else 0,
-                    ha="right" if tilt else "center")  # fmt: skip
-    axes.set_yticks(range(len(rows)), rows)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
+    label_cells(axes, columns, rows, tilted=_tilted(columns) > 0)
 
 
 def _percent(value: float | None) -> str:

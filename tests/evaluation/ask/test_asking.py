@@ -17,7 +17,7 @@ from medmoe.data.phantom import read_phantom
 from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, DataError
 from medmoe.evaluation.ask import asker as module
-from medmoe.evaluation.ask.answers import AnswerFile, chunks_of
+from medmoe.evaluation.ask.answers import AnswerFile, chunks_by_image
 from medmoe.evaluation.ask.controls import CONTROLS, controlled
 from medmoe.evaluation.ask.plan import EvalPlan
 from medmoe.evaluation.ask.records import task_records
@@ -73,10 +73,10 @@ def test_of_conversations_the_first_question_is_asked_and_that_is_said(
 
 def test_a_chunk_holds_all_questions_about_its_images(make_record: Make) -> None:
     records = [make_record(id=f"q{i}", image=f"i{i % 3}") for i in range(7)]
-    found = chunks_of(records, 3)
+    found = chunks_by_image(records, lambda record: record.image.id, 3)
     ids = [[r.id for r in chunk] for chunk in found]
     assert ids == [["q0", "q3", "q6"], ["q1", "q4", "q2", "q5"]]
-    assert chunks_of([], 3) == []
+    assert chunks_by_image([], str, 3) == []
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,6 @@ Chunk = Sequence[Record]
 T = TypeVar("T")
 
 
-def chunks_of(records: Sequence[Record], size: int) -> list[list[Record]]:
-    """Return `chunks_by_image` of records."""
-    return chunks_by_image(records, lambda record: record.image.id, size)
-
-
 def chunks_by_image(items: Iterable[T], image_of: Callable[[T], str], size: int) -> list[list[T]]:
     """Return questions in chunks of at least ``size``, all questions about an image in one.
 

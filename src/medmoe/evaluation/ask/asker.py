@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from medmoe.data.images import open_record
-from medmoe.data.schema import Record, question_text
-from medmoe.evaluation.ask.answers import BATCHES, AnswerFile, chunks_of
+from medmoe.data.schema import Record, images_of, question_text
+from medmoe.evaluation.ask.answers import BATCHES, AnswerFile, chunks_by_image
 from medmoe.evaluation.ask.plan import EvalPlan
 from medmoe.evaluation.files.predictions import Prediction, read_predictions
 from medmoe.inference.answer import Routing
@@ -57,7 +57,7 @@ class Asker:
             change: Makes another picture of an image's id and picture.
             questions: Also write the questions, which are not those of the data set.
         """
-        chunks = chunks_of(records, BATCHES * self._plan.batch_size)
+        chunks = chunks_by_image(records, lambda r: r.image.id, BATCHES * self._plan.batch_size)
         file = AnswerFile(path, chunks, questions=questions)
         whole = file.resume()
         done = sum(len(chunk) for chunk in chunks[:whole])
@@ -80,7 +80,7 @@ def ask_chunk(
     Raises:
         ImageError: A picture cannot be used; the record is named.
     """
-    images = list({record.image.id: record.image for record in records}.values())
+    images = images_of(records)
     pictures = [open_record(image) for image in images]
     if change is not None:
         pictures = [change(i.id, picture) for i, picture in zip(images, pictures, strict=True)]

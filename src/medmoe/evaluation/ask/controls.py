@@ -7,15 +7,15 @@ has no such control.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from medmoe.data.readers.common import hash_share
-from medmoe.data.schema import ImageRecord, Pixels, Record
+from medmoe.data.schema import ImageRecord, Pixels, Record, images_of
 from medmoe.errors import DataError
+from medmoe.evaluation.ask.corruptions import drawn_by
 
 #: Pixels along one side of the blank and the noise picture; they are resized as any other.
 _SIDE = 64
@@ -33,7 +33,7 @@ def controlled(records: Sequence[Record], control: str, seed: int) -> list[Recor
     Raises:
         DataError: One image cannot be shuffled.
     """
-    images = list({record.image.id: record.image for record in records}.values())
+    images = images_of(records)
     sources = _CONTROLS[control](images, seed)
     return [
         replace(record, image=replace(record.image, source=sources[record.image.id].source))
@@ -47,13 +47,11 @@ def _blank(images: Sequence[ImageRecord], seed: int) -> dict[str, ImageRecord]:
 
 
 def _noise(images: Sequence[ImageRecord], seed: int) -> dict[str, ImageRecord]:
-    return {image.id: replace(image, source=_noise_of(image.id, seed)) for image in images}
+    def pixels(image: ImageRecord) -> Pixels:
+        rng = drawn_by(f"{seed}:{image.id}")
+        return rng.integers(0, 256, size=(_SIDE, _SIDE, 3), dtype=np.uint8)
 
-
-def _noise_of(image_id: str, seed: int) -> Pixels:
-    digest = hashlib.sha256(f"{seed}:{image_id}".encode()).digest()
-    rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-    return rng.integers(0, 256, size=(_SIDE, _SIDE, 3), dtype=np.uint8)
+    return {image.id: replace(image, source=pixels(image)) for image in images}
 
 
 def _shuffled(images: Sequence[ImageRecord], seed: int) -> dict[str, ImageRecord]:

@@ -30,10 +30,14 @@ def corrupted(image: Image.Image, name: str, severity: int, key: str, seed: int)
         key: The image's id: with the seed it decides what is drawn at random.
         seed: Of the run.
     """
-    digest = hashlib.sha256(f"{seed}:{name}:{key}".encode()).digest()
-    rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
     strengths, change = _CHANGES[name]
-    return change(image, strengths[severity - 1], rng)
+    return change(image, strengths[severity - 1], drawn_by(f"{seed}:{name}:{key}"))
+
+
+def drawn_by(key: str) -> np.random.Generator:
+    """Return a generator that a text alone decides."""
+    digest = hashlib.sha256(key.encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
 
 def _pixels(image: Image.Image) -> Array:

@@ -1,14 +1,237 @@
-"""The page of `medmoe routes`: every figure with how it is to be read, and its numbers."""
+"""The page of `medmoe routes`: every figure with its rows, drawings and how it is to be read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from medmoe.evaluation.pages.page import render_page
+from medmoe.evaluation.pages.table import Table
+from medmoe.evaluation.routes import tables
+from medmoe.evaluation.routes.embedding import Embedding
+from medmoe.evaluation.routes.observe import Observation
+from medmoe.routing import route_figures
+from medmoe.routing.figure_style import Drawing, Look, expert_looks
 
-if TYPE_CHECKING:
-    from medmoe.evaluation.pages.route_figures import RouteFigure
+Row = dict[str, Any]
+THIS, LEARNED = "this router", "learned router"
+
+
+@dataclass(frozen=True)
+class RouteFigure:
+    """One figure.
+
+    Attributes:
+        stem: Name of its files, without ending; the rows are ``<stem>.csv``.
+        paper: Which figure of the paper it is, empty for ours.
+        reading: Sentences on what it shows and how to read it.
+        rows: What it shows, as the CSV holds it.
+        drawings: File stem → drawing.
+        table: Numbers of it that stand on the page too.
+        more: Further CSV files: stem → rows.
+    """
+
+    stem: str
+    title: str
+    paper: str
+    reading: tuple[str, ...]
+    rows: list[Row]
+    drawings: Mapping[str, Drawing]
+    table: Table | None = None
+    more: Mapping[str, list[Row]] | None = None
+
+
+def map_figure(embedding: Embedding, layers: int, before: str) -> RouteFigure:
+    """Return figures 3 and 10.
+
+    Args:
+        before: Whose states stand for *before*.
+    """
+    whole = next(row for row in embedding.silhouettes if row["metric"] == "euclidean")
+    stem = "figure_3_router_embeddings"
+    table = Table(
+        ("Layer", "Distance", "Before", "After", "Difference"),
+        [
+            (
+                "all, side by side" if row["layer"] == "all" else f"layer {row['layer']}",
+                row["metric"],
+                *(_interval(row, name) for name in ("before", "after", "difference")),
+            )
+            for row in embedding.silhouettes
+        ],
+        "Silhouette of the modalities, with 95 % interval over images",
+        2,
+    )
+    reading = (
+        f"A point is one image: the mean over its tokens, the MoE layers ({layers}) side by side. "
+        f"Before: what the FFNs read in {before}. After: the router’s logits.",
+        f"The map is for looking only ({embedding.method}); distances between groups and their "
+        "sizes mean nothing. Silhouettes are computed in the spaces themselves, by the distance "
+        "named: 1 apart, 0 touching, below 0 mixed. Below the maps stands the Euclidean one of all "
+        "layers.",
+        "The paper reports 0.173 before and 0.579 after without its tokens, layers or distance, so "
+        "these values cannot be held against them.",
+    )
+    return RouteFigure(
+        stem,
+        "Images before and after the router",
+        "figures 3 and 10",
+        reading,
+        embedding.points,
+        {
+            f"{stem}_{side}": route_figures.embedding_map(side, embedding.points, whole)
+            for side in ("before", "after")
+        },
+        table,
+        {"figure_3_silhouettes": embedding.silhouettes},
+    )
+
+
+def share_figure(rows: list[Row], domains: Sequence[str]) -> RouteFigure:
+    """Return figures 4 and 11, one panel per modality."""
+    looks = expert_looks(domains)
+    drawings = {
+        f"figure_4_token_shares_{_file_name(modality)}": route_figures.token_shares(
+            modality, [row for row in rows if row["modality"] == modality], looks
+        )
+        for modality in dict.fromkeys(row["modality"] for row in rows)
+    }
+    reading = (
+        "Of a modality’s image tokens, and of its text tokens (question and answer), the share "
+        "that each domain expert got, layer by layer. The meta expert takes part in every token "
+        "and is not shown.",
+        "A router that follows the picture gives nearly all image tokens of a modality to its own "
+        "expert; text tokens need not follow.",
+    )
+    return RouteFigure(
+        "figure_4_token_shares",
+        "Image and text tokens by expert",
+        "figures 4 and 11",
+        reading,
+        rows,
+        drawings,
+    )
+
+
+def most_used_figure(
+    observation: Observation,
+    learned: Observation | None,
+    modalities: Sequence[str],
+    domains: Sequence[str],
+) -> RouteFigure:
+    """Return figure 5, for this router and for a learned one where there is one."""
+    rows = tables.most_used(observation, THIS, modalities, domains)
+    looks: dict[str, dict[str, Look]] = {THIS: expert_looks(domains)}
+    reading = ["The expert that most image tokens of a modality chose, and the share it got."]
+    if learned is not None:
+        numbered = [f"expert {e + 1}" for e in range(learned.counts.shape[-1])]
+        rows += tables.most_used(learned, LEARNED, modalities, numbered)
+        looks[LEARNED] = expert_looks(numbered)
+        reading.append(
+            "The learned router saw no domain labels, so its experts have numbers and no names: "
+            "look at whether modalities differ, not at which number they have."
+        )
+    stem = "figure_5_most_used_expert"
+    return RouteFigure(
+        stem,
+        "Most-used expert",
+        "figure 5",
+        tuple(reading),
+        rows,
+        {
+            f"{stem}_{_file_name(router)}": route_figures.most_used(
+                router, [row for row in rows if row["router"] == router], experts
+            )
+            for router, experts in looks.items()
+        },
+    )
+
+
+def load_table(rows: list[Row]) -> Table:
+    """Return load entropy and specialisation index by layer, as page and terminal show them."""
+    return Table(
+        ("Layer", "Tokens", "Load entropy", "Bits", "÷ entropy of domains", "By chance", "p", "n"),
+        [
+            (
+                f"layer {row['layer']}",
+                row["tokens"],
+                _number(row["load_entropy"]),
+                _number(row["bits"]),
+                _number(row["normalised"]),
+                _number(row["by_chance"], 3),
+                _number(row["p"], 3),
+                str(row["images"]),
+            )
+            for row in rows
+        ],
+        "Load entropy and specialisation index",
+        2,
+    )
+
+
+def layer_figure(rows: list[Row]) -> RouteFigure:
+    """Return load entropy and specialisation index by layer."""
+    stem = "load_and_specialisation"
+    reading = (
+        "Load entropy: 1 where all experts take equally many tokens of this data, 0 where one "
+        "takes all. It follows the mix of modalities in the data too.",
+        "Specialisation index: the mutual information of an image’s domain and the expert that its "
+        "tokens chose, each image counted once. Divided by the entropy of the domains it is 0 "
+        "where experts do not depend on the domain and 1 where the expert tells it.",
+        "By chance and p: the same after shuffling the domains among images, 999 times; p is the "
+        "share of shuffles that reach the value, the observed one counted in, so 0.001 at least.",
+    )
+    drawings = {
+        "load_entropy": route_figures.load_entropy(rows),
+        "specialisation": route_figures.specialisation(rows),
+    }
+    return RouteFigure(
+        stem, "Load and specialisation", "", reading, rows, drawings, load_table(rows)
+    )
+
+
+def norm_figure(rows: list[Row]) -> RouteFigure:
+    """Return the meta expert's share of the output norm."""
+    stem = "norm_share"
+    reading = (
+        "How much of a MoE block’s output is the meta expert’s: ‖meta‖ ÷ (‖meta‖ + ‖routed‖), the "
+        "mean over tokens, routed with the router’s weights. 50 % is equal parts.",
+        "Norms say how large the parts are, not how much an answer depends on them: "
+        "`medmoe explain` switches them off.",
+    )
+    return RouteFigure(
+        stem, "Meta expert against domain experts", "", reading, rows,
+        {stem: route_figures.norm_shares(rows)},
+    )  # fmt: skip
+
+
+def curve_figure(rows: list[Row]) -> RouteFigure:
+    """Return figure 6."""
+    stem = "figure_6_label_curve"
+    table = Table(
+        ("Labels", "Images used", "Accuracy, %", "95 %", "n"),
+        [
+            (
+                str(row["labels"]),
+                str(row["images"]),
+                f"{row['accuracy']:.1f}",
+                f"{row['low']:.1f}–{row['high']:.1f}",
+                str(row["n"]),
+            )
+            for row in rows
+        ],
+    )
+    reading = (
+        "Accuracy of routers that were trained on that many labelled images, on images that none "
+        "of them saw, with Wilson intervals; 0 is a router before training. Read from the file of "
+        "`medmoe train`, so it is of that run’s router, not of this model.",
+        "The paper has 82.3, 90.7, 96.3, 97.6 and 98.1 % on its axis from 0 to 1,000 labels.",
+    )
+    return RouteFigure(
+        stem, "Router accuracy by number of labels", "figure 6", reading, rows,
+        {stem: route_figures.label_curve(rows)}, table,
+    )  # fmt: skip
 
 
 def render_routes(model: str, result: Mapping[str, Any], figures: Sequence[RouteFigure]) -> str:
@@ -62,3 +285,17 @@ def _tiles(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         share = sum(row["meta_share"] * row["tokens"] for row in norms) / tokens
         tiles.append(("meta expert’s share of the norm", f"{share:.0f} %", "mean over all tokens"))
     return tiles
+
+
+def _interval(row: Mapping[str, Any], name: str) -> str:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return f"{row[name]:.2f} ({low:.2f} to {high:.2f})".replace("-", "−")
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _file_name(modality: str) -> str:
+    """Return a modality as a part of a file name: it may be any text of a user's own data."""
+    return "".join(c if c.isalnum() else "_" for c in modality) or "_"

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from medmoe.data.collate import Packed, pack_batch
 from medmoe.data.images import open_record
-from medmoe.data.schema import ImageRecord, Record, question_text
+from medmoe.data.schema import ImageRecord, Record, images_of, question_text
 from medmoe.inference.engine import MedMoe
 from medmoe.routing.hooks import Norms, ffn_inputs, record_norms
 from medmoe.routing.trace import KINDS, RoutingTrace, record_routing
@@ -86,7 +86,7 @@ def observe(
     questions: dict[str, list[Record]] = {}
     for record in records:
         questions.setdefault(record.image.id, []).append(record)
-    images = tuple({record.image.id: record.image for record in records}.values())
+    images = tuple(images_of(records))
     sums = _Sums(engine, len(images), {i for i, image in enumerate(images) if image.id in mapped})
     for start in range(0, len(images), _BATCH):
         part = images[start : start + _BATCH]
