@@ -37,12 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Adopt, and print what was checked, left out and written.
-
-    Raises:
-        CheckpointError: DIR is no complete model of ours.
-        ConfigError: A flag is missing, or does not fit.
-    """
+    """Adopt, and print what was checked, left out and written."""
     from transformers.utils.logging import disable_progress_bar
 
     from medmoe.model.adopt import adopt

@@ -6,10 +6,9 @@ import argparse
 from dataclasses import asdict
 
 from medmoe.cli import flags
-from medmoe.cli.console import tell
+from medmoe.cli.console import tell, tell_answer
 from medmoe.cli.parser import FOOTER
 from medmoe.errors import ConfigError
-from medmoe.numbers import probability
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,12 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the answer, its confidence, the router's domain and what is known of the image.
-
-    Raises:
-        CheckpointError: The model folder is incomplete or altered.
-        ImageError: The image cannot be used.
-    """
+    """Print the answer, its confidence, the router's domain and what is known of the image."""
     from transformers.utils.logging import disable_progress_bar
 
     from medmoe.data.images import open_picture
@@ -39,9 +33,7 @@ def run(args: argparse.Namespace) -> int:
     answer = MedMoe.load(args.model).answer(picture.image, args.question, evidence=True)
     warnings = warnings_of(picture.facts, answer.routing)
     tell(answer.text)
-    tell(f"confidence {probability(answer.confidence)} (not calibrated)")
-    if answer.routing is not None:
-        tell(f"router: {answer.routing.domain} ({probability(answer.routing.domain_probability)})")
+    tell_answer(answer.confidence, answer.routing)
     if picture.facts.format in ("dicom", "nifti"):
         tell(f"image: {picture.facts.description()}")
     for line in warnings:

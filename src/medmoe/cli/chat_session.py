@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from medmoe.cli import flags
-from medmoe.cli.console import tell, tell_pieces
+from medmoe.cli.console import tell, tell_answer, tell_pieces
 from medmoe.data.images import Picture
 from medmoe.data.intake.display import WINDOW_PRESETS, WindowChoice
 from medmoe.errors import ConfigError
 from medmoe.files import write_text
-from medmoe.inference.case import Case, Exchange, case_to_json
+from medmoe.inference.case import Case, case_to_json
 from medmoe.inference.chat import stream_chat
 from medmoe.inference.engine import MedMoe
 from medmoe.inference.evidence import Evidence, explain
-from medmoe.numbers import probability
 
 HELP = """\
 A line is a question; one that begins with / is a command:
@@ -105,7 +104,8 @@ class Session:
         self._asked_about = self._case.picture
         with closing(stream_chat(self.engine, request)) as chunks:
             tell_pieces(printable(exchange.take(chunk)) for chunk in chunks)
-        _print_facts(exchange)
+        told = exchange.picture.sentences() if exchange.picture else []  # as it was opened
+        tell_answer(exchange.confidence, exchange.routing, exchange.warnings[len(told) :])
 
     def _image(self, text: str) -> None:
         if text == "none":
@@ -170,18 +170,6 @@ class Session:
 
     def _quit(self, _: str) -> None:
         self.ended = True
-
-
-def _print_facts(exchange: Exchange) -> None:
-    """Print what stands below an answer, as `medmoe ask` does."""
-    if exchange.confidence is not None:
-        tell(f"confidence {probability(exchange.confidence)} (not calibrated)")
-    if exchange.routing is not None:
-        routing = exchange.routing
-        tell(f"router: {routing.domain} ({probability(routing.domain_probability)})")
-    told = exchange.picture.sentences() if exchange.picture else []
-    for warning in exchange.warnings[len(told) :]:  # those of the picture were told as it opened
-        tell(f"warning: {warning}")
 
 
 def evidence_lines(evidence: Evidence, answer: str) -> Iterator[str]:

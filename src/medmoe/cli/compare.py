@@ -41,11 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the differences, write the page, and return 1 if B is worse and that was asked.
-
-    Raises:
-        DataError: A file cannot be used, or the two sides are of other records.
-    """
+    """Print the differences, write the page, and return 1 if B is worse and that was asked."""
     from dataclasses import asdict
 
     from medmoe.cli.tables import Screen

@@ -14,8 +14,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
+from medmoe.numbers import probability
+
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from medmoe.inference.answer import Routing
 
 #: What a broken line goes on under: its second column, else its beginning and two spaces.
 _COLUMN = re.compile(r"\s*\S+\s{2,}(?=\S)")
@@ -38,6 +42,18 @@ def tell(text: str, file: TextIO | None = None) -> None:
                 break_long_words=False, break_on_hyphens=False,
             )  # fmt: skip
         print(line, file=file, flush=True)
+
+
+def tell_answer(
+    confidence: float | None, routing: Routing | None, warnings: Iterable[str] = ()
+) -> None:
+    """Print what stands below an answer: its confidence, the router's domain, and warnings."""
+    if confidence is not None:
+        tell(f"confidence {probability(confidence)} (not calibrated)")
+    if routing is not None:
+        tell(f"router: {routing.domain} ({probability(routing.domain_probability)})")
+    for warning in warnings:
+        tell(f"warning: {warning}")
 
 
 def tell_pieces(pieces: Iterable[str]) -> None:

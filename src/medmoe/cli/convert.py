@@ -50,12 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert, and print what was found, filled and dropped.
-
-    Raises:
-        CheckpointError: SRC is not a whole checkpoint of its kind, or DST holds no model.
-        ConfigError: A flag does not fit.
-    """
+    """Convert, and print what was found, filled and dropped."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -47,12 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report and write `--json`.
-
-    Raises:
-        ConfigError: There is no such model, or a value does not fit it.
-        CheckpointError: The folder is no complete model.
-    """
+    """Print the report and write `--json`."""
     from medmoe.cli.cost_display import show
     from medmoe.experiments.cost import cost_report
     from medmoe.experiments.measure import measure

@@ -77,11 +77,7 @@ def _add_action(name: str, parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the action says and write `--json`.
-
-    Raises:
-        DataError: A set is unknown, not there, or has rows that cannot be used.
-    """
+    """Do what the action says and write `--json`."""
     result: dict[str, Any] = _ACTIONS[args.action](args)
     flags.write_json(args.json, result)
     print(FOOTER)

@@ -24,11 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report, write `--json`, and return 1 if something required is missing.
-
-    Raises:
-        DataError: The folder of `--data` does not exist or holds no data set.
-    """
+    """Print the report, write `--json`, and return 1 if something required is missing."""
     checks = [*check_data(args.data), *check_machine(Path.cwd())]
     usable = not any(check.status == "missing" for check in checks)
     flags.write_json(args.json, as_json(checks, usable))

@@ -87,13 +87,7 @@ def _add_tests(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask, score, print and write; a run that was cut off is taken up where it stopped.
-
-    Raises:
-        ConfigError: A name is unknown, or the folder holds another run.
-        CheckpointError: The model folder is incomplete or altered.
-        DataError: There is no data for a task, or it is malformed.
-    """
+    """Ask, score, print and write; a run that was cut off is taken up where it stopped."""
     from transformers.utils.logging import disable_progress_bar
 
     from medmoe.cli.tables import Screen

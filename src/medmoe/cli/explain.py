@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 
 from medmoe.cli import flags
-from medmoe.cli.console import tell
+from medmoe.cli.console import tell, tell_answer
 from medmoe.cli.parser import FOOTER
-from medmoe.numbers import probability
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,13 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write ``evidence.html`` and ``evidence.json``, and print what stands first on the card.
-
-    Raises:
-        CheckpointError: The model folder is incomplete or altered.
-        ConfigError: The question or an option is empty, or the folder cannot be written to.
-        ImageError: The image cannot be used.
-    """
+    """Write ``evidence.html`` and ``evidence.json``, and print what stands first on the card."""
     from transformers.utils.logging import disable_progress_bar
 
     from medmoe.data.images import open_picture
@@ -58,12 +51,9 @@ def run(args: argparse.Namespace) -> int:
     flags.write_json(out / "evidence.json", result)
     flags.write_json(args.json, result)
     tell(evidence.answer)
-    tell(f"confidence {probability(evidence.confidence)} (not calibrated)")
+    tell_answer(evidence.confidence, evidence.routing)
     if evidence.routing is None:
         tell("router: none, a dense model; the experts are left out of the card")
-    else:
-        sure = probability(evidence.routing.domain_probability)
-        tell(f"router: {evidence.routing.domain} ({sure})")
     if evidence.out_of_domain.warning:
         tell("warning: out of domain, the router is unsure what kind of picture this is")
     for line in warnings:

@@ -3,7 +3,7 @@
 A verb's module has `add_arguments(parser)` and `run(args) -> int`, and imports torch and its like
 inside `run` only, so that `--help` answers at once. Exit codes: 0 done, 1 ran and found a failure,
 2 wrong use or bad input, 3 stopped by a guard (a full disk too), 130 interrupted, 143 stopped by
-SIGTERM with a committed checkpoint.
+SIGTERM with a committed checkpoint. Any verb may raise a `MedMoeError`: its one line for the user.
 """
 
 from __future__ import annotations

@@ -39,13 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Observe, draw and write; print what the page says first.
-
-    Raises:
-        CheckpointError: A model folder is incomplete or altered.
-        ConfigError: The model has no router, or another one does not fit it.
-        DataError: There is no data for a task, it is malformed, or of fewer than two domains.
-    """
+    """Observe, draw and write; print what the page says first."""
     from transformers.utils.logging import disable_progress_bar
 
     from medmoe.data.registry import find_data

@@ -68,12 +68,7 @@ def _add_reliability(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the scores of all protocols with n, intervals and constant answers.
-
-    Raises:
-        DataError: A file or a line cannot be used; the message names it.
-        ConfigError: A protocol or the task is unknown, or a flag means nothing without another.
-    """
+    """Print the scores of all protocols with n, intervals and constant answers."""
     from medmoe.cli.tables import Screen
     from medmoe.evaluation.pages.score_report import score_summary, write_score_report
     from medmoe.evaluation.score_files import answers_of
