@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medmoe.cli import flags
 from medmoe.cli.console import tell
 from medmoe.cli.parser import FOOTER
-from medmoe.errors import ConfigError
+from medmoe.errors import ConfigError, MedMoeError
+
+if TYPE_CHECKING:
+    from medmoe.cli.chat_session import Session
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,12 +62,8 @@ def run(args: argparse.Namespace) -> int:
     return 2 if failed and not interactive else 0
 
 
-def _talk(session: object, interactive: bool) -> int:
+def _talk(session: Session, interactive: bool) -> int:
     """Carry out line after line; return how many could not be."""
-    from medmoe.cli.chat_session import Session
-    from medmoe.errors import MedMoeError
-
-    assert isinstance(session, Session)
     if interactive:
         _with_line_editing()
         tell(f"{FOOTER} /help lists the commands; Ctrl-C stops an answer, Ctrl-D ends.")

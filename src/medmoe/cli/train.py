@@ -110,13 +110,9 @@ def _train(plan: Any, display: Any) -> dict[str, Any]:
     from medmoe.experiments.run import run_train
 
     if not is_main():  # of several processes one speaks
-        return run_train(plan, _silent, None)
+        return run_train(plan, lambda *_: None, None)
     display.opening()
     with display:
         summary: dict[str, Any] = run_train(plan, display.progress, display.measured)
     display.closing(summary)
     return summary
-
-
-def _silent(phase: Any, step: int, steps: int, loss: float | None) -> None:
-    """Report progress to nobody."""

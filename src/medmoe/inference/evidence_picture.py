@@ -6,6 +6,7 @@ Readable without colour: the regions that speak most for the answer are framed a
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -53,15 +54,11 @@ def square_of(width: int, height: int) -> tuple[float, float, float]:
 
 
 def _draw_cells(
-    figure: object, axes: object, cells: npt.NDArray[np.float64], square: tuple[float, float, float]
+    figure: Any, axes: Any, cells: npt.NDArray[np.float64], square: tuple[float, float, float]
 ) -> None:
-    from matplotlib.axes import Axes
     from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    assert isinstance(axes, Axes)
-    assert isinstance(figure, Figure)
     left, top, side = square
     top_value = max(float(np.abs(cells).max()), 1e-12)
     colours = LinearSegmentedColormap.from_list("shares", [AGAINST, "#ffffff", FOR])
@@ -83,6 +80,6 @@ def _draw_cells(
             fontweight="bold", color="white", bbox={"facecolor": "black", "pad": 1.2, "lw": 0},
         )  # fmt: skip
     bar = figure.colorbar(shown, ax=axes, fraction=0.05, pad=0.03)
-    bar.solids.set_alpha(1)  # type: ignore[union-attr]
+    bar.solids.set_alpha(1)
     bar.set_label("share in the log-probability\n(against ← 0 → for the answer)", fontsize=8)
     bar.ax.tick_params(labelsize=7)

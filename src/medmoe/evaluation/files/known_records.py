@@ -12,7 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from medmoe.data import registry
+from medmoe.data.images import open_image
 from medmoe.data.phantom import SPLITS, read_phantom
 from medmoe.data.schema import Pixels, Record
 from medmoe.errors import DataError, ImageError
@@ -74,10 +77,6 @@ def picture_of(record: Record, known: Mapping[str, Record], folder: Path | None)
         known: Of `known_records`.
         folder: Where else a file of the image's name is looked for; files outside it are not read.
     """
-    import numpy as np
-
-    from medmoe.data.images import open_image
-
     sources = [known[record.id].image.source] if record.id in known else []
     if folder is not None:
         name = Path(record.image.id)

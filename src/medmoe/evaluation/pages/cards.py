@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from medmoe.errors import DataError
 from medmoe.evaluation.pages.page import render_page
 from medmoe.evaluation.pages.report_rows import (
@@ -66,7 +68,6 @@ def read_facts(folder: Path) -> RunFacts:
     Raises:
         DataError: There is no summary, or a file cannot be read.
     """
-    import yaml
 
     def read(name: str, parse: Any) -> Any:
         path = folder / name

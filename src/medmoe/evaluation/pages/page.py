@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup, escape
+from PIL import Image
 
 from medmoe.errors import DataError
 from medmoe.evaluation.pages.table import FAILS
@@ -34,13 +37,11 @@ def render_page(template: str, **content: Any) -> str:
         template: File name in ``templates``, without ``.html.j2``.
         content: What the template shows; all text in it is escaped.
     """
-    return str(_environment().get_template(template).render(**content))
+    return _environment().get_template(template).render(**content)
 
 
 @cache
-def _environment() -> Any:
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-
+def _environment() -> Environment:
     environment = Environment(  # what is inserted is escaped, whatever it says
         autoescape=True,
         undefined=StrictUndefined,
@@ -64,10 +65,8 @@ def _source(template: str) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def _number(text: str) -> Any:
+def _number(text: str) -> str:
     """Set a cell ``91.6 (88.9–94.1)`` as a number with its bracket below it."""
-    from markupsafe import Markup
-
     value, _, inside = text.removesuffix(")").partition(" (")
     if value.startswith(FAILS):
         value = Markup('<span class="fails">{}</span>').format(value)
@@ -77,10 +76,8 @@ def _number(text: str) -> Any:
     return Markup("<span>{}{}</span>").format(value, interval) if inside else value
 
 
-def _code(text: str) -> Any:
+def _code(text: str) -> Markup:
     """Escape a line and set its `…` parts as code."""
-    from markupsafe import Markup, escape
-
     parts = text.split("`")
     if len(parts) % 2 == 0:  # a lone backtick is no code
         return escape(text)
@@ -88,10 +85,8 @@ def _code(text: str) -> Any:
     return Markup("").join(code.format(p) if i % 2 else escape(p) for i, p in enumerate(parts))
 
 
-def _trusted_svg(text: str) -> Any:
+def _trusted_svg(text: str) -> Markup:
     """Insert an SVG that our own figures drew as it is; anything else is refused."""
-    from markupsafe import Markup
-
     if not text.lstrip().startswith("<svg") or "<script" in text.lower():
         raise DataError(f"figure starts with {text[:20]!r}, which is no plain SVG element")
     return Markup(text)
@@ -118,8 +113,6 @@ def _png(picture: Picture) -> bytes:
                 "give its pixels"
             )
         return picture
-    from PIL import Image
-
     right = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)
     if not right or picture.dtype != np.uint8 or picture.size == 0:
         raise DataError(

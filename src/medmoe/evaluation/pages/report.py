@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from markupsafe import Markup
 
 from medmoe.evaluation.pages.page import Picture, render_page
 from medmoe.evaluation.pages.report_rows import interval, results
@@ -129,8 +130,6 @@ def write_report(path: Path, data: ReportData) -> None:
 
 def render_report(data: ReportData) -> str:
     """Return the report as HTML."""
-    from markupsafe import Markup
-
     summary = data.summary
     router = summary.get("router") or {}
     return render_page(
