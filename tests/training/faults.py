@@ -37,8 +37,7 @@ from medmoe.training.context import PhaseRun, Progress, RunSettings
 from medmoe.training.packed import train_packed
 from medmoe.training.phases.phase0_encoder import train_encoder
 from medmoe.training.phases.phase0_language import train_language_model
-from medmoe.training.phases.phase2_router import choose_labelled, fit_router
-from medmoe.training.phases.router_states import labelled_states
+from medmoe.training.phases.phase2_router import choose_labelled, fit_router, labelled_states
 from medmoe.training.saving.checkpoints import CheckpointFolder, verify_checkpoint
 from medmoe.training.saving.state import read_state
 from medmoe.training.trainer import PhaseResult

@@ -20,12 +20,14 @@ from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.upcycle import moe_config, upcycle
 from medmoe.training.context import PhaseContext
 from medmoe.training.phases.phase2_router import (
+    TOKENS_KEPT,
     RouterTraining,
     choose_labelled,
+    collect_states,
     fit_router,
+    labelled_states,
     route,
 )
-from medmoe.training.phases.router_states import TOKENS_KEPT, collect_states, labelled_states
 from medmoe.training.trainer import PhaseResult
 
 

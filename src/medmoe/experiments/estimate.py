@@ -40,8 +40,7 @@ from medmoe.training.memory import (
     router_memory,
     training_memory,
 )
-from medmoe.training.phases.phase2_router import RouterTraining, choose_labelled
-from medmoe.training.phases.router_states import TOKENS_KEPT
+from medmoe.training.phases.phase2_router import TOKENS_KEPT, RouterTraining, choose_labelled
 from medmoe.training.trainable import set_trainable
 
 #: Tokens that one question with its answer is taken to have.

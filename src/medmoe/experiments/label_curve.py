@@ -20,8 +20,13 @@ from medmoe.files import csv_text, write_text
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.upcycle import RouterState
 from medmoe.training.context import PhaseContext
-from medmoe.training.phases.phase2_router import RouterTraining, choose_labelled, fit_router, route
-from medmoe.training.phases.router_states import LabelledStates
+from medmoe.training.phases.phase2_router import (
+    LabelledStates,
+    RouterTraining,
+    choose_labelled,
+    fit_router,
+    route,
+)
 
 Score = dict[str, Any]
 FILES = ("label_curve.csv", "label_curve.json")

@@ -47,8 +47,7 @@ from medmoe.training.lora import attach_lora, merge_lora
 from medmoe.training.packed import packed_once, train_packed
 from medmoe.training.phases.phase0_encoder import train_encoder
 from medmoe.training.phases.phase0_language import train_language_model
-from medmoe.training.phases.phase2_router import choose_labelled, fit_router
-from medmoe.training.phases.router_states import labelled_states
+from medmoe.training.phases.phase2_router import choose_labelled, fit_router, labelled_states
 from medmoe.training.trainer import PhaseResult
 
 logger = logging.getLogger(__name__)

@@ -32,22 +32,8 @@ from medmoe.training.parallel import (
     processes_where,
     trained_parameters,
 )
+from medmoe.training.saving import state
 from medmoe.training.saving.checkpoints import CheckpointFolder, verify_checkpoint
-from medmoe.training.saving.state import (
-    OPTIMIZER,
-    WEIGHTS,
-    load_optimizer,
-    load_random_state,
-    load_schedule,
-    load_weights,
-    optimizer_tensors,
-    random_state,
-    read_state,
-    schedule_state,
-    weight_tensors,
-    write_state,
-    write_tensors,
-)
 from medmoe.training.schedule import Ahead, Begin, Schedule
 
 #: The Trainer's own state: step and learning curve. Named as it looks for it.
@@ -135,12 +121,12 @@ class PhaseTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure; the random generators go on as if nothing had been measured."""
-        before = random_state()
+        before = state.random_state()
         try:
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
             return metrics
         finally:
-            load_random_state(before)
+            state.load_random_state(before)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Take the validation loss, and the strict score of the model as it stands."""
@@ -159,7 +145,7 @@ class PhaseTrainer(Trainer):
         if best is not None and best != self.state.global_step:
             assert self.folder is not None
             verify_checkpoint(self.folder.at(best))
-            load_weights(self.model, self.folder.at(best))
+            state.load_weights(self.model, self.folder.at(best))
         return best
 
     def best(self) -> int | None:
@@ -228,14 +214,14 @@ class PhaseTrainer(Trainer):
         step = int(self.state.global_step)
         if self.saved == step:
             return
-        weights = weight_tensors(self.model)
-        optimizer = optimizer_tensors(self.model, self.optimizer)
+        weights = state.weight_tensors(self.model)
+        optimizer = state.optimizer_tensors(self.model, self.optimizer)
         loss = self.accelerator.gather(self._tr_loss.reshape(1)).mean()
         content = {
             "facts": self.facts,
             "step": step,
-            "schedule": schedule_state(self.lr_scheduler),
-            "random": gather_object([random_state()]),
+            "schedule": state.schedule_state(self.lr_scheduler),
+            "random": gather_object([state.random_state()]),
             "loss": {"sum": loss.item(), "since": self._globalstep_last_logged},
         }
         error: list[GuardError | None] = [None]
@@ -261,9 +247,9 @@ class PhaseTrainer(Trainer):
         if self.saved is None:
             self.folder.sweep()
         with self.folder.saving(step) as directory:
-            write_tensors(directory / WEIGHTS, weights)
-            write_tensors(directory / OPTIMIZER, optimizer)
-            write_state(directory, content)
+            state.write_tensors(directory / state.WEIGHTS, weights)
+            state.write_tensors(directory / state.OPTIMIZER, optimizer)
+            state.write_state(directory, content)
             self.state.save_to_json(str(directory / _TRAINER_STATE))
 
     def _named(self, fault: Exception, step: int) -> GuardError:
@@ -278,18 +264,18 @@ class PhaseTrainer(Trainer):
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         directory = Path(resume_from_checkpoint)
-        self.resumed = read_state(directory)
-        load_weights(model or self.model, directory)
+        self.resumed = state.read_state(directory)
+        state.load_weights(model or self.model, directory)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            load_optimizer(self.model, self.optimizer, Path(checkpoint))
-            load_schedule(self.lr_scheduler, self.resumed["schedule"])
+            state.load_optimizer(self.model, self.optimizer, Path(checkpoint))
+            state.load_schedule(self.lr_scheduler, self.resumed["schedule"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         states = self.resumed.get("random", [])
         if self.args.process_index < len(states):
-            load_random_state(states[self.args.process_index])
+            state.load_random_state(states[self.args.process_index])
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """Load nothing: neither float32 nor bfloat16 scales its losses."""

@@ -25,8 +25,13 @@ _STARTS: tuple[tuple[Kind, bytes], ...] = (
     ("PNG", raster.PNG_START),
     ("JPEG", raster.JPEG_START),
 )
-_GZIP_START = b"\x1f\x8b"
-_NIFTI_SIZES = {(size).to_bytes(4, order) for size in (348, 540) for order in ("little", "big")}
+GZIP_START = b"\x1f\x8b"
+#: Size of the header, as NIfTI begins with it -> version 1 or 2.
+NIFTI_SIZES = {
+    size.to_bytes(4, order): version
+    for version, size in ((1, 348), (2, 540))
+    for order in ("little", "big")
+}
 _READERS = {
     "DICOM": "medmoe.data.intake.dicom",
     "NIFTI": "medmoe.data.intake.nifti",
@@ -75,7 +80,7 @@ def kind_of(data: bytes, hint: Hint | None = None) -> Kind:
             )
     if data[128:132] == b"DICM":
         return "DICOM"
-    if data.startswith(_GZIP_START) or data[:4] in _NIFTI_SIZES:
+    if data.startswith(GZIP_START) or data[:4] in NIFTI_SIZES:
         return "NIFTI"
     if hint == "dicom" or _looks_like_bare_dicom(data):
         raise ImageError(

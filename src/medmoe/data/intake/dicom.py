@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -22,20 +21,13 @@ from typing import Any
 import numpy as np
 import pydicom
 from PIL import Image
+from pydicom import uid
 from pydicom._uid_dict import UID_dictionary
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
-from pydicom.uid import (
-    UID,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRLittleEndian,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLSTransferSyntaxes,
-)
 
 from medmoe.data.intake import codecs, display, facts
 from medmoe.data.intake.display import Curve, Grey, Table, Values, WindowChoice
@@ -82,7 +74,7 @@ class Header:
         frames: At least 1.
     """
 
-    syntax: UID
+    syntax: uid.UID
     pixels: str
     rows: int
     columns: int
@@ -135,7 +127,9 @@ def read(
     return pixels, ImageFacts(
         format="dicom",
         modality=modality,
-        body_part=facts.body_part(_part(dataset, number)),
+        body_part=facts.body_part(
+            _find(dataset, number, "FrameAnatomySequence", "BodyPartExamined") or ""
+        ),
         view=facts.view(dataset.get("ViewPosition", "")),
         window=shown,
         spacing=_spacing(dataset, number),
@@ -157,33 +151,31 @@ def read_header(data: bytes, limits: Limits) -> tuple[Dataset, Header]:
         try:
             dataset, syntax = _dataset(data, limits)
             return dataset, _header(dataset, syntax, limits)
-        except ImageError:
-            raise
-        except MemoryError:
+        except (ImageError, MemoryError):
             raise
         except Exception:  # pydicom raises of every kind, with values in its words
             raise _undecodable("its elements are damaged") from None
 
 
-def _dataset(data: bytes, limits: Limits) -> tuple[Dataset, UID | None]:
+def _dataset(data: bytes, limits: Limits) -> tuple[Dataset, uid.UID | None]:
     start = data[_META_START : _META_START + len(_GROUP_LENGTH)]
     body = _META_START + len(_GROUP_LENGTH) + 4
     if start == _GROUP_LENGTH:
         end = body + int.from_bytes(data[body - 4 : body], "little")
         meta = pydicom.dcmread(BytesIO(data[:end])).file_meta
-        if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
             # pydicom would inflate without a bound.
             whole = inflated(memoryview(data)[end:], RAW_DEFLATE, limits.max_inflated_bytes)
             tags = [pydicom.tag.Tag(tag) for tag in _TAGS]
             dataset = read_dataset(BytesIO(whole), False, True, specific_tags=tags)  # type: ignore[arg-type]
-            return dataset, ExplicitVRLittleEndian
-    elif DeflatedExplicitVRLittleEndian.encode() in data[:4096]:
+            return dataset, uid.ExplicitVRLittleEndian
+    elif uid.DeflatedExplicitVRLittleEndian.encode() in data[:4096]:
         raise _undecodable("it is deflated and does not say where")
     dataset = pydicom.dcmread(BytesIO(data), specific_tags=list(_TAGS))
     return dataset, dataset.file_meta.get("TransferSyntaxUID")
 
 
-def _header(dataset: Dataset, syntax: UID | None, limits: Limits) -> Header:
+def _header(dataset: Dataset, syntax: uid.UID | None, limits: Limits) -> Header:
     pixels = next((name for name in _PIXELS if name in dataset), None)
     if pixels is None or not dataset[pixels].value:
         raise ImageError(
@@ -208,7 +200,7 @@ def _header(dataset: Dataset, syntax: UID | None, limits: Limits) -> Header:
     if samples not in (1, 3):
         raise _undecodable(f"SamplesPerPixel is {samples}")
     header = Header(
-        syntax=UID(syntax),
+        syntax=uid.UID(syntax),
         pixels=pixels,
         rows=rows,
         columns=columns,
@@ -243,7 +235,7 @@ def _integer(
     return number
 
 
-def _check_decodable(syntax: UID) -> None:
+def _check_decodable(syntax: uid.UID) -> None:
     """Refuse a transfer syntax that nothing here can decode, and name it."""
     codecs.register()
     # A UID that is in no list could be anything: it is not repeated.
@@ -325,10 +317,8 @@ def _options(dataset: Dataset, header: Header) -> dict[str, Any]:
     if header.colour:
         options["planar_configuration"] = header.planar
     if "ExtendedOffsetTable" in dataset and "ExtendedOffsetTableLengths" in dataset:
-        options["extended_offsets"] = (
-            dataset.ExtendedOffsetTable,
-            dataset.ExtendedOffsetTableLengths,
-        )
+        lengths = dataset.ExtendedOffsetTableLengths
+        options["extended_offsets"] = (dataset.ExtendedOffsetTable, lengths)
     return options
 
 
@@ -338,22 +328,20 @@ def _check_whole_jpeg(buffer: bytes, header: Header, frame: int, options: dict[s
     The decoder of the first fills the rest with grey, in silence; that of the second takes seconds
     to find out.
     """
-    jpeg = header.syntax in (JPEGBaseline8Bit, JPEGExtended12Bit) and header.bits_stored <= 8
-    if not jpeg and header.syntax not in JPEGLSTransferSyntaxes:
-        return
-    stream = get_frame(
-        buffer,
-        frame - 1,
-        number_of_frames=header.frames,
-        extended_offsets=options.get("extended_offsets"),
+    jpeg = (
+        header.syntax in (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit) and header.bits_stored <= 8
     )
-    if not jpeg:
-        if not stream.rstrip(b"\0").endswith(JPEG_END):
-            raise _undecodable("its pixel data is cut short")
+    if not jpeg and header.syntax not in uid.JPEGLSTransferSyntaxes:
         return
-    picture = Image.open(BytesIO(stream), formats=("JPEG",))
-    picture.load()
-    if jpeg_ends_early(stream, picture):
+    offsets = options.get("extended_offsets")
+    stream = get_frame(buffer, frame - 1, number_of_frames=header.frames, extended_offsets=offsets)
+    if jpeg:
+        picture = Image.open(BytesIO(stream), formats=("JPEG",))
+        picture.load()
+        cut = jpeg_ends_early(stream, picture)
+    else:
+        cut = not stream.rstrip(b"\0").endswith(JPEG_END)
+    if cut:
         raise _undecodable("its pixel data is cut short")
 
 
@@ -371,26 +359,13 @@ def _flags(dataset: Dataset, header: Header) -> tuple[str, ...]:
     return tuple(flags)
 
 
-def _groups(dataset: Dataset, frame: int, name: str) -> Iterator[Dataset]:
-    """Yield where an attribute of a frame may stand: its own group, the shared one, the top."""
+def _find(dataset: Dataset, frame: int, group: str, keyword: str) -> Any:
+    """Return an attribute of a frame, of its own group, the shared one, or the top; else None."""
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
     shared = dataset.get("SharedFunctionalGroupsSequence") or []
-    for group in (*per_frame[frame - 1 : frame], *shared[:1]):
-        if items := group.get(name):
-            yield items[0]
-    yield dataset
-
-
-def _find(dataset: Dataset, frame: int, group: str, keyword: str) -> Any:
-    for place in _groups(dataset, frame, group):
-        value = place.get(keyword)
-        if value is not None and value != "":
-            return value
-    return None
-
-
-def _part(dataset: Dataset, frame: int) -> object:
-    return _find(dataset, frame, "FrameAnatomySequence", "BodyPartExamined") or ""
+    items = [one.get(group) for one in (*per_frame[frame - 1 : frame], *shared[:1])]
+    values = (place.get(keyword) for place in (*(item[0] for item in items if item), dataset))
+    return next((value for value in values if value is not None and value != ""), None)
 
 
 def _spacing(dataset: Dataset, frame: int) -> tuple[float, float] | None:
@@ -412,22 +387,25 @@ def _grey(
         top = 2**header.bits_stored - 1
         curve = display.linear(top / 2, top, exact=True)
     elif curve is None:
-        shown = display.fitted(values, rescale, _padding(dataset))
+        padding = dataset.get("PixelPaddingValue")
+        padding = padding if isinstance(padding, int) else None
+        shown = display.fitted(values, rescale, padding)
         curve = display.linear(shown.center, shown.width, exact=True)
     return display.grey(values, rescale, curve, inverted=inverted), shown
 
 
-def _linear(window: Window) -> Curve:
-    """Return the window as the standard's LINEAR, which needs a width of 1 or more."""
-    return display.linear(window.center, window.width, exact=window.width < 1)
+def _linear(window: Window, exact: bool = False) -> Curve:
+    """Return the window as the standard's LINEAR, unless it is narrower than 1 or LINEAR_EXACT."""
+    return display.linear(window.center, window.width, exact=exact or window.width < 1)
 
 
 def _modality_curve(dataset: Dataset, header: Header, frame: int) -> Curve | None:
     if items := dataset.get("ModalityLUTSequence"):
         return _table(items[0].get("LUTDescriptor"), items[0].get("LUTData"), header)
-    group = "PixelValueTransformationSequence"
-    slope = _find(dataset, frame, group, "RescaleSlope")
-    intercept = _find(dataset, frame, group, "RescaleIntercept")
+    slope, intercept = (
+        _find(dataset, frame, "PixelValueTransformationSequence", keyword)
+        for keyword in ("RescaleSlope", "RescaleIntercept")
+    )
     if slope is None and intercept is None:
         return None
     return display.rescaled(
@@ -449,17 +427,13 @@ def _file_curve(dataset: Dataset, header: Header, frame: int) -> tuple[Curve | N
     kind = str(function or "LINEAR").strip().upper()
     if kind == "SIGMOID":
         return display.sigmoid(window.center, window.width), window
-    return display.linear(
-        window.center, window.width, exact=kind == "LINEAR_EXACT" or window.width < 1
-    ), window
+    return _linear(window, exact=kind == "LINEAR_EXACT"), window
 
 
 def _raw_window(dataset: Dataset, frame: int) -> tuple[Any, Any]:
     group = "FrameVOILUTSequence"
-    return (
-        _find(dataset, frame, group, "WindowCenter"),
-        _find(dataset, frame, group, "WindowWidth"),
-    )
+    center, width = (_find(dataset, frame, group, k) for k in ("WindowCenter", "WindowWidth"))
+    return center, width
 
 
 def _first_window(dataset: Dataset, frame: int) -> Window | None:
@@ -482,20 +456,12 @@ def _ignored(dataset: Dataset, frame: int) -> bool:
 def _number(value: Any) -> float:
     """Return a decimal of the file, the first of several."""
     try:
-        first = value if isinstance(value, str | float | int) else value[0]
-    except TypeError:
-        first = value
-    try:
-        return float(first)
+        several = not isinstance(value, str | float | int) and hasattr(value, "__getitem__")
+        return float(value[0] if several else value)
     except (TypeError, ValueError):
         raise ImageError(
             "undecodable", "a number in the DICOM header is none; export the file anew"
         ) from None
-
-
-def _padding(dataset: Dataset) -> int | None:
-    value = dataset.get("PixelPaddingValue")
-    return value if isinstance(value, int) else None
 
 
 def _table(descriptor: Any, data: Any, header: Header) -> Table:

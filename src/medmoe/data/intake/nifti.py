@@ -7,7 +7,6 @@ volumes the first is taken. Names, descriptions and extensions in the header are
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +14,15 @@ import nibabel
 import numpy as np
 
 from medmoe.data.intake import display
+from medmoe.data.intake.decode import GZIP_START, NIFTI_SIZES
 from medmoe.data.intake.display import Grey, Values, WindowChoice
 from medmoe.data.intake.facts import ImageFacts, Window, spacing
 from medmoe.data.intake.inflate import GZIP, inflated
 from medmoe.data.intake.limits import Limits
 from medmoe.errors import ImageError
 
-GZIP_START = b"\x1f\x8b"
 _MAGIC_1, _MAGIC_2 = b"n+1\0", b"n+2\0"
 _PAIR = (b"ni1\0", b"ni2\0")  # the header alone: its pixels are in another file
-_SIZES = {348: 1, 540: 2}
 _SMALL = 16
 
 
@@ -45,14 +43,6 @@ class _Volume:
     known: bool
 
 
-def version(data: bytes) -> int | None:
-    """Return 1 or 2 where the size of the header is NIfTI's (or Analyze's), else None."""
-    if len(data) < 4:
-        return None
-    sizes = (struct.unpack(order, data[:4])[0] for order in ("<i", ">i"))
-    return next((_SIZES[size] for size in sizes if size in _SIZES), None)
-
-
 def plain(data: bytes, limits: Limits) -> bytes:
     """Return the bytes of a NIfTI file without its gzip.
 
@@ -62,7 +52,7 @@ def plain(data: bytes, limits: Limits) -> bytes:
     if not data.startswith(GZIP_START):
         return data
     whole = inflated(data, GZIP, limits.max_inflated_bytes)
-    if version(whole) is None:
+    if whole[:4] not in NIFTI_SIZES:
         raise ImageError(
             "unsupported_image_type", "a gzip file that holds no NIfTI; give the picture itself"
         )
@@ -114,7 +104,7 @@ def read(
 
 
 def _open(data: bytes, limits: Limits) -> _Volume:
-    number = version(data)
+    number = NIFTI_SIZES.get(data[:4])
     magic = data[344:348] if number == 1 else data[4:8]
     if magic in _PAIR:
         raise ImageError(
