@@ -8,7 +8,6 @@ Shapes: B batch, S sequence, T = B·S tokens, D hidden, F FFN width, E domain ex
 
 from __future__ import annotations
 
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -142,10 +141,10 @@ class PlainExperts(nn.Module):
         self.act_fn = ACT2FN[_activation(text)]
         _draw(self, text.initializer_range)
 
-    up_proj = property(attrgetter("fc1_weight"), doc="Weights (E, F, D) of the first layer.")
-    up_proj_bias = property(attrgetter("fc1_bias"), doc="Biases (E, F) of the first layer.")
-    down_proj = property(attrgetter("fc2_weight"), doc="Weights (E, D, F) of the second layer.")
-    down_proj_bias = property(attrgetter("fc2_bias"), doc="Biases (E, D) of the second layer.")
+    up_proj = property(lambda self: self.fc1_weight, doc="Weights (E, F, D) of the first layer.")
+    up_proj_bias = property(lambda self: self.fc1_bias, doc="Biases (E, F) of the first layer.")
+    down_proj = property(lambda self: self.fc2_weight, doc="Weights (E, D, F) of the second layer.")
+    down_proj_bias = property(lambda self: self.fc2_bias, doc="Biases (E, D) of the second layer.")
 
     def unbind(self) -> list[tuple[Tensor, ...]]:
         """Return each expert's weights: fc1 (F, D), its bias (F), fc2 (D, F), its bias (D)."""
