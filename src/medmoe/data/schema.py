@@ -47,13 +47,16 @@ class ImageRecord:
 class Record:
     """One question (or caption request) about one image, or a conversation that begins with it.
 
+    A turn of a conversation that is scored is a record of its own.
+
     Attributes:
         id: Unique within the data set and split.
         further: The conversation's further turns, question and answer of each; a turn is read with
-            all that was said before it. They are trained on; scored is the first question.
+            all that was said before it.
         options: The closed set of answers of a classification item, in label order.
         references: Further accepted answers besides ``answer``.
         place: File and row it was read from, for reports; empty where there is none.
+        earlier: The turns that were said before the question, as `further`.
     """
 
     id: str
@@ -70,6 +73,7 @@ class Record:
     references: tuple[str, ...] = ()
     place: str = ""
     further: tuple[tuple[str, str], ...] = ()
+    earlier: tuple[tuple[str, str], ...] = ()
 
 
 def images_of(records: Iterable[Record]) -> list[ImageRecord]:

@@ -49,18 +49,23 @@ class ConversationTokenizer:
         self._tokenizer: Any = processor.tokenizer
         self._image_tokens = image_tokens
         self._image_id: int = processor.image_token_id
-        self._prompts: dict[tuple[str, bool], tuple[int, ...]] = {}
+        self._prompts: dict[tuple[object, ...], tuple[int, ...]] = {}
 
-    def prompt(self, question: str, *, with_image: bool = True) -> tuple[int, ...]:
+    def prompt(
+        self, question: str, earlier: Sequence[tuple[str, str]] = (), *, with_image: bool = True
+    ) -> tuple[int, ...]:
         """Return the ids of a whole prompt, the image as ``image_tokens`` placeholders.
 
         An ``<image>`` or an end token inside the question is text: its brackets are parted.
+
+        Args:
+            earlier: Question and answer of each turn before it.
         """
-        key = (question, with_image)
+        key = (question, tuple(earlier), with_image)
         if key not in self._prompts:
             if len(self._prompts) >= _MAX_KEPT_PROMPTS:  # a server is asked without end
                 self._prompts.clear()
-            asked = [("user", question)]
+            asked = [*_spoken(earlier), ("user", question)]
             self._prompts[key] = self.conversation(asked, with_image=with_image)
         return self._prompts[key]
 
@@ -106,7 +111,7 @@ class ConversationTokenizer:
 
     def text_only(self, turns: Sequence[tuple[str, str]]) -> tuple[int, ...]:
         """Return the ids of a whole conversation, of questions and answers, without an image."""
-        said = [part for turn in turns for part in zip(("user", "assistant"), turn, strict=True)]
+        said = _spoken(turns)
         text = self._rendered(said, with_image=False, answered=True)
         return tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
 
@@ -160,6 +165,11 @@ class ConversationTokenizer:
 
     def _prefix_length(self, ids: Sequence[int]) -> int:
         return len(ids) - tuple(reversed(ids)).index(self._image_id)
+
+
+def _spoken(turns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return role and text of what was said in turns of question and answer."""
+    return [part for turn in turns for part in zip(("user", "assistant"), turn, strict=True)]
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> TokenizersBackend:

@@ -129,6 +129,7 @@ class MedMoe:
         rows: Sequence[int | None],
         questions: Sequence[str],
         *,
+        earlier: Sequence[Sequence[tuple[str, str]]] = (),
         experts: bool = False,
     ) -> list[Answer]:
         """Answer questions about encoded images.
@@ -137,11 +138,14 @@ class MedMoe:
             features: (N, P, D_vision), as `encode` gives them.
             rows: The image of each question, None for none.
             questions: One for each of ``rows``.
+            earlier: Of each question the turns before it, question and answer of each.
             experts: Also say which expert took which share of the image, layer by layer.
         """
         prompts = [
-            self.tokenizer.prompt(question, with_image=row is not None)
-            for question, row in zip(questions, rows, strict=True)
+            self.tokenizer.prompt(question, turns, with_image=row is not None)
+            for question, turns, row in zip(
+                questions, earlier or [()] * len(rows), rows, strict=True
+            )
         ]
         answers: dict[int, Answer] = {}
         for batch in self._batches(prompts, rows):

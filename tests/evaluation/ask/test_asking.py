@@ -14,7 +14,8 @@ from tests.model.tiny import moe_model, processor
 
 from medmoe.data.exchange import write_jsonl
 from medmoe.data.phantom import read_phantom
-from medmoe.data.schema import Record
+from medmoe.data.schema import Record, turns_of
+from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.errors import ConfigError, DataError
 from medmoe.evaluation.ask import asker as module
 from medmoe.evaluation.ask.answers import AnswerFile, chunks_by_image
@@ -57,18 +58,33 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_of_conversations_the_first_question_is_asked_and_that_is_said(
-    tmp_path: Path, model: Path
+def test_every_turn_of_a_conversation_is_asked_with_the_true_turns_before_it(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = [r for r in read_phantom("test", 2, seed=3) if r.task == "vqa"][:2]
     talk = replace(records[0], further=(("Where is it?", "left"),))
     path = write_jsonl([talk, records[1]], tmp_path / "own", "talks")
     task = task_records(task_spec(str(path)), None, split="test", limit=None, seed=3)
-    said = "talks: 1 records are conversations; the first question of each is asked."
-    assert said in task.notes
+    said = "talks: 1 questions are later turns of conversations, asked with the true turns before"
+    assert [note for note in task.notes if note.startswith(said)]
+    first, later, other = task.records
+    assert (later.question, later.answer, later.answer_type) == ("Where is it?", "left", "open")
+    assert later.earlier == turns_of(records[0])
+    assert (first.earlier, first.further, other.earlier) == ((), (), ())
+    asked: list[tuple[tuple[str, str], ...]] = []
+    conversation = ConversationTokenizer.conversation
+
+    def listening(self: Any, turns: Any, **flags: Any) -> tuple[int, ...]:
+        asked.append(tuple(turns))
+        return conversation(self, turns, **flags)
+
+    monkeypatch.setattr(ConversationTokenizer, "conversation", listening)
     summary = evaluate(plan_of(model, tmp_path / "out", tasks=[task]), silent)
-    assert said in summary["notes"]
-    assert len((tmp_path / "out/talks/predictions.jsonl").read_text().splitlines()) == 2
+    assert [note for note in summary["notes"] if note.startswith(said)]
+    rows = [json.loads(line) for line in (tmp_path / "out/talks/predictions.jsonl").open()]
+    assert [row["answer"] for row in rows] == [first.answer, "left", other.answer]
+    question, answer = turns_of(records[0])[0]
+    assert (("user", question), ("assistant", answer), ("user", "Where is it?")) in asked
 
 
 def test_a_chunk_holds_all_questions_about_its_images(make_record: Make) -> None:

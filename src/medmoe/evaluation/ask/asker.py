@@ -113,7 +113,8 @@ def predict(
                     record.id, best, option_scores=scores, routing=_summary(routing)
                 )
         else:
-            answers = engine.answer_features(features, places, questions)
+            earlier = [record.earlier for record in asked]
+            answers = engine.answer_features(features, places, questions, earlier=earlier)
             for record, answer in zip(asked, answers, strict=True):
                 predictions[record.id] = Prediction(
                     record.id, answer.text, answer.confidence, routing=_summary(answer.routing)

@@ -14,8 +14,8 @@ from medmoe.data import registry
 from medmoe.data.bad_rows import BadRows
 from medmoe.data.phantom import SPLITS as PHANTOM_SPLITS
 from medmoe.data.phantom import read_phantom
-from medmoe.data.readers.common import hash_share, split_name
-from medmoe.data.schema import Record
+from medmoe.data.readers.common import hash_share, question_word, split_name, yes_no_type
+from medmoe.data.schema import Record, turns_of
 from medmoe.errors import DataError, one_of
 from medmoe.evaluation.files.known_records import PHANTOM
 from medmoe.evaluation.tasks import TaskSpec
@@ -47,7 +47,8 @@ class TaskRecords:
         """Return a hash of all that is asked: ids, images, questions, options and answers."""
         digest = hashlib.sha256()
         for r in self.records:
-            digest.update(repr((r.id, r.image.id, r.question, r.options, r.answer)).encode())
+            asked = (r.id, r.image.id, r.question, r.options, r.answer)
+            digest.update(repr((*asked, r.earlier) if r.earlier else asked).encode())
         return digest.hexdigest()
 
 
@@ -83,7 +84,7 @@ def task_records(
     content = _read(spec, root, chosen, images, seed, bad)
     if spec.reader is not None and all(record.task != "vqa" for record in content):
         spec = replace(spec, kind="classification")
-    every = _of_kind(spec, content)
+    every = of_kind(spec, content)
     if not every:
         raise DataError(f"task {spec.name!r}: split {chosen!r} holds no {spec.kind} records")
     records = _drawn(every, limit, seed)
@@ -91,16 +92,17 @@ def task_records(
     if len(records) < len(every) and spec.dataset != PHANTOM:
         notes.append(f"{spec.name}: {len(records)} of {len(every)} questions, drawn by the seed.")
     try:
-        train = _of_kind(spec, _read(spec, root, spec.train_split, taught, seed, bad))
+        train = of_kind(spec, _read(spec, root, spec.train_split, taught, seed, bad))
     except DataError as error:
         train = []
         notes.append(
             f"{spec.name}: no training answers ({error}); constants are chosen on the scored "
             "records, an upper bound."
         )
-    if talks := sum(bool(record.further) for record in records):
+    if later := sum(bool(record.earlier) for record in records):
         notes.append(
-            f"{spec.name}: {talks} records are conversations; the first question of each is asked."
+            f"{spec.name}: {later} questions are later turns of conversations, asked with the true "
+            "turns before them."
         )
     if chosen == spec.train_split:
         notes.append(f"{spec.name}: the training split is scored; its baselines know the answers.")
@@ -125,9 +127,30 @@ def _read(
     return records
 
 
-def _of_kind(spec: TaskSpec, records: Sequence[Record]) -> list[Record]:
+def _turn_by_turn(record: Record) -> list[Record]:
+    """Return a record of every question of a conversation, with the true turns before it."""
+    turns = turns_of(record)
+    return [replace(record, further=())] + [
+        replace(
+            record,
+            id=f"{record.id}#{number}",
+            question=question,
+            answer=answer,
+            answer_type=yes_no_type(answer),
+            question_type=question_word(question, answer),
+            options=(),
+            references=(),
+            further=(),
+            earlier=turns[: number - 1],
+        )
+        for number, (question, answer) in enumerate(record.further, 2)
+    ]
+
+
+def of_kind(spec: TaskSpec, records: Sequence[Record]) -> list[Record]:
+    """Return the questions of a task's kind; of a conversation each of its own."""
     task = "vqa" if spec.kind == "vqa" else "classification"
-    return [record for record in records if record.task == task]
+    return [turn for record in records if record.task == task for turn in _turn_by_turn(record)]
 
 
 def _drawn(records: Sequence[Record], limit: int | None, seed: int) -> list[Record]:
