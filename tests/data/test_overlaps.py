@@ -8,7 +8,7 @@ import pytest
 from tests.data.pictures import copied, images, picture, records
 
 from medmoe.data.disjoint import SHARES, disjoint_split, split_content
-from medmoe.data.overlaps import find_overlaps
+from medmoe.data.leakage import find_overlaps
 from medmoe.data.schema import ImageRecord
 
 

@@ -1,6 +1,6 @@
 """`medmoe data audit`: pictures shared by splits and sets, and what the answers give away.
 
-It joins `medmoe.data.overlaps` and `medmoe.evaluation.score.answer_audit` into one JSON object
+It joins `medmoe.data.leakage` and `medmoe.evaluation.score.answer_audit` into one JSON object
 and one page. It changes no data; a clean split is written beside the report on demand.
 """
 
@@ -19,7 +19,7 @@ from medmoe.data import registry
 from medmoe.data.bad_rows import BadRows
 from medmoe.data.disjoint import disjoint_split, split_content
 from medmoe.data.images import open_image
-from medmoe.data.overlaps import Overlap, find_overlaps
+from medmoe.data.leakage import Overlap, find_overlaps
 from medmoe.data.schema import Record, images_of
 from medmoe.errors import DataError
 from medmoe.evaluation.score.answer_audit import audit_answers

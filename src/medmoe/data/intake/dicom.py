@@ -32,8 +32,7 @@ from pydicom.pixels.processing import apply_color_lut
 from medmoe.data.intake import codecs, display, facts
 from medmoe.data.intake.display import Curve, Grey, Table, Values, WindowChoice
 from medmoe.data.intake.facts import ImageFacts, Window
-from medmoe.data.intake.inflate import RAW_DEFLATE, inflated
-from medmoe.data.intake.limits import Limits
+from medmoe.data.intake.limits import RAW_DEFLATE, Limits, inflated
 from medmoe.data.intake.raster import JPEG_END, jpeg_ends_early
 from medmoe.errors import ImageError
 

@@ -17,8 +17,7 @@ from medmoe.data.intake import display
 from medmoe.data.intake.decode import GZIP_START, NIFTI_SIZES
 from medmoe.data.intake.display import Grey, Values, WindowChoice
 from medmoe.data.intake.facts import ImageFacts, Window, spacing
-from medmoe.data.intake.inflate import GZIP, inflated
-from medmoe.data.intake.limits import Limits
+from medmoe.data.intake.limits import GZIP, Limits, inflated
 from medmoe.errors import ImageError
 
 _MAGIC_1, _MAGIC_2 = b"n+1\0", b"n+2\0"
