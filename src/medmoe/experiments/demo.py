@@ -24,7 +24,7 @@ from medmoe.domains import DOMAINS
 from medmoe.errors import ConfigError
 from medmoe.evaluation.ask.asker import Progress as Asked
 from medmoe.evaluation.ask.plan import EvalPlan
-from medmoe.evaluation.ask.records import TaskRecords, of_kind, task_records
+from medmoe.evaluation.ask.records import TaskRecords, task_of, task_records
 from medmoe.evaluation.compare import compare_task
 from medmoe.evaluation.evaluate import evaluate
 from medmoe.evaluation.files.predictions import read_predictions
@@ -207,11 +207,7 @@ def _task(
     data = plan.recipe.spec.data
     if train is not None:
         spec = task_spec(name if name in TASKS else of)
-        if all(record.task != spec.kind for record in records):
-            spec = replace(spec, kind="classification")
-        asked, known = (of_kind(spec, part) for part in (records, train))
-        split = spec.split if name not in TASKS else "held-out"
-        return TaskRecords(spec, split, None, asked, known)
+        return task_of(spec, "held-out" if name in TASKS else spec.split, records, train)
     counts = dict.fromkeys(("validation", "test"), data.phantom_test_images)
     return task_records(
         task_spec(name),

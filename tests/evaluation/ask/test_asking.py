@@ -87,6 +87,15 @@ def test_every_turn_of_a_conversation_is_asked_with_the_true_turns_before_it(
     assert (("user", question), ("assistant", answer), ("user", "Where is it?")) in asked
 
 
+def test_classes_beside_questions_are_said_not_to_be_asked(tmp_path: Path) -> None:
+    records = read_phantom("test", 2, seed=3)
+    classes = sum(record.task == "classification" for record in records)
+    path = write_jsonl([r for r in records if r.task != "caption"], tmp_path / "own", "mixed")
+    task = task_records(task_spec(str(path)), None, split="test", limit=None, seed=3)
+    assert {record.task for record in task.records} == {"vqa"}
+    assert [note for note in task.notes if note.startswith(f"mixed: {classes} records of classes")]
+
+
 def test_a_chunk_holds_all_questions_about_its_images(make_record: Make) -> None:
     records = [make_record(id=f"q{i}", image=f"i{i % 3}") for i in range(7)]
     found = chunks_by_image(records, lambda record: record.image.id, 3)

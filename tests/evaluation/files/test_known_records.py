@@ -47,7 +47,9 @@ def test_an_image_id_never_leaves_the_folder_of_pictures(tmp_path: Path) -> None
     folder = tmp_path / "pictures"
     folder.mkdir()
     pixels = np.full((20, 20), 7, np.uint8)
-    for path in (tmp_path / "outside.png", folder / "inside.png"):
+    (folder / "images").mkdir()
+    inside = (folder / "inside.png", folder / "images" / "one.png")
+    for path in (tmp_path / "outside.png", *inside):
         Image.fromarray(pixels).save(path)
     (folder / "broken.png").write_bytes(b"no picture")
 
@@ -58,6 +60,7 @@ def test_an_image_id_never_leaves_the_folder_of_pictures(tmp_path: Path) -> None
 
     assert found("inside.png")
     assert found("set/inside.png")
+    assert found("set/images/one.png")
     assert not found("../outside.png")
     assert not found(str(tmp_path / "outside.png"))
     assert not found("broken.png")

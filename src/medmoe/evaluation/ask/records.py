@@ -81,32 +81,56 @@ def task_records(
     )
     images = images if limit is None else min(images, limit)
     bad = BadRows()  # of both parts, so that a note on the set is said once
-    content = _read(spec, root, chosen, images, seed, bad)
+    records = _read(spec, root, chosen, images, seed, bad)
+    train, missing = [], ""
+    try:
+        train = _read(spec, root, spec.train_split, taught, seed, bad)
+    except DataError as error:
+        missing = (
+            f"{spec.name}: no training answers ({error}); constants are chosen on the scored "
+            "records, an upper bound."
+        )
+    task = task_of(spec, chosen, records, train, limit=limit, seed=seed)
+    return replace(task, notes=(*task.notes, missing)) if missing else task
+
+
+def task_of(
+    spec: TaskSpec,
+    split: str,
+    content: Sequence[Record],
+    train: Sequence[Record],
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+) -> TaskRecords:
+    """Return a task of what was read of its splits; a user's set without questions has classes.
+
+    Raises:
+        DataError: There is nothing to ask.
+    """
     if spec.reader is not None and all(record.task != "vqa" for record in content):
         spec = replace(spec, kind="classification")
-    every = of_kind(spec, content)
+    every = _of_kind(spec, content)
     if not every:
-        raise DataError(f"task {spec.name!r}: split {chosen!r} holds no {spec.kind} records")
+        raise DataError(f"task {spec.name!r}: split {split!r} holds no {spec.kind} records")
     records = _drawn(every, limit, seed)
     notes = []
     if len(records) < len(every) and spec.dataset != PHANTOM:
         notes.append(f"{spec.name}: {len(records)} of {len(every)} questions, drawn by the seed.")
-    try:
-        train = of_kind(spec, _read(spec, root, spec.train_split, taught, seed, bad))
-    except DataError as error:
-        train = []
+    classes = sum(record.task == "classification" for record in content)
+    if spec.reader is not None and spec.kind == "vqa" and classes:
         notes.append(
-            f"{spec.name}: no training answers ({error}); constants are chosen on the scored "
-            "records, an upper bound."
+            f"{spec.name}: {classes} records of classes are not asked, since they are scored "
+            "otherwise; give them as a set of their own."
         )
     if later := sum(bool(record.earlier) for record in records):
         notes.append(
             f"{spec.name}: {later} questions are later turns of conversations, asked with the true "
             "turns before them."
         )
-    if chosen == spec.train_split:
+    if split == spec.train_split:
         notes.append(f"{spec.name}: the training split is scored; its baselines know the answers.")
-    return TaskRecords(spec, chosen, limit, records, train, tuple(notes))
+    return TaskRecords(spec, split, limit, records, _of_kind(spec, train), tuple(notes))
 
 
 def _read(
@@ -147,7 +171,7 @@ def _turn_by_turn(record: Record) -> list[Record]:
     ]
 
 
-def of_kind(spec: TaskSpec, records: Sequence[Record]) -> list[Record]:
+def _of_kind(spec: TaskSpec, records: Sequence[Record]) -> list[Record]:
     """Return the questions of a task's kind; of a conversation each of its own."""
     task = "vqa" if spec.kind == "vqa" else "classification"
     return [turn for record in records if record.task == task for turn in _turn_by_turn(record)]

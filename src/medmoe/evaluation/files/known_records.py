@@ -75,12 +75,14 @@ def picture_of(record: Record, known: Mapping[str, Record], folder: Path | None)
 
     Args:
         known: Of `known_records`.
-        folder: Where else a file of the image's name is looked for; files outside it are not read.
+        folder: Where else a file of the image's name is looked for, with and without the data set
+            in front, or by its last part; files outside it are not read.
     """
     sources = [known[record.id].image.source] if record.id in known else []
     if folder is not None:
         name = Path(record.image.id)
-        paths = [(folder / part).resolve() for part in (name, name.name)]
+        of_set = Path(*name.parts[1:])
+        paths = [(folder / part).resolve() for part in (name, of_set, name.name)]
         sources += [
             path for path in paths if path.is_file() and path.is_relative_to(folder.resolve())
         ]
