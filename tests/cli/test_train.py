@@ -125,7 +125,7 @@ def test_a_recipe_that_breaks_a_rule_is_one_line(
             "phase1_alignment: trains is 'lora' and lora",
         ),
         ("phases.phase3_moe.load_balance=0.1", "acts on a router that trains, trains is 'paper'"),
-        ("phases.phase2_instruction.trains=reference", "only phase3_moe has variants"),
+        ("phases.phase2_instruction.trains=reference", "it must be one of: paper, decoder_layers"),
         (
             "phases.phase1_alignment=null",
             "starts from phase1_alignment, which is neither",

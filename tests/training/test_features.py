@@ -108,3 +108,13 @@ def test_processes_that_come_together_compute_once(tmp_path: Path) -> None:
     ran = sorted(int(path.read_text()) for path in tmp_path.glob("ran-*"))
     assert ran == [0, 0, 2]  # two batches, in one process
     assert len(kept(tmp_path)) == 1
+
+
+def test_features_in_bfloat16_are_kept_apart_and_close(tmp_path: Path) -> None:
+    encoder = vision_tower()
+    exact = encode_images(encoder, table(), VISION, tmp_path)
+    rounded = encode_images(encoder, table(), VISION, tmp_path, autocast=True)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    assert float((rounded - exact).norm() / exact.norm()) < 0.05  # bfloat16 has three digits
+    assert torch.equal(encode_images(encoder, table(), VISION, tmp_path), exact)

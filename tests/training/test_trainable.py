@@ -52,6 +52,16 @@ def test_instruction_and_sft_train_all_but_the_vision_encoder(
     assert names(model, lambda n: n.startswith(VISION))
 
 
+@pytest.mark.parametrize("phase", ["phase2_instruction", "sft"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decoder_layers_train_without_the_words(family: Family, phase: PhaseName) -> None:
+    model = dense_model(family)
+    set_trainable(model, phase, "decoder_layers")
+    words = (f"{LANGUAGE}embed_tokens.", "lm_head.")
+    assert trained_names(model) == names(model, lambda n: not n.startswith((VISION, *words)))
+    assert names(model, lambda n: n.startswith(words))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_phase_3_trains_experts_and_meta_experts_alone(family: Family) -> None:
     model = moe_model(family)

@@ -17,6 +17,7 @@ Part = Literal[
     "everything",
     "projector",
     "language_model",
+    "decoder_layers",
     "lm_head",
     "router",
     "domain_experts",
@@ -34,6 +35,7 @@ class Phase:
         inputs: The phases whose results it starts from.
         tasks: The tasks whose records it trains on, unless the recipe names others.
         trains: The parts that train, by variant; everything else is frozen. ``paper`` is the rule;
+            ``decoder_layers`` leaves word embeddings and head as they were pretrained;
             ``reference`` is what the reference code's name matching trains in phase 3;
             ``learned_router`` is Table 6's alternative; ``lora`` is Table 7's.
         leaves: What its run directory holds at the end.
@@ -68,7 +70,10 @@ class Phase:
 _ALL: tuple[Task, ...] = ("caption", "vqa", "classification")
 _QUESTIONS: tuple[Task, ...] = ("vqa", "classification")
 _EVERYTHING: dict[Trains, tuple[Part, ...]] = {"paper": ("everything",)}
-_DENSE: dict[Trains, tuple[Part, ...]] = {"paper": ("projector", "language_model", "lm_head")}
+_DENSE: dict[Trains, tuple[Part, ...]] = {
+    "paper": ("projector", "language_model", "lm_head"),
+    "decoder_layers": ("projector", "decoder_layers"),
+}
 
 PHASE_TABLE: dict[PhaseName, Phase] = {
     "phase0_encoder": Phase((), _ALL, _EVERYTHING, "encoder"),

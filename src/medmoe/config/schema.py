@@ -15,7 +15,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 #: What a record asks for.
 Task = Literal["caption", "vqa", "classification"]
 #: Which parts train in a phase: the variants of `medmoe.config.phases`.
-Trains = Literal["paper", "reference", "learned_router", "lora"]
+Trains = Literal["paper", "decoder_layers", "reference", "learned_router", "lora"]
 PhaseName = Literal[
     "phase0_encoder",
     "phase0_language",

@@ -188,7 +188,8 @@ class RunSpec(Strict):
     nothing here changes what a phase learns; what does stands in `PhaseSpec`.
 
     Attributes:
-        precision: ``bf16`` computes in bfloat16 and keeps trained weights in float32.
+        precision: ``bf16`` computes in bfloat16, kept features too, and keeps trained weights in
+            float32.
         save_every: Steps between two checkpoints; the last step is always saved.
         keep: How many checkpoints stay; at least two, since the newest may be damaged.
         loader_workers: Processes that prepare batches; 0 does it in the training process.
@@ -256,8 +257,8 @@ class TrainSpec(Strict):
         for phase, spec in self.phases.items():
             if spec.trains not in PHASE_TABLE[phase].trains:
                 raise ValueError(
-                    f"phases.{phase}.trains is {spec.trains!r}: only phase3_moe has variants; "
-                    "leave it out"
+                    f"phases.{phase}.trains is {spec.trains!r}, it must be one of: "
+                    f"{', '.join(PHASE_TABLE[phase].trains)}; leave it out for the first"
                 )
         return self
 

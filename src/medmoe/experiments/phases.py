@@ -340,7 +340,8 @@ def _features(job: Job, model: Any, processor: Any, images: Sequence[ImageRecord
     encoder = model.model.vision_tower
     if job.values.keep_features:
         table = pixel_table(images, processor.image_processor)
-        return encode_images(encoder, table, vision, job.cache), table.rows
+        autocast = job.settings.precision == "bf16"
+        return encode_images(encoder, table, vision, job.cache, autocast=autocast), table.rows
     on_demand = FeaturesOnDemand(encoder, vision, processor.image_processor, images)
     return on_demand, on_demand.rows
 

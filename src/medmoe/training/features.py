@@ -44,7 +44,12 @@ _SHARE_OF_FREE = 0.8
 
 @torch.no_grad()
 def encode_images(
-    encoder: Any, table: PixelTable, vision: VisionBackbone, cache: Path | None = None
+    encoder: Any,
+    table: PixelTable,
+    vision: VisionBackbone,
+    cache: Path | None = None,
+    *,
+    autocast: bool = False,
 ) -> Tensor:
     """Return the frozen encoder's selected states of all images, (N, P, D_vision) float32.
 
@@ -53,15 +58,16 @@ def encode_images(
         vision: Says which layer and which of its states are selected.
         cache: Folder of kept features, shared by runs and processes; None keeps nothing. Where
             they do not fit they are computed and not kept.
+        autocast: Compute in bfloat16.
 
     Returns:
         Mapped from the file where it is kept: read as it is used, shared by all processes.
     """
-    parts = _parts(encoder.eval(), table, vision)
+    parts = _parts(encoder.eval(), table, vision, autocast)
     if cache is None:
         return torch.cat(list(parts))
     cache.mkdir(parents=True, exist_ok=True)
-    directory = cache / _key(encoder, table, vision)
+    directory = cache / _key(encoder, table, vision, autocast)
     with _alone(directory):
         if not _is_whole(directory):
             first = next(parts)
@@ -74,31 +80,37 @@ def encode_images(
                     _write(staging / _FILE, shape, first, parts)
             except OSError as error:
                 logger.warning("%s: features are not kept (%s)", cache, error.strerror)
-                return torch.cat(list(_parts(encoder, table, vision)))
+                return torch.cat(list(_parts(encoder, table, vision, autocast)))
     with safe_open(directory / _FILE, framework="pt") as file:
         features: Tensor = file.get_tensor(_TENSOR)
     return features
 
 
-def selected_states(encoder: Any, pixel_values: Tensor, vision: VisionBackbone) -> Tensor:
+def selected_states(
+    encoder: Any, pixel_values: Tensor, vision: VisionBackbone, autocast: bool = False
+) -> Tensor:
     """Return the selected states (B, P, D_vision) of pictures (B, 3, H, W), on the CPU."""
     device = next(encoder.parameters()).device
-    out = encoder(pixel_values.to(device), output_hidden_states=True).hidden_states
+    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        out = encoder(pixel_values.to(device), output_hidden_states=True).hidden_states
     chosen: Tensor = out[vision.select_layer].float().cpu()
     return chosen[:, 1:] if vision.select_strategy == "default" else chosen
 
 
-def _parts(encoder: Any, table: PixelTable, vision: VisionBackbone) -> Iterator[Tensor]:
+def _parts(
+    encoder: Any, table: PixelTable, vision: VisionBackbone, autocast: bool
+) -> Iterator[Tensor]:
     count = len(table.pixels)
     for start in range(0, count, _BATCH):
         rows = torch.arange(start, min(start + _BATCH, count))
-        yield selected_states(encoder, table.normalised(rows), vision)
+        yield selected_states(encoder, table.normalised(rows), vision, autocast)
 
 
-def _key(encoder: Any, table: PixelTable, vision: VisionBackbone) -> str:
+def _key(encoder: Any, table: PixelTable, vision: VisionBackbone, autocast: bool) -> str:
     """Return a hash of all that the features follow from."""
     digest = hashlib.sha256()
-    facts = [vision.select_layer, vision.select_strategy, table.mean, table.std]
+    facts: list[Any] = [vision.select_layer, vision.select_strategy, table.mean, table.std]
+    facts += ["bf16"] * autocast
     digest.update(json.dumps([*map(str, facts), sorted(table.rows.items())]).encode())
     take_in(digest, sorted(encoder.state_dict().items()))
     digest.update(_bytes_of(table.pixels))

@@ -15,6 +15,7 @@ PARTS: dict[Part, str] = {
     "everything": r"",
     "projector": r"\bmulti_modal_projector\.",
     "language_model": r"\blanguage_model\.",
+    "decoder_layers": r"\blanguage_model\.(?!embed_tokens\.)",
     "lm_head": r"\blm_head\.",
     "router": r"\brouter\.|\.mlp\.gate\.",
     "domain_experts": r"\.mlp\.experts\.",
