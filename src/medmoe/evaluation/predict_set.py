@@ -51,11 +51,9 @@ def predict_set(
     """Answer every row of a set and write the answers; return what was done as one JSON object.
 
     Args:
-        model: Model folder, verified.
         name: The set by name or path, with or without a split.
         out: A ``.jsonl`` file, a prediction a line, or a ``.csv`` file: a table's own columns with
             ``prediction`` and ``confidence`` behind them, empty where a row could not be read.
-        root: Folder of the data sets.
         bad: Receives the rows and pictures that cannot be read; without it the first is an error.
 
     Raises:

@@ -100,7 +100,6 @@ def routes(plan: RoutesPlan, out: Path, progress: Progress) -> dict[str, Any]:
 
     Args:
         plan: Checked by `check_models` and `check_records`.
-        out: Folder to write to; it exists.
 
     Raises:
         ImageError: A picture cannot be used.

@@ -34,7 +34,6 @@ class Exchange:
         confidence: Probability of the answer, 0–1, not calibrated; None where it was stopped.
         routing: The router's decision, None for a dense model, without a picture, or where stopped.
         picture: Facts of the picture as it was shown, None without one.
-        warnings: About the picture and the answer, in words.
         evidence: As `Evidence.to_dict` gives it, None where it was not asked for.
     """
 
@@ -71,7 +70,6 @@ class Case:
     """One picture, or none, and the conversation about it.
 
     Attributes:
-        picture: As it is shown now.
         window: In which it is shown; None as the file says.
         frame: Which is shown; None for the default of the format.
     """

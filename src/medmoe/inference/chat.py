@@ -43,7 +43,6 @@ class ChatRequest:
     Attributes:
         turns: Of user and assistant in turn; the first and the last are the user's.
         image: The picture that it is about, as `open_picture` gives it; None for words only.
-        max_new_tokens: Longest answer.
     """
 
     turns: tuple[Turn, ...]
@@ -75,8 +74,7 @@ class ChatChunk:
     Attributes:
         finish: With the last piece: ``stop``, or ``length`` where the answer was cut.
         answer: With the last piece.
-        prompt_tokens: With the last piece: of the conversation, the image's tokens counted.
-        completion_tokens: With the last piece.
+        prompt_tokens: With the last piece, as ``completion_tokens``: the image's are counted in.
     """
 
     text: str
@@ -91,7 +89,6 @@ class ChatRow:
     """A conversation that is ready to be decoded: its prompt, its picture, and what was said.
 
     Attributes:
-        ids: Of the prompt.
         features: (P, D_vision) of the picture, None without one.
     """
 
@@ -174,9 +171,6 @@ class ChatBatch:
 
     Args:
         engine: Its model is used by one batch at a time, and by nothing else meanwhile.
-
-    Attributes:
-        rows: Those that are being answered.
     """
 
     def __init__(self, engine: MedMoe) -> None:

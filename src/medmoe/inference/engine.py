@@ -39,8 +39,6 @@ class MedMoe:
     """A model ready to answer.
 
     Args:
-        model: Dense or MoE.
-        processor: The model's own.
         batch_size: Prompts answered together.
         max_new_tokens: Longest answer.
     """
@@ -137,7 +135,6 @@ class MedMoe:
         Args:
             features: (N, P, D_vision), as `encode` gives them.
             rows: The image of each question, None for none.
-            questions: One for each of ``rows``.
             earlier: Of each question the turns before it, question and answer of each.
             experts: Also say which expert took which share of the image, layer by layer.
         """

@@ -46,7 +46,6 @@ class OutOfDomain:
 
     Attributes:
         warning: None where there is no router to ask.
-        value: What the rule looks at.
     """
 
     warning: bool | None
@@ -63,7 +62,6 @@ class Counterfactual:
         change: ``image blanked``, ``expert <domain> forced`` or ``meta expert off``.
         confidence: Probability of the new answer, 0–1.
         original_probability: Probability of the unchanged model's answer, 0–1.
-        differs: Whether the answer is another one.
     """
 
     change: str
@@ -107,7 +105,6 @@ def explain(
 
     Args:
         image: As `MedMoe.answer` takes it.
-        question: In plain words, not empty.
         options: The closed set of answers of a classification; none: the answer is free.
 
     Raises:

@@ -42,7 +42,6 @@ def learning_curve(name: str, points: Points, validation: Points = (), strict: P
     are not finite are left out and their number is said in the figure.
 
     Args:
-        name: Its title.
         points: (step, loss) in order of step.
         validation: The same of the validation loss, drawn beside.
         strict: (step, percent) of the strict score, which gets a panel of its own below.
@@ -73,9 +72,7 @@ def expert_heatmap(
     The cell of a modality's own domain expert is outlined.
 
     Args:
-        layer: The MoE layer's index.
         shares: (modalities, experts), 0 to 1; a row of NaN had no tokens.
-        modalities: Row labels.
         domains: Column labels, in the order of the experts.
 
     Raises:
@@ -92,16 +89,9 @@ def expert_heatmap(
 
 
 def confusion_matrix(counts: npt.ArrayLike, domains: Sequence[str]) -> str:
-    """Draw the router's confusion matrix: images by true domain (row) and chosen domain (column).
+    """Draw the confusion matrix (D, D): images by true domain (row) and the router's (column).
 
-    Cells hold counts; the shade is the share of the row.
-
-    Args:
-        counts: Counts (D, D).
-        domains: The D labels.
-
-    Returns:
-        One SVG element.
+    Cells of this one SVG element hold counts; the shade is the share of the row.
 
     Raises:
         DataError: The matrix does not fit the labels.

@@ -56,7 +56,6 @@ def ffn_inputs(model: Any, layers: Sequence[int]) -> Iterator[list[Tensor]]:
 
     Args:
         model: The outer model, dense or MoE.
-        layers: Decoder layer indices.
 
     Yields:
         A list that each forward pass adds one tensor per layer to; clear it between passes.
@@ -121,10 +120,6 @@ def forced_expert(model: nn.Module, expert: int) -> Iterator[None]:
 
     The expert gets the weight that the router gave to those it chose, so that what changes is
     which expert answers and not how much it counts. The meta expert goes on as before.
-
-    Args:
-        model: A model with MoE layers.
-        expert: Index of the domain expert.
 
     Raises:
         ConfigError: There is no such expert.

@@ -37,10 +37,9 @@ _KIND_LOOKS = {"image": (BLUE, "o", "-"), "text": (ORANGE, "s", "--")}
 
 
 def embedding_map(side: str, points: Rows, silhouettes: Mapping[str, Any]) -> Drawing:
-    """Draw one side of figure 3 or 10: one point per image, by modality.
+    """Draw one side (``before`` or ``after``) of figure 3 or 10: one point per image, by modality.
 
     Args:
-        side: ``before`` or ``after`` the router.
         points: Per image ``modality``, ``<side>_x``, ``<side>_y``.
         silhouettes: Of all layers side by side: ``<side>`` with ``<side>_low``, ``<side>_high``.
     """
@@ -101,7 +100,6 @@ def most_used(router: str, rows: Rows, looks: Mapping[str, Look]) -> Drawing:
 
     Args:
         rows: Of this router, as `tables.most_used` gives them.
-        looks: Its experts with how each is drawn.
     """
     modalities = list(dict.fromkeys(row["modality"] for row in rows))
     layers = _layers(rows)
@@ -126,11 +124,7 @@ def most_used(router: str, rows: Rows, looks: Mapping[str, Look]) -> Drawing:
 
 
 def load_entropy(rows: Rows) -> Drawing:
-    """Draw the load entropy over the layers, image and text tokens apart.
-
-    Args:
-        rows: As `tables.by_layer` gives them.
-    """
+    """Draw the load entropy over the layers, image and text tokens apart."""
     with panel(2.7) as (figure, axes):
         for kind in _KIND_LOOKS:
             _line(axes, rows, kind, "load_entropy")
@@ -143,11 +137,7 @@ def load_entropy(rows: Rows) -> Drawing:
 
 
 def specialisation(rows: Rows) -> Drawing:
-    """Draw the mutual information of domain and expert over the layers, and what chance gives.
-
-    Args:
-        rows: As `tables.by_layer` gives them.
-    """
+    """Draw the mutual information of domain and expert over the layers, and what chance gives."""
     most = max(row["domain_bits"] for row in rows)
     with panel(2.7) as (figure, axes):
         for kind in _KIND_LOOKS:
@@ -166,11 +156,7 @@ def specialisation(rows: Rows) -> Drawing:
 
 
 def norm_shares(rows: Rows) -> Drawing:
-    """Draw the meta expert's share of the output norm: layer and token kind by modality.
-
-    Args:
-        rows: As `tables.norm_shares` gives them.
-    """
+    """Draw the meta expert's share of the output norm: layer and token kind by modality."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 

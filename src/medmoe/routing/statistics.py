@@ -56,7 +56,6 @@ class Specialisation:
         domain_bits: Entropy of the images' domains, the most that ``bits`` can be.
         by_chance: Mean of ``bits`` over permutations of the images' domains.
         p: Share of permutations that reach ``bits``, the observed one counted in (+1 rule).
-        n: Images.
     """
 
     bits: float
@@ -91,7 +90,6 @@ def specialisation(
         counts_NE: How often each image's tokens chose each expert (N, E); images without a token
             are left out.
         domains: Domain index of each image (N,); images with a negative one are left out.
-        seed: Of the permutations.
 
     Raises:
         DataError: There is not one domain per image, or no image is left.

@@ -26,7 +26,6 @@ def controlled(records: Sequence[Record], control: str, seed: int) -> list[Recor
     """Return the records with other pictures; ids, questions and answers stay.
 
     Args:
-        records: All records of the split that are asked.
         control: A name of `CONTROLS`.
         seed: Of the noise and of the order; with the image's id it decides the picture.
 

@@ -21,14 +21,12 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 
 def corrupted(image: Image.Image, name: str, severity: int, key: str, seed: int) -> Image.Image:
-    """Return a worse picture of the same size.
+    """Return a worse picture, RGB and of the same size.
 
     Args:
-        image: RGB, 8 bits a channel.
         name: Of `CORRUPTIONS`.
         severity: 1 (mild) to 5.
         key: The image's id: with the seed it decides what is drawn at random.
-        seed: Of the run.
     """
     strengths, change = _CHANGES[name]
     return change(image, strengths[severity - 1], drawn_by(f"{seed}:{name}:{key}"))

@@ -29,11 +29,8 @@ class TaskRecords:
     """One task ready to be asked.
 
     Attributes:
-        split: The split that is asked.
         limit: The most questions that were asked for, None for all.
-        records: In the order of the data set.
         train: The training records, for the baselines; may be empty.
-        notes: Plain sentences that belong beside the scores.
     """
 
     spec: TaskSpec

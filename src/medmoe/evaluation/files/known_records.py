@@ -74,7 +74,6 @@ def picture_of(record: Record, known: Mapping[str, Record], folder: Path | None)
     """Return the pixels of a record's picture, None where it cannot be found.
 
     Args:
-        known: Of `known_records`.
         folder: Where else a file of the image's name is looked for, with and without the data set
             in front, or by its last part; files outside it are not read.
     """

@@ -23,8 +23,6 @@ class Prediction:
     """One answer to one record.
 
     Attributes:
-        id: The record's id.
-        text: The answer in words.
         confidence: From 0 to 1, None where the system gives none.
         option_scores: Summed label log-likelihood of each of the record's options, in their order.
         routing: The router's ``domain`` and ``domain_probability`` for the image; scores need none.

@@ -24,7 +24,6 @@ class Side:
     """One side of a comparison.
 
     Attributes:
-        name: As the user gave it.
         runs: Per run, the prediction files by name; a file given by itself has the name ``""``.
         seed: The seed of the first run whose summary says it, None where none does.
     """

@@ -32,7 +32,6 @@ class _Question:
     """One request.
 
     Attributes:
-        place: Of the request among all.
         image: A hash of its picture, or a name of its own where there is none.
         picture: Makes the picture; not kept, since those of a whole set may not fit in memory.
     """
@@ -47,8 +46,6 @@ class MedMoeModel(lmms):
     """``--model medmoe --model_args pretrained=FOLDER``.
 
     Args:
-        pretrained: Model folder, verified.
-        batch_size: Questions answered together.
         max_batch_size: Ignored, as the batch size is given; lmms-eval hands it to every model.
         device: E.g. ``cpu``; by default a GPU if there is one.
 

@@ -38,9 +38,6 @@ def documents(task: str, _: object = None) -> Dataset:
     Pictures are not among them: `doc_to_visual` opens them, so that they pass our limits, and no
     log of lmms-eval holds them.
 
-    Args:
-        task: A name of `medmoe.evaluation.tasks.TASKS`.
-
     Raises:
         SystemExit: ``$MEDMOE_DATA`` is not set, or the set is not there or malformed; with the line
             that says so. lmms-eval asks five times after any other error, and then hides it.

@@ -34,12 +34,8 @@ def pair_scores(
     """Return what is found of one kind of pair.
 
     Args:
-        kind: A name of `PAIRS`.
         records: All records of the task, as they are.
-        predictions: Of these.
         others: The pair's records, as `rewritten` returns them.
-        answers: Of these.
-        seed: Of the resampling and of the examples.
 
     Returns:
         ``n`` pairs ``of`` so many questions that the kind concerns; ``scores``: metric → ``{value,

@@ -40,11 +40,7 @@ class Pairing:
 
 
 def rewritten(records: Sequence[Record], pair: str) -> list[Record]:
-    """Return the pair's records of all questions that surely have one, in their order.
-
-    Args:
-        pair: A name of `PAIRS`.
-    """
+    """Return the pair's records of all questions that surely have one, in their order."""
     pairing = PAIRINGS[pair]
     others = (pairing.rewrite(record) for record in records if pairing.concerns(record))
     return [record for record in others if record is not None]

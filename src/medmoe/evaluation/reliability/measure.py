@@ -61,8 +61,6 @@ def reliability(
         reported: The answers that are reported on.
         calibration: Answers to other records, for the temperature and the threshold; None where
             there are none.
-        target: Of `choose_threshold`.
-        seed: Of the resampling.
     """
     return {
         kind: _of_kind(answered, (calibration or {}).get(kind), target, seed)

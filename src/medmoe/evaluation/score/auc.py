@@ -49,7 +49,6 @@ def label_auc(
 
     Args:
         pairs: Records with options, and predictions with a score for each.
-        seed: Of the bootstrap.
         multi_label: Whether there is one record for each image and label, whose question type is
             the label and whose options are absent and present, in this order.
     """

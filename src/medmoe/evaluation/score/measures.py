@@ -28,7 +28,6 @@ class Measure:
 
     Attributes:
         closed: The key of `score_pair` that is read for closed questions; None leaves them out.
-        open: The same for open questions.
         place: ``summary`` stands everywhere, ``table`` in what `score` shows and in its JSON,
             ``json`` only there.
     """
@@ -111,7 +110,6 @@ def measures(
 
     Args:
         subset: A name of `MAIN_SUBSETS`, or any other for a part of the questions.
-        wanted: Names of protocols.
         places: The measures to return, by their place.
     """
     known = _BY_SUBSET.get(subset, _PART)
@@ -160,8 +158,6 @@ class Values:
     """Each record's value of each measure from 0 to 1, computed once; NaN where it does not count.
 
     Args:
-        records: The truth.
-        texts: An answer for each record.
         options: The chosen option of each record, for `BY_LABEL`; by default the texts.
     """
 

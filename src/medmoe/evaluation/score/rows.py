@@ -91,7 +91,6 @@ def score_task(
     Args:
         records: The truth, all of one kind (``vqa`` or ``classification``).
         train_records: The training records of the same task, for the baselines; may be empty.
-        control: None, or a name of `CONTROLS`.
         subsets: Further subsets by name, e.g. those of `medmoe.evaluation.score.breakdowns`.
 
     Raises:

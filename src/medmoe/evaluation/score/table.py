@@ -98,12 +98,9 @@ def score_table(
 
     Args:
         train: Training records of the same task, for the baselines.
-        wanted: Names of `ALL_PROTOCOLS`.
-        places: The measures to make, by their place.
         subsets: Further subsets by name, e.g. those of `medmoe.evaluation.score.breakdowns`.
         multi_label: Whether an image has several labels at once, with one record for each
             (ChestMNIST): the AUC of all is then the mean of theirs.
-        seed: Of the bootstrap.
 
     Raises:
         DataError: Ids do not pair, training ids are mixed up, or option scores do not fit.
