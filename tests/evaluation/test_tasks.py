@@ -37,10 +37,10 @@ def test_table_1_stands_beside_the_tasks_it_is_about() -> None:
     rows = {(r.system, r.subset): r for r in paper_rows("slake")}
     assert rows["Med-MoE (Phi-2)", "closed"].value == 85.58
     assert rows["Med-MoE (Phi-2)", "open"].value == 85.06
-    assert {(r.metric, r.protocol, r.table) for r in paper_rows("slake", "open")} == {
+    assert {(r.metric, r.protocol, r.table) for r in paper_rows("slake") if r.subset == "open"} == {
         ("recall", "reference", 1)
     }
-    assert {r.metric for r in paper_rows("slake", "closed")} == {"accuracy"}
+    assert {r.metric for r in paper_rows("slake") if r.subset == "closed"} == {"accuracy"}
     assert len(paper_rows("vqa_rad")) == len(paper_rows("path_vqa")) == 12
 
 

@@ -131,14 +131,14 @@ def add_out(parser: argparse.ArgumentParser, default: str) -> None:
     )
 
 
-def add_seed(parser: argparse.ArgumentParser, default: int = 7) -> None:
+def add_seed(parser: argparse.ArgumentParser) -> None:
     """Add `--seed S`; the same seed on the same machine gives the same result."""
     parser.add_argument(
         "--seed",
         type=seed,
-        default=default,
+        default=7,
         metavar="S",
-        help=f"seed of all that is drawn at random (default: {default})",
+        help="seed of all that is drawn at random (default: 7)",
     )
 
 

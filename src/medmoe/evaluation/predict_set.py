@@ -46,7 +46,6 @@ def predict_set(
     allow_outside: bool = False,
     bad: BadRows | None = None,
     batch_size: int = 64,
-    seed: int = 7,
 ) -> dict[str, Any]:
     """Answer every row of a set and write the answers; return what was done as one JSON object.
 
@@ -75,7 +74,7 @@ def predict_set(
     part = out.with_name(f"{out.name}.part")
     part.mkdir(parents=True, exist_ok=True)
     task = TaskRecords(TaskSpec(reader.NAME, reader.NAME), split or "all", None, records, ())
-    plan = EvalPlan(model, part, [task], batch_size=batch_size, seed=seed)
+    plan = EvalPlan(model, part, [task], batch_size=batch_size)
     hold_settings(plan)
     asker = Asker(plan, progress)
     predictions = asker.ask(reader.NAME, records, part / "predictions.jsonl")

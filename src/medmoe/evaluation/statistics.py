@@ -8,7 +8,7 @@ correction for multiple comparisons is made here.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -38,10 +38,21 @@ def resampled_clusters(count: int, *, seed: int, resamples: int) -> Iterator[Ind
         yield rng.integers(0, count, size=(min(step, resamples - start), count))
 
 
-def percentile_interval(samples: Floats, confidence: float) -> tuple[float, float]:
-    """Return the central interval that holds a share ``confidence`` of the samples."""
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(samples, [tail, 1.0 - tail])
+def resampled(
+    count: int, statistic: Callable[[Floats], Floats], seed: int, resamples: int
+) -> Floats:
+    """Return a statistic of every resample of ``count`` clusters.
+
+    Args:
+        statistic: Takes how often each cluster was drawn (R, count), and returns (R, …).
+    """
+    blocks = resampled_clusters(count, seed=seed, resamples=resamples)
+    return np.concatenate([statistic(drawn_counts(drawn, count)) for drawn in blocks])
+
+
+def percentile_interval(samples: Floats) -> tuple[float, float]:
+    """Return the central interval that holds 95 % of the samples."""
+    low, high = np.quantile(samples, [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -104,12 +115,11 @@ def clustered_bootstraps(
     sums = np.zeros((count, data.shape[1]))
     np.add.at(sums, index, data)
     sizes = np.bincount(index, minlength=count).astype(np.float64)
-    means = []
-    for drawn in resampled_clusters(count, seed=seed, resamples=resamples):
-        times = drawn_counts(drawn, count)
-        means.append((times @ sums) / (times @ sizes)[:, None])
+    means = resampled(
+        count, lambda times: (times @ sums) / (times @ sizes)[:, None], seed, resamples
+    )
     tail = (1.0 - confidence) / 2.0
-    return np.quantile(np.concatenate(means), [tail, 1.0 - tail], axis=0).T
+    return np.quantile(means, [tail, 1.0 - tail], axis=0).T
 
 
 def drawn_counts(drawn: Indices, count: int) -> Floats:
@@ -120,8 +130,8 @@ def drawn_counts(drawn: Indices, count: int) -> Floats:
     return np.bincount(flat, minlength=rows * count).reshape(rows, count).astype(np.float64)
 
 
-def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return Wilson's interval of a share of independent trials (e.g. router accuracy).
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share of independent trials (e.g. router accuracy).
 
     Raises:
         DataError: ``n`` is below 1, or ``successes`` is not between 0 and ``n``.
@@ -130,7 +140,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
         raise DataError(f"{successes} successes in {n} trials; give n >= 1 and 0 <= successes <= n")
     from scipy.stats import binomtest  # half a second to import
 
-    ends = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    ends = binomtest(successes, n).proportion_ci(0.95, method="wilson")
     return float(ends.low), float(ends.high)
 
 

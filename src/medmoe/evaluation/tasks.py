@@ -125,18 +125,14 @@ def task_spec(name: str, *, allow_outside: bool = False) -> TaskSpec:
     return replace(spec, split=split or spec.split, reader=reader)
 
 
-def paper_rows(task: str, subset: str | None = None) -> list[PaperRow]:
-    """Return the published figures on a task's records, those of one subset only where it is given.
-
-    Empty where the paper reports nothing on them.
+def paper_rows(task: str) -> list[PaperRow]:
+    """Return the published figures on a task's records; none where the paper reports nothing.
 
     Raises:
         ConfigError: There is no task of this name.
     """
     name = task_spec(task).paper_name
-    return [
-        row for where, row in _paper() if where == name and (subset is None or row.subset == subset)
-    ]
+    return [row for where, row in _paper() if where == name]
 
 
 @cache

@@ -102,11 +102,11 @@ def style() -> Iterator[None]:
         yield
 
 
-def new_figure(height: float, width: float = WIDTH) -> Figure:
-    """Return an empty figure; sizes in inches."""
+def new_figure(height: float) -> Figure:
+    """Return an empty figure; the height is in inches."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
 @contextmanager
@@ -163,16 +163,6 @@ def to_svg(figure: Figure, description: str) -> str:
     return (head + svg[svg.index(">") + 1 :]).strip()
 
 
-def to_png(figure: Figure, dpi: int = 200) -> bytes:
-    """Return a figure as PNG, for slides and papers that take no SVG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    buffer = io.BytesIO()
-    figure.set_dpi(dpi)
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-    return buffer.getvalue()
-
-
 @dataclass(frozen=True, slots=True)
 class Drawing:
     """A figure in both forms that `medmoe routes` writes."""
@@ -182,5 +172,13 @@ class Drawing:
 
 
 def drawing(figure: Figure, description: str) -> Drawing:
-    """Return a figure as SVG, with a description for screen readers, and as PNG."""
-    return Drawing(to_svg(figure, description), to_png(figure))
+    """Return a figure as SVG, with a description for screen readers, and as PNG.
+
+    The PNG is for slides and papers that take no SVG.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    svg, buffer = to_svg(figure, description), io.BytesIO()
+    figure.set_dpi(200)
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    return Drawing(svg, buffer.getvalue())

@@ -21,7 +21,7 @@ from medmoe.evaluation.files.known_records import picture_of, with_question
 from medmoe.evaluation.files.predictions import Prediction, pair, read_predictions
 from medmoe.evaluation.files.run_files import read_side
 from medmoe.evaluation.files.truth import own_truth
-from medmoe.evaluation.pages.report import Example, ReportData, Section
+from medmoe.evaluation.pages.report import Example, ReportData
 from medmoe.evaluation.pages.sections.corruptions import corruptions_section
 from medmoe.evaluation.pages.sections.pairs import pairs_section
 from medmoe.evaluation.pages.sections.paper import paper_section
@@ -36,7 +36,6 @@ def report_of_run(
     *,
     title: str | None = None,
     records: Sequence[Record] = (),
-    sections: Sequence[Section] = (),
 ) -> ReportData:
     """Return what the report of a run shows.
 
@@ -45,7 +44,6 @@ def report_of_run(
             predictions if they exist.
         title: The page's heading; by default the run's data and the folder's name.
         records: Those that were asked, for the questions and pictures of the examples.
-        sections: Further parts of the page.
 
     Raises:
         DataError: There is no summary, or a file of the run cannot be read.
@@ -62,7 +60,7 @@ def report_of_run(
         curves=_points(folder, "loss"),
         validation=_points(folder, "validation_loss"),
         strict=_points(folder, "strict_score"),
-        sections=[*sections, *(section for section in further if section is not None)],
+        sections=[section for section in further if section is not None],
         examples=_examples(folder, records, int(summary.get("seed") or 0)),
         notes=[str(note) for note in summary.get("notes", [])],
     )

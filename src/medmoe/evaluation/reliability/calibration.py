@@ -22,9 +22,8 @@ from medmoe.evaluation.statistics import (
     Floats,
     Indices,
     cluster_indices,
-    drawn_counts,
     percentile_interval,
-    resampled_clusters,
+    resampled,
 )
 
 BINS = 10
@@ -82,7 +81,7 @@ class Bin:
     accuracy: float
 
 
-def bins_of(answered: Answered, *, equal_count: bool = False, bins: int = BINS) -> list[Bin]:
+def bins_of(answered: Answered, *, equal_count: bool = False) -> list[Bin]:
     """Return the bins that hold answers.
 
     Args:
@@ -90,7 +89,7 @@ def bins_of(answered: Answered, *, equal_count: bool = False, bins: int = BINS) 
             width.
     """
     filled: list[Bin] = []
-    edges, places = _places(answered.confidence, equal_count, bins)
+    edges, places = _places(answered.confidence, equal_count)
     for place in range(len(edges) - 1):
         inside = places == place
         if inside.any():
@@ -100,16 +99,14 @@ def bins_of(answered: Answered, *, equal_count: bool = False, bins: int = BINS) 
     return filled
 
 
-def ece(answered: Answered, *, equal_count: bool = False, bins: int = BINS) -> float:
+def ece(answered: Answered, *, equal_count: bool = False) -> float:
     """Return the expected calibration error, 0–1: mean over answers of |confidence - accuracy|."""
     n = len(answered.confidence)
-    parts = bins_of(answered, equal_count=equal_count, bins=bins)
+    parts = bins_of(answered, equal_count=equal_count)
     return sum(part.n / n * abs(part.confidence - part.accuracy) for part in parts)
 
 
-def ece_interval(
-    answered: Answered, *, seed: int, resamples: int = 2000, confidence: float = 0.95
-) -> tuple[float, float]:
+def ece_interval(answered: Answered, *, seed: int, resamples: int = 2000) -> tuple[float, float]:
     """Return the interval of `ece` in bins of equal width, by a bootstrap over images.
 
     The ECE of few answers is biased upwards, and so is its interval; (nan, nan) with one image.
@@ -117,15 +114,16 @@ def ece_interval(
     index, count = cluster_indices(answered.images)
     if count < 2:
         return math.nan, math.nan
-    _, places = _places(answered.confidence, False, BINS)
+    _, places = _places(answered.confidence, False)
     gaps, sizes = np.zeros((count, BINS)), np.zeros(count)
     np.add.at(gaps, (index, places), answered.confidence - answered.right)
     np.add.at(sizes, index, 1.0)
-    samples = []
-    for drawn in resampled_clusters(count, seed=seed, resamples=resamples):
-        times = drawn_counts(drawn, count)
-        samples.append(np.abs(times @ gaps).sum(axis=1) / (times @ sizes))
-    return percentile_interval(np.concatenate(samples), confidence)
+
+    def errors(times: Floats) -> Floats:
+        of_resamples: Floats = np.abs(times @ gaps).sum(axis=1) / (times @ sizes)
+        return of_resamples
+
+    return percentile_interval(resampled(count, errors, seed, resamples))
 
 
 def brier(answered: Answered) -> float:
@@ -154,13 +152,13 @@ def fit_temperature(answered: Answered) -> float:
     return float(math.exp(best.x))
 
 
-def _places(confidence: Floats, equal_count: bool, bins: int) -> tuple[list[float], Indices]:
+def _places(confidence: Floats, equal_count: bool) -> tuple[list[float], Indices]:
     """Return the edges of bins and each answer's bin."""
     if equal_count:
         inner = np.unique(
-            np.quantile(confidence, np.linspace(0, 1, bins + 1)[1:-1], method="lower")
+            np.quantile(confidence, np.linspace(0, 1, BINS + 1)[1:-1], method="lower")
         )
         places = np.searchsorted(inner, confidence, side="right")
         return [0.0, *inner.tolist(), 1.0], np.asarray(places, dtype=np.int64)
-    places = np.minimum((confidence * bins).astype(np.int64), bins - 1)
-    return [place / bins for place in range(bins + 1)], places
+    places = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+    return [place / BINS for place in range(BINS + 1)], places

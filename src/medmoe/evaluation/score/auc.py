@@ -21,9 +21,8 @@ from medmoe.evaluation.statistics import (
     Floats,
     Indices,
     cluster_indices,
-    drawn_counts,
     percentile_interval,
-    resampled_clusters,
+    resampled,
 )
 
 #: Below this share of usable resamples an AUC interval would describe a biased selection.
@@ -157,7 +156,7 @@ def _mean_auc(
     usable = samples[np.isfinite(samples)]
     if usable.size < _MIN_USABLE * resamples:
         return Auc(value, reason="too few images of some class for an interval")
-    return Auc(value, *percentile_interval(usable, 0.95))
+    return Auc(value, *percentile_interval(usable))
 
 
 def weighted_auc(
@@ -192,11 +191,10 @@ def _resampled(
     if count < 2:
         return np.full(resamples, np.nan)
     step = max(1, _BLOCK // len(clusters))
-    samples = []
-    for block in resampled_clusters(count, seed=seed, resamples=resamples):
-        for start in range(0, len(block), step):
-            drawn = block[start : start + step]
-            weights = drawn_counts(drawn, count)[:, index]
-            each = [weighted_auc(positive, scores, weights) for positive, scores in scored]
-            samples.append(np.mean(each, axis=0))
-    return np.concatenate(samples)
+
+    def mean_auc(times: Floats) -> Floats:
+        parts = (times[start : start + step, index] for start in range(0, len(times), step))
+        each = ([weighted_auc(*pair, weights) for pair in scored] for weights in parts)
+        return np.concatenate([np.mean(aucs, axis=0) for aucs in each])
+
+    return resampled(count, mean_auc, seed, resamples)
