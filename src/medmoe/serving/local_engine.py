@@ -17,6 +17,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ class LocalEngine:
         self._load_model = load_model or (lambda: MedMoe.load(directory))
         self._max_batch, self._max_waiting = max_batch, max_waiting
         self._waiting: deque[_Job] = deque()
-        self._calls: deque[tuple[Callable[[MedMoe], Any], asyncio.Future[Any], Any]] = deque()
+        self._calls: deque[tuple[Callable[[MedMoe], Any], Future[Any]]] = deque()
         self._running = 0
         self._changed = threading.Condition()
         self._ended = False
@@ -107,13 +108,12 @@ class LocalEngine:
         Raises:
             MedMoeError: It cannot be loaded.
         """
-        loop = asyncio.get_running_loop()
-        loaded: asyncio.Future[None] = loop.create_future()
+        loaded: Future[None] = Future()
         self._thread = threading.Thread(
-            target=self._run, args=(loop, loaded), name="medmoe-engine", daemon=True
+            target=self._run, args=(loaded,), name="medmoe-engine", daemon=True
         )
         self._thread.start()
-        await loaded
+        await asyncio.wrap_future(loaded)
         self.state = "ready"
 
     async def stream(
@@ -144,12 +144,11 @@ class LocalEngine:
     async def explain(self, image: Image.Image, question: str) -> dict[str, Any]:
         """Explain an answer between two tokens of the conversations that are under way."""
         self.check_room()
-        loop = asyncio.get_running_loop()
-        answered: asyncio.Future[dict[str, Any]] = loop.create_future()
+        answered: Future[Any] = Future()
         with self._changed:
-            self._calls.append((lambda model: explain(model, image, question), answered, loop))
+            self._calls.append((lambda model: explain(model, image, question), answered))
             self._changed.notify()
-        evidence: Any = await answered
+        evidence = await asyncio.wrap_future(answered)
         return dict(evidence.to_dict())
 
     async def drain(self, seconds: float) -> None:
@@ -176,7 +175,7 @@ class LocalEngine:
         if self.load().waiting + coming >= self._max_waiting:
             raise busy(1 + self._max_waiting // (2 * self._max_batch))
 
-    def _run(self, loop: asyncio.AbstractEventLoop, loaded: asyncio.Future[None]) -> None:
+    def _run(self, loaded: Future[None]) -> None:
         """Load the model and answer until the end: the thread's whole life."""
         # The event loop asks for the interpreter's lock at every socket; it must not wait long.
         sys.setswitchinterval(_SWITCH_SECONDS)
@@ -184,9 +183,9 @@ class LocalEngine:
             model = self._load_model()
         except BaseException as error:  # told to whoever waits for it, whatever it is
             self.state = "broken"
-            loop.call_soon_threadsafe(loaded.set_exception, error)
+            loaded.set_exception(error)
             return
-        loop.call_soon_threadsafe(loaded.set_result, None)
+        loaded.set_result(None)
         answers = _Answers(model)
         while self._wait_for_work(answers):
             new: list[_Job] = []
@@ -224,20 +223,18 @@ class LocalEngine:
         with self._changed:
             if not self._calls:
                 return
-            call, answered, loop = self._calls.popleft()
+            call, answered = self._calls.popleft()
             self._running += 1
-        if answered.cancelled():
+        if not answered.set_running_or_notify_cancel():
             return
         try:
-            result = call(model)
+            answered.set_result(call(model))
         except MedMoeError as error:
-            loop.call_soon_threadsafe(_settle, answered, None, error)
+            answered.set_exception(error)
         except Exception as error:
             _log.error("explaining failed: %s", type(error).__name__)
             failed = EngineError("engine_failed", "explaining failed; try again", 503, 1)
-            loop.call_soon_threadsafe(_settle, answered, None, failed)
-        else:
-            loop.call_soon_threadsafe(_settle, answered, result, None)
+            answered.set_exception(failed)
 
 
 class _Answers:
@@ -312,8 +309,3 @@ class _Answers:
 def _content(image: Image.Image) -> bytes:
     head = f"{image.mode} {image.size}".encode()
     return hashlib.sha256(head + image.tobytes()).digest()
-
-
-def _settle(future: asyncio.Future[Any], result: Any, error: MedMoeError | None) -> None:
-    if not future.done():
-        future.set_exception(error) if error is not None else future.set_result(result)

@@ -65,18 +65,7 @@ def read(
         if not data:
             raise DataError(f"{place}: no image in the row; fetch the file again")
         name = f"{known.NAME}/{hashlib.sha256(data).hexdigest()[:16]}"
-        return Record(
-            id=f"{known.NAME}/{split}/{place.rpartition(' ')[2]}",
-            image=images.setdefault(name, ImageRecord(name, data, modality)),
-            question=texts["question"],
-            answer=texts["answer"],
-            answer_type=common.yes_no_type(texts["answer"]),
-            question_type=common.question_word(texts["question"], texts["answer"]),
-            task="vqa",
-            dataset=known.NAME,
-            split=split,
-            licence=known.LICENCE,
-            place=place,
-        )
+        image = images.setdefault(name, ImageRecord(name, data, modality))
+        return known.unlabelled(image, texts, split, place)
 
     return common.some(list(bad.made(rows(folder, split), record)), folder)

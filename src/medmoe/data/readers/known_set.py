@@ -7,7 +7,7 @@ picture.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from medmoe.data.bad_rows import BadRows, collector
@@ -62,6 +62,25 @@ class KnownSet(ABC):
     @abstractmethod
     def records(self, marker: Path, split: str, bad: BadRows) -> list[Record]:
         """Return the records of a split of the set whose marker is at a path."""
+
+    def unlabelled(
+        self, image: ImageRecord, texts: Mapping[str, str], split: str, place: str
+    ) -> Record:
+        """Return the question of a row whose set names neither id nor type, only the two texts."""
+        question, answer = texts["question"], texts["answer"]
+        return Record(
+            id=f"{self.NAME}/{split}/{place.rpartition(' ')[2]}",
+            image=image,
+            question=question,
+            answer=answer,
+            answer_type=common.yes_no_type(answer),
+            question_type=common.question_word(question, answer),
+            task="vqa",
+            dataset=self.NAME,
+            split=split,
+            licence=self.LICENCE,
+            place=place,
+        )
 
     def captions(self, images: Iterable[ImageRecord], split: str) -> list[Record]:
         """Return one caption record for each image about which something is known."""

@@ -54,19 +54,7 @@ class PathVqa(KnownSet):
             if name not in images:
                 source = common.image_file(folder, name, where)
                 images[name] = ImageRecord(f"{self.NAME}/{split}/{name}", source, _MODALITY)
-            return Record(
-                id=f"{self.NAME}/{split}/{where.rpartition(' ')[2]}",
-                image=images[name],
-                question=text["question"],
-                answer=text["answer"],
-                answer_type=common.yes_no_type(text["answer"]),
-                question_type=common.question_word(text["question"], text["answer"]),
-                task="vqa",
-                dataset=self.NAME,
-                split=split,
-                licence=self.LICENCE,
-                place=where,
-            )
+            return self.unlabelled(images[name], text, split, where)
 
         rows = common.json_rows(common.require_part(path.parent, path.name, self.NAME))
         return common.some(list(bad.made(rows, record)), path)
