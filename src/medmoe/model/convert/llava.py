@@ -20,13 +20,13 @@ from medmoe.backbones.spec import VisionBackbone
 from medmoe.backbones.templates import ASSISTANT_SYSTEM, chat_template
 from medmoe.errors import CheckpointError
 from medmoe.model.build import IMAGE_TOKEN, build_processor
-from medmoe.model.checkpoint import check_replaceable, save_model
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.convert.conversion import (
     NO_PROCESSOR,
     Conversion,
     Converted,
     config_of,
+    converter,
     empty_model,
 )
 from medmoe.model.convert.reference_keys import is_by_product
@@ -46,26 +46,16 @@ _EMBEDDING = "embed_tokens.weight"
 _PICTURES = ("preprocessor_config.json", "processor_config.json")
 
 
-def convert_llava(source: Path, destination: Path) -> Conversion:
-    """Write a stock Llava checkpoint as a dense model directory of ours, whole or not at all.
+def load_llava(source: Path) -> Converted:
+    """Return a stock Llava checkpoint as a dense model in memory, in evaluation mode.
 
     Args:
         source: Folder of a `LlavaForConditionalGeneration`, as `save_pretrained` writes it.
-        destination: The model directory to make, or an older one to replace.
 
     Raises:
-        CheckpointError: The source is not a whole Llava checkpoint, or the destination holds
-            something that is no model.
+        CheckpointError: The source is not a whole Llava checkpoint.
         ConfigError: An expert could not copy the language model's FFN.
     """
-    check_replaceable(destination)
-    made = load_llava(source)
-    save_model(made.model, made.processor, destination, made.account.provenance())
-    return made.account
-
-
-def load_llava(source: Path) -> Converted:
-    """Return a stock Llava checkpoint as a dense model in memory, in evaluation mode."""
     raw = read_json(source / "config.json")
     stock_config = _stock_config(raw, source / "config.json")
     weights = read_weights(source)
@@ -98,6 +88,9 @@ def load_llava(source: Path) -> Converted:
         else (f"{_HEAD_BIAS} is kept; the stock class of this transformers has no place for it",),
     )
     return Converted(model.eval(), processor, account)
+
+
+convert_llava = converter(load_llava)
 
 
 def _stock_config(raw: Mapping[str, Any], path: Path) -> LlavaConfig:

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from medmoe.errors import CheckpointError, ConfigError
 from medmoe.model.build import build_processor
-from medmoe.model.checkpoint import check_replaceable, save_model
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.convert.conversion import (
     NO_PROCESSOR,
     Conversion,
     Converted,
     config_of,
+    converter,
     empty_model,
 )
 from medmoe.model.convert.reference_config import ReferenceConfig, parse_config
@@ -53,35 +53,6 @@ class RouterFile:
     depth: int
 
 
-def convert_reference(
-    source: Path,
-    destination: Path,
-    *,
-    vision_tower: Path | None = None,
-    router: Path | None = None,
-    top_k: int | None = None,
-) -> Conversion:
-    """Write a reference checkpoint as a model directory of ours, whole or not at all.
-
-    Args:
-        source: Folder with ``config.json`` and the weights.
-        destination: The model directory to make, or an older one to replace.
-        vision_tower: Folder of the vision tower, where the checkpoint does not hold it.
-        router: Router file (``fc1.weight`` (E, D), ``fc1.bias`` (E), …) for every MoE layer. With a
-            stage-2 checkpoint it makes the model that stage 3 starts from.
-        top_k: k of the top-k routing in place of the checkpoint's.
-
-    Raises:
-        CheckpointError: The source is not a whole reference checkpoint, the router does not fit
-            it, or the destination holds something that is no model.
-        ConfigError: ``top_k`` does not fit.
-    """
-    check_replaceable(destination)
-    made = load_reference(source, vision_tower=vision_tower, router=router, top_k=top_k)
-    save_model(made.model, made.processor, destination, made.account.provenance())
-    return made.account
-
-
 def load_reference(
     source: Path,
     *,
@@ -91,8 +62,19 @@ def load_reference(
 ) -> Converted:
     """Return a reference checkpoint as a model of ours, in memory and in evaluation mode.
 
-    Arguments and errors are those of `convert_reference`. The model keeps the dtype of the
-    checkpoint's language model; its routers are float32.
+    The model keeps the dtype of the checkpoint's language model; its routers are float32.
+
+    Args:
+        source: Folder with ``config.json`` and the weights.
+        vision_tower: Folder of the vision tower, where the checkpoint does not hold it.
+        router: Router file (``fc1.weight`` (E, D), ``fc1.bias`` (E), …) for every MoE layer. With a
+            stage-2 checkpoint it makes the model that stage 3 starts from.
+        top_k: k of the top-k routing in place of the checkpoint's.
+
+    Raises:
+        CheckpointError: The source is not a whole reference checkpoint, or the router does not
+            fit it.
+        ConfigError: ``top_k`` does not fit.
     """
     config = parse_config(read_json(source / "config.json"), source / "config.json")
     file = None if router is None else read_router(router, config)
@@ -128,6 +110,9 @@ def load_reference(
         notes=(*notes, *([_UNKNOWN_DOMAINS] if layers else [])),
     )
     return Converted(model.eval(), processor, account)
+
+
+convert_reference = converter(load_reference)
 
 
 _UNKNOWN_DOMAINS = (

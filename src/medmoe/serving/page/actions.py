@@ -133,9 +133,10 @@ class PageActions:
         self, question: str, handle: str, explain: bool, owner: str | None
     ) -> AsyncIterator[PageUpdate]:
         """Answer a question, word by word, and then say what is behind the answer."""
-        question, case, update = self._prepare(question, handle, owner)
-        if case is None:
-            yield update
+        question = " ".join(question.split())
+        case = self._case_for(question, handle, owner)
+        if isinstance(case, PageUpdate):
+            yield case
             return
         picture = case.picture
         exchange, request = case.ask(question, self._max_new_tokens)
@@ -177,28 +178,21 @@ class PageActions:
             busy=False,
         )
 
-    def _prepare(
-        self, question: str, handle: str, owner: str | None
-    ) -> tuple[str, OpenCase | None, PageUpdate]:
-        """Return the question and its case, or why it cannot be asked."""
-        question = " ".join(question.split())
+    def _case_for(self, question: str, handle: str, owner: str | None) -> OpenCase | PageUpdate:
+        """Return the case of a question, or why it cannot be asked."""
         case = self.cases.get(handle, owner) if handle else None
         if not question:
-            return question, None, PageUpdate("Type a question first.")
+            return PageUpdate("Type a question first.")
         if len(question) > MAX_QUESTION:
-            return (
-                question,
-                None,
-                PageUpdate(f"The question is too long: at most {MAX_QUESTION} characters."),
-            )
+            return PageUpdate(f"The question is too long: at most {MAX_QUESTION} characters.")
         if handle and case is None:
-            return question, None, PageUpdate(ENDED)
+            return PageUpdate(ENDED)
         if case is None:
             case = self.cases.open()
             case.owner = owner
         if len(case.exchanges) >= MAX_EXCHANGES:
-            return question, None, PageUpdate("This conversation is full: open the picture again.")
-        return question, case, PageUpdate()
+            return PageUpdate("This conversation is full: open the picture again.")
+        return case
 
     async def _drawn(self, case: OpenCase) -> str:
         """Return the picture, with the last answer's regions if they are of this very view."""
