@@ -29,7 +29,6 @@ class Leak:
 
     Attributes:
         pairs: Train and test image of each, also where both are one image.
-        test_images: How many test pictures there are.
     """
 
     pairs: tuple[Pair, ...]

@@ -26,7 +26,6 @@ class Segment:
     Only answers, with their end tokens, are trained on.
 
     Attributes:
-        ids: Token ids.
         answer_length: How many of them, at the end, are the last answer.
         earlier: First place of each earlier answer of a conversation, and the place after it.
     """

@@ -44,13 +44,9 @@ class Adopted:
     """What was taken in.
 
     Attributes:
-        folder: The model folder that stands now.
-        tensors: How many tensors the model has.
         domains: Of its experts; empty for a dense model.
-        processor: Where its processor comes from.
         base: Of an adapter: the model that it was merged onto.
         removed: Files that were left out, by name: pickles and code.
-        added: Files that were written anew.
     """
 
     folder: str

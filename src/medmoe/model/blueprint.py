@@ -26,7 +26,6 @@ def recipe_config(spec: ModelSpec, vocab_size: int | None = None) -> MedMoeConfi
     """Return the configuration of the MoE model that a recipe describes.
 
     Args:
-        spec: The recipe.
         vocab_size: Of a language model that is trained from scratch, with its own tokenizer.
 
     Raises:

@@ -133,7 +133,6 @@ def pair_config(
     """Return the dense configuration for two backbone configs.
 
     Args:
-        vision_config: Of the vision encoder.
         text_config: Of the language model, with the final vocabulary.
         vision: Which states of the encoder the projector reads, and the image's size.
         tokens: ``image_token_index`` and, where known, the ids of the other special tokens.

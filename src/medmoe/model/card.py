@@ -53,7 +53,6 @@ def model_card(
     """Return the card of a model, with the metadata that the hub reads at its top.
 
     Args:
-        model: Dense or MoE.
         provenance: As `medmoe.model.checkpoint.save_model` writes it. Read are ``base_model``
             (``name``, ``hub_id`` and ``revision`` of ``language_model`` and ``vision_encoder``),
             ``phases`` (name to steps), ``data``, ``licences`` (data set to licence), ``seed``,

@@ -168,7 +168,6 @@ class MoeBlock(nn.Module):
         config: Gives the experts' shapes and K, and whether there is a meta expert.
         meta_expert: The layer's own stock FFN module; becomes the meta expert as it is, or is
             dropped where the config has no meta expert (paper, Table 5).
-        family: Which kind of FFN the experts are.
     """
 
     def __init__(self, config: MedMoeConfig, meta_expert: nn.Module, family: FfnFamily) -> None:

@@ -42,7 +42,6 @@ def upcycle(
     """Return a MoE model whose experts start from the dense model's FFNs (paper, section 3.3).
 
     Args:
-        dense: A model without MoE layers.
         moe_layers: Decoder layers that get a MoE block; the paper takes every second one.
         domains: One domain expert each, in this order.
         num_experts_per_tok: k of top-k, beside the always-on meta expert.

@@ -43,7 +43,6 @@ def create_app(
 
     Args:
         engine: Answers; it is not started here.
-        settings: Limits and the token.
         audit: None where no log is kept.
         page: Whether the page is mounted at `/`.
         started: Awaited when the server starts, before anything is answered.

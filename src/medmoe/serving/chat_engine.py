@@ -110,7 +110,6 @@ class AnsweringEngine(Protocol):
         """Answer a conversation piece by piece; closing the iterator stops it within one token.
 
         Args:
-            request: The conversation.
             deadline: Seconds from now in which the whole answer must be there.
 
         Raises:
@@ -172,7 +171,6 @@ def model_facts(directory: Path, name: str | None = None) -> ModelFacts:
     """Return the facts of a model folder; its files are not read but for two small ones.
 
     Args:
-        directory: A committed model.
         name: What to call it; by default what `name_of` says.
 
     Raises:

@@ -29,7 +29,6 @@ class _Stream(StreamingResponse):
     """Events that let go of the answer when they end, also where the first was never asked for.
 
     Args:
-        events: What is sent.
         answer: What they are made of; it was begun already.
     """
 

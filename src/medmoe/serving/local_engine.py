@@ -65,8 +65,6 @@ class LocalEngine:
     """A `medmoe.serving.chat_engine.ChatEngine` on a model folder.
 
     Args:
-        directory: The model's folder.
-        name: What to call it in replies.
         max_batch: Conversations that are answered together.
         max_waiting: Requests that may wait; more are refused.
         load_model: Returns the model, in the thread; by default `MedMoe.load` of the folder.

@@ -122,7 +122,6 @@ class Pictures:
 
     Args:
         uploads: Those that may be named by id.
-        metrics: Counts them.
         max_waiting: Pictures that may wait for a decoder.
     """
 

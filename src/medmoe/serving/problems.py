@@ -18,11 +18,9 @@ class ProblemError(Exception):
     """A request that is refused.
 
     Args:
-        status: Of HTTP.
         code: Stable, for programs.
         message: One line for people.
         param: The field that it is about.
-        retry_after: Seconds.
     """
 
     def __init__(

@@ -62,7 +62,6 @@ class Server(uvicorn.Server):
 
     Args:
         engine: Loaded while health can already be asked.
-        settings: Limits.
         audit: None where no log is kept.
         page: Whether the page is mounted.
         on_ready: Called when the model answers.

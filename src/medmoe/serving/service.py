@@ -38,7 +38,6 @@ class Record:
 
     Attributes:
         image: Keyed hash of its picture.
-        status: Of the reply.
         code: Why it was refused, None where it was answered.
     """
 
@@ -59,8 +58,6 @@ class Service:
     """One server's parts.
 
     Args:
-        engine: Answers.
-        settings: Limits.
         audit: None where no log is kept.
     """
 
@@ -165,11 +162,7 @@ class Service:
 
 
 class PageEngine:
-    """The engine as the page gets it: what it is asked is counted and written down too.
-
-    Args:
-        service: The server's parts.
-    """
+    """The engine as the page gets it: what it is asked is counted and written down too."""
 
     def __init__(self, service: Service) -> None:
         self._service, self._engine = service, service.engine
@@ -213,7 +206,6 @@ class Admission:
 
     Args:
         app: The routes; that of chat finds the request's `Record` in its state.
-        service: Knows whether there is room.
     """
 
     def __init__(self, app: App, service: Service) -> None:

@@ -49,14 +49,7 @@ _ALWAYS = {
 
 
 class Transport:
-    """The outermost ASGI layer.
-
-    Args:
-        app: All that is inside.
-        settings: Limits.
-        access: Who may pass.
-        metrics: Counts.
-    """
+    """The outermost ASGI layer."""
 
     def __init__(
         self, app: App, settings: ServerSettings, access: Access, metrics: Metrics
@@ -104,7 +97,6 @@ class _Reply:
     """Sends the reply, with our headers.
 
     Args:
-        send: Of the server.
         body: Of the request: where it failed, that is the reply, whatever the app says.
         form: A browser asks: without a token it gets the form to sign in.
     """
@@ -158,11 +150,6 @@ class _Reply:
 
 class _Body:
     """Passes a request's body on while it is within the limits.
-
-    Args:
-        receive: Of the server.
-        settings: The limits.
-        headers: Of the request.
 
     Attributes:
         problem: Why it was not taken, None where it was.

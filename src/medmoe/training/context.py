@@ -31,7 +31,6 @@ class RunSettings(RunSpec):
         allow_changed: Resume although `facts` or the phase's values differ from the checkpoint's.
         facts: What else must be equal in a run that is resumed, e.g. hashes of config and data.
         logs: Where trackers write, where they write to disk.
-        run_name: The run's name in trackers.
         callbacks: Further callbacks of the Trainer, e.g. a live view.
     """
 
@@ -94,7 +93,6 @@ class PhaseRun:
     Attributes:
         steps: Optimiser steps.
         progress: Is told every step.
-        validation: What is measured on the way.
     """
 
     phase: PhaseName

@@ -172,7 +172,6 @@ class FeaturesOnDemand:
     process has no encoder on the GPU.
 
     Args:
-        encoder: The frozen vision encoder.
         images: In the order of the rows.
     """
 

@@ -74,7 +74,6 @@ class BalancedMoe(nn.Module):
         Args:
             attention_mask: (B, S) or (B, 1, S, S), also tells padding.
             answers_only: Run the head on the answers' positions only; the loss is the same.
-            inputs: The model's other inputs, labels among them.
         """
         logits: list[Tensor] = []
         handles = [

@@ -44,7 +44,6 @@ class TrainingMemory:
 
     Attributes:
         lora_rank: Rank of the adapters that train in place of the phase's matrices; None = full.
-        trained: How many weights train.
         activations: Without gradient checkpointing.
         checkpointed: Activations with gradient checkpointing.
     """
@@ -115,7 +114,6 @@ def training_memory(
         batch: Conversations per device that are computed at once.
         context: Tokens of a conversation, image tokens included.
         lora_ranks: Ranks to estimate besides full tuning.
-        trains: Variant of the phase.
         answers: Positions of the whole batch that the head is run on; None runs it on all.
         autocast: Compute in bfloat16 with weights of ``dtype``.
     """
@@ -153,7 +151,6 @@ def router_memory(
     The hidden states they read are computed without gradient, so no activations are kept.
 
     Args:
-        config: Of the MoE model.
         dtype: Of the dense model's weights.
         per_layer: One router for each MoE layer instead of one for all.
     """

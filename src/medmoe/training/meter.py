@@ -66,7 +66,6 @@ class Validated:
     Attributes:
         validation_loss: Mean loss of their answers.
         strict_score: Percent of the questions answered right; None where none were asked.
-        validation_seconds: What measuring took.
     """
 
     phase: PhaseName
@@ -86,7 +85,6 @@ class Meter(TrainerCallback):
     Args:
         path: ``metrics.jsonl``, appended to; points after the step that is resumed are dropped.
         modalities: Modality of each image by the name the schedule gives it.
-        domains: Names of the domain experts.
         listener: Is told every point, e.g. a live view.
     """
 

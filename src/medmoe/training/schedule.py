@@ -27,7 +27,6 @@ class Schedule(Dataset[Sample], Generic[Sample]):
 
     Args:
         draw: Gives sample ``i`` of ``count`` its form in an epoch: ``draw(i, rng)``.
-        count: How many samples there are.
         total: How many are drawn in the phase (steps x batch size).
         names: What the samples are called in errors, e.g. image ids; their numbers by default.
         length: Length in tokens of a drawn sample, where samples may be grouped by it.

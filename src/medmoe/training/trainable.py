@@ -27,11 +27,7 @@ PARTS: dict[Part, str] = {
 
 @dataclass(frozen=True, slots=True)
 class TrainableCount:
-    """How many weights train and how many are frozen in a phase.
-
-    Attributes:
-        trains: The variant.
-    """
+    """How many weights train and how many are frozen in a phase."""
 
     phase: PhaseName
     trainable: int

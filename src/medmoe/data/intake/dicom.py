@@ -97,7 +97,6 @@ def read(
     """Return one frame as grey (H, W) or RGB (H, W, 3), uint8, and its facts.
 
     Args:
-        data: A whole file.
         window: Center and width, or the name of a preset; None leaves it to the file.
         frame: From 1; the first by default.
 

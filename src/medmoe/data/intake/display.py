@@ -150,7 +150,6 @@ def requested(window: WindowChoice, modality: str | None) -> Window:
     """Return the window that a caller asks for, by numbers or by the name of a preset.
 
     Args:
-        window: As it is asked for.
         modality: Of the picture; presets are in Hounsfield units, which only CT has. None passes.
 
     Raises:

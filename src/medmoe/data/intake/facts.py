@@ -86,7 +86,6 @@ class ImageFacts:
         window: None for colour and for pictures of 8 bits that are shown as they are stored.
         spacing: Millimetres between rows and between columns.
         frame: Which frame, or slice, is shown, from 1.
-        frames: How many there are.
         warnings: Keys of `WARNINGS`.
     """
 

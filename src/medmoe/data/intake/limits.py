@@ -20,7 +20,6 @@ class Limits:
         max_volume_pixels: Of all frames together, of which one is decoded.
         min_side: Pixels a side of PNG and JPEG. A DICOM or NIfTI matrix may be smaller (dose grids
             are) and gets a warning.
-        max_side: Pixels a side.
         max_aspect: Long side over short side.
         memory_bytes: Address space of the decoder process.
         cpu_seconds: Processor time of one decoding.

@@ -64,7 +64,6 @@ def read(
     """Return one axial slice as grey (H, W) or RGB (H, W, 3), uint8, and its facts.
 
     Args:
-        data: A whole file.
         window: Center and width, or the name of a CT preset; by default the file's display range,
             else a percentile window.
         frame: The slice, from 1 at the feet; the middle one by default.

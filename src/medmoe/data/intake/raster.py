@@ -50,7 +50,6 @@ def read(data: bytes, kind: str, limits: Limits) -> tuple[Image.Image, tuple[str
     """Return an upright RGB picture, and warnings about it.
 
     Args:
-        data: A whole file.
         kind: ``PNG`` or ``JPEG``.
 
     Raises:

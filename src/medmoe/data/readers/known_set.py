@@ -20,11 +20,7 @@ class KnownSet(ABC):
     """A set that is known by name.
 
     Attributes:
-        NAME: Of the set in records, recipes and results.
-        SPLITS: Those that can be read.
         MARKERS: Files or folders under the data folder; the first that is there is read.
-        LICENCE: Of the images and texts.
-        SOURCE: Where it comes from.
     """
 
     NAME: str

@@ -30,10 +30,7 @@ class Conversion:
     """The account of one conversion.
 
     Attributes:
-        source: Folder of the checkpoint.
         kind: ``reference`` or ``llava``, with the checkpoint's own model type.
-        files: The weight files that were read.
-        tensors: How many tensors they hold.
         moe_layers, domains, num_experts_per_tok: Of the model that was made; empty and 0 if dense.
         vision_tower, router, processor: Where each comes from, in one line.
         filled: What the checkpoint lacks and the model has, with the reason.

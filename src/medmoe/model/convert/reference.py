@@ -180,12 +180,8 @@ def model_config(
     """Return our configuration of a reference checkpoint.
 
     Args:
-        config: What its ``config.json`` says.
-        tower: Its vision tower.
         processor: Gives the image token's id; without one it is the first id beyond the
             vocabulary, so that no row of the vocabulary is taken.
-        top_k: k of the top-k routing.
-        router_layers: Depth of the router.
     """
     text, vision = dict(config.text), tower.vision
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -107,7 +107,6 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> ReferenceConfig:
     """Return what a reference ``config.json`` says.
 
     Args:
-        raw: Its content.
         path: Where it stands; named in errors.
 
     Raises:

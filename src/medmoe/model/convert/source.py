@@ -133,7 +133,6 @@ def check_tensors(
 
     Args:
         source: Named in the error.
-        tensors: The tensors by name.
         wanted: The shape of each.
         whose: What asks for these shapes; named in the error.
 

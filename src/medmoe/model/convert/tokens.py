@@ -24,7 +24,6 @@ def read_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerBase | N
     """Return the tokenizer in a folder, or None where there is none.
 
     Args:
-        folder: The checkpoint's folder.
         vocab_size: Rows of its embedding; every token must have one, but for the image's.
 
     Raises:

@@ -43,7 +43,6 @@ class Tower:
     """A vision tower: its shape, how its pictures are normalised, and where both were found.
 
     Attributes:
-        config: Of the encoder.
         vision: The same as a backbone, with the reference's choice of states.
         weights: By the reference's names, where they come from a folder; None where the
             checkpoint holds them itself.
@@ -68,8 +67,6 @@ def find_tower(
     ``mm_image_tower`` names.
 
     Args:
-        source: The checkpoint's folder.
-        config: What its config says.
         tensors: All of its tensors by the reference's names.
         given: A folder named by the user.
 

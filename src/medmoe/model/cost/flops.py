@@ -110,7 +110,6 @@ def kv_cache_bytes(config: MedMoeConfig, dtype: torch.dtype, batch: int, context
     sliding window keeps no more than that of the context.
 
     Args:
-        config: Dense or MoE.
         dtype: Of the cache, which is the model's.
         batch: Prompts at once.
         context: Tokens of a prompt and its answer, image tokens included.

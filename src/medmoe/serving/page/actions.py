@@ -58,13 +58,7 @@ class PageUpdate:
 
 
 class PageActions:
-    """The actions of the page.
-
-    Args:
-        engine: Answers and explains.
-        cases: The open ones.
-        max_new_tokens: Longest answer.
-    """
+    """The actions of the page."""
 
     def __init__(self, engine: AnsweringEngine, cases: CaseStore, max_new_tokens: int) -> None:
         self._engine, self.cases = engine, cases

@@ -69,12 +69,7 @@ def clean_page(html: str, nonce: str, title: str) -> str:
 
 
 class GradioFilter:
-    """The ASGI middleware inside Gradio's app that lets through what the page needs.
-
-    Args:
-        app: Gradio's.
-        title: Of the page.
-    """
+    """The ASGI middleware inside Gradio's app that lets through what the page needs."""
 
     def __init__(self, app: App, title: str) -> None:
         self._app, self._title = app, title

@@ -134,12 +134,7 @@ def forget_sessions(app: FastAPI, blocks: gr.Blocks) -> None:
 
 
 class Layout:
-    """All controls, and their wiring to the actions of the page.
-
-    Args:
-        actions: What the controls start.
-        model: What to call the model.
-    """
+    """All controls, and their wiring to the actions of the page."""
 
     def __init__(self, actions: PageActions, model: str) -> None:
         self._actions = actions

@@ -73,8 +73,6 @@ def mount_page(
 
     Args:
         app: The server's; its own middleware (sign-in, limits, headers) holds for the page too.
-        engine: Answers and explains.
-        max_new_tokens: Longest answer.
         cases: The open ones; by default a store with the default bounds.
 
     Raises:

@@ -48,9 +48,7 @@ def picture_html(
     """Return the picture as a figure.
 
     Args:
-        picture: As it is shown to the model.
         evidence: Whose regions are drawn over it.
-        toggle: With a box that hides the regions.
     """
     width, height = true_size(picture)
     cells = cells_of(evidence, picture.image.size, (width, height)) if evidence else []

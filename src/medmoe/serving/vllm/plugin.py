@@ -67,11 +67,7 @@ class ReadableExperts(PlainExperts):
 
 
 class RouterLayer(nn.Module):
-    """A layer of the router that is no `nn.Linear`: vLLM leaves it in float32, as the paper has it.
-
-    Args:
-        linear: The layer it stands for.
-    """
+    """A layer of the router that is no `nn.Linear`: vLLM leaves it in float32, as in the paper."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()

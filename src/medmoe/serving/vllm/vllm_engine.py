@@ -48,8 +48,6 @@ class VllmEngine:
     """A `medmoe.serving.chat_engine.ChatEngine` that hands over to vLLM.
 
     Args:
-        directory: The model's folder.
-        name: What to call it in replies.
         max_batch: Conversations that are answered together.
         max_waiting: Requests that may wait; more are refused.
         options: Of vLLM's engine, by its own names, e.g. ``tensor_parallel_size``.

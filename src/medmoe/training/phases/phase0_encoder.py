@@ -67,7 +67,6 @@ class EncoderPretraining(nn.Module):
     Args:
         classes: Number of classes of each attribute.
         vocab_size: Of the tokenizer, for the bag of caption words.
-        label_smoothing: Of the attribute heads.
     """
 
     def __init__(
@@ -193,7 +192,6 @@ def train_encoder(
     Args:
         records: Their captions name the pictures; one without is named by its attributes.
         repeats: How often a data set's images come in one epoch, once where not named.
-        table: The records' pictures.
     """
     captions: dict[str, list[Record]] = defaultdict(list)
     for record in records:

@@ -41,7 +41,6 @@ class LabelledStates:
     """Hidden states of images whose domain is known.
 
     Attributes:
-        images: Names of the images.
         states: (N, L, T, D) float32.
         domains: (N,) int64, index of each image's domain.
     """

@@ -34,7 +34,6 @@ class CheckpointFolder:
 
     Attributes:
         path: Holds ``step-N`` directories and nothing else of ours.
-        keep: How many stay.
         best: The step whose checkpoint stays besides, None for none.
         damaged: What was passed over when the newest was looked for, one line each.
     """
