@@ -12,7 +12,6 @@ from medmoe.cli.parser import FOOTER
 
 if TYPE_CHECKING:
     from medmoe.evaluation.compare import Comparison
-    from medmoe.evaluation.files.run_files import Side
 
 WORSE = 1
 
@@ -77,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
             found,
             root=root,
             images=args.images,
-            phantom_seed=_phantom_seed(a, b, args.seed),
+            phantom_seed=next((s for s in (a.seed, b.seed) if s is not None), args.seed),
         )
         print(f"page: {args.report}")
     worse = bool(losses(differences))
@@ -110,10 +109,6 @@ def _compare(
         check_same_truth(path, records)
     left, right = ([read_predictions(path) for path in side] for side in (a, b))
     return compare_runs(name, records, left, right, seed=args.seed)
-
-
-def _phantom_seed(a: Side, b: Side, seed: int) -> int:
-    return next((s for s in (a.seed, b.seed) if s is not None), seed)
 
 
 def _flip(row: Any) -> dict[str, Any]:

@@ -7,8 +7,8 @@ data folder was chosen, that is every data set of the demo. Other sets are shown
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from medmoe.cli import flags
 from medmoe.cli.machine import Check, check_machine
@@ -27,7 +27,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the report, write `--json`, and return 1 if something required is missing."""
     checks = [*check_data(args.data), *check_machine(Path.cwd())]
     usable = not any(check.status == "missing" for check in checks)
-    flags.write_json(args.json, as_json(checks, usable))
+    result = {"version": 1, "usable": usable, "checks": [asdict(check) for check in checks]}
+    flags.write_json(args.json, result)
     show(checks, usable)
     return 0 if usable else 1
 
@@ -65,15 +66,6 @@ def check_data(explicit: Path | None) -> list[Check]:
             )
         )
     return rows
-
-
-def as_json(checks: list[Check], usable: bool) -> dict[str, Any]:
-    """Return the report as the object that `--json` writes."""
-    rows = [
-        {"name": check.name, "value": check.value, "status": check.status, "fix": check.fix}
-        for check in checks
-    ]
-    return {"version": 1, "usable": usable, "checks": rows}
 
 
 def show(checks: list[Check], usable: bool) -> None:

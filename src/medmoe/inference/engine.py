@@ -101,11 +101,9 @@ class MedMoe:
     @torch.no_grad()
     def encode(self, images: Sequence[ImageInput]) -> Tensor:
         """Return the vision features (N, P, D_vision) of images."""
-        parts = []
-        for start in range(0, len(images), self._batch_size):
-            pixels = self.pixel_values(images[start : start + self._batch_size])
-            parts.append(self.encode_pixels(pixels))
-        return torch.cat(parts)
+        size = self._batch_size
+        parts = (images[start : start + size] for start in range(0, len(images), size))
+        return torch.cat([self.encode_pixels(self.pixel_values(part)) for part in parts])
 
     def pixel_values(self, images: Sequence[ImageInput]) -> Tensor:
         """Return the squares (N, 3, H, W) that the vision encoder sees; its mean colour is 0."""

@@ -2,7 +2,7 @@
 
 One line is ``{id, answer, answer_type, image?, subset?}``; ``references`` (further right answers),
 ``options`` (classification) and ``question`` are read where they are there. Records made here hold
-no picture: where one is needed, `medmoe.evaluation.pictures` looks it up.
+no picture: where one is needed, `medmoe.evaluation.files.known_records` looks it up.
 """
 
 from __future__ import annotations

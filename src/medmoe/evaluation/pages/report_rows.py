@@ -82,6 +82,8 @@ def results(scores: Sequence[Score], comparisons: Sequence[Mapping[str, Any]] = 
     systems = sorted({s for row in table.values() for s in row}, key=_system_order)
     lead = lead_system(scores)
     leading = {key: row for key, row in table.items() if _leads(key)}
+    # Held against their baselines in words; the tables mark the others.
+    judged = {k: row for k, row in table.items() if k[3] in OURS and k[2] in MAIN_SUBSETS}
     titles = (OUR_PROTOCOL, OTHER_PROTOCOLS, BY_TYPE, BY_PART)
     groups = {t: [row for key, row in table.items() if _group(key) == t] for t in titles}
     tables = {t: _table(t, rows, systems) for t, rows in groups.items() if rows}
@@ -101,7 +103,7 @@ def results(scores: Sequence[Score], comparisons: Sequence[Mapping[str, Any]] = 
             for key, row in leading.items()
             if lead in row and key[2:4] != ("all", "strict")
         ],
-        baseline_sentences=list(_baseline_sentences(_judged(table))),
+        baseline_sentences=list(_baseline_sentences(judged)),
         comparison_sentences=list(_comparison_sentences(comparisons)),
         control_sentences=[
             line for score in leading_controls if (line := _control_line(score, table))
@@ -129,11 +131,6 @@ def _group(key: Key) -> str | None:
     if protocol not in OURS:
         return None
     return BY_PART if subset.startswith(_BREAKDOWNS) else BY_TYPE
-
-
-def _judged(table: Scores) -> Scores:
-    """Return the rows held against their baselines in words; the tables mark the others."""
-    return {k: row for k, row in table.items() if k[3] in OURS and k[2] in MAIN_SUBSETS}
 
 
 def system_name(system: str) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from medmoe.errors import ConfigError
 from medmoe.evaluation.reliability.calibration import Answered
-from medmoe.evaluation.statistics import Floats, cluster_indices
+from medmoe.evaluation.statistics import Floats, Indices, cluster_indices
 
 SPLITS = 500
 
@@ -53,9 +53,8 @@ class Given:
 
 def risk_coverage(answered: Answered) -> Curve:
     """Return the risk at each coverage, the most confident answers first."""
-    order = np.argsort(-answered.confidence, kind="stable")
+    order, last = _ranked(answered)
     confidence, wrong = answered.confidence[order], 1 - answered.right[order]
-    last = np.append(np.flatnonzero(np.diff(confidence)), len(confidence) - 1)
     given = last + 1
     risk = np.cumsum(wrong)[last] / given
     steps = np.diff(np.concatenate([[0], given])) / len(confidence)
@@ -82,10 +81,9 @@ def choose_threshold(answered: Answered, target: float) -> float | None:
     if room < 0:
         return None
     sizes = np.bincount(index, minlength=count)
-    order = np.argsort(-answered.confidence, kind="stable")
+    order, last = _ranked(answered)
     confidence = answered.confidence[order]
     cost = np.cumsum((1 - answered.right[order]) / sizes[index[order]])
-    last = np.append(np.flatnonzero(np.diff(confidence)), len(confidence) - 1)
     # Rounding of equal sums must not decide.
     fits = np.flatnonzero(cost[last] <= room + 1e-9)
     return float(confidence[last[fits[-1]]]) if len(fits) else float(np.nextafter(confidence[0], 2))
@@ -126,6 +124,13 @@ def check_by_splits(
         outcomes.append((given.wrong, given.coverage))
     means: Floats = np.mean(outcomes, axis=0)
     return float(means[0]), float(means[1])
+
+
+def _ranked(answered: Answered) -> tuple[Indices, Indices]:
+    """Return the order of falling confidence, and where in it the last of equals stand."""
+    order = np.argsort(-answered.confidence, kind="stable")
+    steps = np.flatnonzero(np.diff(answered.confidence[order]))
+    return order, np.append(steps, len(order) - 1)
 
 
 def _part(answered: Answered, kept: np.ndarray) -> Answered:

@@ -73,7 +73,8 @@ def _row(kind: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
     )
     return (
         kind, str(entry["n"]), _share(entry["accuracy"]), _share(entry["mean_confidence"]),
-        with_interval(*ece), f"{before['brier']:.3f}", _area(entry),
+        with_interval(*ece), f"{before['brier']:.3f}",
+        f"{100 * entry['curve']['area']:.2f}",  # small areas differ in hundredths of a percent
         _temperature(entry.get("temperature")),
         _share(after.get("ece")), f"{after['brier']:.3f}" if after else NONE,
     )  # fmt: skip
@@ -145,11 +146,6 @@ def _curve(task: str, kind: str, entry: Mapping[str, Any]) -> Figure:
         svg = to_svg(figure, f"Risk–coverage curve of {task}, {kind} answers")
     caption = f"{task}, {kind}: share of wrong answers when only the most confident are given."
     return Figure(caption, svg)
-
-
-def _area(entry: Mapping[str, Any]) -> str:
-    """Return the area under the risk–coverage curve in percent; small ones differ in hundredths."""
-    return f"{100 * entry['curve']['area']:.2f}"
 
 
 def _temperature(value: float | None) -> str:
