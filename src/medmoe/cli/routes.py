@@ -44,8 +44,13 @@ def run(args: argparse.Namespace) -> int:
 
     from medmoe.data.registry import find_data
     from medmoe.evaluation.ask.records import task_records
-    from medmoe.evaluation.routes.curve_file import read_label_curve
-    from medmoe.evaluation.routing_report import RoutesPlan, check_models, check_records, routes
+    from medmoe.evaluation.routing_report import (
+        RoutesPlan,
+        check_models,
+        check_records,
+        read_label_curve,
+        routes,
+    )
     from medmoe.evaluation.tasks import task_spec
     from medmoe.model.checkpoint import read_config
     from medmoe.model.locate import find_model

@@ -70,8 +70,7 @@ def _add_reliability(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the scores of all protocols with n, intervals and constant answers."""
     from medmoe.cli.tables import Screen
-    from medmoe.evaluation.pages.score_report import score_summary, write_score_report
-    from medmoe.evaluation.score_files import answers_of
+    from medmoe.evaluation.score_files import answers_of, score_summary, write_score_report
 
     _check_flags(args)
     answers = answers_of(args.predictions, args.truth)

@@ -22,9 +22,8 @@ from PIL import Image
 from medmoe.evaluation.ask.asker import Asker, Progress
 from medmoe.evaluation.ask.controls import controlled
 from medmoe.evaluation.ask.corruptions import corrupted
-from medmoe.evaluation.ask.plan import EvalPlan, protocols_of
+from medmoe.evaluation.ask.plan import EvalPlan, hold_settings, protocols_of, settings_sha256
 from medmoe.evaluation.ask.records import TaskRecords
-from medmoe.evaluation.ask.settings import hold_settings, settings_sha256
 from medmoe.evaluation.files.json_lines import read_rows
 from medmoe.evaluation.files.predictions import Prediction
 from medmoe.evaluation.pages.report import write_report

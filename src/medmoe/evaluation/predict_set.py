@@ -24,9 +24,8 @@ from medmoe.data.readers.own_set import OwnSet
 from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, DataError
 from medmoe.evaluation.ask.asker import Asker, Progress
-from medmoe.evaluation.ask.plan import EvalPlan
+from medmoe.evaluation.ask.plan import EvalPlan, hold_settings
 from medmoe.evaluation.ask.records import TaskRecords
-from medmoe.evaluation.ask.settings import hold_settings
 from medmoe.evaluation.files.json_lines import read_rows
 from medmoe.evaluation.files.predictions import Prediction
 from medmoe.evaluation.reliability.measure import confidence_of

@@ -11,9 +11,9 @@ import pytest
 from medmoe.data.schema import ImageRecord
 from medmoe.errors import DataError
 from medmoe.evaluation.routes import tables
-from medmoe.evaluation.routes.curve_file import read_label_curve
 from medmoe.evaluation.routes.embedding import embed, mapped_images
 from medmoe.evaluation.routes.observe import Observation
+from medmoe.evaluation.routing_report import read_label_curve
 
 DOMAINS = ("ct", "mri")
 
