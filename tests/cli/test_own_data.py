@@ -95,6 +95,26 @@ def test_what_is_wrong_is_one_line_with_file_row_and_fix(
     assert not out.exists() or not any(out.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--domains", "ct,foto"], "--domains: unknown domain 'foto'"),
+        (["--modality", "x-rai"], "unknown modality 'x-rai'; choose one of: angiography, ct"),
+        (["--records", "vqa_rad"], "--records vqa_rad: name its part too, e.g. vqa_rad/train"),
+        (["--records", "gone.csv"], "gone.csv: no such file or folder; give a table or a folder"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["train", "demo"])
+def test_what_no_picture_could_have_is_one_line(
+    verb: str, words: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = table(tmp_path / "own")
+    out = tmp_path / "out"
+    assert main([*VERBS[verb](path, out), *words]) == 2
+    assert line in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_a_part_that_is_not_there_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

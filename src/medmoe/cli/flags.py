@@ -14,7 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from medmoe.errors import ConfigError, GuardError, MedMoeError
+from medmoe.domains import MEMBERS, MODALITIES, modality_name
+from medmoe.errors import ConfigError, GuardError, MedMoeError, one_of
 from medmoe.files import FULL, refused, write_text
 
 Value = TypeVar("Value")
@@ -187,12 +188,19 @@ def add_allow_outside(parser: argparse.ArgumentParser) -> None:
 
 
 def own_settings(args: argparse.Namespace) -> list[str]:
-    """Return modality, domains and `--set` as settings of a recipe; what `--set` says goes last."""
+    """Return modality, domains and `--set` as settings of a recipe; what `--set` says goes last.
+
+    Raises:
+        ConfigError: A domain is none that a picture could have.
+    """
     settings = []
     if args.modality is not None:
         settings.append(f"data.modality={json.dumps(args.modality)}")
     if args.domains is not None:
-        names = [name.strip() for name in args.domains.split(",")]
+        names = [modality_name(name) for name in args.domains.split(",")]
+        for name in names:
+            if name not in (known := (*MODALITIES, *MEMBERS)):
+                raise ConfigError(f"--domains: {one_of(name, known, 'domain')}")
         settings.append(f"model.domains={json.dumps(names)}")
     return [*settings, *args.settings]
 

@@ -159,8 +159,14 @@ def record_settings(spec: TrainSpec, records: Sequence[str]) -> list[str]:
     of a demonstration are scored on the test part.
 
     Args:
-        records: Sets by path or name, with or without a split.
+        records: Sets by path, with or without a split, or by name and split.
+
+    Raises:
+        ConfigError: A name stands without a split.
+        DataError: A set is neither there nor known by name.
     """
+    if plain := [name for name in records if name in registry.READERS]:
+        raise ConfigError(f"--records {plain[0]}: name its part too, e.g. {plain[0]}/train")
     # A recipe tells a folder that lies right here from a name by its "./".
     bare = {name for name in records if not set(name) & set("/\\.") and Path(name).exists()}
     records = [f"./{name}" if name in bare else name for name in records]
