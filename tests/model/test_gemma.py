@@ -238,7 +238,7 @@ def test_several_gguf_files_or_none_are_one_line(
     with pytest.raises(ConfigError, match=r"a\.gguf: reading it needs the package gguf; run `pip"):
         language_of(spec_of(tmp_path))
     (tmp_path / "b.gguf").touch()
-    with pytest.raises(ConfigError, match=r"holds 2 GGUF files, first: a\.gguf; name one of them"):
+    with pytest.raises(ConfigError, match=r"holds 2 \.gguf files, first: a\.gguf; name one"):
         language_of(spec_of(tmp_path))
     monkeypatch.setattr("medmoe.model.pretrained.find_spec", lambda name: name)
     with pytest.raises(ConfigError, match="cannot load"):

@@ -17,6 +17,8 @@ from tests.model.tiny import VISION, language_model, processor, vision_tower
 from medmoe.backbones.published import PUBLISHED, kept_weights, weights_home
 from medmoe.backbones.registry import LANGUAGE_BACKBONES, VISION_BACKBONES, vision_backbone
 from medmoe.errors import CheckpointError, ConfigError
+from medmoe.experiments.plan import plan_train
+from medmoe.experiments.recipe import load_recipe
 from medmoe.model.committed import check_files, read_manifest
 from medmoe.model.get_weights import get_weights
 from medmoe.model.pretrained import load_language_model, load_vision_encoder
@@ -196,6 +198,18 @@ def test_an_unreachable_hub_is_one_line() -> None:
 def test_what_cannot_be_fetched_is_one_line(name: str, origin: str | None, line: str) -> None:
     with pytest.raises(ConfigError, match=line):
         get_weights(name, origin, None, False, print)
+
+
+def test_without_weights_training_ends_in_one_line_before_it_begins(tmp_path: Path) -> None:
+    recipe = load_recipe("small_real")
+    with pytest.raises(ConfigError, match="are not here; get them by `medmoe weights get effici"):
+        plan_train(recipe, (), tmp_path, tmp_path / "run", 0)
+    lite = tmp_path / "lite.pth"
+    lite.touch()
+    recipe = load_recipe("small_real", [f"model.vision_source={lite}"])
+    with pytest.raises(ConfigError, match="get it by `medmoe weights get gemma3_270m` where"):
+        plan_train(recipe, (), tmp_path, tmp_path / "run", 0)
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_weights_the_line_says_how_to_get_them() -> None:

@@ -128,7 +128,7 @@ def test_a_pickle_of_more_than_tensors_is_not_read(phi: Path) -> None:
 
 
 def test_without_network_or_folder_the_line_says_what_to_do() -> None:
-    message = r"cannot load microsoft/phi-2 \(.*\); get it by `medmoe weights get` where there is a"
+    message = r"cannot load microsoft/phi-2 \(.*\); get it by `medmoe weights get phi2_2_7b` where"
     with pytest.raises(ConfigError, match=message):
         load_language_model(PHI)
     with pytest.raises(ConfigError, match="has no pretrained weights; train it by phase 0"):

@@ -16,6 +16,7 @@ from medmoe.config.train_schema import TrainSpec
 from medmoe.errors import ConfigError
 from medmoe.experiments.handover import check_input, is_finished
 from medmoe.experiments.recipe import Recipe
+from medmoe.model.pretrained import check_sources
 from medmoe.training.trackers import check_trackers
 
 
@@ -88,6 +89,9 @@ def plan_train(
     if label_counts and "phase2_router" not in chosen:
         raise ConfigError("--label-counts belongs to phase2_router; add --phase phase2_router")
     check_trackers(spec.run.trackers)
+    begins = "phase1_alignment" in chosen and not is_finished(out / "phase1_alignment")
+    if begins and not spec.stand_ins() and "phase1_alignment" not in spec.starts:
+        check_sources(spec.model)
     if not label_counts and spec.router and "phase2_router" in chosen:
         label_counts = spec.router.label_counts
     counts = tuple(label_counts)

@@ -7,13 +7,14 @@ licence asks for it, it must be accepted first. Nothing that is fetched is run.
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from html.parser import HTMLParser
+from html import unescape
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -80,14 +81,8 @@ def _accept(
     say: Callable[[str], None],
 ) -> None:
     """Say the licence; of one that must be accepted its terms, as they came or where they stand."""
-    if known is None:
-        say(f"licence of {name}: as its page on the hub says")
-        return
-    say(f"licence of {known.name}: {known.licence}")
-    if known.terms is None:
-        return
-    if accepted:
-        say(f"accepted, and kept beside the weights: {known.terms or known.terms_url}")
+    say(f"licence of {name}: {known.licence if known else 'as its page on the hub says'}")
+    if known is None or known.terms is None or accepted:
         return
     if terms is not None:
         say(_text_of(terms.read_text(encoding="utf-8")))
@@ -196,30 +191,10 @@ def _convert(entry: LanguageBackbone | VisionBackbone, folder: Path) -> None:
         path.unlink()
 
 
-class _Words(HTMLParser):
-    """Collects what a page says in its headings, paragraphs and lists."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-        self._depth = 0
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in ("h1", "h2", "h3", "p", "li"):
-            self._depth += 1
-            self.lines.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in ("h1", "h2", "h3", "p", "li"):
-            self._depth = max(0, self._depth - 1)
-
-    def handle_data(self, data: str) -> None:
-        if self._depth:
-            self.lines[-1] += data
-
-
 def _text_of(page: str) -> str:
     """Return the words of an HTML page from its heading on, a paragraph a line."""
-    words, begin = _Words(), max(0, page.find("<h1"))
-    words.feed(page[begin:].partition("</article>")[0])
-    return "\n".join(line for line in (" ".join(line.split()) for line in words.lines) if line)
+    body = page[max(0, page.find("<h1")) :].partition("</article>")[0]
+    body = re.sub(r"(?s)<(script|style)\b.*?</\1>", "", body)
+    parts = re.split(r"</?(?:h\d|p|li|br)\b[^>]*>", body)
+    lines = (" ".join(unescape(re.sub(r"<[^>]*>", "", part)).split()) for part in parts)
+    return "\n".join(line for line in lines if line)

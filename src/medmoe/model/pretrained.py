@@ -30,7 +30,12 @@ from transformers.utils import cached_file
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from medmoe.backbones.published import PUBLISHED, kept_weights
-from medmoe.backbones.registry import language_backbone, vision_backbone
+from medmoe.backbones.registry import (
+    LANGUAGE_BACKBONES,
+    VISION_BACKBONES,
+    language_backbone,
+    vision_backbone,
+)
 from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
 from medmoe.backbones.templates import with_images
 from medmoe.config.schema import ModelSpec
@@ -57,7 +62,7 @@ def vision_of(spec: ModelSpec) -> VisionBackbone:
     entry, where = vision_backbone(spec.vision_encoder), spec.vision_source
     if where is None:
         return entry
-    if published_of(where) is not None:  # weights alone: their shape is the entry's
+    if _file_of(where, ".pth") is not None:  # weights alone: their shape is the entry's
         return replace(entry, **_named(where))
     _, extra = _origin(entry, where, "vision_source")
     whole = _config(where, extra, "vision_source")
@@ -136,40 +141,37 @@ def _named(source: str) -> dict[str, Any]:
     }
 
 
-def gguf_of(source: str) -> Path | None:
-    """Return the GGUF file that a source is, or that its folder holds in place of a model.
-
-    Raises:
-        ConfigError: The folder holds several, or the package that reads them is missing.
-    """
-    path = Path(source)
-    files = [path] if path.suffix == ".gguf" else []
-    if path.is_dir() and not (path / "config.json").is_file():
-        files = sorted(path.glob("*.gguf"))
-    if len(files) > 1:
-        raise ConfigError(
-            f"{path} holds {len(files)} GGUF files, first: {files[0].name}; name one of them"
-        )
-    if files and find_spec("gguf") is None:
-        raise ConfigError(
-            f"{files[0]}: reading it needs the package gguf; run `pip install 'medmoe[gguf]'`"
-        )
-    return files[0] if files else None
-
-
-def published_of(source: str) -> Path | None:
-    """Return the published file of an EfficientNet-Lite that a source is, or that its folder holds.
+def _file_of(source: str, suffix: str) -> Path | None:
+    """Return the file of a suffix that a source is, or that its folder holds in place of a model.
 
     Raises:
         ConfigError: The folder holds several.
     """
     path = Path(source)
-    files = [path] if path.suffix == ".pth" else []
+    files = [path] if path.suffix == suffix else []
     if path.is_dir() and not (path / "config.json").is_file():
-        files = sorted(path.glob("*.pth"))
+        files = sorted(path.glob(f"*{suffix}"))
     if len(files) > 1:
-        raise ConfigError(f"{path} holds {len(files)} .pth files, first: {files[0].name}; name one")
+        raise ConfigError(
+            f"{path} holds {len(files)} {suffix} files, first: {files[0].name}; name one"
+        )
     return files[0] if files else None
+
+
+def check_sources(spec: ModelSpec) -> None:
+    """Refuse backbones whose weights are not to be had, before anything is read or written.
+
+    Raises:
+        ConfigError: A source cannot be reached; the line says how to get it.
+    """
+    language, vision = language_of(spec), vision_of(spec)
+    for backbone, source, key in (
+        (vision, spec.vision_source, "vision_source"),
+        (language, spec.language_source, "language_source"),
+    ):
+        where, extra = _origin(backbone, source, key)
+        if "gguf_file" not in extra and _file_of(where, ".pth") is None:
+            _config(where, extra, key)
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase, entry: LanguageBackbone, where: str) -> str:
@@ -262,7 +264,7 @@ def load_vision_encoder(backbone: VisionBackbone, source: str | None = None) -> 
         CheckpointError: Weights are missing or damaged.
     """
     where, extra = _origin(backbone, source, "vision_source")
-    file = published_of(where)
+    file = _file_of(where, ".pth")
     if file is not None:
         return _published(file, backbone)
     whole = _config(where, extra, "vision_source")
@@ -282,7 +284,11 @@ def _origin(
 ) -> tuple[str, dict[str, Any]]:
     """Return where to load from, and the keywords that pin it."""
     if source is not None:
-        file = gguf_of(source)
+        file = _file_of(source, ".gguf")
+        if file is not None and find_spec("gguf") is None:
+            raise ConfigError(
+                f"{file}: reading it needs the package gguf; run `pip install 'medmoe[gguf]'`"
+            )
         if file is not None:
             return str(file.parent), {"gguf_file": file.name, "local_files_only": True}
         return source, {"local_files_only": True} if Path(source).is_dir() else {}
@@ -376,9 +382,11 @@ def _load(auto: Any, where: str, extra: dict[str, Any], config: Any, key: str) -
 
 def _unreachable(where: str, key: str, error: Exception) -> ConfigError:
     reason = str(error).strip().partition("\n")[0]
+    every: list[Any] = [*LANGUAGE_BACKBONES.values(), *VISION_BACKBONES.values()]
+    name = next((entry.name for entry in every if entry.hub_id == where), "NAME")
     return ConfigError(
-        f"cannot load {where} ({reason}); get it by `medmoe weights get` where there is a network, "
-        f"or use --set model.{key}=FOLDER"
+        f"cannot load {where} ({reason}); get it by `medmoe weights get {name}` where there is a "
+        f"network, or use --set model.{key}=FOLDER"
     )
 
 
