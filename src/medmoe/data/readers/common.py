@@ -258,24 +258,15 @@ def caption(
     """
     if modality is None and organ is None and plane is None:
         return None
-    words = []
-    plane_word = _PLANE_WORDS.get(plane or "")
-    if plane_word:
-        words.append(plane_word)
-    if modality is None:
-        words.append("image")
-    else:
-        words.append(_MODALITY_WORDS.get(modality, f"{modality} image"))
-    sentence = f"{_article(words[0])} {' '.join(words)}"
+    plane_word = _PLANE_WORDS.get(plane or "", "")
+    named = "image" if modality is None else _MODALITY_WORDS.get(modality, f"{modality} image")
+    shown = f"{plane_word} {named}".strip()
+    # The article goes by sound: an MRI, an X-ray, an AP view; a CT, a PA view.
+    vowel = shown[0].lower() in "aeiou" or shown in ("MRI", "X-ray")
+    sentence = f"{'An' if vowel else 'A'} {shown}"
     if organ is not None:
         noun = " system" if organ.endswith(_ORGAN_ADJECTIVES) else ""
         sentence += f" of the {organ}{noun}"
     if plane is not None and not plane_word:
         sentence += f" ({plane})"
     return sentence + "."
-
-
-def _article(word: str) -> str:
-    """Return the article by sound: an MRI, an X-ray, an AP view; a CT, a PA view."""
-    by_sound = word[0].lower() in "aeiou" or word in ("MRI", "X-ray")
-    return "An" if by_sound else "A"
