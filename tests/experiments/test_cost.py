@@ -168,10 +168,10 @@ def test_what_does_not_fit_is_refused(model: str, flags: dict[str, Any], message
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "config.json: missing"),
+        (None, "config.json: no such file"),
         ("{", "not readable as JSON"),
         ('{"model_type": "llava"}', "of type 'llava', not 'medmoe'"),
-        ("[]", "of type None"),
+        ("[]", "must hold a JSON object"),
         ('{"model_type": "medmoe", "text_config": 3}', "not a complete config"),
     ],
 )
