@@ -39,14 +39,8 @@ def test_language_model_and_tokenizer_arrive_whole(phi: Path) -> None:
     assert tokenizer.get_vocab() == processor().tokenizer.get_vocab()
 
 
-def test_vision_encoder_arrives_whole(tmp_path: Path) -> None:
-    vision_tower().save_pretrained(tmp_path / "clip")
-    model = load_vision_encoder(VISION, str(tmp_path / "clip"))
-    wanted = vision_tower().state_dict()
-    assert all(torch.equal(tensor, wanted[name]) for name, tensor in model.state_dict().items())
-
-
-def test_vision_encoder_is_taken_out_of_a_whole_clip(tmp_path: Path) -> None:
+def saved_clip(folder: Path) -> Any:
+    """Save a whole CLIP, its text encoder too, and return it."""
     text = CLIPTextConfig(
         vocab_size=50,
         hidden_size=16,
@@ -56,7 +50,19 @@ def test_vision_encoder_is_taken_out_of_a_whole_clip(tmp_path: Path) -> None:
     )
     config = CLIPConfig(text_config=text.to_dict(), vision_config=vision_tower().config.to_dict())
     whole: Any = randomise(CLIPModel(config), seed=8)
-    whole.save_pretrained(tmp_path / "clip")
+    whole.save_pretrained(folder)
+    return whole
+
+
+def test_vision_encoder_arrives_whole(tmp_path: Path) -> None:
+    vision_tower().save_pretrained(tmp_path / "clip")
+    model = load_vision_encoder(VISION, str(tmp_path / "clip"))
+    wanted = vision_tower().state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in model.state_dict().items())
+
+
+def test_vision_encoder_is_taken_out_of_a_whole_clip(tmp_path: Path) -> None:
+    whole = saved_clip(tmp_path / "clip")
     model = load_vision_encoder(VISION, str(tmp_path / "clip"))
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -101,16 +107,7 @@ def test_a_missing_weight_is_named(phi: Path) -> None:
 
 
 def test_a_clip_that_is_published_as_pickled_tensors_alone_is_read(tmp_path: Path) -> None:
-    text = CLIPTextConfig(
-        vocab_size=50,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-    )
-    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision_tower().config.to_dict())
-    whole: Any = randomise(CLIPModel(config), seed=8)
-    whole.save_pretrained(tmp_path / "clip")
+    whole = saved_clip(tmp_path / "clip")
     (tmp_path / "clip" / "model.safetensors").unlink()
     torch.save(whole.state_dict(), tmp_path / "clip" / "pytorch_model.bin")
     model = load_vision_encoder(VISION, str(tmp_path / "clip"))
