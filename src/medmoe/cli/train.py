@@ -57,6 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="go on with a trained model (folder, LoRA adapter or hub id): a dense one from any "
         "phase, or a Med-MoE in phase 3",
     )
+    parser.add_argument(
+        "--blind",
+        action="store_true",
+        help="train the blind twin: the same training without pictures, which `eval` holds every "
+        "score against (default folder: runs/blind_twin-HASH-SEED)",
+    )
     flags.add_path(parser, "--out", "DIR", "folder to write to (default: runs/CONFIG)")
     flags.add_seed(parser)
     flags.add_set(parser)
@@ -70,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.cli.train_display import Display, show_plan
     from medmoe.data.registry import find_data
     from medmoe.experiments.plan import plan_train
-    from medmoe.experiments.recipe import load_recipe, origin_settings
+    from medmoe.experiments.recipe import blind_twin, load_recipe, origin_settings, twin_key
 
     disable_progress_bar()
     settings = flags.own_settings(args)
@@ -78,6 +84,10 @@ def run(args: argparse.Namespace) -> int:
     if args.origin is not None:
         settings += origin_settings(recipe, args.origin, args.phases)
         recipe = load_recipe(args.config, settings, records=args.records)
+    name = recipe.name
+    if args.blind:
+        recipe = blind_twin(recipe)
+        name = f"blind_twin-{twin_key(recipe)[:12]}-{args.seed}"
     root = find_data(args.data)
     if args.plan:
         from medmoe.experiments.estimate import estimate
@@ -86,14 +96,14 @@ def run(args: argparse.Namespace) -> int:
         show_plan(recipe.name, found)
         flags.write_json(args.json, found)
         return 0
-    out = args.out or Path("runs") / recipe.name
+    out = args.out or Path("runs") / name
     plan = plan_train(
         recipe,
         args.phases,
         root,
         out,
         args.seed,
-        resume=args.resume,
+        resume=args.resume or args.blind,  # named by its hash: what stands there is the same
         allow_changed=args.allow_changed,
         label_counts=args.label_counts,
         allow_leak=args.allow_leak,

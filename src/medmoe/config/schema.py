@@ -48,6 +48,7 @@ class ModelSpec(Strict):
         meta_expert: Whether the MoE layers have the always-on meta expert (paper, Table 5).
         language_source, vision_source: Hub id or folder to load the backbone from instead of the
             one its entry names.
+        blind: Whether it never sees a picture: the blind twin of a recipe, by `train --blind`.
     """
 
     language_model: str
@@ -61,6 +62,7 @@ class ModelSpec(Strict):
     meta_expert: bool = Field(default=True, exclude_if=lambda value: value is True)
     language_source: str | None = Field(default=None, exclude_if=lambda value: value is None)
     vision_source: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    blind: bool = Field(default=False, exclude_if=lambda value: value is False)
 
     @model_validator(mode="after")
     def _rules_between_values(self) -> Self:

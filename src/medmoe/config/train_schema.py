@@ -284,6 +284,8 @@ class TrainSpec(Strict):
         sources = PHASE_TABLE[phase].inputs
         if not self.stand_ins():  # pretrained backbones, from the hub or a folder
             sources = tuple(name for name in sources if not PHASE_TABLE[name].stand_in)
+        elif self.model.blind:
+            sources = tuple(name for name in sources if PHASE_TABLE[name].leaves != "encoder")
         if self.learns_router():
             sources = tuple(name for name in sources if PHASE_TABLE[name].leaves != "router")
         return sources
@@ -298,7 +300,7 @@ class TrainSpec(Strict):
 
     def stand_ins(self) -> bool:
         """Return whether the backbones are trained from scratch by phase 0."""
-        return "phase0_encoder" in {*self.phases, *self.starts}
+        return bool({"phase0_encoder", "phase0_language"} & {*self.phases, *self.starts})
 
     def learns_router(self) -> bool:
         """Return whether the router trains in phase 3 instead of by labels (paper, Table 6)."""

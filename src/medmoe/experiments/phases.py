@@ -338,6 +338,10 @@ def _features(job: Job, model: Any, processor: Any, images: Sequence[ImageRecord
         select_strategy=model.config.vision_feature_select_strategy,
     )
     encoder = model.model.vision_tower
+    if job.spec.model.blind:
+        nothing = encoder(torch.zeros(1, 3, 1, 1)).last_hidden_state
+        rows = {image.id: row for row, image in enumerate(images)}
+        return nothing.expand(len(rows), -1, -1), rows
     if job.values.keep_features:
         table = pixel_table(images, processor.image_processor)
         autocast = job.settings.precision == "bf16"

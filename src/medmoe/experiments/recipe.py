@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from medmoe.config.load import (
     recipe,
     recipe_names,
 )
+from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PHASES, ModelSpec
 from medmoe.config.train_schema import TrainSpec
 from medmoe.data import registry
@@ -241,6 +242,61 @@ def origin_settings(recipe: Recipe, model: Path, phases: Sequence[str]) -> list[
         if known.get("name"):
             values[f"model.{part}"] = known["name"]
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+def blind_twin(recipe: Recipe) -> Recipe:
+    """Return the recipe of the same training without pictures: dense, no encoder, no router.
+
+    Its last phase is that of the SFT model, or phase 3's data and steps where a recipe has none.
+
+    Raises:
+        ConfigError: The recipe starts from a model that has seen pictures.
+    """
+    spec = recipe.spec
+    seen = [p for p in spec.starts if PHASE_TABLE[p].leaves in ("dense", "moe")]
+    if seen or "phase2_instruction" not in spec.phases:
+        raise ConfigError(
+            f"{recipe.name} starts from {seen[0] if seen else 'no phase 2 of its own'}, and a blind "
+            "twin is trained from phase 1 on; use --blind with the recipe that the model is of"
+        )
+    phases = {
+        phase: values.model_dump(mode="json")
+        for phase, values in spec.phases.items()
+        if PHASE_TABLE[phase].leaves in ("language_model", "dense")
+    }
+    if "sft" not in phases and "phase3_moe" in spec.phases:
+        dense = {"trains": spec.phases["phase2_instruction"].trains, "lora": None}
+        moe = spec.phases["phase3_moe"].model_dump(mode="json")
+        phases["sft"] = moe | dense | {"load_balance": 0.0}
+    config = recipe.config | {
+        "description": f"The blind twin of {recipe.name}: the same training without pictures.",
+        "model": recipe.config["model"] | {"blind": True},
+        "phases": phases,
+        "starts": {p: run for p, run in spec.starts.items() if p in phases},
+        "router": None,
+    }
+    return replace(recipe, spec=check(TrainSpec, _without_nulls(config), recipe.name))
+
+
+def twin_key(recipe: Recipe) -> str | None:
+    """Return the hash that a model and its blind twin have in common; None where there is no twin.
+
+    What shapes only the experts is not part of it: a recipe's variants share one twin.
+    """
+    try:
+        spec = (recipe if recipe.spec.model.blind else blind_twin(recipe)).spec
+    except ConfigError:
+        return None
+    config, model = spec.model_dump(mode="json"), spec.model
+    run = config["run"]
+    return config_hash(
+        {
+            "image": (model.vision_encoder, model.vision_source),
+            "language": (model.language_model, model.language_source),
+            "run": [run[name] for name in ("precision", "group_by_length", "answers_only")],
+            **{name: config[name] for name in ("vocab_size", "max_length", "data", "phases")},
+        }
+    )
 
 
 def _read(config: str) -> tuple[str, dict[str, Any]]:

@@ -31,6 +31,7 @@ from medmoe.experiments.handover import check_input, is_finished, publish_model
 from medmoe.experiments.outlook import Outlook
 from medmoe.experiments.phases import PHASE_FUNCTIONS, Job
 from medmoe.experiments.plan import TrainPlan, is_main
+from medmoe.experiments.recipe import twin_key
 from medmoe.files import write_json
 from medmoe.model.adapter import merged_note
 from medmoe.model.blueprint import meta_model
@@ -222,6 +223,8 @@ def _provenance(
         notes.append(
             f"{dropped} training records dropped: their pictures nearly equal scored ones."
         )
+    twin = twin_key(plan.recipe)
+    twin = twin or next((known["blind_twin"] for known in before if "blind_twin" in known), None)
     kept = ("recipe", "config_sha256", "seed", "commit", "dirty", "starts")
     return {
         "phase": phase,
@@ -231,6 +234,8 @@ def _provenance(
         **_phantom(plan.recipe.spec, phase, before),
         "licences": licences | {r.dataset: r.licence for r in data.records(phase)},
         "base_model": base or _base_model(plan.recipe.spec),
+        **({"blind": True} if plan.recipe.spec.model.blind else {}),
+        **({"blind_twin": twin} if twin else {}),
         "phases": phases,
         "notes": list(dict.fromkeys(filter(None, notes))),
         "shared_images": facts["data"]["shared_images"],

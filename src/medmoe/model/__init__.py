@@ -12,6 +12,7 @@ def register() -> None:
         AutoProcessor,
     )
 
+    from medmoe.model.blind import BlindConfig, BlindModel
     from medmoe.model.configuration_medmoe import MedMoeConfig
     from medmoe.model.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteModel
     from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration, MedMoeModel
@@ -21,6 +22,8 @@ def register() -> None:
     register_expert_names()
     AutoConfig.register("medmoe", MedMoeConfig, exist_ok=True)
     AutoConfig.register("efficientnet_lite", EfficientNetLiteConfig, exist_ok=True)
+    AutoConfig.register("blind", BlindConfig, exist_ok=True)
+    AutoModel.register(BlindConfig, BlindModel, exist_ok=True)
     AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel, exist_ok=True)
     AutoModel.register(MedMoeConfig, MedMoeModel, exist_ok=True)
     AutoModelForImageTextToText.register(

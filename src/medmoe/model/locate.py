@@ -68,6 +68,29 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER).is_file()
 
 
+def find_twin(model: Path) -> Path | None:
+    """Return the blind twin of a model, trained in its run or in one beside it; None without any.
+
+    Args:
+        model: Folder of a seeing model.
+    """
+    facts = _training(model)
+    if facts.get("blind") or not facts.get("blind_twin"):
+        return None
+    run = model.parent.parent if model.parent.name == facts.get("phase") else model.parent
+    wanted = [facts.get(name) for name in ("blind_twin", "seed")]
+    for folder in (*sorted(run.glob("*/model")), *sorted(run.parent.glob("*/model"))):
+        known = _training(folder)
+        if known.get("blind") and [known.get(n) for n in ("blind_twin", "seed")] == wanted:
+            return folder
+    return None
+
+
+def _training(folder: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = read_or_empty(folder / PROVENANCE).get("training") or {}
+    return facts
+
+
 def refuse_other(folder: Path) -> None:
     """Refuse what is no finished model folder.
 
@@ -117,7 +140,7 @@ def _no_folder(path: Path) -> str:
 
 def _part(folder: Path) -> str | None:
     """Say which part of a model a phase has left here, if it is no whole model."""
-    phase = (read_or_empty(folder / PROVENANCE).get("training") or {}).get("phase")
+    phase = _training(folder).get("phase")
     parts = {
         "phase0_encoder": "a vision encoder",
         "phase0_language": "a language model",

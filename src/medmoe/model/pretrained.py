@@ -40,6 +40,7 @@ from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
 from medmoe.backbones.templates import with_images
 from medmoe.config.schema import ModelSpec
 from medmoe.errors import CheckpointError, ConfigError
+from medmoe.model.blind import BlindConfig, BlindModel, blinded
 from medmoe.model.convert.source import read_tensors
 from medmoe.model.efficientnet_lite import (
     EfficientNetLiteConfig,
@@ -60,6 +61,8 @@ def vision_of(spec: ModelSpec) -> VisionBackbone:
         ConfigError: The folder cannot be read, is no vision encoder, or names no normalisation.
     """
     entry, where = vision_backbone(spec.vision_encoder), spec.vision_source
+    if spec.blind:
+        return blinded(vision_of(spec.model_copy(update={"blind": False})))
     if where is None:
         return entry
     if _file_of(where, ".pth") is not None:  # weights alone: their shape is the entry's
@@ -169,6 +172,8 @@ def check_sources(spec: ModelSpec) -> None:
         (vision, spec.vision_source, "vision_source"),
         (language, spec.language_source, "language_source"),
     ):
+        if backbone.model_type == BlindConfig.model_type:
+            continue
         where, extra = _origin(backbone, source, key)
         if "gguf_file" not in extra and _file_of(where, ".pth") is None:
             _config(where, extra, key)
@@ -263,6 +268,8 @@ def load_vision_encoder(backbone: VisionBackbone, source: str | None = None) -> 
         ConfigError: There is no source, it cannot be reached, or has another shape.
         CheckpointError: Weights are missing or damaged.
     """
+    if backbone.model_type == BlindConfig.model_type:
+        return BlindModel(BlindConfig(**backbone.config))
     where, extra = _origin(backbone, source, "vision_source")
     file = _file_of(where, ".pth")
     if file is not None:
