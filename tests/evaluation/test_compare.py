@@ -9,16 +9,15 @@ import pytest
 
 from medmoe.data.schema import Record
 from medmoe.errors import DataError
-from medmoe.evaluation.compare import (
-    Comparison,
-    Difference,
-    Flip,
-    compare_runs,
-    difference_interval,
-)
+from medmoe.evaluation.compare import Comparison, Difference, Flip, compare_runs
 from medmoe.evaluation.files.predictions import Prediction
 from medmoe.evaluation.pages.compare_page import answers_in_words, losses, most_telling, verdict
-from medmoe.evaluation.statistics import clustered_bootstrap, mcnemar, wilson
+from medmoe.evaluation.statistics import (
+    clustered_bootstrap,
+    difference_interval,
+    mcnemar,
+    wilson,
+)
 
 Make = Callable[..., Record]
 

@@ -28,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="standard",
         help="VQA-RAD's split; validation scores held-out training images (default: standard)",
     )
+    parser.add_argument(
+        "--blind",
+        action="store_true",
+        help="also train the blind twin, which sees no picture, and hold every score against it",
+    )
     flags.add_seed(parser)
     flags.add_set(parser)
     flags.add_json(parser)
@@ -40,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.cli.demo_display import closing, opening
     from medmoe.cli.train_display import Display
     from medmoe.data.registry import find_data
-    from medmoe.experiments.demo import plan_demo, score_demo, train_demo
+    from medmoe.experiments.demo import blind_plan, plan_demo, score_demo, train_demo
 
     disable_progress_bar()
     plan = plan_demo(
@@ -56,9 +61,10 @@ def run(args: argparse.Namespace) -> int:
     flags.make_out_dir(args.out)
     opening(plan)
     start = time.perf_counter()
-    display = Display(plan)
-    with display:
-        train_demo(plan, display.progress, display.measured)
+    for training in (plan, blind_plan(plan)) if args.blind else (plan,):
+        display = Display(training)
+        with display:
+            train_demo(training, display.progress, display.measured)
     with asking_bar() as update:
         summary: dict[str, Any] = score_demo(plan, update)
     closing(plan, summary, time.perf_counter() - start)

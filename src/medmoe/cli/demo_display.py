@@ -11,7 +11,7 @@ from rich.table import Table
 
 from medmoe.cli.parser import FOOTER
 from medmoe.cli.train_display import accuracy
-from medmoe.evaluation.pages.report_rows import interval, place, results
+from medmoe.evaluation.pages.report_rows import interval, place, results, share_cell
 from medmoe.experiments.demo import data_of, next_steps
 from medmoe.experiments.plan import TrainPlan
 from medmoe.numbers import percent
@@ -83,16 +83,21 @@ def result_table(summary: dict[str, Any]) -> Table:
         padding=(0, 1, 0, 0),
     )
     table.add_column("score", no_wrap=True)
-    for name in ("MoE", "SFT", "blank\nimage", "const-\nant", "quest.\nonly", "n"):
+    rows = _headline_rows(summary)
+    twin = any(row.get("share") for found in rows.values() for row in found.values())
+    shown = ("blind\ntwin", "picture's\nshare") if twin else ()
+    for name in ("MoE", "SFT", "blank\nimage", "const-\nant", "quest.\nonly", *shown, "n"):
         table.add_column(name, justify="right", no_wrap=True)
-    for key, found in _headline_rows(summary).items():
+    for key, found in rows.items():
         task, split, subset, metric = key
         moe, sft, blank = (found.get(name) for name in ("moe", "sft", "blank"))
+        blind = (percent(moe.get("blind_twin")), share_cell(moe)) if moe else ("", "")
         table.add_row(
             _what(task, split, subset, metric),
             *(f"{percent(row['value'])}\n{interval(row)}" if row else "" for row in (moe, sft)),
             percent(blank["value"]) if blank else "",
             *(percent(moe[name]) if moe else "" for name in BASELINES),
+            *(blind if shown else ()),
             str(moe["n"]) if moe else "",
         )
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medmoe.cli import flags
@@ -12,8 +13,6 @@ from medmoe.cli.parser import FOOTER
 from medmoe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from medmoe.evaluation.ask.records import TaskRecords
     from medmoe.evaluation.tasks import TaskSpec
 
@@ -84,6 +83,12 @@ def _add_tests(parser: argparse.ArgumentParser) -> None:
         help="also ask this split, e.g. validation, and choose temperature and abstention on it",
     )
     flags.add_target_risk(parser)
+    parser.add_argument(
+        "--blind-twin",
+        type=Path,
+        metavar="MODEL",
+        help="what `medmoe train CONFIG --blind` left (default: found beside the model's run)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -109,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
     _check_flags(args)
     model = find_model(args.model)
     verify(model)
+    twin = _twin(args, model)
     seed, tasks, calibration = _records(args, model)
     plan = EvalPlan(
         model=model,
@@ -124,6 +130,7 @@ def run(args: argparse.Namespace) -> int:
         seed=seed,
         batch_size=args.batch_size,
         commit=git_commit()[0],
+        twin=twin,
     )
     with asking_bar() as update:
         summary = evaluate(plan, update)
@@ -132,6 +139,30 @@ def run(args: argparse.Namespace) -> int:
     print(FOOTER)
     flags.write_json(args.json, summary)
     return 0
+
+
+def _twin(args: argparse.Namespace, model: Path) -> Path | None:
+    """Return the blind twin that scores are held against, None where none is found.
+
+    Raises:
+        ConfigError: The one named has seen pictures, or is another training's.
+    """
+    from medmoe.model.checkpoint import provenance, verify
+    from medmoe.model.locate import find_model, find_twin
+
+    twin = find_twin(model)
+    if args.blind_twin is not None:
+        twin, facts = find_model(args.blind_twin), provenance(model)
+        known = provenance(twin)
+        if not known.get("blind") or known.get("blind_twin") != facts.get("blind_twin"):
+            what = "of another training" if known.get("blind") else "no blind twin"
+            raise ConfigError(
+                f"--blind-twin {args.blind_twin} is {what}; train that of {args.model} by `medmoe "
+                f"train {facts.get('recipe', 'CONFIG')} --blind`"
+            )
+    if twin is not None:
+        verify(twin)
+    return twin
 
 
 def _calibrated(reliability: dict[str, Any]) -> dict[str, Any]:

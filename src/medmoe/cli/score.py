@@ -34,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_path(
         parser, "--train", "FILE", "truth of the training split, to choose the constant answers on"
     )
+    flags.add_path(
+        parser,
+        "--blind-twin",
+        "FILE",
+        "answers of a model trained alike without pictures: the picture's share beside each score",
+    )
     parser.add_argument(
         "--task",
         metavar="NAME",
@@ -74,9 +80,10 @@ def run(args: argparse.Namespace) -> int:
 
     _check_flags(args)
     answers = answers_of(args.predictions, args.truth)
-    if args.task and len(answers) > 1:
+    if (args.task or args.blind_twin) and len(answers) > 1:
+        flag, what = ("--task", "task") if args.task else ("--blind-twin", "file")
         raise ConfigError(
-            f"--task names one task, {args.predictions} holds {len(answers)} prediction files; "
+            f"{flag} names one {what}, {args.predictions} holds {len(answers)} prediction files; "
             "score one of them"
         )
     scored = _scored(args, answers)
@@ -112,6 +119,7 @@ def _check_flags(args: argparse.Namespace) -> None:
 
 def _scored(args: argparse.Namespace, answers: dict[str, Answers]) -> list[ScoredFile]:
     """Return the scores of each prediction file."""
+    from medmoe.evaluation.files.predictions import read_predictions
     from medmoe.evaluation.files.truth import read_truth
     from medmoe.evaluation.protocols import ALL_PROTOCOLS
     from medmoe.evaluation.score_files import Confidence, calibrations, score_answers
@@ -127,6 +135,7 @@ def _scored(args: argparse.Namespace, answers: dict[str, Answers]) -> list[Score
             name=name,
             task=args.task,
             train=train,
+            twin=read_predictions(args.blind_twin) if args.blind_twin else None,
             wanted=wanted,
             seed=args.seed,
             confidence=Confidence(others[name], target) if args.reliability else None,

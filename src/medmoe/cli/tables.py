@@ -95,4 +95,6 @@ class Screen:
         tables += paper.tables if paper else ()
         for table in tables:
             self.table(table)
-        self.lines((*found.legend, *found.baseline_sentences, *summary["notes"]))
+        self.lines(
+            (*found.legend, *found.baseline_sentences, *found.share_sentences, *summary["notes"])
+        )

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     name = recipe.name
     if args.blind:
         recipe = blind_twin(recipe)
-        name = f"blind_twin-{twin_key(recipe)[:12]}-{args.seed}"
+        name = f"blind_twin-{str(twin_key(recipe))[:12]}-{args.seed}"
     root = find_data(args.data)
     if args.plan:
         from medmoe.experiments.estimate import estimate

@@ -10,7 +10,6 @@ number of rows.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,7 +20,7 @@ from medmoe.data.schema import Record
 from medmoe.evaluation.files.predictions import Prediction, pair
 from medmoe.evaluation.score.breakdowns import question_types
 from medmoe.evaluation.score.measures import is_right, record_scores
-from medmoe.evaluation.statistics import Floats, clustered_bootstrap, mcnemar, wilson
+from medmoe.evaluation.statistics import Floats, difference_interval, mcnemar
 
 #: subset → the metrics that are compared; the first decides whether B is worse.
 _METRICS: Mapping[str, tuple[str, ...]] = {
@@ -242,27 +241,6 @@ def _difference(
         b_runs=[100 * float(run.mean()) for run in b],
         decides=metric == _METRICS[subset][0],
     )
-
-
-def difference_interval(
-    differences: Floats, images: Sequence[str], seed: int
-) -> tuple[float | None, float | None]:
-    """Return the 95 % interval of the mean paired difference, clustered on the image.
-
-    Where all records differ alike, a bootstrap has no width: three of three lost would claim
-    certainty. The share of images that went this way then has Wilson's interval.
-    """
-    count = len(set(images))
-    if count < 2:
-        return None, None
-    first = float(differences[0])
-    if first != 0.0 and (differences == first).all():
-        share, _ = wilson(count, count)
-        low, high = sorted((first, first * (2 * share - 1)))
-        return low, high
-    low, high = clustered_bootstrap(differences, images, seed=seed)
-    assert not math.isnan(low)
-    return low, high
 
 
 def _wins(name: str, subset: str, a: Floats, b: Floats) -> Wins:

@@ -1,8 +1,9 @@
 """`medmoe eval` without its printing: asks a model every question of some tasks and scores them.
 
 The folder holds ``settings.json`` (what is asked of which model: a resumed run must be the same),
-``<task>/predictions.jsonl``, beside it the answers to other pictures (``controls``,
-``corruptions``), in other words (``pairs``) and to the calibration split, ``summary.json`` and
+``<task>/predictions.jsonl``, beside it those of the blind twin (``blind_twin``), the answers to
+other pictures (``controls``, ``corruptions``), in other words (``pairs``) and to the calibration
+split, ``summary.json`` and
 ``report.html``. Answers that stand there are not asked again, so a finished run is scored anew
 without loading the model.
 """
@@ -35,7 +36,7 @@ from medmoe.evaluation.score.breakdowns import breakdowns
 from medmoe.evaluation.score.rows import ScoreRow, score_task
 from medmoe.evaluation.statistics import accuracy_of
 from medmoe.files import write_json
-from medmoe.model.checkpoint import provenance, read_config
+from medmoe.model.checkpoint import identity, provenance, read_config
 from medmoe.model.cost.parameters import activated_parameters, total_parameters
 
 
@@ -50,6 +51,7 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
         protocols_of(plan, task)
     settings = hold_settings(plan)
     asker = Asker(plan, progress)
+    twin = Asker(replace(plan, model=plan.twin), progress) if plan.twin else None
     start = time.perf_counter()
     rows: list[ScoreRow] = []
     trusted: dict[str, Any] = {}
@@ -58,7 +60,8 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
     for task in plan.tasks:
         path = plan.out / task.spec.name / "predictions.jsonl"
         predictions = asker.ask(task.spec.name, task.records, path)
-        rows += _score_rows(plan, task, predictions)
+        blind = _blind_answers(plan, task, twin)
+        rows += _score_rows(plan, task, predictions, twin=blind)
         trusted[task.spec.name] = _reliability_of(plan, task, predictions, asker)
         worse += _robustness_of(plan, task, predictions, asker)
         pairs += _pairs_of(plan, task, predictions, asker)
@@ -81,8 +84,20 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
     return summary
 
 
+def _blind_answers(
+    plan: EvalPlan, task: TaskRecords, twin: Asker | None
+) -> list[Prediction] | None:
+    """Return what the blind twin answers; the file is named by the twin, which may be another."""
+    if twin is None or plan.twin is None:
+        return None
+    path = plan.out / task.spec.name / "blind_twin" / f"{identity(plan.twin)[:12]}.jsonl"
+    return twin.ask(f"{task.spec.name}, blind twin", task.records, path)
+
+
 def _system(model: Path) -> str:
     """Return what the scores call a model."""
+    if provenance(model).get("blind"):
+        return "blind"
     if read_config(model).moe_layers:
         return "moe"
     return "sft" if provenance(model).get("phase") == "sft" else "dense"
@@ -93,6 +108,7 @@ def _score_rows(
     task: TaskRecords,
     predictions: Sequence[Prediction],
     control: str | None = None,
+    twin: Sequence[Prediction] | None = None,
 ) -> list[ScoreRow]:
     """Return the rows of every protocol that applies, with breakdowns where no control is named."""
     rows = score_task(
@@ -104,6 +120,7 @@ def _score_rows(
         train_records=task.train,
         seed=plan.seed,
         control=control,
+        twin=twin,
         protocols=protocols_of(plan, task),
         subsets=breakdowns(task.records) if control is None else None,
     )

@@ -84,6 +84,7 @@ def score_answers(
     name: str = "",
     task: str | None = None,
     train: Sequence[Record] = (),
+    twin: Sequence[Prediction] | None = None,
     wanted: Sequence[str] = ALL_PROTOCOLS,
     seed: int = 7,
     confidence: Confidence | None = None,
@@ -93,7 +94,7 @@ def score_answers(
     Args:
         name: As a run folder names it: the task, or ``<system>-<task>``.
         task: What was answered; the paper's rows of it are added.
-        train: Of `score_table`, as ``wanted``.
+        train: Of `score_table`, as ``twin`` and ``wanted``.
         confidence: Also add ``reliability``, as a run's ``summary.json`` has it for one task.
 
     Raises:
@@ -108,6 +109,7 @@ def score_answers(
         records,
         predictions,
         train=train,
+        twin=twin,
         wanted=wanted,
         multi_label=spec is not None and spec.kind == "multi_label",
         seed=seed,

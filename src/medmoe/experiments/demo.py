@@ -2,6 +2,7 @@
 
     OUT/<phase>/  as `medmoe train` writes them       OUT/model/  the MoE model
     OUT/eval/<system>/  as `medmoe eval` writes them  OUT/predictions/  their answers, by name
+    OUT/blind_twin/  its phases, where it was asked for
     OUT/examples/<domain>.png  summary.json  report.html  applied_card.html
 
 A second call goes on where the first one ended.
@@ -36,11 +37,12 @@ from medmoe.evaluation.tasks import TASKS, task_spec
 from medmoe.experiments.data import HELD_OUT, read_sets
 from medmoe.experiments.handover import is_finished, link_or_copy, publish_card
 from medmoe.experiments.plan import TrainPlan, plan_train
-from medmoe.experiments.recipe import STANDARD, load_recipe
+from medmoe.experiments.recipe import STANDARD, blind_twin, load_recipe
 from medmoe.experiments.run import RunListener, run_train
 from medmoe.files import write_json, write_text
 from medmoe.inference.engine import MedMoe
 from medmoe.model.checkpoint import provenance
+from medmoe.model.locate import find_twin
 from medmoe.training.context import Progress
 from medmoe.training.saving.run_dir import git_commit
 
@@ -76,6 +78,19 @@ def plan_demo(
         raise ConfigError(f"--split {split} is of VQA-RAD; leave it out with --records")
     recipe = load_recipe(name, settings, split=split, minutes=minutes, records=records)
     return plan_train(recipe, (), root, out, seed, resume=True, allow_outside=allow_outside)
+
+
+def blind_plan(plan: TrainPlan) -> TrainPlan:
+    """Return the training of a demonstration's blind twin, in ``OUT/blind_twin``."""
+    return plan_train(
+        blind_twin(plan.recipe),
+        (),
+        plan.root,
+        plan.out / "blind_twin",
+        plan.seed,
+        resume=True,
+        allow_outside=plan.allow_outside,
+    )
 
 
 def train_demo(plan: TrainPlan, progress: Progress, listener: RunListener | None = None) -> None:
@@ -180,14 +195,22 @@ def _evaluated(
     phase, controls = SYSTEMS[system]
     folder = plan.out / "eval" / system
     folder.mkdir(parents=True, exist_ok=True)
+    model = plan.out / phase / "model"
+    # The twin is asked once for all systems.
+    for answers in (plan.out / "eval" / "moe").glob("*/blind_twin/*.jsonl"):
+        task = folder / answers.relative_to(plan.out / "eval" / "moe")
+        if not task.exists():
+            task.parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(answers, task)
     evaluation = EvalPlan(
-        model=plan.out / phase / "model",
+        model=model,
         out=folder,
         tasks=tasks,
         protocols=_PROTOCOLS,
         controls=controls,
         seed=plan.seed,
         commit=git_commit()[0],
+        twin=find_twin(model),
     )
     return evaluate(evaluation, lambda name, *counts: asked(f"{system}: {name}", *counts))
 

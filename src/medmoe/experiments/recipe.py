@@ -256,8 +256,8 @@ def blind_twin(recipe: Recipe) -> Recipe:
     seen = [p for p in spec.starts if PHASE_TABLE[p].leaves in ("dense", "moe")]
     if seen or "phase2_instruction" not in spec.phases:
         raise ConfigError(
-            f"{recipe.name} starts from {seen[0] if seen else 'no phase 2 of its own'}, and a blind "
-            "twin is trained from phase 1 on; use --blind with the recipe that the model is of"
+            f"{recipe.name} starts from {seen[0] if seen else 'no phase 2 of its own'}, and a "
+            "blind twin is trained from phase 1 on; use --blind with the recipe of the model"
         )
     phases = {
         phase: values.model_dump(mode="json")

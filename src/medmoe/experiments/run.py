@@ -219,6 +219,8 @@ def _provenance(
     dropped = sum(data.dropped.get(name, 0) for name in data.trained(phase))
     notes = [text for known in before for text in known.get("notes", ())]
     notes += [merged_note(path) for path in inputs.values() if is_adapter(path)] + [note]
+    if plan.recipe.spec.model.blind:
+        notes.append("A blind twin: it never saw a picture, and answers from the question alone.")
     if dropped:
         notes.append(
             f"{dropped} training records dropped: their pictures nearly equal scored ones."

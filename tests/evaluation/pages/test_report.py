@@ -285,6 +285,33 @@ def test_a_score_without_baseline_or_interval_is_said() -> None:
     assert undefined.tables["Our protocol"].rows[0][2] == "▽ –"
 
 
+@pytest.mark.parametrize(
+    ("ends", "fails", "said"),
+    [((1.0, 9.0), False, "points."), ((-1.0, 9.0), True, "read from the questions."),
+     ((-9.0, -1.0), True, "the pictures made it worse."),
+     ((None, None), True, "so this shows nothing.")],
+)  # fmt: skip
+def test_a_score_is_held_against_its_blind_twin(
+    ends: tuple[float | None, float | None], fails: bool, said: str
+) -> None:
+    share = dict(zip(("value", "low", "high"), (4.0, *ends), strict=True))
+    found = results([score(half=2.0, blind_twin=60.0, share=share)])
+    assert found.headlines[0].fails == fails
+    assert found.share_sentences[0].endswith(said)
+    table = found.tables["Our protocol"]
+    assert table.columns[-3:] == ["Blind twin", "Picture's share", "n"]
+    assert table.rows[0][-3] == "60.0"
+    assert any("where its interval holds zero" in line for line in found.legend)
+    html = render_report(report_data(summary={"scores": [score(blind_twin=60.0, share=share)]}))
+    assert "What the pictures gave" in html
+
+
+def test_without_a_twin_nothing_is_said_of_one() -> None:
+    found = results([score()])
+    assert "Blind twin" not in found.tables["Our protocol"].columns
+    assert found.share_sentences == []
+
+
 def comparison(low: float | None, high: float | None) -> dict[str, Any]:
     middle = 0.5 if low is None or high is None else (low + high) / 2
     return {

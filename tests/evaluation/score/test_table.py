@@ -105,6 +105,27 @@ def test_intervals_are_clustered_on_the_image(records: list[Record]) -> None:
     assert (low, high) != free
 
 
+def test_the_picture_s_share_is_paired_and_clustered_on_the_image(records: list[Record]) -> None:
+    blind = [
+        Prediction(r.id, t) for r, t in zip(records, ["no"] * 4 + ["left lung", "x"], strict=True)
+    ]
+    found = score(records, TEXTS, twin=blind)
+    closed = found["closed", "strict", "accuracy"]  # seeing: right, right, wrong, right
+    gained = [1, 0, -1, 0]
+    low, high = clustered_bootstrap(gained, ["one", "one", "two", "three"], seed=7)
+    assert (closed.value, closed.blind_twin) == (75.0, 75.0)
+    assert closed.share == {
+        "value": 0.0, "low": pytest.approx(100 * low), "high": pytest.approx(100 * high)
+    }  # fmt: skip
+    assert found["open", "strict", "exact_match"].share["value"] == -50.0  # type: ignore[index]
+    assert found["place", "strict", "accuracy"].share == {"value": -100, "low": None, "high": None}
+
+
+def test_a_twin_that_did_not_answer_the_same_questions_is_refused(records: list[Record]) -> None:
+    with pytest.raises(DataError, match="o2"):
+        score(records, TEXTS, twin=[Prediction(r.id, "no") for r in records[:-1]])
+
+
 def test_all_right_does_not_claim_certainty(records: list[Record]) -> None:
     row = score(records, [r.answer for r in records])["closed", "strict", "accuracy"]
     low, high = wilson(3, 3)  # three images

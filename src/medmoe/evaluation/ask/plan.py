@@ -37,6 +37,7 @@ class EvalPlan:
             chosen; empty for none.
         target_risk: Of `choose_threshold`.
         commit: Of the code, None outside a checkout.
+        twin: Folder of the blind twin, verified; None where there is none.
     """
 
     model: Path
@@ -53,6 +54,7 @@ class EvalPlan:
     batch_size: int = 64
     max_new_tokens: int = 24
     commit: str | None = None
+    twin: Path | None = None
 
 
 def check_names(names: Sequence[str], known: Sequence[str], what: str) -> tuple[str, ...]:

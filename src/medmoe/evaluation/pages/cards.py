@@ -178,8 +178,8 @@ def _origin(summary: Mapping[str, Any]) -> str:
     identity = f" ({', '.join(known)})" if known else ""
     return (
         "Percent, with a 95 % interval clustered on the image. Constant: one answer to everything; "
-        "question only: answers without the picture. Generated from the run's `summary.json`"
-        f"{identity}."
+        "question only: the commonest training answer to the question's words. Generated from the "
+        f"run's `summary.json`{identity}."
     )
 
 
@@ -204,6 +204,7 @@ def _escaped(text: str) -> str:
 def _verdicts(arranged: Results) -> Iterator[tuple[str, list[str]]]:
     for title, sentences in (
         ("What the scores do not show", arranged.baseline_sentences),
+        ("What the pictures gave", arranged.share_sentences),
         ("Against the comparison system", arranged.comparison_sentences),
         ("Without the picture", arranged.control_sentences),
     ):

@@ -22,6 +22,7 @@ Scores = Mapping[Key, Mapping[str, Score]]  # row → system → score
 
 _KEY = ("task", "split", "subset", "protocol", "metric")
 _BASELINES = {"constant_baseline": "constant-answer", "question_only_baseline": "question-only"}
+_SHARE = "Picture's share"
 _SYSTEMS = {"moe": "MoE", "sft": "SFT", "dense": "dense"}
 _CONTROLS = {"blank": "blank image", "noise": "noise images", "shuffled": "shuffled images"}
 OURS = ("strict", "label_score")  # the protocols that our headline scores use
@@ -36,6 +37,10 @@ _LEGEND = {
     FAILS: "the score does not clear its baselines outside its interval.",
     _UPPER_BOUND: "this constant answer was chosen on the scored answers: an upper bound.",
 }
+_SHARE_LEGEND = (
+    "Blind twin: the same training without pictures. Picture's share: the score of {} − that of "
+    "its twin; where its interval holds zero, the score is read from the questions."
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ class Results:
     controls: Table | None
     headlines: list[Headline]
     baseline_sentences: list[str]
+    share_sentences: list[str]
     comparison_sentences: list[str]
     control_sentences: list[str]
 
@@ -88,15 +94,18 @@ def results(scores: Sequence[Score], comparisons: Sequence[Mapping[str, Any]] = 
     groups = {t: [row for key, row in table.items() if _group(key) == t] for t in titles}
     tables = {t: _table(t, rows, systems) for t, rows in groups.items() if rows}
     leading_controls = [score for score in controls if _leads(_key(score))]
+    legend = [
+        mark + text
+        for mark, text in _LEGEND.items()
+        if any(cell.startswith(mark) for t in tables.values() for row in t.rows for cell in row)
+    ]
+    if any(_SHARE in t.columns for t in tables.values()):
+        legend.append(_SHARE_LEGEND.format(system_name(lead)))
     return Results(
         systems=[system_name(system) for system in systems],
         lead=system_name(lead),
         tables=tables,
-        legend=[
-            mark + text
-            for mark, text in _LEGEND.items()
-            if any(cell.startswith(mark) for t in tables.values() for row in t.rows for cell in row)
-        ],
+        legend=legend,
         controls=_control_table(leading_controls, table),
         headlines=[
             _headline(row[lead], row)
@@ -104,6 +113,12 @@ def results(scores: Sequence[Score], comparisons: Sequence[Mapping[str, Any]] = 
             if lead in row and key[2:4] != ("all", "strict")
         ],
         baseline_sentences=list(_baseline_sentences(judged)),
+        share_sentences=[
+            line
+            for row in leading.values()
+            for score in row.values()
+            for line in _share_line(score)
+        ],
         comparison_sentences=list(_comparison_sentences(comparisons)),
         control_sentences=[
             line for score in leading_controls if (line := _control_line(score, table))
@@ -147,6 +162,15 @@ def value_cell(score: Score | None) -> str:
     """Return ``91.6 (88.9–94.1)`` for the cell of a table; a dash where there is no score."""
     score = score or {}
     return with_interval(score.get("value"), score.get("low"), score.get("high"))
+
+
+def share_cell(score: Score) -> str:
+    """Return ``+2.6 (−2.4 to +7.9)``, the picture's share; a dash where it is not known."""
+    share = score.get("share")
+    if share is None:
+        return numbers.NONE
+    low, high = share["low"], share["high"]
+    return points(share["value"]) + ("" if low is None else f" ({points(low)} to {points(high)})")
 
 
 def _key(score: Score) -> Key:
@@ -200,7 +224,9 @@ def _clears(score: Score, baseline: float) -> bool:
 
 
 def _fails(score: Score, row: Mapping[str, Score]) -> bool:
-    return not all(_clears(score, baseline) for baseline in _baselines(row).values())
+    share = score.get("share")
+    seen = share is None or (share["low"] is not None and share["low"] > 0)
+    return not (seen and all(_clears(score, base) for base in _baselines(row).values()))
 
 
 def _headline(score: Score, row: Mapping[str, Score]) -> Headline:
@@ -211,16 +237,21 @@ def _headline(score: Score, row: Mapping[str, Score]) -> Headline:
 
 def _table(title: str, rows: Sequence[Mapping[str, Score]], systems: Sequence[str]) -> Table:
     """Return a table with a column for each system, beside the baselines of its test set."""
-    columns = ["Task", "Score", *map(system_name, systems), "Constant", "Question only", "n"]
+    baselines = ("Constant", "Question only", "Blind twin", _SHARE)
+    columns = ["Task", "Score", *map(system_name, systems), *baselines, "n"]
     cells = [_row(row, systems) for row in rows]
-    if all(row[-2] == numbers.NONE for row in cells):
-        columns.remove("Question only")
-        cells = [(*row[:-2], row[-1]) for row in cells]
-    return Table(columns, cells, title, text_columns=2, by_first=True)
+    known = [
+        column
+        for column, name in enumerate(columns)
+        if name not in baselines[1:] or any(row[column] != numbers.NONE for row in cells)
+    ]
+    kept = [tuple(row[column] for column in known) for row in cells]
+    return Table([columns[c] for c in known], kept, title, text_columns=2, by_first=True)
 
 
 def _row(row: Mapping[str, Score], systems: Sequence[str]) -> tuple[str, ...]:
     first = next(iter(row.values()))
+    lead = row[min(row, key=_system_order)]
     baselines = _baselines(row)
     constant = percent(baselines.get("constant-answer"))
     if constant != numbers.NONE and any(s.get("constant_chosen_on") for s in row.values()):
@@ -231,6 +262,8 @@ def _row(row: Mapping[str, Score], systems: Sequence[str]) -> tuple[str, ...]:
         *(_cell(row[system], row) if system in row else numbers.NONE for system in systems),
         constant,
         percent(baselines.get("question-only")),
+        percent(lead.get("blind_twin")),
+        share_cell(lead),
         " / ".join(dict.fromkeys(_n(score) for score in row.values())),
     )
 
@@ -256,6 +289,26 @@ def _baseline_sentences(table: Scores) -> Iterator[str]:
                     f"{name} does not clear the {which} outside its interval: "
                     "it does not show that the picture was used."
                 )
+
+
+def _share_line(score: Score) -> Iterator[str]:
+    """Say what of a score the pictures gave, or that it is read from the questions."""
+    share = score.get("share")
+    if share is None:
+        return
+    name = f"{system_name(score['system'])}, {_place(score)}, {_what(score)}"
+    text = (
+        f"{name}: {percent(score['value'])}, its blind twin {percent(score['blind_twin'])}; the "
+        f"picture's share is {share_cell(score)} points"
+    )
+    if share["low"] is None:
+        yield f"{text}; a single image gives no interval, so this shows nothing."
+    elif share["low"] > 0:
+        yield f"{text}."
+    elif share["high"] < 0:
+        yield f"{text}: the pictures made it worse."
+    else:
+        yield f"{text}: read from the questions."
 
 
 def _comparison_sentences(comparisons: Sequence[Mapping[str, Any]]) -> Iterator[str]:

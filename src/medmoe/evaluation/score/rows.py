@@ -57,7 +57,7 @@ class ScoreRow:
     constant_baseline: float | None = None
     question_only_baseline: float | None = None
     blind_twin: float | None = None
-    share: Mapping[str, float] | None = None
+    share: Mapping[str, float | None] | None = None
     control: str | None = None
     constant_chosen_on: str | None = None
     note: str | None = None
@@ -79,6 +79,7 @@ def score_task(
     train_records: Sequence[Record],
     seed: int,
     control: str | None = None,
+    twin: Sequence[Prediction] | None = None,
     protocols: Sequence[str] = _HEADLINE,
     subsets: Mapping[str, Belongs] | None = None,
 ) -> list[ScoreRow]:
@@ -91,6 +92,7 @@ def score_task(
     Args:
         records: The truth, all of one kind (``vqa`` or ``classification``).
         train_records: The training records of the same task, for the baselines; may be empty.
+        twin: What the blind twin answers; None where there is none.
         subsets: Further subsets by name, e.g. those of `medmoe.evaluation.score.breakdowns`.
 
     Raises:
@@ -113,6 +115,7 @@ def score_task(
         records,
         predictions,
         train=[record for record in train_records if record.task in kinds],
+        twin=twin,
         wanted=(LABEL_SCORE,) if kinds == ["classification"] else protocols,
         places=("summary",),
         subsets=subsets,
@@ -150,6 +153,8 @@ def rows_of(
             n=cell.n,
             constant_baseline=None if cell.constant is None else cell.constants[cell.constant],
             question_only_baseline=cell.question_only,
+            blind_twin=cell.blind_twin,
+            share=_share(cell),
             control=control,
             constant_chosen_on=None if cell.on_train else "scored answers",
             note=cell.note,
@@ -163,16 +168,19 @@ def cells_of(table: ScoreTable) -> dict[str, Any]:
     """Return a table as the object of `score --json`.
 
     Returns:
-        ``protocols``: protocol → subset → metric → ``{value, low, high, n}``, percent; ``low`` and
-        ``high`` are None where there is one image only. ``baselines``: ``always_yes``,
-        ``always_no``, ``most_frequent_per_type`` and ``question_only`` → the same cells with value
-        and n; ``constant``, the one that counts as the baseline, also with its ``answer`` and what
-        it was ``chosen_on``. ``n``, ``images`` and ``notes`` in plain words.
+        ``protocols``: protocol → subset → metric → ``{value, low, high, n}``, percent, with a blind
+        twin also ``blind_twin`` and ``share``; ends are None where there is one image only.
+        ``baselines``: ``always_yes``, ``always_no``, ``most_frequent_per_type`` and
+        ``question_only`` → the same cells with value and n; ``constant``, the one that counts as
+        the baseline, also with its ``answer`` and what it was ``chosen_on``. ``n``, ``images`` and
+        ``notes`` in plain words.
     """
     scores: dict[str, Any] = {}
     blind: dict[str, Any] = {}
     for cell in table.cells:
-        _put(scores, cell, {"value": cell.value, "low": cell.low, "high": cell.high, "n": cell.n})
+        content = {"value": cell.value, "low": cell.low, "high": cell.high, "n": cell.n}
+        seen = {"blind_twin": cell.blind_twin, "share": _share(cell)}
+        _put(scores, cell, content | {k: v for k, v in seen.items() if v is not None})
         if cell.constant is None:
             continue
         known = dict(cell.constants)
@@ -190,6 +198,10 @@ def cells_of(table: ScoreTable) -> dict[str, Any]:
         "baselines": blind,
         "notes": list(table.notes),
     }
+
+
+def _share(cell: Cell) -> dict[str, float | None] | None:
+    return cell.share and dict(zip(("value", "low", "high"), cell.share, strict=True))
 
 
 def _put(cells: dict[str, Any], cell: Cell, content: dict[str, Any]) -> None:

@@ -8,7 +8,9 @@ protocols are averaged.
 One rule for the baselines, which see no picture: the constant answer (always yes, always no, or the
 most frequent of the question type) is the one that is best on the training answers of the subset.
 Where there are none it is chosen on the scored answers, an upper bound, and the cell says so.
-Answers by the question's words alone need training answers.
+Answers by the question's words alone need training answers. The blind twin, the same training
+without pictures, reads far more from questions than these rules do: the score − its twin's is what
+the pictures gave, the picture's share.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from medmoe.evaluation.score.measures import (
     best_option,
     measures,
 )
-from medmoe.evaluation.statistics import DECIMALS, in_percent, intervals
+from medmoe.evaluation.statistics import DECIMALS, difference_interval, in_percent, intervals
 
 Pairs = Sequence[tuple[Record, Prediction]]
 #: The constant that a score by rank is held against: all alike, so a rank at random.
@@ -54,6 +56,8 @@ class Cell:
         constant: The name of the one that is the baseline; None where none was scored.
         on_train: Whether it was chosen on training answers.
         question_only: What the questions' words alone score; None where that is not known.
+        blind_twin: What the same training without pictures scores; None where it was not asked.
+        share: The picture's share: the score − its twin's, paired, with the ends of its interval.
     """
 
     subset: str
@@ -67,6 +71,8 @@ class Cell:
     on_train: bool
     question_only: float | None
     note: str | None = None
+    blind_twin: float | None = None
+    share: tuple[float, float | None, float | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,7 @@ def score_table(
     predictions: Sequence[Prediction],
     *,
     train: Sequence[Record] = (),
+    twin: Sequence[Prediction] | None = None,
     wanted: Sequence[str] = ALL_PROTOCOLS,
     places: Sequence[Place] = ("summary", "table", "json"),
     subsets: Mapping[str, Belongs] | None = None,
@@ -98,6 +105,7 @@ def score_table(
 
     Args:
         train: Training records of the same task, for the baselines.
+        twin: What the blind twin answers to the same records; None where there is none.
         subsets: Further subsets by name, e.g. those of `medmoe.evaluation.score.breakdowns`.
         multi_label: Whether an image has several labels at once, with one record for each
             (ChestMNIST): the AUC of all is then the mean of theirs.
@@ -114,7 +122,9 @@ def score_table(
     notes = list(_notes(pairs, bool(train)))
     by_label, reason = _scored_options(pairs, wanted)
     notes += reason
-    scorer = _Scorer(pairs, train, by_label=by_label, seed=seed)
+    if twin is not None:
+        _scored_options(pair(records, twin), wanted)
+    scorer = _Scorer(pairs, train, twin, by_label=by_label, seed=seed)
     several = len({record.question_type for record in records if record.options}) > 1
     types = question_types(records)
     cells: list[Cell] = []
@@ -249,18 +259,21 @@ class _Blind:
 class _Scorer:
     """All that the cells of one table are made of."""
 
-    def __init__(self, pairs: Pairs, train: Sequence[Record], *, by_label: bool, seed: int) -> None:
+    def __init__(
+        self,
+        pairs: Pairs,
+        train: Sequence[Record],
+        twin: Sequence[Prediction] | None,
+        *,
+        by_label: bool,
+        seed: int,
+    ) -> None:
         self._pairs = pairs
         self._records = [record for record, _ in pairs]
         self._train = train
         self._seed = seed
-        texts = [prediction.text for _, prediction in pairs]
-        options = (
-            [best_option(r, p.option_scores or ()) if r.options else None for r, p in pairs]
-            if by_label
-            else None
-        )
-        self._answers = Values(self._records, texts, options)
+        self._answers = _values(pairs, by_label)
+        self._twin = None if twin is None else _values(pair(self._records, twin), by_label)
         self._blind = _Blind(train, self._records)
 
     def cells(
@@ -289,7 +302,8 @@ class _Scorer:
     ) -> Iterator[Cell]:
         rows = list(counted)
         data = np.stack([self._answers.of(measure)[rows] for measure in group], axis=1)
-        ends = intervals(data, [self._records[i].image.id for i in rows], self._seed)
+        images = [self._records[i].image.id for i in rows]
+        ends = intervals(data, images, self._seed)
         for measure, mean, (low, high) in zip(group, data.mean(axis=0), ends, strict=True):
             known = [i for i in learned if measure.counts(self._train[i])]
             constants, constant = self._blind.constants(measure, rows, known)
@@ -305,7 +319,30 @@ class _Scorer:
                 bool(known),
                 self._blind.question_only(measure, rows),
                 None if low is not None else "one image only: no interval",
+                *self._share(measure, rows, images),
             )
+
+    def _share(
+        self, measure: Measure, rows: Sequence[int], images: Sequence[str]
+    ) -> tuple[float | None, tuple[float, float | None, float | None] | None]:
+        """Return the blind twin's score, and the picture's share with its interval."""
+        if self._twin is None or measure.is_bleu:
+            return None, None
+        blind = self._twin.of(measure)[list(rows)]
+        gained = self._answers.of(measure)[list(rows)] - blind
+        low, high = difference_interval(gained, images, self._seed)
+        share = round(100 * float(gained.mean()), DECIMALS)
+        return in_percent(float(blind.mean())), (share, in_percent(low), in_percent(high))
+
+
+def _values(pairs: Pairs, by_label: bool) -> Values:
+    """Return what answers score; of those by label the best-scored option is the answer."""
+    options = (
+        [best_option(r, p.option_scores or ()) if r.options else None for r, p in pairs]
+        if by_label
+        else None
+    )
+    return Values([record for record, _ in pairs], [p.text for _, p in pairs], options)
 
 
 def _auc_cell(subset: str, pairs: Pairs, seed: int, *, multi_label: bool) -> Cell:
