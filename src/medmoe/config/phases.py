@@ -83,8 +83,12 @@ PHASE_TABLE: dict[PhaseName, Phase] = {
     ),
     "phase2_instruction": Phase(("phase1_alignment",), _ALL, _DENSE, "dense"),
     "phase2_router": Phase(("phase2_instruction",), _ALL, {"paper": ("router",)}, "router"),
+    # Phase 3a of `experts: per_domain`: no router chooses and no meta expert helps.
+    "phase3_experts": Phase(
+        ("phase2_instruction", "phase2_router"), _QUESTIONS, {"paper": ("domain_experts",)}, "moe"
+    ),
     "phase3_moe": Phase(
-        ("phase2_instruction", "phase2_router"),
+        ("phase2_instruction", "phase2_router", "phase3_experts"),
         _QUESTIONS,
         {
             "paper": ("domain_experts", "meta_expert"),

@@ -22,6 +22,7 @@ PhaseName = Literal[
     "phase1_alignment",
     "phase2_instruction",
     "phase2_router",
+    "phase3_experts",
     "phase3_moe",
     "sft",
 ]
@@ -46,6 +47,9 @@ class ModelSpec(Strict):
         router_layers: Depth of the router MLP.
         upcycle_init: ``copy`` (paper) or ``function_preserving`` (ours).
         meta_expert: Whether the MoE layers have the always-on meta expert (paper, Table 5).
+        experts: ``copies``: all start as the phase-2 FFN and specialise by routing; ``per_domain``:
+            phase 3a first tunes each on the records of its own domain (the paper's other reading).
+        language_layers: Keep only the first N decoder layers of the pretrained language model.
         language_source, vision_source: Hub id or folder to load the backbone from instead of the
             one its entry names.
         blind: Whether it never sees a picture: the blind twin of a recipe, by `train --blind`.
@@ -60,6 +64,10 @@ class ModelSpec(Strict):
     upcycle_init: Literal["copy", "function_preserving"]
     # Left out of the dump where nothing is said, so that the hashes of older runs hold.
     meta_expert: bool = Field(default=True, exclude_if=lambda value: value is True)
+    experts: Literal["copies", "per_domain"] = Field(
+        default="copies", exclude_if=lambda value: value == "copies"
+    )
+    language_layers: Positive | None = Field(default=None, exclude_if=lambda value: value is None)
     language_source: str | None = Field(default=None, exclude_if=lambda value: value is None)
     vision_source: str | None = Field(default=None, exclude_if=lambda value: value is None)
     blind: bool = Field(default=False, exclude_if=lambda value: value is False)
@@ -78,6 +86,11 @@ class ModelSpec(Strict):
             raise ValueError(
                 "upcycle_init function_preserving starts the domain experts at zero, so it needs "
                 "the meta expert; use --set model.upcycle_init=copy"
+            )
+        if self.experts == "per_domain" and self.upcycle_init != "copy":
+            raise ValueError(
+                "experts per_domain are tuned from copies of the FFN, upcycle_init is "
+                f"{self.upcycle_init!r}; use --set model.upcycle_init=copy"
             )
         return self
 

@@ -288,7 +288,14 @@ class TrainSpec(Strict):
             sources = tuple(name for name in sources if PHASE_TABLE[name].leaves != "encoder")
         if self.learns_router():
             sources = tuple(name for name in sources if PHASE_TABLE[name].leaves != "router")
+        if self.model.experts != "per_domain":
+            sources = tuple(name for name in sources if name != "phase3_experts")
         return sources
+
+    def model_of(self, phase: PhaseName) -> ModelSpec:
+        """Return the model that a phase trains: in phase 3a the domain experts stand alone."""
+        alone = {"meta_expert": False, "num_experts_per_tok": 1}
+        return self.model.model_copy(update=alone if phase == "phase3_experts" else {})
 
     def apart_from(self) -> tuple[str, ...]:
         """Return the sets that will be scored, whose pictures are not trained on."""

@@ -103,13 +103,19 @@ class PackingCollator:
         features: (N, P, D_vision) float32, the frozen encoder's output for all images, or what
             gives those of some rows (B,) when indexed by them.
         pad_token_id: Fills the right end of shorter rows.
+        experts: (N,) int64, the expert that each image's records are for.
     """
 
-    def __init__(self, features: Features, pad_token_id: int) -> None:
-        self._features = features
-        self._pad = pad_token_id
+    def __init__(
+        self, features: Features, pad_token_id: int, experts: Tensor | None = None
+    ) -> None:
+        self._features, self._pad, self._experts = features, pad_token_id, experts
 
     def __call__(self, samples: Sequence[Packed]) -> dict[str, Any]:
-        """Return `pack_batch`'s tensors and ``vision_features`` (B, P, D_vision)."""
+        """Return `pack_batch`'s tensors and ``vision_features`` (B, P, D_vision).
+
+        With experts also ``experts`` (B,).
+        """
         rows = torch.tensor([sample.image for sample in samples])
-        return pack_batch(samples, self._pad) | {"vision_features": self._features[rows]}
+        batch = pack_batch(samples, self._pad) | {"vision_features": self._features[rows]}
+        return batch if self._experts is None else batch | {"experts": self._experts[rows]}

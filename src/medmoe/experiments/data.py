@@ -72,8 +72,11 @@ class TrainData:
 
     def records(self, phase: PhaseName) -> list[Record]:
         """Return a phase's records, those of its tasks, in the order of its sets."""
-        tasks = self.tasks(phase)
-        return [record for record in self._everything(phase) if record.task in tasks]
+        tasks, domains = self.tasks(phase), self.spec.model.domains
+        records = [record for record in self._everything(phase) if record.task in tasks]
+        if phase == "phase3_experts":  # each expert reads its own domain
+            return [r for r in records if domain_of(r.image.modality, domains)]
+        return records
 
     def images(self, phase: PhaseName) -> list[ImageRecord]:
         """Return the images of a phase's sets, whatever their tasks, so that phases share them."""

@@ -148,12 +148,12 @@ def step_memory(spec: TrainSpec, phase: PhaseName) -> TrainingMemory:
         assert spec.router is not None
         moe = config_of_moe(_dense_config(spec), spec.model)
         return router_memory(moe, torch.float32, per_layer=spec.router.per_layer)
-    dense = _dense_config(spec)
+    dense, moe_phase = _dense_config(spec), PHASE_TABLE[phase].leaves == "moe"
     context = _tokens(spec, phase)
     share = 1.0 if "caption" in spec.tasks(phase) else _ANSWER_SHARE
     answers = math.ceil((context - dense.image_seq_length) * share)
     rows = training_memory(
-        config_of_moe(dense, spec.model) if phase == "phase3_moe" else dense,
+        config_of_moe(dense, spec.model_of(phase)) if moe_phase else dense,
         phase,
         torch.float32,
         batch,
@@ -209,7 +209,7 @@ def phase_shape(spec: TrainSpec, phase: PhaseName) -> Shape:
     counts = set_trainable(model, phase, spec.phases[phase].trains)
     tokens, total = _tokens(spec, phase), counts.trainable + counts.frozen
     activated = total
-    if phase == "phase3_moe" and isinstance(model, MedMoeForConditionalGeneration):
+    if isinstance(model, MedMoeForConditionalGeneration) and model.moe_blocks:
         activated = activated_parameters(model)
     vision = sum(p.numel() for n, p in model.named_parameters() if "vision_tower." in n)
     # Encoded once, not in every step.
@@ -238,9 +238,9 @@ def _meta_model(spec: TrainSpec, phase: PhaseName) -> nn.Module:
         assert spec.router is not None
         moe = config_of_moe(config, spec.model)
         return RouterTraining(moe, spec.router.loss, spec.router.per_layer)
-    if phase != "phase3_moe":
+    if PHASE_TABLE[phase].leaves != "moe":
         return MedMoeForConditionalGeneration(config)
-    model = MedMoeForConditionalGeneration(config_of_moe(config, spec.model))
+    model = MedMoeForConditionalGeneration(config_of_moe(config, spec.model_of(phase)))
     lora = spec.phases[phase].lora
     if lora is not None:
         attach_lora(model, lora, seed=0)

@@ -17,13 +17,13 @@ import torch
 
 from medmoe.backbones.registry import language_backbone, vision_backbone
 from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
-from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainPhaseSpec, TrainSpec
 from medmoe.data.collate import PackingCollator
 from medmoe.data.pixels import pixel_table
 from medmoe.data.schema import ImageRecord, images_of, turns_of
 from medmoe.data.tokenize import ConversationTokenizer, train_tokenizer
+from medmoe.domains import domain_index
 from medmoe.experiments.data import TrainData, steps_of
 from medmoe.experiments.handover import load_router, save_part, save_router
 from medmoe.experiments.label_curve import label_curve, router_score
@@ -39,7 +39,8 @@ from medmoe.model.pretrained import (
     template_of,
     vision_of,
 )
-from medmoe.model.upcycle import upcycle
+from medmoe.model.upcycle import take_experts, upcycle
+from medmoe.training.by_domain import ByDomain
 from medmoe.training.context import PhaseContext, PhaseRun, Progress, RunSettings, Validation
 from medmoe.training.features import FeaturesOnDemand, encode_images
 from medmoe.training.load_balance import BalancedMoe
@@ -202,10 +203,25 @@ def run_router(job: Job) -> PhaseResult:
     return result
 
 
+def run_experts(job: Job) -> PhaseResult:
+    """Phase 3a: tune a copy of the FFN for each domain, on that domain's records alone."""
+    moe, processor = _upcycled(job)
+    context = _context(job, moe, processor)
+    experts = torch.full((len(context.rows),), -1)  # an image of no domain is not trained on
+    for image in images_of(context.records):
+        index = domain_index(image.modality, job.spec.model.domains)
+        assert index is not None
+        experts[context.rows[image.id]] = index
+    by_domain = ByDomain(moe)
+    result = train_packed(context, by_domain, experts)
+    by_domain.release()
+    _save(job, moe, processor, result)
+    return result
+
+
 def run_moe(job: Job) -> PhaseResult:
     """Phase 3: upcycle the dense model, or go on with a Med-MoE, and train its experts."""
-    own = job.inputs.get(job.phase)
-    moe, processor = load_model(own) if own else _upcycled(job)
+    moe, processor = _upcycled(job)
     context = _context(job, moe, processor)
     if job.values.lora is not None:
         adapted = attach_lora(moe, job.values.lora, job.seed)
@@ -220,8 +236,10 @@ def run_moe(job: Job) -> PhaseResult:
 
 
 def _upcycled(job: Job) -> tuple[MedMoeForConditionalGeneration, Any]:
-    """Return the Med-MoE made of the dense model, with its router."""
-    model = job.spec.model
+    """Return the Med-MoE to go on with, or that made of dense model, router and tuned experts."""
+    if own := job.inputs.get(job.phase):
+        return load_model(own)
+    model = job.spec.model_of(job.phase)
     dense, processor = load_model(job.inputs["phase2_instruction"])
     router = None
     if "phase2_router" in job.inputs:
@@ -237,6 +255,8 @@ def _upcycled(job: Job) -> tuple[MedMoeForConditionalGeneration, Any]:
         meta_expert=model.meta_expert,
         seed=job.seed,
     )
+    if "phase3_experts" in job.inputs:
+        take_experts(moe, load_model(job.inputs["phase3_experts"])[0])
     return moe, processor
 
 
@@ -246,6 +266,7 @@ PHASE_FUNCTIONS: dict[PhaseName, Callable[[Job], PhaseResult]] = {
     "phase1_alignment": run_alignment,
     "phase2_instruction": run_dense,
     "phase2_router": run_router,
+    "phase3_experts": run_experts,
     "phase3_moe": run_moe,
     "sft": run_dense,
 }
@@ -300,12 +321,12 @@ def _context(
 
 
 def _validation(job: Job, context: PhaseContext) -> Validation | None:
-    """Return what is measured while a phase trains; None for nothing, as in the router's.
+    """Return what is measured while a phase trains; None for nothing, as for router and experts.
 
     The pictures are encoded apart from those trained on, whose features stay what they are.
     """
     spec = job.spec.validation
-    if spec is None or PHASE_TABLE[job.phase].leaves == "router":
+    if spec is None or job.phase in ("phase2_router", "phase3_experts"):
         return None
     tasks = job.data.tasks(job.phase)
     known = [record for record in job.data.validation if record.task in tasks]

@@ -31,6 +31,7 @@ from medmoe.errors import ConfigError
 from medmoe.evaluation.tasks import task_spec
 from medmoe.model.checkpoint import provenance, read_config
 from medmoe.model.locate import find_model
+from medmoe.model.pretrained import language_of
 
 STANDARD = "standard"
 
@@ -98,6 +99,8 @@ def load_recipe(
             )
         changes = {key: value for key, value in data.items() if key != "base"}
         data = merged(_with_model(_without_variants(base)), changes)
+        # A phase that a variant adds takes its place among those of its base.
+        data["phases"] = dict(sorted(data["phases"].items(), key=_place))
     preset = None if minutes is None else _fitting(name, data, minutes)
     for variant in (_split(name, data, split), (data.get("presets") or {}).get(preset)):
         data = merged(data, variant or {})
@@ -110,6 +113,10 @@ def load_recipe(
     vision_backbone(spec.model.vision_encoder)
     check_depth(spec.model)
     return Recipe(name, spec, split, preset)
+
+
+def _place(phase: tuple[str, Any]) -> int:
+    return PHASES.index(phase[0]) if phase[0] in PHASES else len(PHASES)
 
 
 def _split(name: str, data: Mapping[str, Any], split: str) -> Mapping[str, Any]:
@@ -143,7 +150,8 @@ def _without_variants(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_depth(model: ModelSpec) -> None:
     """Refuse MoE layers that the language model does not have, before anything is trained."""
-    depth = language_backbone(model.language_model).config["num_hidden_layers"]
+    whole = language_backbone(model.language_model)
+    depth = (language_of(model) if model.language_layers else whole).config["num_hidden_layers"]
     outside = [layer for layer in model.moe_layers if not 0 <= layer < depth]
     if outside:
         raise ConfigError(

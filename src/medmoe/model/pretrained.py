@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
@@ -112,8 +113,28 @@ def language_of(spec: ModelSpec) -> LanguageBackbone:
     """Return the language model of a recipe: its entry, or what the user's own folder says.
 
     Raises:
-        ConfigError: The folder cannot be read, or is no causal language model.
+        ConfigError: The folder cannot be read, is no causal language model, or has fewer layers
+            than are to be kept.
     """
+    entry, depth = _whole_language(spec), spec.language_layers
+    if depth is None:
+        return entry
+    if depth > (whole := entry.config["num_hidden_layers"]):
+        raise ConfigError(
+            f"language_layers ({depth}) must not exceed the {whole} layers of {entry.name}; "
+            f"use --set model.language_layers={whole}"
+        )
+    return replace(entry, config=_cut(entry.config, depth))
+
+
+def _cut(config: Mapping[str, Any], depth: int) -> dict[str, Any]:
+    """Return a language model's values with its first layers only, lists by layer shortened too."""
+    whole = config["num_hidden_layers"]
+    by_layer = {k: v[:depth] for k, v in config.items() if isinstance(v, list) and len(v) == whole}
+    return {**config, **by_layer, "num_hidden_layers": depth}
+
+
+def _whole_language(spec: ModelSpec) -> LanguageBackbone:
     entry, where = language_backbone(spec.language_model), spec.language_source
     if where is None:
         return entry
@@ -247,6 +268,10 @@ def load_language_model(
         )
     _refuse_changed_logits(where, config)
     model: Any = _load(AutoModelForCausalLM, where, extra, config, "language_source")
+    if (depth := backbone.config["num_hidden_layers"]) < config.num_hidden_layers:
+        model.base_model.layers = model.base_model.layers[:depth]
+        model.config = type(config).from_dict(_cut(model.config.to_dict(), depth))
+        model.base_model.config = model.config
     if "gguf_file" in extra:  # dequantised: as it says it is quantised, it could not be saved
         model.config.__dict__.pop("quantization_config", None)
         model.hf_quantizer, model.is_quantized = None, False

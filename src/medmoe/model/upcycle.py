@@ -98,6 +98,26 @@ def _check_start(
         )
 
 
+@torch.no_grad()
+def take_experts(
+    model: MedMoeForConditionalGeneration, tuned: MedMoeForConditionalGeneration
+) -> None:
+    """Put the domain experts of a model tuned by domain in the place of another's, which changes.
+
+    Raises:
+        ConfigError: The two have other domains, or other MoE layers.
+    """
+    for name in ("domains", "moe_layers"):
+        given, wanted = getattr(tuned.config, name), getattr(model.config, name)
+        if given != wanted:
+            raise ConfigError(
+                f"the experts tuned by domain have {name} {given}, the recipe has {wanted}; "
+                "train phase3_experts of this recipe"
+            )
+    for index, block in model.moe_blocks.items():
+        block.experts.load_state_dict(tuned.moe_blocks[index].experts.state_dict())
+
+
 def moe_config(
     dense: MedMoeConfig,
     layers: Sequence[int],

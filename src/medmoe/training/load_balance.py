@@ -40,18 +40,12 @@ def is_token(attention_mask: Tensor) -> Tensor:
     return visible.sum(dim=1) + visible.sum(dim=2) > 2
 
 
-class BalancedMoe(nn.Module):
-    """A MoE model whose loss also asks that the experts share the tokens.
+class MoeWrapper(nn.Module):
+    """A MoE model as the Trainer sees it, with something around it."""
 
-    Args:
-        model: The MoE model; its routers are to be trained.
-        weight: Of the auxiliary loss, the mean over the MoE layers.
-    """
-
-    def __init__(self, model: MedMoeForConditionalGeneration, weight: float) -> None:
+    def __init__(self, model: MedMoeForConditionalGeneration) -> None:
         super().__init__()
         self.model = model
-        self.weight = weight
 
     @property
     def config(self) -> Any:
@@ -65,6 +59,19 @@ class BalancedMoe(nn.Module):
     def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
         """Do the same, under its name in earlier releases of transformers."""
         self.model.gradient_checkpointing_enable(**kwargs)
+
+
+class BalancedMoe(MoeWrapper):
+    """A MoE model whose loss also asks that the experts share the tokens.
+
+    Args:
+        model: The MoE model; its routers are to be trained.
+        weight: Of the auxiliary loss, the mean over the MoE layers.
+    """
+
+    def __init__(self, model: MedMoeForConditionalGeneration, weight: float) -> None:
+        super().__init__(model)
+        self.weight = weight
 
     def forward(
         self, attention_mask: Tensor | None = None, *, answers_only: bool = False, **inputs: Any

@@ -108,7 +108,7 @@ def training_memory(
     counted.
 
     Args:
-        config: Of the model that the phase trains: MoE for ``phase3_moe``, else dense.
+        config: Of the model that the phase trains: MoE for ``phase3_*``, else dense.
         phase: A phase of the whole model (not ``phase0_*`` and not ``phase2_router``).
         dtype: Of weights and gradients, and of activations without ``autocast``.
         batch: Conversations per device that are computed at once.

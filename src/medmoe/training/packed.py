@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from medmoe.data.collate import Packed, PackingCollator
 from medmoe.data.schema import Record, turns_of
@@ -128,14 +128,18 @@ def packed_length(sample: Packed) -> int:
     return len(sample.prefix) + sum(len(segment.ids) for segment in sample.segments)
 
 
-def train_packed(context: PhaseContext, trained: nn.Module | None = None) -> PhaseResult:
+def train_packed(
+    context: PhaseContext, trained: nn.Module | None = None, experts: Tensor | None = None
+) -> PhaseResult:
     """Train ``context.model`` in place on the context's records; loss on answers only.
 
     Args:
         trained: What the Trainer sees, where it is the model with something around it.
+        experts: (N,) of the images' rows, where that names an expert for each record.
     """
     schedule = packed_schedule(context)
-    collate = PackingCollator(context.features, context.processor.tokenizer.pad_token_id)
+    pad = context.processor.tokenizer.pad_token_id
+    collate = PackingCollator(context.features, pad, experts)
     model = context.model if trained is None else trained
     lazy = context.features if isinstance(context.features, FeaturesOnDemand) else None
     begin = (lambda sample: lazy.begin(sample.image)) if lazy else None
