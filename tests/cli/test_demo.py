@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from tests.experiments.micro import SETTINGS, micro_plan
+from tests.experiments.micro import PHASES, SETTINGS, micro_plan
 
 from medmoe.cli import demo_display
 from medmoe.cli.demo_display import plain_words, result_table
 from medmoe.cli.main import main
-from medmoe.config.schema import PHASES
 from medmoe.data.registry import READERS
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -12,11 +13,12 @@ import medmoe.recipes
 from medmoe.config.load import recipe, recipe_names
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PHASES
+from medmoe.errors import ConfigError
 from medmoe.experiments.estimate import Shape, memory_bytes, phase_shape, step_memory
 from medmoe.experiments.recipe import load_recipe
 
 FOLDER = Path(medmoe.recipes.__file__).parent / "experiments"
-FAMILIES = ("phi2", "stablelm2", "tiny_phantom", "tiny_real")
+FAMILIES = ("phi2", "stablelm2", "tiny_phantom", "tiny_real", "small_real")
 NAMES = recipe_names("experiments")
 #: What each family varies, beside its base: table of the paper -> suffixes.
 ABLATIONS = {
@@ -46,12 +48,16 @@ def test_every_family_has_every_ablation() -> None:
     wanted = {f"{family}_{suffix}" for family in FAMILIES for suffix in suffixes}
     # The embedded pictures show four domains: there is none of ultrasound to train an expert on.
     wanted -= {"tiny_phantom_experts6"}
+    ours = ("tiny_phantom", "tiny_real", "small_real")
+    wanted |= {f"{family}_per_domain" for family in ours}
+    wanted |= {f"small_real_layers{count}" for count in (9, 12, 15)}
     assert wanted <= set(NAMES)
     ranks = {
         "phi2": (128, 256),
         "stablelm2": (128, 256),
         "tiny_phantom": (4, 8),
         "tiny_real": (4, 8),
+        "small_real": (32, 64),
     }
     for family, pair in ranks.items():
         for rank in pair:
@@ -101,6 +107,35 @@ def test_the_resolved_recipe_is_a_recipe_itself(name: str, tmp_path: Path) -> No
     again = load_recipe(str(path))
     assert again.spec == found.spec
     assert again.sha256 == found.sha256
+
+
+@pytest.mark.parametrize("family", ["tiny_phantom", "tiny_real", "small_real"])
+def test_experts_by_domain_and_the_dense_twin_are_tuned_as_phase_3_is(family: str) -> None:
+    phase3 = load_recipe(family).spec.phases["phase3_moe"]
+    joined = load_recipe(f"{family}_per_domain").spec
+    assert joined.phases["phase3_experts"] == joined.phases["phase3_moe"] == phase3
+    if family == "small_real":
+        sft = load_recipe("small_real_sft").spec.phases["sft"]
+        assert sft.model_copy(update={"trains": "paper"}) == phase3
+
+
+def test_the_ladder_trains_dense_models_of_the_first_layers_as_the_dense_twin() -> None:
+    twin = load_recipe("small_real_sft").spec.phases["sft"]
+    sizes = [shape("small_real_sft", "sft").total]
+    for count in (15, 12, 9):
+        spec = load_recipe(f"small_real_layers{count}").spec
+        assert (spec.model.language_layers, spec.phases["sft"]) == (count, twin)
+        sizes.append(shape(f"small_real_layers{count}", "sft").total)
+    # A layer of Gemma 3 270M: attention of 4 and 1 heads of 256, an FFN of 2048, its norms.
+    layer = 640 * (2 * 1024 + 2 * 256) + 3 * 640 * 2048 + 4 * 640 + 2 * 256
+    assert [a - b for a, b in itertools.pairwise(sizes)] == [3 * layer] * 3
+
+
+def test_layers_that_the_language_model_does_not_have_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"language_layers \(19\) must not exceed the 18 layers"):
+        load_recipe("small_real", ["model.language_layers=19"])
+    with pytest.raises(ConfigError, match=r"moe_layers \[.*16\] must lie in 0\.\.8"):
+        load_recipe("small_real", ["model.language_layers=9"])
 
 
 def test_what_only_measures_is_no_part_of_the_hash_of_a_run() -> None:

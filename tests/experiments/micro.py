@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 
-from medmoe.config.schema import PHASES, PhaseName
+from medmoe.config.schema import PhaseName
 from medmoe.experiments.demo import plan_demo, score_demo, train_demo
 from medmoe.experiments.plan import TrainPlan
+from medmoe.experiments.recipe import load_recipe
 from medmoe.training.context import Progress
 
 # Sums of floats depend on the number of threads: one everywhere, so that runs can be compared.
 torch.set_num_threads(1)
 
+PHASES = tuple(load_recipe("demo_phantom").spec.phases)
 TRAIN_IMAGES, TEST_IMAGES, STEPS = 24, 8, 3
 #: Small batches, few pictures and a few steps of every phase; everything else is the recipe's.
 SETTINGS = [

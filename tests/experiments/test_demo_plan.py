@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.experiments.micro import PHASES
 from tests.model.tiny import LAYERS, MOE_LAYERS, WIDTH, dense_model, moe_model
 
 from medmoe.config.load import recipe
-from medmoe.config.schema import PHASES
 from medmoe.errors import ConfigError
 from medmoe.evaluation.tasks import TASKS
 from medmoe.experiments.demo import next_steps, plan_demo

@@ -20,6 +20,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from tests.experiments.micro import (
+    PHASES,
     TEST_IMAGES,
     TRAIN_IMAGES,
     comparable,
@@ -30,7 +31,6 @@ from tests.experiments.micro import (
 from tests.stress.kills import fork_and_kill, half_written, is_mixed
 
 from medmoe.cli.main import main
-from medmoe.config.schema import PHASES
 from medmoe.data.images import open_image
 from medmoe.data.phantom import read_phantom
 from medmoe.data.schema import Record

@@ -29,7 +29,7 @@ from medmoe.inference.engine import MedMoe
 from medmoe.model.checkpoint import provenance, verify
 from medmoe.training.meter import Measured, Validated
 
-PHASES_OF_TINY = PHASES[:-1]
+PHASES_OF_TINY = tuple(load_recipe("tiny_phantom").spec.phases)
 VALIDATION = "validation={data: [phantom/validation], every: 2, questions: 5}"
 ANSWERING = ("phase2_instruction", "phase3_moe")
 

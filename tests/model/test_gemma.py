@@ -225,6 +225,28 @@ def test_a_model_from_gguf_is_saved_and_loaded_like_any_other(
     assert all(torch.equal(tensor, state[name]) for name, tensor in reloaded.state_dict().items())
 
 
+def test_the_first_layers_of_a_model_are_kept_as_they_are(tmp_path: Path) -> None:
+    model = gemma()
+    model.save_pretrained(tmp_path)
+    PROCESSOR.tokenizer.save_pretrained(tmp_path)
+    spec = spec_of(tmp_path).model_copy(update={"language_layers": 2})
+    language = language_of(spec)
+    assert language.config["num_hidden_layers"] == 2
+    kept, _ = load_language_model(language, spec.language_source)
+    wanted = model.state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in kept.state_dict().items())
+    left_out = wanted.keys() - kept.state_dict().keys()
+    assert left_out == {name for name in wanted if ".layers.2." in name}
+    ids = torch.tensor([[5, 6, 7]])
+    first: Any = model.base_model(ids, output_hidden_states=True).hidden_states[2]
+    # The model norms what its last layer gives.
+    torch.testing.assert_close(kept.base_model(ids)[0], model.base_model.norm(first))
+    assert len(kept.config.layer_types) == kept.config.num_hidden_layers == 2
+    deeper = spec.model_copy(update={"language_layers": 4})
+    with pytest.raises(ConfigError, match=r"language_layers \(4\) must not exceed the 3 layers"):
+        language_of(deeper)
+
+
 def test_a_gguf_file_without_a_template_of_its_own_has_the_entrys(tmp_path: Path) -> None:
     path, entry = written(tmp_path), language_backbone("gemma3_270m")
     assert template_of(PROCESSOR.tokenizer, entry, str(path)) == entry.chat_template

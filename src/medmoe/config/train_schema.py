@@ -271,6 +271,11 @@ class TrainSpec(Strict):
                         f"{phase} starts from {source}, which is neither a phase of this recipe "
                         f"nor named under starts; use --set starts.{source}=RUN_DIRECTORY"
                     )
+        if "phase3_experts" in self.phases and self.model.experts != "per_domain":
+            raise ValueError(
+                "phase3_experts tunes experts that phase3_moe would not take; use "
+                "--set model.experts=per_domain"
+            )
         if self.vocab_size is None and any(PHASE_TABLE[name].stand_in for name in self.phases):
             raise ValueError("phase 0 trains a tokenizer, so vocab_size is missing; add it")
         if "phase2_router" in self.phases and self.router is None:
