@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+from medmoe.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,28 @@ class LanguageBackbone:
     config: dict[str, Any]
     chat_template: str
     lm_head_bias: bool = False
+
+    def first_layers(self, depth: int | None) -> LanguageBackbone:
+        """Return the model with its first layers only; None keeps all.
+
+        Raises:
+            ConfigError: It has fewer.
+        """
+        if depth is None:
+            return self
+        if depth > (whole := self.config["num_hidden_layers"]):
+            raise ConfigError(
+                f"language_layers ({depth}) must not exceed the {whole} layers of {self.name}; "
+                f"use --set model.language_layers={whole}"
+            )
+        return replace(self, config=first_layers(self.config, depth))
+
+
+def first_layers(config: Mapping[str, Any], depth: int) -> dict[str, Any]:
+    """Return a language model's config with its first layers only; lists by layer are cut too."""
+    whole = config["num_hidden_layers"]
+    by_layer = {k: v[:depth] for k, v in config.items() if isinstance(v, list) and len(v) == whole}
+    return {**config, **by_layer, "num_hidden_layers": depth}
 
 
 @dataclass(frozen=True, slots=True)

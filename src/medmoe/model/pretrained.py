@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
@@ -37,7 +36,7 @@ from medmoe.backbones.registry import (
     language_backbone,
     vision_backbone,
 )
-from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
+from medmoe.backbones.spec import LanguageBackbone, VisionBackbone, first_layers
 from medmoe.backbones.templates import with_images
 from medmoe.config.schema import ModelSpec
 from medmoe.errors import CheckpointError, ConfigError
@@ -116,28 +115,9 @@ def language_of(spec: ModelSpec) -> LanguageBackbone:
         ConfigError: The folder cannot be read, is no causal language model, or has fewer layers
             than are to be kept.
     """
-    entry, depth = _whole_language(spec), spec.language_layers
-    if depth is None:
-        return entry
-    if depth > (whole := entry.config["num_hidden_layers"]):
-        raise ConfigError(
-            f"language_layers ({depth}) must not exceed the {whole} layers of {entry.name}; "
-            f"use --set model.language_layers={whole}"
-        )
-    return replace(entry, config=_cut(entry.config, depth))
-
-
-def _cut(config: Mapping[str, Any], depth: int) -> dict[str, Any]:
-    """Return a language model's values with its first layers only, lists by layer shortened too."""
-    whole = config["num_hidden_layers"]
-    by_layer = {k: v[:depth] for k, v in config.items() if isinstance(v, list) and len(v) == whole}
-    return {**config, **by_layer, "num_hidden_layers": depth}
-
-
-def _whole_language(spec: ModelSpec) -> LanguageBackbone:
     entry, where = language_backbone(spec.language_model), spec.language_source
     if where is None:
-        return entry
+        return entry.first_layers(spec.language_layers)
     config = _config(*_origin(entry, where, "language_source"), "language_source")
     kind = config.model_type
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -146,9 +126,8 @@ def _whole_language(spec: ModelSpec) -> LanguageBackbone:
             "model; use --set model.language_source=FOLDER with one"
         )
     bias = entry.lm_head_bias and kind == entry.model_type
-    return replace(
-        entry, **_named(where), model_type=kind, config=_values(config), lm_head_bias=bias
-    )
+    own = {"model_type": kind, "config": _values(config), "lm_head_bias": bias}
+    return replace(entry, **_named(where), **own).first_layers(spec.language_layers)
 
 
 def _values(config: Any) -> dict[str, Any]:
@@ -270,7 +249,7 @@ def load_language_model(
     model: Any = _load(AutoModelForCausalLM, where, extra, config, "language_source")
     if (depth := backbone.config["num_hidden_layers"]) < config.num_hidden_layers:
         model.base_model.layers = model.base_model.layers[:depth]
-        model.config = type(config).from_dict(_cut(model.config.to_dict(), depth))
+        model.config = type(config).from_dict(first_layers(model.config.to_dict(), depth))
         model.base_model.config = model.config
     if "gguf_file" in extra:  # dequantised: as it says it is quantised, it could not be saved
         model.config.__dict__.pop("quantization_config", None)
