@@ -222,6 +222,7 @@ def test_no_hyperparameter_of_the_paper_has_a_hidden_default() -> None:
     assert optional["ModelSpec"] == {
         "meta_expert",
         "experts",
+        "blind",
         "language_layers",
         "language_source",
         "vision_source",

@@ -64,6 +64,7 @@ def test_variants_of_the_experts_share_a_twin_and_other_training_has_another() -
     assert twin_key(micro_recipe("phases.phase2_router.steps=9")) == key
     assert twin_key(micro_recipe("phases.phase2_instruction.learning_rate=1e-5")) != key
     assert twin_key(micro_recipe("model.vision_encoder=tiny_clip_128")) != key
+    assert twin_key(micro_recipe("model.language_layers=3")) != key
 
 
 def test_a_model_finds_its_twin_beside_its_run(runs: Path, tmp_path: Path) -> None:

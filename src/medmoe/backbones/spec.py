@@ -31,7 +31,7 @@ class LanguageBackbone:
     chat_template: str
     lm_head_bias: bool = False
 
-    def first_layers(self, depth: int | None) -> LanguageBackbone:
+    def shortened(self, depth: int | None) -> LanguageBackbone:
         """Return the model with its first layers only; None keeps all.
 
         Raises:
@@ -44,10 +44,10 @@ class LanguageBackbone:
                 f"language_layers ({depth}) must not exceed the {whole} layers of {self.name}; "
                 f"use --set model.language_layers={whole}"
             )
-        return replace(self, config=first_layers(self.config, depth))
+        return replace(self, config=shortened(self.config, depth))
 
 
-def first_layers(config: Mapping[str, Any], depth: int) -> dict[str, Any]:
+def shortened(config: Mapping[str, Any], depth: int) -> dict[str, Any]:
     """Return a language model's config with its first layers only; lists by layer are cut too."""
     whole = config["num_hidden_layers"]
     by_layer = {k: v[:depth] for k, v in config.items() if isinstance(v, list) and len(v) == whole}

@@ -296,11 +296,11 @@ def twin_key(recipe: Recipe) -> str | None:
     except ConfigError:
         return None
     config, model = spec.model_dump(mode="json"), spec.model
-    run = config["run"]
+    run, layers = config["run"], [model.language_layers] if model.language_layers else []
     return config_hash(
         {
             "image": (model.vision_encoder, model.vision_source),
-            "language": (model.language_model, model.language_source),
+            "language": (model.language_model, model.language_source, *layers),
             "run": [run[name] for name in ("precision", "group_by_length", "answers_only")],
             **{name: config[name] for name in ("vocab_size", "max_length", "data", "phases")},
         }

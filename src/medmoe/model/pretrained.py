@@ -36,7 +36,7 @@ from medmoe.backbones.registry import (
     language_backbone,
     vision_backbone,
 )
-from medmoe.backbones.spec import LanguageBackbone, VisionBackbone, first_layers
+from medmoe.backbones.spec import LanguageBackbone, VisionBackbone, shortened
 from medmoe.backbones.templates import with_images
 from medmoe.config.schema import ModelSpec
 from medmoe.errors import CheckpointError, ConfigError
@@ -117,7 +117,7 @@ def language_of(spec: ModelSpec) -> LanguageBackbone:
     """
     entry, where = language_backbone(spec.language_model), spec.language_source
     if where is None:
-        return entry.first_layers(spec.language_layers)
+        return entry.shortened(spec.language_layers)
     config = _config(*_origin(entry, where, "language_source"), "language_source")
     kind = config.model_type
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -127,7 +127,7 @@ def language_of(spec: ModelSpec) -> LanguageBackbone:
         )
     bias = entry.lm_head_bias and kind == entry.model_type
     own = {"model_type": kind, "config": _values(config), "lm_head_bias": bias}
-    return replace(entry, **_named(where), **own).first_layers(spec.language_layers)
+    return replace(entry, **_named(where), **own).shortened(spec.language_layers)
 
 
 def _values(config: Any) -> dict[str, Any]:
@@ -249,7 +249,7 @@ def load_language_model(
     model: Any = _load(AutoModelForCausalLM, where, extra, config, "language_source")
     if (depth := backbone.config["num_hidden_layers"]) < config.num_hidden_layers:
         model.base_model.layers = model.base_model.layers[:depth]
-        model.config = type(config).from_dict(first_layers(model.config.to_dict(), depth))
+        model.config = type(config).from_dict(shortened(model.config.to_dict(), depth))
         model.base_model.config = model.config
     if "gguf_file" in extra:  # dequantised: as it says it is quantised, it could not be saved
         model.config.__dict__.pop("quantization_config", None)
