@@ -41,7 +41,7 @@ from medmoe.backbones.templates import with_images
 from medmoe.config.schema import ModelSpec
 from medmoe.errors import CheckpointError, ConfigError
 from medmoe.model.blind import BlindConfig, BlindModel, blinded
-from medmoe.model.convert.source import read_tensors
+from medmoe.model.convert.source import file_of, read_tensors
 from medmoe.model.efficientnet_lite import (
     EfficientNetLiteConfig,
     EfficientNetLiteModel,
@@ -65,7 +65,7 @@ def vision_of(spec: ModelSpec) -> VisionBackbone:
         return blinded(vision_of(spec.model_copy(update={"blind": False})))
     if where is None:
         return entry
-    if _file_of(where, ".pth") is not None:  # weights alone: their shape is the entry's
+    if file_of(where, ".pth") is not None:  # weights alone: their shape is the entry's
         return replace(entry, **_named(where))
     _, extra = _origin(entry, where, "vision_source")
     whole = _config(where, extra, "vision_source")
@@ -144,23 +144,6 @@ def _named(source: str) -> dict[str, Any]:
     }
 
 
-def _file_of(source: str, suffix: str) -> Path | None:
-    """Return the file of a suffix that a source is, or that its folder holds in place of a model.
-
-    Raises:
-        ConfigError: The folder holds several.
-    """
-    path = Path(source)
-    files = [path] if path.suffix == suffix else []
-    if path.is_dir() and not (path / "config.json").is_file():
-        files = sorted(path.glob(f"*{suffix}"))
-    if len(files) > 1:
-        raise ConfigError(
-            f"{path} holds {len(files)} {suffix} files, first: {files[0].name}; name one"
-        )
-    return files[0] if files else None
-
-
 def check_sources(spec: ModelSpec) -> None:
     """Refuse backbones whose weights are not to be had, before anything is read or written.
 
@@ -175,7 +158,7 @@ def check_sources(spec: ModelSpec) -> None:
         if backbone.model_type == BlindConfig.model_type:
             continue
         where, extra = _origin(backbone, source, key)
-        if "gguf_file" not in extra and _file_of(where, ".pth") is None:
+        if "gguf_file" not in extra and file_of(where, ".pth") is None:
             _config(where, extra, key)
 
 
@@ -275,7 +258,7 @@ def load_vision_encoder(backbone: VisionBackbone, source: str | None = None) -> 
     if backbone.model_type == BlindConfig.model_type:
         return BlindModel(BlindConfig(**backbone.config))
     where, extra = _origin(backbone, source, "vision_source")
-    file = _file_of(where, ".pth")
+    file = file_of(where, ".pth")
     if file is not None:
         return _published(file, backbone)
     whole = _config(where, extra, "vision_source")
@@ -295,7 +278,7 @@ def _origin(
 ) -> tuple[str, dict[str, Any]]:
     """Return where to load from, and the keywords that pin it."""
     if source is not None:
-        file = _file_of(source, ".gguf")
+        file = file_of(source, ".gguf")
         if file is not None and find_spec("gguf") is None:
             raise ConfigError(
                 f"{file}: reading it needs the package gguf; run `pip install 'medmoe[gguf]'`"

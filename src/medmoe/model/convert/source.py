@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from medmoe.errors import CheckpointError
+from medmoe.errors import CheckpointError, ConfigError
 from medmoe.model.locate import read_json
 
 #: In the order in which transformers looks for them.
@@ -196,3 +196,20 @@ def shown(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
+
+
+def file_of(source: str, suffix: str) -> Path | None:
+    """Return the file of a suffix that a source is, or that its folder holds in place of a model.
+
+    Raises:
+        ConfigError: The folder holds several.
+    """
+    path = Path(source)
+    files = [path] if path.suffix == suffix else []
+    if path.is_dir() and not (path / "config.json").is_file():
+        files = sorted(path.glob(f"*{suffix}"))
+    if len(files) > 1:
+        raise ConfigError(
+            f"{path} holds {len(files)} {suffix} files, first: {files[0].name}; name one"
+        )
+    return files[0] if files else None
