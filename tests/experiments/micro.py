@@ -21,6 +21,7 @@ from medmoe.training.context import Progress
 # Sums of floats depend on the number of threads: one everywhere, so that runs can be compared.
 torch.set_num_threads(1)
 
+#: Those of a demonstration: all but what needs a pretrained encoder.
 PHASES = tuple(load_recipe("demo_phantom").spec.phases)
 TRAIN_IMAGES, TEST_IMAGES, STEPS = 24, 8, 3
 #: Small batches, few pictures and a few steps of every phase; everything else is the recipe's.

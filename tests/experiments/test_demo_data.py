@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.experiments import miniature
-from tests.experiments.micro import SETTINGS, TEST_IMAGES, TRAIN_IMAGES
+from tests.experiments.micro import PHASES, SETTINGS, TEST_IMAGES, TRAIN_IMAGES
 
-from medmoe.config.schema import PHASES
 from medmoe.data import registry
 from medmoe.data.phantom import read_phantom
 from medmoe.data.schema import ImageRecord, Record, images_of

@@ -6,15 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from tests.experiments.micro_train import silent
 from tests.model.tiny import language_model, processor, randomise
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from medmoe.errors import ConfigError
+from medmoe.experiments.estimate import estimate
 from medmoe.experiments.plan import plan_train
 from medmoe.experiments.recipe import Recipe, load_recipe
 from medmoe.experiments.run import run_train
 from medmoe.inference.engine import MedMoe
+from medmoe.model.checkpoint import provenance
 
 PHASES = ("phase1_alignment", "phase2_instruction", "phase2_router", "phase3_moe")
 
@@ -83,3 +86,41 @@ def test_a_folder_of_another_architecture_is_refused(folders: Path, tmp_path: Pa
     with pytest.raises(ConfigError, match="is a 'clip_vision_model' model, phi2_2_7b is 'phi'"):
         plan_train(wrong, ("phase1_alignment",), None, tmp_path / "run", 7)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_adapted_encoder_is_what_phase_1_starts_from(folders: Path, tmp_path: Path) -> None:
+    phase1 = load_recipe("phi2").config["phases"]["phase1_alignment"]
+    adapt = phase1 | {"data": ["phantom/train"], "epochs": None, "steps": 2, "batch_size": 4}
+    found = recipe(
+        folders,
+        f"phases.phase0_adapt={json.dumps(adapt)}",
+        "data.phantom_images=40",
+        "data.phantom_test_images=6",
+        "run.gradient_accumulation=1",
+        "validation={data: [phantom/validation], every: 1}",
+        *(f"phases.{phase}=null" for phase in PHASES[1:]),
+    )
+    planned = estimate(found, (), None, 7)["phases"]["phase0_adapt"]
+    assert planned["memory_gib"] > 0
+    run_train(plan_train(found, (), None, tmp_path / "run", 7), silent, None)
+    out = tmp_path / "run"
+    before = CLIPVisionModel.from_pretrained(folders / "clip").state_dict()
+    after = CLIPVisionModel.from_pretrained(out / "phase0_adapt" / "model").state_dict()
+    tower = MedMoe.load(out / "phase1_alignment" / "model").model.model.vision_tower.state_dict()
+    assert all(torch.equal(tower[name], tensor) for name, tensor in after.items())
+    assert not torch.equal(
+        after["embeddings.patch_embedding.weight"], before["embeddings.patch_embedding.weight"]
+    )
+    run = json.loads((out / "phase0_adapt" / "run.json").read_text())["finished"]
+    assert run["attributes"]["modality"]["n"] == 6
+    assert run["validation"]["step"] == 2
+    assert provenance(out / "phase1_alignment" / "model")["phases"].keys() == {
+        "phase0_adapt",
+        "phase1_alignment",
+    }
+
+
+def test_an_encoder_is_adapted_or_trained_from_scratch(folders: Path) -> None:
+    values = json.dumps(load_recipe("tiny_phantom").config["phases"]["phase0_encoder"])
+    with pytest.raises(ConfigError, match="phase0_encoder trains one from scratch; leave one out"):
+        load_recipe("tiny_phantom", [f"phases.phase0_adapt={values}"])

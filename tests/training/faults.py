@@ -25,7 +25,7 @@ import torch
 from safetensors import safe_open
 from tests.model.tiny import DOMAINS, MOE_LAYERS, processor
 from tests.training import toy
-from tests.training.test_phase0 import TINY_LANGUAGE, TINY_VISION
+from tests.training.test_phase0 import TINY_LANGUAGE, TINY_VISION, pretrained
 from torch import Tensor
 
 from medmoe.config.schema import PhaseName
@@ -62,7 +62,17 @@ def _run(phase: PhaseName, settings: RunSettings, progress: Progress, augment: f
 def _encoder(settings: RunSettings, progress: Progress) -> tuple[Weights, PhaseResult]:
     run = _run("phase0_encoder", settings, progress, augment=0.5)
     tokenizer = processor().tokenizer
-    encoder, result = train_encoder(run, TINY_VISION, records(), {}, _table(), tokenizer)
+    encoder, result, _ = train_encoder(run, TINY_VISION, records(), {}, _table(), tokenizer)
+    return encoder.state_dict(), result
+
+
+def _adapt(settings: RunSettings, progress: Progress) -> tuple[Weights, PhaseResult]:
+    run = _run("phase0_adapt", settings, progress, augment=0.5)
+    values: dict[str, Any] = {"encoder": pretrained(), "measured": records()[:9], "every": 5}
+    table, tokenizer = _table(), processor().tokenizer
+    encoder, result, _ = train_encoder(
+        run, TINY_VISION, records()[9:], {}, table, tokenizer, **values
+    )
     return encoder.state_dict(), result
 
 
@@ -100,6 +110,7 @@ def _packed(make: Callable[[], Any], phase: PhaseName) -> Train:
 PHASES: dict[str, Train] = {
     "phase0_encoder": _encoder,
     "phase0_language": _language,
+    "phase0_adapt": _adapt,
     "phase1_alignment": _packed(toy.dense, "phase1_alignment"),
     "phase2_instruction": _packed(toy.dense, "phase2_instruction"),
     "phase2_router": _router,

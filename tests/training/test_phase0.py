@@ -1,4 +1,4 @@
-"""Phase 0: what the stand-in encoder learns from, where it starts, and that both halves learn."""
+"""Phase 0: what an encoder learns from, where it starts, and that both halves learn."""
 
 from __future__ import annotations
 
@@ -9,19 +9,23 @@ from typing import Any
 import pytest
 import torch
 from tests.model.tiny import VISION, processor
-from tests.training.toy import SPEC, phantom_records, silent
+from tests.training.toy import SPEC, phantom_records, record, silent
 from torch import Tensor
+from transformers import AutoConfig, AutoModel
 
 from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
 from medmoe.backbones.templates import chat_template
 from medmoe.config.schema import PhaseName
-from medmoe.data.pixels import pixel_table
+from medmoe.data.pixels import PixelTable, pixel_table
 from medmoe.data.schema import ImageRecord, images_of
+from medmoe.model.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteModel
 from medmoe.training.context import PhaseRun
 from medmoe.training.phases.phase0_encoder import (
     MIN_PICTURES,
     AttributeHead,
     EncoderPretraining,
+    _texts,
+    accuracies,
     attribute_classes,
     train_encoder,
 )
@@ -163,7 +167,7 @@ def fit_encoder(steps: int, seed: int = 5) -> tuple[Any, PhaseResult]:
     records = phantom_records(32)
     half = len(records) // 2  # the other pictures are named by attributes
     records = [r for i, r in enumerate(records) if i < half or r.task != "caption"]
-    return train_encoder(
+    encoder, result, accuracy = train_encoder(
         run("phase0_encoder", steps, seed, batch_size=8, augment=0.5),
         TINY_VISION,
         records,
@@ -171,6 +175,8 @@ def fit_encoder(steps: int, seed: int = 5) -> tuple[Any, PhaseResult]:
         pixel_table(images_of(records), processor().image_processor),
         processor().tokenizer,
     )
+    assert accuracy == {}  # nothing is held out
+    return encoder, result
 
 
 def test_a_few_steps_of_the_encoder_reduce_the_loss() -> None:
@@ -186,6 +192,94 @@ def test_same_seed_gives_the_same_encoder() -> None:
     weights = [fit_encoder(3, seed)[0].state_dict() for seed in (5, 5, 6)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert not all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
+
+
+def pretrained() -> Any:
+    """Return an encoder that some other training has left."""
+    torch.manual_seed(9)
+    return AutoModel.from_config(AutoConfig.for_model(TINY_VISION.model_type, **TINY_VISION.config))
+
+
+def adapted(steps: int, measured: int = 0) -> tuple[Any, PhaseResult, dict[str, Any]]:
+    """Adapt to the later of 40 pictures, measuring so many of the first eight."""
+    records = phantom_records(40)
+    names = [one.id for one in images_of(records)]
+    return train_encoder(
+        run("phase0_adapt", steps, batch_size=8),
+        TINY_VISION,
+        [one for one in records if one.image.id in names[8:]],
+        {},
+        pixel_table(images_of(records), processor().image_processor),
+        processor().tokenizer,
+        encoder=pretrained(),
+        measured=[one for one in records if one.image.id in names[:measured]],
+        every=2,
+    )
+
+
+def test_an_adapted_encoder_goes_on_from_its_weights() -> None:
+    before = pretrained().state_dict()
+    again, result, _ = adapted(1)
+    after = again.state_dict()
+    assert result.counts.frozen == 0
+    # One step of AdamW moves a weight by the rate at most, be it near or far from where it began.
+    moved = {name: float((after[name] - before[name]).abs().max()) for name in before}
+    assert max(moved.values()) <= SPEC.learning_rate * 1.01  # float32 rounding
+    # What stands behind the states that are read stays; a shift of all keys changes no attention.
+    unread = ("encoder.layers.1.", "post_layernorm.", "layers.0.self_attn.k_proj.bias")
+    assert {n for n, by in moved.items() if not by} <= {n for n in moved for u in unread if u in n}
+
+
+def test_measuring_held_out_pictures_changes_no_weight() -> None:
+    seen, result, accuracy = adapted(4, measured=8)
+    assert [step for step, *_ in result.validation] == [2, 4]
+    assert all(loss > 0 and score is None for _, loss, score in result.validation)
+    assert accuracy["modality"]["n"] == 8
+    unseen, quiet, none = adapted(4)
+    assert (quiet.validation, none) == ([], {})
+    assert all(torch.equal(a, unseen.state_dict()[n]) for n, a in seen.state_dict().items())
+
+
+def test_accuracy_counts_known_classes_and_stands_beside_the_most_frequent() -> None:
+    model = new_encoder(classes=(2,)).eval()
+    head = model.heads[0]
+    assert isinstance(head, AttributeHead)
+    with torch.no_grad():
+        head.classify.weight.zero_()
+        head.classify.bias.copy_(torch.tensor([0.0, 1.0]))  # always the second, "mri"
+    trained = [image(n, modality="ct" if n % 3 else "mri") for n in range(30)]
+    values = ["mri"] * 3 + ["ct"] * 5 + ["pet", None]
+    held_out = [image(100 + n, modality=value) for n, value in enumerate(values)]
+    rows = {one.id: row for row, one in enumerate(held_out)}
+    table = PixelTable(torch.zeros(10, 3, 32, 32, dtype=torch.uint8), rows, (0.5,) * 3, (0.5,) * 3)
+    found = accuracies(model, trained, held_out, table)
+    assert found == {"modality": {"accuracy": 37.5, "most_frequent": 62.5, "n": 8}}
+
+
+def test_open_answers_name_the_pictures_of_a_pretrained_encoder() -> None:
+    records = [
+        record("1", image(1), answer="a cyst", answer_type="open"),
+        record("2", image(1), answer="axial", answer_type="open"),
+        record("3", image(1), answer="yes"),
+        record("4", image(2, modality="ct"), answer="no"),
+        record("5", image(3), answer="a chest", task="caption", answer_type="open"),
+    ]
+    assert _texts(records, answers=True) == {
+        "i1": ["a cyst axial"],
+        "i2": ["ct"],
+        "i3": ["a chest"],
+    }
+    assert _texts(records, answers=False) == {"i1": ["image"], "i2": ["ct"], "i3": ["a chest"]}
+
+
+def test_cells_of_a_convolutional_encoder_are_all_read() -> None:
+    encoder = EfficientNetLiteModel(EfficientNetLiteConfig(hidden_size=32, image_size=64))
+    vision = replace(TINY_VISION, select_layer=-1, select_strategy="full")
+    model = EncoderPretraining(vision, (2,), 50, 0.0, encoder)
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    cells = encoder(pixels).last_hidden_state
+    assert cells.shape == (2, 4, 32)
+    assert torch.equal(model.patches(pixels), model.norm(cells))
 
 
 def test_a_few_steps_of_the_language_model_reduce_the_loss() -> None:

@@ -104,8 +104,8 @@ def test_a_later_phase_undoes_an_earlier_one() -> None:
     assert trained_names(model) == names(model, lambda n: n.startswith(PROJECTOR))
 
 
-def test_the_stand_ins_train_as_a_whole() -> None:
-    for phase in ("phase0_encoder", "phase0_language"):
+def test_backbones_train_as_a_whole() -> None:
+    for phase in ("phase0_encoder", "phase0_language", "phase0_adapt"):
         model = nn.Linear(3, 2)
         assert set_trainable(model, phase).frozen == 0
 

@@ -39,16 +39,18 @@ class Phase:
             ``reference`` is what the reference code's name matching trains in phase 3;
             ``learned_router`` is Table 6's alternative; ``lora`` is Table 7's.
         leaves: What its run directory holds at the end.
+        stand_in: Whether it trains a backbone from scratch, in the place of a pretrained one.
     """
 
     inputs: tuple[PhaseName, ...]
     tasks: tuple[Task, ...]
     trains: Mapping[Trains, tuple[Part, ...]]
     leaves: Literal["encoder", "language_model", "dense", "router", "moe"]
+    stand_in: bool = False
 
     @property
-    def stand_in(self) -> bool:
-        """Whether it trains a backbone from scratch, in the place of a pretrained one."""
+    def backbone(self) -> bool:
+        """Whether it trains a backbone alone."""
         return self.leaves in ("encoder", "language_model")
 
     @property
@@ -76,10 +78,15 @@ _DENSE: dict[Trains, tuple[Part, ...]] = {
 }
 
 PHASE_TABLE: dict[PhaseName, Phase] = {
-    "phase0_encoder": Phase((), _ALL, _EVERYTHING, "encoder"),
-    "phase0_language": Phase((), _ALL, _EVERYTHING, "language_model"),
+    "phase0_encoder": Phase((), _ALL, _EVERYTHING, "encoder", stand_in=True),
+    "phase0_language": Phase((), _ALL, _EVERYTHING, "language_model", stand_in=True),
+    # Not in the paper: a pretrained encoder meets medical pictures before it is frozen.
+    "phase0_adapt": Phase((), _ALL, _EVERYTHING, "encoder"),
     "phase1_alignment": Phase(
-        ("phase0_encoder", "phase0_language"), ("caption",), {"paper": ("projector",)}, "dense"
+        ("phase0_encoder", "phase0_language", "phase0_adapt"),
+        ("caption",),
+        {"paper": ("projector",)},
+        "dense",
     ),
     "phase2_instruction": Phase(("phase1_alignment",), _ALL, _DENSE, "dense"),
     "phase2_router": Phase(("phase2_instruction",), _ALL, {"paper": ("router",)}, "router"),

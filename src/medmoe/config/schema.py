@@ -19,6 +19,7 @@ Trains = Literal["paper", "decoder_layers", "reference", "learned_router", "lora
 PhaseName = Literal[
     "phase0_encoder",
     "phase0_language",
+    "phase0_adapt",
     "phase1_alignment",
     "phase2_instruction",
     "phase2_router",

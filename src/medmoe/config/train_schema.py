@@ -264,6 +264,11 @@ class TrainSpec(Strict):
 
     @model_validator(mode="after")
     def _every_phase_has_its_inputs(self) -> Self:
+        if self.stand_ins() and self._adapts():
+            raise ValueError(
+                "phase0_adapt goes on with a pretrained encoder and phase0_encoder trains one from "
+                "scratch; leave one out by --set phases.phase0_adapt=null"
+            )
         for phase in self.phases:
             for source in self.inputs(phase):
                 if source not in self.phases and source not in self.starts:
@@ -291,6 +296,8 @@ class TrainSpec(Strict):
             sources = tuple(name for name in sources if not PHASE_TABLE[name].stand_in)
         elif self.model.blind:
             sources = tuple(name for name in sources if PHASE_TABLE[name].leaves != "encoder")
+        if not self._adapts():
+            sources = tuple(name for name in sources if name != "phase0_adapt")
         if self.learns_router():
             sources = tuple(name for name in sources if PHASE_TABLE[name].leaves != "router")
         if self.model.experts != "per_domain":
@@ -313,6 +320,9 @@ class TrainSpec(Strict):
     def stand_ins(self) -> bool:
         """Return whether the backbones are trained from scratch by phase 0."""
         return bool({"phase0_encoder", "phase0_language"} & {*self.phases, *self.starts})
+
+    def _adapts(self) -> bool:
+        return "phase0_adapt" in {*self.phases, *self.starts}
 
     def learns_router(self) -> bool:
         """Return whether the router trains in phase 3 instead of by labels (paper, Table 6)."""

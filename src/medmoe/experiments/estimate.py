@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from medmoe.backbones.registry import language_backbone, vision_backbone
+from medmoe.backbones.registry import language_backbone
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainSpec
@@ -141,7 +141,7 @@ def step_memory(spec: TrainSpec, phase: PhaseName) -> TrainingMemory:
     """Return the memory of the part of a phase's batch that is computed at once."""
     values, autocast = spec.phases[phase], spec.run.precision == "bf16"
     batch = max(1, values.batch_size // spec.run.gradient_accumulation)
-    if PHASE_TABLE[phase].stand_in:
+    if PHASE_TABLE[phase].backbone:
         build, inputs = _backbone(spec, phase, batch)
         return backbone_memory(phase, build, inputs, autocast)
     if phase == "phase2_router":
@@ -220,7 +220,7 @@ def _tokens(spec: TrainSpec, phase: PhaseName) -> int:
     """Return the tokens that one sample of a phase is taken to have."""
     vision = vision_of(spec.model)
     image = (vision.image_size // vision.patch_size) ** 2
-    if phase == "phase0_encoder":
+    if PHASE_TABLE[phase].leaves == "encoder":
         return image + 1
     if phase == "phase0_language":
         return 2 * _QUESTION_TOKENS
@@ -230,7 +230,7 @@ def _tokens(spec: TrainSpec, phase: PhaseName) -> int:
 
 
 def _meta_model(spec: TrainSpec, phase: PhaseName) -> nn.Module:
-    if PHASE_TABLE[phase].stand_in:
+    if PHASE_TABLE[phase].backbone:
         backbone: nn.Module = _backbone(spec, phase, 1)[0]()
         return backbone
     config = _dense_config(spec)
@@ -255,9 +255,9 @@ def _dense_config(spec: TrainSpec) -> MedMoeConfig:
 def _backbone(
     spec: TrainSpec, phase: PhaseName, batch: int
 ) -> tuple[Callable[[], Any], Callable[[], dict[str, Tensor]]]:
-    """Return what makes a stand-in backbone, and what makes a batch of its phase 0."""
-    if phase == "phase0_encoder":
-        vision = vision_backbone(spec.model.vision_encoder)
+    """Return what makes a backbone, and what makes a batch of its phase 0."""
+    if PHASE_TABLE[phase].leaves == "encoder":
+        vision = vision_of(spec.model)
         config = AutoConfig.for_model(vision.model_type, **vision.config)
         shape = (batch, 3, vision.image_size, vision.image_size)
         return partial(AutoModel.from_config, config), lambda: {"pixel_values": torch.empty(shape)}

@@ -20,8 +20,8 @@ from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainPhaseSpec, TrainSpec
 from medmoe.data.collate import PackingCollator
-from medmoe.data.pixels import pixel_table
-from medmoe.data.schema import ImageRecord, images_of, turns_of
+from medmoe.data.pixels import PixelTable, pixel_table
+from medmoe.data.schema import ImageRecord, Record, images_of, turns_of
 from medmoe.data.tokenize import ConversationTokenizer, train_tokenizer
 from medmoe.domains import domain_index
 from medmoe.experiments.data import TrainData, steps_of
@@ -39,6 +39,7 @@ from medmoe.model.pretrained import (
     template_of,
     vision_of,
 )
+from medmoe.model.processing_medmoe import square_image_processor
 from medmoe.model.upcycle import take_experts, upcycle
 from medmoe.training.by_domain import ByDomain
 from medmoe.training.context import PhaseContext, PhaseRun, Progress, RunSettings, Validation
@@ -52,6 +53,9 @@ from medmoe.training.phases.phase2_router import choose_labelled, fit_router, la
 from medmoe.training.trainer import PhaseResult
 
 logger = logging.getLogger(__name__)
+
+#: Size of the vocabulary of captions and answers that an adapted encoder learns from.
+_CAPTION_WORDS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +117,41 @@ def run_encoder(job: Job) -> PhaseResult:
     """Phase 0, first half: train a stand-in vision encoder."""
     vision, _, processor = _stand_ins(job)
     records = job.data.records(job.phase)
-    run = PhaseRun(**job.run(job.data.samples(job.phase)))
     table = pixel_table(images_of(records), processor.image_processor)
+    return _trained_encoder(job, vision, records, table, processor.tokenizer)
+
+
+def run_adapt(job: Job) -> PhaseResult:
+    """Phase 0 of a pretrained vision encoder: adapt it to the training pictures."""
+    model, validation = job.spec.model, job.spec.validation
+    vision, records = vision_of(model), job.data.records(job.phase)
+    further: dict[str, Any] = {"encoder": load_vision_encoder(vision, model.vision_source)}
+    if torch.cuda.is_available():
+        further["encoder"].to("cuda")
+    if validation is not None:
+        further |= {"measured": job.data.validation, "every": validation.every}
+        further["keep_best"] = validation.keep_best
+    tokenizer = train_tokenizer((turn for r in records for _, turn in turns_of(r)), _CAPTION_WORDS)
+    images = images_of([*records, *further.get("measured", ())])
+    table = pixel_table(images, square_image_processor(vision.image_size, vision.mean, vision.std))
+    return _trained_encoder(job, vision, records, table, tokenizer, **further)
+
+
+def _trained_encoder(
+    job: Job,
+    vision: VisionBackbone,
+    records: Sequence[Record],
+    table: PixelTable,
+    tokenizer: Any,
+    **further: Any,
+) -> PhaseResult:
+    run = PhaseRun(**job.run(job.data.samples(job.phase)))
     repeats = job.spec.data.repeats
-    encoder, result = train_encoder(run, vision, records, repeats, table, processor.tokenizer)
+    encoder, result, accuracy = train_encoder(
+        run, vision, records, repeats, table, tokenizer, **further
+    )
+    if accuracy:
+        job.found["attributes"] = accuracy
     if job.saves:
         save_part(job.model, job.provenance(result), encoder.save_pretrained)
     return result
@@ -150,7 +185,8 @@ def _put_together(job: Job) -> tuple[MedMoeForConditionalGeneration, Any]:
     model = job.spec.model
     vision, language = vision_of(model), language_of(model)
     # Without phase 0 the backbones are pretrained: from the hub, or from a folder.
-    encoder, text = job.inputs.get("phase0_encoder"), job.inputs.get("phase0_language")
+    encoder = job.inputs.get("phase0_encoder") or job.inputs.get("phase0_adapt")
+    text = job.inputs.get("phase0_language")
     tower = load_vision_encoder(vision, str(encoder) if encoder else model.vision_source)
     words, tokenizer = load_language_model(language, str(text) if text else model.language_source)
     template = language.chat_template
@@ -263,6 +299,7 @@ def _upcycled(job: Job) -> tuple[MedMoeForConditionalGeneration, Any]:
 PHASE_FUNCTIONS: dict[PhaseName, Callable[[Job], PhaseResult]] = {
     "phase0_encoder": run_encoder,
     "phase0_language": run_language,
+    "phase0_adapt": run_adapt,
     "phase1_alignment": run_alignment,
     "phase2_instruction": run_dense,
     "phase2_router": run_router,

@@ -89,7 +89,8 @@ def plan_train(
     if label_counts and "phase2_router" not in chosen:
         raise ConfigError("--label-counts belongs to phase2_router; add --phase phase2_router")
     check_trackers(spec.run.trackers)
-    begins = "phase1_alignment" in chosen and not is_finished(out / "phase1_alignment")
+    first = [phase for phase in ("phase0_adapt", "phase1_alignment") if phase in chosen]
+    begins = any(not is_finished(out / phase) for phase in first)
     if begins and not spec.stand_ins() and "phase1_alignment" not in spec.starts:
         check_sources(spec.model)
     if not label_counts and spec.router and "phase2_router" in chosen:

@@ -104,8 +104,8 @@ def load_recipe(
     preset = None if minutes is None else _fitting(name, data, minutes)
     for variant in (_split(name, data, split), (data.get("presets") or {}).get(preset)):
         data = merged(data, variant or {})
-    data = _without_variants(data)
-    data = apply_overrides(_with_model(data), settings)
+    own = _without_variants(_read(config)[1]).get("phases") or {}
+    data = _with_added_phases(apply_overrides(_with_model(_without_variants(data)), settings), own)
     spec = check(TrainSpec, _without_nulls(_with_model(data)), name)
     if records:
         settings = [*record_settings(spec, records), *settings]
@@ -337,6 +337,16 @@ def _with_model(data: Mapping[str, Any]) -> dict[str, Any]:
         changes = {key: value for key, value in model.items() if key != "base"}
         return {**data, "model": merged(recipe("models", str(model["base"])), changes)}
     return dict(data)
+
+
+def _with_added_phases(data: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Put phases that a base or a setting adds to a recipe's own in their place."""
+    phases = data.get("phases")
+    if not isinstance(phases, Mapping) or phases.keys() == own.keys():
+        return data
+    order = {name: place for place, name in enumerate(PHASES)}
+    names = sorted(phases, key=lambda name: order.get(name, len(order)))
+    return data | {"phases": {name: phases[name] for name in names}}
 
 
 def _without_nulls(data: Mapping[str, Any]) -> dict[str, Any]:

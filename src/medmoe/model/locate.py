@@ -143,6 +143,7 @@ def _part(folder: Path) -> str | None:
     phase = _training(folder).get("phase")
     parts = {
         "phase0_encoder": "a vision encoder",
+        "phase0_adapt": "a vision encoder",
         "phase0_language": "a language model",
         "phase2_router": "a router",
     }

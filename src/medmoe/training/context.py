@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from medmoe.config.schema import PhaseName, PhaseSpec
 from medmoe.config.train_schema import RunSpec
-from medmoe.data.collate import Packed
 from medmoe.data.schema import Record
 from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
@@ -62,8 +61,8 @@ class Validation:
         keep_best: The phase ends with the weights of the best step.
     """
 
-    samples: Sequence[Packed]
-    collate: Callable[[Sequence[Packed]], dict[str, Any]]
+    samples: Sequence[Any]
+    collate: Callable[[Sequence[Any]], dict[str, Any]]
     every: int
     score: Callable[[nn.Module], float] | None = None
     keep_best: bool = False

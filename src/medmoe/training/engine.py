@@ -58,13 +58,13 @@ class PhaseTrainer(Trainer):
     ) -> None:
         super().__init__(**trainer)
         self.begin, self.validation = begin, validation
-        if validation is not None:
-            self.label_names = ["labels"]  # a wrapper's signature does not show them
         self.ahead: Ahead | None = None
         self.phase, self.folder, self.facts, self.stop = phase, folder, facts, stop
         self.save_every = save_every
         takes = inspect.signature(self.model.forward).parameters
         self.answers_only = answers_only and "answers_only" in takes
+        if validation is not None:  # a wrapper's signature does not show them
+            self.label_names = ["classes" if "classes" in takes else "labels"]
         self.part = 0  # of the step's batch, where it is computed in several
         self.resumed: dict[str, Any] = {}
         self.saved: int | None = None

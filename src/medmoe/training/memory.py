@@ -186,7 +186,7 @@ def backbone_memory(
     inputs: Callable[[], dict[str, Tensor]],
     autocast: bool,
 ) -> TrainingMemory:
-    """Estimate the memory of ``phase0_*``: all of a stand-in backbone in float32.
+    """Estimate the memory of ``phase0_*``: all of a backbone in float32.
 
     Args:
         build: Makes the backbone, an encoder or a causal language model.
@@ -196,7 +196,8 @@ def backbone_memory(
     with _fake(autocast):
         model = build().train()
         base = getattr(model, "base_model", model)
-        layers = base.layers if hasattr(base, "layers") else base.encoder.layers
+        inner = getattr(base, "encoder", base)
+        layers = inner.layers if hasattr(inner, "layers") else inner.blocks
         with _saved_by_layer(model, layers) as saved:
             model(**inputs())
     count = sum(parameter.numel() for parameter in model.parameters())

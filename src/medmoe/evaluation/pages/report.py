@@ -24,7 +24,7 @@ from medmoe.numbers import percent
 from medmoe.routing import figures
 
 PHASES = {
-    "phase0": "phase 0, stand-in backbones",
+    "phase0": "phase 0, backbones",
     "phase1": "phase 1, alignment",
     "phase2": "phase 2, instruction tuning",
     "router": "router",

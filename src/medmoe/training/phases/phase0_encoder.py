@@ -1,8 +1,9 @@
-"""Phase 0, first half: a stand-in vision encoder, trained from scratch.
+"""Phase 0 of the vision encoder: a stand-in trained from scratch, or a pretrained one adapted.
 
-Not in the paper, which starts from CLIP: where no pretrained weights can be had, a small encoder
-learns from the same training pictures by contrastive image-text pairs and by the attributes known
-of them (modality, plane, finding, …). Its heads are thrown away afterwards.
+Not in the paper, which starts from CLIP and freezes it. Where no pretrained weights can be had, a
+small encoder learns from the same training pictures by contrastive image-text pairs and by the
+attributes known of them (modality, plane, finding, …); one that never met a medical picture goes
+on learning from them in the same way. The heads are thrown away afterwards.
 
 Shapes: B pictures, P patches, D encoder width, V vocabulary.
 """
@@ -12,24 +13,28 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel
 
 from medmoe.backbones.spec import VisionBackbone
 from medmoe.data.pixels import PixelTable, augmented, normalise
 from medmoe.data.schema import ImageRecord, Record, images_of
-from medmoe.training.context import PhaseRun
+from medmoe.training.context import PhaseRun, Validation
 from medmoe.training.schedule import Schedule
 from medmoe.training.trainer import PhaseResult, run_phase
 
 #: An attribute value must be seen on this many pictures to be worth a class.
 MIN_PICTURES = 8
+#: Widest space that pictures and texts are compared in.
+_JOINT_WIDTH = 256
+_MEASURED_TOGETHER = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,7 @@ class EncoderPretraining(nn.Module):
     Args:
         classes: Number of classes of each attribute.
         vocab_size: Of the tokenizer, for the bag of caption words.
+        encoder: Pretrained, trained in place; None begins from scratch.
     """
 
     def __init__(
@@ -75,19 +81,20 @@ class EncoderPretraining(nn.Module):
         classes: Sequence[int],
         vocab_size: int,
         label_smoothing: float,
+        encoder: Any = None,
     ) -> None:
         super().__init__()
-        config = AutoConfig.for_model(vision.model_type, **vision.config)
-        self.encoder: Any = AutoModel.from_config(config)
-        _place_patches(self.encoder.embeddings.position_embedding.weight)
+        self.encoder: Any = encoder if encoder is not None else _from_scratch(vision)
         self.select_layer = vision.select_layer
-        width = config.hidden_size
+        self.first_patch = int(vision.select_strategy == "default")
+        width = self.encoder.config.hidden_size
+        joint = min(width, _JOINT_WIDTH)
         self.norm = nn.LayerNorm(width)
         self.heads = nn.ModuleList(AttributeHead(width, count) for count in classes)
-        self.image_projection = nn.Linear(width, width)
-        self.words = nn.EmbeddingBag(vocab_size, width, mode="mean")
+        self.image_projection = nn.Linear(width, joint)
+        self.words = nn.EmbeddingBag(vocab_size, joint, mode="mean")
         self.text_projection = nn.Sequential(
-            nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)
+            nn.Linear(joint, joint), nn.GELU(), nn.Linear(joint, joint)
         )
         self.log_temperature = nn.Parameter(torch.tensor(2.0))
         self.smoothing = label_smoothing
@@ -121,7 +128,7 @@ class EncoderPretraining(nn.Module):
     def patches(self, pixel_values: Tensor) -> Tensor:
         """Return the normed patch states (B, P, D), without the class token."""
         states = self.encoder(pixel_values, output_hidden_states=True).hidden_states
-        normed: Tensor = self.norm(states[self.select_layer][:, 1:])
+        normed: Tensor = self.norm(states[self.select_layer][:, self.first_patch :])
         return normed
 
     def _contrast(self, pooled: Tensor, words: Tensor, offsets: Tensor) -> Tensor:
@@ -137,6 +144,14 @@ class EncoderPretraining(nn.Module):
         return (
             functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)
         ) / 2
+
+
+def _from_scratch(vision: VisionBackbone) -> Any:
+    """Return a new encoder of patches."""
+    config = AutoConfig.for_model(vision.model_type, **vision.config)
+    encoder: Any = AutoModel.from_config(config)
+    _place_patches(encoder.embeddings.position_embedding.weight)
+    return encoder
 
 
 @torch.no_grad()
@@ -186,17 +201,28 @@ def train_encoder(
     repeats: Mapping[str, int],
     table: PixelTable,
     tokenizer: Any,
-) -> tuple[PreTrainedModel, PhaseResult]:
-    """Return the trained vision encoder (frozen from here on) and its learning curve.
+    encoder: Any = None,
+    measured: Sequence[Record] = (),
+    every: int = 0,
+    keep_best: bool = False,
+) -> tuple[Any, PhaseResult, dict[str, dict[str, float]]]:
+    """Train a vision encoder, frozen from here on.
 
     Args:
-        records: Their captions name the pictures; one without is named by its attributes.
+        records: Their captions name the pictures; one without is named by its attributes. Of a
+            pretrained encoder the answers to open questions name them too.
         repeats: How often a data set's images come in one epoch, once where not named.
+        table: Pixels of all pictures.
+        encoder: Pretrained; None begins from scratch.
+        measured: Records of pictures that are not trained on, for the validation loss and the
+            accuracy of the attributes.
+        every: Steps between two measurements of the loss.
+        keep_best: The phase ends with the weights of the lowest loss.
+
+    Returns:
+        The encoder, its learning curve, and what `accuracies` gives.
     """
-    captions: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        if record.task == "caption":
-            captions[record.image.id].append(record)
+    texts = _texts([*records, *measured], answers=encoder is not None)
     dataset = {record.image.id: record.dataset for record in records}
     images = [
         image for image in images_of(records) for _ in range(repeats.get(dataset[image.id], 1))
@@ -204,40 +230,111 @@ def train_encoder(
     classes = attribute_classes(images)
     torch.manual_seed(run.seed)
     counts = [len(values) for values in classes.values()]
-    model = EncoderPretraining(vision, counts, len(tokenizer), run.spec.label_smoothing)
-    ids = [_caption_ids(image, captions.get(image.id, ()), tokenizer) for image in images]
-    targets = [
-        tuple(_index(values, _attributes(image).get(name)) for name, values in classes.items())
-        for image in images
-    ]
+    smoothing = run.spec.label_smoothing
+    model = EncoderPretraining(vision, counts, len(tokenizer), smoothing, encoder)
+    samples = [_sample(image, texts, classes, table, tokenizer) for image in images]
 
     def draw(index: int, rng: np.random.Generator) -> EncoderSample:
-        caption = ids[index][rng.integers(len(ids[index]))]
-        draws = tuple(rng.uniform(-1, 1, size=6).tolist())
-        return EncoderSample(table.rows[images[index].id], caption, targets[index], draws)
+        captions, sample = samples[index]
+        caption = captions[rng.integers(len(captions))]
+        return replace(sample, caption=caption, draws=tuple(rng.uniform(-1, 1, size=6).tolist()))
 
-    def collate(samples: Sequence[EncoderSample]) -> dict[str, Tensor]:
-        unit = table.pixels[torch.tensor([s.row for s in samples])].float() / 255
-        unit = augmented(unit, torch.tensor([s.draws for s in samples]), run.spec.augment)
-        starts = np.cumsum([0, *(len(s.caption) for s in samples)])[:-1]
-        return {
-            "pixel_values": normalise(unit, table.mean, table.std),
-            "words": torch.tensor([word for s in samples for word in s.caption]),
-            "offsets": torch.from_numpy(starts),
-            "classes": torch.tensor([s.classes for s in samples]),
-        }
-
+    held_out = images_of(measured)
+    if held_out:
+        fixed = [_sample(image, texts, classes, table, tokenizer)[1] for image in held_out]
+        batches = partial(_collate, table=table)
+        run = replace(run, validation=Validation(fixed, batches, every, keep_best=keep_best))
     schedule = Schedule(draw, len(images), run.steps * run.spec.batch_size, run.seed)
-    return model.encoder, run_phase(run, model, schedule, collate)
+    collate = partial(_collate, table=table, strength=run.spec.augment)
+    result = run_phase(run, model, schedule, collate)
+    return model.encoder, result, accuracies(model, images, held_out, table)
 
 
-def _caption_ids(
-    image: ImageRecord, captions: Sequence[Record], tokenizer: Any
-) -> list[tuple[int, ...]]:
-    texts = [record.answer for record in captions] or [
-        " ".join(_attributes(image).values()) or "image"
-    ]
-    return [tuple(tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
+@torch.no_grad()
+def accuracies(
+    model: EncoderPretraining,
+    trained: Sequence[ImageRecord],
+    held_out: Sequence[ImageRecord],
+    table: PixelTable,
+) -> dict[str, dict[str, float]]:
+    """Return, by attribute, its head's accuracy in percent on pictures not trained on.
+
+    Beside it ``most_frequent``: that of always saying the most frequent class of the training
+    pictures, and ``n``: pictures with a class that is known.
+    """
+    classes = attribute_classes(trained)
+    device = next(model.parameters()).device
+    given: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for start in range(0, len(held_out), _MEASURED_TOGETHER):
+        part = held_out[start : start + _MEASURED_TOGETHER]
+        rows = torch.tensor([table.rows[image.id] for image in part])
+        patches = model.patches(table.normalised(rows).to(device))
+        for head, (name, values) in zip(model.heads, classes.items(), strict=True):
+            for image, index in zip(part, head(patches).argmax(-1).tolist(), strict=True):
+                truth = _attributes(image).get(name)
+                if truth in values:
+                    given[name].append((values[index], str(truth)))
+    found = {}
+    for name, pairs in given.items():
+        counts = Counter(_attributes(image).get(name) for image in trained)
+        usual = max(classes[name], key=lambda value: counts[value])
+        found[name] = {
+            "accuracy": round(100 * sum(a == b for a, b in pairs) / len(pairs), 1),
+            "most_frequent": round(100 * sum(usual == b for _, b in pairs) / len(pairs), 1),
+            "n": len(pairs),
+        }
+    return found
+
+
+def _texts(records: Sequence[Record], *, answers: bool) -> dict[str, list[str]]:
+    """Return what names each picture: its captions, one text of all its answers, or its attributes.
+
+    Args:
+        answers: Take the answers to open questions too.
+    """
+    texts: dict[str, list[str]] = defaultdict(list)
+    for record in records:
+        if record.task == "caption":
+            texts[record.image.id].append(record.answer)
+    said: dict[str, list[str]] = defaultdict(list)
+    for record in records if answers else ():
+        if record.task == "vqa" and record.answer_type == "open":
+            said[record.image.id].append(record.answer)
+    for name, words in said.items():
+        texts[name].append(" ".join(words))
+    for image in images_of(records):
+        if image.id not in texts:
+            texts[image.id].append(" ".join(_attributes(image).values()) or "image")
+    return texts
+
+
+def _sample(
+    image: ImageRecord,
+    texts: Mapping[str, Sequence[str]],
+    classes: Mapping[str, Sequence[str]],
+    table: PixelTable,
+    tokenizer: Any,
+) -> tuple[list[tuple[int, ...]], EncoderSample]:
+    """Return the token ids of a picture's texts, and the picture with the first of them."""
+    ids = [tuple(tokenizer(t, add_special_tokens=False).input_ids) for t in texts[image.id]]
+    known = _attributes(image)
+    targets = tuple(_index(values, known.get(name)) for name, values in classes.items())
+    return ids, EncoderSample(table.rows[image.id], ids[0], targets, (0.0,) * 6)
+
+
+def _collate(
+    samples: Sequence[EncoderSample], table: PixelTable, strength: float = 0.0
+) -> dict[str, Tensor]:
+    """Return the inputs of `EncoderPretraining`."""
+    unit = table.pixels[torch.tensor([s.row for s in samples])].float() / 255
+    unit = augmented(unit, torch.tensor([s.draws for s in samples]), strength)
+    starts = np.cumsum([0, *(len(s.caption) for s in samples)])[:-1]
+    return {
+        "pixel_values": normalise(unit, table.mean, table.std),
+        "words": torch.tensor([word for s in samples for word in s.caption]),
+        "offsets": torch.from_numpy(starts),
+        "classes": torch.tensor([s.classes for s in samples]),
+    }
 
 
 def _index(values: Sequence[str], value: str | None) -> int:
