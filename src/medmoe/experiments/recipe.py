@@ -90,6 +90,7 @@ def load_recipe(
         DataError: A set of ``records`` is neither there nor known by name.
     """
     name, data = _read(config)
+    own = list(data.get("phases") or ())
     if "base" in data:
         base_name, base = _read(str(data["base"]))
         if "base" in base:
@@ -104,7 +105,6 @@ def load_recipe(
     preset = None if minutes is None else _fitting(name, data, minutes)
     for variant in (_split(name, data, split), (data.get("presets") or {}).get(preset)):
         data = merged(data, variant or {})
-    own = _without_variants(_read(config)[1]).get("phases") or {}
     data = _with_added_phases(apply_overrides(_with_model(_without_variants(data)), settings), own)
     spec = check(TrainSpec, _without_nulls(_with_model(data)), name)
     if records:
@@ -339,10 +339,10 @@ def _with_model(data: Mapping[str, Any]) -> dict[str, Any]:
     return dict(data)
 
 
-def _with_added_phases(data: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+def _with_added_phases(data: dict[str, Any], own: Sequence[str]) -> dict[str, Any]:
     """Put phases that a base or a setting adds to a recipe's own in their place."""
     phases = data.get("phases")
-    if not isinstance(phases, Mapping) or phases.keys() == own.keys():
+    if not isinstance(phases, Mapping) or list(phases) == own:
         return data
     order = {name: place for place, name in enumerate(PHASES)}
     names = sorted(phases, key=lambda name: order.get(name, len(order)))
