@@ -100,12 +100,13 @@ def load_recipe(
             )
         changes = {key: value for key, value in data.items() if key != "base"}
         data = merged(_with_model(_without_variants(base)), changes)
-        # A phase that a variant adds takes its place among those of its base.
-        data["phases"] = dict(sorted(data["phases"].items(), key=_place))
     preset = None if minutes is None else _fitting(name, data, minutes)
     for variant in (_split(name, data, split), (data.get("presets") or {}).get(preset)):
         data = merged(data, variant or {})
-    data = _with_added_phases(apply_overrides(_with_model(_without_variants(data)), settings), own)
+    data = apply_overrides(_with_model(_without_variants(data)), settings)
+    phases = data.get("phases")
+    if isinstance(phases, dict) and list(phases) != own:  # what a base or a setting adds
+        data["phases"] = dict(sorted(phases.items(), key=_place))
     spec = check(TrainSpec, _without_nulls(_with_model(data)), name)
     if records:
         settings = [*record_settings(spec, records), *settings]
@@ -337,16 +338,6 @@ def _with_model(data: Mapping[str, Any]) -> dict[str, Any]:
         changes = {key: value for key, value in model.items() if key != "base"}
         return {**data, "model": merged(recipe("models", str(model["base"])), changes)}
     return dict(data)
-
-
-def _with_added_phases(data: dict[str, Any], own: Sequence[str]) -> dict[str, Any]:
-    """Put phases that a base or a setting adds to a recipe's own in their place."""
-    phases = data.get("phases")
-    if not isinstance(phases, Mapping) or list(phases) == own:
-        return data
-    order = {name: place for place, name in enumerate(PHASES)}
-    names = sorted(phases, key=lambda name: order.get(name, len(order)))
-    return data | {"phases": {name: phases[name] for name in names}}
 
 
 def _without_nulls(data: Mapping[str, Any]) -> dict[str, Any]:
