@@ -8,6 +8,7 @@ Everything is drawn on the fly; nothing is read from disk.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 from medmoe.data.phantom import ct, mri, pathology, questions, xray
 from medmoe.data.phantom.anatomy import SPLITS, Split
@@ -46,6 +47,12 @@ def read_phantom(split: Split, count: int, *, seed: int, size: int = 64) -> list
         ConfigError: Count or seed is negative, or the size too small to show the findings.
     """
     _check(split, count, seed, size)
+    return list(_drawn(split, count, seed, size))
+
+
+# A run trains, scores and takes baselines from the same pictures; thousands take many seconds.
+@lru_cache(maxsize=4)
+def _drawn(split: Split, count: int, seed: int, size: int) -> tuple[Record, ...]:
     records: list[Record] = []
     for index in range(count):
         plan = plan_image(split, index, seed)
@@ -57,7 +64,7 @@ def read_phantom(split: Split, count: int, *, seed: int, size: int = 64) -> list
             labels=questions.labels(plan),
         )
         records += questions.records(plan, image, generator(seed, 2, split, index))
-    return records
+    return tuple(records)
 
 
 def draw_plan(

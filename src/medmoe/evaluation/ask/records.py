@@ -8,13 +8,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 from medmoe.data import registry
 from medmoe.data.bad_rows import BadRows
 from medmoe.data.phantom import SPLITS as PHANTOM_SPLITS
-from medmoe.data.phantom import Split, read_phantom
+from medmoe.data.phantom import read_phantom
 from medmoe.data.readers.common import hash_share, question_word, split_name, yes_no_type
 from medmoe.data.schema import Record, turns_of
 from medmoe.errors import DataError, one_of
@@ -137,7 +136,7 @@ def _read(
     if spec.dataset == PHANTOM:
         if split not in PHANTOM_SPLITS:
             raise DataError(one_of(split, PHANTOM_SPLITS, "phantom split"))
-        return list(_drawn_once(split, images, seed))
+        return read_phantom(split, images, seed=seed)
     reader = spec.reader or registry.READERS[spec.dataset]
     if root is None and reader is registry.READERS.get(spec.dataset):
         raise DataError(
@@ -147,12 +146,6 @@ def _read(
     records = reader.read(root or Path(), split_name(split), bad)
     bad.settle()
     return records
-
-
-@lru_cache(maxsize=2)
-def _drawn_once(split: Split, images: int, seed: int) -> tuple[Record, ...]:
-    """Draw a split of the phantom once for all its tasks: thousands of pictures take seconds."""
-    return tuple(read_phantom(split, images, seed=seed))
 
 
 def _turn_by_turn(record: Record) -> list[Record]:
