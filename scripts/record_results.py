@@ -41,6 +41,10 @@ COLUMNS = (
     "high",
     "constant_baseline",
     "question_only_baseline",
+    "blind_twin",
+    "share",
+    "share_low",
+    "share_high",
 )
 #: What identifies a run in the table.
 RUN = ("config_sha256", "seed", "data_split")
@@ -84,8 +88,15 @@ def rows_of(run: Path) -> list[Row]:
         router | {"split": name, "metric": "accuracy", "value": found["accuracy"]} | found
         for name, found in summary["router"]["by_dataset"].items()
     ]
-    rows = [common | row for row in [*summary["scores"], *routers]]
+    rows = [common | row | _share(row) for row in [*summary["scores"], *routers]]
     return [{name: _plain(row.get(name)) for name in COLUMNS} for row in rows]
+
+
+def _share(row: dict[str, Any]) -> dict[str, Any]:
+    share = row.get("share") or {}
+    return {
+        f"share_{end}" if end else "share": share.get(end or "value") for end in ("", "low", "high")
+    }
 
 
 def record(run: Path) -> None:
@@ -119,7 +130,7 @@ def read() -> list[Row]:
     if not table.is_file():
         return []
     with table.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        return [dict.fromkeys(COLUMNS, "") | row for row in csv.DictReader(file)]
 
 
 def runs_of(rows: list[Row]) -> list[list[list[Row]]]:
@@ -173,13 +184,15 @@ def headlines(rows: list[Row]) -> dict[tuple[str, str], dict[str, Row]]:
 
 def _table(rows: list[Row]) -> list[str]:
     return [
-        "| score | n | MoE | SFT | MoE, blank image | constant | question only |",
-        "|---|---|---|---|---|---|---|",
+        "| score | n | MoE | SFT | MoE, blank image | constant | question only | blind twin "
+        "| picture's share |",
+        "|---|---|---|---|---|---|---|---|---|",
         *(
             f"| {place} {called} | {by['moe']['n']} | {_score(by.get('moe'))} "
             f"| {_score(by.get('sft'))} | {_score(by.get('blank'))} "
             f"| {_one(by['moe']['constant_baseline'])} "
-            f"| {_one(by['moe']['question_only_baseline'])} |"
+            f"| {_one(by['moe']['question_only_baseline'])} | {_one(by['moe']['blind_twin'])} "
+            f"| {_shared(by['moe'])} |"
             for (place, called), by in headlines(rows).items()
         ),
     ]
@@ -189,8 +202,8 @@ def _spread(runs: list[list[Row]]) -> list[str]:
     """Return the table of several seeds: each, their mean and the worst."""
     lines = [
         "| score | MoE by seed | mean | worst | SFT, mean | MoE, blank image, mean "
-        "| question only, mean |",
-        "|---|---|---|---|---|---|---|",
+        "| question only, mean | blind twin, mean | picture's share, mean |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     by_run = [headlines(run) for run in runs]
     for name in by_run[0]:
@@ -199,10 +212,13 @@ def _spread(runs: list[list[Row]]) -> list[str]:
             _mean([scores[name][system]["value"] for scores in by_run if system in scores[name]])
             for system in ("sft", "blank")
         ]
-        asked = _mean([scores[name]["moe"]["question_only_baseline"] for scores in by_run])
+        beside = " | ".join(
+            _mean([scores[name]["moe"][column] for scores in by_run])
+            for column in ("question_only_baseline", "blind_twin", "share")
+        )
         lines.append(
             f"| {' '.join(name)} | {', '.join(f'{value:.1f}' for value in moe)} "
-            f"| {sum(moe) / len(moe):.1f} | {min(moe):.1f} | {others[0]} | {others[1]} | {asked} |"
+            f"| {sum(moe) / len(moe):.1f} | {min(moe):.1f} | {others[0]} | {others[1]} | {beside} |"
         )
     return lines
 
@@ -214,7 +230,10 @@ def _mean(values: list[str]) -> str:
 
 def summary_table(rows: list[Row]) -> str:
     """Return the results table of README.md: the scores of `SHOWN`, each with its verdict."""
-    lines = ["| score | Med-MoE | question alone | verdict |", "|---|---|---|---|"]
+    lines = [
+        "| score | Med-MoE | blind twin | question alone | verdict |",
+        "|---|---|---|---|---|",
+    ]
     for split, task, called in SHOWN:
         runs = [runs for runs in runs_of(rows) if runs[0][0]["data_split"] == split][-1]
         by_run = [
@@ -234,12 +253,30 @@ def summary_table(rows: list[Row]) -> str:
             if len(values) == 1
             else f"{sum(values) / len(values):.1f}, worst of {len(values)} seeds {min(values):.1f}"
         )
-        verdict = "learned from the pictures" if above else "nothing shown to be learned from them"
+        verdict = _verdict(by_run, above)
         lines.append(
             f"| {_place(by_run[0])} {called} (n {by_run[0]['n']}) | {shown} "
-            f"| {sum(asked) / len(asked):.1f} | {verdict} |"
+            f"| {_mean([row['blind_twin'] for row in by_run])} | {sum(asked) / len(asked):.1f} "
+            f"| {verdict} |"
         )
     return "\n".join(lines)
+
+
+def _verdict(by_run: list[Row], above: bool) -> str:
+    """Return what may be claimed: of every run, by its twin where it has one."""
+    if not above:
+        return "nothing shown to be learned from pictures"
+    if not all(row["share"] for row in by_run):
+        return "above the question alone; no blind twin yet"
+    seen = all(float(row["share_low"]) > 0 for row in by_run)
+    share = _mean([row["share"] for row in by_run])
+    return f"the picture's share is {share} points" if seen else "read from the questions"
+
+
+def _shared(row: Row) -> str:
+    if not row["share"]:
+        return "–"
+    return f"{_one(row['share'])} ({_one(row['share_low'])} to {_one(row['share_high'])})"
 
 
 def _place(row: Row) -> str:

@@ -351,3 +351,24 @@ def test_a_run_killed_while_it_writes_leaves_nothing_half_written(run: Run, tmp_
         assert half_written(out) == []
         assert not is_mixed(out)
     assert ended < 6, "no run was met alive"
+
+
+def test_the_blind_twin_stands_beside_every_score_and_is_asked_once(
+    run: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(run.out, tmp_path / "demo")
+    plan = micro_plan(tmp_path / "demo")
+    twin = demo.blind_plan(plan)
+    demo.train_demo(twin, silent)
+    assert set(twin.phases) == {"phase0_language", "phase1_alignment", "phase2_instruction", "sft"}
+    asked_of: list[str] = []
+    summary = demo.score_demo(plan, lambda name, done, total: asked_of.append(f"{name} {done}"))
+    rows = [row for row in summary["scores"] if row["control"] is None and row["metric"] != "auc"]
+    assert {row["system"] for row in rows} == {"moe", "sft"}
+    assert all(row["share"] is not None for row in rows)
+    # The SFT model's scores are held against the answers that were given for the MoE model's.
+    assert "moe: phantom_vqa, blind twin 0" in asked_of
+    assert "sft: phantom_vqa, blind twin 0" not in asked_of
+    names = set(os.listdir(plan.out / "predictions"))
+    assert names >= {f"blind_twin-{task}.jsonl" for task in TASKS}
+    assert "What the pictures gave" in (plan.out / "model" / "README.md").read_text()

@@ -97,7 +97,7 @@ def _blind_answers(
 def _system(model: Path) -> str:
     """Return what the scores call a model."""
     if provenance(model).get("blind"):
-        return "blind"
+        return "blind_twin"
     if read_config(model).moe_layers:
         return "moe"
     return "sft" if provenance(model).get("phase") == "sft" else "dense"

@@ -26,7 +26,7 @@ from medmoe.evaluation.score.rows import ScoreRow, cells_of, rows_of
 from medmoe.evaluation.score.table import score_table
 from medmoe.evaluation.tasks import TASKS, paper_rows, task_spec
 
-_SYSTEMS = ("moe", "sft", "dense")
+_SYSTEMS = ("moe", "sft", "dense", "blind_twin")
 
 
 @dataclass(frozen=True, slots=True)

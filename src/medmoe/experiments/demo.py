@@ -253,6 +253,8 @@ def _gather_predictions(out: Path, tasks: Sequence[TaskRecords], routed: RoutedI
             named |= {f"-{name}": answers / "controls" / f"{name}.jsonl" for name in controls}
             for suffix, path in named.items():
                 link_or_copy(path, folder / f"{system}-{task.spec.name}{suffix}.jsonl")
+    for answers in (out / "eval" / "moe").glob("*/blind_twin/*.jsonl"):
+        link_or_copy(answers, folder / f"blind_twin-{answers.parents[1].name}.jsonl")
     write_text(folder / "moe-router.jsonl", routed.lines())
 
 
