@@ -303,7 +303,7 @@ def test_out_of_memory_names_the_setting(
     line = refused(capsys, "tiny_phantom", "--phase", "phase0_language", *sets(settings()), code=3)
     assert "phase0_language: out of memory at batch_size 4 (gradient_accumulation 1" in line
     assert "use --set run.gradient_accumulation=2 (the same loss in smaller parts)" in line
-    assert list(Path("runs/tiny_phantom").iterdir()) == []  # nothing that blocks the next try
+    assert not Path("runs/tiny_phantom").exists()  # nothing that blocks the next try
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "trackio", "wandb"])
@@ -419,3 +419,13 @@ def test_of_several_processes_only_the_first_writes(monkeypatch: pytest.MonkeyPa
     assert is_main()
     monkeypatch.setenv("RANK", "1")
     assert not is_main()
+
+
+def test_a_refused_run_leaves_no_empty_folder_behind(tmp_path: Path) -> None:
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    kept.mkdir()
+    words = ["train", "tiny_real", "--data", str(tmp_path / "no-data"), "--out"]
+    for folder in (out, kept):
+        assert main([*words, str(folder)]) == 2
+    assert not out.exists()
+    assert kept.is_dir()  # it was the user's

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from medmoe.evaluation.tasks import TaskSpec
 
 
-_SEED = 7
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `eval`."""
     flags.add_model(parser)
@@ -30,13 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_data(parser)
     flags.add_allow_outside(parser)
     flags.add_out(parser, "runs/eval")
-    parser.add_argument(
-        "--seed",
-        type=flags.seed,
-        metavar="S",
-        help="seed of all that is drawn at random (default: 7; with the phantom the seed that the "
-        "model was trained with, whose pictures it has not seen)",
-    )
+    flags.add_seed(parser, of_model=True)
     flags.add_json(parser)
 
 
@@ -180,19 +171,16 @@ def _records(
     """Return the seed, and by task the records to ask and those to calibrate on."""
     from medmoe.data.registry import find_data
     from medmoe.evaluation.ask.plan import check_apart
-    from medmoe.evaluation.ask.records import task_records
-    from medmoe.evaluation.files.known_records import PHANTOM
-    from medmoe.model.checkpoint import provenance
+    from medmoe.evaluation.ask.records import as_trained, task_records
 
-    facts, specs = provenance(model), _specs(args)
-    phantom = any(spec.dataset == PHANTOM for spec in specs.values())
-    seed = args.seed if args.seed is not None else facts.get("seed", _SEED) if phantom else _SEED
+    specs = _specs(args)
+    seed, phantom_images = as_trained(model, specs.values(), args.seed)
     read = partial(
         task_records,
         root=find_data(args.data),
         limit=args.limit,
         seed=seed,
-        phantom_images=facts.get("phantom_images"),
+        phantom_images=phantom_images,
     )
     tasks = {name: read(spec, split=args.split) for name, spec in specs.items()}
     calibrating = specs if args.calibrate else {}

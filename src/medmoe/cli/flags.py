@@ -132,14 +132,19 @@ def add_out(parser: argparse.ArgumentParser, default: str) -> None:
     )
 
 
-def add_seed(parser: argparse.ArgumentParser) -> None:
-    """Add `--seed S`; the same seed on the same machine gives the same result."""
+def add_seed(parser: argparse.ArgumentParser, *, of_model: bool = False) -> None:
+    """Add `--seed S`; the same seed on the same machine gives the same result.
+
+    Args:
+        of_model: With the phantom it is that of the model, whose pictures it has not seen.
+    """
+    more = "; with the phantom the model's own, whose pictures it has not seen" if of_model else ""
     parser.add_argument(
         "--seed",
         type=seed,
-        default=7,
+        default=None if of_model else 7,
         metavar="S",
-        help="seed of all that is drawn at random (default: 7)",
+        help=f"seed of all that is drawn at random (default: 7{more})",
     )
 
 
@@ -250,15 +255,22 @@ def window(text: str) -> tuple[float, float] | str:
     return center, width
 
 
+_made: list[Path] = []
+
+
 def make_out_dir(path: Path) -> Path:
     """Create the folder of `--out` where it is missing, and prove that it can be written to.
+
+    After an error `remove_empty_folders` takes it away again, if nothing was written.
 
     Raises:
         ConfigError: A file stands there, or the folder cannot be created or written to.
         GuardError: The disk is full.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        if not path.is_dir():
+            path.mkdir(parents=True, exist_ok=True)
+            _made.append(path)
         # Permissions tell too little (root, network and read-only disks): write, then delete.
         with tempfile.NamedTemporaryFile(dir=path, prefix=".medmoe-") as probe:
             probe.write(b"medmoe")
@@ -266,6 +278,13 @@ def make_out_dir(path: Path) -> Path:
     except OSError as error:
         raise refused(error, f"write to {str(path)!r}", "folder by --out DIR") from error
     return path
+
+
+def remove_empty_folders() -> None:
+    """Remove what `make_out_dir` created and nothing was written to."""
+    while _made:
+        with suppress(OSError):  # it holds something
+            _made.pop().rmdir()
 
 
 def write_json(path: Path | None, result: dict[str, Any]) -> None:

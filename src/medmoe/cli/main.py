@@ -103,7 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fail(error: MedMoeError) -> int:
     from medmoe.cli.console import tell
+    from medmoe.cli.flags import remove_empty_folders
 
+    remove_empty_folders()
     # One line whatever the message holds: logs and scripts read it.
     tell(f"medmoe: error: {' '.join(str(error).split())}", sys.stderr)
     return error.exit_code

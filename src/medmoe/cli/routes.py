@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import Any
 
 from medmoe.cli import flags
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     flags.add_data(parser)
     flags.add_out(parser, "runs/routes")
-    flags.add_seed(parser)
+    flags.add_seed(parser, of_model=True)
     flags.add_json(parser)
 
 
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from medmoe.data.registry import find_data
-    from medmoe.evaluation.ask.records import task_records
+    from medmoe.evaluation.ask.records import as_trained, task_records
     from medmoe.evaluation.routing_report import (
         RoutesPlan,
         check_models,
@@ -64,12 +65,11 @@ def run(args: argparse.Namespace) -> int:
     check_models(model, before, learned)
     curve = read_label_curve(args.label_curve) if args.label_curve else []
     root = find_data(args.data)
-    tasks = [
-        task_records(spec, root, split=args.split, limit=args.limit, seed=args.seed)
-        for spec in specs
-    ]
+    seed, phantom_images = as_trained(model, specs, args.seed)
+    read = partial(task_records, split=args.split, limit=args.limit, seed=seed)
+    tasks = [read(spec, root, phantom_images=phantom_images) for spec in specs]
     check_records(tasks, read_config(model).domains or ())
-    plan = RoutesPlan(model, tasks, before, learned, curve, args.seed)
+    plan = RoutesPlan(model, tasks, before, learned, curve, seed)
     out = flags.make_out_dir(args.out)
     with asking_bar() as update:
         result = routes(plan, out, update)

@@ -6,7 +6,7 @@ Data sets come from `medmoe.data.registry`, the phantom is drawn. Nothing is ask
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,9 @@ from medmoe.data.schema import Record, turns_of
 from medmoe.errors import DataError, one_of
 from medmoe.evaluation.files.known_records import PHANTOM
 from medmoe.evaluation.tasks import TaskSpec
+from medmoe.model.checkpoint import provenance
 
+SEED = 7
 #: Pictures that are drawn of a split of the phantom: some 1,500 questions.
 PHANTOM_IMAGES = 200
 
@@ -47,6 +49,23 @@ class TaskRecords:
             asked = (r.id, r.image.id, r.question, r.options, r.answer)
             digest.update(repr((*asked, r.earlier) if r.earlier else asked).encode())
         return digest.hexdigest()
+
+
+def as_trained(
+    model: Path, specs: Iterable[TaskSpec], seed: int | None
+) -> tuple[int, Mapping[str, int] | None]:
+    """Return the seed of what is drawn, and how many pictures the phantom's splits have.
+
+    The phantom is drawn as the model was trained with it, so that it has not seen what is asked.
+
+    Args:
+        seed: The user's, None for the model's or 7.
+    """
+    facts = provenance(model)
+    phantom = any(spec.dataset == PHANTOM for spec in specs)
+    if seed is None:
+        seed = facts.get("seed", SEED) if phantom else SEED
+    return seed, facts.get("phantom_images")
 
 
 def task_records(
