@@ -13,11 +13,13 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from medmoe.errors import ConfigError
 from medmoe.experiments.estimate import estimate
+from medmoe.experiments.handover import publish_card, publish_model, save_part
 from medmoe.experiments.plan import plan_train
 from medmoe.experiments.recipe import Recipe, load_recipe
 from medmoe.experiments.run import run_train
 from medmoe.inference.engine import MedMoe
 from medmoe.model.checkpoint import provenance
+from medmoe.model.committed import check_files, read_manifest
 
 PHASES = ("phase1_alignment", "phase2_instruction", "phase2_router", "phase3_moe")
 
@@ -124,3 +126,28 @@ def test_an_encoder_is_adapted_or_trained_from_scratch(folders: Path) -> None:
     values = json.dumps(load_recipe("tiny_phantom").config["phases"]["phase0_encoder"])
     with pytest.raises(ConfigError, match="phase0_encoder trains one from scratch; leave one out"):
         load_recipe("tiny_phantom", [f"phases.phase0_adapt={values}"])
+
+
+def test_the_licence_texts_of_the_parts_go_on_with_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "weights"
+    (home / "gemma3_270m").mkdir(parents=True)
+    (home / "gemma3_270m" / "GEMMA_TERMS.html").write_text("terms", encoding="utf-8")
+    monkeypatch.setenv("MEDMOE_WEIGHTS", str(home))
+    run = tmp_path / "run"
+    save_part(
+        run / "phase1_alignment" / "model",
+        {"base_model": {"language_model": {"name": "gemma3_270m"}}},
+        lambda staging: (staging / "README.md").write_text("card", encoding="utf-8"),
+    )
+    for name in ("config.yaml", "run.json"):
+        (run / "phase1_alignment" / name).write_text("{}", encoding="utf-8")
+    model = publish_model(run)
+    assert model is not None
+    assert (model / "gemma3_270m.GEMMA_TERMS.html").read_text(encoding="utf-8") == "terms"
+    check_files(model, read_manifest(model, "x"), "x")
+    publish_card(run, lambda card: card + ", scored")
+    assert (model / "README.md").read_text(encoding="utf-8") == "card, scored"
+    assert (run / "phase1_alignment" / "model" / "README.md").read_text() == "card"
+    assert (model / "gemma3_270m.GEMMA_TERMS.html").is_file()

@@ -81,3 +81,12 @@ def kept_weights(name: str, home: Path | None = None) -> Path | None:
     known = PUBLISHED.get(name)
     folder = (home or weights_home()) / (known.name if known else name)
     return folder if folder.is_dir() else None
+
+
+def kept_notices(name: str) -> list[Path]:
+    """Return the licence files that lie beside a backbone's fetched weights, to be passed on."""
+    known, folder = PUBLISHED.get(name), kept_weights(name)
+    if known is None or folder is None:
+        return []
+    files = (folder / file for file in (known.terms, *known.notices) if file)
+    return [file for file in files if file.is_file()]

@@ -14,6 +14,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from medmoe.backbones.published import kept_notices
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.errors import CheckpointError, ConfigError
@@ -23,7 +24,6 @@ from medmoe.model.committed import (
     MANIFEST,
     check_files,
     committed,
-    put_in_place,
     read_manifest,
     staging_of,
     write_json,
@@ -44,7 +44,8 @@ def publish_model(out: Path) -> Path | None:
     """Put the model of a run where it is looked for: ``OUT/model``, beside its config and facts.
 
     It is that of phase 3, or of the last phase that leaves a model; None where none has. The files
-    are hard links where the disk knows them.
+    are hard links where the disk knows them. The licences of its backbones lie among them, so that
+    the folder can be passed on as it is.
     """
     phases = [name for name in PHASE_TABLE if is_finished(out / name)]
     phases = [name for name in phases if PHASE_TABLE[name].leaves in ("dense", "moe")]
@@ -52,10 +53,11 @@ def publish_model(out: Path) -> Path | None:
         return None
     last = max(phases, key=lambda name: (PHASE_TABLE[name].leaves == "moe", phases.index(name)))
     model = out / "model"
-    staging = staging_of(model)
-    shutil.rmtree(staging, ignore_errors=True)
-    shutil.copytree(out / last / "model", staging, copy_function=link_or_copy)
-    put_in_place(staging, model)
+    with committed(model) as staging:
+        _link_files(out / last / "model", staging)
+        for part in (provenance(out / last / "model").get("base_model") or {}).values():
+            for notice in kept_notices(part["name"]):
+                shutil.copyfile(notice, staging / f"{part['name']}.{notice.name}")
     for name in ("config.yaml", "run.json"):
         link_or_copy(out / last / name, out / name)
     return model
@@ -66,9 +68,15 @@ def publish_card(out: Path, changed: Callable[[str], str]) -> None:
     model = out / "model"
     text = changed((model / CARD).read_text(encoding="utf-8"))
     with committed(model) as staging:
-        for path in (path for path in model.iterdir() if path.name not in (CARD, MANIFEST)):
-            link_or_copy(path, staging / path.name)
+        _link_files(model, staging)
+        (staging / CARD).unlink()  # a name of the phase's own card, which stays
         (staging / CARD).write_text(text, encoding="utf-8")
+
+
+def _link_files(model: Path, staging: Path) -> None:
+    for path in model.iterdir():
+        if path.name != MANIFEST:
+            link_or_copy(path, staging / path.name)
 
 
 def link_or_copy(source: str | Path, target: str | Path) -> None:
