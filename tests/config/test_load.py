@@ -217,7 +217,7 @@ def test_no_hyperparameter_of_the_paper_has_a_hidden_default() -> None:
         spec.__name__: {n for n, f in spec.model_fields.items() if not f.is_required()}
         for spec in (ModelSpec, PhaseSpec)
     }
-    # Ours, not the paper's: augmentation and label smoothing are off unless a recipe says so.
+    # Ours, not the paper's: augmentation, label smoothing, … are off unless a recipe says so.
     # The paper's: a meta expert, and the parts that train; backbones from where their entry says.
     assert optional["ModelSpec"] == {
         "meta_expert",
@@ -227,7 +227,14 @@ def test_no_hyperparameter_of_the_paper_has_a_hidden_default() -> None:
         "language_source",
         "vision_source",
     }
-    assert optional["PhaseSpec"] == {"augment", "label_smoothing", "trains"}
+    assert optional["PhaseSpec"] == {
+        "augment",
+        "label_smoothing",
+        "trains",
+        "layer_decay",
+        "projector_factor",
+        "average",
+    }
 
 
 @pytest.mark.parametrize(

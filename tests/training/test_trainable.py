@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.model.tiny import FAMILIES, MOE_LAYERS, Family, dense_model, moe_model
+from tests.model.tiny import FAMILIES, LAYERS, MOE_LAYERS, Family, dense_model, moe_model
+from tests.training import toy
+from tests.training.test_phase0 import TINY_VISION
 from torch import nn
 
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PHASES, PhaseName
-from medmoe.training.trainable import PARTS, set_trainable
+from medmoe.model.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteModel
+from medmoe.training.packed import train_packed
+from medmoe.training.phases.phase0_encoder import EncoderPretraining
+from medmoe.training.trainable import PARTS, rate_factors, set_trainable
 
 VISION = "model.vision_tower."
 PROJECTOR = "model.multi_modal_projector."
@@ -176,3 +182,44 @@ def test_the_references_variant_trains_what_the_reference_trains(shared: Path) -
     frozen = {kind(name) for name, p in model.named_parameters() if not p.requires_grad}
     assert not ours & frozen
     assert not theirs & {kind(name) for name, trains in flags.items() if not trains}
+
+
+def test_each_layer_learns_at_a_part_of_the_rate_of_the_one_above() -> None:
+    model = dense_model("stablelm")
+    set_trainable(model, "phase2_instruction")
+    found = rate_factors(sorted(trained_names(model)), 0.5, 8.0)
+    assert found["lm_head.weight"] == found["model.language_model.norm.weight"] == 1
+    top = LAYERS - 1
+    for layer in range(LAYERS):
+        rate = found[f"model.language_model.layers.{layer}.input_layernorm.weight"]
+        assert rate == 0.5 ** (top - layer)
+    assert found["model.language_model.embed_tokens.weight"] == 0.5**LAYERS
+    assert found["model.multi_modal_projector.linear_1.weight"] == 8
+
+
+def test_what_phase_0_throws_away_learns_as_the_projector_does() -> None:
+    encoder = EfficientNetLiteModel(EfficientNetLiteConfig(hidden_size=32, image_size=64))
+    vision = replace(TINY_VISION, select_layer=-1, select_strategy="full")
+    model = EncoderPretraining(vision, (2,), 50, 0.0, encoder)
+    found = rate_factors([name for name, _ in model.named_parameters()], 0.9, 7.0)
+    away = {name for name in found if not name.startswith("encoder.")}
+    assert {name for name, rate in found.items() if rate == 7} == away
+    last = len(encoder.blocks) - 1
+    assert found["encoder.head.weight"] == found[f"encoder.blocks.{last}.project.bias"] == 1
+    assert found["encoder.stem.weight"] == 0.9 ** (last + 1)
+
+
+def test_a_first_step_moves_weights_by_their_own_rates() -> None:
+    model = toy.dense()
+    context = toy.context(model, 1, phase="phase2_instruction")
+    spec = context.spec.model_copy(update={"layer_decay": 0.5, "projector_factor": 4.0})
+    before = toy.weights(model)
+    train_packed(replace(context, spec=spec))
+    # AdamW's first step moves a weight by its learning rate, whatever the gradient's size.
+    after = toy.weights(model)
+    moved = {name: float((after[name] - before[name]).abs().max()) for name in before}
+    rate = context.spec.learning_rate
+    layer = "model.language_model.layers.{}.mlp.down_proj.weight"
+    assert moved[layer.format(LAYERS - 1)] == pytest.approx(rate, rel=1e-3)
+    assert moved[layer.format(0)] == pytest.approx(rate * 0.5 ** (LAYERS - 1), rel=1e-3)
+    assert moved["model.multi_modal_projector.linear_2.weight"] == pytest.approx(4 * rate, rel=1e-3)

@@ -105,6 +105,11 @@ class PhaseSpec(Strict):
         augment: Strength 0–1 of shifts, zooms and exposure changes of training pictures.
         label_smoothing: Of the encoder's attribute heads.
         trains: Which parts train; what each name means stands in `medmoe.config.phases`.
+        layer_decay: Each layer learns at this part of the rate of the one above it; 1 at the same.
+        projector_factor: The projector learns at so many times the learning rate; in
+            ``phase0_adapt`` what is thrown away does.
+        average: Part of the steps, at the end, whose weights' mean the phase ends with; 0 ends
+            with the last weights.
     """
 
     learning_rate: Annotated[float, Field(gt=0)]
@@ -115,3 +120,6 @@ class PhaseSpec(Strict):
     augment: Share = 0.0
     label_smoothing: Share = 0.0
     trains: Trains = Field(default="paper", exclude_if=lambda value: value == "paper")
+    layer_decay: Share = Field(default=1.0, gt=0, exclude_if=lambda value: value == 1)
+    projector_factor: float = Field(default=1.0, gt=0, exclude_if=lambda value: value == 1)
+    average: Share = Field(default=0.0, exclude_if=lambda value: value == 0)

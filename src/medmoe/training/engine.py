@@ -6,6 +6,7 @@ The training loop, gradient accumulation, mixed precision and distribution are t
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from transformers import Trainer, TrainerCallback, TrainerState
 
 from medmoe.config.schema import PhaseName
 from medmoe.errors import GuardError
+from medmoe.training.averaging import WeightMean
 from medmoe.training.context import SCORE, Validation, best_step
 from medmoe.training.guards import StopRequest, cannot_save, ignore_sigterm, not_finite
 from medmoe.training.parallel import (
@@ -31,6 +33,7 @@ from medmoe.training.parallel import (
     fit_to_model,
     processes_where,
     trained_parameters,
+    whole,
 )
 from medmoe.training.saving import state
 from medmoe.training.saving.checkpoints import CheckpointFolder, verify_checkpoint
@@ -54,10 +57,13 @@ class PhaseTrainer(Trainer):
         answers_only: bool,
         begin: Begin | None = None,
         validation: Validation | None = None,
+        factors: Mapping[str, float] | None = None,
+        mean: WeightMean | None = None,
         **trainer: Any,
     ) -> None:
         super().__init__(**trainer)
-        self.begin, self.validation = begin, validation
+        self.begin, self.validation, self.factors = begin, validation, factors
+        self.mean = mean or WeightMean(first=sys.maxsize)
         self.ahead: Ahead | None = None
         self.phase, self.folder, self.facts, self.stop = phase, folder, facts, stop
         self.save_every = save_every
@@ -84,6 +90,24 @@ class PhaseTrainer(Trainer):
             self.is_fsdp_enabled = True
         if self.is_fsdp_enabled:
             fit_to_model(state.fsdp_plugin, self.model)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Create the Trainer's optimiser, with a group for each learning rate if there are more.
+
+        The rate that is shown is that of the first group: the phase's own.
+        """
+        new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if not self.factors or not new:
+            return optimizer
+        factor_of = {id(p): self.factors[name] for name, p in trained_parameters(self.model)}
+        optimizer.param_groups = [
+            {**group, "params": chosen, "lr": group["lr"] * factor}
+            for factor in sorted(set(self.factors.values()), key=lambda f: (f != 1, f))
+            for group in optimizer.param_groups
+            if (chosen := [p for p in group["params"] if factor_of[id(p)] == factor])
+        ]
+        return optimizer
 
     def get_train_dataloader(self) -> Any:
         """Return the batches in the schedule's order, prepared while the step before computes.
@@ -123,7 +147,8 @@ class PhaseTrainer(Trainer):
         """Measure; the random generators go on as if nothing had been measured."""
         before = state.random_state()
         try:
-            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+            with self.mean.in_place(self.model):
+                metrics: dict[str, float] = super().evaluate(*args, **kwargs)
             return metrics
         finally:
             state.load_random_state(before)
@@ -138,6 +163,8 @@ class PhaseTrainer(Trainer):
     def keep_best(self) -> int | None:
         """Put the weights of the best step in place, if that is asked for; return which it is.
 
+        Where weights are averaged, the mean up to that step, or to the last.
+
         Raises:
             CheckpointError: The checkpoint of that step is damaged.
         """
@@ -145,7 +172,11 @@ class PhaseTrainer(Trainer):
         if best is not None and best != self.state.global_step:
             assert self.folder is not None
             verify_checkpoint(self.folder.at(best))
-            state.load_weights(self.model, self.folder.at(best))
+            averaged = (self.folder.at(best) / state.AVERAGE).exists()
+            names = {"file_name": state.AVERAGE} if averaged else {}
+            state.load_weights(self.model, self.folder.at(best), **names)
+        else:
+            self.mean.swap(self.model)
         return best
 
     def best(self) -> int | None:
@@ -216,18 +247,20 @@ class PhaseTrainer(Trainer):
             return
         weights = state.weight_tensors(self.model)
         optimizer = state.optimizer_tensors(self.model, self.optimizer)
+        mean = {name: whole(tensor) for name, tensor in self.mean.weights.items()}
         loss = self.accelerator.gather(self._tr_loss.reshape(1)).mean()
         content = {
             "facts": self.facts,
             "step": step,
             "schedule": state.schedule_state(self.lr_scheduler),
             "random": gather_object([state.random_state()]),
+            "averaged": self.mean.count,
             "loss": {"sum": loss.item(), "since": self._globalstep_last_logged},
         }
         error: list[GuardError | None] = [None]
         if self.args.process_index == 0:
             try:
-                self._write(step, weights, optimizer, content)
+                self._write(step, weights, optimizer, mean, content)
             except (GuardError, OSError, SafetensorError) as fault:
                 error = [self._named(fault, step)]
         if self.args.world_size > 1:  # the others must not wait for a process that has failed
@@ -241,6 +274,7 @@ class PhaseTrainer(Trainer):
         step: int,
         weights: dict[str, Tensor],
         optimizer: dict[str, Tensor],
+        mean: dict[str, Tensor],
         content: dict[str, Any],
     ) -> None:
         assert self.folder is not None
@@ -249,6 +283,8 @@ class PhaseTrainer(Trainer):
         with self.folder.saving(step) as directory:
             state.write_tensors(directory / state.WEIGHTS, weights)
             state.write_tensors(directory / state.OPTIMIZER, optimizer)
+            if mean:
+                state.write_tensors(directory / state.AVERAGE, mean)
             state.write_state(directory, content)
             self.state.save_to_json(str(directory / _TRAINER_STATE))
 
@@ -265,7 +301,11 @@ class PhaseTrainer(Trainer):
     ) -> None:
         directory = Path(resume_from_checkpoint)
         self.resumed = state.read_state(directory)
-        state.load_weights(model or self.model, directory)
+        model = model or self.model
+        if count := self.resumed.get("averaged", 0):
+            state.load_weights(model, directory, state.AVERAGE)
+            self.mean.resume(model, count)
+        state.load_weights(model, directory)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -312,6 +352,7 @@ class _Hooks(TrainerCallback):
         trainer, step = self._trainer, state.global_step
         weights = dict(trained_parameters(model))
         trainer.check("a trained weight is not finite", weights, step)
+        trainer.mean.take(model, step)
         last = step >= state.max_steps
         if trainer.validation is not None and (step % trainer.validation.every == 0 or last):
             control.should_evaluate = True

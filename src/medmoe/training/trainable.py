@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -23,6 +24,13 @@ PARTS: dict[Part, str] = {
     "dense_ffns": r"\blanguage_model\..*\.mlp\.(gate_proj|up_proj|down_proj|fc1|fc2)\.",
     "lora_adapters": r"\.lora_[AB]\.",
 }
+
+#: What is not pretrained: the projector, and what phase 0 throws away of an encoder's training.
+_NEW = re.compile(
+    r"\bmulti_modal_projector\.|^(heads|norm|words|(image|text)_projection|log_temperature)\b"
+)
+_NUMBERED = re.compile(r"\b(?:layers|blocks)\.(\d+)\.")
+_BELOW_LAYERS = re.compile(r"\b(embeddings|embed_tokens|stem|pre_layrnorm)\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +59,21 @@ def set_trainable(model: nn.Module, phase: PhaseName, trains: Trains = "paper") 
         counts[chosen] += parameter.numel()
     assert counts[True], f"nothing trains in {phase}"
     return TrainableCount(phase, counts[True], counts[False], trains)
+
+
+def rate_factors(
+    names: Sequence[str], layer_decay: float, projector_factor: float
+) -> dict[str, float]:
+    """Return what each parameter's learning rate is multiplied by.
+
+    Args:
+        names: Of the parameters that train.
+        layer_decay: To the power of the number of layers above; embeddings stand below the first,
+            a head above the last.
+        projector_factor: Of the projector, and of phase 0's throw-away heads.
+    """
+    depths = {name: int(match[1]) for name in names if (match := _NUMBERED.search(name))}
+    depths |= dict.fromkeys(filter(_BELOW_LAYERS.search, names), -1)
+    top = max(depths.values(), default=0)
+    decayed = {name: layer_decay ** (top - depths.get(name, top)) for name in names}
+    return decayed | dict.fromkeys(filter(_NEW.search, names), projector_factor)

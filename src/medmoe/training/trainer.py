@@ -24,6 +24,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName, PhaseSpec
 from medmoe.errors import ConfigError, StoppedError
+from medmoe.training.averaging import WeightMean
 from medmoe.training.context import LOSS, SCORE, PhaseRun, Progress, RunSettings
 from medmoe.training.engine import PhaseTrainer
 from medmoe.training.guards import StopRequest, sigterm_asks
@@ -38,7 +39,7 @@ from medmoe.training.parallel import (
 from medmoe.training.saving.checkpoints import CheckpointFolder, refuse_changed
 from medmoe.training.saving.state import frozen_hash, read_state
 from medmoe.training.schedule import Begin, Schedule
-from medmoe.training.trainable import TrainableCount, set_trainable
+from medmoe.training.trainable import TrainableCount, rate_factors, set_trainable
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +123,8 @@ def run_phase(
             answers_only=settings.answers_only,
             begin=begin,
             validation=run.validation,
+            factors=_rate_factors(run.spec, working),
+            mean=_mean(run),
             model=working,
             args=training_arguments(run, working, scratch),
             train_dataset=samples,
@@ -155,6 +158,18 @@ def _check(run: PhaseRun) -> None:
             "a model whose weights are spread over processes cannot answer while it trains; use "
             "--set validation.score=false, which leaves the validation loss"
         )
+
+
+def _rate_factors(spec: PhaseSpec, model: nn.Module) -> dict[str, float]:
+    """Return the factors of the learning rates; none where all parameters learn at the same."""
+    names = [name for name, _ in trained_parameters(model)]
+    factors = rate_factors(names, spec.layer_decay, spec.projector_factor)
+    return factors if set(factors.values()) != {1.0} else {}
+
+
+def _mean(run: PhaseRun) -> WeightMean | None:
+    averaged = max(1, round(run.spec.average * run.steps))
+    return WeightMean(run.steps - averaged + 1) if run.spec.average else None
 
 
 def _result(counts: TrainableCount, trainer: PhaseTrainer, kept: int | None) -> PhaseResult:

@@ -25,6 +25,7 @@ from medmoe.training.features import take_in
 from medmoe.training.parallel import share, trained_parameters, whole
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+AVERAGE = "average.safetensors"
 VERSION = 1
 
 
@@ -54,9 +55,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file(dict(tensors), path)
 
 
-def load_weights(model: nn.Module, directory: Path) -> None:
+def load_weights(model: nn.Module, directory: Path, file_name: str = WEIGHTS) -> None:
     """Put a checkpoint's weights into a model of the same trained parameters."""
-    with torch.no_grad(), safe_open(directory / WEIGHTS, framework="pt") as file:
+    with torch.no_grad(), safe_open(directory / file_name, framework="pt") as file:
         for name, parameter in trained_parameters(model):
             parameter.copy_(share(file.get_tensor(name), parameter))
 

@@ -1,0 +1,56 @@
+"""The mean of a phase's weights over its last steps, which may answer better than the last ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from medmoe.training.parallel import trained_parameters
+
+
+class WeightMean:
+    """The running mean of the weights that train.
+
+    Args:
+        first: The step whose weights are the first to be taken.
+    """
+
+    def __init__(self, first: int) -> None:
+        self._first = first
+        self.count = 0
+        self.weights: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def take(self, model: nn.Module, step: int) -> None:
+        """Take the weights after a step in, if it is one of the last."""
+        if step < self._first:
+            return
+        self.count += 1
+        for name, parameter in trained_parameters(model):
+            mean = self.weights.setdefault(name, parameter.detach().clone())
+            mean.lerp_(parameter, 1 / self.count)
+
+    def resume(self, model: nn.Module, count: int) -> None:
+        """Go on with the model's weights as the mean of so many steps'."""
+        self.count = count
+        self.weights = {name: p.detach().clone() for name, p in trained_parameters(model)}
+
+    @torch.no_grad()
+    def swap(self, model: nn.Module) -> None:
+        """Exchange the model's weights and the mean, if there is one yet."""
+        for name, parameter in trained_parameters(model) if self.count else ():
+            kept = parameter.detach().clone()
+            parameter.copy_(self.weights[name])
+            self.weights[name] = kept
+
+    @contextmanager
+    def in_place(self, model: nn.Module) -> Iterator[None]:
+        """Let the model have the mean of its weights for a while."""
+        self.swap(model)
+        try:
+            yield
+        finally:
+            self.swap(model)
