@@ -264,7 +264,7 @@ class TrainSpec(Strict):
 
     @model_validator(mode="after")
     def _every_phase_has_its_inputs(self) -> Self:
-        if self.stand_ins() and self._adapts():
+        if {"phase0_encoder", "phase0_adapt"} <= {*self.phases, *self.starts}:
             raise ValueError(
                 "phase0_adapt goes on with a pretrained encoder and phase0_encoder trains one from "
                 "scratch; leave one out by --set phases.phase0_adapt=null"
@@ -291,13 +291,12 @@ class TrainSpec(Strict):
         """Return the phases whose results a phase starts from in this run."""
         if phase in self.starts and PHASE_TABLE[phase].leaves in ("dense", "moe"):
             return (phase,)
-        sources = PHASE_TABLE[phase].inputs
-        if not self.stand_ins():  # pretrained backbones, from the hub or a folder
-            sources = tuple(name for name in sources if not PHASE_TABLE[name].stand_in)
-        elif self.model.blind:
-            sources = tuple(name for name in sources if PHASE_TABLE[name].leaves != "encoder")
-        if not self._adapts():
-            sources = tuple(name for name in sources if name != "phase0_adapt")
+        # A backbone that no phase 0 trains is pretrained: from the hub, or from a folder.
+        sources = tuple(
+            name
+            for name in PHASE_TABLE[phase].inputs
+            if not PHASE_TABLE[name].backbone or name in {*self.phases, *self.starts}
+        )
         if self.learns_router():
             sources = tuple(name for name in sources if PHASE_TABLE[name].leaves != "router")
         if self.model.experts != "per_domain":
@@ -317,12 +316,11 @@ class TrainSpec(Strict):
         """Return the tasks whose records a phase trains on in this run."""
         return self.phases[phase].tasks or PHASE_TABLE[phase].tasks
 
-    def stand_ins(self) -> bool:
-        """Return whether the backbones are trained from scratch by phase 0."""
-        return bool({"phase0_encoder", "phase0_language"} & {*self.phases, *self.starts})
-
-    def _adapts(self) -> bool:
-        return "phase0_adapt" in {*self.phases, *self.starts}
+    def pretrained(self) -> tuple[str, ...]:
+        """Return the backbones that no phase trains from scratch: ``vision``, ``language``."""
+        trained = {*self.phases, *self.starts}
+        stand_ins = {"vision": "phase0_encoder", "language": "phase0_language"}
+        return tuple(part for part, phase in stand_ins.items() if phase not in trained)
 
     def learns_router(self) -> bool:
         """Return whether the router trains in phase 3 instead of by labels (paper, Table 6)."""

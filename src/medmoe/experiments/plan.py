@@ -91,8 +91,8 @@ def plan_train(
     check_trackers(spec.run.trackers)
     first = [phase for phase in ("phase0_adapt", "phase1_alignment") if phase in chosen]
     begins = any(not is_finished(out / phase) for phase in first)
-    if begins and not spec.stand_ins() and "phase1_alignment" not in spec.starts:
-        check_sources(spec.model)
+    if begins and "phase1_alignment" not in spec.starts:
+        check_sources(spec.model, spec.pretrained())
     if not label_counts and spec.router and "phase2_router" in chosen:
         label_counts = spec.router.label_counts
     counts = tuple(label_counts)

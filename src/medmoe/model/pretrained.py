@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
@@ -144,19 +145,21 @@ def _named(source: str) -> dict[str, Any]:
     }
 
 
-def check_sources(spec: ModelSpec) -> None:
+def check_sources(spec: ModelSpec, parts: Sequence[str]) -> None:
     """Refuse backbones whose weights are not to be had, before anything is read or written.
+
+    Args:
+        parts: Those to look for: ``vision``, ``language``.
 
     Raises:
         ConfigError: A source cannot be reached; the line says how to get it.
     """
-    language, vision = language_of(spec), vision_of(spec)
-    for backbone, source, key in (
-        (vision, spec.vision_source, "vision_source"),
-        (language, spec.language_source, "language_source"),
-    ):
+    for part in parts:
+        backbone = vision_of(spec) if part == "vision" else language_of(spec)
         if backbone.model_type == BlindConfig.model_type:
             continue
+        key = f"{part}_source"
+        source = getattr(spec, key)
         where, extra = _origin(backbone, source, key)
         if "gguf_file" not in extra and file_of(where, ".pth") is None:
             _config(where, extra, key)
