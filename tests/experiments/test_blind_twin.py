@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from tests.experiments.micro_train import micro_plan, micro_recipe, settings, silent
 
 from medmoe.cli.main import main
@@ -101,6 +102,17 @@ def test_every_score_stands_beside_its_twin_s(runs: Path, tmp_path: Path) -> Non
     assert {name: cell[name] for name in ("value", "blind_twin", "share")} == {
         name: row[name] for name in ("value", "blind_twin", "share")
     }
+
+
+@pytest.mark.parametrize("verb", ["ask", "explain"])
+def test_a_twin_is_not_asked_about_a_picture(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    picture = tmp_path / "a.png"
+    Image.new("L", (32, 32)).save(picture)
+    more = ["--out", str(tmp_path / "out")] if verb == "explain" else []
+    assert main([verb, str(runs / "twin"), str(picture), "Why?", *more]) == 2
+    assert "is a blind twin, which sees no picture" in capsys.readouterr().err
 
 
 def test_a_twin_of_another_training_is_refused(

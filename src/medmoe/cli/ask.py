@@ -25,12 +25,14 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.data.images import open_picture
     from medmoe.inference.answer import warnings_of
     from medmoe.inference.engine import MedMoe
+    from medmoe.model.locate import find_seeing
 
     if not args.question.strip():
         raise ConfigError("the question is empty; give one in quotes")
     disable_progress_bar()
     picture = open_picture(args.image, window=args.window, frame=args.frame)
-    answer = MedMoe.load(args.model).answer(picture.image, args.question, evidence=True)
+    engine = MedMoe.load(find_seeing(args.model))
+    answer = engine.answer(picture.image, args.question, evidence=True)
     warnings = warnings_of(picture.facts, answer.routing)
     tell(answer.text)
     tell_answer(answer.confidence, answer.routing)

@@ -46,12 +46,12 @@ def run(args: argparse.Namespace) -> int:
 
     from medmoe.cli.chat_session import Session
     from medmoe.inference.engine import MedMoe
-    from medmoe.model.locate import find_model, name_of
+    from medmoe.model.locate import find_seeing, name_of
 
     if args.image is None and (args.window is not None or args.frame is not None):
         raise ConfigError("--window and --frame need a picture; give IMAGE too")
     disable_progress_bar()
-    model = find_model(args.model)
+    model = find_seeing(args.model)
     session = Session(name_of(model), args.max_new_tokens)
     if args.image is not None:
         session.open(args.image, args.window, args.frame)

@@ -34,12 +34,12 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.inference.answer import warnings_of
     from medmoe.inference.engine import MedMoe
     from medmoe.inference.evidence import check_question, explain
-    from medmoe.model.locate import find_model, name_of
+    from medmoe.model.locate import find_seeing, name_of
 
     check_question(args.question, args.options)
     disable_progress_bar()
     picture = open_picture(args.image, window=args.window, frame=args.frame)
-    model = find_model(args.model)
+    model = find_seeing(args.model)
     engine = MedMoe.load(model)
     out = flags.make_out_dir(args.out)
     evidence = explain(engine, picture.image, args.question, args.options)

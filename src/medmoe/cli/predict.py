@@ -43,10 +43,10 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.data.registry import find_data
     from medmoe.evaluation.predict_set import predict_set
     from medmoe.model.checkpoint import verify
-    from medmoe.model.locate import find_model
+    from medmoe.model.locate import find_seeing
 
     disable_progress_bar()
-    model = find_model(args.model)
+    model = find_seeing(args.model)
     verify(model)
     with asking_bar() as update:
         done = predict_set(

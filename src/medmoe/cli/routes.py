@@ -54,14 +54,14 @@ def run(args: argparse.Namespace) -> int:
     )
     from medmoe.evaluation.tasks import task_spec
     from medmoe.model.checkpoint import read_config
-    from medmoe.model.locate import find_model
+    from medmoe.model.locate import find_model, find_seeing
 
     disable_progress_bar()
     specs = {spec.name: spec for spec in map(task_spec, args.task)}.values()
     before, learned = (
         None if folder is None else find_model(folder) for folder in (args.before, args.learned)
     )
-    model = find_model(args.model)
+    model = find_seeing(args.model)
     check_models(model, before, learned)
     curve = read_label_curve(args.label_curve) if args.label_curve else []
     root = find_data(args.data)

@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from medmoe.model.checkpoint import verify
-    from medmoe.model.locate import find_model
+    from medmoe.model.locate import find_seeing
     from medmoe.serving.audit import AuditLog
     from medmoe.serving.settings import ServerSettings
 
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
 
         check_gradio()
     disable_progress_bar()
-    args.model = find_model(args.model)
+    args.model = find_seeing(args.model)
     verify(args.model)
     _check_port(settings.host, settings.port)
     quiet_logs()

@@ -36,6 +36,21 @@ def find_model(source: Path | str) -> Path:
     return folder
 
 
+def find_seeing(source: Path | str) -> Path:
+    """Return the folder of a model that may be asked about a picture, as `find_model`.
+
+    Raises:
+        CheckpointError: As there; or it is a blind twin, whose answers would pass for seen ones.
+    """
+    folder = find_model(source)
+    if _training(folder).get("blind"):
+        raise CheckpointError(
+            f"{source} is a blind twin, which sees no picture and only stands for what questions "
+            "give away; give the model that it is the twin of"
+        )
+    return folder
+
+
 def folder_of(source: Path | str) -> Path:
     """Return the folder that a source names, whatever it holds: a model of the hub is fetched.
 
