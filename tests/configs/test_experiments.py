@@ -14,6 +14,7 @@ from medmoe.config.load import recipe, recipe_names
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PHASES
 from medmoe.errors import ConfigError
+from medmoe.experiments import recipe as recipe_module
 from medmoe.experiments.estimate import Shape, memory_bytes, phase_shape, step_memory
 from medmoe.experiments.recipe import load_recipe
 
@@ -219,3 +220,13 @@ def test_stand_ins_train_whole(phase: str) -> None:
     assert row.trained == found.total
     assert row.total - row.activations == 16 * found.total
     assert 0 < row.checkpointed < row.activations
+
+
+@pytest.mark.parametrize(("units", "precision"), [(True, "bf16"), (False, "float32")])
+def test_auto_precision_is_settled_by_the_machine_and_said(
+    units: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe_module, "has_bf16", lambda: units)
+    found = load_recipe("tiny_phantom", ["run.precision=auto"])
+    assert found.config["run"]["precision"] == precision
+    assert found.sha256 == load_recipe("tiny_phantom", [f"run.precision={precision}"]).sha256

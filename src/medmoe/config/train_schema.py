@@ -189,7 +189,7 @@ class RunSpec(Strict):
 
     Attributes:
         precision: ``bf16`` computes in bfloat16, kept features too, and keeps trained weights in
-            float32.
+            float32. ``auto`` is one of the two by the machine, and the resolved recipe says which.
         save_every: Steps between two checkpoints; the last step is always saved.
         keep: How many checkpoints stay; at least two, since the newest may be damaged.
         loader_workers: Processes that prepare batches; 0 does it in the training process.
@@ -203,7 +203,7 @@ class RunSpec(Strict):
         log_every: Steps between two points of the learning curve; None gives fifty in all.
     """
 
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Literal["float32", "bf16", "auto"] = "float32"
     save_every: Positive = 500
     keep: Annotated[int, Field(ge=2)] = 2
     loader_workers: Annotated[int, Field(ge=0)] = 0

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from medmoe.backbones.registry import language_backbone, vision_backbone
 from medmoe.config.load import (
     apply_overrides,
@@ -111,6 +113,9 @@ def load_recipe(
     if records:
         settings = [*record_settings(spec, records), *settings]
         return load_recipe(config, settings, split=split, minutes=minutes)
+    if spec.run.precision == "auto":
+        run = spec.run.model_copy(update={"precision": "bf16" if has_bf16() else "float32"})
+        spec = spec.model_copy(update={"run": run})
     vision_backbone(spec.model.vision_encoder)
     check_depth(spec.model)
     return Recipe(name, spec, split, preset)
@@ -118,6 +123,13 @@ def load_recipe(
 
 def _place(phase: tuple[str, Any]) -> int:
     return PHASES.index(phase[0]) if phase[0] in PHASES else len(PHASES)
+
+
+def has_bf16() -> bool:
+    """Return whether bfloat16 is faster here than float32: by a GPU, or units of the processor."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _split(name: str, data: Mapping[str, Any], split: str) -> Mapping[str, Any]:
