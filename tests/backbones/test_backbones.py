@@ -123,8 +123,11 @@ PUBLISHED = {
     # Of their files without the classifier, and without what batch norms fold into convolutions.
     "efficientnet_lite0": 3_350_000,
     "efficientnet_lite1": 4_108_848,
-    "efficientnet_lite2": 4_782_024,
-    "efficientnet_lite2_pooled": 4_782_024,
+    **{
+        f"efficientnet_lite2{pooled}{side}": 4_782_024
+        for pooled in ("", "_pooled")
+        for side in ("", "_256", "_384")
+    },
 }
 
 

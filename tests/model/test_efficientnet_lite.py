@@ -22,7 +22,9 @@ from medmoe.backbones.templates import chat_template
 from medmoe.config.schema import ModelSpec
 from medmoe.data.tokenize import train_tokenizer
 from medmoe.errors import CheckpointError, ConfigError
+from medmoe.experiments.recipe import load_recipe
 from medmoe.inference.engine import MedMoe
+from medmoe.model.blueprint import recipe_config
 from medmoe.model.build import build_dense, build_processor
 from medmoe.model.checkpoint import save_model
 from medmoe.model.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteModel
@@ -200,3 +202,29 @@ def test_the_real_weights_are_read_exactly(name: str) -> None:
     with torch.no_grad():
         wanted = read_plainly(state, name, pixels).flatten(2).transpose(1, 2)
         torch.testing.assert_close(model(pixels).last_hidden_state, wanted, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "tokens"),
+    [
+        ("efficientnet_lite2_256", 256, 64),
+        ("efficientnet_lite2_pooled_256", 256, 16),
+        ("efficientnet_lite2_pooled", 320, 25),
+        ("efficientnet_lite2_384", 384, 144),
+        ("efficientnet_lite2_pooled_384", 384, 36),
+    ],
+)
+def test_one_file_serves_every_resolution(
+    name: str, side: int, tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "efficientnet_lite2"
+    folder.mkdir()
+    torch.save(published("efficientnet_lite2"), folder / PUBLISHED[name].file)
+    monkeypatch.setenv("MEDMOE_WEIGHTS", str(tmp_path))
+    spec = load_recipe("small_real", [f"model.vision_encoder={name}"]).spec
+    vision = vision_of(spec.model)
+    model = load_vision_encoder(vision)
+    assert recipe_config(spec.model, None).image_seq_length == tokens
+    with torch.no_grad():
+        cells = model(torch.zeros(1, 3, side, side)).last_hidden_state
+    assert cells.shape == (1, tokens, 1280)

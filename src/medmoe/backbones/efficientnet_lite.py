@@ -1,7 +1,8 @@
 """EfficientNet-Lite 0 to 2 (ImageNet-1k): convolutional encoders of 3 to 5 million weights.
 
 A picture's tokens are the cells of the last map, one for 32 px: 10 × 10 at 320 px. Of ``…_pooled``
-they are the means of 2 × 2 cells, a quarter as many. The weights are files of their own, on no hub.
+they are the means of 2 × 2 cells, a quarter as many. A number behind is the picture's side where
+it is not 320. The weights are files of their own, on no hub.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def _lite(name: str, width: float, depth: float, *, image_size: int, cell: int) 
 EFFICIENTNET_LITE = {
     "efficientnet_lite0": _lite("efficientnet_lite0", 1.0, 1.0, image_size=320, cell=32),
     "efficientnet_lite1": _lite("efficientnet_lite1", 1.0, 1.1, image_size=320, cell=32),
-    "efficientnet_lite2": _lite("efficientnet_lite2", 1.1, 1.2, image_size=320, cell=32),
-    "efficientnet_lite2_pooled": _lite(
-        "efficientnet_lite2_pooled", 1.1, 1.2, image_size=320, cell=64
-    ),
+} | {
+    name: _lite(name, 1.1, 1.2, image_size=side, cell=cell)
+    for kind, cell in (("efficientnet_lite2", 32), ("efficientnet_lite2_pooled", 64))
+    for name, side in ((kind, 320), (f"{kind}_256", 256), (f"{kind}_384", 384))
 }
