@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -249,3 +250,26 @@ def test_broken_yaml_is_one_line_that_names_file_and_line(text: str, place: str)
     with pytest.raises(ConfigError, match=rf"^my\.yaml: not readable as YAML: {place}$") as caught:
         parse_yaml(text, "my.yaml")
     assert "unicode string" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("phase", "changes"),
+    [
+        ("phase2_instruction", {"views": 2}),
+        ("phase2_instruction", {"views": 2, "augment": 0.5, "keep_features": False}),
+        ("phase2_router", {"views": 2, "augment": 0.5}),
+    ],
+)
+def test_views_are_kept_augmented_and_of_phases_that_read_pictures(
+    phase: str, changes: dict[str, Any]
+) -> None:
+    settings = [f"phases.{phase}.{key}={json.dumps(value)}" for key, value in changes.items()]
+    message = refusal(TrainSpec, RECIPE, *settings)
+    assert f"phases.{phase}.views is 2: that is of kept features" in message
+    good = {**RECIPE["phases"]["sft"], "views": 2, "augment": 0.5}
+    check(TrainSpec, {**RECIPE, "phases": {**RECIPE["phases"], "sft": good}}, "x")
+
+
+def test_new_values_of_a_phase_are_not_in_the_dump_of_a_recipe_that_does_not_name_them() -> None:
+    dumped = check(TrainSpec, RECIPE, "x").model_dump(mode="json")["phases"]["sft"]
+    assert not {"views", "layer_decay", "projector_factor", "average"} & set(dumped)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.experiments.micro_train import silent
 from tests.model.tiny import language_model, processor, randomise
 from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -101,9 +102,14 @@ def test_an_adapted_encoder_is_what_phase_1_starts_from(folders: Path, tmp_path:
         "run.gradient_accumulation=1",
         "validation={data: [phantom/validation], every: 1}",
         *(f"phases.{phase}=null" for phase in PHASES[1:]),
+        *(f"phases.phase1_alignment.{value}" for value in ("views=2", "keep_features=true")),
+        "phases.phase1_alignment.augment=0.5",
     )
-    planned = estimate(found, (), None, 7)["phases"]["phase0_adapt"]
-    assert planned["memory_gib"] > 0
+    planned = estimate(found, (), None, 7)["phases"]
+    assert planned["phase0_adapt"]["memory_gib"] > 0
+    assert planned["phase0_adapt"]["features_gib"] == 0
+    kept = 2 * 40 * 576 * 16 * 4  # views, pictures, tokens, width, float32
+    assert planned["phase1_alignment"]["features_gib"] == round(kept / 2**30, 4)
     run_train(plan_train(found, (), None, tmp_path / "run", 7), silent, None)
     out = tmp_path / "run"
     before = CLIPVisionModel.from_pretrained(folders / "clip").state_dict()
@@ -113,6 +119,9 @@ def test_an_adapted_encoder_is_what_phase_1_starts_from(folders: Path, tmp_path:
     assert not torch.equal(
         after["embeddings.patch_embedding.weight"], before["embeddings.patch_embedding.weight"]
     )
+    # Of the training pictures two versions are kept, of those measured on one.
+    shapes = [load_file(path)["features"].shape for path in out.glob("features/*/*.safetensors")]
+    assert sorted(shapes) == [(6, 576, 16), (40, 576, 16), (40, 576, 16)]
     run = json.loads((out / "phase0_adapt" / "run.json").read_text())["finished"]
     assert run["attributes"]["modality"]["n"] == 6
     assert run["validation"]["step"] == 2

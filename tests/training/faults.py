@@ -29,6 +29,7 @@ from tests.training.test_phase0 import TINY_LANGUAGE, TINY_VISION, pretrained
 from torch import Tensor
 
 from medmoe.config.schema import PhaseName
+from medmoe.config.train_schema import ValidationSpec
 from medmoe.data.pixels import pixel_table
 from medmoe.data.schema import images_of
 from medmoe.errors import CheckpointError, GuardError, StoppedError
@@ -68,7 +69,8 @@ def _encoder(settings: RunSettings, progress: Progress) -> tuple[Weights, PhaseR
 
 def _adapt(settings: RunSettings, progress: Progress) -> tuple[Weights, PhaseResult]:
     run = _run("phase0_adapt", settings, progress, augment=0.5)
-    values: dict[str, Any] = {"encoder": pretrained(), "measured": records()[:9], "every": 5}
+    validation = ValidationSpec(data=("phantom/validation",), every=5)
+    values = {"encoder": pretrained(), "measured": records()[:9], "validation": validation}
     table, tokenizer = _table(), processor().tokenizer
     encoder, result, _ = train_encoder(
         run, TINY_VISION, records()[9:], {}, table, tokenizer, **values

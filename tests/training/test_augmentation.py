@@ -79,8 +79,21 @@ def test_each_picture_gets_its_own_draws() -> None:
     assert shift == pytest.approx(2 * 0.15 * SIDE / 2, abs=1)
 
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(7))
 def test_every_draw_changes_something(number: int) -> None:
-    draws = torch.zeros(1, 6)
+    draws = torch.zeros(1, 7)
     draws[0, number] = 1
     assert not torch.allclose(augmented(marked(), draws, 1), marked(), atol=0.05)
+
+
+def test_noise_is_as_strong_as_its_draw_and_the_same_again() -> None:
+    grey = torch.full((2, 3, SIDE, SIDE), 0.5)
+    draws = torch.zeros(2, 7)
+    draws[:, 6] = torch.tensor([0.4, 0.8])
+    noise = augmented(grey, draws, 0.5) - 0.5
+    # The spread of 4,096 normal numbers is known to about one part in ninety.
+    assert noise.std(dim=(1, 2, 3)).tolist() == pytest.approx([0.01, 0.02], rel=0.05)
+    assert torch.equal(noise, augmented(grey, draws, 0.5) - 0.5)
+    assert torch.equal(noise[:, 0], noise[:, 2])  # radiographs stay grey
+    alone = augmented(grey[1:], draws[1:], 0.5) - 0.5
+    assert torch.equal(alone[0], noise[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from tests.model.tiny import VISION, vision_tower
 
 from medmoe.data.pixels import PixelTable
 from medmoe.training import features
-from medmoe.training.features import encode_images
+from medmoe.training.features import Views, encode_images
 
 COUNT = 200  # more than one batch
 
@@ -118,3 +119,22 @@ def test_features_in_bfloat16_are_kept_apart_and_close(tmp_path: Path) -> None:
     assert not torch.equal(rounded, exact)
     assert float((rounded - exact).norm() / exact.norm()) < 0.05  # bfloat16 has three digits
     assert torch.equal(encode_images(encoder, table(), VISION, tmp_path), exact)
+
+
+def test_views_are_kept_apart_and_the_first_is_the_picture_itself(tmp_path: Path) -> None:
+    encoder = vision_tower()
+    ways = [
+        replace(table(count=6), view=view, strength=strength)
+        for view, strength in ((0, 0.5), (1, 0.5), (2, 0.5), (2, 0.7))
+    ]
+    found = [encode_images(encoder, way, VISION, tmp_path) for way in ways]
+    assert len(kept(tmp_path)) == 4
+    assert torch.equal(found[0], encode_images(encoder, table(count=6), VISION))
+    assert torch.equal(found[2], encode_images(encoder, ways[2], VISION))
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(found, 2))
+
+
+def test_views_are_indexed_one_behind_the_other() -> None:
+    versions = list(torch.randn(3, 5, 2, 4, generator=torch.Generator().manual_seed(0)))
+    rows = torch.tensor([0, 4, 5, 14, 7])
+    assert torch.equal(Views(versions)[rows], torch.cat(versions)[rows])

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel
 from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
 from medmoe.backbones.templates import chat_template
 from medmoe.config.schema import PhaseName
+from medmoe.config.train_schema import ValidationSpec
 from medmoe.data.pixels import PixelTable, pixel_table
 from medmoe.data.schema import ImageRecord, images_of
 from medmoe.model.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteModel
@@ -24,6 +25,7 @@ from medmoe.training.phases.phase0_encoder import (
     MIN_PICTURES,
     AttributeHead,
     EncoderPretraining,
+    EncoderSample,
     _texts,
     accuracies,
     attribute_classes,
@@ -213,7 +215,7 @@ def adapted(steps: int, measured: int = 0) -> tuple[Any, PhaseResult, dict[str, 
         processor().tokenizer,
         encoder=pretrained(),
         measured=[one for one in records if one.image.id in names[:measured]],
-        every=2,
+        validation=ValidationSpec(data=("phantom/validation",), every=2),
     )
 
 
@@ -247,12 +249,11 @@ def test_accuracy_counts_known_classes_and_stands_beside_the_most_frequent() -> 
     with torch.no_grad():
         head.classify.weight.zero_()
         head.classify.bias.copy_(torch.tensor([0.0, 1.0]))  # always the second, "mri"
-    trained = [image(n, modality="ct" if n % 3 else "mri") for n in range(30)]
-    values = ["mri"] * 3 + ["ct"] * 5 + ["pet", None]
-    held_out = [image(100 + n, modality=value) for n, value in enumerate(values)]
-    rows = {one.id: row for row, one in enumerate(held_out)}
-    table = PixelTable(torch.zeros(10, 3, 32, 32, dtype=torch.uint8), rows, (0.5,) * 3, (0.5,) * 3)
-    found = accuracies(model, trained, held_out, table)
+    taught = [EncoderSample(0, (), (n % 3 == 0,), ()) for n in range(30)]
+    truth = [1] * 3 + [0] * 5 + [-1] * 2
+    held_out = [EncoderSample(row, (), (known,), ()) for row, known in enumerate(truth)]
+    table = PixelTable(torch.zeros(10, 3, 32, 32, dtype=torch.uint8), {}, (0.5,) * 3, (0.5,) * 3)
+    found = accuracies(model, ["modality"], taught, held_out, table)
     assert found == {"modality": {"accuracy": 37.5, "most_frequent": 62.5, "n": 8}}
 
 

@@ -15,7 +15,7 @@ from tests.training.test_phase0 import TINY_VISION
 from torch import nn
 
 from medmoe.config.phases import PHASE_TABLE
-from medmoe.config.schema import PHASES, PhaseName
+from medmoe.config.schema import PHASES, PhaseName, PhaseSpec
 from medmoe.model.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteModel
 from medmoe.training.packed import train_packed
 from medmoe.training.phases.phase0_encoder import EncoderPretraining
@@ -184,10 +184,15 @@ def test_the_references_variant_trains_what_the_reference_trains(shared: Path) -
     assert not theirs & {kind(name) for name, trains in flags.items() if not trains}
 
 
+def rates(layer_decay: float, projector_factor: float) -> PhaseSpec:
+    changes = {"layer_decay": layer_decay, "projector_factor": projector_factor}
+    return toy.SPEC.model_copy(update=changes)
+
+
 def test_each_layer_learns_at_a_part_of_the_rate_of_the_one_above() -> None:
     model = dense_model("stablelm")
     set_trainable(model, "phase2_instruction")
-    found = rate_factors(sorted(trained_names(model)), 0.5, 8.0)
+    found = rate_factors(model, rates(0.5, 8.0))
     assert found["lm_head.weight"] == found["model.language_model.norm.weight"] == 1
     top = LAYERS - 1
     for layer in range(LAYERS):
@@ -201,7 +206,7 @@ def test_what_phase_0_throws_away_learns_as_the_projector_does() -> None:
     encoder = EfficientNetLiteModel(EfficientNetLiteConfig(hidden_size=32, image_size=64))
     vision = replace(TINY_VISION, select_layer=-1, select_strategy="full")
     model = EncoderPretraining(vision, (2,), 50, 0.0, encoder)
-    found = rate_factors([name for name, _ in model.named_parameters()], 0.9, 7.0)
+    found = rate_factors(model, rates(0.9, 7.0))
     away = {name for name in found if not name.startswith("encoder.")}
     assert {name for name, rate in found.items() if rate == 7} == away
     last = len(encoder.blocks) - 1
@@ -212,9 +217,8 @@ def test_what_phase_0_throws_away_learns_as_the_projector_does() -> None:
 def test_a_first_step_moves_weights_by_their_own_rates() -> None:
     model = toy.dense()
     context = toy.context(model, 1, phase="phase2_instruction")
-    spec = context.spec.model_copy(update={"layer_decay": 0.5, "projector_factor": 4.0})
     before = toy.weights(model)
-    train_packed(replace(context, spec=spec))
+    train_packed(replace(context, spec=rates(0.5, 4.0)))
     # AdamW's first step moves a weight by its learning rate, whatever the gradient's size.
     after = toy.weights(model)
     moved = {name: float((after[name] - before[name]).abs().max()) for name in before}

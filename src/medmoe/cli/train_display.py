@@ -231,7 +231,9 @@ def show_plan(name: str, plan: dict[str, Any]) -> None:
         )
     console.print(table)
     for phase, row in plan["phases"].items():
-        console.print(f"  {phase} trains {', '.join(row['trains'])}", highlight=False)
+        size = row["features_gib"]
+        kept = f"; features take {size:,.2f} GiB of the disk" if size else ""
+        console.print(f"  {phase} trains {', '.join(row['trains'])}{kept}", highlight=False)
     for line in plan["notes"]:
         console.print(f"  - {line}", highlight=False, markup=False)
     console.print(FOOTER)

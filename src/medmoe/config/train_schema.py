@@ -58,6 +58,8 @@ class TrainPhaseSpec(PhaseSpec):
         max_questions: Questions packed behind one image in a step.
         keep_features: Encode every image once and keep the result on disk; false encodes a batch
             when it is needed, for more images than the disk can hold.
+        views: Versions of each training picture whose features are kept, the first as it is and
+            the others with the strength ``augment``; one is drawn each time the picture comes.
         lora: Adapters instead of whole weights; ``trains`` must be ``lora``.
         load_balance: Weight of the auxiliary load-balancing loss; ``learned_router`` only.
     """
@@ -69,6 +71,7 @@ class TrainPhaseSpec(PhaseSpec):
     samples: Positive | None = None
     max_questions: Positive = 8
     keep_features: bool = True
+    views: Positive = Field(default=1, exclude_if=lambda value: value == 1)
     lora: LoraSpec | None = None
     load_balance: Annotated[float, Field(ge=0)] = 0.0
 
@@ -259,6 +262,12 @@ class TrainSpec(Strict):
                 raise ValueError(
                     f"phases.{phase}.trains is {spec.trains!r}, it must be one of: "
                     f"{', '.join(PHASE_TABLE[phase].trains)}; leave it out for the first"
+                )
+            kept = spec.keep_features and PHASE_TABLE[phase].leaves in ("dense", "moe")
+            if spec.views > 1 and not (kept and spec.augment):
+                raise ValueError(
+                    f"phases.{phase}.views is {spec.views}: that is of kept features in phases 1 "
+                    "to 3 and sft, with augment above 0; set both, or leave views out"
                 )
         return self
 

@@ -30,16 +30,28 @@ from medmoe.data.schema import ImageRecord, Pixels
 
 @dataclass(frozen=True, slots=True)
 class PixelTable:
-    """Pixels (N, 3, H, W) uint8 and the row of each image id."""
+    """Pixels (N, 3, H, W) uint8 and the row of each image id.
+
+    Attributes:
+        view: 0 gives the pictures as they are, another number one augmented version of each.
+        strength: Of the augmentation.
+    """
 
     pixels: Tensor
     rows: dict[str, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    view: int = 0
+    strength: float = 0.0
 
     def normalised(self, rows: Tensor) -> Tensor:
         """Return ``pixel_values`` (B, 3, H, W) float32 of the given rows (B,)."""
-        return normalise(self.pixels[rows].float() / 255, self.mean, self.std)
+        unit = self.pixels[rows].float() / 255
+        if self.view:
+            drawn = torch.Generator().manual_seed(self.view)
+            draws = torch.rand(len(self.pixels), 7, generator=drawn) * 2 - 1
+            unit = augmented(unit, draws[rows], self.strength)
+        return normalise(unit, self.mean, self.std)
 
 
 def normalise(unit: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -136,14 +148,14 @@ def cache_policy(image_processor: Any) -> str:
 
 
 def augmented(unit: Tensor, draws: Tensor, strength: float) -> Tensor:
-    """Return pictures shifted, zoomed, slightly turned and re-exposed.
+    """Return pictures shifted, zoomed, slightly turned, re-exposed and noisy.
 
     Never mirrored: left and right must stay what they are.
 
     Args:
         unit: (B, 3, H, W) float32 in 0–1.
-        draws: (B, 6) uniform numbers in -1..1, one row a picture: shift x and y, zoom, turn,
-            brightness, contrast.
+        draws: (B, 6 or 7) uniform numbers in -1..1, one row a picture: shift x and y, zoom, turn,
+            brightness, contrast, and noise where there are seven.
         strength: 0 leaves the picture as it is; 1 shifts and zooms by up to 15 %, turns by up to
             12 degrees.
     """
@@ -160,4 +172,9 @@ def augmented(unit: Tensor, draws: Tensor, strength: float) -> Tensor:
     grid = functional.affine_grid(theta, list(unit.shape), align_corners=False)
     moved = functional.grid_sample(unit, grid, padding_mode="border", align_corners=False)
     contrast = (1 + 0.3 * draws[:, 5]).view(-1, 1, 1, 1)
-    return ((moved - 0.5) * contrast + 0.5 + 0.15 * draws[:, 4].view(-1, 1, 1, 1)).clamp(0, 1)
+    exposed = (moved - 0.5) * contrast + 0.5 + 0.15 * draws[:, 4].view(-1, 1, 1, 1)
+    for picture, drawn in zip(exposed, draws[:, 6:].tolist(), strict=True):
+        for size in drawn:  # its grain is drawn by its strength: the same picture again and again
+            grain = torch.Generator().manual_seed(int(abs(size) * 2**40))
+            picture += 0.05 * size * torch.randn(picture.shape[1:], generator=grain)
+    return exposed.clamp(0, 1)

@@ -115,10 +115,22 @@ def estimate(
             "frozen": shape.total - shape.trainable,
             "samples": samples,
             "steps": steps,
+            "features_gib": round(_kept_features(spec, phase, data) / 2**30, 4),
             "memory_gib": round(memory_bytes(spec, phase, labelled) / 2**30, 2),
             "seconds": None if steps is None else round(steps * flops / speed, 1),
         }
     return {"description": spec.description, "phases": rows, "notes": [*notes, *_notes(speed)]}
+
+
+def _kept_features(spec: TrainSpec, phase: PhaseName, data: TrainData | None) -> int:
+    """Return the bytes that the kept features of a phase's pictures take on the disk."""
+    values = spec.phases[phase]
+    if data is None or not values.keep_features or PHASE_TABLE[phase].backbone or spec.model.blind:
+        return 0
+    vision = vision_of(spec.model)
+    tokens = (vision.image_size // vision.patch_size) ** 2
+    numbers = tokens * int(vision.config["hidden_size"]) * values.views
+    return 4 * numbers * len(data.images(phase))
 
 
 def memory_bytes(spec: TrainSpec, phase: PhaseName, labelled: int = 0) -> int:

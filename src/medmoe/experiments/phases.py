@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainPhaseSpec, TrainSpec
 from medmoe.data.collate import PackingCollator
-from medmoe.data.pixels import PixelTable, pixel_table
-from medmoe.data.schema import ImageRecord, Record, images_of, turns_of
+from medmoe.data.pixels import pixel_table
+from medmoe.data.schema import ImageRecord, images_of, turns_of
 from medmoe.data.tokenize import ConversationTokenizer, train_tokenizer
 from medmoe.domains import domain_index
 from medmoe.experiments.data import TrainData, steps_of
@@ -43,7 +44,7 @@ from medmoe.model.processing_medmoe import square_image_processor
 from medmoe.model.upcycle import take_experts, upcycle
 from medmoe.training.by_domain import ByDomain
 from medmoe.training.context import PhaseContext, PhaseRun, Progress, RunSettings, Validation
-from medmoe.training.features import FeaturesOnDemand, encode_images
+from medmoe.training.features import FeaturesOnDemand, Views, encode_images
 from medmoe.training.load_balance import BalancedMoe
 from medmoe.training.lora import attach_lora, merge_lora
 from medmoe.training.packed import packed_once, train_packed
@@ -114,41 +115,24 @@ class Job:
 
 
 def run_encoder(job: Job) -> PhaseResult:
-    """Phase 0, first half: train a stand-in vision encoder."""
-    vision, _, processor = _stand_ins(job)
-    records = job.data.records(job.phase)
-    table = pixel_table(images_of(records), processor.image_processor)
-    return _trained_encoder(job, vision, records, table, processor.tokenizer)
-
-
-def run_adapt(job: Job) -> PhaseResult:
-    """Phase 0 of a pretrained vision encoder: adapt it to the training pictures."""
-    model, validation = job.spec.model, job.spec.validation
-    vision, records = vision_of(model), job.data.records(job.phase)
-    further: dict[str, Any] = {"encoder": load_vision_encoder(vision, model.vision_source)}
-    if torch.cuda.is_available():
-        further["encoder"].to("cuda")
-    if validation is not None:
-        further |= {"measured": job.data.validation, "every": validation.every}
-        further["keep_best"] = validation.keep_best
-    tokenizer = train_tokenizer((turn for r in records for _, turn in turns_of(r)), _CAPTION_WORDS)
-    images = images_of([*records, *further.get("measured", ())])
-    table = pixel_table(images, square_image_processor(vision.image_size, vision.mean, vision.std))
-    return _trained_encoder(job, vision, records, table, tokenizer, **further)
-
-
-def _trained_encoder(
-    job: Job,
-    vision: VisionBackbone,
-    records: Sequence[Record],
-    table: PixelTable,
-    tokenizer: Any,
-    **further: Any,
-) -> PhaseResult:
+    """Phase 0 of the vision encoder: train a stand-in, or adapt a pretrained one."""
+    records, further = job.data.records(job.phase), dict[str, Any]()
+    if job.phase == "phase0_encoder":
+        vision, _, processor = _stand_ins(job)
+        image_processor, tokenizer = processor.image_processor, processor.tokenizer
+    else:
+        vision = vision_of(job.spec.model)
+        image_processor = square_image_processor(vision.image_size, vision.mean, vision.std)
+        texts = (answer for record in records for _, answer in turns_of(record))
+        tokenizer = train_tokenizer(texts, _CAPTION_WORDS)
+        further["encoder"] = load_vision_encoder(vision, job.spec.model.vision_source)
+        further |= {"measured": job.data.validation, "validation": job.spec.validation}
+        if torch.cuda.is_available():
+            further["encoder"].to("cuda")
+    table = pixel_table(images_of([*records, *further.get("measured", ())]), image_processor)
     run = PhaseRun(**job.run(job.data.samples(job.phase)))
-    repeats = job.spec.data.repeats
     encoder, result, accuracy = train_encoder(
-        run, vision, records, repeats, table, tokenizer, **further
+        run, vision, records, job.spec.data.repeats, table, tokenizer, **further
     )
     if accuracy:
         job.found["attributes"] = accuracy
@@ -299,7 +283,7 @@ def _upcycled(job: Job) -> tuple[MedMoeForConditionalGeneration, Any]:
 PHASE_FUNCTIONS: dict[PhaseName, Callable[[Job], PhaseResult]] = {
     "phase0_encoder": run_encoder,
     "phase0_language": run_language,
-    "phase0_adapt": run_adapt,
+    "phase0_adapt": run_encoder,
     "phase1_alignment": run_alignment,
     "phase2_instruction": run_dense,
     "phase2_router": run_router,
@@ -312,10 +296,8 @@ PHASE_FUNCTIONS: dict[PhaseName, Callable[[Job], PhaseResult]] = {
 def _stand_ins(job: Job) -> tuple[VisionBackbone, LanguageBackbone, Any]:
     """Return the backbones' entries, and the processor trained on the phase's texts."""
     model = job.spec.model
-    vision, language = (
-        vision_backbone(model.vision_encoder),
-        language_backbone(model.language_model),
-    )
+    vision = vision_backbone(model.vision_encoder)
+    language = language_backbone(model.language_model)
     records = job.data.records(job.phase)
     texts = (
         " ".join(f"user: {question} assistant: {answer}" for question, answer in turns_of(record))
@@ -341,7 +323,9 @@ def _context(
     """
     if torch.cuda.is_available():
         model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
-    features, rows = _features(job, model, processor, images or job.data.images(job.phase))
+    views = 1 if job.spec.model.blind else job.values.views
+    pictures = images or job.data.images(job.phase)
+    features, rows = _features(job, model, processor, pictures, views)
     context = PhaseContext(
         **job.run(job.data.samples(job.phase) if samples is None else samples),
         model=model,
@@ -353,6 +337,7 @@ def _context(
         repeats=job.spec.data.repeats,
         max_questions=job.values.max_questions,
         max_length=job.spec.max_length,
+        views=views,
     )
     return replace(context, validation=_validation(job, context))
 
@@ -388,8 +373,14 @@ def _validation(job: Job, context: PhaseContext) -> Validation | None:
     )
 
 
-def _features(job: Job, model: Any, processor: Any, images: Sequence[ImageRecord]) -> Any:
-    """Return the images' features, a tensor or what is indexed like one, and their rows by id."""
+def _features(
+    job: Job, model: Any, processor: Any, images: Sequence[ImageRecord], views: int = 1
+) -> Any:
+    """Return the images' features, a tensor or what is indexed like one, and their rows by id.
+
+    Args:
+        views: Versions of each, the first the image as it is.
+    """
     vision = replace(
         vision_of(job.spec.model),
         select_layer=model.config.vision_feature_layer,
@@ -403,7 +394,10 @@ def _features(job: Job, model: Any, processor: Any, images: Sequence[ImageRecord
     if job.values.keep_features:
         table = pixel_table(images, processor.image_processor)
         autocast = job.settings.precision == "bf16"
-        return encode_images(encoder, table, vision, job.cache, autocast=autocast), table.rows
+        encode = partial(encode_images, encoder, cache=job.cache, autocast=autocast)
+        tables = [replace(table, view=v, strength=job.values.augment) for v in range(views)]
+        versions = [encode(table=version, vision=vision) for version in tables]
+        return versions[0] if views == 1 else Views(versions), table.rows
     on_demand = FeaturesOnDemand(encoder, vision, processor.image_processor, images)
     return on_demand, on_demand.rows
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
@@ -15,11 +12,12 @@ class WeightMean:
     """The running mean of the weights that train.
 
     Args:
-        first: The step whose weights are the first to be taken.
+        steps: Of the phase.
+        share: Part of them, at the end, whose weights are taken; of 0 none are.
     """
 
-    def __init__(self, first: int) -> None:
-        self._first = first
+    def __init__(self, steps: int, share: float) -> None:
+        self._first = steps + 1 - max(round(share * steps), share > 0)
         self.count = 0
         self.weights: dict[str, Tensor] = {}
 
@@ -45,12 +43,3 @@ class WeightMean:
             kept = parameter.detach().clone()
             parameter.copy_(self.weights[name])
             self.weights[name] = kept
-
-    @contextmanager
-    def in_place(self, model: nn.Module) -> Iterator[None]:
-        """Let the model have the mean of its weights for a while."""
-        self.swap(model)
-        try:
-            yield
-        finally:
-            self.swap(model)

@@ -17,7 +17,7 @@ from medmoe.config.train_schema import RunSpec
 from medmoe.data.schema import Record
 from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
-from medmoe.training.features import FeaturesOnDemand
+from medmoe.training.features import FeaturesOnDemand, Views
 
 
 class RunSettings(RunSpec):
@@ -112,6 +112,7 @@ class PhaseContext(PhaseRun):
         features: (N, P, D_vision) float32, the frozen encoder's output for every image, or what
             encodes them when they are asked for.
         rows: Row of each image id in ``features``.
+        views: Versions of each picture that ``features`` hold, see `Views`.
         records: Training records, all of the phase's tasks.
         repeats: How often a data set's images come in one epoch, once where not named.
         max_questions: Questions packed behind one image.
@@ -121,9 +122,10 @@ class PhaseContext(PhaseRun):
     model: MedMoeForConditionalGeneration
     processor: Any
     tokenizer: ConversationTokenizer
-    features: Tensor | FeaturesOnDemand
+    features: Tensor | FeaturesOnDemand | Views
     rows: Mapping[str, int]
     records: Sequence[Record]
     repeats: Mapping[str, int]
     max_questions: int
     max_length: int | None = None
+    views: int = 1

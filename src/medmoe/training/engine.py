@@ -6,7 +6,6 @@ The training loop, gradient accumulation, mixed precision and distribution are t
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,15 +54,15 @@ class PhaseTrainer(Trainer):
         stop: StopRequest,
         save_every: int,
         answers_only: bool,
+        factors: Mapping[str, float],
+        mean: WeightMean,
         begin: Begin | None = None,
         validation: Validation | None = None,
-        factors: Mapping[str, float] | None = None,
-        mean: WeightMean | None = None,
         **trainer: Any,
     ) -> None:
         super().__init__(**trainer)
-        self.begin, self.validation, self.factors = begin, validation, factors
-        self.mean = mean or WeightMean(first=sys.maxsize)
+        self.begin, self.validation = begin, validation
+        self.factors, self.mean = factors, mean
         self.ahead: Ahead | None = None
         self.phase, self.folder, self.facts, self.stop = phase, folder, facts, stop
         self.save_every = save_every
@@ -144,13 +143,14 @@ class PhaseTrainer(Trainer):
         return self.accelerator.prepare_data_loader(loader)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Measure; the random generators go on as if nothing had been measured."""
+        """Measure, the mean of weights if there is one; the random generators go on as without."""
         before = state.random_state()
+        self.mean.swap(self.model)
         try:
-            with self.mean.in_place(self.model):
-                metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
             return metrics
         finally:
+            self.mean.swap(self.model)
             state.load_random_state(before)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -173,8 +173,8 @@ class PhaseTrainer(Trainer):
             assert self.folder is not None
             verify_checkpoint(self.folder.at(best))
             averaged = (self.folder.at(best) / state.AVERAGE).exists()
-            names = {"file_name": state.AVERAGE} if averaged else {}
-            state.load_weights(self.model, self.folder.at(best), **names)
+            name = state.AVERAGE if averaged else state.WEIGHTS
+            state.load_weights(self.model, self.folder.at(best), name)
         else:
             self.mean.swap(self.model)
         return best

@@ -110,7 +110,7 @@ def _key(encoder: Any, table: PixelTable, vision: VisionBackbone, autocast: bool
     """Return a hash of all that the features follow from."""
     digest = hashlib.sha256()
     facts: list[Any] = [vision.select_layer, vision.select_strategy, table.mean, table.std]
-    facts += ["bf16"] * autocast
+    facts += ["bf16"] * autocast + [table.view, table.strength] * bool(table.view)
     digest.update(json.dumps([*map(str, facts), sorted(table.rows.items())]).encode())
     take_in(digest, sorted(encoder.state_dict().items()))
     digest.update(_bytes_of(table.pixels))
@@ -162,6 +162,21 @@ def _write(path: Path, shape: tuple[int, ...], first: Tensor, rest: Iterator[Ten
         file.write(len(header).to_bytes(8, "little") + header)
         for part in chain([first], rest):
             file.write(_bytes_of(part))
+
+
+class Views:
+    """Features of several versions of N pictures, indexed by rows (B,) like one tensor.
+
+    Row ``v * N + i`` is version v of picture i.
+    """
+
+    def __init__(self, versions: Sequence[Tensor]) -> None:
+        self._versions, self._count = versions, len(versions[0])
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Return the features (B, P, D) of some rows."""
+        places = (divmod(row, self._count) for row in rows.tolist())
+        return torch.stack([self._versions[view][row] for view, row in places])
 
 
 class FeaturesOnDemand:

@@ -53,7 +53,10 @@ def packed_schedule(context: PhaseContext) -> Schedule[Packed]:
         image, questions = groups[index]
         chosen = rng.permutation(len(questions))[: context.max_questions]
         drawn = [segment for i in chosen for segment in segments(questions[i])]
-        return Packed(context.rows[image], prefix, _fitting(drawn, room))
+        row = context.rows[image]
+        if context.views > 1:
+            row += int(rng.integers(context.views)) * len(context.rows)
+        return Packed(row, prefix, _fitting(drawn, room))
 
     return Schedule(
         draw,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from medmoe.config.phases import PHASE_TABLE, Part
-from medmoe.config.schema import PhaseName, Trains
+from medmoe.config.schema import PhaseName, PhaseSpec, Trains
+from medmoe.training.parallel import trained_parameters
 
 #: Part of a model → what its parameters' names hold.
 PARTS: dict[Part, str] = {
@@ -61,19 +61,16 @@ def set_trainable(model: nn.Module, phase: PhaseName, trains: Trains = "paper") 
     return TrainableCount(phase, counts[True], counts[False], trains)
 
 
-def rate_factors(
-    names: Sequence[str], layer_decay: float, projector_factor: float
-) -> dict[str, float]:
-    """Return what each parameter's learning rate is multiplied by.
+def rate_factors(model: nn.Module, spec: PhaseSpec) -> dict[str, float]:
+    """Return what each trained parameter's learning rate is multiplied by; nothing where by 1.
 
-    Args:
-        names: Of the parameters that train.
-        layer_decay: To the power of the number of layers above; embeddings stand below the first,
-            a head above the last.
-        projector_factor: Of the projector, and of phase 0's throw-away heads.
+    Embeddings stand below the first layer, a head above the last.
     """
+    if spec.layer_decay == spec.projector_factor == 1:
+        return {}
+    names = [name for name, _ in trained_parameters(model)]
     depths = {name: int(match[1]) for name in names if (match := _NUMBERED.search(name))}
     depths |= dict.fromkeys(filter(_BELOW_LAYERS.search, names), -1)
     top = max(depths.values(), default=0)
-    decayed = {name: layer_decay ** (top - depths.get(name, top)) for name in names}
-    return decayed | dict.fromkeys(filter(_NEW.search, names), projector_factor)
+    decayed = {name: spec.layer_decay ** (top - depths.get(name, top)) for name in names}
+    return decayed | dict.fromkeys(filter(_NEW.search, names), spec.projector_factor)

@@ -123,8 +123,8 @@ def run_phase(
             answers_only=settings.answers_only,
             begin=begin,
             validation=run.validation,
-            factors=_rate_factors(run.spec, working),
-            mean=_mean(run),
+            factors=rate_factors(working, run.spec),
+            mean=WeightMean(run.steps, run.spec.average),
             model=working,
             args=training_arguments(run, working, scratch),
             train_dataset=samples,
@@ -158,18 +158,6 @@ def _check(run: PhaseRun) -> None:
             "a model whose weights are spread over processes cannot answer while it trains; use "
             "--set validation.score=false, which leaves the validation loss"
         )
-
-
-def _rate_factors(spec: PhaseSpec, model: nn.Module) -> dict[str, float]:
-    """Return the factors of the learning rates; none where all parameters learn at the same."""
-    names = [name for name, _ in trained_parameters(model)]
-    factors = rate_factors(names, spec.layer_decay, spec.projector_factor)
-    return factors if set(factors.values()) != {1.0} else {}
-
-
-def _mean(run: PhaseRun) -> WeightMean | None:
-    averaged = max(1, round(run.spec.average * run.steps))
-    return WeightMean(run.steps - averaged + 1) if run.spec.average else None
 
 
 def _result(counts: TrainableCount, trainer: PhaseTrainer, kept: int | None) -> PhaseResult:

@@ -11,6 +11,7 @@ Shapes: B pictures, P patches, D encoder width, V vocabulary.
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModel
 
 from medmoe.backbones.spec import VisionBackbone
+from medmoe.config.train_schema import ValidationSpec
 from medmoe.data.pixels import PixelTable, augmented, normalise
 from medmoe.data.schema import ImageRecord, Record, images_of
 from medmoe.training.context import PhaseRun, Validation
@@ -203,8 +205,7 @@ def train_encoder(
     tokenizer: Any,
     encoder: Any = None,
     measured: Sequence[Record] = (),
-    every: int = 0,
-    keep_best: bool = False,
+    validation: ValidationSpec | None = None,
 ) -> tuple[Any, PhaseResult, dict[str, dict[str, float]]]:
     """Train a vision encoder, frozen from here on.
 
@@ -216,8 +217,7 @@ def train_encoder(
         encoder: Pretrained; None begins from scratch.
         measured: Records of pictures that are not trained on, for the validation loss and the
             accuracy of the attributes.
-        every: Steps between two measurements of the loss.
-        keep_best: The phase ends with the weights of the lowest loss.
+        validation: When they are measured, and whether the lowest loss is kept.
 
     Returns:
         The encoder, its learning curve, and what `accuracies` gives.
@@ -237,24 +237,29 @@ def train_encoder(
     def draw(index: int, rng: np.random.Generator) -> EncoderSample:
         captions, sample = samples[index]
         caption = captions[rng.integers(len(captions))]
-        return replace(sample, caption=caption, draws=tuple(rng.uniform(-1, 1, size=6).tolist()))
+        draws = rng.uniform(-1, 1, size=6 if encoder is None else 7)
+        return replace(sample, caption=caption, draws=tuple(draws.tolist()))
 
-    held_out = images_of(measured)
-    if held_out:
-        fixed = [_sample(image, texts, classes, table, tokenizer)[1] for image in held_out]
-        batches = partial(_collate, table=table)
-        run = replace(run, validation=Validation(fixed, batches, every, keep_best=keep_best))
+    held_out = [
+        _sample(image, texts, classes, table, tokenizer)[1] for image in images_of(measured)
+    ]
+    if validation is not None and held_out:
+        plain, every = partial(_collate, table=table), validation.every
+        watched = Validation(held_out, plain, every, keep_best=validation.keep_best)
+        run = replace(run, validation=watched)
     schedule = Schedule(draw, len(images), run.steps * run.spec.batch_size, run.seed)
     collate = partial(_collate, table=table, strength=run.spec.augment)
     result = run_phase(run, model, schedule, collate)
-    return model.encoder, result, accuracies(model, images, held_out, table)
+    taught = [sample for _, sample in samples]
+    return model.encoder, result, accuracies(model, list(classes), taught, held_out, table)
 
 
 @torch.no_grad()
 def accuracies(
     model: EncoderPretraining,
-    trained: Sequence[ImageRecord],
-    held_out: Sequence[ImageRecord],
+    attributes: Sequence[str],
+    trained: Sequence[EncoderSample],
+    held_out: Sequence[EncoderSample],
     table: PixelTable,
 ) -> dict[str, dict[str, float]]:
     """Return, by attribute, its head's accuracy in percent on pictures not trained on.
@@ -262,49 +267,42 @@ def accuracies(
     Beside it ``most_frequent``: that of always saying the most frequent class of the training
     pictures, and ``n``: pictures with a class that is known.
     """
-    classes = attribute_classes(trained)
     device = next(model.parameters()).device
-    given: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    said: list[list[int]] = [[] for _ in attributes]
     for start in range(0, len(held_out), _MEASURED_TOGETHER):
-        part = held_out[start : start + _MEASURED_TOGETHER]
-        rows = torch.tensor([table.rows[image.id] for image in part])
+        rows = torch.tensor([s.row for s in held_out[start : start + _MEASURED_TOGETHER]])
         patches = model.patches(table.normalised(rows).to(device))
-        for head, (name, values) in zip(model.heads, classes.items(), strict=True):
-            for image, index in zip(part, head(patches).argmax(-1).tolist(), strict=True):
-                truth = _attributes(image).get(name)
-                if truth in values:
-                    given[name].append((values[index], str(truth)))
+        for guesses, head in zip(said, model.heads, strict=True):
+            guesses += head(patches).argmax(-1).tolist()
     found = {}
-    for name, pairs in given.items():
-        counts = Counter(_attributes(image).get(name) for image in trained)
-        usual = max(classes[name], key=lambda value: counts[value])
-        found[name] = {
-            "accuracy": round(100 * sum(a == b for a, b in pairs) / len(pairs), 1),
-            "most_frequent": round(100 * sum(usual == b for _, b in pairs) / len(pairs), 1),
-            "n": len(pairs),
-        }
+    for number, name in enumerate(attributes):
+        usual = statistics.mode(c for s in trained if (c := s.classes[number]) >= 0)
+        pairs = zip(said[number], (s.classes[number] for s in held_out), strict=True)
+        right = [(guess == truth, usual == truth) for guess, truth in pairs if truth >= 0]
+        if right:
+            share = torch.tensor(right).double().mean(dim=0)
+            accuracy, frequent = (100 * share).round(decimals=1).tolist()
+            found[name] = {"accuracy": accuracy, "most_frequent": frequent, "n": len(right)}
     return found
 
 
 def _texts(records: Sequence[Record], *, answers: bool) -> dict[str, list[str]]:
-    """Return what names each picture: its captions, one text of all its answers, or its attributes.
+    """Return what names each picture: its captions, else its attributes.
 
     Args:
-        answers: Take the answers to open questions too.
+        answers: All its answers to open questions, as one text, name it too.
     """
     texts: dict[str, list[str]] = defaultdict(list)
+    said: dict[str, list[str]] = defaultdict(list)
     for record in records:
         if record.task == "caption":
             texts[record.image.id].append(record.answer)
-    said: dict[str, list[str]] = defaultdict(list)
-    for record in records if answers else ():
-        if record.task == "vqa" and record.answer_type == "open":
+        elif answers and record.task == "vqa" and record.answer_type == "open":
             said[record.image.id].append(record.answer)
-    for name, words in said.items():
-        texts[name].append(" ".join(words))
     for image in images_of(records):
-        if image.id not in texts:
-            texts[image.id].append(" ".join(_attributes(image).values()) or "image")
+        if image.id in said:
+            texts[image.id].append(" ".join(said[image.id]))
+        texts.setdefault(image.id, [" ".join(_attributes(image).values()) or "image"])
     return texts
 
 
