@@ -37,6 +37,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "predict": ("medmoe.cli.predict", "answer a table of questions whose truth is not known"),
     "score": ("medmoe.cli.score", "score any model's answers under every protocol, side by side"),
     "compare": ("medmoe.cli.compare", "compare two models' answers, paired, with what flipped"),
+    "reproduce": ("medmoe.cli.reproduce", "repeat the paper's tables and figures, with verdicts"),
     "cost": ("medmoe.cli.cost", "count a model's weights, memory and FLOPs, beside others"),
     "data": ("medmoe.cli.data", "list, check, show, audit, fetch or export data sets"),
     "audit": ("medmoe.cli.audit", "verify a server's audit log"),

@@ -110,12 +110,13 @@ def run(args: argparse.Namespace) -> int:
         allow_outside=args.allow_outside,
     )
     flags.make_out_dir(out)
-    summary = _train(plan, Display(plan))
+    summary = train_shown(plan, Display(plan))
     flags.write_json(args.json, summary)
     return 0
 
 
-def _train(plan: Any, display: Any) -> dict[str, Any]:
+def train_shown(plan: Any, display: Any) -> dict[str, Any]:
+    """Run a plan with a display, which the first of several processes has; return its summary."""
     from medmoe.experiments.plan import is_main
     from medmoe.experiments.run import run_train
 

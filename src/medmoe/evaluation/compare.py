@@ -10,7 +10,7 @@ number of rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -185,6 +185,36 @@ def compare_task(
         for row in comparison.differences
         if row.decides
     ]  # fmt: skip
+
+
+def pooled(
+    name: str,
+    sets: Iterable[tuple[Sequence[Record], Sequence[Prediction], Sequence[Prediction]]],
+    seed: int,
+    *,
+    whole: bool = False,
+) -> list[Difference]:
+    """Return the deciding differences of several sets, or seeds of one, taken together.
+
+    Args:
+        sets: Records with A's and B's predictions. A picture that stands in several is one cluster.
+        whole: One row over all records instead of one for each subset.
+
+    Raises:
+        DataError: The ids do not pair.
+    """
+    records: list[Record] = []
+    a: list[Prediction] = []
+    b: list[Prediction] = []
+    for own, of_a, of_b in sets:
+        records += own
+        a += _answers(own, of_a)
+        b += _answers(own, of_b)
+    places = {"all": list(range(len(records)))} if whole else _subsets(records)
+    return [
+        _difference(name, subset, "accuracy", [records[i] for i in at], at, ([a], [b]), seed)
+        for subset, at in places.items()
+    ]
 
 
 def _answers(records: Sequence[Record], run: Sequence[Prediction]) -> list[Prediction]:

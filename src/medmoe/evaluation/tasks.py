@@ -132,11 +132,12 @@ def paper_rows(task: str) -> list[PaperRow]:
         ConfigError: There is no task of this name.
     """
     name = task_spec(task).paper_name
-    return [row for where, row in _paper() if where == name]
+    return [row for where, row in paper_figures() if where == name]
 
 
 @cache
-def _paper() -> tuple[tuple[str, PaperRow], ...]:
+def paper_figures() -> tuple[tuple[str, PaperRow], ...]:
+    """Return all published figures, each with the paper's name of the set."""
     text = resources.files("medmoe.recipes").joinpath("paper.csv").read_text(encoding="utf-8")
     return tuple(
         (

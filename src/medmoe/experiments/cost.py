@@ -302,16 +302,20 @@ def paper_lines(report: CostReport) -> list[tuple[str, str, str]]:
     rows = []
     for system in report.systems:
         paper = (report.paper or {}).get(system.system, {})
-        last = {row.lora_rank: row.sharded(PAPER_GPUS) for row in system.training}
-        counted = {
-            "activated weights": ("activated", system.activated),
-            "load": ("load_bytes", system.load_bytes),
-            "training": ("training_bytes", last[None]),
-            "LoRA training": ("lora_training_bytes", last[LORA_RANK]),
-        }
         rows += [
             (f"{system.system}: {what}", f"{paper[key] / 1e9:.1f}", f"{ours / 1e9:.1f}")
-            for what, (key, ours) in counted.items()
+            for what, (key, ours) in counted(system).items()
             if key in paper
         ]
     return rows
+
+
+def counted(system: SystemCost) -> dict[str, tuple[str, int]]:
+    """Return what the paper has figures of: what, its key in `PAPER_TABLE_8`, and our count."""
+    last = {row.lora_rank: row.sharded(PAPER_GPUS) for row in system.training}
+    return {
+        "activated weights": ("activated", system.activated),
+        "load": ("load_bytes", system.load_bytes),
+        "training": ("training_bytes", last[None]),
+        "LoRA training": ("lora_training_bytes", last[LORA_RANK]),
+    }

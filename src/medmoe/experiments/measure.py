@@ -47,6 +47,10 @@ class Measured:
     threads: int
     device: str
 
+    def seconds(self, tokens: int) -> float:
+        """Return how long an answer of so many tokens takes."""
+        return self.first_token_seconds + (tokens - 1) * self.per_token_seconds
+
 
 def measure(directory: Path, repeats: int) -> Measured:
     """Load a model folder in a fresh process and time its answers.

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainSpec
 from medmoe.errors import ConfigError
@@ -18,6 +19,12 @@ from medmoe.experiments.handover import check_input, is_finished
 from medmoe.experiments.recipe import Recipe
 from medmoe.model.pretrained import check_sources
 from medmoe.training.trackers import check_trackers
+
+#: Values of a model that its phases before router and experts do not know.
+_OF_EXPERTS = (
+    *("moe_layers", "domains", "num_experts_per_tok", "router_layers", "upcycle_init"),
+    *("meta_expert", "experts"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +155,10 @@ def relevant(spec: TrainSpec, phase: PhaseName) -> dict[str, Any]:
 
 def relevant_of(config: Mapping[str, Any], phase: PhaseName) -> dict[str, Any]:
     """Return the same of a resolved configuration as it was written."""
-    validation = config.get("validation")
+    validation, model = config.get("validation"), config.get("model") or {}
+    experts = PHASE_TABLE[phase].leaves in ("router", "moe")
     groups = {
-        "model": config.get("model"),
+        "model": {k: v for k, v in model.items() if experts or k not in _OF_EXPERTS},
         "vocab_size": config.get("vocab_size"),
         "max_length": config.get("max_length"),
         "data": config.get("data"),

@@ -1,0 +1,60 @@
+"""`medmoe reproduce NAME`: repeat a table or figure of the paper, and say whether it holds."""
+
+from __future__ import annotations
+
+import argparse
+
+from medmoe.cli import flags
+from medmoe.cli.console import asking_bar
+from medmoe.cli.parser import FOOTER
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `reproduce`."""
+    parser.add_argument("name", metavar="NAME", help="table1 to table13, figure3 to 6, 10 or 11")
+    parser.add_argument(
+        "--size",
+        choices=("tiny", "small", "paper"),
+        default="tiny",
+        help="of the models: the stand-ins, Gemma 3 270M, or the paper's own (default: tiny)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=flags.counts,
+        default=(1,),
+        metavar="S,S,…",
+        help="train with each of these seeds, and score them together (default: 1)",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what is there and what would run; run nothing"
+    )
+    flags.add_data(parser)
+    flags.add_out(parser, "runs")
+    flags.add_set(parser)
+    flags.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run what is missing, print the table, and say where the result is."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from medmoe.cli.tables import Screen
+    from medmoe.cli.train import train_shown
+    from medmoe.cli.train_display import Display
+    from medmoe.data.registry import find_data
+    from medmoe.errors import ConfigError, one_of
+    from medmoe.experiments.finished import FinishedPhases
+    from medmoe.experiments.reproduce import experiments, reproduce, table_of
+
+    disable_progress_bar()
+    if args.name not in (known := experiments()):
+        raise ConfigError(one_of(args.name, known, "table or figure"))
+    out = args.out if args.dry_run else flags.make_out_dir(args.out)
+    phases = FinishedPhases(
+        out, find_data(args.data), args.settings, lambda plan: train_shown(plan, Display(plan))
+    )
+    result = reproduce(args.name, args.size, args.seeds, phases, asking_bar, args.dry_run)
+    Screen().table(table_of(result))
+    print(FOOTER)
+    flags.write_json(args.json, result)
+    return 0

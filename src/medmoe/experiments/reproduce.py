@@ -1,0 +1,393 @@
+"""`medmoe reproduce`: the paper's tables and figures repeated, each row with its verdict.
+
+By which recipes stands in ``recipes/reproduce/experiments.yaml``; here is how a kind of row is run,
+asked and judged. Finished phases are found, and answers kept by the model's hash: a second call
+trains and asks nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medmoe.config.load import recipe
+from medmoe.config.schema import PhaseName
+from medmoe.domains import domain_of
+from medmoe.errors import CheckpointError, ConfigError, DataError
+from medmoe.evaluation.ask.asker import Progress as Asked
+from medmoe.evaluation.ask.plan import EvalPlan
+from medmoe.evaluation.ask.records import TaskRecords, task_records
+from medmoe.evaluation.compare import Difference, pooled
+from medmoe.evaluation.evaluate import evaluate
+from medmoe.evaluation.files.known_records import PHANTOM
+from medmoe.evaluation.files.predictions import Prediction, read_predictions
+from medmoe.evaluation.pages.report_rows import share_cell
+from medmoe.evaluation.pages.table import Table
+from medmoe.evaluation.protocols import LABEL_SCORE
+from medmoe.evaluation.routing_report import RoutesPlan, read_label_curve, routes
+from medmoe.evaluation.score.rows import cells_of
+from medmoe.evaluation.score.table import score_table
+from medmoe.evaluation.tasks import PaperRow, paper_figures, task_spec
+from medmoe.experiments.cost import PAPER_TABLE_8, cost_report, counted
+from medmoe.experiments.finished import FinishedPhases
+from medmoe.experiments.measure import measure
+from medmoe.files import write_json
+from medmoe.model.checkpoint import identity
+from medmoe.model.locate import find_twin
+from medmoe.numbers import NONE
+from medmoe.training.saving.run_dir import git_commit, run_facts
+
+#: Counts equal the paper's where they differ by no more than this share.
+_NEAR = 0.1
+#: Of what is drawn on real data: the bootstrap. Embedded pictures are drawn by the run's seed.
+_SEED = 7
+_NO_FIGURE = "the paper gives no figure"
+Row = dict[str, Any]
+Asking = Callable[[], AbstractContextManager[Asked]]
+
+
+class _WouldRunError(ConfigError):
+    """In a dry run: what is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """An experiment on a family of recipes; ``about`` and ``of`` are their entries in the table."""
+
+    number: int
+    about: Mapping[str, Any]
+    family: str
+    of: Mapping[str, Any]
+    seeds: Sequence[int]
+    phases: FinishedPhases
+    asking: Asking
+    dry: bool
+
+    def model(self, suffix: str, phase: PhaseName, seed: int) -> Path:
+        """Return the model of a phase of the family's variant; trained where missing."""
+        missing = self.phases.missing(self.family + suffix, phase, seed)
+        if missing and self.of["size"] == "paper" and not torch.cuda.is_available():
+            raise ConfigError("training at the paper's size needs a GPU, and there is none here")
+        if missing and self.dry:
+            todo = "; ".join(f"{name}: {', '.join(p)}" for name, p in missing.items())
+            raise _WouldRunError(f"would train {todo} (seed {seed})")
+        return self.phases.run(self.family + suffix, phase, seed) / "model"
+
+    def tasks(self) -> dict[str, str]:
+        """Return the tasks that are scored, each with its recipe's suffix."""
+        known: dict[str, str] = self.of[self.about.get("tasks", "vqa")]
+        return known
+
+    def records(self, task: str, seed: int) -> TaskRecords:
+        """Return a task's records.
+
+        Raises:
+            DataError: Its data are not there, or phase 3 of its recipe does not train on them.
+        """
+        name, spec = self.family + self.tasks()[task], task_spec(task)
+        recipe = self.phases.recipe(name).spec
+        sizes = (recipe.data.phantom_images, recipe.data.phantom_test_images)
+        drawn = seed if spec.dataset == PHANTOM else _SEED
+        found = _records(task, self.phases.root, drawn, *sizes)
+        if all(of.split("/")[0] != spec.dataset for of in recipe.phases["phase3_moe"].data):
+            raise DataError(f"{name} does not train on {spec.dataset}")
+        return found
+
+    def asked(self, task: TaskRecords, model: Path) -> list[list[Prediction]]:
+        """Return what a model answers, and its blind twin if there is one; asked where missing."""
+        out = self.phases.out / "reproduce" / f"{identity(model)[:12]}-{task.spec.name}"
+        twin, answers = find_twin(model), out / task.spec.name
+        if self.dry and not (out / "summary.json").is_file():
+            raise _WouldRunError(f"would ask {model} {len(task.records)} questions")
+        out.mkdir(parents=True, exist_ok=True)
+        plan = EvalPlan(model, out, [task], seed=_SEED, commit=git_commit()[0], twin=twin)
+        with self.asking() as asked:
+            evaluate(plan, asked)
+        files = [answers / "predictions.jsonl"]
+        files += [answers / "blind_twin" / f"{identity(twin)[:12]}.jsonl"] if twin else []
+        return [read_predictions(file) for file in files]
+
+    def scores(self, phase: PhaseName, task: str) -> list[Any]:
+        """Return of each seed: protocol → subset → metric → score."""
+        found = []
+        for seed in self.seeds:
+            records = self.records(task, seed)
+            said, *twin = self.asked(records, self.model(self.tasks()[task], phase, seed))
+            wanted = ("strict", "reference") if records.spec.kind == "vqa" else (LABEL_SCORE,)
+            blind = twin[0] if twin else None
+            table = score_table(records.records, said, twin=blind, wanted=wanted, seed=_SEED)
+            found.append(cells_of(table)["protocols"])
+        return found
+
+    def paired(self, a: str, b: str, task: str) -> list[Any]:
+        """Return of each seed the records and what either side answers."""
+        sets = []
+        for seed in self.seeds:
+            records = self.records(task, seed)
+            first = self.model(a, "sft" if a == "_sft" else "phase3_moe", seed)
+            both = (first, self.model(b, "phase3_moe", seed))
+            sets.append((records.records, *(self.asked(records, model)[0] for model in both)))
+        return sets
+
+
+@lru_cache(maxsize=16)
+def _records(task: str, root: Path | None, seed: int, train: int, test: int) -> TaskRecords:
+    sizes = {"train": train, "validation": test, "test": test}
+    spec = task_spec(task)
+    return task_records(spec, root, split=None, limit=None, seed=seed, phantom_images=sizes)
+
+
+def experiments() -> dict[str, Any]:
+    """Return the table's experiments by name."""
+    found: dict[str, Any] = recipe("reproduce", "experiments")["experiments"]
+    return found
+
+
+def reproduce(
+    name: str, size: str, seeds: Sequence[int], phases: FinishedPhases, asking: Asking, dry: bool
+) -> dict[str, Any]:
+    """Run what is missing of an experiment, judge it, and write ``OUT/reproduce/NAME-SIZE.json``.
+
+    Args:
+        asking: Opened around what is asked; what it gives is told every answer.
+        dry: Train, ask and write nothing; the verdicts then say what would be.
+
+    Raises:
+        MedMoeError: Training was stopped, or ended by a guard.
+    """
+    about, number = experiments()[name], int("".join(filter(str.isdigit, name)))
+    tiny = "tiny_phantom" if phases.root is None else "tiny_real"
+    rows: list[Row] = []
+    for family, of in recipe("reproduce", "experiments")["families"].items():
+        if of["size"] == size and (size != "tiny" or family == tiny):
+            job = _Job(number, about, family, of, seeds, phases, asking, dry)
+            rows += [{"family": family, **row} for row in _KINDS[about["kind"]](job)]
+    said = {"name": name, "size": size, "title": about["title"], "note": about.get("note", "")}
+    facts = run_facts(seeds[0], git_commit(), {})
+    result = {"version": 1, **said, **facts, "seeds": list(seeds), "rows": rows}
+    if not dry:
+        write_json(phases.out / "reproduce" / f"{name}-{size}.json", result)
+    return result
+
+
+def table_of(result: Mapping[str, Any]) -> Table:
+    """Return a result as a table."""
+    rows = [
+        (
+            f"{row['family']}: {row['what']}",
+            row["verdict"],
+            _text(row["paper"]) + (f" to {_text(row['highest'])}" if row.get("highest") else ""),
+            _text(row["value"])
+            + (f" ({_text(row['low'])} to {_text(row['high'])})" if "low" in row else ""),
+            _text(row.get("difference")),
+            _text(row.get("n")),
+            share_cell(row),
+        )
+        for row in result["rows"]
+    ]
+    columns = ("", "verdict", "paper", "ours", "difference", "n", "picture's share")
+    title = f"{result['name']} ({result['size']}): {result['title']}"
+    return Table(columns, rows, title, text_columns=2, notes=list(filter(None, [result["note"]])))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}".replace("-", "−")
+    return NONE if value is None else str(value)
+
+
+def _tried(function: Callable[..., Any], *args: Any) -> tuple[Any, str]:
+    """Return what a function gives, and empty; or None and why it gives nothing."""
+    try:
+        return function(*args), ""
+    except _WouldRunError as error:
+        return None, str(error)
+    except (CheckpointError, ConfigError, DataError) as error:
+        return None, f"not run because {' '.join(str(error).split())}"
+
+
+def score_verdict(paper: float | None, value: float, high: float | None) -> str:
+    """Say whether a score is as high as the paper's; below it the interval may hold the paper's."""
+    if paper is None or value >= paper:
+        return _NO_FIGURE if paper is None else "reproduced"
+    return "not reproduced" if high is None or high < paper else "inside the noise"
+
+
+def gain_verdict(least: float | None, low: float | None, high: float | None) -> str:
+    """Say whether a gain is there; it is absent where it must be below the paper's smallest."""
+    if least is None or low is None or high is None:
+        return _NO_FIGURE if least is None else "inside the noise"
+    return "reproduced" if low > 0 else "not reproduced" if high < least else "inside the noise"
+
+
+def _row(what: str, verdict: str, paper: Any = None, value: Any = None, **more: Any) -> Row:
+    """Return a row; an empty verdict is that of a score beside the paper's."""
+    row = {"what": what, "verdict": verdict, "paper": paper, "value": value, **more}
+    if isinstance(paper, float) and isinstance(value, float):
+        row["difference"] = value - paper
+    return row if verdict else row | {"verdict": score_verdict(paper, value, more.get("high"))}
+
+
+def _scores(job: _Job) -> Iterable[Row]:
+    """Score systems on tasks: the mean over the seeds of value, interval and share."""
+    for task in job.tasks():
+        name = task_spec(task).paper_name
+        figures = [row for where, row in paper_figures() if where == name and name]
+        for system, about in job.about["systems"].items():
+            runs, reason = _tried(job.scores, about.get("phase", "phase3_moe"), task)
+            theirs = (job.number, f"{job.of['paper']}{about.get('paper', '')}")
+            for subset, protocol, metric in job.about["metrics"]:
+                key = (*theirs, subset, protocol, metric)
+                paper = next((f.value for f in figures if _key(f) == key), None)
+                what = f"{system}, {task} {subset} {protocol} {metric}"
+                found = {} if reason else _mean([run[protocol][subset][metric] for run in runs])
+                yield _row(what, reason, paper, **found)
+
+
+def _key(figure: PaperRow) -> tuple[Any, ...]:
+    own = (figure.subset, figure.our_protocol, figure.metric)
+    return (figure.table, figure.system, *own)
+
+
+def _mean(scores: Sequence[Mapping[str, Any]]) -> Row:
+    of = {key: [score[key] for score in scores] for key in ("value", "low", "high")}
+    found: Row = {k: None if None in each else sum(each) / len(each) for k, each in of.items()}
+    if "n" in scores[0]:
+        found["n"] = scores[0]["n"]
+    if all(score.get("share") for score in scores):
+        found["share"] = _mean([score["share"] for score in scores])
+    return found
+
+
+def _differences(job: _Job) -> Iterable[Row]:
+    """Compare two variants, paired: on each task, and on all of them together."""
+    claims = [row.value for _, row in paper_figures() if row.table == job.number]
+    least, most = claims or (None, None)
+
+    def gain(what: str, row: Difference) -> Row:
+        ends = {"low": row.low, "high": row.high}
+        found = {"paper": least, "highest": most, "value": row.difference, "n": row.n, **ends}
+        return _row(f"{what}, {row.name} {row.subset}", gain_verdict(least, **ends), **found)
+
+    for name, (a, b) in job.about["pairs"].items():
+        for variant in job.of["lora"] if b == "lora" else [b]:
+            sets: list[Any] = []
+            what = name.replace("LoRA", variant.strip("_"))
+            for task in job.tasks():
+                own, reason = _tried(job.paired, a, variant, task)
+                if reason:
+                    yield _row(f"{what}, {task}", reason, least, highest=most)
+                else:
+                    yield from (gain(what, row) for row in pooled(task, own, _SEED))
+                    sets += own
+            for row in pooled("all sets", sets, _SEED, whole=True) if sets else ():
+                yield gain(what, row)
+
+
+def _values(job: _Job) -> Iterable[Row]:
+    """Hold a recipe's values against the paper's."""
+    for key, paper in job.about["values"].items():
+        value: Any = job.phases.recipe(job.family).config
+        for part in key.split("."):
+            value = (value or {}).get(part)
+        yield _row(key, "reproduced" if value == paper else "not reproduced", paper, value)
+
+
+def _costs(job: _Job) -> Iterable[Row]:
+    """Count sizes and memory, and measure load memory and time where a model is trained."""
+    name = job.of.get("cost")
+    model, reason = _tried(job.model, "", "phase3_moe", job.seeds[0])
+    paper, other = PAPER_TABLE_8[name or "stablelm2_1_6b"], "" if name else "another size"
+    if name or model:
+        system = cost_report(name or str(model)).systems[0]
+        yield _row("weights in all, 10⁹", other, value=system.total / 1e9)
+        for what, (key, ours) in counted(system).items():
+            near = abs(ours / paper[key] - 1) <= _NEAR
+            verdict = other or ("reproduced" if near else "not reproduced")
+            yield _row(f"{what}, 10⁹, counted", verdict, paper[key] / 1e9, ours / 1e9)
+    if job.about.get("measured"):
+        found = measure(model, 3) if model and not job.dry else None
+        load, seconds = (found.load_bytes / 1e9, found.seconds(32)) if found else (None, None)
+        verdict = reason or other
+        yield _row("load, 10⁹ bytes, measured", verdict, paper["load_bytes"] / 1e9, load)
+        yield _row("seconds an answer, measured", verdict, paper["seconds_per_answer"], seconds)
+
+
+def _routes(job: _Job) -> Iterable[Row]:
+    """Draw the routing figures, and give a number that each shows."""
+    result, reason = _tried(_routed, job)
+    if reason:
+        yield _row(job.about["rows"], reason)
+    elif job.about["rows"] == "silhouette":
+        every = result["silhouettes"][0]
+        verdict = "reproduced" if every["difference_low"] > 0 else "inside the noise"
+        for key, paper in job.about["paper"].items():
+            ends = {"low": every[f"{key}_low"], "high": every[f"{key}_high"]}
+            yield _row(f"silhouette, {key}", verdict, paper, every[key], **ends)
+    else:
+        rows = result["figures"][job.about["rows"]]
+        for router in dict.fromkeys(row.get("router", "this router") for row in rows):
+            of = [row for row in rows if row.get("router", router) == router]
+            own = [r["expert"] == domain_of(r["modality"], result["domains"]) for r in of]
+            shares = [
+                row["image_share"]
+                for row, hit in zip(of, own, strict=True)
+                if hit and "image_share" in row
+            ]
+            values = shares or [100.0 * hit for hit in own]
+            yield _row(router, "", value=sum(values) / len(values))
+
+
+def _routed(job: _Job) -> Row:
+    seed, about = job.seeds[0], job.about
+    tried = [_tried(job.records, task, seed) for task in job.tasks()]
+    tasks = [records for records, reason in tried if not reason]
+    if not tasks:
+        raise DataError(tried[0][1].removeprefix("not run because "))
+    model, before = (job.model("", p, seed) for p in ("phase3_moe", "phase2_instruction"))
+    learned = job.model("_learned_router", "phase3_moe", seed) if "learned" in about else None
+    out = (
+        job.phases.out / "reproduce" / f"{identity(model)[:12]}-routes{'-learned' * bool(learned)}"
+    )
+    if not (out / "routes.json").is_file():
+        if job.dry:
+            raise _WouldRunError(f"would observe {model}")
+        out.mkdir(parents=True, exist_ok=True)
+        with job.asking() as asked:
+            routes(RoutesPlan(model, tasks, before, learned, (), _SEED), out, asked)
+    found: Row = json.loads((out / "routes.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _curve(job: _Job) -> Iterable[Row]:
+    """Give the router's accuracy by number of labels."""
+
+    def curves() -> list[list[Row]]:
+        models = [job.model("_label_curve", "phase2_router", seed) for seed in job.seeds]
+        return [read_label_curve(model.parent) for model in models]
+
+    found, reason = _tried(curves)
+    if reason:
+        yield _row("router accuracy", reason, 98.1)
+    for each in zip(*found or [], strict=True):
+        labels, paper = each[0]["labels"], job.about["paper"].get(each[0]["labels"])
+        yield _row(
+            f"{labels:,} labels", "", paper, **_mean([{**p, "value": p["accuracy"]} for p in each])
+        )
+
+
+_KINDS: Mapping[str, Callable[[_Job], Iterable[Row]]] = {
+    "scores": _scores,
+    "differences": _differences,
+    "values": _values,
+    "cost": _costs,
+    "routes": _routes,
+    "curve": _curve,
+}
