@@ -1,11 +1,12 @@
-"""Adds a demo's scores to results/measured.csv, and renews what is printed from that file.
+"""Keeps the scores of runs in results/, and writes the pages that show them.
 
-    python scripts/record_results.py [runs/demo ...]
+    python scripts/record_results.py RUN [RUN …]
 
-Every score keeps what it takes to judge and to repeat it: commit, config hash, seed, hardware,
-minutes, n, interval, baselines; its predictions go to results/predictions/. A run of the same
-configuration and seed is replaced. Without a run, results/README.md and the results table of
-README.md are only written anew.
+RUN is a folder of `medmoe demo`, or that of `medmoe reproduce` (``runs/reproduce``). Every score
+goes to results/measured.csv and its answers to results/predictions/; the rows of a reproduction,
+with their verdicts, to results/reproduce.csv. A run of the same configuration and seed is replaced.
+Without a run, results/README.md, docs/reproduce.md and the results table of README.md are only
+written anew.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ import csv
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from medmoe.experiments.reproduce import experiments, table_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
@@ -46,6 +50,13 @@ COLUMNS = (
     "share_low",
     "share_high",
 )
+#: Columns of results/reproduce.csv: a row of `medmoe reproduce` and how it came about.
+REPRODUCED = (
+    *("name", "size", "seeds", "commit", "dirty", "hardware", "family", "what", "verdict"),
+    *("paper", "highest", "value", "low", "high", "difference", "n"),
+    *("share", "share_low", "share_high"),
+)
+MAIN_SUBSETS = ("closed", "open", "all")
 #: What identifies a run in the table.
 RUN = ("config_sha256", "seed", "data_split")
 #: Scores that are printed: (protocol, subset, metric) and how they are called.
@@ -66,6 +77,7 @@ SHOWN = (
     ("disjoint", "pneumoniamnist", "accuracy"),
 )
 Row = dict[str, str]
+MARK = "<!-- below: written by scripts/record_results.py from results/reproduce.csv -->"
 
 
 def rows_of(run: Path) -> list[Row]:
@@ -100,14 +112,9 @@ def _share(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def record(run: Path) -> None:
-    """Write the rows and the predictions of a run."""
+    """Write the rows and the predictions of a demonstration."""
     rows = rows_of(run)
-    kept = [row for row in read() if any(row[key] != rows[0][key] for key in RUN)]
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / "measured.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*kept, *rows])
+    _keep("measured.csv", COLUMNS, RUN, rows)
     target = RESULTS / "predictions"
     target.mkdir(exist_ok=True)
     for source in sorted((run / "predictions").glob("*.jsonl")):
@@ -117,6 +124,44 @@ def record(run: Path) -> None:
         _copy_compact(source, target / f"{name}{f'-{which}' if which else ''}.jsonl")
 
 
+def record_reproduction(folder: Path) -> None:
+    """Write the rows of every reproduction, and the scores and answers that they rest on."""
+    for path in sorted(folder.glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        machine = found["hardware"]
+        how = {name: found[name] for name in ("name", "size", "commit", "dirty")}
+        how["hardware"] = f"{machine['cores']} cores {machine['cpu_capability']}"
+        how["seeds"] = " ".join(map(str, found["seeds"]))
+        rows = []
+        for row in found["rows"]:
+            rows.append({n: _plain((how | row | _share(row)).get(n)) for n in REPRODUCED})
+        _keep("reproduce.csv", REPRODUCED, ("name", "size"), rows)
+    for path in sorted(folder.glob("*/summary.json")):
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        about = json.loads((Path(summary["model"]).parent / "run.json").read_text("utf-8"))
+        machine = about["hardware"]
+        common = {name: about[name] for name in ("commit", "dirty", "seed")}
+        common |= {"config_sha256": about["config_sha256"][:12], "data_split": about["recipe"]}
+        common["hardware"] = f"{machine['cores']} cores {machine['cpu_capability']}"
+        scores = [row for row in summary["scores"] if row["subset"] in MAIN_SUBSETS]
+        rows = [{n: _plain((common | r | _share(r)).get(n)) for n in COLUMNS} for r in scores]
+        _keep("measured.csv", COLUMNS, (*RUN, "task"), rows)
+        task = scores[0]["task"]
+        target = RESULTS / "predictions" / f"{common['config_sha256']}-{task}-{about['seed']}.jsonl"
+        target.parent.mkdir(exist_ok=True)
+        _copy_compact(path.parent / task / "predictions.jsonl", target)
+
+
+def _keep(table: str, columns: Iterable[str], which: Iterable[str], rows: list[Row]) -> None:
+    """Put rows in the place of those that are of the same run."""
+    RESULTS.mkdir(exist_ok=True)
+    kept = [row for row in read(table, columns) if any(row[key] != rows[0][key] for key in which)]
+    with (RESULTS / table).open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*kept, *rows])
+
+
 def _copy_compact(source: Path, target: Path) -> None:
     """Copy a JSON Lines file without the spaces between its values; no value changes."""
     rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
@@ -124,13 +169,13 @@ def _copy_compact(source: Path, target: Path) -> None:
     target.write_text("".join(lines), encoding="utf-8")
 
 
-def read() -> list[Row]:
-    """Return the recorded rows."""
-    table = RESULTS / "measured.csv"
-    if not table.is_file():
+def read(table: str = "measured.csv", columns: Iterable[str] = COLUMNS) -> list[Row]:
+    """Return the recorded rows of a table."""
+    path = RESULTS / table
+    if not path.is_file():
         return []
-    with table.open(encoding="utf-8", newline="") as file:
-        return [dict.fromkeys(COLUMNS, "") | row for row in csv.DictReader(file)]
+    with path.open(encoding="utf-8", newline="") as file:
+        return [dict.fromkeys(columns, "") | row for row in csv.DictReader(file)]
 
 
 def runs_of(rows: list[Row]) -> list[list[list[Row]]]:
@@ -139,7 +184,8 @@ def runs_of(rows: list[Row]) -> list[list[list[Row]]]:
     for row in rows:
         seeds = groups.setdefault((row["config_sha256"], row["data_split"]), {})
         seeds.setdefault(row["seed"], []).append(row)
-    return [list(seeds.values()) for seeds in groups.values()]
+    # Scores of a reproduction belong to no plan; docs/reproduce.md shows them.
+    return [list(s.values()) for s in groups.values() if next(iter(s.values()))[0]["plan_minutes"]]
 
 
 def page(rows: list[Row]) -> str:
@@ -169,6 +215,51 @@ def page(rows: list[Row]) -> str:
             *(_table(runs[0]) if len(runs) == 1 else _spread(runs)),
         ]
     return "\n".join(lines) + "\n"
+
+
+def reproduce_page(rows: list[Row]) -> str:
+    """Return docs/reproduce.md: how it is called, what a verdict means, and every table."""
+    text = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    lines = [text.partition(MARK)[0] + MARK]
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["name"], row["size"]), []).append(row)
+    for name in experiments():
+        for (_, size), own in (item for item in groups.items() if item[0][0] == name):
+            about = experiments()[name]
+            found = {"name": name, "size": size, "title": about["title"], "note": ""}
+            drawn = table_of(found | {"rows": [_parsed(row) for row in own]})
+            lines += ["", f"## {name}, {size}: {about['title']}", ""]
+            lines += [about["note"], ""] if "note" in about else []
+            lines += [_line(drawn.columns), _line(["---"] * len(drawn.columns))]
+            lines += [_line(cells) for cells in drawn.rows]
+            first = own[0]
+            lines += ["", f"Commit `{first['commit'][:12]}`, {first['hardware']}, seeds "
+                      f"{first['seeds'].replace(' ', ', ')}."]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _parsed(row: Row) -> dict[str, Any]:
+    """Return a row as `medmoe reproduce` has it."""
+    words = ("family", "what", "verdict")
+    found: dict[str, Any] = {name: row[name] for name in words}
+    found |= {name: _number(row[name]) for name in REPRODUCED[9:16]}
+    share = {end: _number(row[f"share_{end}".removesuffix("_value")]) for end in
+             ("value", "low", "high")}  # fmt: skip
+    found = {k: v for k, v in found.items() if v is not None or k in ("paper", "value")}
+    return found | ({"share": share} if share["value"] is not None else {})
+
+
+def _number(text: str) -> float | int | str | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return text or None
+    return int(number) if text.isdigit() else number
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def headlines(rows: list[Row]) -> dict[tuple[str, str], dict[str, Row]]:
@@ -302,8 +393,11 @@ def _plain(value: Any) -> str:
 
 def main(runs: list[str]) -> None:
     for run in runs:
-        record(Path(run))
+        folder = Path(run)
+        (record if (folder / "summary.json").is_file() else record_reproduction)(folder)
     rows = read()
+    page_of = ROOT / "docs" / "reproduce.md"
+    page_of.write_text(reproduce_page(read("reproduce.csv", REPRODUCED)), encoding="utf-8")
     (RESULTS / "README.md").write_text(page(rows), encoding="utf-8")
     readme = ROOT / "README.md"
     text = re.sub(
