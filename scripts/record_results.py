@@ -132,9 +132,8 @@ def record_reproduction(folder: Path) -> None:
         how = {name: found[name] for name in ("name", "size", "commit", "dirty")}
         how["hardware"] = f"{machine['cores']} cores {machine['cpu_capability']}"
         how["seeds"] = " ".join(map(str, found["seeds"]))
-        rows = []
-        for row in found["rows"]:
-            rows.append({n: _plain((how | row | _share(row)).get(n)) for n in REPRODUCED})
+        every = [how | row | _share(row) for row in found["rows"]]
+        rows = [{name: _plain(row.get(name)) for name in REPRODUCED} for row in every]
         _keep("reproduce.csv", REPRODUCED, ("name", "size"), rows)
     for path in sorted(folder.glob("*/summary.json")):
         summary = json.loads(path.read_text(encoding="utf-8"))
