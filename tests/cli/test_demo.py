@@ -191,7 +191,7 @@ def closing(seconds: float, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(demo_display, "Console", lambda: Console(file=buffer, width=200))
     summary = {
         "scores": [row()],
-        "router": {"by_dataset": {"t": {"accuracy": 99.5, "low": 98.0, "high": 100.0, "n": 8}}},
+        "router": {"accuracy": 99.5, "low": 98.0, "high": 100.0, "n": 8},
         "notes": ["Pictures are drawn."],
         "parameters": {"total": 6812416, "activated": 4051200},
     }
@@ -208,7 +208,7 @@ def test_closing_says_router_sizes_and_next_steps_as_they_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     text = closing(30, monkeypatch)
-    assert "router on t: 99.5 % [98.0, 100.0] of 8 images" in text
+    assert "Router: accuracy 99.5 % (98.0–100.0, n = 8)." in text
     assert "Pictures are drawn." in text
     assert "6,812,416 in all, 4,051,200 activated per token" in text
     assert "  - Ask: medmoe ask runs/[x]/model" in text

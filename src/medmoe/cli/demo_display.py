@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from medmoe.cli.parser import FOOTER
-from medmoe.cli.train_display import accuracy
 from medmoe.evaluation.pages.report_rows import interval, place, results, share_cell
+from medmoe.evaluation.pages.sections.router import router_lines
 from medmoe.experiments.demo import data_of, next_steps
 from medmoe.experiments.plan import TrainPlan
 from medmoe.numbers import percent
@@ -48,8 +48,8 @@ def closing(plan: TrainPlan, summary: dict[str, Any], seconds: float) -> None:
         f"parameters: {summary['parameters']['total']:,} in all, "
         f"{summary['parameters']['activated']:,} activated per token"
     )
-    for name, router in summary["router"]["by_dataset"].items():
-        console.print(f"router on {name}: {accuracy(router)} images")
+    for line in router_lines(summary["router"]):
+        console.print(line, highlight=False, markup=False)
     for line in plain_words(summary):
         console.print(f"  - {line}", highlight=False, markup=False)
     minutes = plan.recipe.minutes or 0

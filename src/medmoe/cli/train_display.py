@@ -20,6 +20,7 @@ from medmoe.cli.console import log_to
 from medmoe.cli.parser import FOOTER
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
+from medmoe.evaluation.pages.sections.router import router_lines
 from medmoe.experiments.outlook import Outlook
 from medmoe.experiments.plan import TrainPlan
 from medmoe.training.meter import Measured, Validated
@@ -134,9 +135,8 @@ class Display:
                 kept += f"; validation loss {measured['loss']:.4f}"
                 kept += "" if score is None else f", strict score {score:.1f} %"
             self._say(f"{phase}: {kept}, {self._plan.out / phase}")
-        router = summary["router"]
-        if router:
-            self._console.print(f"router on held-out images: {accuracy(router)}")
+        for line in router_lines(summary["router"]):
+            self._say(line)
         for row in summary["phases"].get("phase2_router", {}).get("label_curve", []):
             line = f"  {row['labels']:>5} labels: {accuracy(row)}"
             self._console.print(line, highlight=False)

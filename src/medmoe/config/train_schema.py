@@ -148,6 +148,8 @@ class RouterSpec(Strict):
         loss: ``token`` asks for the domain at every token, ``pooled`` at their mean.
         per_layer: One router for each MoE layer; the reference shares one.
         test: Sets whose labelled images it is scored on.
+        test_per_domain: At most so many of each domain, equal in number, drawn by the seed; None
+            takes all.
         label_counts: Also train one router on each of these numbers of labels (Figure 6).
     """
 
@@ -155,6 +157,7 @@ class RouterSpec(Strict):
     loss: Literal["token", "pooled"]
     per_layer: bool
     test: tuple[str, ...] = ()
+    test_per_domain: Positive | None = Field(default=None, exclude_if=lambda value: value is None)
     label_counts: tuple[Annotated[int, Field(ge=0)], ...] = ()
 
 

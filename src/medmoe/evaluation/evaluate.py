@@ -32,9 +32,9 @@ from medmoe.evaluation.pages.run_report import report_of_run
 from medmoe.evaluation.pairs.measure import pair_scores, unasked
 from medmoe.evaluation.pairs.rewriting import rewritten
 from medmoe.evaluation.reliability.measure import answered_by_kind, reliability, robustness_row
+from medmoe.evaluation.routes.router_score import RoutedPicture, router_score
 from medmoe.evaluation.score.breakdowns import breakdowns
 from medmoe.evaluation.score.rows import ScoreRow, score_task
-from medmoe.evaluation.statistics import accuracy_of
 from medmoe.files import write_json
 from medmoe.model.checkpoint import identity, provenance, read_config
 from medmoe.model.cost.parameters import activated_parameters, total_parameters
@@ -221,22 +221,17 @@ def _leaks(shared: Mapping[str, int]) -> list[str]:
 
 
 def _router(plan: EvalPlan) -> dict[str, Any] | None:
-    """Return the router's accuracy over the images of known domain; None where there are none."""
-    domains = read_config(plan.model).domains or ()
-    true = {
-        record.image.id: record.image.modality
-        for task in plan.tasks
-        for record in task.records
-        if record.image.modality in domains
-    }
-    said: dict[str, str] = {}
+    """Return the router's score over the images that name a modality; None where there are none."""
+    images = {r.image.id: r.image for task in plan.tasks for r in task.records if r.image.modality}
+    routed: dict[str, RoutedPicture] = {}
     for task in plan.tasks:
         for _, row in read_rows(plan.out / task.spec.name / "predictions.jsonl", "predictions"):
-            if row.get("routing") and row.get("image") in true:
-                said[row["image"]] = row["routing"]["domain"]
-    if not said:
-        return None
-    return accuracy_of(sum(true[image] == domain for image, domain in said.items()), len(said))
+            if row.get("routing") and row.get("image") in images:
+                image, routing = images[row["image"]], row["routing"]
+                warned = routing.get("out_of_domain")
+                routed[image.id] = RoutedPicture.of(image, routing["domain"], warned)
+    domains = read_config(plan.model).domains or ()
+    return router_score(list(routed.values()), domains) if routed else None
 
 
 def _kept_parameters(out: Path, asker: Asker) -> dict[str, Any]:

@@ -316,6 +316,18 @@ def _untaught(images: Sequence[ImageRecord], domains: Sequence[str]) -> str:
     )
 
 
+def sources_of(spec: TrainSpec) -> dict[str, str]:
+    """Return by data set what a run trains on it: a key of `SOURCES`; ``new`` are not named."""
+    kinds: dict[str, str] = {}
+    for phase, values in spec.phases.items():
+        kind = "taught" if PHASE_TABLE[phase].leaves == "router" else "seen"
+        for given in values.data:
+            known = given.startswith(f"{PHANTOM}/")
+            name = PHANTOM if known else registry.parse_set(given)[0].NAME
+            kinds[name] = "taught" if kinds.get(name) == "taught" else kind
+    return kinds
+
+
 def steps_of(spec: TrainPhaseSpec, samples: int) -> int:
     """Return the optimiser steps of a phase; the last, smaller batch of the last epoch counts."""
     if spec.steps is not None:

@@ -33,8 +33,9 @@ from medmoe.evaluation.pages.cards import APPLIED_CARD, with_results, write_appl
 from medmoe.evaluation.pages.report import write_report
 from medmoe.evaluation.pages.run_report import report_of_run
 from medmoe.evaluation.routes.routed_images import RoutedImages, route_images
+from medmoe.evaluation.routes.router_score import router_score
 from medmoe.evaluation.tasks import TASKS, task_spec
-from medmoe.experiments.data import HELD_OUT, read_sets
+from medmoe.experiments.data import HELD_OUT, read_sets, sources_of
 from medmoe.experiments.handover import is_finished, link_or_copy, publish_card
 from medmoe.experiments.plan import TrainPlan, plan_train
 from medmoe.experiments.recipe import STANDARD, blind_twin, load_recipe
@@ -118,6 +119,13 @@ def score_demo(plan: TrainPlan, asked: Asked) -> dict[str, Any]:
     evaluated = {system: _evaluated(plan, tasks, system, asked) for system in SYSTEMS}
     known = (record for name in tests for record in sets[name] if record.image.modality)
     routed = route_images(MedMoe.load(out / "model"), images_of(known))
+    router = router_score(
+        routed.pictures(),
+        routed.domains,
+        per_domain=spec.router.test_per_domain if spec.router else None,
+        seed=plan.seed,
+        sources=sources_of(spec),
+    )
     _gather_predictions(out, tasks, routed)
     notes = [*spec.notes, *provenance(out / "model").get("notes", ())]
     notes += [note for run in evaluated.values() for note in run["notes"]]
@@ -125,7 +133,7 @@ def score_demo(plan: TrainPlan, asked: Asked) -> dict[str, Any]:
     summary = {
         **trained,
         "seconds": trained["seconds"] | seconds,
-        "router": routed.accuracy(),
+        "router": router,
         "comparisons": [row for task in tasks for row in _compared(out, task, plan.seed)],
         "notes": list(dict.fromkeys(notes)),
         "reliability": evaluated["moe"]["reliability"],
@@ -143,7 +151,6 @@ def score_demo(plan: TrainPlan, asked: Asked) -> dict[str, Any]:
         expert_share=routed.expert_shares(),
         modalities=routed.modalities(),
         domains=routed.domains,
-        confusion=routed.confusion(),
         sheet=_sheet(scored),
         next_steps=next_steps(plan),
     )

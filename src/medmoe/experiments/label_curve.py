@@ -1,4 +1,4 @@
-"""The router's accuracy, and how it grows with the number of labelled images (paper, Figure 6).
+"""How the router's accuracy grows with the number of labelled images (paper, Figure 6).
 
 The router is scored on the frozen phase-2 model's hidden states, as it is trained; in the finished
 model the states of later layers are those of tuned experts, which `medmoe routes` looks at.
@@ -7,7 +7,7 @@ model the states of later layers are those of tuned experts, which `medmoe route
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import torch
 
 from medmoe.config.train_schema import RouterSpec
 from medmoe.data.schema import ImageRecord
-from medmoe.evaluation.statistics import accuracy_of
 from medmoe.files import csv_text, write_text
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.upcycle import RouterState
@@ -25,28 +24,11 @@ from medmoe.training.phases.phase2_router import (
     RouterTraining,
     choose_labelled,
     fit_router,
-    route,
 )
 
 Score = dict[str, Any]
 FILES = ("label_curve.csv", "label_curve.json")
-
-
-def router_score(
-    config: MedMoeConfig,
-    router: RouterState | Sequence[RouterState],
-    test: LabelledStates,
-    shared_images: int = 0,
-) -> Score:
-    """Return the router's accuracy in percent on labelled images, with its interval.
-
-    Args:
-        shared_images: Pictures of the sets it is scored on that were trained on, which the score
-            then says.
-    """
-    right = int((route(config, router, test.states) == test.domains).sum())
-    score = accuracy_of(right, len(test.images))
-    return score | {"shared_images": shared_images} if shared_images else score
+_TOLD = ("accuracy", "low", "high", "n", "macro_accuracy", "shared_images")
 
 
 def label_curve(
@@ -55,20 +37,18 @@ def label_curve(
     spec: RouterSpec,
     images: Sequence[ImageRecord],
     states: LabelledStates,
-    test: LabelledStates,
+    score: Callable[[RouterState | list[RouterState]], Score],
     counts: Sequence[int],
     folder: Path | None,
-    shared_images: int = 0,
 ) -> list[Score]:
     """Train a router on each number of labels, score it, and write CSV and JSON.
 
     Args:
         context: Of ``phase2_router``; each router trains for its steps.
         images: All images that may be chosen; ``states`` holds those of the largest count.
-        test: Of images that no router sees.
+        score: Scores a router on images that none sees, as `router_score` does.
         counts: Numbers of labels; 0 is the router before any training.
         folder: Gets ``label_curve.csv`` and ``label_curve.json``; None writes nothing.
-        shared_images: As for `router_score`.
 
     Returns:
         One row per count: ``labels`` asked for, ``images`` used, accuracy with interval, n.
@@ -82,8 +62,9 @@ def label_curve(
         else:
             torch.manual_seed(context.seed)
             router = RouterTraining(config, spec.loss, spec.per_layer).states()
-        score = router_score(config, router, test, shared_images)
-        rows.append({"labels": count, "images": len(chosen), **score})
+        scored = score(router)
+        told = {name: scored[name] for name in _TOLD if name in scored}
+        rows.append({"labels": count, "images": len(chosen), **told})
     if folder is not None:
         write_text(folder / FILES[0], csv_text(rows))
         write_text(folder / FILES[1], json.dumps(rows, indent=1) + "\n")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from medmoe.backbones.registry import language_backbone, vision_backbone
 from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
@@ -25,13 +26,15 @@ from medmoe.data.pixels import pixel_table
 from medmoe.data.schema import ImageRecord, images_of, turns_of
 from medmoe.data.tokenize import ConversationTokenizer, train_tokenizer
 from medmoe.domains import domain_index
-from medmoe.experiments.data import TrainData, steps_of
+from medmoe.evaluation.routes.router_score import RoutedPicture, router_score
+from medmoe.experiments.data import TrainData, sources_of, steps_of
 from medmoe.experiments.handover import load_router, save_part, save_router
-from medmoe.experiments.label_curve import label_curve, router_score
+from medmoe.experiments.label_curve import label_curve
 from medmoe.experiments.validation import spread, strict_score
 from medmoe.model.blueprint import config_of_moe
 from medmoe.model.build import build_dense, build_processor, match_embeddings
 from medmoe.model.checkpoint import load_model, save_model
+from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.pretrained import (
     language_of,
@@ -41,7 +44,7 @@ from medmoe.model.pretrained import (
     vision_of,
 )
 from medmoe.model.processing_medmoe import square_image_processor
-from medmoe.model.upcycle import take_experts, upcycle
+from medmoe.model.upcycle import RouterState, take_experts, upcycle
 from medmoe.training.by_domain import ByDomain
 from medmoe.training.context import PhaseContext, PhaseRun, Progress, RunSettings, Validation
 from medmoe.training.features import FeaturesOnDemand, Views, encode_images
@@ -50,7 +53,12 @@ from medmoe.training.lora import attach_lora, merge_lora
 from medmoe.training.packed import packed_once, train_packed
 from medmoe.training.phases.phase0_encoder import train_encoder
 from medmoe.training.phases.phase0_language import train_language_model
-from medmoe.training.phases.phase2_router import choose_labelled, fit_router, labelled_states
+from medmoe.training.phases.phase2_router import (
+    choose_labelled,
+    fit_router,
+    labelled_states,
+    route,
+)
 from medmoe.training.trainer import PhaseResult
 
 logger = logging.getLogger(__name__)
@@ -211,16 +219,36 @@ def run_router(job: Job) -> PhaseResult:
         save_router(job.model, state, job.spec.model.moe_layers, facts)
     if held_out:
         test = labelled_states(context, config, held_out)
-        tested = job.data.tested()
-        shared = sum(k for name, k in job.facts["shared_images"].items() if name in tested)
-        job.found["router"] = router_score(config, state, test, shared)
+        score = partial(_router_score, job, config, held_out, test.states)
+        job.found["router"] = score(state)
         if job.label_counts:  # every process trains them, the first one writes
             plain = replace(context, settings=RunSettings())
             folder = job.out if job.saves else None
             job.found["label_curve"] = label_curve(
-                plain, config, router, pool, states, test, job.label_counts, folder, shared
+                plain, config, router, pool, states, score, job.label_counts, folder
             )
     return result
+
+
+def _router_score(
+    job: Job,
+    config: MedMoeConfig,
+    images: Sequence[ImageRecord],
+    states: Tensor,
+    router: RouterState | Sequence[RouterState],
+) -> dict[str, Any]:
+    """Return a router's score on labelled images, from their hidden states."""
+    assert job.spec.router is not None
+    domains = job.spec.model.domains
+    chosen = route(config, router, states).tolist()
+    pictures = [
+        RoutedPicture.of(image, domains[found]) for image, found in zip(images, chosen, strict=True)
+    ]
+    per_domain, sources = job.spec.router.test_per_domain, sources_of(job.spec)
+    score = router_score(pictures, domains, per_domain=per_domain, seed=job.seed, sources=sources)
+    tested = job.data.tested()
+    shared = sum(k for name, k in job.facts["shared_images"].items() if name in tested)
+    return score | ({"shared_images": shared} if shared else {})
 
 
 def run_experts(job: Job) -> PhaseResult:

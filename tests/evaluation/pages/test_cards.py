@@ -100,7 +100,7 @@ def test_results_section_holds_table_router_verdicts_and_limits() -> None:
     assert (
         "| vqa\\_rad (shared images) test | closed accuracy (strict) | ▽ 58.8 (51.8–65.7) |" in text
     )
-    assert "Router accuracy on vqa\\_rad: 84.2 (79.1–88.5, n = 230)." in text
+    assert "Router: accuracy 84.2 % (79.1–88.5, n = 230)." in text
     assert "does not clear the question-only baseline (53.3)" in text
     assert "points of the score need the picture" in text
     assert "- Shared images are counted." in text

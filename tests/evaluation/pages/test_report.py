@@ -38,7 +38,10 @@ def report_data(**other: Any) -> ReportData:
         "version": 1, "seed": 71, "data": "phantom", "commit": "3f2a9c1d7e4b", "model": "model/",
         "config_sha256": "9f86d081884c", "parameters": {"total": 6812416, "activated": 4051200},
         "seconds": {"phase0": 141.0, "phase1": 48.5, "router": 7.25, "eval": 75.0},
-        "router": {"accuracy": 99.5, "low": 98.25, "high": 100.0, "n": 417},
+        "router": {
+            "accuracy": 99.5, "low": 98.25, "high": 100.0, "n": 417,
+            "domains": list(DOMAINS), "confusion": [[211, 4], [1, 201]],
+        },
         "scores": [
             score(), score("sft", 94.5), score(value=53.5, control="blank"),
             score(protocol="reference", value=88.75),
@@ -53,7 +56,6 @@ def report_data(**other: Any) -> ReportData:
         expert_share={2: np.array([[0.83, 0.17], [0.06, 0.94]])},
         modalities=DOMAINS,
         domains=DOMAINS,
-        confusion=np.array([[211, 4], [1, 201]]),
         sheet=[("ct: one lesion", picture), ("pathology: none", np.stack([picture] * 3, axis=-1))],
         examples=[
             Example(

@@ -9,6 +9,7 @@ import pytest
 
 from medmoe.data.schema import ImageRecord
 from medmoe.evaluation.routes.routed_images import RoutedImages
+from medmoe.evaluation.routes.router_score import router_score
 from medmoe.inference.answer import Routing
 
 DOMAINS = ("ct", "mri")
@@ -31,22 +32,10 @@ def routed() -> RoutedImages:
     return RoutedImages(images, routings, DOMAINS)
 
 
-def test_accuracy_is_that_of_the_first_set_and_stands_by_set(routed: RoutedImages) -> None:
-    found = routed.accuracy()
-    assert (found["dataset"], found["accuracy"], found["n"]) == ("a", 50.0, 2)
-    assert found["by_dataset"]["b"]["accuracy"] == 100.0
+def test_its_pictures_are_what_a_score_counts(routed: RoutedImages) -> None:
+    found = router_score(routed.pictures(), DOMAINS)
+    assert (found["n"], found["confusion"]) == (3, [[1, 0], [1, 1]])
     assert found["by_dataset"]["b"]["n"] == 1, "an image of no domain does not count"
-    assert found["low"] < found["accuracy"] < found["high"]
-
-
-def test_no_image_of_a_known_domain_gives_no_accuracy(routed: RoutedImages) -> None:
-    unknown = RoutedImages(routed.images[3:], routed.routings[3:], DOMAINS)
-    assert unknown.accuracy() == {"n": 0, "by_dataset": {}}
-
-
-def test_confusion_has_the_truth_in_its_rows(routed: RoutedImages) -> None:
-    assert routed.confusion().tolist() == [[1, 0], [1, 1]]
-    assert routed.confusion("b").tolist() == [[0, 0], [0, 1]]
 
 
 def test_experts_shares_are_means_over_the_images_of_a_modality(routed: RoutedImages) -> None:

@@ -29,9 +29,9 @@ from medmoe.evaluation.pages.report_rows import (
     place,
     results,
 )
+from medmoe.evaluation.pages.sections.router import router_lines
 from medmoe.evaluation.pages.table import Table
 from medmoe.files import write_text
-from medmoe.numbers import percent
 
 #: The file that `write_applied_card` writes.
 APPLIED_CARD = "applied_card.html"
@@ -154,14 +154,7 @@ def results_section(summary: Mapping[str, Any]) -> str:
         if kind in arranged.tables:
             lines += [f"### {kind}", "", *_markdown(arranged.tables[kind]), ""]
     lines += [line for text in arranged.legend for line in (text, "")]
-    router = summary.get("router") or {}
-    if router.get("n"):
-        where = f" on {_escaped(router['dataset'])}" if "dataset" in router else ""
-        lines += [
-            f"Router accuracy{where}: {percent(router['accuracy'])} ({interval(router)}, "
-            f"n = {router['n']}).",
-            "",
-        ]
+    lines += [text for line in router_lines(summary.get("router")) for text in (_escaped(line), "")]
     for title, sentences in _verdicts(arranged):
         lines += [f"### {title}", "", *(f"- {_escaped(line)}" for line in sentences), ""]
     notes = [f"- {_escaped(str(note))}" for note in summary.get("notes", [])]
@@ -232,7 +225,6 @@ def applied_card(facts: RunFacts, people: Mapping[str, str] | None = None) -> st
     arranged = results(summary.get("scores", []), summary.get("comparisons", []))
     model = facts.config.get("model") or {}
     sizes = summary.get("parameters") or {}
-    router = summary.get("router") or {}
     return render_page(
         "applied_card",
         title=f"Applied model card: Med-MoE ({summary.get('data', 'run')})",
@@ -249,8 +241,7 @@ def applied_card(facts: RunFacts, people: Mapping[str, str] | None = None) -> st
         results=arranged,
         ours=arranged.tables.get(OUR_PROTOCOL),
         parts_of_questions=[arranged.tables[k] for k in (BY_TYPE, BY_PART) if k in arranged.tables],
-        router=router if router.get("n") else None,
-        router_interval=interval(router),
+        router=router_lines(summary.get("router")),
         hashes=sorted(((facts.run.get("data") or {}).get("sha256") or {}).items()),
         paper=PAPER,
         sets=sorted({place(row["task"], row["split"]) for row in summary.get("scores", [])}),

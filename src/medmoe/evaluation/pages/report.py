@@ -18,9 +18,9 @@ from markupsafe import Markup
 
 from medmoe.evaluation.pages.page import Picture, render_page
 from medmoe.evaluation.pages.report_rows import interval, results
+from medmoe.evaluation.pages.sections.router import router_lines
 from medmoe.evaluation.pages.table import Table
 from medmoe.files import write_text
-from medmoe.numbers import percent
 from medmoe.routing import figures
 
 PHASES = {
@@ -94,8 +94,7 @@ class ReportData:
         strict: Phase → (step, strict score in percent) points of the validation.
         expert_share: MoE layer index → shares (modalities, experts), 0 to 1; NaN = no tokens.
         modalities: Row labels of ``expert_share``.
-        domains: Its column labels, and the labels of ``confusion``, in the order of the experts.
-        confusion: Counts (D, D) of images by true domain (row) and the router's domain (column).
+        domains: Its column labels, in the order of the experts.
         sheet: Captions and pictures of the contact sheet.
         sections: Further parts, shown before the data.
         notes: Sentences on this run, shown under the headline.
@@ -110,7 +109,6 @@ class ReportData:
     expert_share: Mapping[int, npt.NDArray[np.float64]] = field(default_factory=dict)
     modalities: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()
-    confusion: npt.NDArray[np.int64] | None = None
     sheet: list[tuple[str, npt.NDArray[np.uint8]]] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
     sections: Sequence[Section] = ()
@@ -142,10 +140,7 @@ def render_report(data: ReportData) -> str:
         times=_times(summary.get("seconds") or {}),
         router=router if router.get("n") else None,
         router_interval=interval(router),
-        router_sets=[
-            (name, percent(scored["accuracy"]), interval(scored), scored["n"])
-            for name, scored in (router.get("by_dataset") or {}).items()
-        ],
+        router_lines=router_lines(router),
         curves=[
             Markup(
                 figures.learning_curve(
@@ -158,9 +153,9 @@ def render_report(data: ReportData) -> str:
             Markup(figures.expert_heatmap(layer, share, data.modalities, data.domains))
             for layer, share in sorted(data.expert_share.items())
         ],
-        confusion=None
-        if data.confusion is None
-        else Markup(figures.confusion_matrix(data.confusion, data.domains)),
+        confusion=Markup(figures.confusion_matrix(router["confusion"], router["domains"]))
+        if "confusion" in router
+        else None,
     )
 
 

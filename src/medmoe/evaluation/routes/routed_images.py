@@ -1,4 +1,4 @@
-"""The router's decision on every image: accuracy by data set, confusion, and who takes the tokens.
+"""The router's decision on every image, and who takes the tokens.
 
 Each image passes once, without a question: its own tokens alone are routed.
 """
@@ -8,21 +8,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from medmoe.data.images import open_record
 from medmoe.data.schema import ImageRecord
-from medmoe.domains import domain_index
-from medmoe.evaluation.statistics import accuracy_of
+from medmoe.evaluation.routes.router_score import RoutedPicture
 from medmoe.inference.answer import Routing
 from medmoe.inference.engine import MedMoe
 from medmoe.routing.statistics import expert_share
 
 _BATCH = 64
-Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,27 +30,12 @@ class RoutedImages:
     routings: tuple[Routing, ...]
     domains: tuple[str, ...]
 
-    def confusion(self, dataset: str | None = None) -> Counts:
-        """Return images (D, D) by true domain and the router's; those of no domain do not count."""
-        counts = np.zeros((len(self.domains), len(self.domains)), dtype=np.int64)
-        for image, routing in zip(self.images, self.routings, strict=True):
-            truth = domain_index(image.modality, self.domains)
-            if truth is not None and dataset in (None, dataset_of(image)):
-                counts[truth, self.domains.index(routing.domain)] += 1
-        return counts
-
-    def accuracy(self) -> dict[str, Any]:
-        """Return the accuracy on the first image's data set, and on every set ``by_dataset``."""
-        known = [i for i in self.images if domain_index(i.modality, self.domains) is not None]
-        counts = {name: self.confusion(name) for name in dict.fromkeys(map(dataset_of, known))}
-        by_dataset = {
-            name: accuracy_of(int(np.trace(table)), int(table.sum()))
-            for name, table in counts.items()
-        }
-        if not known:
-            return {"n": 0, "by_dataset": {}}
-        first = dataset_of(known[0])
-        return by_dataset[first] | {"dataset": first, "by_dataset": by_dataset}
+    def pictures(self) -> list[RoutedPicture]:
+        """Return what `router_score` counts."""
+        return [
+            RoutedPicture.of(image, routing.domain)
+            for image, routing in zip(self.images, self.routings, strict=True)
+        ]
 
     def modalities(self) -> tuple[str, ...]:
         """Return the images' modalities, sorted: the rows of `expert_shares`."""
@@ -95,8 +77,3 @@ def route_images(engine: MedMoe, images: Sequence[ImageRecord]) -> RoutedImages:
         part = [open_record(image) for image in images[start : start + _BATCH]]
         routings += [each for each in engine.route(engine.encode(part)) if each is not None]
     return RoutedImages(tuple(images), tuple(routings), tuple(engine.model.config.domains))
-
-
-def dataset_of(image: ImageRecord) -> str:
-    """Return the name of the data set that an image's id begins with."""
-    return image.id.partition("/")[0]
