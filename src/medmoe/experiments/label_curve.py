@@ -28,7 +28,7 @@ from medmoe.training.phases.phase2_router import (
 
 Score = dict[str, Any]
 FILES = ("label_curve.csv", "label_curve.json")
-_TOLD = ("accuracy", "low", "high", "n", "macro_accuracy", "shared_images")
+_TOLD = ("accuracy", "low", "high", "n", "shared_images")
 
 
 def label_curve(

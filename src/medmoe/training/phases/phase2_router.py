@@ -3,8 +3,8 @@
 At most 1,000 labelled images pass the frozen phase-2 model, each with one of its questions; of each
 future MoE layer a sample of what its FFN reads is kept, and the router learns the image's domain
 from it: token by token or from their mean, one router shared by all layers (as the reference) or
-one for each. The reference shipped router weights without the code to train them, and published it later, as a
-notebook (its issue 18, December 2024), which was not read here.
+one for each. The reference shipped router weights without the code to train them, and published
+that later, as a notebook (its issue 18, December 2024), which was not read here.
 
 Shapes: N images, B of them at once, L MoE layers, T tokens kept of an image and layer, D hidden,
 E domains.
