@@ -39,14 +39,12 @@ class Phase:
             ``reference`` is what the reference code's name matching trains in phase 3;
             ``learned_router`` is Table 6's alternative; ``lora`` is Table 7's.
         leaves: What its run directory holds at the end.
-        stand_in: Whether it trains a backbone from scratch, in the place of a pretrained one.
     """
 
     inputs: tuple[PhaseName, ...]
     tasks: tuple[Task, ...]
     trains: Mapping[Trains, tuple[Part, ...]]
     leaves: Literal["encoder", "language_model", "dense", "router", "moe"]
-    stand_in: bool = False
 
     @property
     def backbone(self) -> bool:
@@ -78,8 +76,8 @@ _DENSE: dict[Trains, tuple[Part, ...]] = {
 }
 
 PHASE_TABLE: dict[PhaseName, Phase] = {
-    "phase0_encoder": Phase((), _ALL, _EVERYTHING, "encoder", stand_in=True),
-    "phase0_language": Phase((), _ALL, _EVERYTHING, "language_model", stand_in=True),
+    "phase0_encoder": Phase((), _ALL, _EVERYTHING, "encoder"),
+    "phase0_language": Phase((), _ALL, _EVERYTHING, "language_model"),
     # Not in the paper: a pretrained encoder meets medical pictures before it is frozen.
     "phase0_adapt": Phase((), _ALL, _EVERYTHING, "encoder"),
     "phase1_alignment": Phase(

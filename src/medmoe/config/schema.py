@@ -105,11 +105,9 @@ class PhaseSpec(Strict):
         augment: Strength 0–1 of shifts, zooms and exposure changes of training pictures.
         label_smoothing: Of the encoder's attribute heads.
         trains: Which parts train; what each name means stands in `medmoe.config.phases`.
-        layer_decay: Each layer learns at this part of the rate of the one above it; 1 at the same.
-        projector_factor: The projector learns at so many times the learning rate; in
-            ``phase0_adapt`` what is thrown away does.
-        average: Part of the steps, at the end, whose weights' mean the phase ends with; 0 ends
-            with the last weights.
+        layer_decay: Each layer learns at this part of the rate of the one above it.
+        projector_factor: Of the projector's rate, and of the heads' that phase 0 throws away.
+        average: Part of the steps, at the end, whose weights' mean the phase ends with.
     """
 
     learning_rate: Annotated[float, Field(gt=0)]

@@ -58,8 +58,8 @@ class TrainPhaseSpec(PhaseSpec):
         max_questions: Questions packed behind one image in a step.
         keep_features: Encode every image once and keep the result on disk; false encodes a batch
             when it is needed, for more images than the disk can hold.
-        views: Versions of each training picture whose features are kept, the first as it is and
-            the others with the strength ``augment``; one is drawn each time the picture comes.
+        views: Versions of each training picture whose features are kept, the others than the first
+            with the strength ``augment``; one is drawn each time the picture comes.
         lora: Adapters instead of whole weights; ``trains`` must be ``lora``.
         load_balance: Weight of the auxiliary load-balancing loss; ``learned_router`` only.
     """
@@ -293,7 +293,7 @@ class TrainSpec(Strict):
                 "phase3_experts tunes experts that phase3_moe would not take; use "
                 "--set model.experts=per_domain"
             )
-        if self.vocab_size is None and any(PHASE_TABLE[name].stand_in for name in self.phases):
+        if self.vocab_size is None and {"phase0_encoder", "phase0_language"} & {*self.phases}:
             raise ValueError("phase 0 trains a tokenizer, so vocab_size is missing; add it")
         if "phase2_router" in self.phases and self.router is None:
             raise ValueError("phase2_router needs the group router (labels, loss, per_layer)")

@@ -210,9 +210,7 @@ def read_data(
     }
     names = {(use, name): sets.read(name, use) for use, given in used.items() for name in given}
     sets.refuse_missing()
-    records = sets.records
-    if spec.data.modality is not None:
-        records = _labelled(records, spec.data.modality)
+    records = _labelled(sets.records, spec.data.modality)
     data = TrainData(spec, records, names)
     trained, apart, tested, measured = (
         list(dict.fromkeys(label for name in given for label in names[use, name]))
@@ -240,14 +238,14 @@ def read_sets(
     sets = _Sets(spec, root, seed, outside)
     parts = {name: sets.read(name, "test") for name in names}
     sets.refuse_missing()
-    records = sets.records
-    if spec.data.modality is not None:
-        records = _labelled(records, spec.data.modality)
+    records = _labelled(sets.records, spec.data.modality)
     return {name: [r for label in parts[name] for r in records[label]] for name in parts}
 
 
-def _labelled(sets: Mapping[str, list[Record]], modality: str) -> dict[str, list[Record]]:
+def _labelled(sets: dict[str, list[Record]], modality: str | None) -> dict[str, list[Record]]:
     """Give a modality to all pictures of the data sets that name none in any of their splits."""
+    if modality is None:
+        return sets
     named = {r.dataset for records in sets.values() for r in records if r.image.modality}
     images: dict[str, ImageRecord] = {}
 

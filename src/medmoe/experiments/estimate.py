@@ -128,9 +128,8 @@ def _kept_features(spec: TrainSpec, phase: PhaseName, data: TrainData | None) ->
     if data is None or not values.keep_features or PHASE_TABLE[phase].backbone or spec.model.blind:
         return 0
     vision = vision_of(spec.model)
-    tokens = (vision.image_size // vision.patch_size) ** 2
-    numbers = tokens * int(vision.config["hidden_size"]) * values.views
-    return 4 * numbers * len(data.images(phase))
+    numbers = (vision.image_size // vision.patch_size) ** 2 * int(vision.config["hidden_size"])
+    return 4 * numbers * values.views * len(data.images(phase))
 
 
 def memory_bytes(spec: TrainSpec, phase: PhaseName, labelled: int = 0) -> int:

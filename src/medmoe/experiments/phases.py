@@ -404,11 +404,7 @@ def _validation(job: Job, context: PhaseContext) -> Validation | None:
 def _features(
     job: Job, model: Any, processor: Any, images: Sequence[ImageRecord], views: int = 1
 ) -> Any:
-    """Return the images' features, a tensor or what is indexed like one, and their rows by id.
-
-    Args:
-        views: Versions of each, the first the image as it is.
-    """
+    """Return features of the images, of so many views of each, indexed like a tensor; and rows."""
     vision = replace(
         vision_of(job.spec.model),
         select_layer=model.config.vision_feature_layer,

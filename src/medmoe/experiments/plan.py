@@ -96,7 +96,7 @@ def plan_train(
     if label_counts and "phase2_router" not in chosen:
         raise ConfigError("--label-counts belongs to phase2_router; add --phase phase2_router")
     check_trackers(spec.run.trackers)
-    first = [phase for phase in ("phase0_adapt", "phase1_alignment") if phase in chosen]
+    first = {"phase0_adapt", "phase1_alignment"} & {*chosen}
     begins = any(not is_finished(out / phase) for phase in first)
     if begins and "phase1_alignment" not in spec.starts:
         check_sources(spec.model, spec.pretrained())

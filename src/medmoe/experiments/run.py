@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from medmoe.backbones.published import PUBLISHED
-from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainSpec
@@ -49,7 +48,6 @@ from medmoe.training.trainer import PhaseResult
 
 logger = logging.getLogger(__name__)
 
-_PARTS = ("language_model", "vision_encoder")
 _USE = "Research use only, not a medical device."
 
 
@@ -257,26 +255,17 @@ def _phantom(
 
 def _base_model(spec: TrainSpec) -> dict[str, Any]:
     """Return where the backbones come from; a stand-in has no hub id."""
-    entries: list[LanguageBackbone | VisionBackbone] = [
-        language_of(spec.model),
-        vision_of(spec.model),
-    ]
-    found: dict[str, dict[str, Any]] = {
-        kind: {"name": entry.name, "hub_id": entry.hub_id, "revision": entry.revision}
-        for kind, entry in zip(_PARTS, entries, strict=True)
-    }
-    for kind, name in zip(
-        _PARTS, (spec.model.language_model, spec.model.vision_encoder), strict=True
+    model, found = spec.model, dict[str, dict[str, Any]]()
+    for kind, entry, source in (
+        ("language_model", language_of(model), model.language_source),
+        ("vision_encoder", vision_of(model), model.vision_source),
     ):
-        if name in PUBLISHED:  # whose licence is passed on with what is made of it
-            found[kind]["licence"] = PUBLISHED[name].licence
-    for kind, source in zip(
-        _PARTS, (spec.model.language_source, spec.model.vision_source), strict=True
-    ):
-        if source is not None:
-            found[kind]["source"] = source
-            if licence := licence_in(Path(source)):
-                found[kind]["licence"] = licence
+        known = {"name": entry.name, "hub_id": entry.hub_id, "revision": entry.revision}
+        found[kind] = known | ({} if source is None else {"source": source})
+        name = getattr(model, kind)
+        licence = PUBLISHED[name].licence if name in PUBLISHED else None
+        if licence := (source and licence_in(Path(source))) or licence:
+            found[kind]["licence"] = licence  # which is passed on with what is made of it
     return found
 
 

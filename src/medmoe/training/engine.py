@@ -91,13 +91,10 @@ class PhaseTrainer(Trainer):
             fit_to_model(state.fsdp_plugin, self.model)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """Create the Trainer's optimiser, with a group for each learning rate if there are more.
-
-        The rate that is shown is that of the first group: the phase's own.
-        """
-        new = self.optimizer is None
+        """Create the Trainer's optimiser, a group for each rate; the first is the phase's own."""
+        ready = self.optimizer is not None
         optimizer = super().create_optimizer(*args, **kwargs)
-        if not self.factors or not new:
+        if ready or not self.factors:
             return optimizer
         factor_of = {id(p): self.factors[name] for name, p in trained_parameters(self.model)}
         optimizer.param_groups = [
@@ -245,9 +242,13 @@ class PhaseTrainer(Trainer):
         step = int(self.state.global_step)
         if self.saved == step:
             return
-        weights = state.weight_tensors(self.model)
-        optimizer = state.optimizer_tensors(self.model, self.optimizer)
-        mean = {name: whole(tensor) for name, tensor in self.mean.weights.items()}
+        tensors = {
+            state.WEIGHTS: state.weight_tensors(self.model),
+            state.OPTIMIZER: state.optimizer_tensors(self.model, self.optimizer),
+        }
+        if self.mean.count:
+            mean = self.mean.weights
+            tensors[state.AVERAGE] = {name: whole(tensor) for name, tensor in mean.items()}
         loss = self.accelerator.gather(self._tr_loss.reshape(1)).mean()
         content = {
             "facts": self.facts,
@@ -260,7 +261,7 @@ class PhaseTrainer(Trainer):
         error: list[GuardError | None] = [None]
         if self.args.process_index == 0:
             try:
-                self._write(step, weights, optimizer, mean, content)
+                self._write(step, tensors, content)
             except (GuardError, OSError, SafetensorError) as fault:
                 error = [self._named(fault, step)]
         if self.args.world_size > 1:  # the others must not wait for a process that has failed
@@ -270,21 +271,14 @@ class PhaseTrainer(Trainer):
         self.saved = step
 
     def _write(
-        self,
-        step: int,
-        weights: dict[str, Tensor],
-        optimizer: dict[str, Tensor],
-        mean: dict[str, Tensor],
-        content: dict[str, Any],
+        self, step: int, tensors: dict[str, dict[str, Tensor]], content: dict[str, Any]
     ) -> None:
         assert self.folder is not None
         if self.saved is None:
             self.folder.sweep()
         with self.folder.saving(step) as directory:
-            state.write_tensors(directory / state.WEIGHTS, weights)
-            state.write_tensors(directory / state.OPTIMIZER, optimizer)
-            if mean:
-                state.write_tensors(directory / state.AVERAGE, mean)
+            for name, part in tensors.items():
+                state.write_tensors(directory / name, part)
             state.write_state(directory, content)
             self.state.save_to_json(str(directory / _TRAINER_STATE))
 

@@ -41,12 +41,12 @@ _MEASURED_TOGETHER = 32
 
 @dataclass(frozen=True, slots=True)
 class EncoderSample:
-    """One picture: its row, its caption's token ids, its classes (-1 = unknown), its draws."""
+    """One picture: its row, a caption's token ids, its classes (-1 = unknown), its draws."""
 
     row: int
     caption: tuple[int, ...]
     classes: tuple[int, ...]
-    draws: tuple[float, ...]
+    draws: tuple[float, ...] = (0.0,) * 6
 
 
 class AttributeHead(nn.Module):
@@ -148,20 +148,15 @@ class EncoderPretraining(nn.Module):
         ) / 2
 
 
-def _from_scratch(vision: VisionBackbone) -> Any:
-    """Return a new encoder of patches."""
-    config = AutoConfig.for_model(vision.model_type, **vision.config)
-    encoder: Any = AutoModel.from_config(config)
-    _place_patches(encoder.embeddings.position_embedding.weight)
-    return encoder
-
-
 @torch.no_grad()
-def _place_patches(weight: Tensor) -> None:
-    """Start the position embeddings (1 + P, D) from sines of row and column; they train on.
+def _from_scratch(vision: VisionBackbone) -> Any:
+    """Return a new encoder; its position embeddings (1 + P, D) are sines of row and column.
 
     Where a patch lies is then known from the first step, not learned from few pictures.
     """
+    config = AutoConfig.for_model(vision.model_type, **vision.config)
+    encoder: Any = AutoModel.from_config(config)
+    weight: Tensor = encoder.embeddings.position_embedding.weight
     side = math.isqrt(len(weight) - 1)
     quarter = weight.shape[1] // 4
     rates = 1 / 10_000 ** (torch.arange(quarter) / quarter)
@@ -169,6 +164,7 @@ def _place_patches(weight: Tensor) -> None:
     waves = torch.cat([angles.sin(), angles.cos()], dim=1)
     rows, columns = waves.repeat_interleave(side, dim=0), waves.repeat(side, 1)
     weight[1:, : 4 * quarter] = 0.5 * torch.cat([rows, columns], dim=1)
+    return encoder
 
 
 def attribute_classes(images: Sequence[ImageRecord]) -> dict[str, list[str]]:
@@ -230,27 +226,22 @@ def train_encoder(
     classes = attribute_classes(images)
     torch.manual_seed(run.seed)
     counts = [len(values) for values in classes.values()]
-    smoothing = run.spec.label_smoothing
-    model = EncoderPretraining(vision, counts, len(tokenizer), smoothing, encoder)
-    samples = [_sample(image, texts, classes, table, tokenizer) for image in images]
+    model = EncoderPretraining(vision, counts, len(tokenizer), run.spec.label_smoothing, encoder)
+    samples = _samples(images, texts, classes, table, tokenizer)
 
     def draw(index: int, rng: np.random.Generator) -> EncoderSample:
-        captions, sample = samples[index]
-        caption = captions[rng.integers(len(captions))]
+        sample = samples[index][rng.integers(len(samples[index]))]
         draws = rng.uniform(-1, 1, size=6 if encoder is None else 7)
-        return replace(sample, caption=caption, draws=tuple(draws.tolist()))
+        return replace(sample, draws=tuple(draws.tolist()))
 
-    held_out = [
-        _sample(image, texts, classes, table, tokenizer)[1] for image in images_of(measured)
-    ]
+    held_out = [s for s, *_ in _samples(images_of(measured), texts, classes, table, tokenizer)]
     if validation is not None and held_out:
-        plain, every = partial(_collate, table=table), validation.every
-        watched = Validation(held_out, plain, every, keep_best=validation.keep_best)
-        run = replace(run, validation=watched)
+        watched = Validation(held_out, partial(_collate, table=table), validation.every)
+        run = replace(run, validation=replace(watched, keep_best=validation.keep_best))
     schedule = Schedule(draw, len(images), run.steps * run.spec.batch_size, run.seed)
     collate = partial(_collate, table=table, strength=run.spec.augment)
     result = run_phase(run, model, schedule, collate)
-    taught = [sample for _, sample in samples]
+    taught = [sample for sample, *_ in samples]
     return model.encoder, result, accuracies(model, list(classes), taught, held_out, table)
 
 
@@ -306,18 +297,25 @@ def _texts(records: Sequence[Record], *, answers: bool) -> dict[str, list[str]]:
     return texts
 
 
-def _sample(
-    image: ImageRecord,
+def _samples(
+    images: Sequence[ImageRecord],
     texts: Mapping[str, Sequence[str]],
     classes: Mapping[str, Sequence[str]],
     table: PixelTable,
     tokenizer: Any,
-) -> tuple[list[tuple[int, ...]], EncoderSample]:
-    """Return the token ids of a picture's texts, and the picture with the first of them."""
-    ids = [tuple(tokenizer(t, add_special_tokens=False).input_ids) for t in texts[image.id]]
-    known = _attributes(image)
-    targets = tuple(_index(values, known.get(name)) for name, values in classes.items())
-    return ids, EncoderSample(table.rows[image.id], ids[0], targets, (0.0,) * 6)
+) -> list[list[EncoderSample]]:
+    """Return each picture with each of its texts."""
+    samples = []
+    for image in images:
+        known = _attributes(image)
+        targets = tuple(
+            values.index(known[name]) if known.get(name) in values else -1
+            for name, values in classes.items()
+        )
+        ids = [tokenizer(t, add_special_tokens=False).input_ids for t in texts[image.id]]
+        row = table.rows[image.id]
+        samples.append([EncoderSample(row, tuple(words), targets) for words in ids])
+    return samples
 
 
 def _collate(
@@ -333,7 +331,3 @@ def _collate(
         "offsets": torch.from_numpy(starts),
         "classes": torch.tensor([s.classes for s in samples]),
     }
-
-
-def _index(values: Sequence[str], value: str | None) -> int:
-    return values.index(value) if value in values else -1
