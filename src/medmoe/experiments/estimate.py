@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from medmoe.backbones.registry import language_backbone
@@ -231,8 +232,11 @@ def _tokens(spec: TrainSpec, phase: PhaseName) -> int:
     """Return the tokens that one sample of a phase is taken to have."""
     vision = vision_of(spec.model)
     image = (vision.image_size // vision.patch_size) ** 2
-    if PHASE_TABLE[phase].leaves == "encoder":
-        return image + 1
+    if PHASE_TABLE[phase].leaves == "encoder":  # as a convolution uses a weight at every place
+        build, inputs = _backbone(spec, phase, 1)
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            (encoder := build())(**inputs())
+        return int(counter.get_total_flops() // (2 * sum(p.numel() for p in encoder.parameters())))
     if phase == "phase0_language":
         return 2 * _QUESTION_TOKENS
     if phase == "phase2_router":
@@ -252,8 +256,7 @@ def _meta_model(spec: TrainSpec, phase: PhaseName) -> nn.Module:
     if PHASE_TABLE[phase].leaves != "moe":
         return MedMoeForConditionalGeneration(config)
     model = MedMoeForConditionalGeneration(config_of_moe(config, spec.model_of(phase)))
-    lora = spec.phases[phase].lora
-    if lora is not None:
+    if lora := spec.phases[phase].lora:
         attach_lora(model, lora, seed=0)
     return model
 

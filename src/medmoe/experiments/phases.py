@@ -135,8 +135,6 @@ def run_encoder(job: Job) -> PhaseResult:
         tokenizer = train_tokenizer(texts, _CAPTION_WORDS)
         further["encoder"] = load_vision_encoder(vision, job.spec.model.vision_source)
         further |= {"measured": job.data.validation, "validation": job.spec.validation}
-        if torch.cuda.is_available():
-            further["encoder"].to("cuda")
     table = pixel_table(images_of([*records, *further.get("measured", ())]), image_processor)
     run = PhaseRun(**job.run(job.data.samples(job.phase)))
     encoder, result, accuracy = train_encoder(
