@@ -156,37 +156,6 @@ def compare_runs(
     return Comparison(differences, wins, sorted(flips, key=lambda flip: flip.change))
 
 
-def compare_task(
-    task: str,
-    split: str,
-    records: Sequence[Record],
-    systems: Mapping[str, Sequence[Prediction]],
-    seed: int,
-) -> list[dict[str, Any]]:
-    """Return the deciding rows of `compare_runs` as they stand in ``summary.json``.
-
-    Args:
-        systems: A and B by name, in this order, each with its predictions for all records.
-
-    Returns:
-        Rows with task, split, subset, ``a``, ``b``, ``difference`` (B − A) with ``low`` and
-        ``high`` in points, McNemar's ``p`` (0-1) and n; a single image gives no interval (None).
-
-    Raises:
-        DataError: The predictions do not pair with the records by id.
-    """
-    (a, of_a), (b, of_b) = systems.items()
-    comparison = compare_runs(task, records, [of_a], [of_b], seed)
-    return [
-        {
-            "task": task, "split": split, "subset": row.subset, "a": a, "b": b,
-            "difference": row.difference, "low": row.low, "high": row.high, "p": row.p, "n": row.n,
-        }
-        for row in comparison.differences
-        if row.decides
-    ]  # fmt: skip
-
-
 def pooled(
     name: str,
     sets: Iterable[tuple[Sequence[Record], Sequence[Prediction], Sequence[Prediction]]],

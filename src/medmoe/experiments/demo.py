@@ -26,7 +26,7 @@ from medmoe.errors import ConfigError
 from medmoe.evaluation.ask.asker import Progress as Asked
 from medmoe.evaluation.ask.plan import EvalPlan
 from medmoe.evaluation.ask.records import TaskRecords, task_of, task_records
-from medmoe.evaluation.compare import compare_task
+from medmoe.evaluation.compare import pooled
 from medmoe.evaluation.evaluate import evaluate
 from medmoe.evaluation.files.predictions import read_predictions
 from medmoe.evaluation.pages.cards import APPLIED_CARD, with_results, write_applied_card
@@ -49,6 +49,8 @@ from medmoe.training.saving.run_dir import git_commit
 
 #: System → the run directory of its model, and the controls that it is asked under.
 SYSTEMS = {"moe": ("phase3_moe", ("blank",)), "sft": ("sft", ())}
+#: Of a paired difference, what stands in ``summary.json``.
+_COMPARED = ("subset", "difference", "low", "high", "p", "n")
 _PROTOCOLS = ("strict", "reference", "label_score")
 
 
@@ -267,11 +269,11 @@ def _gather_predictions(out: Path, tasks: Sequence[TaskRecords], routed: RoutedI
 
 def _compared(out: Path, task: TaskRecords, seed: int) -> list[dict[str, Any]]:
     """Return MoE against SFT on one task, paired."""
-    both = {
-        system: read_predictions(out / "predictions" / f"{system}-{task.spec.name}.jsonl")
-        for system in ("sft", "moe")
-    }
-    return compare_task(task.spec.name, task.split, task.records, both, seed)
+    name, folder = task.spec.name, out / "predictions"
+    sft, moe = (read_predictions(folder / f"{system}-{name}.jsonl") for system in ("sft", "moe"))
+    known = {"task": name, "split": task.split, "a": "sft", "b": "moe"}
+    rows = [row.to_dict() for row in pooled(name, [(task.records, sft, moe)], seed)]
+    return [known | {key: row[key] for key in _COMPARED} for row in rows]
 
 
 def _example_pictures(images: Sequence[ImageRecord], domains: Sequence[str], folder: Path) -> None:

@@ -20,11 +20,8 @@ from medmoe.experiments.recipe import Recipe
 from medmoe.model.pretrained import check_sources
 from medmoe.training.trackers import check_trackers
 
-#: Values of a model that its phases before router and experts do not know.
-_OF_EXPERTS = (
-    *("moe_layers", "domains", "num_experts_per_tok", "router_layers", "upcycle_init"),
-    *("meta_expert", "experts"),
-)
+#: How the values of a model begin that its phases before router and experts know.
+_BACKBONES = ("language", "vision", "blind")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +155,7 @@ def relevant_of(config: Mapping[str, Any], phase: PhaseName) -> dict[str, Any]:
     validation, model = config.get("validation"), config.get("model") or {}
     experts = PHASE_TABLE[phase].leaves in ("router", "moe")
     groups = {
-        "model": {k: v for k, v in model.items() if experts or k not in _OF_EXPERTS},
+        "model": {k: v for k, v in model.items() if experts or k.startswith(_BACKBONES)},
         "vocab_size": config.get("vocab_size"),
         "max_length": config.get("max_length"),
         "data": config.get("data"),

@@ -31,7 +31,7 @@ from medmoe.evaluation.files.predictions import Prediction, read_predictions
 from medmoe.evaluation.pages.report_rows import share_cell
 from medmoe.evaluation.pages.table import Table
 from medmoe.evaluation.protocols import LABEL_SCORE
-from medmoe.evaluation.routing_report import RoutesPlan, read_label_curve, routes
+from medmoe.evaluation.routing_report import RoutesPlan, check_records, read_label_curve, routes
 from medmoe.evaluation.score.rows import cells_of
 from medmoe.evaluation.score.table import score_table
 from medmoe.evaluation.tasks import PaperRow, paper_figures, task_spec
@@ -325,24 +325,21 @@ def _routes(job: _Job) -> Iterable[Row]:
     result, reason = _tried(_routed, job)
     if reason:
         yield _row(job.about["rows"], reason)
-    elif job.about["rows"] == "silhouette":
-        every = result["silhouettes"][0]
-        verdict = "reproduced" if every["difference_low"] > 0 else "inside the noise"
-        for key, paper in job.about["paper"].items():
-            ends = {"low": every[f"{key}_low"], "high": every[f"{key}_high"]}
-            yield _row(f"silhouette, {key}", verdict, paper, every[key], **ends)
+    elif "paper" in job.about:
+        for every in result["silhouettes"][:1]:
+            verdict = gain_verdict(0.0, every["difference_low"], every["difference_high"])
+            for key, paper in job.about["paper"].items():
+                ends = {"low": every[f"{key}_low"], "high": every[f"{key}_high"]}
+                yield _row(f"silhouette, {key}", verdict, paper, every[key], **ends)
     else:
-        rows = result["figures"][job.about["rows"]]
-        for router in dict.fromkeys(row.get("router", "this router") for row in rows):
-            of = [row for row in rows if row.get("router", router) == router]
-            own = [r["expert"] == domain_of(r["modality"], result["domains"]) for r in of]
-            shares = [
-                row["image_share"]
-                for row, hit in zip(of, own, strict=True)
-                if hit and "image_share" in row
-            ]
-            values = shares or [100.0 * hit for hit in own]
-            yield _row(router, "", value=sum(values) / len(values))
+        of: dict[str, list[tuple[bool, int]]] = {}
+        for row in result["figures"][job.about["rows"]]:
+            own = row["expert"] == domain_of(row["modality"], result["domains"])
+            weighed = (own, row.get("image_tokens", 1))
+            of.setdefault(row.get("router", "this router"), []).append(weighed)
+        for router, cells in of.items():
+            own_share = sum(n for own, n in cells if own) / sum(n for _, n in cells)
+            yield _row(router, "", value=100 * own_share)
 
 
 def _routed(job: _Job) -> Row:
@@ -351,11 +348,11 @@ def _routed(job: _Job) -> Row:
     tasks = [records for records, reason in tried if not reason]
     if not tasks:
         raise DataError(tried[0][1].removeprefix("not run because "))
+    check_records(tasks, job.phases.recipe(job.family).spec.model.domains)
     model, before = (job.model("", p, seed) for p in ("phase3_moe", "phase2_instruction"))
     learned = job.model("_learned_router", "phase3_moe", seed) if "learned" in about else None
-    out = (
-        job.phases.out / "reproduce" / f"{identity(model)[:12]}-routes{'-learned' * bool(learned)}"
-    )
+    kind = "routes-learned" if learned else "routes"
+    out = job.phases.out / "reproduce" / f"{identity(model)[:12]}-{kind}"
     if not (out / "routes.json").is_file():
         if job.dry:
             raise _WouldRunError(f"would observe {model}")
