@@ -169,6 +169,8 @@ def reproduce(
         if of["size"] == size and (size != "tiny" or family == tiny):
             job = _Job(number, about, family, of, seeds, phases, asking, dry)
             rows += [{"family": family, **row} for row in _KINDS[about["kind"]](job)]
+    for row in rows:  # which are passed on
+        row["verdict"] = row["verdict"].replace(str(phases.root), "DIR")
     said = {"name": name, "size": size, "title": about["title"], "note": about.get("note", "")}
     facts = run_facts(seeds[0], git_commit(), {})
     result = {"version": 1, **said, **facts, "seeds": list(seeds), "rows": rows}
