@@ -9,6 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.experiments.micro_train import silent
+
+
+from tests.experiments.micro_train import micro_recipe, settings, silent
 from tests.model.tiny import language_model, processor, randomise
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -160,3 +163,21 @@ def test_the_licence_texts_of_the_parts_go_on_with_the_model(
     assert (model / "README.md").read_text(encoding="utf-8") == "card, scored"
     assert (run / "phase1_alignment" / "model" / "README.md").read_text() == "card"
     assert (model / "gemma3_270m.GEMMA_TERMS.html").is_file()
+
+
+def test_an_encoder_from_a_folder_serves_a_language_model_from_scratch(
+    folders: Path, tmp_path: Path
+) -> None:
+    more = [f"model.vision_source={folders / 'clip'}", "phases.phase0_encoder=null"]
+    later = list(micro_recipe().spec.phases)[3:]
+    mixed = load_recipe(
+        "tiny_phantom",
+        [*(s for s in settings(steps=1) if "phase0_encoder" not in s), *more]
+        + [f"phases.{phase}=null" for phase in later],
+    )
+    assert mixed.spec.inputs("phase1_alignment") == ("phase0_language",)
+    assert mixed.spec.pretrained() == ("vision",)
+    run_train(plan_train(mixed, (), None, tmp_path / "run", 7), silent, None)
+    tower = MedMoe.load(tmp_path / "run").model.model.vision_tower.state_dict()
+    given = CLIPVisionModel.from_pretrained(folders / "clip").state_dict()
+    assert all(torch.equal(tower[name], tensor) for name, tensor in given.items())
