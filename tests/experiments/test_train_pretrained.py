@@ -8,9 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.experiments.micro_train import silent
-
-
 from tests.experiments.micro_train import micro_recipe, settings, silent
 from tests.model.tiny import language_model, processor, randomise
 from transformers import CLIPVisionConfig, CLIPVisionModel

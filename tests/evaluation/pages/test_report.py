@@ -306,6 +306,7 @@ def test_a_score_is_held_against_its_blind_twin(
     assert any("where its interval holds zero" in line for line in found.legend)
     html = render_report(report_data(summary={"scores": [score(blind_twin=60.0, share=share)]}))
     assert "What the pictures gave" in html
+    assert "picture’s share +4.0" in html
 
 
 def test_without_a_twin_nothing_is_said_of_one() -> None:

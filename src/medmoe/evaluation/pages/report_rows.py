@@ -45,13 +45,19 @@ _SHARE_LEGEND = (
 
 @dataclass(frozen=True)
 class Headline:
-    """One of the few scores that stand first; ``fails``: it clears not all of its baselines."""
+    """One of the few scores that stand first.
+
+    Attributes:
+        fails: Whether it clears not all of its baselines.
+        share: The picture's share; empty where there is no blind twin.
+    """
 
     name: str
     value: str
     interval: str
     n: str
     fails: bool
+    share: str
 
 
 @dataclass(frozen=True)
@@ -232,7 +238,8 @@ def _fails(score: Score, row: Mapping[str, Score]) -> bool:
 def _headline(score: Score, row: Mapping[str, Score]) -> Headline:
     name = f"{_place(score)} {_what(score)}"
     value = percent(score.get("value"))
-    return Headline(name, value, interval(score), _n(score), _fails(score, row))
+    share = share_cell(score) if score.get("share") else ""
+    return Headline(name, value, interval(score), _n(score), _fails(score, row), share)
 
 
 def _table(title: str, rows: Sequence[Mapping[str, Score]], systems: Sequence[str]) -> Table:
