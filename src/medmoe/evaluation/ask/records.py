@@ -169,6 +169,8 @@ def _read(
 
 def _turn_by_turn(record: Record) -> list[Record]:
     """Return a record of every question of a conversation, with the true turns before it."""
+    if not record.further:
+        return [record]
     turns = turns_of(record)
     return [replace(record, further=())] + [
         replace(

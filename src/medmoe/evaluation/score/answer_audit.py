@@ -11,10 +11,12 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from medmoe.data.schema import Record
 from medmoe.evaluation.metrics import normalise
 from medmoe.evaluation.score import baselines
-from medmoe.evaluation.score.measures import RIGHT, Values
+from medmoe.evaluation.score.measures import RIGHT, Kinds, Values
 
 _TOP = 10
 
@@ -100,8 +102,7 @@ def _baselines(records: Sequence[Record], train: Sequence[Record]) -> dict[str, 
 
 def _scores(records: Sequence[Record], answers: Mapping[str, str]) -> dict[str, float]:
     values = Values(records, [answers[record.id] for record in records])
-    chosen = {
-        kind: [i for i, record in enumerate(records) if record.answer_type == kind]
-        for kind in ("closed", "open")
-    }
-    return {kind: round(100 * values.mean(RIGHT, own), 2) for kind, own in chosen.items() if own}
+    closed = Kinds(records).closed
+    chosen = {"closed": np.flatnonzero(closed), "open": np.flatnonzero(~closed)}
+    means = {kind: values.mean(RIGHT, own) for kind, own in chosen.items() if len(own)}
+    return {kind: round(100 * mean, 2) for kind, mean in means.items()}

@@ -26,8 +26,8 @@ def most_frequent(answers: Iterable[str]) -> str:
         DataError: There are no answers.
     """
     spellings: dict[str, Counter[str]] = defaultdict(Counter)
-    for answer in answers:
-        spellings[normalise(answer)][answer] += 1
+    for answer, count in Counter(answers).items():
+        spellings[normalise(answer)][answer] += count
     if not spellings:
         raise DataError("no training answers to choose from; give the records of the train split")
     _, counts = min(spellings.items(), key=lambda item: (-item[1].total(), item[0]))

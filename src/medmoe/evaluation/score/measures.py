@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medmoe.data.schema import AnswerType, Record
 from medmoe.errors import DataError
@@ -20,6 +21,15 @@ from medmoe.evaluation.protocols import BLEU, LABEL_SCORE, bleu_scores, word_sco
 from medmoe.evaluation.statistics import Floats
 
 Place = Literal["summary", "table", "json"]
+Mask = NDArray[np.bool_]
+
+
+class Kinds:
+    """Of some records, which are closed questions, and which have options."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.closed: Mask = np.array([r.answer_type == "closed" for r in records], dtype=bool)
+        self.has_options: Mask = np.array([bool(r.options) for r in records], dtype=bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +52,13 @@ class Measure:
         """Return the key of `score_pair` for an answer type."""
         return self.closed if answer_type == "closed" else self.open
 
-    def counts(self, record: Record) -> bool:
-        """Return whether a record is measured."""
+    def counts(self, kinds: Kinds) -> Mask:
+        """Return for each record whether it is measured."""
         if self.protocol == LABEL_SCORE:
-            return bool(record.options)
-        return self.key(record.answer_type) is not None
+            return kinds.has_options
+        return (kinds.closed & (self.closed is not None)) | (
+            ~kinds.closed & (self.open is not None)
+        )
 
     @property
     def is_bleu(self) -> bool:
@@ -170,6 +182,16 @@ class Values:
         self._records = records
         self._texts = texts
         self._options = texts if options is None else options
+        # The same answer to the same truth scores the same: each is scored once.
+        cases: dict[tuple[Any, ...], int] = {}
+        self._cases = np.array(
+            [
+                cases.setdefault((r.answer_type, r.answer, r.references, text), len(cases))
+                for r, text in zip(records, texts, strict=True)
+            ],
+            dtype=np.intp,
+        )
+        self._first = np.unique(self._cases, return_index=True)[1]
         self._scores: dict[str, list[Mapping[str, float]]] = {}
         self._columns: dict[tuple[str | None, ...], Floats] = {}
 
@@ -182,26 +204,27 @@ class Values:
             if measure.is_bleu:
                 self._add_bleu()
             else:
-                self._columns[name] = np.asarray(self._column(measure), dtype=np.float64)
+                self._columns[name] = self._column(measure)
         return self._columns[name]
 
-    def mean(self, measure: Measure, chosen: Sequence[int]) -> float:
+    def mean(self, measure: Measure, chosen: NDArray[np.intp]) -> float:
         """Return the mean over some records."""
-        return float(self.of(measure)[list(chosen)].mean())
+        return float(self.of(measure)[chosen].mean())
 
-    def _column(self, measure: Measure) -> list[float]:
+    def _column(self, measure: Measure) -> Floats:
         if measure.protocol == LABEL_SCORE:
             pairs = zip(self._records, self._options, strict=True)
-            return [float(option == record.answer) for record, option in pairs]
+            return np.array([float(option == record.answer) for record, option in pairs])
         if measure.protocol not in self._scores:
             self._scores[measure.protocol] = [
-                record_scores(measure.protocol, record, text)
-                for record, text in zip(self._records, self._texts, strict=True)
+                record_scores(measure.protocol, self._records[i], self._texts[i])
+                for i in self._first
             ]
-        return [
-            scores.get(measure.key(record.answer_type) or "", np.nan)
-            for record, scores in zip(self._records, self._scores[measure.protocol], strict=True)
+        values = [
+            scores.get(measure.key(self._records[i].answer_type) or "", np.nan)
+            for i, scores in zip(self._first, self._scores[measure.protocol], strict=True)
         ]
+        return np.array(values, dtype=np.float64)[self._cases]
 
     def _add_bleu(self) -> None:
         """Score the open questions only: no table has BLEU of the closed ones."""

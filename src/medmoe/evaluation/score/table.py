@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, DataError, one_of
@@ -31,6 +32,8 @@ from medmoe.evaluation.score.auc import label_auc
 from medmoe.evaluation.score.breakdowns import Belongs, question_types
 from medmoe.evaluation.score.measures import (
     BY_LABEL,
+    Kinds,
+    Mask,
     Measure,
     Place,
     Values,
@@ -40,6 +43,7 @@ from medmoe.evaluation.score.measures import (
 from medmoe.evaluation.statistics import DECIMALS, difference_interval, in_percent, intervals
 
 Pairs = Sequence[tuple[Record, Prediction]]
+Rows = NDArray[np.intp]
 #: The constant that a score by rank is held against: all alike, so a rank at random.
 _ALL_ALIKE = "most_frequent_per_type"
 _AUC = Measure(LABEL_SCORE, "auc")
@@ -234,7 +238,7 @@ class _Blind:
         return Values(records, [answers[record.id] for record in records])
 
     def constants(
-        self, measure: Measure, chosen: Sequence[int], learned: Sequence[int]
+        self, measure: Measure, chosen: Rows, learned: Rows
     ) -> tuple[dict[str, float], str | None]:
         """Return each constant's score in percent, and the name of the baseline among them."""
         if measure.is_bleu:
@@ -242,14 +246,14 @@ class _Blind:
         scores = {name: values.mean(measure, chosen) for name, values in self._on_test.items()}
         judged = (
             {name: values.mean(measure, learned) for name, values in self._on_train.items()}
-            if learned
+            if len(learned)
             else scores
         )
         # Rounding of equal sums must not decide.
         best = max(judged, key=lambda name: round(judged[name], 12))
         return {name: round(100 * share, DECIMALS) for name, share in scores.items()}, best
 
-    def question_only(self, measure: Measure, chosen: Sequence[int]) -> float | None:
+    def question_only(self, measure: Measure, chosen: Rows) -> float | None:
         """Return in percent what the answers score that the questions' words alone would give."""
         if self._question_only is None or measure.is_bleu:
             return None
@@ -272,6 +276,7 @@ class _Scorer:
         self._records = [record for record, _ in pairs]
         self._train = train
         self._seed = seed
+        self._kinds, self._taught = Kinds(self._records), Kinds(train)
         self._answers = _values(pairs, by_label)
         self._twin = None if twin is None else _values(pair(self._records, twin), by_label)
         self._blind = _Blind(train, self._records)
@@ -280,32 +285,35 @@ class _Scorer:
         self, subset: str, belongs: Belongs, wanted: Sequence[Measure], *, multi_label: bool
     ) -> Iterator[Cell]:
         """Yield the cells of one subset; measures of the same records share their draws."""
-        chosen = [i for i, record in enumerate(self._records) if belongs(record)]
-        learned = [i for i, record in enumerate(self._train) if belongs(record)]
-        groups: dict[tuple[int, ...], list[Measure]] = {}
+        chosen, learned = (
+            np.fromiter(map(belongs, records), dtype=bool, count=len(records))
+            for records in (self._records, self._train)
+        )
+        groups: dict[bytes, tuple[Rows, list[Measure]]] = {}
         for measure in wanted:
-            counted = tuple(i for i in chosen if measure.counts(self._records[i]))
-            if counted:
-                groups.setdefault(counted, []).append(measure)
+            counted = np.flatnonzero(chosen & measure.counts(self._kinds))
+            if len(counted):
+                groups.setdefault(counted.tobytes(), (counted, []))[1].append(measure)
         cells = {
             cell.measure: cell
-            for counted, group in groups.items()
+            for counted, group in groups.values()
             for cell in self._of_group(subset, counted, group, learned)
         }
         yield from (cells[measure] for measure in wanted if measure in cells)
-        by_label = [self._pairs[i] for i in chosen if self._records[i].options]
+        by_label = [
+            self._pairs[i] for i in np.flatnonzero(chosen & self._kinds.has_options).tolist()
+        ]
         if BY_LABEL in wanted and by_label:
             yield _auc_cell(subset, by_label, self._seed, multi_label=multi_label)
 
     def _of_group(
-        self, subset: str, counted: Sequence[int], group: Sequence[Measure], learned: Sequence[int]
+        self, subset: str, rows: Rows, group: Sequence[Measure], learned: Mask
     ) -> Iterator[Cell]:
-        rows = list(counted)
         data = np.stack([self._answers.of(measure)[rows] for measure in group], axis=1)
         images = [self._records[i].image.id for i in rows]
         ends = intervals(data, images, self._seed)
         for measure, mean, (low, high) in zip(group, data.mean(axis=0), ends, strict=True):
-            known = [i for i in learned if measure.counts(self._train[i])]
+            known = np.flatnonzero(learned & measure.counts(self._taught))
             constants, constant = self._blind.constants(measure, rows, known)
             yield Cell(
                 subset,
@@ -316,20 +324,20 @@ class _Scorer:
                 len(rows),
                 constants,
                 constant,
-                bool(known),
+                len(known) > 0,
                 self._blind.question_only(measure, rows),
                 None if low is not None else "one image only: no interval",
                 *self._share(measure, rows, images),
             )
 
     def _share(
-        self, measure: Measure, rows: Sequence[int], images: Sequence[str]
+        self, measure: Measure, rows: Rows, images: Sequence[str]
     ) -> tuple[float | None, tuple[float, float | None, float | None] | None]:
         """Return the blind twin's score, and the picture's share with its interval."""
         if self._twin is None or measure.is_bleu:
             return None, None
-        blind = self._twin.of(measure)[list(rows)]
-        gained = self._answers.of(measure)[list(rows)] - blind
+        blind = self._twin.of(measure)[rows]
+        gained = self._answers.of(measure)[rows] - blind
         low, high = difference_interval(gained, images, self._seed)
         share = round(100 * float(gained.mean()), DECIMALS)
         return in_percent(float(blind.mean())), (share, in_percent(low), in_percent(high))
