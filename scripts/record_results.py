@@ -353,14 +353,16 @@ def summary_table(rows: list[Row]) -> str:
 
 
 def _verdict(by_run: list[Row], above: bool) -> str:
-    """Return what may be claimed: of every run, by its twin where it has one."""
+    """Return what may be claimed, by the blind twins of the runs that have one."""
     if not above:
         return "nothing shown to be learned from pictures"
-    if not all(row["share"] for row in by_run):
+    known = [row for row in by_run if row["share"]]
+    if not known:
         return "above the question alone; no blind twin yet"
-    seen = all(float(row["share_low"]) > 0 for row in by_run)
-    share = _mean([row["share"] for row in by_run])
-    return f"the picture's share is {share} points" if seen else "read from the questions"
+    if not all(float(row["share_low"]) > 0 for row in known):
+        return "read from the questions"
+    seeds = f" ({len(known)} of {len(by_run)} seeds)" if len(known) < len(by_run) else ""
+    return f"the picture's share is {_mean([row['share'] for row in known])} points{seeds}"
 
 
 def _shared(row: Row) -> str:
