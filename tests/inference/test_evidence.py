@@ -13,8 +13,8 @@ from tests.model.tiny import DOMAINS, bare_model, dense_model, moe_model, proces
 
 from medmoe.errors import ConfigError, ImageError, MedMoeError
 from medmoe.inference.attribution import answer_log_probability, attribute, region_masks
-from medmoe.inference.engine import MedMoe, Routing
-from medmoe.inference.evidence import Evidence, explain, out_of_domain
+from medmoe.inference.engine import MedMoe
+from medmoe.inference.evidence import Evidence, explain
 from medmoe.routing.hooks import meta_expert_off
 
 QUESTION = "Is there a mass?"
@@ -114,8 +114,6 @@ def test_options_share_a_probability_of_one(engine: MedMoe) -> None:
 def test_a_dense_model_has_no_routing_and_says_so() -> None:
     found = explain(MedMoe(dense_model("phi"), processor(), max_new_tokens=2), picture(), QUESTION)
     assert found.routing is None
-    assert found.out_of_domain.warning is None
-    assert "dense model" in found.out_of_domain.rule
     assert [row.change for row in found.counterfactuals] == ["image blanked"]
 
 
@@ -126,13 +124,6 @@ def test_a_model_without_meta_expert_has_none_to_switch_off() -> None:
     assert changes == ["image blanked", *(f"expert {domain} forced" for domain in DOMAINS)]
     with pytest.raises(MedMoeError, match="no meta expert"), meta_expert_off(bare):
         pass
-
-
-@pytest.mark.parametrize(("probability", "warned"), [(0.3, True), (0.749, True), (0.75, False)])
-def test_the_warning_follows_the_stated_rule(probability: float, warned: bool) -> None:
-    found = out_of_domain(Routing("ct", probability, {"ct": probability}))
-    assert (found.warning, found.value) == (warned, probability)
-    assert str(found.threshold) in found.rule
 
 
 def test_it_can_be_written_as_json(evidence: Evidence) -> None:

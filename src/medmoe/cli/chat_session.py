@@ -184,11 +184,10 @@ def evidence_lines(evidence: Evidence, answer: str) -> Iterator[str]:
     yield "alternatives:"
     for other in evidence.alternatives:
         yield f"  {100 * other.probability:5.1f} %  {printable(other.text) or '(empty)'}"
-    if evidence.out_of_domain.warning:
-        yield "warning: out of domain, the router is unsure what kind of picture this is"
     if evidence.routing is None:
-        yield f"router: none ({evidence.out_of_domain.rule})"
+        yield "router: none, a dense model: nothing says whether the picture is of a known domain"
     else:
+        yield evidence.routing.out_of_domain.sentence
         yield "experts, % of the image's tokens:"
         for layer, shares in evidence.routing.experts.items():
             listed = ", ".join(f"{name} {100 * share:.0f}" for name, share in shares.items())

@@ -54,8 +54,6 @@ def run(args: argparse.Namespace) -> int:
     tell_answer(evidence.confidence, evidence.routing)
     if evidence.routing is None:
         tell("router: none, a dense model; the experts are left out of the card")
-    if evidence.out_of_domain.warning:
-        tell("warning: out of domain, the router is unsure what kind of picture this is")
     for line in warnings:
         tell(f"warning: {line}")
     changed = [row for row in evidence.counterfactuals if row.differs]

@@ -120,6 +120,12 @@ class TrainData:
         found = [i for i in images if domain_of(i.modality, domains) is not None]
         return [image for image in found if image.id not in taught]
 
+    def strangers(self) -> list[ImageRecord]:
+        """Return the images of no domain among those that are measured or tested on."""
+        records = [*self.validation, *(r for name in self.tested() for r in self.sets[name])]
+        domains = self.spec.model.domains
+        return [i for i in images_of(records) if i.modality and not domain_of(i.modality, domains)]
+
     def check(
         self, phases: Sequence[PhaseName], label_counts: Sequence[int], seed: int
     ) -> dict[PhaseName, str]:

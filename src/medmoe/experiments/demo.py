@@ -128,6 +128,7 @@ def score_demo(plan: TrainPlan, asked: Asked) -> dict[str, Any]:
         seed=plan.seed,
         sources=sources_of(spec),
     )
+    told = trained["router"] or {}  # of the router's own phase
     _gather_predictions(out, tasks, routed)
     notes = [*spec.notes, *provenance(out / "model").get("notes", ())]
     notes += [note for run in evaluated.values() for note in run["notes"]]
@@ -135,7 +136,7 @@ def score_demo(plan: TrainPlan, asked: Asked) -> dict[str, Any]:
     summary = {
         **trained,
         "seconds": trained["seconds"] | seconds,
-        "router": router,
+        "router": router | {k: v for k, v in told.items() if k == "out_of_domain"},
         "comparisons": [row for task in tasks for row in _compared(out, task, plan.seed)],
         "notes": list(dict.fromkeys(notes)),
         "reliability": evaluated["moe"]["reliability"],

@@ -28,10 +28,11 @@ from medmoe.model.committed import (
     staging_of,
     write_json,
 )
+from medmoe.model.domain_check import DomainCheck
 from medmoe.model.locate import PROVENANCE, is_adapter, model_of
 from medmoe.model.upcycle import RouterState
 
-_ROUTER = "router.safetensors"
+_ROUTER, _CHECK = "router.safetensors", "domain_check.safetensors"
 _FIX = "run that phase again"
 
 
@@ -146,14 +147,34 @@ def save_router(
     router: RouterState | list[RouterState],
     layers: tuple[int, ...],
     facts: Mapping[str, Any],
+    check: DomainCheck | Mapping[str, Any] | None = None,
 ) -> None:
-    """Commit a router: ``fc1.weight`` … of the shared one, or ``<layer>.fc1.weight`` of each."""
+    """Commit a router: ``fc1.weight`` … of the shared one, or ``<layer>.fc1.weight`` of each.
+
+    Args:
+        check: The out-of-domain check of its pictures, or why there is none.
+    """
     if isinstance(router, list):
         named = zip(layers, router, strict=True)
         tensors = {f"{n}.{name}": t for n, state in named for name, t in state.items()}
     else:
         tensors = dict(router)
-    save_part(directory, facts, lambda staging: save_file(tensors, staging / _ROUTER))
+    parts = [lambda staging: save_file(tensors, staging / _ROUTER)]
+    if isinstance(check, DomainCheck):
+        held = dict(check.state_dict())
+        parts.append(lambda staging: save_file(held, staging / _CHECK))
+        check = check.facts
+    save_part(directory, {**facts, "domain_check": check}, *parts)
+
+
+def load_check(directory: Path) -> DomainCheck | dict[str, Any]:
+    """Return the out-of-domain check that lies beside a router, or why there is none."""
+    facts: dict[str, Any] = provenance(directory).get("domain_check") or {}
+    if "width" not in facts:
+        return facts
+    check = DomainCheck(facts)
+    check.load_state_dict(load_file(directory / _CHECK))
+    return check
 
 
 def load_router(

@@ -22,19 +22,21 @@ from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainPhaseSpec, TrainSpec
 from medmoe.data.collate import PackingCollator
+from medmoe.data.far_pictures import far_pictures
 from medmoe.data.pixels import pixel_table
 from medmoe.data.schema import ImageRecord, images_of, turns_of
 from medmoe.data.tokenize import ConversationTokenizer, train_tokenizer
-from medmoe.domains import domain_index
+from medmoe.domains import domain_index, domain_of
 from medmoe.evaluation.routes.router_score import RoutedPicture, router_score
 from medmoe.experiments.data import TrainData, sources_of, steps_of
-from medmoe.experiments.handover import load_router, save_part, save_router
+from medmoe.experiments.handover import load_check, load_router, save_part, save_router
 from medmoe.experiments.label_curve import label_curve
 from medmoe.experiments.validation import spread, strict_score
 from medmoe.model.blueprint import config_of_moe
 from medmoe.model.build import build_dense, build_processor, match_embeddings
 from medmoe.model.checkpoint import load_model, save_model
 from medmoe.model.configuration_medmoe import MedMoeConfig
+from medmoe.model.domain_check import DomainCheck, fit_domain_check, pooled
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.pretrained import (
     language_of,
@@ -211,14 +213,16 @@ def run_router(job: Job) -> PhaseResult:
     config = config_of_moe(dense.config, job.spec.model)
     states = labelled_states(context, config, widest)
     state, result = fit_router(context, config, states.of(chosen), router.loss, router.per_layer)
+    check = _domain_check(job, dense, processor, chosen)
     if job.saves:
         known = {"domains": list(domains), "labels": len(chosen)}
         facts = job.provenance(result) | known
-        save_router(job.model, state, job.spec.model.moe_layers, facts)
+        save_router(job.model, state, job.spec.model.moe_layers, facts, check)
     if held_out:
         test = labelled_states(context, config, held_out)
         score = partial(_router_score, job, config, held_out, test.states)
-        job.found["router"] = score(state)
+        told = check.facts if isinstance(check, DomainCheck) else check
+        job.found["router"] = score(state) | {"out_of_domain": told}
         if job.label_counts:  # every process trains them, the first one writes
             plain = replace(context, settings=RunSettings())
             folder = job.out if job.saves else None
@@ -226,6 +230,36 @@ def run_router(job: Job) -> PhaseResult:
                 plain, config, router, pool, states, score, job.label_counts, folder
             )
     return result
+
+
+def _domain_check(
+    job: Job, model: MedMoeForConditionalGeneration, processor: Any, taught: Sequence[ImageRecord]
+) -> DomainCheck | dict[str, Any]:
+    """Fit the out-of-domain check of a router's pictures, and measure what it warns of.
+
+    In float32 whatever the run's precision: pictures are held against it as they are asked about.
+    """
+    domains = job.spec.model.domains
+
+    def states(images: Sequence[ImageRecord]) -> Tensor:
+        features, rows = _features(job, model, processor, images, autocast=False)
+        places = torch.tensor([rows[image.id] for image in images])
+        return torch.cat([pooled(features[part]).cpu() for part in places.split(64)])
+
+    known = [i for i in images_of(job.data.validation) if domain_of(i.modality, domains)]
+    held_out = states(known) if known else torch.empty(0)
+    labels = torch.tensor([domain_index(image.modality, domains) for image in taught])
+    check = fit_domain_check(states(taught), labels, held_out)
+    if isinstance(check, DomainCheck):
+        asked = {"test": job.data.router_test(), **far_pictures(job.seed)}
+        for image in job.data.strangers():
+            asked.setdefault(str(image.modality), []).append(image)
+        check.facts["measured"] = {
+            name: {"n": len(images), "warned": int(check.warns(states(images)).sum())}
+            for name, images in asked.items()
+            if images
+        }
+    return check
 
 
 def _router_score(
@@ -287,9 +321,10 @@ def _upcycled(job: Job) -> tuple[MedMoeForConditionalGeneration, Any]:
         return load_model(own)
     model = job.spec.model_of(job.phase)
     dense, processor = load_model(job.inputs["phase2_instruction"])
-    router = None
+    router, check = None, None
     if "phase2_router" in job.inputs:
         router = load_router(job.inputs["phase2_router"], model.moe_layers, model.domains)
+        check = load_check(job.inputs["phase2_router"])
     moe = upcycle(
         dense,
         moe_layers=model.moe_layers,
@@ -303,6 +338,8 @@ def _upcycled(job: Job) -> tuple[MedMoeForConditionalGeneration, Any]:
     )
     if "phase3_experts" in job.inputs:
         take_experts(moe, load_model(job.inputs["phase3_experts"])[0])
+    if check:
+        moe.take_check(check)
     return moe, processor
 
 
@@ -400,9 +437,19 @@ def _validation(job: Job, context: PhaseContext) -> Validation | None:
 
 
 def _features(
-    job: Job, model: Any, processor: Any, images: Sequence[ImageRecord], views: int = 1
+    job: Job,
+    model: Any,
+    processor: Any,
+    images: Sequence[ImageRecord],
+    views: int = 1,
+    *,
+    autocast: bool = True,
 ) -> Any:
-    """Return features of the images, of so many views of each, indexed like a tensor; and rows."""
+    """Return features of the images, of so many views of each, indexed like a tensor; and rows.
+
+    Args:
+        autocast: Encode in the run's precision; else in float32.
+    """
     vision = replace(
         vision_of(job.spec.model),
         select_layer=model.config.vision_feature_layer,
@@ -415,7 +462,7 @@ def _features(
         return nothing.expand(len(rows), -1, -1), rows
     if job.values.keep_features:
         table = pixel_table(images, processor.image_processor)
-        autocast = job.settings.precision == "bf16"
+        autocast = autocast and job.settings.precision == "bf16"
         encode = partial(encode_images, encoder, cache=job.cache, autocast=autocast)
         tables = [replace(table, view=v, strength=job.values.augment) for v in range(views)]
         versions = [encode(table=version, vision=vision) for version in tables]

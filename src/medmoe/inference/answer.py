@@ -9,10 +9,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from torch import Tensor
 
 from medmoe.data.intake.facts import ImageFacts
 from medmoe.domains import domain_of
+from medmoe.model.domain_check import pooled
+from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.routing.trace import RoutingTrace
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfDomain:
+    """Whether a picture is unlike those that the router was taught on (`DomainCheck`).
+
+    Attributes:
+        warning: None where the model has no check.
+        sentence: The same in words, as they stand wherever an answer is shown.
+        distance, limit: Of the picture, and the largest that is not warned of.
+    """
+
+    warning: bool | None = None
+    sentence: str = "no out-of-domain check: the model was saved without one"
+    distance: float | None = None
+    limit: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +49,7 @@ class Routing:
     domain_probability: float
     probabilities: dict[str, float]
     experts: dict[int, dict[str, float]] = field(default_factory=dict)
+    out_of_domain: OutOfDomain = OutOfDomain()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +74,8 @@ def warnings_of(facts: ImageFacts | None, routing: Routing | None = None) -> lis
         routing: Of its answer: it is held against the modality that the file names.
     """
     warnings = facts.sentences() if facts else []
+    if routing is not None and routing.out_of_domain.warning:
+        warnings.append(routing.out_of_domain.sentence)
     if facts is None or facts.modality is None or routing is None:
         return warnings
     domains, told = list(routing.probabilities), f"the file says {facts.modality}"
@@ -65,25 +87,53 @@ def warnings_of(facts: ImageFacts | None, routing: Routing | None = None) -> lis
     return warnings
 
 
+def read_check(model: MedMoeForConditionalGeneration, features: Tensor) -> list[OutOfDomain]:
+    """Return what a model's out-of-domain check says of encoded images (N, P, D_vision)."""
+    facts, check = model.config.domain_check or {}, model.domain_check
+    if check is None:
+        why = f"no out-of-domain check: {facts['missing']}" if "missing" in facts else None
+        return [OutOfDomain(sentence=why) if why else OutOfDomain()] * len(features)
+    states = pooled(features)
+    limit, least = facts["distance"], facts["spread"]
+    found: list[OutOfDomain] = []
+    for distance, spread in check(states).tolist():
+        flat, told = spread < least, f"distance {distance:.1f}, usual is at most {limit:.1f}"
+        warning = flat or distance > limit
+        text = f"not out of domain by the check ({told})"
+        if warning:
+            why = "it has hardly any detail" if flat else told
+            text = (
+                "out of domain: the picture is unlike those that the router was taught on "
+                f"({why}); do not rely on the answer"
+            )
+        found.append(OutOfDomain(warning, text, distance, limit))
+    return found
+
+
 def read_routings(
-    trace: RoutingTrace, count: int, domains: Sequence[str], *, experts: bool
+    trace: RoutingTrace,
+    checks: Sequence[OutOfDomain],
+    domains: Sequence[str],
+    *,
+    experts: bool,
 ) -> list[Routing]:
-    """Return the routing of the first ``count`` rows of a trace, one image each.
+    """Return the routing of the first rows of a trace, one image each.
 
     Args:
         trace: Of image tokens only.
+        checks: Of the images.
         domains: In the order of the experts.
         experts: Also give each expert's share of the tokens, layer by layer.
     """
     mean = np.mean([trace.row_probabilities(layer) for layer in trace.layers], axis=0)
     counts = {layer: trace.row_counts(layer) for layer in trace.layers} if experts else {}
     routings: list[Routing] = []
-    for row in range(count):
+    for row, check in enumerate(checks):
         best = int(mean[row].argmax())
         shares = {
             layer: dict(zip(domains, (c[row] / c[row].sum()).tolist(), strict=True))
             for layer, c in counts.items()
         }
         named = dict(zip(domains, mean[row].tolist(), strict=True))
-        routings.append(Routing(domains[best], float(mean[row, best]), named, shares))
+        routings.append(Routing(domains[best], float(mean[row, best]), named, shares, check))
     return routings

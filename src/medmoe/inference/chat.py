@@ -227,7 +227,7 @@ class ChatBatch:
         pictures = [row.features for row in rows if row.features is not None]
         vision = torch.stack(pictures).to(model.device) if pictures else None
         cache = DynamicCache()  # the model fills it
-        with engine.routed(ids, with_image=vision is not None, experts=True) as routings:
+        with engine.routed(ids, vision, experts=True) as routings:
             out = model(
                 inputs_embeds=model.model.embed(ids, vision),
                 attention_mask=mask,

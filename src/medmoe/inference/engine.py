@@ -22,7 +22,7 @@ from medmoe.data.collate import IGNORE, Packed, pack_batch
 from medmoe.data.images import open_image
 from medmoe.data.schema import Pixels
 from medmoe.data.tokenize import ConversationTokenizer
-from medmoe.inference.answer import Answer, Routing, read_routings
+from medmoe.inference.answer import Answer, Routing, read_check, read_routings
 from medmoe.model.checkpoint import load_model
 from medmoe.model.locate import find_model
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
@@ -223,26 +223,27 @@ class MedMoe:
 
     @contextmanager
     def routed(
-        self, ids: Tensor, *, with_image: bool, experts: bool
+        self, ids: Tensor, vision: Tensor | None, *, experts: bool
     ) -> Iterator[list[Routing | None]]:
         """Record where the routers send the images of the one batch that runs inside.
 
         Args:
             ids: Of the batch (B, S); the image's tokens are told by them.
-            with_image: Whether the batch has images at all.
+            vision: The images' features (B, P, D_vision), None for a batch without images.
             experts: Also record which expert takes which share of an image, layer by layer.
 
         Yields:
             A list of B; afterwards it holds the routings, None each without router or image.
         """
         routings: list[Routing | None] = [None] * len(ids)
-        if not (with_image and self.model.config.moe_layers):
+        if vision is None or not self.model.config.moe_layers:
             yield routings
             return
         with record_routing(self.model, keep="counts") as trace:
             trace.token_mask = ids == self.processor.image_token_id
             yield routings
-        routings[:] = read_routings(trace, len(ids), self.domains, experts=experts)
+        checks = read_check(self.model, vision)
+        routings[:] = read_routings(trace, checks, self.domains, experts=experts)
 
     @torch.no_grad()
     def route(self, features: Tensor) -> list[Routing | None]:
@@ -254,7 +255,7 @@ class MedMoe:
         for start in range(0, len(features), self._batch_size):
             part = features[start : start + self._batch_size].to(self.model.device)
             ids = torch.tensor([prefix] * len(part), device=self.model.device)
-            with self.routed(ids, with_image=True, experts=True) as found:
+            with self.routed(ids, part, experts=True) as found:
                 self.model(input_ids=ids, vision_features=part, logits_to_keep=1)
             routings.extend(found)
         return routings
@@ -282,7 +283,7 @@ class MedMoe:
         model, tokenizer = self.model, self.processor.tokenizer
         ids, mask = self.left_padded(prompts)
         vision = None if features is None else features.to(model.device)
-        with self.routed(ids, with_image=vision is not None, experts=experts) as routings:
+        with self.routed(ids, vision, experts=experts) as routings:
             out = model.generate(
                 inputs_embeds=model.model.embed(ids, vision),
                 attention_mask=mask,
@@ -303,12 +304,13 @@ class MedMoe:
     ) -> tuple[Tensor, Sequence[Routing | None]]:
         """Return (B, S), the log-probability of each answer's tokens, else 0, and B routings."""
         ids = batch["input_ids"].to(self.model.device)
-        with self.routed(ids, with_image=True, experts=False) as routings:
+        vision = features.to(self.model.device)
+        with self.routed(ids, vision, experts=False) as routings:
             out = self.model(
                 input_ids=ids,
                 position_ids=batch["position_ids"].to(self.model.device),
                 attention_mask=batch["attention_mask"].to(self.model.device),
-                vision_features=features.to(self.model.device),
+                vision_features=vision,
                 output_hidden_states=True,
                 logits_to_keep=1,
             )

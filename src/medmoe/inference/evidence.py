@@ -22,14 +22,6 @@ from medmoe.routing.hooks import forced_expert, meta_expert_off
 
 NOTE = "Research use only, not a medical device."
 BEAM = 5
-#: Below this domain probability a picture is taken for one that the router was not taught.
-DOMAIN_PROBABILITY = 0.75
-RULE = (
-    f"warns where the router gives its domain a mean probability below {DOMAIN_PROBABILITY} over "
-    "the image's tokens and all MoE layers; it knows nothing of the training images, so a strange "
-    "picture that the router is sure of passes unseen"
-)
-NO_ROUTER = "a dense model has no router: nothing says whether the picture is of a known domain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +30,6 @@ class Alternative:
 
     text: str
     probability: float
-
-
-@dataclass(frozen=True, slots=True)
-class OutOfDomain:
-    """Whether the picture looks like none that the router was taught.
-
-    Attributes:
-        warning: None where there is no router to ask.
-    """
-
-    warning: bool | None
-    rule: str
-    value: float | None = None
-    threshold: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +64,6 @@ class Evidence:
     confidence: float
     alternatives: tuple[Alternative, ...]
     routing: Routing | None
-    out_of_domain: OutOfDomain
     attribution: Attribution
     counterfactuals: tuple[Counterfactual, ...]
     note: str = NOTE
@@ -119,28 +96,18 @@ def explain(
         alternatives = _with_answer(
             engine.candidates(features, question, BEAM), Alternative(answer, confidence)
         )
-    routing = engine.route(features)[0]
     return Evidence(
         question=question,
         answer=answer,
         confidence=confidence,
         alternatives=alternatives,
-        routing=routing,
-        out_of_domain=out_of_domain(routing),
+        routing=engine.route(features)[0],
         attribution=attribute(engine, pixels, question, answer),
         counterfactuals=tuple(
             _counterfactual(engine, change, hook, seen, question, options, answer)
             for change, hook, seen in _changes(engine, pixels, features)
         ),
     )
-
-
-def out_of_domain(routing: Routing | None) -> OutOfDomain:
-    """Say by a fixed rule whether the picture looks like none of the router's domains."""
-    if routing is None:
-        return OutOfDomain(None, NO_ROUTER)
-    value = routing.domain_probability
-    return OutOfDomain(value < DOMAIN_PROBABILITY, RULE, value, DOMAIN_PROBABILITY)
 
 
 def check_question(question: str, options: Sequence[str] = ()) -> None:

@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from yaml import YAMLError
 
 from medmoe.model.cost.parameters import activated_parameters, total_parameters
+from medmoe.model.domain_check import check_sentence
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 
 CARD = "README.md"
@@ -124,6 +125,7 @@ def _shape(model: MedMoeForConditionalGeneration, base: Mapping[str, Any]) -> di
             "MoE layers": f"{', '.join(map(str, config.moe_layers))} "
             f"of {config.text_config.num_hidden_layers}",
             "router": f"{config.router_layers} layer(s)",
+            "out-of-domain check": check_sentence(config.domain_check or {}),
         }
     return rows
 

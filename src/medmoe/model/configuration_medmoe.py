@@ -25,6 +25,8 @@ class MedMoeConfig(LlavaConfig):
         num_experts_per_tok: k of the top-k routing, 1 to the number of domains.
         router_layers: Depth of the router MLP, 1 (paper's default) to 3.
         meta_expert: Whether a MoE layer has the always-on meta expert (paper, Table 5: without).
+        domain_check: The limits of `DomainCheck`, ``missing`` for why there are none, and what it
+            was ``measured`` on; None for a model whose router was taught without one.
         lm_head_bias: Whether the output head has a bias (phi-2 has one).
     """
 
@@ -36,6 +38,7 @@ class MedMoeConfig(LlavaConfig):
     num_experts_per_tok: int = 1
     router_layers: int = 1
     meta_expert: bool = True
+    domain_check: dict[str, Any] | None = None
     lm_head_bias: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

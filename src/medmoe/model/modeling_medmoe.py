@@ -24,6 +24,7 @@ from transformers.models.stablelm import modeling_stablelm as stock
 from medmoe.backbones.ffn import ffn_family
 from medmoe.errors import CheckpointError, ConfigError
 from medmoe.model.configuration_medmoe import MedMoeConfig
+from medmoe.model.domain_check import DomainCheck
 from medmoe.model.moe import MoeBlock
 
 
@@ -93,7 +94,7 @@ class _MedMoePreTrained:
     config_class = MedMoeConfig
     # The router decides in float32 whatever the model's dtype. Not "mlp.gate": it is searched for
     # as a part of names, and would find the `gate_proj` of dense layers too.
-    _keep_in_fp32_modules_strict = ("mlp.gate.fc",)
+    _keep_in_fp32_modules_strict = ("mlp.gate.fc", "domain_check")
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
@@ -143,8 +144,8 @@ def _refuse_incomplete(source: Any, info: Mapping[str, Any]) -> None:
 class MedMoeModel(_MedMoePreTrained, LlavaModel):
     """Vision encoder, projector and language model without the output head."""
 
-    # The whole model's files hold the head too, which has no place here.
-    _keys_to_ignore_on_load_unexpected: tuple[str, ...] = (r"^lm_head\.",)
+    # The whole model's files hold the head and the check too, which have no place here.
+    _keys_to_ignore_on_load_unexpected: tuple[str, ...] = (r"^lm_head\.", r"^domain_check\.")
 
     def __init__(self, config: MedMoeConfig) -> None:
         # differs from Llava: the chosen layers' FFNs are swapped before weights are initialised.
@@ -255,7 +256,15 @@ class MedMoeForConditionalGeneration(_MedMoePreTrained, LlavaForConditionalGener
         self.model = MedMoeModel(config)
         text = config.text_config
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=config.lm_head_bias)
+        facts = config.domain_check or {}
+        self.domain_check = DomainCheck(facts) if "width" in facts else None
         self.post_init()
+
+    def take_check(self, check: DomainCheck | Mapping[str, Any]) -> None:
+        """Take an out-of-domain check, or the facts that say why there is none."""
+        found = check if isinstance(check, DomainCheck) else None
+        self.config.domain_check = dict(found.facts if found else check)  # type: ignore[arg-type]
+        self.domain_check = found.to(self.device) if found else None
 
     def forward(
         self,

@@ -13,7 +13,9 @@ from PIL import Image
 
 from medmoe.data.images import Picture
 from medmoe.data.intake.facts import ImageFacts
-from medmoe.inference.case import Exchange
+from medmoe.inference.answer import Answer, OutOfDomain, Routing
+from medmoe.inference.case import Exchange, case_to_json, case_to_text
+from medmoe.inference.chat import ChatChunk
 from medmoe.serving.page.views import (
     MAX_SIDE,
     cells_of,
@@ -43,8 +45,8 @@ def evidence(**changes: Any) -> dict[str, Any]:
             "domain_probability": 0.6,
             "probabilities": {"mri": 0.4, "ct": 0.6},
             "experts": {0: {"mri": 0.25, "ct": 0.75}},
+            "out_of_domain": {"warning": False, "sentence": "not out of domain by the check"},
         },
-        "out_of_domain": {"warning": False, "rule": "warns", "value": 0.6, "threshold": 0.5},
         "attribution": {
             "cells": CELLS,
             "deletion": {"most_important": 1.0, "random": 0.5, "passed": True},
@@ -135,7 +137,7 @@ def test_the_card_holds_confidence_router_experts_alternatives_and_changes() -> 
     for part in (
         "Answer yes", "Confidence &gt; 99 % not calibrated", "Router’s domain ct probability 60 %",
         "ct 60 %", "Layer mri ct 0 25 75", "&lt;b&gt;no&lt;/b&gt; &lt; 1 %",
-        "image blanked no ≠ 50 %", "No out-of-domain warning", "Deletion test passed",
+        "image blanked no ≠ 50 %", "Not out of domain by the check.", "Deletion test passed",
     ):  # fmt: skip
         assert part in text, part
     assert text.index("ct 60 %") < text.index("mri 40 %")
@@ -144,7 +146,6 @@ def test_the_card_holds_confidence_router_experts_alternatives_and_changes() -> 
 @pytest.mark.parametrize(
     ("changes", "complete", "part"),
     [
-        ({"out_of_domain": {"warning": True, "rule": "r"}}, True, "Out of domain"),
         ({"answer": "no"}, True, "Asked alone"),
         ({}, False, "The answer is not complete"),
         (
@@ -152,13 +153,26 @@ def test_the_card_holds_confidence_router_experts_alternatives_and_changes() -> 
             True,
             "Deletion test not passed: do not read the regions",
         ),
-        ({"routing": None, "out_of_domain": {"warning": None, "rule": "dense"}}, True, "No router"),
+        ({"routing": None}, True, "No router"),
     ],
 )
 def test_the_card_warns(changes: dict[str, Any], complete: bool, part: str) -> None:
     assert part in evidence_html(
         Exchange("?", "yes", complete, 0.9, evidence=evidence(**changes))
     ).replace("\n", " ")
+
+
+def test_a_picture_out_of_domain_is_a_warning_on_the_card_and_in_what_is_copied() -> None:
+    check = OutOfDomain(True, "out of domain: unlike those taught; do not rely on the answer")
+    routing = Routing("ct", 0.6, {"ct": 0.6, "mri": 0.4}, out_of_domain=check)
+    exchange = Exchange("?")
+    exchange.take(ChatChunk("yes", "stop", Answer("yes", 0.9, routing)))
+    said = "ut of domain: unlike those taught; do not rely on the answer"
+    card = evidence_html(exchange).replace("\n", " ")
+    assert card.count(said) == 1
+    assert f"Warning: o{said}" in case_to_text("m", [exchange])
+    assert f"o{said}" in case_to_json("m", [exchange])["exchanges"][0]["warnings"]
+    assert said in export_html("m", [exchange], None)
 
 
 def test_an_exported_case_is_one_file_and_holds_the_picture_only_when_asked() -> None:

@@ -127,4 +127,6 @@ def _summary(routing: Routing | None) -> dict[str, Any] | None:
     if routing is None:
         return None
     probability = round(routing.domain_probability, _PROBABILITY_DECIMALS)
-    return {"domain": routing.domain, "domain_probability": probability}
+    told = {"domain": routing.domain, "domain_probability": probability}
+    warning = routing.out_of_domain.warning
+    return told if warning is None else told | {"out_of_domain": warning}

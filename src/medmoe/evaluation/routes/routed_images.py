@@ -33,7 +33,7 @@ class RoutedImages:
     def pictures(self) -> list[RoutedPicture]:
         """Return what `router_score` counts."""
         return [
-            RoutedPicture.of(image, routing.domain)
+            RoutedPicture.of(image, routing.domain, routing.out_of_domain.warning)
             for image, routing in zip(self.images, self.routings, strict=True)
         ]
 

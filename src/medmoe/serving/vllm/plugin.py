@@ -79,7 +79,7 @@ class VllmModel(MedMoeModel):
 
     config_class = VllmConfig
     # vLLM reads these as tensors to leave out, and the head's would stay zeros without a word.
-    _keys_to_ignore_on_load_unexpected = ()
+    _keys_to_ignore_on_load_unexpected = (r"^domain_check\.",)
 
     def __init__(self, config: VllmConfig) -> None:
         super().__init__(config)

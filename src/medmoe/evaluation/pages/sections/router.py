@@ -7,6 +7,7 @@ from typing import Any
 
 from medmoe.evaluation.pages.report_rows import interval
 from medmoe.evaluation.routes.router_score import SOURCES
+from medmoe.model.domain_check import check_sentence
 from medmoe.numbers import percent
 
 
@@ -23,6 +24,8 @@ def router_lines(router: Mapping[str, Any] | None) -> list[str]:
     lines = lines or [f"Router: {_score(router)}."]
     if shared := router.get("shared_images"):
         lines.append(f"{shared} of the pictures it is scored on nearly equal trained ones.")
+    if check := router.get("out_of_domain"):
+        lines.append(f"Out-of-domain check, {check_sentence(check)}.")
     return lines + [
         f"Router, {row['n']} pictures of {name}, which is none of its domains: taken for "
         + ", ".join(f"{domain} {count}" for domain, count in row["domains"].items())
