@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerState
 
-from medmoe.config.schema import PhaseName
 from medmoe.errors import GuardError
 from medmoe.training.averaging import WeightMean
-from medmoe.training.context import SCORE, Validation, best_step
+from medmoe.training.context import SCORE, PhaseRun, best_step
 from medmoe.training.guards import StopRequest, cannot_save, ignore_sigterm, not_finite
 from medmoe.training.parallel import (
     all_finite,
@@ -37,6 +36,7 @@ from medmoe.training.parallel import (
 from medmoe.training.saving import state
 from medmoe.training.saving.checkpoints import CheckpointFolder, verify_checkpoint
 from medmoe.training.schedule import Ahead, Begin, Schedule
+from medmoe.training.trainable import rate_factors
 
 #: The Trainer's own state: step and learning curve. Named as it looks for it.
 _TRAINER_STATE = "trainer_state.json"
@@ -48,27 +48,23 @@ class PhaseTrainer(Trainer):
     def __init__(
         self,
         *,
-        phase: PhaseName,
+        run: PhaseRun,
         folder: CheckpointFolder | None,
         facts: dict[str, Any],
         stop: StopRequest,
-        save_every: int,
-        answers_only: bool,
-        factors: Mapping[str, float],
-        mean: WeightMean,
         begin: Begin | None = None,
-        validation: Validation | None = None,
         **trainer: Any,
     ) -> None:
         super().__init__(**trainer)
-        self.begin, self.validation = begin, validation
-        self.factors, self.mean = factors, mean
+        self.begin, self.validation = begin, run.validation
+        self.factors = rate_factors(self.model, run.spec)
+        self.mean = WeightMean(run.steps, run.spec.average)
         self.ahead: Ahead | None = None
-        self.phase, self.folder, self.facts, self.stop = phase, folder, facts, stop
-        self.save_every = save_every
+        self.phase, self.folder, self.facts, self.stop = run.phase, folder, facts, stop
+        self.save_every = run.settings.save_every
         takes = inspect.signature(self.model.forward).parameters
-        self.answers_only = answers_only and "answers_only" in takes
-        if validation is not None:  # a wrapper's signature does not show them
+        self.answers_only = run.settings.answers_only and "answers_only" in takes
+        if run.validation is not None:  # a wrapper's signature does not show them
             self.label_names = ["classes" if "classes" in takes else "labels"]
         self.part = 0  # of the step's batch, where it is computed in several
         self.resumed: dict[str, Any] = {}

@@ -24,7 +24,6 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName, PhaseSpec
 from medmoe.errors import ConfigError, StoppedError
-from medmoe.training.averaging import WeightMean
 from medmoe.training.context import LOSS, SCORE, PhaseRun, Progress, RunSettings
 from medmoe.training.engine import PhaseTrainer
 from medmoe.training.guards import StopRequest, sigterm_asks
@@ -39,7 +38,7 @@ from medmoe.training.parallel import (
 from medmoe.training.saving.checkpoints import CheckpointFolder, refuse_changed
 from medmoe.training.saving.state import frozen_hash, read_state
 from medmoe.training.schedule import Begin, Schedule
-from medmoe.training.trainable import TrainableCount, rate_factors, set_trainable
+from medmoe.training.trainable import TrainableCount, set_trainable
 
 logger = logging.getLogger(__name__)
 
@@ -115,16 +114,11 @@ def run_phase(
     stop = StopRequest()
     with tempfile.TemporaryDirectory() as scratch, sigterm_asks(stop, listen=folder is not None):
         trainer = PhaseTrainer(
-            phase=phase,
+            run=run,
             folder=folder,
             facts=facts,
             stop=stop,
-            save_every=settings.save_every,
-            answers_only=settings.answers_only,
             begin=begin,
-            validation=run.validation,
-            factors=rate_factors(working, run.spec),
-            mean=WeightMean(run.steps, run.spec.average),
             model=working,
             args=training_arguments(run, working, scratch),
             train_dataset=samples,
