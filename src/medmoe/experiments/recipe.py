@@ -353,9 +353,11 @@ def _with_model(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_nulls(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out phases, starts, scored tasks and groups that are null."""
+    """Leave out phases, starts, scored tasks, held-out shares and groups that are null."""
     result = {key: value for key, value in data.items() if value is not None}
-    for group in ("phases", "starts", "scored"):
+    for group in ("phases", "starts", "scored", "held_out"):
         if isinstance(result.get(group), Mapping):
             result[group] = {k: v for k, v in result[group].items() if v is not None}
+    if isinstance(result.get("data"), Mapping) and "held_out" in result["data"]:
+        result["data"] = _without_nulls(result["data"])
     return result
