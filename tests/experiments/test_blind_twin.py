@@ -12,7 +12,7 @@ from tests.experiments.micro_train import micro_plan, micro_recipe, settings, si
 
 from medmoe.cli.main import main
 from medmoe.errors import ConfigError
-from medmoe.experiments import phases
+from medmoe.experiments import job
 from medmoe.experiments.plan import plan_train
 from medmoe.experiments.recipe import blind_twin, load_recipe, twin_key
 from medmoe.experiments.run import run_train
@@ -27,12 +27,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("twins")
     run_train(micro_plan(folder / "seeing"), silent, None)
     twin = plan_train(blind_twin(micro_recipe()), (), None, folder / "twin", 7)
-    encoded = phases.encode_images
+    encoded = job.encode_images
     try:
-        phases.encode_images = None  # type: ignore[assignment]  # no picture is prepared
+        job.encode_images = None  # type: ignore[assignment]  # no picture is prepared
         run_train(twin, silent, None)
     finally:
-        phases.encode_images = encoded
+        job.encode_images = encoded
     return folder
 
 

@@ -7,11 +7,9 @@ how, stands in `medmoe.training`; in what order, and what is skipped, in `run`.
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,18 +18,16 @@ from torch import Tensor
 from medmoe.backbones.registry import language_backbone, vision_backbone
 from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
 from medmoe.config.schema import PhaseName
-from medmoe.config.train_schema import TrainPhaseSpec, TrainSpec
-from medmoe.data.collate import PackingCollator
 from medmoe.data.far_pictures import far_pictures
 from medmoe.data.pixels import pixel_table
 from medmoe.data.schema import ImageRecord, images_of, turns_of
-from medmoe.data.tokenize import ConversationTokenizer, train_tokenizer
+from medmoe.data.tokenize import train_tokenizer
 from medmoe.domains import domain_index, domain_of
 from medmoe.evaluation.routes.router_score import RoutedPicture, router_score
-from medmoe.experiments.data import TrainData, sources_of, steps_of
+from medmoe.experiments.data import sources_of
 from medmoe.experiments.handover import load_check, load_router, save_part, save_router
+from medmoe.experiments.job import Job, context_of, features_of
 from medmoe.experiments.label_curve import label_curve
-from medmoe.experiments.validation import spread, strict_score
 from medmoe.model.blueprint import config_of_moe
 from medmoe.model.build import build_dense, build_processor, match_embeddings
 from medmoe.model.checkpoint import load_model, save_model
@@ -48,11 +44,10 @@ from medmoe.model.pretrained import (
 from medmoe.model.processing_medmoe import square_image_processor
 from medmoe.model.upcycle import RouterState, take_experts, upcycle
 from medmoe.training.by_domain import ByDomain
-from medmoe.training.context import PhaseContext, PhaseRun, Progress, RunSettings, Validation
-from medmoe.training.features import FeaturesOnDemand, Views, encode_images
+from medmoe.training.context import PhaseRun, RunSettings
 from medmoe.training.load_balance import BalancedMoe
 from medmoe.training.lora import attach_lora, merge_lora
-from medmoe.training.packed import packed_once, train_packed
+from medmoe.training.packed import train_packed
 from medmoe.training.phases.phase0_encoder import train_encoder
 from medmoe.training.phases.phase0_language import train_language_model
 from medmoe.training.phases.phase2_router import (
@@ -67,61 +62,6 @@ logger = logging.getLogger(__name__)
 
 #: Size of the vocabulary of captions and answers that an adapted encoder learns from.
 _CAPTION_WORDS = 8192
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One phase to run.
-
-    Attributes:
-        out: The phase's run directory.
-        inputs: Model directory of each phase it starts from, checked.
-        facts: Provenance that goes into the model directory.
-        cache: Folder of the images' kept features, which the phases share.
-        label_counts: Sizes of the router's label-count curve; only ``phase2_router`` looks at it.
-        saves: Whether this process writes: the first one of several.
-        found: Further results for ``run.json``, filled by the phase.
-    """
-
-    spec: TrainSpec
-    phase: PhaseName
-    out: Path
-    inputs: Mapping[PhaseName, Path]
-    data: TrainData
-    seed: int
-    settings: RunSettings
-    progress: Progress
-    facts: Mapping[str, Any]
-    cache: Path | None = None
-    label_counts: Sequence[int] = ()
-    saves: bool = True
-    found: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def values(self) -> TrainPhaseSpec:
-        """The phase's part of the recipe."""
-        return self.spec.phases[self.phase]
-
-    @property
-    def model(self) -> Path:
-        """Where the phase's result goes."""
-        return self.out / "model"
-
-    def provenance(self, result: PhaseResult) -> dict[str, Any]:
-        """Return what the model directory says of its training, this phase's steps included."""
-        steps = result.curve[-1][0] if result.curve else 0
-        return {**self.facts, "phases": {**self.facts["phases"], self.phase: steps}}
-
-    def run(self, samples: int) -> dict[str, Any]:
-        """Return what `PhaseRun` takes, for so many samples in an epoch."""
-        return {
-            "phase": self.phase,
-            "spec": self.values,
-            "steps": steps_of(self.values, samples),
-            "seed": self.seed,
-            "progress": self.progress,
-            "settings": self.settings,
-        }
 
 
 def run_encoder(job: Job) -> PhaseResult:
@@ -164,7 +104,7 @@ def run_alignment(job: Job) -> PhaseResult:
     """Phase 1: put the backbones together and train the projector."""
     own = job.inputs.get(job.phase)
     dense, processor = load_model(own) if own else _put_together(job)
-    context = _context(job, dense, processor)
+    context = context_of(job, dense, processor)
     if own is None:
         match_embeddings(dense, context.features[torch.arange(min(64, len(context.rows)))])
     result = train_packed(context)
@@ -194,7 +134,7 @@ def run_dense(job: Job) -> PhaseResult:
     """Phase 2 and its SFT twin: train projector and language model."""
     (source,) = job.inputs.values()
     dense, processor = load_model(source)
-    result = train_packed(_context(job, dense, processor))
+    result = train_packed(context_of(job, dense, processor))
     _save(job, dense, processor, result)
     return result
 
@@ -209,7 +149,7 @@ def run_router(job: Job) -> PhaseResult:
     chosen = choose_labelled(pool, domains, router.labels, job.seed)
     widest = choose_labelled(pool, domains, most, job.seed)
     held_out = job.data.router_test()
-    context = _context(job, dense, processor, [*widest, *held_out], len(chosen))
+    context = context_of(job, dense, processor, [*widest, *held_out], len(chosen))
     config = config_of_moe(dense.config, job.spec.model)
     states = labelled_states(context, config, widest)
     state, result = fit_router(context, config, states.of(chosen), router.loss, router.per_layer)
@@ -242,7 +182,7 @@ def _domain_check(
     domains = job.spec.model.domains
 
     def states(images: Sequence[ImageRecord]) -> Tensor:
-        features, rows = _features(job, model, processor, images, autocast=False)
+        features, rows = features_of(job, model, processor, images, autocast=False)
         places = torch.tensor([rows[image.id] for image in images])
         return torch.cat([pooled(features[part]).cpu() for part in places.split(64)])
 
@@ -286,7 +226,7 @@ def _router_score(
 def run_experts(job: Job) -> PhaseResult:
     """Phase 3a: tune a copy of the FFN for each domain, on that domain's records alone."""
     moe, processor = _upcycled(job)
-    context = _context(job, moe, processor)
+    context = context_of(job, moe, processor)
     experts = torch.full((len(context.rows),), -1)  # an image of no domain is not trained on
     for image in images_of(context.records):
         index = domain_index(image.modality, job.spec.model.domains)
@@ -302,7 +242,7 @@ def run_experts(job: Job) -> PhaseResult:
 def run_moe(job: Job) -> PhaseResult:
     """Phase 3: upcycle the dense model, or go on with a Med-MoE, and train its experts."""
     moe, processor = _upcycled(job)
-    context = _context(job, moe, processor)
+    context = context_of(job, moe, processor)
     if job.values.lora is not None:
         adapted = attach_lora(moe, job.values.lora, job.seed)
         result = train_packed(context, moe)
@@ -369,106 +309,6 @@ def _stand_ins(job: Job) -> tuple[VisionBackbone, LanguageBackbone, Any]:
     assert job.spec.vocab_size is not None
     tokenizer = train_tokenizer(texts, job.spec.vocab_size)
     return vision, language, build_processor(tokenizer, vision, language.chat_template)
-
-
-def _context(
-    job: Job,
-    model: MedMoeForConditionalGeneration,
-    processor: Any,
-    images: Sequence[ImageRecord] | None = None,
-    samples: int | None = None,
-) -> PhaseContext:
-    """Return what a phase trains with, the features of its images encoded.
-
-    Args:
-        images: Instead of all of the phase's sets.
-        samples: In an epoch, instead of the phase's records.
-    """
-    if torch.cuda.is_available():
-        model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
-    views = 1 if job.spec.model.blind else job.values.views
-    pictures = images or job.data.images(job.phase)
-    features, rows = _features(job, model, processor, pictures, views)
-    context = PhaseContext(
-        **job.run(job.data.samples(job.phase) if samples is None else samples),
-        model=model,
-        processor=processor,
-        tokenizer=ConversationTokenizer(processor, model.config.image_seq_length),
-        features=features,
-        rows=rows,
-        records=job.data.records(job.phase),
-        repeats=job.spec.data.repeats,
-        max_questions=job.values.max_questions,
-        max_length=job.spec.max_length,
-        views=views,
-    )
-    return replace(context, validation=_validation(job, context))
-
-
-def _validation(job: Job, context: PhaseContext) -> Validation | None:
-    """Return what is measured while a phase trains; None for nothing, as for router and experts.
-
-    The pictures are encoded apart from those trained on, whose features stay what they are.
-    """
-    spec = job.spec.validation
-    if spec is None or job.phase in ("phase2_router", "phase3_experts"):
-        return None
-    tasks = job.data.tasks(job.phase)
-    known = [record for record in job.data.validation if record.task in tasks]
-    if not known:
-        logger.warning(
-            "%s: nothing is measured, as %s have no record of task %s",
-            *(job.phase, ", ".join(spec.data), " or ".join(tasks)),
-        )
-        return None
-    drawn = spread(known, spec.questions, job.seed)
-    questions = [record for record in known if record.task != "caption" and spec.score]
-    asked = spread(questions, spec.questions, job.seed)
-    processor = context.processor
-    table, rows = _features(job, context.model, processor, images_of([*drawn, *asked]))
-    features = table[torch.arange(len(rows))]
-    return Validation(
-        samples=packed_once(drawn, rows, context.tokenizer, context.max_length),
-        collate=PackingCollator(features, processor.tokenizer.pad_token_id),
-        every=spec.every,
-        score=strict_score(processor, asked, features, rows) if asked else None,
-        keep_best=spec.keep_best,
-    )
-
-
-def _features(
-    job: Job,
-    model: Any,
-    processor: Any,
-    images: Sequence[ImageRecord],
-    views: int = 1,
-    *,
-    autocast: bool = True,
-) -> Any:
-    """Return features of the images, of so many views of each, indexed like a tensor; and rows.
-
-    Args:
-        autocast: Encode in the run's precision; else in float32.
-    """
-    vision = replace(
-        vision_of(job.spec.model),
-        select_layer=model.config.vision_feature_layer,
-        select_strategy=model.config.vision_feature_select_strategy,
-    )
-    encoder = model.model.vision_tower
-    if job.spec.model.blind:
-        nothing = encoder(torch.zeros(1, 3, 1, 1)).last_hidden_state
-        rows = {image.id: row for row, image in enumerate(images)}
-        return nothing.expand(len(rows), -1, -1), rows
-    if job.values.keep_features:
-        table = pixel_table(images, processor.image_processor)
-        autocast = autocast and job.settings.precision == "bf16"
-        encode = partial(encode_images, encoder, cache=job.cache, autocast=autocast)
-        tables = [replace(table, view=v, strength=job.values.augment) for v in range(views)]
-        versions = [encode(table=version, vision=vision) for version in tables]
-        return versions[0] if views == 1 else Views(versions), table.rows
-    on_demand = FeaturesOnDemand(encoder, vision, processor.image_processor, images)
-    return on_demand, on_demand.rows
 
 
 def _save(

@@ -27,8 +27,9 @@ from medmoe.evaluation.pages.run_report import report_of_run
 from medmoe.experiments.data import PHANTOM, TrainData, read_data
 from medmoe.experiments.estimate import outlook
 from medmoe.experiments.handover import check_input, is_finished, publish_model
+from medmoe.experiments.job import Job
 from medmoe.experiments.outlook import Outlook
-from medmoe.experiments.phases import PHASE_FUNCTIONS, Job
+from medmoe.experiments.phases import PHASE_FUNCTIONS
 from medmoe.experiments.plan import TrainPlan, is_main
 from medmoe.experiments.recipe import twin_key
 from medmoe.files import write_json

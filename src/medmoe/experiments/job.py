@@ -1,0 +1,185 @@
+"""One phase to run, and what it is given: features, context, and what is measured on the way."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medmoe.config.schema import PhaseName
+from medmoe.config.train_schema import TrainPhaseSpec, TrainSpec
+from medmoe.data.collate import PackingCollator
+from medmoe.data.pixels import pixel_table
+from medmoe.data.schema import ImageRecord, images_of
+from medmoe.data.tokenize import ConversationTokenizer
+from medmoe.experiments.data import TrainData, steps_of
+from medmoe.experiments.validation import spread, strict_score
+from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
+from medmoe.model.pretrained import vision_of
+from medmoe.training.context import PhaseContext, Progress, RunSettings, Validation
+from medmoe.training.features import FeaturesOnDemand, Views, encode_images
+from medmoe.training.packed import packed_once
+from medmoe.training.trainer import PhaseResult
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One phase to run.
+
+    Attributes:
+        out: The phase's run directory.
+        inputs: Model directory of each phase it starts from, checked.
+        facts: Provenance that goes into the model directory.
+        cache: Folder of the images' kept features, which the phases share.
+        label_counts: Sizes of the router's label-count curve; only ``phase2_router`` looks at it.
+        saves: Whether this process writes: the first one of several.
+        found: Further results for ``run.json``, filled by the phase.
+    """
+
+    spec: TrainSpec
+    phase: PhaseName
+    out: Path
+    inputs: Mapping[PhaseName, Path]
+    data: TrainData
+    seed: int
+    settings: RunSettings
+    progress: Progress
+    facts: Mapping[str, Any]
+    cache: Path | None = None
+    label_counts: Sequence[int] = ()
+    saves: bool = True
+    found: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def values(self) -> TrainPhaseSpec:
+        """The phase's part of the recipe."""
+        return self.spec.phases[self.phase]
+
+    @property
+    def model(self) -> Path:
+        """Where the phase's result goes."""
+        return self.out / "model"
+
+    def provenance(self, result: PhaseResult) -> dict[str, Any]:
+        """Return what the model directory says of its training, this phase's steps included."""
+        steps = result.curve[-1][0] if result.curve else 0
+        return {**self.facts, "phases": {**self.facts["phases"], self.phase: steps}}
+
+    def run(self, samples: int) -> dict[str, Any]:
+        """Return what `PhaseRun` takes, for so many samples in an epoch."""
+        return {
+            "phase": self.phase,
+            "spec": self.values,
+            "steps": steps_of(self.values, samples),
+            "seed": self.seed,
+            "progress": self.progress,
+            "settings": self.settings,
+        }
+
+
+def context_of(
+    job: Job,
+    model: MedMoeForConditionalGeneration,
+    processor: Any,
+    images: Sequence[ImageRecord] | None = None,
+    samples: int | None = None,
+) -> PhaseContext:
+    """Return what a phase trains with, the features of its images encoded.
+
+    Args:
+        images: Instead of all of the phase's sets.
+        samples: In an epoch, instead of the phase's records.
+    """
+    if torch.cuda.is_available():
+        model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+    views = 1 if job.spec.model.blind else job.values.views
+    pictures = images or job.data.images(job.phase)
+    features, rows = features_of(job, model, processor, pictures, views)
+    context = PhaseContext(
+        **job.run(job.data.samples(job.phase) if samples is None else samples),
+        model=model,
+        processor=processor,
+        tokenizer=ConversationTokenizer(processor, model.config.image_seq_length),
+        features=features,
+        rows=rows,
+        records=job.data.records(job.phase),
+        repeats=job.spec.data.repeats,
+        max_questions=job.values.max_questions,
+        max_length=job.spec.max_length,
+        views=views,
+    )
+    return replace(context, validation=_validation(job, context))
+
+
+def _validation(job: Job, context: PhaseContext) -> Validation | None:
+    """Return what is measured while a phase trains; None for nothing, as for router and experts.
+
+    The pictures are encoded apart from those trained on, whose features stay what they are.
+    """
+    spec = job.spec.validation
+    if spec is None or job.phase in ("phase2_router", "phase3_experts"):
+        return None
+    tasks = job.data.tasks(job.phase)
+    known = [record for record in job.data.validation if record.task in tasks]
+    if not known:
+        logger.warning(
+            "%s: nothing is measured, as %s have no record of task %s",
+            *(job.phase, ", ".join(spec.data), " or ".join(tasks)),
+        )
+        return None
+    drawn = spread(known, spec.questions, job.seed)
+    questions = [record for record in known if record.task != "caption" and spec.score]
+    asked = spread(questions, spec.questions, job.seed)
+    processor = context.processor
+    table, rows = features_of(job, context.model, processor, images_of([*drawn, *asked]))
+    features = table[torch.arange(len(rows))]
+    return Validation(
+        samples=packed_once(drawn, rows, context.tokenizer, context.max_length),
+        collate=PackingCollator(features, processor.tokenizer.pad_token_id),
+        every=spec.every,
+        score=strict_score(processor, asked, features, rows) if asked else None,
+        keep_best=spec.keep_best,
+    )
+
+
+def features_of(
+    job: Job,
+    model: Any,
+    processor: Any,
+    images: Sequence[ImageRecord],
+    views: int = 1,
+    *,
+    autocast: bool = True,
+) -> Any:
+    """Return features of the images, of so many views of each, indexed like a tensor; and rows.
+
+    Args:
+        autocast: Encode in the run's precision; else in float32.
+    """
+    vision = replace(
+        vision_of(job.spec.model),
+        select_layer=model.config.vision_feature_layer,
+        select_strategy=model.config.vision_feature_select_strategy,
+    )
+    encoder = model.model.vision_tower
+    if job.spec.model.blind:
+        nothing = encoder(torch.zeros(1, 3, 1, 1)).last_hidden_state
+        rows = {image.id: row for row, image in enumerate(images)}
+        return nothing.expand(len(rows), -1, -1), rows
+    if job.values.keep_features:
+        table = pixel_table(images, processor.image_processor)
+        autocast = autocast and job.settings.precision == "bf16"
+        encode = partial(encode_images, encoder, cache=job.cache, autocast=autocast)
+        tables = [replace(table, view=v, strength=job.values.augment) for v in range(views)]
+        versions = [encode(table=version, vision=vision) for version in tables]
+        return versions[0] if views == 1 else Views(versions), table.rows
+    on_demand = FeaturesOnDemand(encoder, vision, processor.image_processor, images)
+    return on_demand, on_demand.rows
