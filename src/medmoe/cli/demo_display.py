@@ -85,19 +85,28 @@ def result_table(summary: dict[str, Any]) -> Table:
     table.add_column("score", no_wrap=True)
     rows = _headline_rows(summary)
     twin = any(row.get("share") for found in rows.values() for row in found.values())
-    shown = ("blind\ntwin", "picture's\nshare") if twin else ()
-    for name in ("MoE", "SFT", "blank\nimage", "const-\nant", "quest.\nonly", *shown, "n"):
+    # A twin says more than the baselines; for all of it the terminal is too narrow.
+    blind = ("blind\ntwin", "picture's\nshare") if twin else ("const-\nant", "quest.\nonly")
+    for name in ("MoE", "SFT", "blank\nimage", *blind, "n"):
         table.add_column(name, justify="right", no_wrap=True)
     for key, found in rows.items():
         task, split, subset, metric = key
         moe, sft, blank = (found.get(name) for name in ("moe", "sft", "blank"))
-        blind = (percent(moe.get("blind_twin")), share_cell(moe)) if moe else ("", "")
+        if moe is None:
+            without_pictures = ["", ""]
+        elif twin:
+            without_pictures = [
+                percent(moe["blind_twin"]),
+                share_cell(moe).replace(" (", "\n").rstrip(")"),
+            ]
+        else:
+            without_pictures = [percent(moe[name]) for name in BASELINES]
         table.add_row(
             _what(task, split, subset, metric),
-            *(f"{percent(row['value'])}\n{interval(row)}" if row else "" for row in (moe, sft)),
+            f"{percent(moe['value'])}\n{interval(moe)}" if moe else "",
+            f"{percent(sft['value'])}\n{'' if twin else interval(sft)}" if sft else "",
             percent(blank["value"]) if blank else "",
-            *(percent(moe[name]) if moe else "" for name in BASELINES),
-            *(blind if shown else ()),
+            *without_pictures,
             str(moe["n"]) if moe else "",
         )
     return table
