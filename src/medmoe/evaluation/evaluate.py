@@ -69,9 +69,9 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
     seconds = round(time.perf_counter() - start, 1)
     circumstances = _circumstances(plan, asker)
     summary = {
+        "seconds": {"eval": seconds},
         **circumstances,
         "config_sha256": settings_sha256(settings),
-        "seconds": {"eval": seconds},
         "reliability": trusted,
         **({"corruptions": worse} if worse else {}),
         **({"pairs": pairs} if pairs else {}),
@@ -202,7 +202,7 @@ def _circumstances(plan: EvalPlan, asker: Asker) -> dict[str, Any]:
         "seed": plan.seed,
         "data": ", ".join(dict.fromkeys(task.spec.dataset for task in plan.tasks)),
         "commit": plan.commit,
-        **_kept_parameters(plan.out, asker),
+        **_counted(plan.out, asker),
         "router": _router(plan),
         "model": str(plan.model),
         "asked": asker.asked,
@@ -234,12 +234,15 @@ def _router(plan: EvalPlan) -> dict[str, Any] | None:
     return router_score(list(routed.values()), domains) if routed else None
 
 
-def _kept_parameters(out: Path, asker: Asker) -> dict[str, Any]:
-    """Return the weights in all and activated: counted, or as an earlier start counted them."""
+def _counted(out: Path, asker: Asker) -> dict[str, Any]:
+    """Return the weights in all and activated: counted, or as an earlier start counted them.
+
+    Where nothing was asked, that start's seconds too: to score its answers again is another thing.
+    """
     if asker.asked == 0:
         try:
             old = json.loads((out / "summary.json").read_text(encoding="utf-8"))
-            return {"parameters": old["parameters"]}
+            return {"parameters": old["parameters"], "seconds": old["seconds"]}
         except (OSError, ValueError, KeyError):
             pass
     model = asker.engine.model
