@@ -21,10 +21,9 @@ from support.tiny import Tiny, tiny
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, Trainer, TrainingArguments
 
-from medmoe.backbones.clip_large import CLIP_LARGE_336
-from medmoe.backbones.phi2 import PHI2
+from medmoe.backbones.language import PHI2, TINY_STABLELM
 from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
-from medmoe.backbones.tiny_language import TINY_STABLELM
+from medmoe.backbones.vision import CLIP_LARGE_336
 from medmoe.config.schema import PhaseSpec
 from medmoe.data.collate import Packed, pack_batch
 from medmoe.data.tokenize import ConversationTokenizer, Segment

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from medmoe.backbones.efficientnet_lite import EFFICIENTNET_LITE
+from medmoe.backbones.vision import EFFICIENTNET_LITE
 
 HOME_VARIABLE = "MEDMOE_WEIGHTS"
 
@@ -68,8 +68,8 @@ PUBLISHED: dict[str, Published] = {
         2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
     ),
 }
-for _name in EFFICIENTNET_LITE:  # whatever the picture's size and the cells that are read
-    PUBLISHED.setdefault(_name, PUBLISHED["efficientnet_lite2"])
+for _entry in EFFICIENTNET_LITE:  # whatever the picture's size and the cells that are read
+    PUBLISHED.setdefault(_entry.name, PUBLISHED["efficientnet_lite2"])
 
 
 def weights_home() -> Path:

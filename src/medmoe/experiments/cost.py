@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from medmoe.backbones.clip_large import CLIP_LARGE_336
+from medmoe.backbones.vision import CLIP_LARGE_336
 from medmoe.config.load import check, recipe, recipe_names
 from medmoe.config.schema import ModelSpec, PhaseName
 from medmoe.errors import ConfigError, one_of

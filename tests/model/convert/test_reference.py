@@ -26,7 +26,7 @@ from tests.model.convert.reference_checkpoint import (
     write_reference,
 )
 
-from medmoe.backbones.clip_large import CLIP_LARGE_336
+from medmoe.backbones.vision import CLIP_LARGE_336
 from medmoe.errors import CheckpointError, ConfigError
 from medmoe.model.checkpoint import PROVENANCE, load_model, verify
 from medmoe.model.convert.reference import (

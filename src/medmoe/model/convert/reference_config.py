@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medmoe.backbones.phi2 import PHI2
+from medmoe.backbones.language import PHI2, STABLELM2
 from medmoe.backbones.spec import LanguageBackbone
-from medmoe.backbones.stablelm2 import STABLELM2
 from medmoe.errors import CheckpointError
 
 #: Beyond these nothing real is meant, and building it would not end.

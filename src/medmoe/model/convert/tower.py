@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig
 
-from medmoe.backbones.clip_large import CLIP_LARGE_336
 from medmoe.backbones.registry import VISION_BACKBONES
 from medmoe.backbones.spec import VisionBackbone
+from medmoe.backbones.vision import CLIP_LARGE_336
 from medmoe.errors import CheckpointError
 from medmoe.model.convert.conversion import config_of
 from medmoe.model.convert.reference_config import DEEPEST, ReferenceConfig, setting, whole_number
