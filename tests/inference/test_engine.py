@@ -21,7 +21,7 @@ from tests.model.tiny import (
 
 import medmoe
 from medmoe.errors import CheckpointError, ImageError
-from medmoe.inference.engine import Answer, MedMoe, _confidences
+from medmoe.inference.engine import Answer, ChosenTokens, MedMoe
 from medmoe.model.checkpoint import MANIFEST, save_model
 
 QUESTIONS = ("Is there a mass?", "why?", "Which organ is seen in the picture?")
@@ -102,9 +102,14 @@ def test_confidence_ends_with_the_end_token() -> None:
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     sequences = torch.tensor([[5, end, pad, pad], [5, 6, 7, end], [5, 6, 7, 8], [end, end, 5, 6]])
     logits = torch.randn(4, 4, 20, generator=torch.Generator().manual_seed(0))
+    logits.scatter_(-1, sequences[:, :, None], 5.0)  # greedy: the likeliest
     probabilities = logits.softmax(-1)
+    chosen, before = ChosenTokens(), logits.clone()
+    for step in logits.unbind(1):
+        assert chosen(sequences, step) is step
+    assert torch.equal(logits, before)
     spoken = [2, 4, 4, 1]
-    for row, found in enumerate(_confidences(sequences, logits.unbind(1), tokenizer)):
+    for row, found in enumerate(chosen.confidences(sequences, end)):
         expected = 1.0
         for step in range(spoken[row]):
             expected *= float(probabilities[row, step, sequences[row, step]])
