@@ -1,8 +1,7 @@
 """What recording the routing costs: answers generated with and without `record_routing`.
 
 `generate` of the tiny MoE model with random weights, a batch of prompts with images and eight new
-tokens each, keeping sums only (``counts``) or every token (``tokens``); the trace is read too. The
-answers must be the same. The bar is 5 % more time at most.
+tokens each; the trace is read too. The answers must be the same. The bar is 5 % more time at most.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch
 from support.timing import options, ratios
 from support.tiny import Tiny, tiny
 
-from medmoe.routing.trace import Keep, record_routing
+from medmoe.routing.trace import record_routing
 
 BATCHES, NEW_TOKENS = (1, 16), 8
 
@@ -41,9 +40,9 @@ def plain(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
     return out
 
 
-def recorded(model: Any, inputs: dict[str, Any], keep: Keep) -> torch.Tensor:
+def recorded(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
     """Generate, record and read the sums."""
-    with record_routing(model, keep=keep) as trace:
+    with record_routing(model) as trace:
         out: torch.Tensor = model.generate(**inputs)
     for layer in trace.layers:
         assert trace.row_counts(layer).sum() > 0
@@ -54,19 +53,16 @@ def recorded(model: Any, inputs: dict[str, Any], keep: Keep) -> torch.Tensor:
 def main() -> None:
     values = options(__doc__.splitlines()[0])
     parts = tiny(max(BATCHES))
-    print(f"{'batch':<8}{'keep':<10}recorded ÷ plain generation (time)")
+    print(f"{'batch':<8}recorded ÷ plain generation (time)")
     for count in BATCHES:
         inputs = prompts(parts, count)
         runs: dict[str, Callable[[], torch.Tensor]] = {
             "plain": partial(plain, parts.moe, inputs),
-            "counts": partial(recorded, parts.moe, inputs, "counts"),
-            "tokens": partial(recorded, parts.moe, inputs, "tokens"),
+            "recorded": partial(recorded, parts.moe, inputs),
         }
         outputs = [run() for run in runs.values()]
         assert all(torch.equal(outputs[0], out) for out in outputs)
-        found = ratios(runs, "plain", 3 * values.repeats)
-        for keep in ("counts", "tokens"):
-            print(f"{count:<8}{keep:<10}{found[keep]}")
+        print(f"{count:<8}{ratios(runs, 'plain', 3 * values.repeats)['recorded']}")
 
 
 if __name__ == "__main__":

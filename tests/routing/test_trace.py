@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -100,16 +102,29 @@ def test_rows_go_on_from_batch_to_batch(model: MedMoeForConditionalGeneration) -
     assert np.array_equal(both[1], both[3])
 
 
-def test_keeping_counts_only_gives_the_same_sums(model: MedMoeForConditionalGeneration) -> None:
-    with record_routing(model) as full, record_routing(model, keep="counts") as sums:
+def test_a_row_sums_up_its_tokens(model: MedMoeForConditionalGeneration) -> None:
+    with record_routing(model) as trace:
         model.generate(**prompt(), max_new_tokens=3)
     for layer in MOE_LAYERS:
-        assert np.array_equal(full.row_counts(layer), sums.row_counts(layer))
-        mean = [full.probabilities(layer)[full.rows == row].mean(axis=0) for row in range(3)]
+        own = [trace.rows == row for row in range(3)]
+        counts = [np.bincount(trace.experts(layer)[row].ravel(), minlength=4) for row in own]
+        assert np.array_equal(trace.row_counts(layer), counts)
+        mean = [trace.probabilities(layer)[row].mean(axis=0) for row in own]
         # float64 sums of the same numbers in another order
-        assert np.allclose(sums.row_probabilities(layer), mean, rtol=0, atol=1e-12)
-    with pytest.raises(MedMoeError, match="logits of single tokens were not kept"):
-        sums.logits(0)
+        assert np.allclose(trace.row_probabilities(layer), mean, rtol=0, atol=1e-12)
+
+
+def test_a_trace_holds_no_cache_and_no_inputs_once_it_is_over(
+    model: MedMoeForConditionalGeneration,
+) -> None:
+    cache = DynamicCache()
+    alive = weakref.ref(cache)
+    with record_routing(model) as trace:
+        model(input_ids=torch.tensor([[4, 5, 6, 7]]), past_key_values=cache)
+    del cache
+    gc.collect()
+    assert alive() is None
+    assert len(trace.rows) == 4
 
 
 def test_steps_of_generate_belong_to_the_rows_of_the_prompt(

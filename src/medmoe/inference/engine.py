@@ -240,7 +240,7 @@ class MedMoe:
         if vision is None or not self.model.config.moe_layers:
             yield routings
             return
-        with record_routing(self.model, keep="counts") as trace:
+        with record_routing(self.model) as trace:
             trace.token_mask = ids == self.processor.image_token_id
             yield routings
         checks = read_check(self.model, vision)

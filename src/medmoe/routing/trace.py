@@ -5,7 +5,7 @@ The raw material of the paper's figures 4 and 5. Forward hooks, because transfor
 ``forward`` and ``generate``, one batch after another. It computes no statistics beyond sums: see
 `medmoe.routing.statistics`.
 
-Taking part in a step costs next to nothing: what the routers gave is set aside and added up when
+Taking part in a step costs next to nothing: what the routers gave is set aside, and sorted out when
 new rows begin or the trace is read.
 
 Shapes: B batch, S sequence, T recorded tokens, E experts, K chosen per token, R rows.
@@ -14,13 +14,14 @@ Shapes: B batch, S sequence, T recorded tokens, E experts, K chosen per token, R
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import Cache
@@ -28,14 +29,13 @@ from transformers import Cache
 from medmoe.errors import DataError, MedMoeError
 from medmoe.model.moe import MoeBlock
 from medmoe.routing.hooks import blocks_of, hooked
-from medmoe.routing.layer_record import Floats, Ints, Keep, LayerRecord, Step
 
-Kept = Literal["logits", "experts", "weights", "rows", "kinds"]
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 #: What a token is, by the index that `RoutingTrace.kinds` gives; -1 where nothing tells.
 KINDS = ("image", "question", "answer")
 IMAGE, QUESTION, ANSWER, UNKNOWN = 0, 1, 2, -1
-_NOTHING = torch.empty(0)
 
 
 class RoutingTrace:
@@ -61,20 +61,21 @@ class RoutingTrace:
     def __init__(
         self,
         blocks: Mapping[int, MoeBlock],
-        keep: Keep,
         stop_ids: frozenset[int],
         image_id: int | None = None,
     ) -> None:
         self.token_mask: Tensor | None = None
         self.image_mask: Tensor | None = None
         self._image_id = image_id
-        self._keep = keep
-        self._layers = {
-            layer: LayerRecord.of(block, holds_rows=place == 0)
-            for place, (layer, block) in enumerate(blocks.items())
-        }
+        none = torch.zeros(0, dtype=torch.long)
+        self._tokens = [[none], [none]]  # row and kind, the same for all layers
+        self._layers: dict[int, list[list[Tensor]]] = {}  # logits, weights and chosen experts
+        for layer, block in blocks.items():
+            logits, chosen = torch.zeros(0, block.experts.num_experts), (0, block.gate.top_k)
+            self._layers[layer] = [[logits], [torch.zeros(chosen)], [none.view(chosen)]]
         self._stop_ids = stop_ids
         self._call: _Call | None = None
+        self._pending: list[_Call] = []  # whose tokens are not sorted out yet
         self._num_rows = 0
         self._live: list[bool] = []  # rows of the last batch that have not ended yet
         self._cache: Any = None  # that the rows of the last batch live in
@@ -87,7 +88,7 @@ class RoutingTrace:
     @property
     def rows(self) -> Ints:
         """Row of each recorded token (T,); the same for all layers."""
-        return self._kept(self.layers[0], "rows").numpy()
+        return self._sorted(self._tokens, 0).numpy()
 
     @property
     def kinds(self) -> Ints:
@@ -97,52 +98,63 @@ class RoutingTrace:
         ``labels`` of a training pass hold; without a cache, steps of ``generate`` are new prompts
         and all words are taken for the question. -1: embeddings were given and no ``image_mask``.
         """
-        return self._kept(self.layers[0], "kinds").numpy()
+        return self._sorted(self._tokens, 1).numpy()
 
     def logits(self, layer: int) -> Floats:
         """Return the router logits (T, E) of a layer."""
-        return self._kept(layer, "logits").double().numpy()
+        return self._given(layer, 0).double().numpy()
 
     def probabilities(self, layer: int) -> Floats:
         """Return the router probabilities (T, E) of a layer: the float32 softmax of its logits."""
-        return self._kept(layer, "logits").softmax(-1).double().numpy()
+        return self._given(layer, 0).softmax(-1).double().numpy()
 
     def experts(self, layer: int) -> Ints:
         """Return the chosen experts (T, K) of a layer, most probable first."""
-        return self._kept(layer, "experts").numpy()
+        return self._given(layer, 2).numpy()
 
     def weights(self, layer: int) -> Floats:
         """Return the weights g (T, K) of the chosen experts of a layer, as the block used them."""
-        return self._kept(layer, "weights").double().numpy()
+        return self._given(layer, 1).double().numpy()
 
     def row_counts(self, layer: int) -> Ints:
-        """Return how often each row's tokens chose each expert (R, E), in either mode."""
-        return self._layer(layer).counts_RE.copy()
+        """Return how often each row's tokens chose each expert (R, E)."""
+        counts_RE = np.zeros((self._num_rows, self._given(layer, 0).shape[1]), dtype=np.int64)
+        np.add.at(counts_RE, (self.rows[:, None], self.experts(layer)), 1)
+        return counts_RE
 
     def row_probabilities(self, layer: int) -> Floats:
-        """Return the mean router probabilities over each row's tokens (R, E), in either mode.
+        """Return the mean router probabilities over each row's tokens (R, E).
 
         A row none of whose tokens count is NaN.
         """
-        data = self._layer(layer)
-        tokens_R1 = data.tokens_R[:, None]
-        empty = np.full_like(data.sums_RE, np.nan)
-        return np.divide(data.sums_RE, tokens_R1, out=empty, where=tokens_R1 > 0)
+        given_TE, rows_T = self.probabilities(layer), self.rows
+        sums_RE = np.zeros((self._num_rows, given_TE.shape[1]))
+        np.add.at(sums_RE, rows_T, given_TE)
+        tokens_R1 = np.bincount(rows_T, minlength=self._num_rows)[:, None]
+        empty = np.full_like(sums_RE, np.nan)
+        return np.divide(sums_RE, tokens_R1, out=empty, where=tokens_R1 > 0)
 
-    def _layer(self, layer: int) -> LayerRecord:
+    def _given(self, layer: int, place: int) -> Tensor:
+        """Return what a layer's router gave to all tokens: logits, weights or chosen experts."""
         if layer not in self._layers:
             raise DataError(f"layer {layer} is no MoE layer of this model; choose of {self.layers}")
-        self._layers[layer].add_up(self._keep)
-        return self._layers[layer]
+        return self._sorted(self._layers[layer], place)
 
-    def _kept(self, layer: int, name: Kept) -> Tensor:
-        data = self._layer(layer)
-        if self._keep != "tokens":
-            raise MedMoeError(
-                f"{name} of single tokens were not kept; record with keep='tokens', or use "
-                "row_counts()"
-            )
-        return torch.cat(getattr(data, name))
+    def _sorted(self, kept: list[list[Tensor]], place: int) -> Tensor:
+        """Return one of the columns (T, …) that are kept, after taking in what was set aside."""
+        calls, self._pending = self._pending, []
+        if calls:
+            # Call by call: a prompt's tokens row by row, then those of each step.
+            counted_T = _joined([call.counted_BS for call in calls])
+            new: dict[int, list[tuple[Tensor, ...]]]
+            new = {-1: [(call.rows_BS, call.kinds_BS) for call in calls]}
+            new |= {layer: [call.given[layer] for call in calls] for layer in self._layers}
+            for layer, parts in new.items():
+                of_layer = self._layers.get(layer, self._tokens)
+                for values, column in zip(of_layer, zip(*parts, strict=True), strict=True):
+                    values.append(_joined(column).to(values[0].dtype).cpu()[counted_T])
+        kept[place][:] = [torch.cat(kept[place])]
+        return kept[place][0]
 
     def _begin(self, inputs: Mapping[str, Any]) -> None:
         """Note a call of the outer model, before it runs and the cache grows."""
@@ -160,24 +172,21 @@ class RoutingTrace:
                 f"the router of layer {layer} ran outside the recorded model; "
                 "give record_routing the very model object that you call"
             )
-        if layer in call.seen:  # gradient checkpointing runs a layer again in the backward pass
+        if layer in call.given:  # gradient checkpointing runs a layer again in the backward pass
             return
-        call.seen.add(layer)
         batch, length = given[0].shape[:2]
-        if call.counted_BS is None:
+        if not call.given:
             call.counted_BS = self._settle(call, batch, length)
             call.kinds_BS = self._kinds(call, batch, length)
-        assert call.kinds_BS is not None
-        data, first_row = self._layers[layer], self._num_rows - batch
-        if data.pending and data.pending[0].first_row != first_row:
-            data.add_up(self._keep)
-        decided = (t.detach() if t.requires_grad else t for t in given)
-        data.pending.append(Step(first_row, call.counted_BS, call.kinds_BS, *decided))
+            rows_B = torch.arange(self._num_rows - batch, self._num_rows)
+            call.rows_BS = rows_B[:, None].expand(batch, length)
+        call.given[layer] = tuple(t.detach() if t.requires_grad else t for t in given)
+        if len(call.given) == len(self._layers):
+            self._pending.append(call)
+            call.inputs, call.cache = {}, None  # only what the routers gave waits
 
     def _kinds(self, call: _Call, batch: int, length: int) -> Tensor:
         """Return what each token of a call is (B, S): an index of `KINDS`, or -1."""
-        if self._keep == "counts":  # nobody can ask
-            return _NOTHING
         if call.goes_on and length == 1:
             return _filled(batch, ANSWER)
         ids, labels = call.inputs.get("input_ids"), call.inputs.get("labels")
@@ -196,6 +205,7 @@ class RoutingTrace:
         """Number the rows of a call and return which of its tokens count (B, S)."""
         goes_on = call.goes_on and batch == len(self._live)
         if not goes_on:
+            self._sorted(self._tokens, 0)
             self._num_rows += batch
             self._live = [True] * batch
         self._cache = call.cache
@@ -240,24 +250,23 @@ class RoutingTrace:
 
 @dataclass
 class _Call:
-    """One call of the outer model: its inputs and which of its tokens count, once known."""
+    """One call of the outer model: its inputs, and by token what is known once a router has run."""
 
     inputs: Mapping[str, Any]
     cache: Any
     goes_on: bool  # with the rows of the call before
-    seen: set[int] = field(default_factory=set)
-    counted_BS: Tensor | None = None
-    kinds_BS: Tensor | None = None
+    rows_BS: Tensor = field(init=False)
+    kinds_BS: Tensor = field(init=False)
+    counted_BS: Tensor = field(init=False)
+    given: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)  # by layer
 
 
 @contextmanager
-def record_routing(model: nn.Module, keep: Keep = "tokens") -> Iterator[RoutingTrace]:
+def record_routing(model: nn.Module) -> Iterator[RoutingTrace]:
     """Record the routing of everything the model does inside the ``with`` block.
 
     Args:
         model: The model object that is called (or whose ``generate`` is called).
-        keep: ``tokens`` keeps the logits and choices of each token; ``counts`` only sums per row,
-            a few hundred bytes for each image.
 
     Yields:
         The trace; it can be read after the block too. The hooks are gone then, also on an error.
@@ -266,7 +275,7 @@ def record_routing(model: nn.Module, keep: Keep = "tokens") -> Iterator[RoutingT
         MedMoeError: The model has no MoE layer.
     """
     blocks = blocks_of(model)
-    trace = RoutingTrace(blocks, keep, _stop_ids(model), _image_id(model))
+    trace = RoutingTrace(blocks, _stop_ids(model), _image_id(model))
 
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # Binding costs more than all the rest here, and `generate` gives names only.
@@ -282,6 +291,11 @@ def record_routing(model: nn.Module, keep: Keep = "tokens") -> Iterator[RoutingT
             yield trace
     finally:
         trace._call = trace._cache = None  # they hold the last inputs and the key-value cache
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Return tensors (B, S, …) as one (T, …), the tokens of each together."""
+    return torch.cat([part.flatten(0, 1) for part in parts])
 
 
 @lru_cache(maxsize=64)
