@@ -30,62 +30,28 @@ def cluster_indices(clusters: Sequence[Hashable]) -> tuple[Indices, int]:
     return np.asarray(numbers, dtype=np.int64), len(seen)
 
 
-def resampled_clusters(count: int, *, seed: int, resamples: int) -> Iterator[Indices]:
-    """Yield blocks (resamples in the block, count) of cluster numbers drawn with replacement."""
+def drawn_counts(count: int, *, seed: int, resamples: int) -> Iterator[Floats]:
+    """Yield how often each of ``count`` clusters is drawn with replacement: blocks (R, count)."""
     rng = np.random.default_rng(seed)
     step = max(1, _BLOCK // max(count, 1))
     for start in range(0, resamples, step):
-        yield rng.integers(0, count, size=(min(step, resamples - start), count))
-
-
-def resampled(
-    count: int, statistic: Callable[[Floats], Floats], seed: int, resamples: int
-) -> Floats:
-    """Return a statistic of every resample of ``count`` clusters.
-
-    Args:
-        statistic: Takes how often each cluster was drawn (R, count), and returns (R, …).
-    """
-    blocks = resampled_clusters(count, seed=seed, resamples=resamples)
-    return np.concatenate([statistic(drawn_counts(drawn, count)) for drawn in blocks])
-
-
-def percentile_interval(samples: Floats) -> tuple[float, float]:
-    """Return the central interval that holds 95 % of the samples."""
-    low, high = np.quantile(samples, [0.025, 0.975])
-    return float(low), float(high)
+        drawn = rng.integers(0, count, size=(rows := min(step, resamples - start), count))
+        # One flat count over all rows: a loop over resamples would take most of the time.
+        flat = (drawn + np.arange(rows)[:, None] * count).ravel()
+        times = np.bincount(flat, minlength=rows * count).reshape(rows, count)
+        yield times.astype(np.float64)
 
 
 def clustered_bootstrap(
-    values: Sequence[float] | Floats,
+    values: npt.ArrayLike,
     clusters: Sequence[Hashable],
     *,
     seed: int,
     resamples: int = 2000,
     confidence: float = 0.95,
-) -> tuple[float, float]:
-    """Return the interval of the mean of ``values``, by a bootstrap over clusters.
-
-    Args and errors are those of `clustered_bootstraps`, for one column of values.
-    """
-    data = np.asarray(values, dtype=np.float64)
-    if data.ndim != 1:
-        raise DataError(f"values of shape {data.shape}; give one value per item")
-    ((low, high),) = clustered_bootstraps(
-        data[:, None], clusters, seed=seed, resamples=resamples, confidence=confidence
-    )
-    return float(low), float(high)
-
-
-def clustered_bootstraps(
-    values: Floats,
-    clusters: Sequence[Hashable],
-    *,
-    seed: int,
-    resamples: int = 2000,
-    confidence: float = 0.95,
+    statistic: Callable[[Floats, Floats], Floats] = lambda sums, sizes: sums / sizes[:, None],
 ) -> Floats:
-    """Return the intervals (M, 2) of the means of M columns ``values`` (items, M).
+    """Return the interval (2,) of the mean of ``values`` (items,), or (M, 2) of M columns of them.
 
     Clusters are drawn with replacement and each resample's mean is the sum of its values ÷ their
     number, so clusters of unequal size are treated as they are. Fewer than two clusters tell
@@ -97,37 +63,29 @@ def clustered_bootstraps(
         seed: Of the draws; the same seed gives the same interval.
         resamples: How many resamples are drawn.
         confidence: The share of resamples between the two ends.
+        statistic: Of R resamples, from the sums (R, M) of their values and their sizes (R,).
 
     Raises:
         DataError: No values, not a number among them, or not one cluster per value.
     """
     data = np.asarray(values, dtype=np.float64)
-    if data.ndim != 2 or data.size == 0 or len(data) != len(clusters):
+    if data.ndim not in (1, 2) or data.size == 0 or len(data) != len(clusters):
         raise DataError(
             f"{len(data)} values with {len(clusters)} clusters; give at least one value and one "
             "cluster for each"
         )
     if not np.isfinite(data).all():
         raise DataError("a value is not finite; drop or mend it before asking for an interval")
+    table = data.reshape(len(data), -1)
     index, count = cluster_indices(clusters)
-    if count < 2:
-        return np.full((data.shape[1], 2), math.nan)
-    sums = np.zeros((count, data.shape[1]))
-    np.add.at(sums, index, data)
+    sums = np.zeros((count, table.shape[1]))
+    np.add.at(sums, index, table)
     sizes = np.bincount(index, minlength=count).astype(np.float64)
-    means = resampled(
-        count, lambda times: (times @ sums) / (times @ sizes)[:, None], seed, resamples
-    )
+    draws = drawn_counts(count, seed=seed, resamples=resamples)
+    samples = np.concatenate([statistic(times @ sums, times @ sizes) for times in draws])
     tail = (1.0 - confidence) / 2.0
-    return np.quantile(means, [tail, 1.0 - tail], axis=0).T
-
-
-def drawn_counts(drawn: Indices, count: int) -> Floats:
-    """Return how often each of ``count`` clusters was drawn (R, count), from draws (R, count)."""
-    rows = len(drawn)
-    # One flat count over all rows: a loop over resamples would take most of the time.
-    flat = (drawn + np.arange(rows)[:, None] * count).ravel()
-    return np.bincount(flat, minlength=rows * count).reshape(rows, count).astype(np.float64)
+    ends = np.quantile(samples if count > 1 else samples * math.nan, [tail, 1.0 - tail], axis=0).T
+    return ends[0] if data.ndim == 1 else ends
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
@@ -162,7 +120,7 @@ def intervals(
     count = len(set(images))
     ends: list[tuple[float | None, float | None]] = []
     for column, (low, high) in zip(
-        values.T, clustered_bootstraps(values, images, seed=seed), strict=True
+        values.T, clustered_bootstrap(values, images, seed=seed), strict=True
     ):
         if column[0] in (0.0, 1.0) and (column == column[0]).all():
             ends.append(wilson(count if column[0] == 1.0 else 0, count))
@@ -187,8 +145,7 @@ def difference_interval(
         share, _ = wilson(count, count)
         low, high = sorted((first, first * (2 * share - 1)))
         return low, high
-    low, high = clustered_bootstrap(differences, images, seed=seed)
-    assert not math.isnan(low)
+    low, high = clustered_bootstrap(differences, images, seed=seed).tolist()
     return low, high
 
 

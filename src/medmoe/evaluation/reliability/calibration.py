@@ -18,13 +18,7 @@ import numpy as np
 
 from medmoe.errors import DataError
 from medmoe.evaluation.score.auc import label_probabilities
-from medmoe.evaluation.statistics import (
-    Floats,
-    Indices,
-    cluster_indices,
-    percentile_interval,
-    resampled,
-)
+from medmoe.evaluation.statistics import Floats, Indices, clustered_bootstrap
 
 BINS = 10
 #: Temperatures that are tried; one outside would say that the confidences mean nothing.
@@ -111,19 +105,17 @@ def ece_interval(answered: Answered, *, seed: int, resamples: int = 2000) -> tup
 
     The ECE of few answers is biased upwards, and so is its interval; (nan, nan) with one image.
     """
-    index, count = cluster_indices(answered.images)
-    if count < 2:
-        return math.nan, math.nan
     _, places = _places(answered.confidence, False)
-    gaps, sizes = np.zeros((count, BINS)), np.zeros(count)
-    np.add.at(gaps, (index, places), answered.confidence - answered.right)
-    np.add.at(sizes, index, 1.0)
-
-    def errors(times: Floats) -> Floats:
-        of_resamples: Floats = np.abs(times @ gaps).sum(axis=1) / (times @ sizes)
-        return of_resamples
-
-    return percentile_interval(resampled(count, errors, seed, resamples))
+    gaps = np.zeros((len(places), BINS))
+    gaps[np.arange(len(places)), places] = answered.confidence - answered.right
+    low, high = clustered_bootstrap(
+        gaps,
+        answered.images,
+        seed=seed,
+        resamples=resamples,
+        statistic=lambda sums, sizes: np.abs(sums).sum(axis=1) / sizes,
+    )
+    return float(low), float(high)
 
 
 def brier(answered: Answered) -> float:

@@ -138,6 +138,6 @@ def _silhouettes(
     for name, values in zip(
         ("before", "after", "difference"), (*each, each[1] - each[0]), strict=True
     ):
-        low, high = clustered_bootstrap(values, range(len(labels)), seed=seed)
+        low, high = clustered_bootstrap(values, range(len(labels)), seed=seed).tolist()
         row |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
     return row | {"images": len(labels)}

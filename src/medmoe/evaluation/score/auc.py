@@ -17,13 +17,7 @@ import numpy.typing as npt
 from medmoe.data.schema import Record
 from medmoe.errors import DataError
 from medmoe.evaluation.files.predictions import Prediction
-from medmoe.evaluation.statistics import (
-    Floats,
-    Indices,
-    cluster_indices,
-    percentile_interval,
-    resampled,
-)
+from medmoe.evaluation.statistics import Floats, Indices, cluster_indices, drawn_counts
 
 #: Below this share of usable resamples an AUC interval would describe a biased selection.
 _MIN_USABLE = 0.9
@@ -152,11 +146,20 @@ def _mean_auc(
     from sklearn.metrics import roc_auc_score  # a second to import
 
     value = float(np.mean([roc_auc_score(positive, scores) for positive, scores in scored]))
-    samples = _resampled(scored, clusters, seed=seed, resamples=resamples)
-    usable = samples[np.isfinite(samples)]
-    if usable.size < _MIN_USABLE * resamples:
+    index, count = cluster_indices(clusters)
+    step = max(1, _BLOCK // len(clusters))
+    samples = [
+        np.mean(
+            [weighted_auc(*pair, times[start : start + step, index]) for pair in scored], axis=0
+        )
+        for times in drawn_counts(count, seed=seed, resamples=resamples)
+        for start in range(0, len(times), step)
+    ]
+    usable = np.concatenate(samples)
+    usable = usable[np.isfinite(usable)]
+    if count < 2 or usable.size < _MIN_USABLE * resamples:
         return Auc(value, reason="too few images of some class for an interval")
-    return Auc(value, *percentile_interval(usable))
+    return Auc(value, *np.quantile(usable, [0.025, 0.975]).tolist())
 
 
 def weighted_auc(
@@ -178,23 +181,3 @@ def weighted_auc(
     won = (above * (np.cumsum(below, axis=1) - 0.5 * below)).sum(axis=1)
     defined = pairs > 0
     return np.asarray(np.where(defined, won / np.where(defined, pairs, 1.0), np.nan))
-
-
-def _resampled(
-    scored: Sequence[tuple[npt.NDArray[np.bool_], Floats]],
-    clusters: Sequence[Hashable],
-    *,
-    seed: int,
-    resamples: int,
-) -> Floats:
-    index, count = cluster_indices(clusters)
-    if count < 2:
-        return np.full(resamples, np.nan)
-    step = max(1, _BLOCK // len(clusters))
-
-    def mean_auc(times: Floats) -> Floats:
-        parts = (times[start : start + step, index] for start in range(0, len(times), step))
-        each = ([weighted_auc(*pair, weights) for pair in scored] for weights in parts)
-        return np.concatenate([np.mean(aucs, axis=0) for aucs in each])
-
-    return resampled(count, mean_auc, seed, resamples)
