@@ -7,11 +7,15 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.experiments.miniature import PNEUMONIA, write_arrays
 from tests.experiments.own_set import write_classes, write_pictures
 from tests.model.tiny import moe_model, processor
 
 from medmoe.cli.main import main
+from medmoe.data import registry
 from medmoe.evaluation.ask import asker as module
+from medmoe.evaluation.files.predictions import Prediction
+from medmoe.evaluation.predict_set import _table
 from medmoe.model.checkpoint import save_model
 
 
@@ -72,6 +76,36 @@ def test_json_lines_hold_predictions_without_a_truth(
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [row["id"] for row in rows] == ["questions/2", "questions/3", "questions/5"]
     assert all(set(row) == {"id", "prediction", "confidence", "routing"} for row in rows)
+
+
+def test_every_question_of_a_conversation_is_answered(model: Path, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "ward", range(2))
+    said = ["Is there a mass?", "no", "Which organ is this?", "lung"]
+    turns = [{"role": ["user", "assistant"][i % 2], "content": text} for i, text in enumerate(said)]
+    rows = [{"messages": turns[: 4 - 2 * n], "images": [f"{n:03d}.png"]} for n in range(2)]
+    path = tmp_path / "ward" / "talks.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out, table = tmp_path / "answers.jsonl", tmp_path / "answers.csv"
+    assert main(["predict", str(model), str(path), "--out", str(out)]) == 0
+    answers = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [row["id"] for row in answers] == ["talks/1", "talks/1#2", "talks/2"]
+    assert main(["predict", str(model), str(path), "--out", str(table)]) == 0
+    with table.open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["prediction"] for line in lines] == [row["prediction"] for row in answers]
+    assert [line["images"] for line in lines] == ['["000.png"]'] * 2 + ['["001.png"]']
+
+
+def test_each_picture_of_an_array_has_its_own_answer_in_the_table(tmp_path: Path) -> None:
+    """Such pictures are rows of no file, told apart by their ids alone."""
+    write_arrays(tmp_path)
+    reader = registry.READERS["pneumoniamnist"]
+    records = reader.read(tmp_path, "test")
+    predictions = [Prediction(r.id, f"answer {n}", 0.5) for n, r in enumerate(records)]
+    rows = list(csv.DictReader(_table(reader, records, predictions).splitlines()))
+    assert [row["prediction"] for row in rows] == [p.text for p in predictions]
+    assert [row["id"] for row in rows] == [r.id for r in records]
+    assert len(rows) == PNEUMONIA["test"]
 
 
 def test_classes_are_chosen_and_their_confidence_is_a_share(model: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import csv
 import json
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from io import StringIO
@@ -25,7 +26,7 @@ from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, DataError
 from medmoe.evaluation.ask.asker import Asker, Progress
 from medmoe.evaluation.ask.plan import EvalPlan, hold_settings
-from medmoe.evaluation.ask.records import TaskRecords
+from medmoe.evaluation.ask.records import TaskRecords, turn_by_turn
 from medmoe.evaluation.files.json_lines import read_rows
 from medmoe.evaluation.files.predictions import Prediction
 from medmoe.evaluation.reliability.measure import confidence_of
@@ -51,7 +52,8 @@ def predict_set(
     Args:
         name: The set by name or path, with or without a split.
         out: A ``.jsonl`` file, a prediction a line, or a ``.csv`` file: a table's own columns with
-            ``prediction`` and ``confidence`` behind them, empty where a row could not be read.
+            ``prediction`` and ``confidence`` behind them, empty where a row could not be read. Of a
+            conversation every question is answered, with the turns before it as the set has them.
         bad: Receives the rows and pictures that cannot be read; without it the first is an error.
 
     Raises:
@@ -66,7 +68,8 @@ def predict_set(
     reader, split = registry.parse_set(name, allow_outside=allow_outside)
     if isinstance(reader, Own):
         reader = replace(reader, needs_answers=False)
-    records = readable(_records(reader, split, root, bad), bad)
+    known = readable(_records(reader, split, root, bad), bad)
+    records = [turn for record in known for turn in turn_by_turn(record)]
     bad.settle()
     if not records:
         raise DataError(f"{name}: no row that can be answered: {bad.first_reasons()}")
@@ -115,23 +118,23 @@ def _table(
     reader: registry.Reader, records: Sequence[Record], predictions: Sequence[Prediction]
 ) -> str:
     """Return the rows of a table with their answers, as CSV; of another set what identifies one."""
-    answered = {record.place: p for record, p in zip(records, predictions, strict=True)}
-    rows: list[tuple[str, Mapping[str, Any]]] = [
-        (r.place, {"id": r.id, "image": r.image.id, "question": r.question}) for r in records
+    rows: list[tuple[Mapping[str, Any], list[Prediction]]] = [
+        ({"id": r.id, "image": r.image.id, "question": r.question}, [prediction])
+        for r, prediction in zip(records, predictions, strict=True)
     ]
     if isinstance(reader, Own):
-        rows = list(reader.rows(BadRows(quiet=True)))
-    columns = dict.fromkeys(key for _, row in rows for key in row)
+        answered: dict[str, list[Prediction]] = defaultdict(list)
+        for record, prediction in zip(records, predictions, strict=True):
+            answered[record.place].append(prediction)
+        rows = [(row, answered[place]) for place, row in reader.rows(BadRows(quiet=True))]
+    columns = dict.fromkeys(key for row, _ in rows for key in row)
     buffer = StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([*columns, "prediction", "confidence"])
-    for place, row in rows:
+    for row, given in rows:
         cells = [_cell(row.get(column)) for column in columns]
-        prediction = answered.get(place)
-        said = ["", ""]
-        if prediction is not None:
-            said = [prediction.text, f"{confidence_of(prediction):.6f}"]
-        writer.writerow([*cells, *said])
+        said = [[p.text, f"{confidence_of(p):.6f}"] for p in given] or [["", ""]]
+        writer.writerows([*cells, *answer] for answer in said)
     return buffer.getvalue()
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from medmoe.data.readers.common import hash_share
 from medmoe.data.schema import Record
 from medmoe.evaluation.ask.asker import predict
+from medmoe.evaluation.ask.records import turn_by_turn
 from medmoe.evaluation.score.measures import is_right
 from medmoe.inference.engine import MedMoe
 from medmoe.training.load_balance import BalancedMoe
@@ -36,16 +37,19 @@ def strict_score(
 ) -> Callable[[nn.Module], float]:
     """Return what asks a model the questions and gives the percentage answered right.
 
+    Of a conversation every question is asked, with the true turns before it.
+
     Args:
         features: (N, P, D_vision) of the pictures.
         rows: Row of each image id in ``features``.
     """
     # Ids are unique within their set only.
-    numbered = [replace(record, id=str(number)) for number, record in enumerate(records)]
+    asked = [turn for record in records for turn in turn_by_turn(record)]
+    numbered = [replace(record, id=str(number)) for number, record in enumerate(asked)]
 
     def score(model: nn.Module) -> float:
-        asked: Any = model.model if isinstance(model, BalancedMoe) else model
-        answers = predict(MedMoe(asked, processor), numbered, features, dict(rows))
+        whole: Any = model.model if isinstance(model, BalancedMoe) else model
+        answers = predict(MedMoe(whole, processor), numbered, features, dict(rows))
         return 100 * sum(map(is_right, numbered, answers)) / len(numbered)
 
     return score

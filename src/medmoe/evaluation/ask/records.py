@@ -167,7 +167,7 @@ def _read(
     return records
 
 
-def _turn_by_turn(record: Record) -> list[Record]:
+def turn_by_turn(record: Record) -> list[Record]:
     """Return a record of every question of a conversation, with the true turns before it."""
     if not record.further:
         return [record]
@@ -192,7 +192,7 @@ def _turn_by_turn(record: Record) -> list[Record]:
 def _of_kind(spec: TaskSpec, records: Sequence[Record]) -> list[Record]:
     """Return the questions of a task's kind; of a conversation each of its own."""
     task = "vqa" if spec.kind == "vqa" else "classification"
-    return [turn for record in records if record.task == task for turn in _turn_by_turn(record)]
+    return [turn for record in records if record.task == task for turn in turn_by_turn(record)]
 
 
 def _drawn(records: Sequence[Record], limit: int | None, seed: int) -> list[Record]:
