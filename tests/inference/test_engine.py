@@ -74,6 +74,32 @@ def test_answers_come_in_order_whatever_the_batches(batch_size: int) -> None:
         assert_same(found, expected)
 
 
+def test_what_is_asked_twice_is_answered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = engine(batch_size=2)
+    table = ours.encode([picture(0), picture(1)])
+    rows = [0, 1, 0, None, 0, None]
+    questions = [QUESTIONS[n] for n in (0, 0, 0, 1, 1, 1)]
+    options = [("yes", "no")] * 4 + [("no", "yes")] * 2
+    pictured = [0, 1, 0, 0, 0, 1]
+    alone = [
+        engine().answer_features(table, [r], [q])[0] for r, q in zip(rows, questions, strict=True)
+    ]
+    scores = [engine().option_scores(table, [r], [q], [o])[0]
+              for r, q, o in zip(pictured, questions, options, strict=True)]  # fmt: skip
+    prompts, packed = [], []
+    generate, weigh = ours._generate, ours._token_log_likelihood
+    monkeypatch.setattr(ours, "_generate", lambda p, *a: prompts.extend(p) or generate(p, *a))
+    monkeypatch.setattr(
+        ours, "_token_log_likelihood", lambda b, f: packed.append(len(f)) or weigh(b, f)
+    )
+    for found, expected in zip(ours.answer_features(table, rows, questions), alone, strict=True):
+        assert_same(found, expected)
+    assert len(prompts) == 4
+    found = ours.option_scores(table, pictured, questions, options)
+    assert torch.tensor(found).allclose(torch.tensor(scores), atol=1e-4)
+    assert sum(packed) == len(set(zip(pictured, questions, options, strict=True)))
+
+
 def test_no_question_gives_no_answer() -> None:
     assert engine().answer_batch([]) == []
 

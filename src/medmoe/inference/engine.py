@@ -137,21 +137,21 @@ class MedMoe:
             earlier: Of each question the turns before it, question and answer of each.
             experts: Also say which expert took which share of the image, layer by layer.
         """
-        prompts = [
-            self.tokenizer.prompt(question, turns, with_image=row is not None)
+        asked = [
+            (row, self.tokenizer.prompt(question, turns, with_image=row is not None))
             for question, turns, row in zip(
                 questions, earlier or [()] * len(rows), rows, strict=True
             )
         ]
-        answers: dict[int, Answer] = {}
-        for batch in self._batches(prompts, rows):
-            with_image = rows[batch[0]] is not None
-            chosen = (
-                features[[rows[i] for i in batch]] if with_image and features is not None else None
-            )
-            given = self._generate([prompts[i] for i in batch], chosen, experts)
+        different = list(dict.fromkeys(asked))  # what is asked twice is answered once
+        answers: dict[tuple[int | None, tuple[int, ...]], Answer] = {}
+        for batch in self._batches(different):
+            chosen = None
+            if batch[0][0] is not None and features is not None:
+                chosen = features[[row for row, _ in batch]]
+            given = self._generate([prompt for _, prompt in batch], chosen, experts)
             answers.update(zip(batch, given, strict=True))
-        return [answers[i] for i in range(len(prompts))]
+        return [answers[one] for one in asked]
 
     @torch.no_grad()
     def candidates(
@@ -205,22 +205,21 @@ class MedMoe:
         """Return `option_scores`, and where the router sent each question's image meanwhile."""
         prefix = self.tokenizer.prefix()
         pad = self.processor.tokenizer.pad_token_id
-        scored: list[tuple[tuple[float, ...], Routing | None]] = []
-        for start in range(0, len(rows), self._batch_size):
-            part = range(start, min(start + self._batch_size, len(rows)))
+        asked = list(zip(rows, questions, map(tuple, options), strict=True))
+        different = list(dict.fromkeys(asked))
+        scored: dict[Any, tuple[tuple[float, ...], Routing | None]] = {}
+        for start in range(0, len(different), self._batch_size):
+            part = different[start : start + self._batch_size]
             packed = [
-                Packed(
-                    rows[i],
-                    prefix,
-                    tuple(self.tokenizer.segment(questions[i], option) for option in options[i]),
-                )
-                for i in part
+                Packed(row, prefix, tuple(self.tokenizer.segment(question, o) for o in choices))
+                for row, question, choices in part
             ]
             batch = pack_batch(packed, pad)
-            chosen = features[[rows[i] for i in part]]
+            chosen = features[[row for row, *_ in part]]
             log_likelihood, routings = self._token_log_likelihood(batch, chosen)
-            scored.extend(zip(_segment_sums(packed, log_likelihood), routings, strict=True))
-        return scored
+            sums = _segment_sums(packed, log_likelihood)
+            scored.update(zip(part, zip(sums, routings, strict=True), strict=True))
+        return [scored[one] for one in asked]
 
     @contextmanager
     def routed(
@@ -269,12 +268,12 @@ class MedMoe:
         return ids.to(self.model.device), mask.to(self.model.device)
 
     def _batches(
-        self, prompts: Sequence[tuple[int, ...]], rows: Sequence[int | None]
-    ) -> Iterable[list[int]]:
-        """Yield indices of prompts of like length, with and without image apart."""
-        order = sorted(range(len(prompts)), key=lambda i: (rows[i] is None, len(prompts[i]), i))
+        self, asked: Iterable[tuple[int | None, tuple[int, ...]]]
+    ) -> Iterable[list[tuple[int | None, tuple[int, ...]]]]:
+        """Yield rows and prompts of like length, with and without image apart."""
+        order = sorted(asked, key=lambda one: (one[0] is None, len(one[1])))
         for kind in (False, True):
-            group = [i for i in order if (rows[i] is None) == kind]
+            group = [one for one in order if (one[0] is None) == kind]
             for start in range(0, len(group), self._batch_size):
                 yield group[start : start + self._batch_size]
 

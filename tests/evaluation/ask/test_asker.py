@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tests.model.tiny import IMAGE_TOKENS, WIDTH, moe_model, processor
 from torch import Tensor
 
 from medmoe.data.phantom import read_phantom
 from medmoe.data.schema import Record, question_text
-from medmoe.evaluation.ask.asker import predict
+from medmoe.evaluation.ask.asker import ask_chunk, predict
 from medmoe.evaluation.score.rows import score_task
 from medmoe.inference.engine import MedMoe
 
@@ -45,6 +46,24 @@ def test_kinds_mixed_in_any_order_give_the_same_predictions(
     backwards = {p.id: p for p in predict(engine, RECORDS[::-1], features, ROWS)}
     assert {r.task for r in RECORDS} == {"vqa", "classification"}
     assert {i: p.text for i, p in forwards.items()} == {i: p.text for i, p in backwards.items()}
+
+
+def test_a_picture_in_the_place_of_all_is_encoded_once(
+    engine: MedMoe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = RECORDS
+    encoded = []
+    encode = engine.encode
+    monkeypatch.setattr(engine, "encode", lambda found: encoded.append(len(found)) or encode(found))
+    grey = Image.new("RGB", (64, 64), (90, 90, 90))
+    blank = ask_chunk(engine, records, lambda name, picture: grey)
+    own = ask_chunk(engine, records)
+    assert encoded == [1, 6]
+    assert [p.id for p in blank] == [p.id for p in own] == [r.id for r in records]
+    same: dict[str, set[str]] = {}
+    for record, prediction in zip(records, blank, strict=True):
+        same.setdefault(question_text(record), set()).add(prediction.text)
+    assert all(len(texts) == 1 for texts in same.values())
 
 
 def test_each_question_is_asked_about_its_own_image(engine: MedMoe, features: Tensor) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from medmoe.evaluation.ask.plan import EvalPlan
 from medmoe.evaluation.files.predictions import Prediction, read_predictions
 from medmoe.inference.answer import Routing
 from medmoe.inference.engine import MedMoe
+from medmoe.model.blind import BlindConfig
 
 _PROBABILITY_DECIMALS = 6
 Progress = Callable[[str, int, int], None]  # what is asked, questions done, questions in all
@@ -75,7 +77,7 @@ def ask_chunk(
     records: Sequence[Record],
     change: Change | None = None,
 ) -> list[Prediction]:
-    """Answer records, each image encoded once for all its questions.
+    """Answer records, each picture encoded once for all its questions.
 
     Raises:
         ImageError: A picture cannot be used; the record is named.
@@ -84,8 +86,17 @@ def ask_chunk(
     pictures = [open_record(image) for image in images]
     if change is not None:
         pictures = [change(i.id, picture) for i, picture in zip(images, pictures, strict=True)]
-    features = engine.encode(pictures)
-    return predict(engine, records, features, {image.id: i for i, image in enumerate(images)})
+    # A control shows the same picture in the place of many, and to a blind twin all are the same.
+    blind = engine.model.config.vision_config.model_type == BlindConfig.model_type
+    shown = [b"" if blind else _digest(picture) for picture in pictures]
+    different = dict(zip(shown, pictures, strict=True))
+    places = {digest: place for place, digest in enumerate(different)}
+    rows = {image.id: places[digest] for image, digest in zip(images, shown, strict=True)}
+    return predict(engine, records, engine.encode(list(different.values())), rows)
+
+
+def _digest(picture: Image.Image) -> bytes:
+    return sha256(f"{picture.mode} {picture.size} ".encode() + picture.tobytes()).digest()
 
 
 def predict(
