@@ -52,7 +52,7 @@ def test_a_picture_in_the_place_of_all_is_encoded_once(
     engine: MedMoe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = RECORDS
-    encoded = []
+    records, encoded = RECORDS, []
     encode = engine.encode
     monkeypatch.setattr(engine, "encode", lambda found: encoded.append(len(found)) or encode(found))
     grey = Image.new("RGB", (64, 64), (90, 90, 90))
