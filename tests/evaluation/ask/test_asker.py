@@ -51,7 +51,6 @@ def test_kinds_mixed_in_any_order_give_the_same_predictions(
 def test_a_picture_in_the_place_of_all_is_encoded_once(
     engine: MedMoe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    records = RECORDS
     records, encoded = RECORDS, []
     encode = engine.encode
     monkeypatch.setattr(engine, "encode", lambda found: encoded.append(len(found)) or encode(found))
