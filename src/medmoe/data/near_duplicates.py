@@ -15,12 +15,12 @@ rotation or another window of the grey values is another picture. Limits were se
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -50,7 +50,6 @@ _CHUNK = 256  # candidates aligned at once
 _FRAME = 0.1  # share of the half side left out at the edges, where a filter sees beyond the picture
 
 Floats = npt.NDArray[np.float32]
-Indices = npt.NDArray[np.int64]
 Kind = Literal["exact", "near", "same_id"]
 
 
@@ -86,15 +85,6 @@ class Fingerprints:
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.ids)
-
-    def joined(self, other: Fingerprints) -> Fingerprints:
-        """Return these fingerprints and those of other images."""
-        return Fingerprints(
-            (*self.ids, *other.ids),
-            np.concatenate([self.grey, other.grey]),
-            (*self.digests, *other.digests),
-            np.concatenate([self.small, other.small]),
-        )
 
     def of(self, ids: Sequence[str]) -> Fingerprints:
         """Return the fingerprints of some of the images, in the order asked for."""
@@ -153,7 +143,7 @@ def _packed(picture: Image.Image) -> Pixels:
     return packed
 
 
-@functools.cache
+@cache
 def _policy() -> str:
     """Return everything besides a file that decides its fingerprint."""
     versions = {"decoding": DECODING_VERSION, "pillow": PIL.__version__}
@@ -199,34 +189,26 @@ def _near(
     left: Fingerprints, right: Fingerprints, *, within: bool
 ) -> dict[tuple[str, str], tuple[Kind, int]]:
     """Return near duplicates; pairs with equal pixels are left to `_exact`."""
+    large_l, large_r = np.flatnonzero(~left.small), np.flatnonzero(~right.small)
+    small_l, small_r = np.flatnonzero(left.small), np.flatnonzero(right.small)
     kinds: dict[tuple[str, str], tuple[Kind, int]] = {}
-    for small in (False, True):
-        for l_rows, r_rows in _parts(left, right, small=small):
-            pairs = _small_pairs if small else _large_pairs
-            for i, j, likeness in pairs(left.grey[l_rows], right.grey[r_rows], within=within):
-                a, b = int(l_rows[i]), int(r_rows[j])
-                if left.digests[a] != right.digests[b]:
-                    distance = max(0, round(100 * (1 - likeness)))
-                    kinds[left.ids[a], right.ids[b]] = ("near", distance)
+    for l_rows, r_rows, pairs in (
+        (large_l, large_r, partial(_large_pairs, within=within)),
+        (small_l, np.arange(len(right)), _small_pairs),
+        (large_l, small_r, _small_pairs),
+    ):
+        for i, j, likeness in pairs(left.grey[l_rows], right.grey[r_rows]):
+            a, b = int(l_rows[i]), int(r_rows[j])
+            if left.digests[a] != right.digests[b]:
+                distance = max(0, round(100 * (1 - likeness)))
+                kinds[left.ids[a], right.ids[b]] = ("near", distance)
     return kinds
 
 
-def _parts(
-    left: Fingerprints, right: Fingerprints, *, small: bool
-) -> list[tuple[Indices, Indices]]:
-    """Return the rows to compare: large with large, or whatever has a small picture in it."""
-    large_l, large_r = np.flatnonzero(~left.small), np.flatnonzero(~right.small)
-    small_l, small_r = np.flatnonzero(left.small), np.flatnonzero(right.small)
-    if not small:
-        return [(large_l, large_r)]
-    return [(small_l, np.arange(len(right))), (large_l, small_r)]
-
-
 def _small_pairs(
-    left: npt.NDArray[np.uint8], right: npt.NDArray[np.uint8], *, within: bool
+    left: npt.NDArray[np.uint8], right: npt.NDArray[np.uint8]
 ) -> list[tuple[int, int, float]]:
     """Return row, column and correlation of whole pictures that are one at 32 pixels."""
-    del within
     whole = (0.0, 0.0, 1.0)
     of_left, of_right = (_descriptors(side, whole, 32, 2.0) for side in (left, right))
     pairs = []
@@ -292,7 +274,7 @@ def _placed(left: Floats, right: Floats) -> Floats:
     return places
 
 
-@functools.cache
+@cache
 def _windows() -> tuple[tuple[float, float, float], ...]:
     """Return top, left and side of the whole picture and of 27 crops, as shares of the side."""
     crops = [
@@ -319,7 +301,7 @@ def _descriptors(
     return np.where(norm > cells / 4, flat / np.maximum(norm, 1e-6), 0).astype(np.float32)
 
 
-@functools.cache
+@cache
 def _averages(start: float, length: float, cells: int) -> Floats:
     """Return the matrix that averages a stretch of a side into cells, (cells, 128)."""
     edges = (start + np.arange(cells + 1) / cells * length) * _SIDE
@@ -329,7 +311,7 @@ def _averages(start: float, length: float, cells: int) -> Floats:
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
 
 
-@functools.cache
+@cache
 def _blur(cells: int, sigma: float) -> Floats:
     """Return the matrix of a Gaussian blur along one side, (cells, cells)."""
     place = np.arange(cells)

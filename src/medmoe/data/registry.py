@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from medmoe.data.bad_rows import BadRows
 from medmoe.data.readers import (
@@ -28,46 +27,44 @@ from medmoe.data.readers import (
     vqa_med_2019,
     vqa_rad,
 )
+from medmoe.data.readers.known_set import KnownSet
+from medmoe.data.readers.own_set import OwnSet
 from medmoe.data.schema import Record
 from medmoe.errors import DataError, one_of
 
 ENVIRONMENT_VARIABLE = "MEDMOE_DATA"
 
 
-class Reader(Protocol):
-    """What every reader offers."""
+@dataclass(frozen=True)
+class _Located:
+    """A known set whose place is known: the data folder is not asked for."""
 
-    @property
-    def NAME(self) -> str:
-        """Name of the data set in records, recipes and results."""
-        ...
+    reader: KnownSet
+    root: Path
+    path: Path
+    NAME: str
+    SPLITS: tuple[str, ...]
+    MARKERS: tuple[str, ...]
+    LICENCE: str
+    SOURCE: common.Source
 
-    @property
-    def SPLITS(self) -> tuple[str, ...]:
-        """The splits that can be read."""
-        ...
-
-    @property
-    def MARKERS(self) -> tuple[str, ...]:
-        """Files or folders looked for under the data folder; one of them is enough."""
-        ...
-
-    @property
-    def LICENCE(self) -> str:
-        """Licence of the images and texts."""
-        ...
-
-    @property
-    def SOURCE(self) -> common.Source:
-        """Where the set comes from."""
-        ...
+    @classmethod
+    def at(cls, reader: KnownSet, root: Path, path: Path) -> _Located:
+        facts = (reader.NAME, reader.SPLITS, reader.MARKERS, reader.LICENCE, reader.SOURCE)
+        return cls(reader, root, path, *facts)
 
     def read(self, root: Path, split: str, bad: BadRows | None = None) -> list[Record]:
-        """Return the records of one split of the set under ``root``."""
-        ...
+        """Return the records of a split, and say what the folder was taken for."""
+        del root
+        if bad is not None:
+            bad.say(f"{self.path}: read as {self.NAME}")
+        return self.reader.read(self.root, split, bad)
 
 
-_READERS: tuple[Reader, ...] = (
+#: What every reader is: a set known by name, the same where it lies, or a user's own.
+Reader = KnownSet | _Located | OwnSet
+
+_READERS: tuple[KnownSet, ...] = (
     vqa_rad.SET,
     slake.ENGLISH,
     slake.CHINESE,
@@ -82,7 +79,7 @@ _READERS: tuple[Reader, ...] = (
     lc25000.SET,
 )
 #: The sets that are known by name.
-READERS: dict[str, Reader] = {reader.NAME: reader for reader in _READERS}
+READERS: dict[str, KnownSet] = {reader.NAME: reader for reader in _READERS}
 #: Those that the demonstration on real data needs, all of them.
 DEMO_SETS = ("vqa_rad", "vqa_med_2019", "pneumoniamnist", "mednist", "lc25000")
 
@@ -179,7 +176,7 @@ def reader_of(name: str | Path) -> Reader:
 def _at(path: Path, allow_outside: bool) -> list[Reader]:
     """Return the readers of what lies at a path: known sets, a table, or a folder of classes."""
     if known := [_Located.at(reader, root, path) for reader, root in _known_at(path)]:
-        return known
+        return [*known]
     table = own.find(path, allow_outside)
     classes = path.is_dir() and folder_per_class.looks_like_one(path)
     if table is not None and not (classes and not own.asks(table)):
@@ -199,7 +196,7 @@ _COMMON_MARKERS = (
 )
 
 
-def _known_at(path: Path) -> list[tuple[Reader, Path]]:
+def _known_at(path: Path) -> list[tuple[KnownSet, Path]]:
     """Return the known sets whose own folder or file a path is, else those in it, each with root.
 
     The root of a set is the folder that its markers are looked for in: the data folder, or a set's
@@ -219,33 +216,7 @@ def _known_at(path: Path) -> list[tuple[Reader, Path]]:
     return own_folder or below
 
 
-@dataclass(frozen=True)
-class _Located:
-    """A known set whose place is known: the data folder is not asked for."""
-
-    reader: Reader
-    root: Path
-    path: Path
-    NAME: str
-    SPLITS: tuple[str, ...]
-    MARKERS: tuple[str, ...]
-    LICENCE: str
-    SOURCE: common.Source
-
-    @classmethod
-    def at(cls, reader: Reader, root: Path, path: Path) -> Reader:
-        facts = (reader.NAME, reader.SPLITS, reader.MARKERS, reader.LICENCE, reader.SOURCE)
-        return cls(reader, root, path, *facts)
-
-    def read(self, root: Path, split: str, bad: BadRows | None = None) -> list[Record]:
-        """Return the records of a split, and say what the folder was taken for."""
-        del root
-        if bad is not None:
-            bad.say(f"{self.path}: read as {self.NAME}")
-        return self.reader.read(self.root, split, bad)
-
-
-def is_there(reader: Reader, root: Path) -> bool:
+def is_there(reader: KnownSet, root: Path) -> bool:
     """Return whether one of a set's markers is under ``root``."""
     return any((root / marker).exists() for marker in reader.MARKERS)
 
