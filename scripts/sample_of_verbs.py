@@ -94,7 +94,7 @@ def main(out: Path) -> None:
         medmoe(verb, model, "--task", "phantom_vqa", "--limit", "48", "--out", str(out / verb))
     medmoe("explain", model, picture, QUESTION, "--out", str(out / "explain"))
     serve(model)
-    releases = ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch", "gradio"))
+    releases = ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch", "fastapi"))
     print(f"doctor, train, ask, chat, eval, routes, explain and serve run on {releases}")
 
 

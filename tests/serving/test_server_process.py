@@ -17,11 +17,7 @@ import pytest
 from pydicom.data import get_testdata_file
 from tests.serving.support import TOKEN, Running, ask, data_url, png, question, running
 
-from medmoe.errors import ConfigError
-from medmoe.serving.app import create_app
 from medmoe.serving.audit import verify
-from medmoe.serving.local_engine import LocalEngine
-from medmoe.serving.settings import ServerSettings
 
 
 def exchange(server: Running, data: bytes, seconds: float = 20) -> bytes:
@@ -142,39 +138,12 @@ def test_it_runs_where_there_is_no_network(tiny_model: Path, tmp_path: Path) -> 
     subprocess.run(words, check=True, timeout=120)
 
 
-def test_without_gradio_it_serves_all_but_the_page(tiny_model: Path, tmp_path: Path) -> None:
-    program = (
-        "import sys; sys.modules['gradio'] = None\n"  # as where it is not installed
-        "from medmoe.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    )
-    blocked = ("-c", program)
-    with running(tiny_model, tmp_path / "server", "--no-page", program=blocked) as server:
+def test_without_its_page_it_serves_all_else(tiny_model: Path, tmp_path: Path) -> None:
+    with running(tiny_model, tmp_path / "server", "--no-page") as server:
         assert ask(server.address, image=png()).status_code == 200
         upload = httpx.post(f"{server.address}/v1/files", files={"file": ("x.png", png())})
         assert upload.status_code == 200
         assert httpx.get(server.address).status_code == 404
-
-
-def test_a_page_without_gradio_is_one_line_and_leaves_nothing(
-    tiny_model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    from medmoe.cli import main as cli
-
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    log = tmp_path / "logs" / "audit.jsonl"
-    assert cli.main(["serve", str(tiny_model), "--audit-log", str(log), "--port", "8999"]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err == (
-        "medmoe: error: gradio is not installed, which the page needs; run pip install "
-        "'medmoe[serve]', or serve without a page: --no-page\n"
-    )
-    assert not log.parent.exists()
-    with pytest.raises(ConfigError, match="gradio is not installed, which the page needs"):
-        create_app(LocalEngine(tiny_model), ServerSettings())
 
 
 @pytest.mark.parametrize(

@@ -126,11 +126,10 @@ def test_who_is_refused_keeps_the_connection_if_all_was_said(
 
 
 def test_a_slow_call_of_the_page_is_the_clients_fault(tiny_model: Path, tiny: MedMoe) -> None:
-    """Gradio's own app would make an error of ours of it."""
     engine = LocalEngine(tiny_model, load_model=lambda: tiny)
     loop = asyncio.new_event_loop()
     page = Inside(create_app(engine, ServerSettings(body_seconds=0.2)), loop, Path())
-    for path in ("/gradio_api/queue/join", "/page/export"):
+    for path in ("/page/ask", "/page/export"):
         status, headers, body = page.exchange(
             "POST", path, part(b"{", more=True), transfer_encoding="chunked"
         )

@@ -123,10 +123,6 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"{error.name} is not installed; run pip install 'medmoe[serve]'"
         ) from None
-    if not args.no_page:
-        from medmoe.serving.page.mount import check_gradio
-
-        check_gradio()
     disable_progress_bar()
     args.model = find_seeing(args.model)
     verify(args.model)

@@ -28,7 +28,6 @@ from medmoe.serving.settings import NOTICE, ServerSettings
 from medmoe.serving.transport import Transport
 
 _MAX_FORM = 4096
-_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 
 
 def create_app(
@@ -67,7 +66,6 @@ def create_app(
     _openai(app, service)
     _files(app, service)
     _sign_in(app, access)
-    _others(app)
     answer_problems(app)
     if page:
         from medmoe.serving.page.mount import mount_page
@@ -185,24 +183,6 @@ def _sign_in(app: FastAPI, access: Access) -> None:
         return reply
 
 
-def _others(app: FastAPI) -> None:
-    """Answer what no route of ours takes, before the page does, which is mounted at `/`."""
-
-    async def refuse(request: Request) -> Response:
-        allowed = {
-            method
-            for route in app.routes
-            if isinstance(route, APIRoute) and route.matches(request.scope)[0] is Match.PARTIAL
-            for method in route.methods or ()
-        }
-        if not allowed:
-            raise HTTPException(404)
-        raise HTTPException(405, headers={"Allow": ", ".join(sorted(allowed))})
-
-    for path in ("/v1/{rest:path}", "/health/{rest:path}", "/metrics", "/login", "/logout"):
-        app.add_api_route(path, refuse, methods=_METHODS, include_in_schema=False)
-
-
 def answer_problems(app: FastAPI) -> None:
     """Have whatever a route raises answered as the problem that it is."""
 
@@ -215,13 +195,20 @@ def answer_problems(app: FastAPI) -> None:
         return problem_of(error).response()
 
     @app.exception_handler(HTTPException)
-    async def by_routing(_: Request, error: HTTPException) -> Response:
+    async def by_routing(request: Request, error: HTTPException) -> Response:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
         message = {404: "there is nothing at this address", 405: "not with this method"}
         status = error.status_code if 400 <= error.status_code < 500 else 400
         problem = ProblemError(status, code, message.get(status, "the request is not valid"))
         reply = problem.response()
-        reply.headers.update({k: v for k, v in (error.headers or {}).items() if k == "Allow"})
+        if status == 405:  # routing names the methods of the first route at an address
+            allowed = {
+                method
+                for route in app.routes
+                if isinstance(route, APIRoute) and route.matches(request.scope)[0] is Match.PARTIAL
+                for method in route.methods
+            }
+            reply.headers["allow"] = ", ".join(sorted(allowed))
         return reply
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 
 from medmoe.data.images import Picture
 from medmoe.errors import MedMoeError
@@ -22,26 +22,7 @@ from medmoe.serving.problems import ProblemError, check_type, problem_of
 from medmoe.serving.schema import ChatBody, Message, TextPart, read_chat
 from medmoe.serving.service import Record, Service
 from medmoe.serving.settings import NOTICE, ServerSettings
-from medmoe.serving.transport import Receive, Scope, Send
-
-
-class _Stream(StreamingResponse):
-    """Events that let go of the answer when they end, also where the first was never asked for.
-
-    Args:
-        answer: What they are made of; it was begun already.
-    """
-
-    def __init__(self, events: AsyncGenerator[bytes], answer: AsyncGenerator[ChatChunk]) -> None:
-        super().__init__(events, media_type="text/event-stream")
-        self._events, self._answer = events, answer
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._events.aclose()
-            await self._answer.aclose()
+from medmoe.serving.transport import Stream
 
 
 @dataclass(slots=True)
@@ -74,7 +55,8 @@ async def complete(service: Service, request: Request) -> Response:
             call = await _read(service, request)
         if call.body.stream:
             first, rest = await _first(service, call)
-            return _Stream(_events(service, call, first, rest), rest)
+            events = _events(service, call, first, rest)
+            return Stream(events, rest, media_type="text/event-stream")
         reply = JSONResponse(await _unless_left(request, _whole(service, call)))
         record.answered()
         return reply

@@ -136,5 +136,5 @@ class Server(uvicorn.Server):
 
 def quiet_logs() -> None:
     """Keep the libraries' own messages about requests out of the log."""
-    for name in ("uvicorn.error", "uvicorn.access", "gradio", "multipart", "httpx"):
+    for name in ("uvicorn.error", "uvicorn.access", "multipart", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)

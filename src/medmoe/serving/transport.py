@@ -1,6 +1,6 @@
 """What holds for every request, whatever its route: sign-in, limits, headers, a number of its own.
 
-It stands before routing, parsing and Gradio. A body is counted while it comes, and refused before
+It stands before routing and parsing. A body is counted while it comes, and refused before
 it is kept; one that is too slow is cut off. A fault of ours becomes a 500 that says nothing of it.
 """
 
@@ -11,11 +11,12 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
+from starlette.responses import StreamingResponse
 
 from medmoe.serving.access import LOGIN_POLICY, Access, login_page
 from medmoe.serving.metrics import Metrics
@@ -91,6 +92,29 @@ def route_path(scope: Scope) -> str:
     if root and (path == root or path.startswith(root + "/")):
         return path[len(root) :] or "/"
     return path
+
+
+class Stream(StreamingResponse):
+    """A reply in pieces that lets go of what they are made of when it ends, however it does.
+
+    Args:
+        pieces: Of the reply.
+        begun: What they are made of, where it was begun already: `pieces` may never be.
+    """
+
+    def __init__(
+        self, pieces: AsyncGenerator[bytes], *begun: AsyncGenerator[Any], media_type: str
+    ) -> None:
+        super().__init__(pieces, media_type=media_type)
+        self._sources = (pieces, *begun)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the reply."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            for source in self._sources:
+                await source.aclose()
 
 
 class _Reply:
@@ -228,7 +252,7 @@ def _route(path: str) -> str:
     for known in _COUNTED:
         if path == known or path.startswith(known + "/"):
             return known
-    return "page" if path == "/" or path.startswith(("/page/", "/gradio_api/")) else "other"
+    return "page" if path == "/" or path.startswith("/page/") else "other"
 
 
 def _names(error: BaseException) -> str:

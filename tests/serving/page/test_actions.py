@@ -24,7 +24,7 @@ from medmoe.serving.page.actions import (
     PageActions,
     PageUpdate,
 )
-from medmoe.serving.page.cases import CaseStore
+from medmoe.serving.page.cases import CaseStore, OpenCase
 
 SCAN = dicom(np.stack([ramp(), ramp()[::-1]]), Modality="CT")
 
@@ -39,15 +39,21 @@ def actions(engine: Local) -> PageActions:
     return PageActions(engine, CaseStore(), 4)
 
 
+async def opened(actions: PageActions, name: str) -> OpenCase:
+    case = actions.cases.get((await actions.example(name)).handle or "")
+    assert case is not None
+    return case
+
+
 async def asked(
     actions: PageActions, question: str, handle: str, *, explain: bool = False
 ) -> list[PageUpdate]:
-    return [update async for update in actions.ask(question, handle, explain, "page")]
+    return [update async for update in actions.ask(question, handle, explain)]
 
 
 def test_an_answer_streams_and_its_evidence_follows(actions: PageActions) -> None:
     async def story() -> list[PageUpdate]:
-        case, _ = await actions.example("ct", "page")
+        case = await opened(actions, "ct")
         return await asked(actions, "Is there any nodule?", case.handle, explain=True)
 
     steps = asyncio.run(story())
@@ -62,7 +68,7 @@ def test_an_answer_streams_and_its_evidence_follows(actions: PageActions) -> Non
 
 def test_a_follow_up_brings_what_was_said_before(actions: PageActions, engine: Local) -> None:
     async def story() -> None:
-        case, _ = await actions.example("mri", "page")
+        case = await opened(actions, "mri")
         await asked(actions, "What organ is this?", case.handle)
         await asked(actions, "Is it  normal?", case.handle)
 
@@ -76,23 +82,23 @@ def test_a_follow_up_brings_what_was_said_before(actions: PageActions, engine: L
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_every_example_is_a_picture_with_a_question(actions: PageActions, name: str) -> None:
-    case, update = asyncio.run(actions.example(name, "page"))
+    update = asyncio.run(actions.example(name))
     assert update.question == EXAMPLES[name][1]
     assert "a made-up example" in str(update.picture)
-    assert case.picture is not None
+    assert update.controls == {"window": None, "frame": None}
 
 
 def test_an_answer_that_is_stopped_frees_the_engine_and_is_marked(
     actions: PageActions, engine: Local
 ) -> None:
     async def story() -> tuple[PageUpdate, bool]:
-        case, _ = await actions.example("ct", "page")
+        case = await opened(actions, "ct")
         before = engine.freed
-        stream = actions.ask("Is there any nodule?", case.handle, False, "page")
+        stream = actions.ask("Is there any nodule?", case.handle, False)
         async for update in stream:
             if update.messages and len(update.messages) == 2:
                 break
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
         return actions.stopped(case.handle), engine.freed == before + 1
 
     update, freed = asyncio.run(story())
@@ -106,12 +112,12 @@ def test_another_window_is_what_the_next_question_is_about(
 ) -> None:
     async def story() -> list[np.ndarray]:
         handle = (await actions.receive(SCAN)).handle
-        _, update = await actions.show(handle, "page")
+        update = await actions.show(handle)
         assert "frame 1 of 2" in str(update.picture)
         await asked(actions, "One?", handle)
-        _, update = await actions.window(handle, (500.0, 100.0), "page")
+        update = await actions.window(handle, (500.0, 100.0))
         assert "frame 1 of 2, window 500,100 (as given)" in str(update.picture)
-        update = await actions.frame(handle, 2, "page")
+        update = await actions.frame(handle, 2)
         assert "frame 2 of 2, window 500,100 (as given)" in str(update.picture)
         await asked(actions, "Two?", handle)
         return [np.asarray(request.image) for request in engine.requests[-2:]]
@@ -123,8 +129,8 @@ def test_another_window_is_what_the_next_question_is_about(
 def test_windows_and_frames_that_come_at_once_are_all_taken(actions: PageActions) -> None:
     async def story() -> str:
         handle = (await actions.receive(SCAN)).handle
-        steps = [actions.window(handle, (500.0, 90.0 + i), "page") for i in range(4)]
-        await asyncio.gather(*steps, actions.frame(handle, 2, "page"))
+        steps = [actions.window(handle, (500.0, 90.0 + i)) for i in range(4)]
+        await asyncio.gather(*steps, actions.frame(handle, 2))
         case = actions.cases.get(handle)
         assert case is not None
         assert case.picture is not None
@@ -136,9 +142,9 @@ def test_windows_and_frames_that_come_at_once_are_all_taken(actions: PageActions
 def test_a_window_or_frame_that_cannot_be_shown_leaves_the_one_before(actions: PageActions) -> None:
     async def story() -> tuple[PageUpdate, PageUpdate, str]:
         handle = (await actions.receive(SCAN)).handle
-        _, window = await actions.window(handle, (1.0, float("nan")), "page")
-        frame = await actions.frame(handle, 99, "page")
-        _, shown = await actions.show(handle, "page")
+        window = await actions.window(handle, (1.0, float("nan")))
+        frame = await actions.frame(handle, 99)
+        shown = await actions.show(handle)
         return window, frame, str(shown.picture)
 
     window, frame, shown = asyncio.run(story())
@@ -151,8 +157,8 @@ def test_regions_are_not_drawn_over_another_view(actions: PageActions) -> None:
     async def story() -> tuple[str, str, str]:
         handle = (await actions.receive(SCAN)).handle
         with_regions = (await asked(actions, "One?", handle, explain=True))[-1].picture
-        other = await actions.frame(handle, 2, "page")
-        back = await actions.frame(handle, 1, "page")
+        other = await actions.frame(handle, 2)
+        back = await actions.frame(handle, 1)
         return str(with_regions), str(other.picture), str(back.picture)
 
     drawn, other, back = asyncio.run(story())
@@ -212,7 +218,7 @@ def test_a_question_needs_no_picture(actions: PageActions, engine: Local) -> Non
 
 def test_a_conversation_has_an_end(actions: PageActions) -> None:
     async def story() -> list[PageUpdate]:
-        case, _ = await actions.example("ct", "page")
+        case = await opened(actions, "ct")
         await asked(actions, "One?", case.handle)
         case.exchanges *= MAX_EXCHANGES
         return await asked(actions, "Another?", case.handle)
@@ -228,8 +234,7 @@ def test_of_a_bad_file_nothing_is_kept(actions: PageActions) -> None:
 
 
 def test_an_ended_case_is_said_and_cleared(actions: PageActions) -> None:
-    case, update = asyncio.run(actions.show("gone", "page"))
-    assert case is None
+    update = asyncio.run(actions.show("gone"))
     assert (update.handle, update.picture, update.messages, update.picture_notice) == (
         "",
         "",
@@ -240,9 +245,9 @@ def test_an_ended_case_is_said_and_cleared(actions: PageActions) -> None:
 
 def test_starting_anew_keeps_the_picture_and_forgets_the_rest(actions: PageActions) -> None:
     async def story() -> tuple[Any, PageUpdate]:
-        case, _ = await actions.example("ct", "page")
+        case = await opened(actions, "ct")
         await asked(actions, "One?", case.handle, explain=True)
-        return case, await actions.anew(case.handle, "page")
+        return case, await actions.anew(case.handle)
 
     case, update = asyncio.run(story())
     assert (case.exchanges, update.messages, update.evidence) == ([], [], "")
@@ -265,10 +270,30 @@ def test_an_engine_that_cannot_explain_is_not_asked_to(
     monkeypatch.setattr(engine, "explain", None)
 
     async def story() -> list[PageUpdate]:
-        case, _ = await actions.example("ct", "page")
+        case = await opened(actions, "ct")
         return await asked(actions, "Is there any nodule?", case.handle, explain=True)
 
     steps = asyncio.run(story())
     assert steps[-1].busy is False
     assert "Confidence" in str(steps[-1].evidence)
     assert not any("Looking at regions" in str(step.evidence) for step in steps)
+
+
+def test_the_controls_reach_what_the_file_holds(actions: PageActions) -> None:
+    async def story() -> dict[str, Any]:
+        return (await actions.show((await actions.receive(SCAN)).handle)).controls or {}
+
+    controls = asyncio.run(story())
+    assert controls["frame"] == {
+        "label": "Frame, 1 to 2",
+        "slider": {"min": 1, "max": 2, "step": 1, "value": 1},
+    }
+    window = controls["window"]
+    assert window["presets"][:2] == ["as the file says", "abdomen"]
+    assert window["presets"][-1] == "own"
+    assert (window["center"]["min"], window["center"]["max"], window["center"]["step"]) == (
+        -1200.0,
+        3000.0,
+        1.0,
+    )
+    assert window["width"]["min"] == 1.0

@@ -236,8 +236,7 @@ def test_a_dicom_picture_has_windows_frames_and_its_true_shape(
     assert box["width"] / box["height"] == pytest.approx(1.5, rel=0.02)  # whole pixels
     seen = {page.locator(".picture image").get_attribute("href")}
     keep(page, artefacts / "5-dicom.png")
-    page.get_by_label("Window", exact=True).click()
-    page.get_by_role("option", name="brain").click()
+    page.get_by_label("Window", exact=True).select_option("brain")
     expect(caption).to_contain_text("window 40,80 (as given)", timeout=SLOW)
     expect(page.get_by_label("Width").first).to_have_value("80")
     seen.add(page.locator(".picture image").get_attribute("href"))

@@ -35,15 +35,19 @@ def test_an_idle_case_ends_and_a_used_one_does_not(clock: Clock) -> None:
 
 def test_a_case_ends_soon_after_its_page_was_closed_unless_the_page_is_back(clock: Clock) -> None:
     store = CaseStore(idle_seconds=100, grace_seconds=5, clock=clock)
-    gone, back, other = (store.open() for _ in range(3))
-    for case, owner in ((gone, "a"), (back, "a"), (other, "b")):
-        assert store.get(case.handle, owner) is case
-    store.leave("a")
-    assert store.get(back.handle, "a") is back
+    gone, back, twice, other = (store.open() for _ in range(4))
+    with store.shown(twice):
+        for case in (gone, back, twice):
+            with store.shown(case):
+                pass
+        assert store.get(back.handle) is back
+        clock.now += 6
+        assert store.get(gone.handle) is None
+        assert store.get(back.handle) is back
+        assert store.get(twice.handle) is twice
+        assert store.get(other.handle) is other
     clock.now += 6
-    assert store.get(gone.handle) is None
-    assert store.get(back.handle) is back
-    assert store.get(other.handle) is other
+    assert store.get(twice.handle) is None
 
 
 def test_the_longest_untouched_case_makes_room(clock: Clock) -> None:

@@ -1,4 +1,4 @@
-"""The clinician's page: Gradio in the server's process, with none of its ways to keep a file.
+"""The clinician's page: HTML and a script of our own, and the routes that they call.
 
 `medmoe.serving.page.mount.mount_page` puts it into the server's app.
 """

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 from medmoe.data.images import Picture, open_picture
-from medmoe.data.intake.display import WindowChoice
+from medmoe.data.intake.display import WINDOW_PRESETS, WindowChoice
 from medmoe.errors import MedMoeError
 from medmoe.inference.case import Exchange
 from medmoe.serving.chat_engine import AnsweringEngine
 from medmoe.serving.page.cases import CaseStore, OpenCase
-from medmoe.serving.page.views import evidence_html, picture_html
+from medmoe.serving.page.views import card_html, evidence_html, picture_html
 
 #: Example -> what the button says, and a question to begin with. The pictures are made up.
 EXAMPLES: dict[str, tuple[str, str]] = {
@@ -31,6 +31,9 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "pathology": ("Pathology", "What is the modality of the image?"),
     "xray": ("X-ray", "Which side is the finding on?"),
 }
+AS_FILE, OWN = "as the file says", "own"
+#: Center and width that the sliders reach for CT, in Hounsfield units.
+CT_CENTER, CT_WIDTH = (-1200.0, 3000.0), (1.0, 4000.0)
 MAX_QUESTION = 2000
 MAX_EXCHANGES = 50
 ENDED = "This case has ended: it was idle, or its page was closed. Open the picture again."
@@ -44,7 +47,10 @@ class PageUpdate:
     Attributes:
         notice: One line about what went wrong with a question, empty where nothing did.
         picture_notice: The same of a picture.
+        picture, evidence: HTML; empty for none.
         messages: The conversation, as ``{"role", "content"}``.
+        controls: Of a picture that was just opened: its windows and frames, each None for none.
+        window: Center and width that it is shown in.
     """
 
     notice: str = ""
@@ -55,6 +61,19 @@ class PageUpdate:
     question: str | None = None
     busy: bool | None = None
     picture_notice: str = ""
+    controls: dict[str, Any] | None = None
+    window: tuple[float, float] | None = None
+
+    def to_json(self, explains: bool) -> dict[str, Any]:
+        """Return what the page's script puts into its places.
+
+        Args:
+            explains: Whether the card has evidence.
+        """
+        parts = {name: value for name, value in asdict(self).items() if value is not None}
+        if self.evidence is not None:
+            parts["evidence"] = card_html(explains, self.evidence)
+        return parts
 
 
 class PageActions:
@@ -79,35 +98,32 @@ class PageActions:
         plain = picture.facts.format in ("png", "jpeg")  # there is no other way to look at it
         return self.cases.open(None if plain else data, picture)
 
-    async def show(self, handle: str, owner: str | None) -> tuple[OpenCase | None, PageUpdate]:
+    async def show(self, handle: str) -> PageUpdate:
         """Show a case that was just opened."""
-        case = self.cases.get(handle, owner)
+        case = self.cases.get(handle)
         if case is None or case.picture is None:
-            return None, PageUpdate("", "", "", "", [], busy=False, picture_notice=ENDED)
-        return case, PageUpdate("", handle, await self._drawn(case), "", [], busy=False)
+            return PageUpdate("", "", "", "", [], busy=False, picture_notice=ENDED)
+        return PageUpdate(
+            "", handle, await self._drawn(case), "", [], busy=False, controls=controls_of(case)
+        )
 
-    async def example(self, name: str, owner: str | None) -> tuple[OpenCase, PageUpdate]:
+    async def example(self, name: str) -> PageUpdate:
         """Open a made-up picture and propose a question."""
         pixels = await asyncio.to_thread(_example, name)
         case = self.cases.open(picture=open_picture(pixels))
-        case.owner = owner
-        drawn, question = await self._drawn(case), EXAMPLES[name][1]
-        update = PageUpdate("", case.handle, drawn, "", [], question, busy=False)
-        return case, update
+        return replace(await self.show(case.handle), question=EXAMPLES[name][1])
 
-    async def window(
-        self, handle: str, window: WindowChoice | None, owner: str | None
-    ) -> tuple[OpenCase | None, PageUpdate]:
+    async def window(self, handle: str, window: WindowChoice | None) -> PageUpdate:
         """Show the picture in another window; None is the file's own."""
-        case = self.cases.get(handle, owner)
+        case = self.cases.get(handle)
         if case is None or case.data is None:
-            return None, PageUpdate(picture_notice=ENDED)
+            return PageUpdate(picture_notice=ENDED)
         async with case.looking:
-            return case, await self._look(case, case.data, window, case.frame)
+            return await self._look(case, case.data, window, case.frame)
 
-    async def frame(self, handle: str, frame: int, owner: str | None) -> PageUpdate:
+    async def frame(self, handle: str, frame: int) -> PageUpdate:
         """Show another frame, or slice, in the same window."""
-        case = self.cases.get(handle, owner)
+        case = self.cases.get(handle)
         if case is None or case.data is None:
             return PageUpdate(picture_notice=ENDED)
         async with case.looking:
@@ -117,18 +133,18 @@ class PageActions:
         self, case: OpenCase, data: bytes, window: WindowChoice | None, frame: int | None
     ) -> PageUpdate:
         try:
-            await asyncio.to_thread(case.look, data, window, frame)
+            picture = await asyncio.to_thread(case.look, data, window, frame)
         except MedMoeError as error:
             return PageUpdate(picture_notice=sentence(error))
         self.cases.touch(case)
-        return PageUpdate(picture=await self._drawn(case))
+        shown = picture.facts.window
+        values = (shown.center, shown.width) if shown else None
+        return PageUpdate(picture=await self._drawn(case), window=values)
 
-    async def ask(
-        self, question: str, handle: str, explain: bool, owner: str | None
-    ) -> AsyncIterator[PageUpdate]:
+    async def ask(self, question: str, handle: str, explain: bool) -> AsyncGenerator[PageUpdate]:
         """Answer a question, word by word, and then say what is behind the answer."""
         question = " ".join(question.split())
-        case = self._case_for(question, handle, owner)
+        case = self._case_for(question, handle)
         if isinstance(case, PageUpdate):
             yield case
             return
@@ -151,9 +167,9 @@ class PageActions:
         yield PageUpdate(evidence=evidence_html(exchange, "Looking at regions and alternatives …"))
         yield await self._explained(case, exchange, picture)
 
-    async def anew(self, handle: str, owner: str | None) -> PageUpdate:
+    async def anew(self, handle: str) -> PageUpdate:
         """Forget the conversation and keep the picture."""
-        case = self.cases.get(handle, owner)
+        case = self.cases.get(handle)
         if case is None:
             return PageUpdate(evidence="", messages=[], busy=False)
         case.exchanges.clear()
@@ -172,9 +188,9 @@ class PageActions:
             busy=False,
         )
 
-    def _case_for(self, question: str, handle: str, owner: str | None) -> OpenCase | PageUpdate:
+    def _case_for(self, question: str, handle: str) -> OpenCase | PageUpdate:
         """Return the case of a question, or why it cannot be asked."""
-        case = self.cases.get(handle, owner) if handle else None
+        case = self.cases.get(handle) if handle else None
         if not question:
             return PageUpdate("Type a question first.")
         if len(question) > MAX_QUESTION:
@@ -183,7 +199,6 @@ class PageActions:
             return PageUpdate(ENDED)
         if case is None:
             case = self.cases.open()
-            case.owner = owner
         if len(case.exchanges) >= MAX_EXCHANGES:
             return PageUpdate("This conversation is full: open the picture again.")
         return case
@@ -205,6 +220,38 @@ class PageActions:
             said = _failure(error)
         card = evidence_html(exchange, said)
         return PageUpdate(picture=await self._drawn(case), evidence=card, busy=False)
+
+
+def controls_of(case: OpenCase) -> dict[str, Any]:
+    """Return the windows and frames that a case's file has, as the page's controls show them."""
+    facts = case.picture.facts if case.picture is not None else None
+    controls: dict[str, Any] = {"window": None, "frame": None}
+    if facts is None or case.data is None:
+        return controls
+    if facts.frames > 1:
+        label = f"{'Frame' if facts.format == 'dicom' else 'Slice'}, 1 to {facts.frames}"
+        controls["frame"] = {"label": label, "slider": _slider((1, facts.frames), facts.frame, 1)}
+    if facts.window is not None:
+        center, width = facts.window.center, facts.window.width
+        centers, widths = (center - width, center + width), (width / 100, 4 * width)
+        if facts.modality == "ct":  # all that CT has, else around the first window
+            centers = (min(CT_CENTER[0], center), max(CT_CENTER[1], center))
+            widths = (min(CT_WIDTH[0], width), max(CT_WIDTH[1], width))
+        presets = sorted(WINDOW_PRESETS) if facts.modality in (None, "ct") else []
+        controls["window"] = {
+            "presets": [AS_FILE, *presets, OWN],
+            "center": _slider(centers, center),
+            "width": _slider(widths, width),
+        }
+    return controls
+
+
+def _slider(
+    reach: tuple[float, float], value: float, step: float | None = None
+) -> dict[str, float]:
+    length = reach[1] - reach[0]
+    step = step or (1.0 if length >= 200 else length / 200)
+    return {"min": reach[0], "max": reach[1], "step": step, "value": value}
 
 
 def _messages(case: OpenCase) -> list[dict[str, str]]:

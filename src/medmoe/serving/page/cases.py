@@ -11,7 +11,8 @@ import asyncio
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass, field
 
@@ -26,13 +27,13 @@ class OpenCase(Case):
     Attributes:
         data: The file, kept where another window or frame can be asked of it.
         looking: Held while it is decoded anew: windows and frames are taken one after the other.
-        owner: The page that shows it.
+        pages: How many pages show it.
     """
 
     handle: str
     data: bytes | None = None
     looking: asyncio.Lock = field(default_factory=asyncio.Lock)
-    owner: str | None = None
+    pages: int = 0
     ends_at: float = 0.0
 
     @property
@@ -78,12 +79,11 @@ class CaseStore:
         self.touch(case)
         return case
 
-    def get(self, handle: str, owner: str | None = None) -> OpenCase | None:
+    def get(self, handle: str) -> OpenCase | None:
         """Return the case of a handle, touched, or None where there is none any more."""
         self.sweep()
         case = self._cases.get(handle)
         if case is not None:
-            case.owner = owner or case.owner
             self.touch(case)
         return case
 
@@ -104,13 +104,17 @@ class CaseStore:
         """Forget a case now."""
         self._cases.pop(handle, None)
 
-    def leave(self, owner: str | None) -> None:
-        """Forget the cases of a page that was closed, unless it comes back within the grace."""
-        ends_at = self._clock() + self._grace
-        for case in self._cases.values():
-            if owner is not None and case.owner == owner:
-                case.ends_at = min(case.ends_at, ends_at)
-        self._arm()
+    @contextmanager
+    def shown(self, case: OpenCase) -> Iterator[None]:
+        """Count a page that shows a case; when the last one closes, the case ends after a grace."""
+        case.pages += 1
+        try:
+            yield
+        finally:
+            case.pages -= 1
+            if not case.pages:
+                case.ends_at = min(case.ends_at, self._clock() + self._grace)
+                self._arm()
 
     def sweep(self) -> None:
         """Forget what has ended."""

@@ -1,65 +1,77 @@
-"""Mounts the page into the server's app at `/`: Gradio behind a filter, and two routes of our own.
+"""Puts the page into the server's app: the page itself at `/`, and what its script calls.
 
-``POST /page/picture`` takes the bytes of a picture and gives the handle of a case; ``POST
-/page/export`` gives a case back as JSON, HTML or text. Neither knows the name of a file.
+``POST /page/picture`` takes the bytes of a picture; ``POST /page/ask`` answers a question, a line
+of JSON for each change of the page; ``POST /page/call/…`` does what the other controls say; ``GET
+/page/line/…`` stays open as long as the page does; ``POST /page/export`` gives a case back as JSON,
+HTML or text. None knows the name of a file.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
-import os
-from typing import Any, Literal
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, Literal, TypeVar
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, ConfigDict, ValidationError
-from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect
 
 from medmoe.data.intake.limits import Limits
-from medmoe.errors import ConfigError, ImageError
+from medmoe.errors import ImageError
 from medmoe.inference.case import case_to_json, case_to_text
 from medmoe.serving.chat_engine import AnsweringEngine
-from medmoe.serving.page.actions import PageActions, sentence
+from medmoe.serving.page.actions import ENDED, EXAMPLES, PageActions, PageUpdate, sentence
 from medmoe.serving.page.cases import CaseStore, OpenCase
-from medmoe.serving.page.gradio_filter import GradioFilter
-from medmoe.serving.page.views import asset, data_uri, export_html
+from medmoe.serving.page.views import asset, data_uri, export_html, page_html
 from medmoe.serving.problems import ProblemError, check_type
+from medmoe.serving.transport import Stream
 
-TITLE = "medmoe: research use only, not a medical device"
 UPLOAD_SECONDS = 60.0
 #: Files of the largest size that may be under way at once.
 UPLOADS = 4
+#: Bytes of one call of a control: a question and some numbers.
+MAX_CALL = 2**20
+#: Seconds between two signs of life on the line of a page.
+_BEAT_SECONDS = 15.0
 _ASSETS = {"style.css": "text/css", "script.js": "text/javascript"}
+#: Nothing from elsewhere, no script or style but our files, no frame around the page.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+
+class Call(BaseModel):
+    """What a control of the page says.
+
+    Attributes:
+        window: The name of a preset, center and width, or None for the file's own.
+    """
+
+    model_config = _STRICT
+
+    handle: str = ""
+    question: str = ""
+    explain: bool = False
+    example: str = ""
+    window: str | tuple[float, float] | None = None
+    frame: int = 1
 
 
 class Export(BaseModel):
     """What `POST /page/export` takes."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = _STRICT
 
     handle: str
     format: Literal["json", "html", "txt"]
     picture: bool = False
 
 
-def check_gradio() -> None:
-    """Refuse a page that cannot be, before anything is loaded.
-
-    Raises:
-        ConfigError: Gradio (extra ``serve``) is not installed.
-    """
-    if importlib.util.find_spec("gradio") is None:
-        raise _missing("gradio")
-
-
-def _missing(module: str | None) -> ConfigError:
-    return ConfigError(
-        f"{module} is not installed, which the page needs; run pip install 'medmoe[serve]', or "
-        "serve without a page: --no-page"
-    )
+Body = TypeVar("Body", bound=BaseModel)
 
 
 def mount_page(
@@ -69,86 +81,20 @@ def mount_page(
     max_new_tokens: int = 64,
     cases: CaseStore | None = None,
 ) -> None:
-    """Mount the page at `/`, behind all other routes of the app.
+    """Put the page at `/`.
 
     Args:
-        app: The server's; its own middleware (sign-in, limits, headers) holds for the page too.
+        app: The server's; its middleware (sign-in, limits, headers) holds for the page too.
         cases: The open ones; by default a store with the default bounds.
-
-    Raises:
-        ConfigError: Gradio (extra ``serve``), or a part of it, is not installed.
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read at import: nothing leaves the host
-    try:
-        import gradio as gr
-
-        from medmoe.serving.page.layout import Layout, forget_sessions, theme
-    except ImportError as error:
-        raise _missing(error.name) from None
-
     actions = PageActions(engine, cases if cases is not None else CaseStore(), max_new_tokens)
     model = engine.describe().id
-    _own_routes(app, actions, model)
-    blocks = Layout(actions, model).blocks
-    blocks.queue(max_size=256, default_concurrency_limit=None, api_open=False)
-    gr.mount_gradio_app(
-        app,
-        blocks,
-        path="/",
-        footer_links=[],
-        run_history=False,
-        show_error=False,
-        ssr_mode=False,
-        enable_monitoring=False,
-        pwa=False,
-        mcp_server=False,
-        theme=theme(),
-        app_kwargs={
-            "docs_url": None,
-            "redoc_url": None,
-            "openapi_url": None,
-            "middleware": [Middleware(GradioFilter, title=TITLE)],
-        },
-    )
-    forget_sessions(app, blocks)
-
-
-class _Uploads:
-    """Receives pictures in memory, all that are under way within one bound."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._under_way = limit, 0
-
-    async def receive(self, request: Request) -> bytes:
-        """Return the bytes.
-
-        Raises:
-            ProblemError: They are too many, too slow, or cut off.
-        """
-        data = bytearray()
-        try:
-            async with asyncio.timeout(UPLOAD_SECONDS):
-                async for part in request.stream():
-                    data += part
-                    self._under_way += len(part)
-                    if len(data) > self._limit:
-                        reason = f"At most {self._limit // 2**20} MiB a file are accepted."
-                        raise ProblemError(413, "image_too_large", reason)
-                    if self._under_way > UPLOADS * self._limit:
-                        reason = "Too many pictures come in; try again."
-                        raise ProblemError(429, "busy", reason, retry_after=2)
-        except TimeoutError:
-            reason = "The picture came in too slowly; try again."
-            raise ProblemError(408, "too_slow", reason) from None
-        except ClientDisconnect:
-            raise ProblemError(400, "cut_off", "The picture was cut off.") from None
-        finally:
-            self._under_way -= len(data)
-        return bytes(data)
-
-
-def _own_routes(app: FastAPI, actions: PageActions, model: str) -> None:
     uploads = _Uploads(Limits().max_file_bytes)
+
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    async def page() -> Response:
+        html = page_html(model, EXAMPLES, actions.explains)
+        return HTMLResponse(html, headers={"Content-Security-Policy": POLICY})
 
     @app.get("/page/{name}", include_in_schema=False)
     async def own_file(name: str) -> Response:
@@ -165,20 +111,119 @@ def _own_routes(app: FastAPI, actions: PageActions, model: str) -> None:
             case = await actions.receive(await uploads.receive(request))
         except ImageError as error:
             raise ProblemError(error.status, error.code, sentence(error)) from None
-        return JSONResponse({"handle": case.handle})
+        return _reply(await actions.show(case.handle), actions)
+
+    @app.post("/page/call/{name}", include_in_schema=False)
+    async def call(name: str, request: Request) -> Response:
+        said = await _read(request, Call)
+        return _reply(await _called(name, said, actions), actions)
+
+    @app.post("/page/ask", include_in_schema=False)
+    async def ask(request: Request) -> Response:
+        said = await _read(request, Call)
+        updates = actions.ask(said.question, said.handle, said.explain)
+        return Stream(_lines(updates, actions), media_type="application/x-ndjson")
+
+    @app.get("/page/line/{handle}", include_in_schema=False)
+    async def line(handle: str) -> Response:
+        case = actions.cases.get(handle)
+        if case is None:
+            raise ProblemError(404, "no_case", ENDED)
+        return Stream(_beats(actions.cases, case), media_type="text/event-stream")
 
     @app.post("/page/export", include_in_schema=False)
     async def export(request: Request) -> Response:
-        check_type(request, "application/json")
-        try:
-            wanted = Export.model_validate_json(await request.body())
-        except ValidationError:
-            reason = "handle, format (json, html, txt) and picture"
-            raise ProblemError(400, "bad_request", reason) from None
+        wanted = await _read(request, Export)
         case = actions.cases.get(wanted.handle)
         if case is None or not case.exchanges:
             raise ProblemError(404, "no_case", "There is no answer to save yet.")
         return await asyncio.to_thread(_exported, case, model, wanted)
+
+
+async def _called(name: str, said: Call, actions: PageActions) -> PageUpdate:
+    """Do what a control says."""
+    if name == "example" and said.example in EXAMPLES:
+        return await actions.example(said.example)
+    if name == "window":
+        return await actions.window(said.handle, said.window)
+    if name == "frame":
+        return await actions.frame(said.handle, said.frame)
+    if name == "anew":
+        return await actions.anew(said.handle)
+    if name == "stopped":
+        return actions.stopped(said.handle)
+    raise ProblemError(404, "not_found", "there is nothing at this address")
+
+
+def _reply(update: PageUpdate, actions: PageActions) -> Response:
+    return JSONResponse(update.to_json(actions.explains))
+
+
+async def _lines(
+    updates: AsyncGenerator[PageUpdate], actions: PageActions
+) -> AsyncGenerator[bytes]:
+    async with aclosing(updates):
+        async for update in updates:
+            yield json.dumps(update.to_json(actions.explains)).encode() + b"\n"
+
+
+async def _beats(cases: CaseStore, case: OpenCase) -> AsyncGenerator[bytes]:
+    """Keep a line to the page that shows a case open; when it ends, the page was closed."""
+    with cases.shown(case):
+        while True:
+            yield b":\n\n"
+            await asyncio.sleep(_BEAT_SECONDS)
+
+
+async def _read(request: Request, kind: type[Body]) -> Body:
+    """Return the body of a call.
+
+    Raises:
+        ProblemError: It is too large, or none.
+    """
+    check_type(request, "application/json")
+    data = bytearray()
+    async for part in request.stream():
+        data += part
+        if len(data) > MAX_CALL:
+            raise ProblemError(413, "request_too_large", "the request is too large")
+    try:
+        return kind.model_validate_json(bytes(data))
+    except ValidationError:
+        names = ", ".join(kind.model_fields)
+        raise ProblemError(400, "bad_request", f"no object of {names}, of the page's") from None
+
+
+class _Uploads:
+    """Receives pictures in memory, all that are under way within one bound."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._under_way = limit, 0
+
+    async def receive(self, request: Request) -> bytes:
+        """Return the bytes.
+
+        Raises:
+            ProblemError: They are too many, or too slow.
+        """
+        data = bytearray()
+        try:
+            async with asyncio.timeout(UPLOAD_SECONDS):
+                async for part in request.stream():
+                    data += part
+                    self._under_way += len(part)
+                    if len(data) > self._limit:
+                        reason = f"At most {self._limit // 2**20} MiB a file are accepted."
+                        raise ProblemError(413, "image_too_large", reason)
+                    if self._under_way > UPLOADS * self._limit:
+                        reason = "Too many pictures come in; try again."
+                        raise ProblemError(429, "busy", reason, retry_after=2)
+        except TimeoutError:
+            reason = "The picture came in too slowly; try again."
+            raise ProblemError(408, "too_slow", reason) from None
+        finally:
+            self._under_way -= len(data)
+        return bytes(data)
 
 
 def _exported(case: OpenCase, model: str, wanted: Export) -> Response:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
@@ -127,6 +128,27 @@ def evidence_html(exchange: Exchange, pending: str = "") -> str:
     return _render(
         "evidence", exchange=exchange, evidence=evidence, routing=routing, pending=pending
     )
+
+
+def card_html(explains: bool, known: str = "") -> str:
+    """Return the card of what is behind an answer, ``known`` in HTML.
+
+    Confidence and warnings are there with any engine; it is no evidence card without evidence.
+    """
+    from markupsafe import Markup
+
+    return _render("card", explains=explains, known=Markup(known))
+
+
+def page_html(model: str, examples: Mapping[str, tuple[str, str]], explains: bool) -> str:
+    """Return the page.
+
+    Args:
+        model: What the model is called.
+        examples: Name of each example -> what its button says, and the question proposed.
+        explains: Whether there is evidence to be shown.
+    """
+    return _render("page", model=model, examples=examples, explains=explains, known="")
 
 
 def export_html(model: str, exchanges: list[Exchange], picture: Picture | None) -> str:
