@@ -206,7 +206,7 @@ def answer_problems(app: FastAPI) -> None:
                 method
                 for route in app.routes
                 if isinstance(route, APIRoute) and route.matches(request.scope)[0] is Match.PARTIAL
-                for method in route.methods
+                for method in route.methods or ()
             }
             reply.headers["allow"] = ", ".join(sorted(allowed))
         return reply
