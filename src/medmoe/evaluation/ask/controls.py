@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -17,9 +18,10 @@ from medmoe.data.schema import ImageRecord, Pixels, Record, images_of
 from medmoe.errors import DataError
 from medmoe.evaluation.ask.corruptions import drawn_by
 
+Source = Path | bytes | Pixels
 #: Pixels along one side of the blank and the noise picture; they are resized as any other.
 _SIDE = 64
-_GREY = 128
+_BLANK: Pixels = np.full((_SIDE, _SIDE, 3), 128, dtype=np.uint8)
 
 
 def controlled(records: Sequence[Record], control: str, seed: int) -> list[Record]:
@@ -33,38 +35,30 @@ def controlled(records: Sequence[Record], control: str, seed: int) -> list[Recor
         DataError: One image cannot be shuffled.
     """
     images = images_of(records)
+    if control == "shuffled" and len(images) < 2:
+        raise DataError("one image only: nothing to shuffle; leave --control shuffled out")
     sources = _CONTROLS[control](images, seed)
     return [
-        replace(record, image=replace(record.image, source=sources[record.image.id].source))
+        replace(record, image=replace(record.image, source=sources[record.image.id]))
         for record in records
     ]
 
 
-def _blank(images: Sequence[ImageRecord], seed: int) -> dict[str, ImageRecord]:
-    grey = np.full((_SIDE, _SIDE, 3), _GREY, dtype=np.uint8)
-    return {image.id: replace(image, source=grey) for image in images}
+def _noise(image: ImageRecord, seed: int) -> Pixels:
+    rng = drawn_by(f"{seed}:{image.id}")
+    return rng.integers(0, 256, size=(_SIDE, _SIDE, 3), dtype=np.uint8)
 
 
-def _noise(images: Sequence[ImageRecord], seed: int) -> dict[str, ImageRecord]:
-    def pixels(image: ImageRecord) -> Pixels:
-        rng = drawn_by(f"{seed}:{image.id}")
-        return rng.integers(0, 256, size=(_SIDE, _SIDE, 3), dtype=np.uint8)
-
-    return {image.id: replace(image, source=pixels(image)) for image in images}
-
-
-def _shuffled(images: Sequence[ImageRecord], seed: int) -> dict[str, ImageRecord]:
+def _shuffled(images: Sequence[ImageRecord], seed: int) -> dict[str, Source]:
     """Give each image the next one's picture, in an order drawn by the seed: none keeps its own."""
-    if len(images) < 2:
-        raise DataError("one image only: nothing to shuffle; leave --control shuffled out")
     order = sorted(images, key=lambda image: (hash_share(image.id, seed), image.id))
     following = [*order[1:], order[0]]
-    return {image.id: other for image, other in zip(order, following, strict=True)}
+    return {image.id: other.source for image, other in zip(order, following, strict=True)}
 
 
-_CONTROLS: Mapping[str, Callable[[Sequence[ImageRecord], int], dict[str, ImageRecord]]] = {
-    "blank": _blank,
-    "noise": _noise,
+_CONTROLS: Mapping[str, Callable[[Sequence[ImageRecord], int], Mapping[str, Source]]] = {
+    "blank": lambda images, _: dict.fromkeys((image.id for image in images), _BLANK),
+    "noise": lambda images, seed: {image.id: _noise(image, seed) for image in images},
     "shuffled": _shuffled,
 }
 #: The controls by name.

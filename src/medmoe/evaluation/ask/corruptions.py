@@ -17,7 +17,9 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 Array = npt.NDArray[np.float64]
+Change = Callable[[Image.Image, float, np.random.Generator], Image.Image]
 SEVERITIES = (1, 2, 3, 4, 5)
+_BILINEAR = Image.Resampling.BILINEAR
 
 
 def corrupted(image: Image.Image, name: str, severity: int, key: str, seed: int) -> Image.Image:
@@ -38,53 +40,32 @@ def drawn_by(key: str) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
 
-def _pixels(image: Image.Image) -> Array:
-    return np.asarray(image, dtype=np.float64) / 255.0
+def _of_pixels(change: Callable[[Array, float, np.random.Generator], Array]) -> Change:
+    """Return a change of a picture from one of its pixels (H, W, 3), 0 to 1."""
+
+    def changed(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+        pixels = change(np.asarray(image, dtype=np.float64) / 255.0, strength, rng)
+        return Image.fromarray(np.round(255.0 * np.clip(pixels, 0.0, 1.0)).astype(np.uint8))
+
+    return changed
 
 
-def _picture(pixels: Array) -> Image.Image:
-    return Image.fromarray(np.round(255.0 * np.clip(pixels, 0.0, 1.0)).astype(np.uint8))
+def _grey_noise(pixels: Array, rng: np.random.Generator) -> Array:
+    """Return one value a pixel: scanners of grey pictures have no coloured noise."""
+    return rng.standard_normal((*pixels.shape[:2], 1))
 
 
-def _gaussian_noise(image: Image.Image, sigma: float, rng: np.random.Generator) -> Image.Image:
-    pixels = _pixels(image)
-    # One value a pixel: scanners of grey pictures have no coloured noise.
-    return _picture(pixels + sigma * rng.standard_normal((*pixels.shape[:2], 1)))
-
-
-def _speckle_noise(image: Image.Image, sigma: float, rng: np.random.Generator) -> Image.Image:
-    pixels = _pixels(image)
-    return _picture(pixels * (1 + sigma * rng.standard_normal((*pixels.shape[:2], 1))))
-
-
-def _impulse_noise(image: Image.Image, share: float, rng: np.random.Generator) -> Image.Image:
-    pixels = _pixels(image)
+def _impulses(pixels: Array, share: float, rng: np.random.Generator) -> Array:
     drawn = rng.uniform(size=(*pixels.shape[:2], 1))
-    return _picture(np.where(drawn < share / 2, 0.0, np.where(drawn > 1 - share / 2, 1.0, pixels)))
+    return np.where(drawn < share / 2, 0.0, np.where(drawn > 1 - share / 2, 1.0, pixels))
 
 
-def _blur(image: Image.Image, share: float, _: np.random.Generator) -> Image.Image:
-    return image.filter(ImageFilter.GaussianBlur(share * min(image.size)))
-
-
-def _motion_blur(image: Image.Image, share: float, _: np.random.Generator) -> Image.Image:
+def _moved(pixels: Array, share: float, _: np.random.Generator) -> Array:
     from scipy.ndimage import uniform_filter1d
 
-    length = 1 + 2 * max(1, round(share * image.width / 2))  # odd: it does not shift
-    return _picture(uniform_filter1d(_pixels(image), length, axis=1, mode="nearest"))
-
-
-def _brightness(image: Image.Image, step: float, _: np.random.Generator) -> Image.Image:
-    return _picture(_pixels(image) + step)
-
-
-def _contrast(image: Image.Image, factor: float, _: np.random.Generator) -> Image.Image:
-    pixels = _pixels(image)
-    return _picture(pixels.mean() + factor * (pixels - pixels.mean()))
-
-
-def _gamma(image: Image.Image, exponent: float, _: np.random.Generator) -> Image.Image:
-    return _picture(_pixels(image) ** exponent)
+    length = 1 + 2 * max(1, round(share * pixels.shape[1] / 2))  # odd: it does not shift
+    blurred: Array = uniform_filter1d(pixels, length, axis=1, mode="nearest")
+    return blurred
 
 
 def _jpeg(image: Image.Image, quality: float, _: np.random.Generator) -> Image.Image:
@@ -99,24 +80,38 @@ def _pixelate(image: Image.Image, scale: float, _: np.random.Generator) -> Image
     return coarse.resize(image.size, Image.Resampling.NEAREST)
 
 
-def _rotation(image: Image.Image, degrees: float, rng: np.random.Generator) -> Image.Image:
-    return image.rotate(degrees * rng.choice((-1, 1)), Image.Resampling.BILINEAR)
-
-
-Change = Callable[[Image.Image, float, np.random.Generator], Image.Image]
+_brighter = _of_pixels(lambda pixels, step, _: pixels + step)
 _CHANGES: Mapping[str, tuple[tuple[float, ...], Change]] = {
-    "gaussian_noise": ((0.04, 0.08, 0.12, 0.18, 0.26), _gaussian_noise),
-    "speckle_noise": ((0.08, 0.16, 0.25, 0.4, 0.6), _speckle_noise),
-    "impulse_noise": ((0.01, 0.03, 0.06, 0.12, 0.2), _impulse_noise),
-    "gaussian_blur": ((0.004, 0.008, 0.014, 0.022, 0.032), _blur),
-    "motion_blur": ((0.02, 0.035, 0.05, 0.075, 0.1), _motion_blur),
-    "brightness_up": ((0.1, 0.2, 0.3, 0.4, 0.5), _brightness),
-    "brightness_down": ((-0.1, -0.2, -0.3, -0.4, -0.5), _brightness),
-    "contrast_down": ((0.75, 0.6, 0.45, 0.3, 0.2), _contrast),
-    "gamma_up": ((1.3, 1.6, 2.0, 2.5, 3.2), _gamma),
+    "gaussian_noise": (
+        (0.04, 0.08, 0.12, 0.18, 0.26),
+        _of_pixels(lambda pixels, sigma, rng: pixels + sigma * _grey_noise(pixels, rng)),
+    ),
+    "speckle_noise": (
+        (0.08, 0.16, 0.25, 0.4, 0.6),
+        _of_pixels(lambda pixels, sigma, rng: pixels * (1 + sigma * _grey_noise(pixels, rng))),
+    ),
+    "impulse_noise": ((0.01, 0.03, 0.06, 0.12, 0.2), _of_pixels(_impulses)),
+    "gaussian_blur": (
+        (0.004, 0.008, 0.014, 0.022, 0.032),
+        lambda image, share, _: image.filter(ImageFilter.GaussianBlur(share * min(image.size))),
+    ),
+    "motion_blur": ((0.02, 0.035, 0.05, 0.075, 0.1), _of_pixels(_moved)),
+    "brightness_up": ((0.1, 0.2, 0.3, 0.4, 0.5), _brighter),
+    "brightness_down": ((-0.1, -0.2, -0.3, -0.4, -0.5), _brighter),
+    "contrast_down": (
+        (0.75, 0.6, 0.45, 0.3, 0.2),
+        _of_pixels(lambda pixels, factor, _: pixels.mean() + factor * (pixels - pixels.mean())),
+    ),
+    "gamma_up": (
+        (1.3, 1.6, 2.0, 2.5, 3.2),
+        _of_pixels(lambda pixels, exponent, _: pixels**exponent),
+    ),
     "jpeg_compression": ((50, 30, 18, 10, 5), _jpeg),
     "pixelate": ((0.6, 0.45, 0.3, 0.2, 0.12), _pixelate),
-    "rotation": ((5, 10, 15, 22, 30), _rotation),
+    "rotation": (
+        (5, 10, 15, 22, 30),
+        lambda image, most, rng: image.rotate(most * rng.choice((-1, 1)), _BILINEAR),
+    ),
 }
 #: The corruptions by name.
 CORRUPTIONS = tuple(_CHANGES)

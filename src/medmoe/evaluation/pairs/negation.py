@@ -26,7 +26,7 @@ from medmoe.evaluation.pairs.sentence import (
 
 Words = list[str]
 _BE = words_in("is are was were is/are are/is")
-_DO = words_in("does do did")
+_OF = words_in("of")
 _INDEFINITE = words_in("a an any")
 #: What is said of a thing that is there: of these, "no X is seen" and "X is not seen" are the same.
 _SEEN = words_in("""
@@ -70,8 +70,8 @@ def negated(question: str) -> str | None:
         word.startswith("non") or word.endswith("n't") or word.isdigit() for word in low
     ):
         return None
-    for rule in _RULES:
-        place = rule(low)
+    for begins, rule in _RULES:
+        place = rule(low) if low[0] in begins else None
         if place is not None:
             start, end, word = place
             return asked([*words[:start], word, *words[end:]])
@@ -84,7 +84,7 @@ Insertion = tuple[int, int, str] | None
 
 def _existence(low: Words) -> Insertion:
     """Is there (a) X? Is there no X?"""
-    if low[0] not in _BE or low[1] != "there":
+    if low[1] != "there":
         return None
     if low[2] == "anything":
         return 2, 3, "nothing"
@@ -97,8 +97,6 @@ def _existence(low: Words) -> Insertion:
 
 def _any(low: Words) -> Insertion:
     """Are any X Y? Are no X Y? Is anything Y? Is nothing Y?"""
-    if low[0] not in _BE:
-        return None
     if low[1] == "anything":
         return 1, 2, "nothing"
     if low[1] == "any":
@@ -108,8 +106,6 @@ def _any(low: Words) -> Insertion:
 
 def _seen(low: Words) -> Insertion:
     """Is (a) mass present? Is no mass present?"""
-    if low[0] not in _BE:
-        return None
     start = 2 if low[1] in _INDEFINITE else 1
     place = _only(low, _PREDICATES, start + 1)
     if place is None or low[place] not in _SEEN or not _plain(low[start:place]):
@@ -119,7 +115,7 @@ def _seen(low: Words) -> Insertion:
 
 def _can_be_seen(low: Words) -> Insertion:
     """Can (a) mass be seen? Can no mass be seen? Can the spleen be seen? … not be seen?"""
-    if low[0] not in ("can", "could") or low.count("be") != 1:
+    if low.count("be") != 1:
         return None
     place = low.index("be")
     if place < 2 or place + 1 >= len(low) or low[place + 1] not in _SEEN:
@@ -133,7 +129,7 @@ def _can_be_seen(low: Words) -> Insertion:
 
 def _you_see(low: Words) -> Insertion:
     """Do you see (a) mass? Do you see no mass? Do you see the aorta? Do you not see the aorta?"""
-    if low[0] not in ("do", "can") or low[1] != "you" or low[2] not in _SEEING or len(low) < 4:
+    if low[1] != "you" or low[2] not in _SEEING or len(low) < 4:
         return None
     if low[3] in DETERMINERS:
         return 2, 2, "not"
@@ -144,7 +140,7 @@ def _you_see(low: Words) -> Insertion:
 
 def _this_is(low: Words) -> Insertion:
     """Is this a CT? Is this not a CT? Is the image taken in the axial plane? … not taken …?"""
-    if low[0] not in _BE or low[1] not in (*DETERMINERS, "it"):
+    if low[1] not in (*DETERMINERS, "it"):
         return None
     named = low[2] in _IMAGE and low[1] in ("this", "the")
     place = 3 if named else 2
@@ -157,15 +153,17 @@ def _this_is(low: Words) -> Insertion:
 
 def _has_been(low: Words) -> Insertion:
     """Has the stent been removed? Has the stent not been removed?"""
-    if low[0] not in ("has", "have") or low[1] not in DETERMINERS or low.count("been") != 1:
+    if low[1] not in DETERMINERS or low.count("been") != 1:
         return None
     place = low.index("been")
-    return (place, place, "not") if _noun_phrase(low[2:place]) else None
+    return (place, place, "not") if _noun_phrase(low[2:place], _OF) else None
 
 
 def _predicate(low: Words) -> Insertion:
     """Is the heart enlarged? Is the heart not enlarged?"""
-    if low[0] not in _BE or not (low[1] in DETERMINERS or _contrast(low)):
+    # Contrast medium is a substance that needs no article.
+    contrast = "contrast" in low[1:4] and _plain(low[1 : low.index("contrast") + 1])
+    if low[1] not in DETERMINERS and not contrast:
         return None
     predicate = _only(low, _PREDICATES, 2)
     if predicate is None or not _ends_well(low, predicate):
@@ -175,14 +173,13 @@ def _predicate(low: Words) -> Insertion:
         place -= 1
     subject = low[2:place] if low[1] in DETERMINERS else low[1:place]
     # Nothing follows: what stands before is the subject, all of it.
-    last = predicate == len(low) - 1
-    sure = _noun_phrase(subject) or (last and _noun_phrases(subject))
-    return (place, place, "not") if sure else None
+    joining = PREPOSITIONS if predicate == len(low) - 1 else _OF
+    return (place, place, "not") if _noun_phrase(subject, joining) else None
 
 
 def _placed(low: Words) -> Insertion:
     """Is the finding on the left side? Is the finding not on the left side?"""
-    if low[0] not in _BE or low[1] not in DETERMINERS or _PREDICATES & set(low):
+    if low[1] not in DETERMINERS or _PREDICATES & set(low):
         return None
     for place in range(3, len(low)):
         if _PLACE.fullmatch(" ".join(low[place:])) and _plain(low[2:place]):
@@ -192,7 +189,7 @@ def _placed(low: Words) -> Insertion:
 
 def _does(low: Words) -> Insertion:
     """Does the image show a mass? Does the image not show a mass?"""
-    if low[0] not in _DO or low[1] in _INDEFINITE or low[1] in ("you", "it", "there", "we"):
+    if low[1] in _INDEFINITE or low[1] in ("you", "it", "there", "we"):
         return None
     start = 2 if low[1] in DETERMINERS else 1
     place = _only(low, _VERBS, 2)
@@ -201,12 +198,14 @@ def _does(low: Words) -> Insertion:
     subject = low[start:place]
     if not subject:
         return (place, place, "not") if low[1] in ("this", "that") else None
-    return (place, place, "not") if _noun_phrase(subject) else None
+    return (place, place, "not") if _noun_phrase(subject, _OF) else None
 
 
-_RULES: Sequence[Callable[[Words], Insertion]] = (
-    _existence, _any, _seen, _can_be_seen, _you_see, _this_is, _has_been, _predicate,
-    _placed, _does,
+#: The rules in the order in which they are tried, each with the words that a question begins with.
+_RULES: Sequence[tuple[frozenset[str], Callable[[Words], Insertion]]] = (
+    (_BE, _existence), (_BE, _any), (_BE, _seen), (words_in("can could"), _can_be_seen),
+    (words_in("do can"), _you_see), (_BE, _this_is), (words_in("has have"), _has_been),
+    (_BE, _predicate), (_BE, _placed), (words_in("does do did"), _does),
 )  # fmt: skip
 
 
@@ -236,32 +235,15 @@ def _plain(words: Words) -> bool:
     return 0 < len(words) <= 5 and not FUNCTION_WORDS & set(words)
 
 
-def _noun_phrase(words: Words) -> bool:
-    """Return whether this is a noun with its adjectives, also with ``of (the)`` another."""
-    head, *rest = _parted(words, frozenset({"of"}))
-    return _plain(head) and all(_plain(_bare(part)) for part in rest)
-
-
-def _noun_phrases(words: Words) -> bool:
-    """Return whether this is a noun phrase with others behind prepositions."""
-    head, *rest = _parted(words, PREPOSITIONS)
-    return _plain(head) and all(_plain(_bare(part)) for part in rest)
-
-
-def _parted(words: Words, at: frozenset[str]) -> list[Words]:
+def _noun_phrase(words: Words, joining: frozenset[str]) -> bool:
+    """Return whether this is a noun with its adjectives, also with others behind joining words."""
     parts: list[Words] = [[]]
     for word in words:
-        if word in at:
+        if word in joining:
             parts.append([])
         else:
             parts[-1].append(word)
-    return parts
-
-
-def _bare(words: Words) -> Words:
-    return words[1:] if words and words[0] in DETERMINERS | _INDEFINITE else words
-
-
-def _contrast(low: Words) -> bool:
-    """Return whether the subject is contrast medium: a substance that needs no article."""
-    return "contrast" in low[1:4] and _plain(low[1 : low.index("contrast") + 1])
+    head, *rest = parts
+    articles = DETERMINERS | _INDEFINITE
+    bare = (part[1:] if part and part[0] in articles else part for part in rest)
+    return _plain(head) and all(map(_plain, bare))

@@ -50,10 +50,11 @@ def _yes_no(record: Record) -> bool:
     return record.task == "vqa" and not record.options and normalise(record.answer) in _OPPOSITE
 
 
-def _negated(record: Record) -> Record | None:
-    question = negated(record.question)
-    answer = _OPPOSITE[normalise(record.answer)]
-    return None if question is None else _with(record, question, answer)
+def _asked_as(record: Record, question: str | None, answer: str) -> Record | None:
+    """Return a record with another question and truth; None where there is no question."""
+    if question is None:
+        return None
+    return replace(record, question=question, answer=answer, references=())
 
 
 def _offers_options(record: Record) -> bool:
@@ -71,35 +72,25 @@ def _reordered(record: Record) -> Record | None:
     return None if question is None else replace(record, question=question)
 
 
-def _true_yes(record: Record) -> bool:
-    return _yes_no(record) and normalise(record.answer) == "yes"
-
-
-def _excluding(record: Record) -> Record | None:
-    question = excluding(record.question)
-    return None if question is None else _with(record, question, "no")
-
-
-def _with(record: Record, question: str, answer: str) -> Record:
-    return replace(record, question=question, answer=answer, references=())
-
-
-def _opposite(one: str, other: str) -> bool:
-    return {yes_or_no(one), yes_or_no(other)} == {"yes", "no"}
-
-
-def _same(one: str, other: str) -> bool:
-    return normalise(one) == normalise(other)
-
-
-def _not_both(one: str, other: str) -> bool:
-    return not yes_or_no(one) == yes_or_no(other) == "yes"
-
-
 PAIRINGS: Mapping[str, Pairing] = {
-    "negated": Pairing(_yes_no, _negated, _opposite, ("flips", "the other word")),
-    "swapped_options": Pairing(_offers_options, _reordered, _same, ("stays", "the same answer")),
-    "swapped_words": Pairing(_true_yes, _excluding, _not_both, ("excludes", "not yes to both")),
+    "negated": Pairing(
+        concerns=_yes_no,
+        rewrite=lambda r: _asked_as(r, negated(r.question), _OPPOSITE[normalise(r.answer)]),
+        agree=lambda one, other: {yes_or_no(one), yes_or_no(other)} == {"yes", "no"},
+        must=("flips", "the other word"),
+    ),
+    "swapped_options": Pairing(
+        concerns=_offers_options,
+        rewrite=_reordered,
+        agree=lambda one, other: normalise(one) == normalise(other),
+        must=("stays", "the same answer"),
+    ),
+    "swapped_words": Pairing(
+        concerns=lambda r: _yes_no(r) and normalise(r.answer) == "yes",
+        rewrite=lambda r: _asked_as(r, excluding(r.question), "no"),
+        agree=lambda one, other: not yes_or_no(one) == yes_or_no(other) == "yes",
+        must=("excludes", "not yes to both"),
+    ),
 }
 #: The kinds of pairs by name.
 PAIRS = tuple(PAIRINGS)
