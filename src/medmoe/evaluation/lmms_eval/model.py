@@ -97,7 +97,12 @@ class MedMoeModel(lmms):
         texts: dict[int, str] = {}
         with tqdm(total=len(requests), desc="medmoe", disable=self.rank != 0) as bar:
             for (_, _, tokens), questions in groups.items():
-                engine = self._engine_of(tokens)
+                engine = MedMoe(  # the same model with another longest answer
+                    self._engine.model,
+                    self._engine.processor,
+                    batch_size=self._batch_size,
+                    max_new_tokens=tokens,
+                )
                 for chunk in chunks_by_image(
                     questions, lambda each: each.image, BATCHES * self._batch_size
                 ):
@@ -112,11 +117,6 @@ class MedMoeModel(lmms):
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         """Refuse tasks of several rounds."""
         raise ConfigError(_only("several rounds", requests))
-
-    def _engine_of(self, max_new_tokens: int) -> MedMoe:
-        """Return the engine with another longest answer; the model is the same."""
-        model, processor = self._engine.model, self._engine.processor
-        return MedMoe(model, processor, batch_size=self._batch_size, max_new_tokens=max_new_tokens)
 
 
 def _only(what: str, requests: Sequence[Any]) -> str:
