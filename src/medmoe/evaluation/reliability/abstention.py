@@ -9,57 +9,34 @@ average; another hospital's are not. The paper has no abstention.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from medmoe.errors import ConfigError
 from medmoe.evaluation.reliability.calibration import Answered
-from medmoe.evaluation.statistics import Floats, Indices, cluster_indices
+from medmoe.evaluation.statistics import Indices, cluster_indices
 
 SPLITS = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """What thresholds would give; answers of one confidence are given or withheld together.
+def risk_coverage(answered: Answered) -> dict[str, Any]:
+    """Return what thresholds would give, the most confident answers first.
 
-    Attributes:
-        coverage: Share of the questions that are answered, rising.
-        risk: Share of the answers that are wrong.
-        area: Under the curve (AURC): mean risk over all coverages, 0 (best) to 1.
+    Answers of one confidence are given or withheld together.
+
+    Returns:
+        ``coverage``, the shares of the questions that are answered, rising; ``risk``, at each the
+        share of the answers that are wrong; ``area`` under the curve (AURC): the mean risk over
+        all coverages, 0 (best) to 1.
     """
-
-    coverage: tuple[float, ...]
-    risk: tuple[float, ...]
-    area: float
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """What a threshold gave on some records.
-
-    Attributes:
-        wrong: Mean over images of the share of an image's questions that is answered wrongly:
-            what the target bounds.
-        coverage: Share of the questions that is answered.
-        risk: Share of the answers that is wrong; None where nothing is answered.
-    """
-
-    wrong: float
-    coverage: float
-    risk: float | None
-
-
-def risk_coverage(answered: Answered) -> Curve:
-    """Return the risk at each coverage, the most confident answers first."""
     order, last = _ranked(answered)
-    confidence, wrong = answered.confidence[order], 1 - answered.right[order]
     given = last + 1
-    risk = np.cumsum(wrong)[last] / given
-    steps = np.diff(np.concatenate([[0], given])) / len(confidence)
-    coverage = given / len(confidence)
-    return Curve(tuple(coverage.tolist()), tuple(risk.tolist()), float((steps * risk).sum()))
+    risk = np.cumsum(1 - answered.right[order])[last] / given
+    steps = np.diff(given, prepend=0) / len(order)
+    coverage = given / len(order)
+    area = float((steps * risk).sum())
+    return {"coverage": coverage.tolist(), "risk": risk.tolist(), "area": area}
 
 
 def choose_threshold(answered: Answered, target: float) -> float | None:
@@ -89,28 +66,34 @@ def choose_threshold(answered: Answered, target: float) -> float | None:
     return float(confidence[last[fits[-1]]]) if len(fits) else float(np.nextafter(confidence[0], 2))
 
 
-def at_threshold(answered: Answered, threshold: float) -> Given:
-    """Return what a threshold gives."""
+def at_threshold(answered: Answered, threshold: float) -> dict[str, float | None]:
+    """Return what a threshold gives.
+
+    Returns:
+        ``wrong``: mean over images of the share of an image's questions that is answered wrongly,
+        what the target bounds; ``coverage``: share of the questions that is answered; ``risk``:
+        share of the answers that is wrong, None where nothing is answered.
+    """
     index, count = cluster_indices(answered.images)
     given = answered.confidence >= threshold
     wrong = given * (1 - answered.right)
     sizes = np.bincount(index, minlength=count)
     share = np.bincount(index, weights=wrong, minlength=count) / sizes
     risk = float(wrong.sum() / given.sum()) if given.any() else None
-    return Given(float(share.mean()), float(given.mean()), risk)
+    return {"wrong": float(share.mean()), "coverage": float(given.mean()), "risk": risk}
 
 
 def check_by_splits(
     answered: Answered, target: float, *, seed: int, splits: int = SPLITS
 ) -> tuple[float, float] | None:
-    """Return mean of `Given.wrong` and of coverage over random halves by image; None if too few.
+    """Return mean of ``wrong`` and of ``coverage`` over random halves by image; None if too few.
 
     Each time the threshold is chosen on one half and applied to the other: the first number should
     be at most the target.
     """
     index, count = cluster_indices(answered.images)
     rng = np.random.default_rng(seed)
-    outcomes: list[tuple[float, float]] = []
+    outcomes = []
     for _ in range(splits):
         chosen = np.zeros(count, dtype=bool)
         chosen[rng.permutation(count)[: count // 2]] = True
@@ -121,9 +104,9 @@ def check_by_splits(
         if threshold is None:
             return None
         given = at_threshold(_part(answered, ~inside), threshold)
-        outcomes.append((given.wrong, given.coverage))
-    means: Floats = np.mean(outcomes, axis=0)
-    return float(means[0]), float(means[1])
+        outcomes.append((given["wrong"], given["coverage"]))
+    wrong, coverage = np.mean(np.array(outcomes, dtype=np.float64), axis=0).tolist()
+    return wrong, coverage
 
 
 def _ranked(answered: Answered) -> tuple[Indices, Indices]:

@@ -91,17 +91,13 @@ def _of_kind(
     answered: Answered, calibration: Answered | None, target: float, seed: int
 ) -> dict[str, Any]:
     curve = risk_coverage(answered)
-    kept = np.unique(np.linspace(0, len(curve.coverage) - 1, _POINTS).astype(int))
+    kept = np.unique(np.linspace(0, len(curve["risk"]) - 1, _POINTS).astype(int)).tolist()
     content: dict[str, Any] = {
         "n": len(answered.right),
         "accuracy": float(answered.right.mean()),
         "mean_confidence": float(answered.confidence.mean()),
         "before": _calibration(answered, seed),
-        "curve": {
-            "coverage": [curve.coverage[i] for i in kept],
-            "risk": [curve.risk[i] for i in kept],
-            "area": curve.area,
-        },
+        "curve": curve | {key: [curve[key][i] for i in kept] for key in ("coverage", "risk")},
     }
     if calibration is not None:
         temperature = fit_temperature(calibration)
@@ -129,7 +125,7 @@ def _abstention(
     if threshold is None:
         return content
     checked = check_by_splits(answered, target, seed=seed)
-    content |= asdict(at_threshold(answered, threshold))
+    content |= at_threshold(answered, threshold)
     if checked is not None:
         content |= {"wrong_by_splits": checked[0], "coverage_by_splits": checked[1]}
     return content
