@@ -129,19 +129,19 @@ def compare_runs(
         DataError: The ids do not pair.
     """
     sides = tuple([_answers(records, run) for run in runs] for runs in (a, b))
-    right = [_values(records, runs, "accuracy").mean(axis=0) for runs in sides]
+    every = range(len(records))
+    right = [_values(records, runs, "accuracy", every).mean(axis=0) for runs in sides]
     subsets = _subsets(records)
     differences = [
-        _difference(name, subset, metric, [records[i] for i in chosen], chosen, sides, seed)
+        _difference(name, subset, metric, records, chosen, sides, seed)
         for subset, chosen in subsets.items()
         for metric in _METRICS.get(subset, ())
     ]
-    types = question_types(records)
-    every = subsets | {
+    parts = {
         name: [i for i, record in enumerate(records) if belongs(record)]
-        for name, belongs in types.items()
+        for name, belongs in question_types(records).items()
     }
-    wins = [_wins(name, subset, right[0][c], right[1][c]) for subset, c in every.items()]
+    wins = [_wins(name, part, *(of[c] for of in right)) for part, c in {**subsets, **parts}.items()]
     flips = [
         Flip(
             name,
@@ -181,7 +181,7 @@ def pooled(
         b += _answers(own, of_b)
     places = {"all": list(range(len(records)))} if whole else _subsets(records)
     return [
-        _difference(name, subset, "accuracy", [records[i] for i in at], at, ([a], [b]), seed)
+        _difference(name, subset, "accuracy", records, at, ([a], [b]), seed)
         for subset, at in places.items()
     ]
 
@@ -199,15 +199,21 @@ def _subsets(records: Sequence[Record]) -> dict[str, list[int]]:
     return {name: places[name] for name in _METRICS if name in places}
 
 
-def _value(record: Record, prediction: Prediction, metric: str) -> float:
-    if metric in _RIGHT:
-        return float(is_right(record, prediction))
-    return record_scores("strict", record, prediction.text)[metric]
+def _values(
+    records: Sequence[Record],
+    runs: Sequence[Sequence[Prediction]],
+    metric: str,
+    chosen: Sequence[int],
+) -> Floats:
+    """Return the values (runs, chosen) of a metric, 0 to 1."""
 
+    def value(record: Record, prediction: Prediction) -> float:
+        if metric in _RIGHT:
+            return float(is_right(record, prediction))
+        return record_scores("strict", record, prediction.text)[metric]
 
-def _values(records: Sequence[Record], runs: Sequence[Sequence[Prediction]], metric: str) -> Floats:
-    values = [[_value(r, p, metric) for r, p in zip(records, run, strict=True)] for run in runs]
-    return np.asarray(values, dtype=np.float64)  # (runs, n)
+    values = [[value(records[i], run[i]) for i in chosen] for run in runs]
+    return np.asarray(values, dtype=np.float64)
 
 
 def _difference(
@@ -219,8 +225,8 @@ def _difference(
     sides: tuple[list[list[Prediction]], ...],
     seed: int,
 ) -> Difference:
-    a, b = (_values(records, [[run[i] for i in chosen] for run in runs], metric) for runs in sides)
-    images = [record.image.id for record in records]
+    a, b = (_values(records, runs, metric, chosen) for runs in sides)
+    images = [records[i].image.id for i in chosen]
     by_record = b.mean(axis=0) - a.mean(axis=0)
     low, high = difference_interval(by_record, images, seed)
     binary = metric in _RIGHT and len(a) == len(b) == 1
@@ -234,7 +240,7 @@ def _difference(
         low=None if low is None else 100 * low,
         high=None if high is None else 100 * high,
         p=mcnemar(list(a[0]), list(b[0])) if binary else None,
-        n=len(records),
+        n=len(images),
         images=len(set(images)),
         a_runs=[100 * float(run.mean()) for run in a],
         b_runs=[100 * float(run.mean()) for run in b],
