@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
 
 from rich import box
 from rich.console import Console
@@ -33,7 +34,7 @@ def show(report: CostReport, measured: Measured | None) -> None:
     )
     if report.paper is not None:
         console.print("\n[bold]The paper's Table 8 and sizes[/], in units of 10⁹")
-        console.print(_paper(report))
+        console.print(_table(["", "paper", "counted"], paper_lines(report)))
     if measured is not None:
         console.print(_measured(measured))
     console.print()
@@ -43,7 +44,6 @@ def show(report: CostReport, measured: Measured | None) -> None:
 
 
 def _systems(report: CostReport) -> Table:
-    table = _table("", *(escape(system.system) for system in report.systems))
     flops = report.systems[0].flops
     prompt = flops.image_tokens + flops.question_tokens
     rows: dict[str, Callable[[SystemCost], str]] = {
@@ -61,18 +61,19 @@ def _systems(report: CostReport) -> Table:
         f"  prompt, {prompt:,} tokens": lambda s: _flops(s.flops.prefill),
         f"  answer, {flops.answer_tokens} tokens": lambda s: _flops(s.flops.decode),
     }
-    for name, cell in rows.items():
-        table.add_row(name, *map(cell, report.systems))
-    return table
+    return _table(
+        ["", *(escape(system.system) for system in report.systems)],
+        [(name, *map(cell, report.systems)) for name, cell in rows.items()],
+    )
 
 
 def _training(system: SystemCost) -> Table:
-    table = _table(
+    titles = [
         "phase", "trains", "weights", "gradients\n+ AdamW", "activations\nall / chkpt", "sum\n",
-        f"{PAPER_GPUS} GPUs\nZeRO-2", no_wrap=True,
-    )  # fmt: skip
-    for row in system.training:
-        table.add_row(
+        f"{PAPER_GPUS} GPUs\nZeRO-2",
+    ]  # fmt: skip
+    rows = [
+        (
             row.phase if row.lora_rank is None else f"  LoRA, rank {row.lora_rank}",
             _size(row.trained),
             _giga(row.weights),
@@ -81,15 +82,19 @@ def _training(system: SystemCost) -> Table:
             _giga(row.sharded()),
             _giga(row.sharded(PAPER_GPUS)),
         )
-    return table
+        for row in system.training
+    ]
+    return _table(titles, rows, no_wrap=True)
 
 
-def _table(first: str, *titles: str, no_wrap: bool = False) -> Table:
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, no_wrap: bool = False) -> Table:
     """Return a table whose first column stands left and the others right."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column(first, no_wrap=no_wrap)
     for title in titles:
-        table.add_column(title, justify="right", no_wrap=no_wrap)
+        justify: Literal["left", "right"] = "right" if table.columns else "left"
+        table.add_column(title, justify=justify, no_wrap=no_wrap)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
@@ -97,13 +102,6 @@ def _tuned(system: SystemCost, rank: int | None) -> str:
     """Return what the last phase of a system takes on each of the paper's GPUs."""
     rows = [row for row in system.training if row.lora_rank == rank]
     return _bytes(rows[-1].sharded(PAPER_GPUS)) if rows else "–"
-
-
-def _paper(report: CostReport) -> Table:
-    table = _table("", "paper", "counted")
-    for row in paper_lines(report):
-        table.add_row(*row)
-    return table
 
 
 def _measured(measured: Measured) -> str:

@@ -27,6 +27,7 @@ from medmoe.model.cost.parameters import Part, activated_parameters, count_by_pa
 from medmoe.model.locate import folder_of
 from medmoe.training.memory import TrainingMemory, router_memory, training_memory
 
+Size = tuple[torch.dtype, int, int]  # of the weights; prompts at once; tokens of each
 #: An answer: all of the prompt but the image, and the tokens answered. Typical of the VQA sets.
 QUESTION_TOKENS, ANSWER_TOKENS = 64, 32
 LORA_RANK = 128  # the smaller of the paper's Table 7
@@ -34,28 +35,17 @@ PAPER_CONTEXT = 2048  # the paper's Table 11
 PAPER_GPUS = 8
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-#: The paper's Table 8, and the activated sizes of its Table 1.
+_FIGURES = (
+    "activated", "load_bytes", "training_bytes", "lora_training_bytes", "seconds_per_answer"
+)  # fmt: skip
+#: The paper's Table 8, and the activated sizes of its Table 1; LLaVA-Med trains in "more than".
 PAPER_TABLE_8: dict[str, dict[str, Any]] = {
-    "phi2_2_7b": {
-        "activated": 3.6e9,
-        "load_bytes": 13.4e9,
-        "training_bytes": 23e9,
-        "lora_training_bytes": 13.5e9,
-        "seconds_per_answer": 3,
-    },
-    "stablelm2_1_6b": {
-        "activated": 2.0e9,
-        "load_bytes": 10.5e9,
-        "training_bytes": 12.5e9,
-        "lora_training_bytes": 8e9,
-        "seconds_per_answer": 3,
-    },
-    "LLaVA-Med-7B": {
-        "activated": 7e9,
-        "load_bytes": 20e9,
-        "training_bytes": 24e9,  # "more than"
-        "seconds_per_answer": 5,
-    },
+    name: {key: value for key, value in zip(_FIGURES, row, strict=True) if value is not None}
+    for name, row in {
+        "phi2_2_7b": (3.6e9, 13.4e9, 23e9, 13.5e9, 3),
+        "stablelm2_1_6b": (2.0e9, 10.5e9, 12.5e9, 8e9, 3),
+        "LLaVA-Med-7B": (7e9, 20e9, 24e9, None, 5),
+    }.items()
 }
 
 
@@ -137,14 +127,14 @@ def cost_report(
     config = _with_top_k(config, top_k)
     chosen = dtype or own_dtype
     length = _context_of(config, context)
-    size = _Size(DTYPES[chosen], batch, length)
+    size = (DTYPES[chosen], batch, length)
     name = Path(model).name if Path(model).is_dir() else model
     systems = [_count(name, config, size, _training(config, size))]
     if config.moe_layers:
         twin = dense_twin(config)
         systems.append(_count("dense twin", twin, size, _tuning(twin, "sft", size)))
     llava = llava_med_config(CLIP_LARGE_336.image_size)
-    their_size = replace(size, context=max(length, llava.image_seq_length + QUESTION_TOKENS))
+    their_size = (*size[:2], max(length, llava.image_seq_length + QUESTION_TOKENS))
     phase2 = _tuning(llava, "phase2_instruction", their_size)
     systems.append(_count("LLaVA-Med-7B", llava, size, phase2))
     return CostReport(
@@ -189,15 +179,8 @@ def llava_med_config(image_size: int) -> MedMoeConfig:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Size:
-    dtype: torch.dtype
-    batch: int
-    context: int
-
-
 def _count(
-    name: str, config: MedMoeConfig, size: _Size, training: list[TrainingMemory]
+    name: str, config: MedMoeConfig, size: Size, training: list[TrainingMemory]
 ) -> SystemCost:
     model = meta_model(config)
     parts = count_by_part(model)
@@ -206,26 +189,26 @@ def _count(
         total=sum(parts.values()),
         activated=activated_parameters(model),
         parts=parts,
-        load_bytes=load_bytes(model, size.dtype),
-        kv_cache_bytes=kv_cache_bytes(config, size.dtype, size.batch, size.context),
+        load_bytes=load_bytes(model, size[0]),
+        kv_cache_bytes=kv_cache_bytes(config, *size),
         flops=answer_flops(config, QUESTION_TOKENS, ANSWER_TOKENS),
         training=training,
     )
 
 
-def _training(config: MedMoeConfig, size: _Size) -> list[TrainingMemory]:
+def _training(config: MedMoeConfig, size: Size) -> list[TrainingMemory]:
     """Return the memory of every phase of a Med-MoE, in order."""
     dense = dense_twin(config)
-    found = training_memory(dense, "phase1_alignment", size.dtype, size.batch, size.context)
+    found = training_memory(dense, "phase1_alignment", *size)
     found += _tuning(dense, "phase2_instruction", size)
     if config.moe_layers:
-        found.append(router_memory(config, size.dtype))
+        found.append(router_memory(config, size[0]))
         found += _tuning(config, "phase3_moe", size)
     return found
 
 
-def _tuning(config: MedMoeConfig, phase: PhaseName, size: _Size) -> list[TrainingMemory]:
-    return training_memory(config, phase, size.dtype, size.batch, size.context, (LORA_RANK,))
+def _tuning(config: MedMoeConfig, phase: PhaseName, size: Size) -> list[TrainingMemory]:
+    return training_memory(config, phase, *size, (LORA_RANK,))
 
 
 def _config_of(model: str) -> tuple[MedMoeConfig, str]:
