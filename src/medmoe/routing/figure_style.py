@@ -92,29 +92,21 @@ def numbered_look(number: int) -> Look:
 
 
 @contextmanager
-def style() -> Iterator[None]:
-    """Set our style for the figures made inside, whatever the user's matplotlibrc says."""
+def panel(height: float, **axes: Any) -> Iterator[tuple[Figure, Any]]:
+    """Yield a figure with its axes in our style, whatever the user's matplotlibrc says.
+
+    Args:
+        height: In inches.
+        axes: How many, and how they stand: what matplotlib's `Figure.subplots` takes.
+    """
     import matplotlib as mpl
+    from matplotlib.figure import Figure
 
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(_RC)
-        yield
-
-
-def new_figure(height: float) -> Figure:
-    """Return an empty figure; the height is in inches."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(WIDTH, height), layout="constrained")
-
-
-@contextmanager
-def panel(height: float) -> Iterator[tuple[Figure, Any]]:
-    """Set our style and yield a figure with its one pair of axes; the height is in inches."""
-    with style():
-        figure = new_figure(height)
-        yield figure, figure.subplots()
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        yield figure, figure.subplots(**axes)
 
 
 def open_axes(axes: Any, *, grid: bool = True) -> None:

@@ -21,10 +21,8 @@ from medmoe.routing.figure_style import (
     INK,
     ORANGE,
     label_cells,
-    new_figure,
     open_axes,
     panel,
-    style,
     to_svg,
 )
 
@@ -49,10 +47,9 @@ def learning_curve(name: str, points: Points, validation: Points = (), strict: P
     words = f"{name}, {_curve_in_words(points)}"
     if strict:
         words += f"; {name}, strict score at the end {strict[-1][1]:.1f} %"
-    with style():
-        panels = 2 if strict else 1
-        figure = new_figure(2.25 * panels)
-        loss, *below = figure.subplots(panels, 1, squeeze=False)[:, 0]
+    panels = 2 if strict else 1
+    with panel(2.25 * panels, nrows=panels, squeeze=False) as (figure, grid):
+        loss, *below = grid[:, 0]
         _draw_curve(loss, name, np.asarray(points, dtype=np.float64).reshape(-1, 2))
         if validation:
             _draw_measured(loss, validation, "validation loss")

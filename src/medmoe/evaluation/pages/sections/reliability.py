@@ -9,7 +9,7 @@ from medmoe.evaluation.pages.report import Figure, Section
 from medmoe.evaluation.pages.table import Table
 from medmoe.evaluation.reliability.calibration import LEAST_T, MOST_T
 from medmoe.numbers import NONE, percent, with_interval
-from medmoe.routing.figure_style import BLUE, GREY, ORANGE, new_figure, panel, style, to_svg
+from medmoe.routing.figure_style import BLUE, GREY, ORANGE, panel, to_svg
 
 _WORDS = (
     "A confidence is the probability that the model gave to exactly the answer it gave; of a "
@@ -92,9 +92,7 @@ def _abstained(kind: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _diagram(task: str, kind: str, entry: Mapping[str, Any]) -> Figure:
-    with style():
-        figure = new_figure(3.1)
-        upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
+    with panel(3.1, nrows=2, height_ratios=(3, 1), sharex=True) as (figure, (upper, lower)):
         upper.plot([0, 1], [0, 1], ":", color=GREY)
         for key, colour, marker in (("before", BLUE, "o"), ("after", ORANGE, "s")):
             if key not in entry:
