@@ -25,8 +25,7 @@ from medmoe.evaluation.ask.controls import controlled
 from medmoe.evaluation.ask.corruptions import corrupted
 from medmoe.evaluation.ask.plan import EvalPlan, hold_settings, protocols_of, settings_sha256
 from medmoe.evaluation.ask.records import TaskRecords
-from medmoe.evaluation.files.json_lines import read_rows
-from medmoe.evaluation.files.predictions import Prediction
+from medmoe.evaluation.files.predictions import Prediction, pair
 from medmoe.evaluation.pages.report import write_report
 from medmoe.evaluation.pages.run_report import report_of_run
 from medmoe.evaluation.pairs.measure import pair_scores, unasked
@@ -57,9 +56,11 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
     trusted: dict[str, Any] = {}
     worse: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
+    routed: dict[str, RoutedPicture] = {}
     for task in plan.tasks:
         path = plan.out / task.spec.name / "predictions.jsonl"
         predictions = asker.ask(task.spec.name, task.records, path)
+        routed |= _routed(task, predictions)
         blind = _blind_answers(plan, task, twin)
         rows += _score_rows(plan, task, predictions, twin=blind)
         trusted[task.spec.name] = _reliability_of(plan, task, predictions, asker)
@@ -67,7 +68,9 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
         pairs += _pairs_of(plan, task, predictions, asker)
         rows += _control_rows(plan, task, asker)
     seconds = round(time.perf_counter() - start, 1)
-    circumstances = _circumstances(plan, asker)
+    domains = read_config(plan.model).domains or ()
+    router = router_score(list(routed.values()), domains) if routed else None
+    circumstances = _circumstances(plan, asker, router)
     summary = {
         "seconds": {"eval": seconds},
         **circumstances,
@@ -194,7 +197,9 @@ def _worse(corruption: str, severity: int, seed: int, key: str, image: Image.Ima
     return corrupted(image, corruption, severity, key, seed)
 
 
-def _circumstances(plan: EvalPlan, asker: Asker) -> dict[str, Any]:
+def _circumstances(
+    plan: EvalPlan, asker: Asker, router: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """Return what a summary says of the run besides its scores."""
     shared = provenance(plan.model).get("shared_images") or {}
     return {
@@ -203,7 +208,7 @@ def _circumstances(plan: EvalPlan, asker: Asker) -> dict[str, Any]:
         "data": ", ".join(dict.fromkeys(task.spec.dataset for task in plan.tasks)),
         "commit": plan.commit,
         **_counted(plan.out, asker),
-        "router": _router(plan),
+        "router": router,
         "model": str(plan.model),
         "asked": asker.asked,
         "notes": [note for task in plan.tasks for note in task.notes] + _leaks(shared),
@@ -220,18 +225,15 @@ def _leaks(shared: Mapping[str, int]) -> list[str]:
     ]
 
 
-def _router(plan: EvalPlan) -> dict[str, Any] | None:
-    """Return the router's score over the images that name a modality; None where there are none."""
-    images = {r.image.id: r.image for task in plan.tasks for r in task.records if r.image.modality}
-    routed: dict[str, RoutedPicture] = {}
-    for task in plan.tasks:
-        for _, row in read_rows(plan.out / task.spec.name / "predictions.jsonl", "predictions"):
-            if row.get("routing") and row.get("image") in images:
-                image, routing = images[row["image"]], row["routing"]
-                warned = routing.get("out_of_domain")
-                routed[image.id] = RoutedPicture.of(image, routing["domain"], warned)
-    domains = read_config(plan.model).domains or ()
-    return router_score(list(routed.values()), domains) if routed else None
+def _routed(task: TaskRecords, predictions: Sequence[Prediction]) -> dict[str, RoutedPicture]:
+    """Return by image what the router made of the images that name a modality."""
+    return {
+        record.image.id: RoutedPicture.of(
+            record.image, said.routing["domain"], said.routing.get("out_of_domain")
+        )
+        for record, said in pair(task.records, predictions)
+        if said.routing and record.image.modality
+    }
 
 
 def _counted(out: Path, asker: Asker) -> dict[str, Any]:
