@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medmoe.cli import flags
 from medmoe.cli.parser import FOOTER
 from medmoe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from medmoe.evaluation.score_files import Answers, ScoredFile
+    from medmoe.evaluation.score.rows import ScoreRow
+    from medmoe.evaluation.score_files import Answers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,8 +88,8 @@ def run(args: argparse.Namespace) -> int:
             "score one of them"
         )
     scored = _scored(args, answers)
-    results = [one.result | {"use": FOOTER} for one in scored]
-    summary = score_summary(results, [row for one in scored for row in one.rows])
+    results = [result | {"use": FOOTER} for result, _ in scored]
+    summary = score_summary(results, [row for _, rows in scored for row in rows])
     screen = Screen()
     for result in results:
         screen.line(f"{result['predictions']}: {result['n']} records, {result['images']} images")
@@ -117,18 +118,19 @@ def _check_flags(args: argparse.Namespace) -> None:
             raise ConfigError(f"{flag} needs answers to choose on; add --calibrate FILE")
 
 
-def _scored(args: argparse.Namespace, answers: dict[str, Answers]) -> list[ScoredFile]:
+def _scored(
+    args: argparse.Namespace, answers: dict[str, Answers]
+) -> list[tuple[dict[str, Any], list[ScoreRow]]]:
     """Return the scores of each prediction file."""
     from medmoe.evaluation.files.predictions import read_predictions
     from medmoe.evaluation.files.truth import read_truth
     from medmoe.evaluation.protocols import ALL_PROTOCOLS
-    from medmoe.evaluation.score_files import Confidence, calibrations, score_answers
+    from medmoe.evaluation.score_files import calibrations, score_answers
 
     chosen = args.protocol or ["all"]
     wanted = ALL_PROTOCOLS if "all" in chosen else tuple(dict.fromkeys(chosen))
     train = read_truth(args.train) if args.train else ()
     others = calibrations(args.calibrate, args.calibrate_truth, answers)
-    target = args.target_risk or 0.1
     return [
         score_answers(
             own,
@@ -138,7 +140,9 @@ def _scored(args: argparse.Namespace, answers: dict[str, Answers]) -> list[Score
             twin=read_predictions(args.blind_twin) if args.blind_twin else None,
             wanted=wanted,
             seed=args.seed,
-            confidence=Confidence(others[name], target) if args.reliability else None,
+            judged=args.reliability,
+            calibration=others[name],
+            target=args.target_risk or 0.1,
         )
         for name, own in answers.items()
     ]

@@ -45,22 +45,6 @@ class Answers:
         return records
 
 
-@dataclass(frozen=True, slots=True)
-class ScoredFile:
-    """What a prediction file scores: the object of `score --json`, and the rows that are shown."""
-
-    result: dict[str, Any]
-    rows: list[ScoreRow]
-
-
-@dataclass(frozen=True, slots=True)
-class Confidence:
-    """That confidences are judged too; with other answers, what is chosen on them."""
-
-    calibration: Answers | None = None
-    target: float = 0.1
-
-
 def answers_of(path: Path, truth: Path | None) -> dict[str, Answers]:
     """Return the answers that stand in a file (name ``""``) or in a run folder, by name.
 
@@ -87,15 +71,18 @@ def score_answers(
     twin: Sequence[Prediction] | None = None,
     wanted: Sequence[str] = ALL_PROTOCOLS,
     seed: int = 7,
-    confidence: Confidence | None = None,
-) -> ScoredFile:
-    """Return the scores of one prediction file.
+    judged: bool = False,
+    calibration: Answers | None = None,
+    target: float = 0.1,
+) -> tuple[dict[str, Any], list[ScoreRow]]:
+    """Return the scores of one prediction file: the object of `score --json`, and what is shown.
 
     Args:
         name: As a run folder names it: the task, or ``<system>-<task>``.
         task: What was answered; the paper's rows of it are added.
         train: Of `score_table`, as ``twin`` and ``wanted``.
-        confidence: Also add ``reliability``, as a run's ``summary.json`` has it for one task.
+        judged: Also add ``reliability``, as a run's ``summary.json`` has it for one task.
+        calibration: Other answers, for what is chosen on them to reach the ``target``.
 
     Raises:
         DataError: A file cannot be used; or an answer has no confidence, and one is asked for.
@@ -125,24 +112,16 @@ def score_answers(
         **cells_of(table),
         "paper": [asdict(row) | {"our_protocol": row.our_protocol} for row in paper],
     }
-    if confidence is not None:
-        result["reliability"] = _reliability(records, predictions, confidence, seed)
+    if judged:
+        reported, chosen = answered_by_kind(records, predictions), None
+        if calibration is not None:
+            others = calibration.records()
+            _check_apart(records, others, calibration.predictions)
+            chosen = answered_by_kind(others, read_predictions(calibration.predictions))
+        result["reliability"] = reliability(reported, chosen, target=target, seed=seed)
     called = task or named_task or truth
     shown = rows_of(table, system=system, task=called, split="", places=("summary", "table"))
-    return ScoredFile(result, shown)
-
-
-def _reliability(
-    records: Sequence[Record], predictions: Sequence[Prediction], confidence: Confidence, seed: int
-) -> dict[str, Any]:
-    """Return how far confidences can be trusted, calibrated on other answers where asked."""
-    reported, chosen = answered_by_kind(records, predictions), None
-    other = confidence.calibration
-    if other is not None:
-        others = other.records()
-        _check_apart(records, others, other.predictions)
-        chosen = answered_by_kind(others, read_predictions(other.predictions))
-    return reliability(reported, chosen, target=confidence.target, seed=seed)
+    return result, shown
 
 
 def _system_and_task(name: str) -> tuple[str, str]:
