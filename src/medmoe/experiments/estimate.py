@@ -156,16 +156,15 @@ def step_memory(spec: TrainSpec, phase: PhaseName) -> TrainingMemory:
     if PHASE_TABLE[phase].backbone:
         build, inputs = _backbone(spec, phase, batch)
         return backbone_memory(phase, build, inputs, autocast)
+    config = _config(spec, phase)
     if phase == "phase2_router":
         assert spec.router is not None
-        moe = config_of_moe(_dense_config(spec), spec.model)
-        return router_memory(moe, torch.float32, per_layer=spec.router.per_layer)
-    dense, moe_phase = _dense_config(spec), PHASE_TABLE[phase].leaves == "moe"
+        return router_memory(config, torch.float32, per_layer=spec.router.per_layer)
     context = _tokens(spec, phase)
     share = 1.0 if "caption" in spec.tasks(phase) else _ANSWER_SHARE
-    answers = math.ceil((context - dense.image_seq_length) * share)
+    answers = math.ceil((context - config.image_seq_length) * share)
     rows = training_memory(
-        config_of_moe(dense, spec.model_of(phase)) if moe_phase else dense,
+        config,
         phase,
         torch.float32,
         batch,
@@ -248,22 +247,21 @@ def _meta_model(spec: TrainSpec, phase: PhaseName) -> nn.Module:
     if PHASE_TABLE[phase].backbone:
         backbone: nn.Module = _backbone(spec, phase, 1)[0]()
         return backbone
-    config = _dense_config(spec)
+    config = _config(spec, phase)
     if phase == "phase2_router":
         assert spec.router is not None
-        moe = config_of_moe(config, spec.model)
-        return RouterTraining(moe, spec.router.loss, spec.router.per_layer)
-    if PHASE_TABLE[phase].leaves != "moe":
-        return MedMoeForConditionalGeneration(config)
-    model = MedMoeForConditionalGeneration(config_of_moe(config, spec.model_of(phase)))
+        return RouterTraining(config, spec.router.loss, spec.router.per_layer)
+    model = MedMoeForConditionalGeneration(config)
     if lora := spec.phases[phase].lora:
         attach_lora(model, lora, seed=0)
     return model
 
 
-def _dense_config(spec: TrainSpec) -> MedMoeConfig:
-    """Return the configuration of the dense model of phases 1 and 2."""
-    return dense_twin(recipe_config(spec.model, spec.vocab_size))
+def _config(spec: TrainSpec, phase: PhaseName) -> MedMoeConfig:
+    """Return the configuration of the model that a phase trains, or whose router it trains."""
+    dense = dense_twin(recipe_config(spec.model, spec.vocab_size))
+    routed = phase == "phase2_router" or PHASE_TABLE[phase].leaves == "moe"
+    return config_of_moe(dense, spec.model_of(phase)) if routed else dense
 
 
 def _backbone(
