@@ -89,7 +89,12 @@ def run(args: argparse.Namespace) -> int:
         "worse": worse,
         "differences": [row.to_dict() for row in differences],
         "wins": [asdict(row) for comparison in found for row in comparison.wins],
-        "flips": [_flip(row) for comparison in found for row in comparison.flips],
+        "flips": [
+            {"name": row.name, "id": row.record.id, "answer": row.record.answer}
+            | {"a": list(row.a), "b": list(row.b), "change": row.change}
+            for comparison in found
+            for row in comparison.flips
+        ],
         "notes": notes,
         "use": FOOTER,
     }
@@ -109,14 +114,3 @@ def _compare(
         check_same_truth(path, records)
     left, right = ([read_predictions(path) for path in side] for side in (a, b))
     return compare_runs(name, records, left, right, seed=args.seed)
-
-
-def _flip(row: Any) -> dict[str, Any]:
-    return {
-        "name": row.name,
-        "id": row.record.id,
-        "answer": row.record.answer,
-        "a": list(row.a),
-        "b": list(row.b),
-        "change": row.change,
-    }

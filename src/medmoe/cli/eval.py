@@ -125,7 +125,12 @@ def run(args: argparse.Namespace) -> int:
     )
     with asking_bar() as update:
         summary = evaluate(plan, update)
-    Screen().results(summary | {"reliability": _calibrated(summary["reliability"])})
+    calibrated = {
+        task: kept
+        for task, kept in summary["reliability"].items()
+        if any("after" in entry for entry in kept.values())
+    }
+    Screen().results(summary | {"reliability": calibrated})
     print(f"asked {summary['asked']} questions; answers, scores and report.html in {args.out}")
     print(FOOTER)
     flags.write_json(args.json, summary)
@@ -154,15 +159,6 @@ def _twin(args: argparse.Namespace, model: Path) -> Path | None:
     if twin is not None:
         verify(twin)
     return twin
-
-
-def _calibrated(reliability: dict[str, Any]) -> dict[str, Any]:
-    """Return the tasks whose confidences were calibrated."""
-    return {
-        task: kept
-        for task, kept in reliability.items()
-        if any("after" in entry for entry in kept.values())
-    }
 
 
 def _records(

@@ -124,7 +124,9 @@ def routes(plan: RoutesPlan, out: Path, progress: Progress) -> dict[str, Any]:
     result = _result(plan, observation, embedding, shown, domains)
     _write_figures(out / "figures", shown)
     write_json(out / "routes.json", result)
-    write_text(out / "routes.html", page.render_routes(_called(plan.model), result, shown))
+    parts = plan.model.resolve().parts  # a folder named ``model`` is called by its run
+    called = "/".join(parts[-3:-1]) if parts[-1] == "model" else parts[-1]
+    write_text(out / "routes.html", page.render_routes(called, result, shown))
     return result
 
 
@@ -220,12 +222,6 @@ def _result(
         "notes": notes,
         "use": NOTE,
     }
-
-
-def _called(model: Path) -> str:
-    """Return what to call a model on the page; a folder named ``model`` is called by its run."""
-    parts = model.resolve().parts
-    return "/".join(parts[-3:-1]) if parts[-1] == "model" else parts[-1]
 
 
 def _write_figures(folder: Path, shown: Sequence[RouteFigure]) -> None:

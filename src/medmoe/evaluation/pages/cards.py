@@ -23,7 +23,6 @@ from medmoe.evaluation.pages.report_rows import (
     BY_TYPE,
     OTHER_PROTOCOLS,
     OUR_PROTOCOL,
-    Results,
     interval,
     lead_system,
     place,
@@ -155,8 +154,14 @@ def results_section(summary: Mapping[str, Any]) -> str:
             lines += [f"### {kind}", "", *_markdown(arranged.tables[kind]), ""]
     lines += [line for text in arranged.legend for line in (text, "")]
     lines += [text for line in router_lines(summary.get("router")) for text in (_escaped(line), "")]
-    for title, sentences in _verdicts(arranged):
-        lines += [f"### {title}", "", *(f"- {_escaped(line)}" for line in sentences), ""]
+    for title, sentences in (
+        ("What the scores do not show", arranged.baseline_sentences),
+        ("What the pictures gave", arranged.share_sentences),
+        ("Against the comparison system", arranged.comparison_sentences),
+        ("Without the picture", arranged.control_sentences),
+    ):
+        if sentences:
+            lines += [f"### {title}", "", *(f"- {_escaped(line)}" for line in sentences), ""]
     notes = [f"- {_escaped(str(note))}" for note in summary.get("notes", [])]
     lines += ["### Limits", "", *notes, "- Research use only, not a medical device.", ""]
     return "\n".join(lines)
@@ -177,11 +182,8 @@ def _origin(summary: Mapping[str, Any]) -> str:
 
 
 def _markdown(table: Table) -> Iterator[str]:
-    yield (
-        "| "
-        + " | ".join(name.lower() if name[1:].islower() else name for name in table.columns)
-        + " |"
-    )
+    names = (name.lower() if name[1:].islower() else name for name in table.columns)
+    yield f"| {' | '.join(names)} |"
     yield "|" + "---|" * table.text_columns + "---:|" * (len(table.columns) - table.text_columns)
     for row in table.rows:
         yield "| " + " | ".join(_escaped(value) for value in row) + " |"
@@ -192,17 +194,6 @@ def _escaped(text: str) -> str:
     for mark in "\\|<>`*_[]":
         text = text.replace(mark, f"\\{mark}")
     return " ".join(text.split())
-
-
-def _verdicts(arranged: Results) -> Iterator[tuple[str, list[str]]]:
-    for title, sentences in (
-        ("What the scores do not show", arranged.baseline_sentences),
-        ("What the pictures gave", arranged.share_sentences),
-        ("Against the comparison system", arranged.comparison_sentences),
-        ("Without the picture", arranged.control_sentences),
-    ):
-        if sentences:
-            yield title, sentences
 
 
 # --- CHAI -------------------------------------------------------------------------------------

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from medmoe.data.schema import Pixels, Record
 from medmoe.evaluation.compare import Comparison, Difference, Flip
 from medmoe.evaluation.files.known_records import known_records, picture_of, with_question
 from medmoe.evaluation.pages.page import render_page
@@ -15,15 +13,6 @@ from medmoe.files import write_text
 from medmoe.numbers import NONE, percent, points
 
 MAX_FLIPS = 60
-
-
-@dataclass(frozen=True, slots=True)
-class _Shown:
-    record: Record
-    a: str
-    b: str
-    won: bool
-    picture: Pixels | None
 
 
 def write_compare_page(
@@ -49,13 +38,13 @@ def write_compare_page(
     chosen = most_telling(flips, MAX_FLIPS)
     known = known_records([flip.record for flip in chosen], root, phantom_seed)
     shown = [
-        _Shown(
-            with_question(flip.record, known),
-            answers_in_words(flip.a),
-            answers_in_words(flip.b),
-            flip.change > 0,
-            picture_of(flip.record, known, images),
-        )
+        {
+            "record": with_question(flip.record, known),
+            "a": answers_in_words(flip.a),
+            "b": answers_in_words(flip.b),
+            "won": flip.change > 0,
+            "picture": picture_of(flip.record, known, images),
+        }
         for flip in chosen
     ]
     differences = [row for comparison in comparisons for row in comparison.differences]
@@ -72,7 +61,7 @@ def write_compare_page(
         wins=[wins_table(comparison) for comparison in comparisons],
         flips=shown,
         flipped=len(flips),
-        without_picture=sum(flip.picture is None for flip in shown),
+        without_picture=sum(flip["picture"] is None for flip in shown),
     )
     write_text(path, text)
 
@@ -132,10 +121,9 @@ def most_telling(flips: Sequence[Flip], limit: int) -> list[Flip]:
 def answers_in_words(answers: Sequence[str]) -> str:
     """Return the answers of several runs, each once and with how often it was given."""
     counts = {answer: answers.count(answer) for answer in answers}
-    if len(answers) == 1:
-        return answers[0] or "(empty)"
     ordered = sorted(counts.items(), key=lambda item: -item[1])
-    return "; ".join(f"{answer or '(empty)'} ({count}×)" for answer, count in ordered)
+    several = len(answers) > 1
+    return "; ".join(f"{a or '(empty)'}{f' ({n}×)' if several else ''}" for a, n in ordered)
 
 
 def losses(differences: Sequence[Difference]) -> list[Difference]:
@@ -147,11 +135,10 @@ def verdict(differences: Sequence[Difference]) -> str:
     """Return in a sentence whether B is worse than A."""
     lost = losses(differences)
     won = [row for row in differences if row.decides and row.better]
+    places = ", ".join(dict.fromkeys(map(_place, lost or won)))
     if lost:
-        places = ", ".join(dict.fromkeys(_place(row) for row in lost))
         return f"B is worse than A: {places}."
     if won:
-        places = ", ".join(dict.fromkeys(_place(row) for row in won))
         return f"B is better than A: {places}. Nowhere is it shown to be worse."
     return "Neither is shown to be better."
 
@@ -169,13 +156,10 @@ def sentences(differences: Sequence[Difference]) -> Iterator[str]:
         said = "the interval holds zero"
         if row.worse or row.better:
             said = "B is worse" if row.worse else "B is better"
-        yield f"{text}, about {_questions(row)} ({inside}): {said}."
-
-
-def _questions(row: Difference) -> str:
-    """Return how many questions a difference amounts to: a point may be less than one."""
-    count = round(abs(row.difference) / 100 * row.n)
-    return f"{count} question{'' if count == 1 else 's'}"
+        # A point may be less than one question.
+        count = round(abs(row.difference) / 100 * row.n)
+        many = "" if count == 1 else "s"
+        yield f"{text}, about {count} question{many} ({inside}): {said}."
 
 
 def _place(row: Difference) -> str:

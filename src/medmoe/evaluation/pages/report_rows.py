@@ -112,7 +112,15 @@ def results(scores: Sequence[Score], comparisons: Sequence[Mapping[str, Any]] = 
         lead=system_name(lead),
         tables=tables,
         legend=legend,
-        controls=_control_table(leading_controls, table),
+        controls=Table(
+            ("Task", "Score", "System", "Control", "With images", "Without", "Change", "n"),
+            [_control_row(score, table) for score in leading_controls],
+            "Control: how much of the score needs the picture?",
+            4,
+            by_first=True,
+        )
+        if leading_controls
+        else None,
         headlines=[
             _headline(row[lead], row)
             for key, row in leading.items()
@@ -266,17 +274,16 @@ def _row(row: Mapping[str, Score], systems: Sequence[str]) -> tuple[str, ...]:
     return (
         _place(first),
         _what(first),
-        *(_cell(row[system], row) if system in row else numbers.NONE for system in systems),
+        *(
+            (FAILS if s in row and _fails(row[s], row) else "") + value_cell(row.get(s))
+            for s in systems
+        ),
         constant,
         percent(baselines.get("question-only")),
         percent(lead.get("blind_twin")),
         share_cell(lead),
         " / ".join(dict.fromkeys(_n(score) for score in row.values())),
     )
-
-
-def _cell(score: Score, row: Mapping[str, Score]) -> str:
-    return (FAILS if _fails(score, row) else "") + value_cell(score)
 
 
 def _baseline_sentences(table: Scores) -> Iterator[str]:
@@ -334,14 +341,6 @@ def _comparison_sentences(comparisons: Sequence[Mapping[str, Any]]) -> Iterator[
         yield f"{text} ({inside}, n = {row['n']}): {verdict}."
 
 
-def _control_table(scores: Sequence[Score], table: Scores) -> Table | None:
-    if not scores:
-        return None
-    columns = ("Task", "Score", "System", "Control", "With images", "Without", "Change", "n")
-    title = "Control: how much of the score needs the picture?"
-    return Table(columns, [_control_row(score, table) for score in scores], title, 4, by_first=True)
-
-
 def _control_row(score: Score, table: Scores) -> tuple[str, ...]:
     full = table.get(_key(score), {}).get(score["system"], {})
     values = score.get("value"), full.get("value")
@@ -365,7 +364,12 @@ def _control_line(score: Score, table: Scores) -> str | None:
         f"{system_name(score['system'])}, {_place(score)}, {_what(score)}: {_number(full)} with "
         f"the images, {_number(score)} with {_control_name(score)}"
     )
-    if interval(full) and interval(score) and not _overlap(full, score):
+    apart = (
+        interval(full)
+        and interval(score)
+        and (score["high"] < full["low"] or full["high"] < score["low"])
+    )
+    if apart:
         if score["value"] < full["value"]:
             lost = percent(full["value"] - score["value"])
             return f"{name}. {lost} points of the score need the picture."
@@ -375,7 +379,3 @@ def _control_line(score: Score, table: Scores) -> str | None:
 
 def _control_name(score: Score) -> str:
     return _CONTROLS.get(score["control"], str(score["control"]))
-
-
-def _overlap(one: Score, other: Score) -> bool:
-    return bool(one["low"] <= other["high"] and other["low"] <= one["high"])

@@ -105,8 +105,8 @@ def _examples(folder: Path, records: Sequence[Record], seed: int) -> list[Exampl
     known = {record.id: record for record in records}
     examples = []
     for record, prediction in chosen:
-        picture = picture_of(record, known, None)
-        if picture is not None:
+        routing = prediction.routing or {}
+        if (picture := picture_of(record, known, None)) is not None:
             examples.append(
                 Example(
                     picture=picture,
@@ -115,12 +115,8 @@ def _examples(folder: Path, records: Sequence[Record], seed: int) -> list[Exampl
                     truth=record.answer,
                     correct=is_right(record, prediction),
                     confidence=prediction.confidence,
-                    **_routed(prediction),
+                    domain=routing.get("domain"),
+                    domain_probability=routing.get("domain_probability"),
                 )
             )
     return examples
-
-
-def _routed(prediction: Prediction) -> dict[str, Any]:
-    routing = prediction.routing or {}
-    return {name: routing.get(name) for name in ("domain", "domain_probability")}
