@@ -160,11 +160,6 @@ def reference_overlap(prediction: str, answer: str) -> tuple[float, float, float
     return 2 * precision * recall / (precision + recall), precision, recall
 
 
-def reference_closed_match(prediction: str, answer: str) -> float:
-    """Return 1 where the truth is a substring of the prediction, both in lower case."""
-    return float(answer.lower() in prediction.lower())
-
-
 @lru_cache(maxsize=_CACHE)
 def reference_bleu(prediction: str, answer: str) -> tuple[float, float, float]:
     """Return BLEU-1, BLEU-2 and BLEU-3, each of its single order, on words in lower case.

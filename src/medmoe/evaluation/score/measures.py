@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from medmoe.data.schema import AnswerType, Record
 from medmoe.errors import DataError
 from medmoe.evaluation.files.predictions import Prediction
-from medmoe.evaluation.protocols import BLEU, LABEL_SCORE, bleu_scores, word_scores
+from medmoe.evaluation.metrics import reference_bleu
+from medmoe.evaluation.protocols import BLEU, LABEL_SCORE, word_scores
 from medmoe.evaluation.statistics import Floats
 
 Place = Literal["summary", "table", "json"]
@@ -231,5 +232,5 @@ class Values:
         values = np.full((len(self._records), len(BLEU)), np.nan)
         for i, (record, text) in enumerate(zip(self._records, self._texts, strict=True)):
             if record.answer_type == "open":
-                values[i] = bleu_scores(text, record.answer)
+                values[i] = reference_bleu(text, record.answer)
         self._columns |= {("", None, key): values[:, j] for j, key in enumerate(BLEU)}

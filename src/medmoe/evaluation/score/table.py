@@ -214,50 +214,26 @@ _KINDS: Mapping[str, Belongs] = {
 }
 
 
-class _Blind:
-    """What answers without a picture score, on the scored records and on those for training."""
+def _blind(
+    train: Sequence[Record], test: Sequence[Record]
+) -> tuple[dict[str, Values], dict[str, Values]]:
+    """Return what answers without a picture score on the scored records, and on those for training.
 
-    def __init__(self, train: Sequence[Record], test: Sequence[Record]) -> None:
-        # Ids are unique within a split only: training answers are kept apart from the test's.
-        self._on_test, self._on_train = (
-            {
-                name: self._values(split, make(train or test, split))
-                for name, make in baselines.CONSTANTS.items()
-            }
-            if split
-            else {}
-            for split in (test, train)
-        )
-        known = bool(train) and all(r.question or r.options for r in (*train, *test))
-        self._question_only = (
-            self._values(test, baselines.question_only(train, test)) if known and test else None
-        )
+    The constants by name; of the scored ones also ``question_only``, where that is known.
+    """
 
-    @staticmethod
-    def _values(records: Sequence[Record], answers: Mapping[str, str]) -> Values:
+    def values(records: Sequence[Record], make: baselines.Predictor) -> Values:
+        answers = make(train or test, records)
         return Values(records, [answers[record.id] for record in records])
 
-    def constants(
-        self, measure: Measure, chosen: Rows, learned: Rows
-    ) -> tuple[dict[str, float], str | None]:
-        """Return each constant's score in percent, and the name of the baseline among them."""
-        if measure.is_bleu:
-            return {}, None
-        scores = {name: values.mean(measure, chosen) for name, values in self._on_test.items()}
-        judged = (
-            {name: values.mean(measure, learned) for name, values in self._on_train.items()}
-            if len(learned)
-            else scores
-        )
-        # Rounding of equal sums must not decide.
-        best = max(judged, key=lambda name: round(judged[name], 12))
-        return {name: round(100 * share, DECIMALS) for name, share in scores.items()}, best
-
-    def question_only(self, measure: Measure, chosen: Rows) -> float | None:
-        """Return in percent what the answers score that the questions' words alone would give."""
-        if self._question_only is None or measure.is_bleu:
-            return None
-        return in_percent(self._question_only.mean(measure, chosen))
+    # Ids are unique within a split only: training answers are kept apart from the test's.
+    on_test, on_train = (
+        {name: values(records, make) for name, make in baselines.CONSTANTS.items() if records}
+        for records in (test, train)
+    )
+    if train and test and all(r.question or r.options for r in (*train, *test)):
+        on_test["question_only"] = values(test, baselines.question_only)
+    return on_test, on_train
 
 
 class _Scorer:
@@ -279,7 +255,7 @@ class _Scorer:
         self._kinds, self._taught = Kinds(self._records), Kinds(train)
         self._answers = _values(pairs, by_label)
         self._twin = None if twin is None else _values(pair(self._records, twin), by_label)
-        self._blind = _Blind(train, self._records)
+        self._blind_on_test, self._blind_on_train = _blind(train, self._records)
 
     def cells(
         self, subset: str, belongs: Belongs, wanted: Sequence[Measure], *, multi_label: bool
@@ -314,7 +290,11 @@ class _Scorer:
         ends = intervals(data, images, self._seed)
         for measure, mean, (low, high) in zip(group, data.mean(axis=0), ends, strict=True):
             known = np.flatnonzero(learned & measure.counts(self._taught))
-            constants, constant = self._blind.constants(measure, rows, known)
+            blind = {} if measure.is_bleu else _means(self._blind_on_test, measure, rows)
+            question_only = blind.pop("question_only", None)
+            judged = _means(self._blind_on_train, measure, known) if len(known) else blind
+            # Rounding of equal sums must not decide.
+            best = max(judged, key=lambda name: round(judged[name], 12)) if blind else None
             yield Cell(
                 subset,
                 measure,
@@ -322,10 +302,10 @@ class _Scorer:
                 in_percent(low),
                 in_percent(high),
                 len(rows),
-                constants,
-                constant,
+                {name: round(100 * share, DECIMALS) for name, share in blind.items()},
+                best,
                 len(known) > 0,
-                self._blind.question_only(measure, rows),
+                in_percent(question_only),
                 None if low is not None else "one image only: no interval",
                 *self._share(measure, rows, images),
             )
@@ -341,6 +321,10 @@ class _Scorer:
         low, high = difference_interval(gained, images, self._seed)
         share = round(100 * float(gained.mean()), DECIMALS)
         return in_percent(float(blind.mean())), (share, in_percent(low), in_percent(high))
+
+
+def _means(of: Mapping[str, Values], measure: Measure, rows: Rows) -> dict[str, float]:
+    return {name: values.mean(measure, rows) for name, values in of.items()}
 
 
 def _values(pairs: Pairs, by_label: bool) -> Values:
