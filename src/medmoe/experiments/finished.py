@@ -45,8 +45,11 @@ class FinishedPhases:
 
     def _recipe(self, name: str, *starts: str) -> Recipe:
         phases = load_recipe(name).spec.phases
-        paths = [setting.partition("=")[0].split(".") for setting in self._settings]
-        own = [s for s, p in zip(self._settings, paths, strict=True) if _applies(p, phases)]
+        own = []
+        for setting in self._settings:
+            whole, *part = setting.partition("=")[0].split(".")[:2]
+            if whole != "phases" or not part or part[0] in phases:
+                own.append(setting)
         return load_recipe(name, [*own, *starts])
 
     def missing(self, name: str, phase: PhaseName, seed: int) -> dict[str, list[PhaseName]]:
@@ -94,10 +97,6 @@ class FinishedPhases:
             return self._key(*self._start(name, phase), seed)
         before = {source: self._key(name, source, seed) for source in recipe.spec.inputs(phase)}
         return _key(recipe.config, phase, seed, before)
-
-
-def _applies(path: Sequence[str], phases: Mapping[Any, Any]) -> bool:
-    return path[0] != "phases" or path[1:2] == [] or path[1] in phases
 
 
 def _key(config: Mapping[str, Any], phase: PhaseName, seed: int, before: Mapping[Any, str]) -> str:

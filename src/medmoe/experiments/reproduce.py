@@ -34,7 +34,7 @@ from medmoe.evaluation.protocols import LABEL_SCORE
 from medmoe.evaluation.routing_report import RoutesPlan, check_records, read_label_curve, routes
 from medmoe.evaluation.score.rows import cells_of
 from medmoe.evaluation.score.table import score_table
-from medmoe.evaluation.tasks import PaperRow, paper_figures, task_spec
+from medmoe.evaluation.tasks import paper_figures, paper_rows, task_spec
 from medmoe.experiments.cost import PAPER_TABLE_8, cost_report, counted
 from medmoe.experiments.finished import FinishedPhases
 from medmoe.experiments.measure import measure
@@ -240,22 +240,18 @@ def _row(what: str, verdict: str, paper: Any = None, value: Any = None, **more: 
 def _scores(job: _Job) -> Iterable[Row]:
     """Score systems on tasks: the mean over the seeds of value, interval and share."""
     for task in job.tasks():
-        name = task_spec(task).paper_name
-        figures = [row for where, row in paper_figures() if where == name and name]
+        figures = {
+            (row.table, row.system, row.subset, row.our_protocol, row.metric): row.value
+            for row in paper_rows(task)
+        }
         for system, about in job.about["systems"].items():
             runs, reason = _tried(job.scores, about.get("phase", "phase3_moe"), task)
             theirs = (job.number, f"{job.of['paper']}{about.get('paper', '')}")
             for subset, protocol, metric in job.about["metrics"]:
-                key = (*theirs, subset, protocol, metric)
-                paper = next((f.value for f in figures if _key(f) == key), None)
+                paper = figures.get((*theirs, subset, protocol, metric))
                 what = f"{system}, {task} {subset} {protocol} {metric}"
                 found = {} if reason else _mean([run[protocol][subset][metric] for run in runs])
                 yield _row(what, reason, paper, **found)
-
-
-def _key(figure: PaperRow) -> tuple[Any, ...]:
-    own = (figure.subset, figure.our_protocol, figure.metric)
-    return (figure.table, figure.system, *own)
 
 
 def _mean(scores: Sequence[Mapping[str, Any]]) -> Row:
