@@ -17,7 +17,6 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -61,7 +60,7 @@ class RoutingTrace:
     def __init__(
         self,
         blocks: Mapping[int, MoeBlock],
-        stop_ids: frozenset[int],
+        stop_ids: Sequence[int],
         image_id: int | None = None,
     ) -> None:
         self.token_mask: Tensor | None = None
@@ -73,11 +72,11 @@ class RoutingTrace:
         for layer, block in blocks.items():
             logits, chosen = torch.zeros(0, block.experts.num_experts), (0, block.gate.top_k)
             self._layers[layer] = [[logits], [torch.zeros(chosen)], [none.view(chosen)]]
-        self._stop_ids = stop_ids
+        self._stop_ids = torch.tensor(stop_ids, dtype=torch.long)
         self._call: _Call | None = None
         self._pending: list[_Call] = []  # whose tokens are not sorted out yet
         self._num_rows = 0
-        self._live: list[bool] = []  # rows of the last batch that have not ended yet
+        self._live_B = torch.zeros(0, dtype=torch.bool)  # rows of the last batch not ended yet
         self._cache: Any = None  # that the rows of the last batch live in
 
     @property
@@ -188,7 +187,7 @@ class RoutingTrace:
     def _kinds(self, call: _Call, batch: int, length: int) -> Tensor:
         """Return what each token of a call is (B, S): an index of `KINDS`, or -1."""
         if call.goes_on and length == 1:
-            return _filled(batch, ANSWER)
+            return torch.full((batch, 1), ANSWER)
         ids, labels = call.inputs.get("input_ids"), call.inputs.get("labels")
         if isinstance(ids, Tensor) and ids.shape == (batch, length) and self._image_id is not None:
             image_BS = ids.detach().cpu() == self._image_id
@@ -203,37 +202,23 @@ class RoutingTrace:
 
     def _settle(self, call: _Call, batch: int, length: int) -> Tensor:
         """Number the rows of a call and return which of its tokens count (B, S)."""
-        goes_on = call.goes_on and batch == len(self._live)
+        goes_on = call.goes_on and batch == len(self._live_B)
         if not goes_on:
             self._sorted(self._tokens, 0)
             self._num_rows += batch
-            self._live = [True] * batch
+            self._live_B = torch.ones(batch, dtype=torch.bool)
         self._cache = call.cache
         if self.token_mask is not None:
             return self._own_mask(batch, length, goes_on)
-        mask = call.inputs.get("attention_mask")
-        if not (isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= length):
-            mask = None
-        if goes_on and length == 1:
-            return self._settle_step(call, [True] * batch if mask is None else mask[:, -1].tolist())
-        if mask is not None:
-            return mask[:, mask.shape[1] - length :].detach().bool().cpu()
-        return torch.ones(batch, length, dtype=torch.bool)
-
-    def _settle_step(self, call: _Call, counted: list[Any]) -> Tensor:
-        """Return which rows of a step of one token count (B, 1).
-
-        On lists: `generate` comes here for each token, where small tensors cost most of recording.
-        """
-        ids = call.inputs.get("input_ids")
-        if isinstance(ids, Tensor):
+        mask, ids = call.inputs.get("attention_mask"), call.inputs.get("input_ids")
+        counted_BS = torch.ones(batch, length, dtype=torch.bool)
+        if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= length:
+            counted_BS = mask[:, mask.shape[1] - length :].detach().bool().cpu()
+        if goes_on and length == 1 and isinstance(ids, Tensor):
             # `generate` keeps feeding rows that have ended; alone, such a row would have stopped.
-            ended = [i in self._stop_ids for i in ids[:, -1].tolist()]
-            self._live = [alive and not end for alive, end in zip(self._live, ended, strict=True)]
-            counted = [c and alive for c, alive in zip(counted, self._live, strict=True)]
-        if all(counted):
-            return _filled(len(counted), True)
-        return torch.tensor(counted, dtype=torch.bool)[:, None]
+            self._live_B = self._live_B & ~torch.isin(ids[:, -1].cpu(), self._stop_ids)
+            counted_BS = counted_BS & self._live_B[:, None]
+        return counted_BS
 
     def _own_mask(self, batch: int, length: int, goes_on: bool) -> Tensor:
         """Return the caller's token mask, or nothing for tokens made after the prompt."""
@@ -298,12 +283,6 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([part.flatten(0, 1) for part in parts])
 
 
-@lru_cache(maxsize=64)
-def _filled(batch: int, value: int | bool) -> Tensor:
-    """Return a column (B, 1) of one value, made once; nobody writes into it."""
-    return torch.full((batch, 1), value)
-
-
 def _recorder(trace: RoutingTrace, layer: int) -> Callable[..., None]:
     def record(module: nn.Module, args: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
         trace._record(layer, output)
@@ -317,11 +296,11 @@ def _image_id(model: nn.Module) -> int | None:
     return None if token_id is None else int(token_id)
 
 
-def _stop_ids(model: nn.Module) -> frozenset[int]:
+def _stop_ids(model: nn.Module) -> list[int]:
     """Ids that end an answer or fill up an ended one, as the model's generation config has them."""
     config = getattr(model, "generation_config", None)
     ids: set[int] = set()
     for name in ("eos_token_id", "pad_token_id"):
         value = getattr(config, name, None)
         ids.update(value if isinstance(value, (list, tuple)) else [] if value is None else [value])
-    return frozenset(ids)
+    return sorted(ids)
