@@ -94,17 +94,15 @@ def protocols_of(plan: EvalPlan, task: TaskRecords) -> list[str]:
     Raises:
         ConfigError: None of the plan's applies to the task.
     """
-    if task.spec.kind == "vqa":
-        fitting = [name for name in plan.protocols if name != LABEL_SCORE]
-    else:
-        fitting = [name for name in plan.protocols if name == LABEL_SCORE]
+    by_label = task.spec.kind != "vqa"
+    fitting = [name for name in plan.protocols if (name == LABEL_SCORE) == by_label]
     if not fitting:
         raise ConfigError(
             f"task {task.spec.name!r} ({task.spec.kind}) is not scored under "
             f"{', '.join(plan.protocols)}; add --protocol "
-            f"{'strict' if task.spec.kind == 'vqa' else LABEL_SCORE}"
+            f"{LABEL_SCORE if by_label else 'strict'}"
         )
-    return [name for name in fitting if name != LABEL_SCORE]
+    return [] if by_label else fitting
 
 
 def hold_settings(plan: EvalPlan) -> dict[str, Any]:

@@ -9,7 +9,7 @@ parsed here but a run's seed.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,18 +101,13 @@ def _files(path: Path) -> dict[str, Path]:
     files |= {
         file.stem: file
         for file in sorted((path / "predictions").glob("*.jsonl"))
-        if not _is_aside(file.stem)
+        # A control's answers, or routing decisions, are no answers to compare.
+        if file.stem.count("-") < 2 and file.stem.rpartition("-")[2] != "router"
     }
     files |= {file.parent.name: file for file in sorted(path.glob("*/predictions.jsonl"))}
     if not files:
         raise DataError(f"{path} holds no predictions; looked for {_LOOKED_FOR}")
     return files
-
-
-def _is_aside(stem: str) -> bool:
-    """Return whether a file of a run's folder holds a control's answers or routing decisions."""
-    parts: Sequence[str] = stem.split("-")
-    return len(parts) > 2 or parts[-1] == "router"
 
 
 def _seed(path: Path) -> int | None:

@@ -75,7 +75,7 @@ def embed(
         seed: Of the projection and of the intervals.
     """
     labels = [str(image.modality) for image in images]
-    flat = {"before": _side_by_side(before), "after": _side_by_side(after)}
+    flat = {"before": before.reshape(len(before), -1), "after": after.reshape(len(after), -1)}
     maps = {name: _project(values, seed) for name, values in flat.items()}
     points = [
         {
@@ -99,10 +99,6 @@ def embed(
     perplexity = _perplexity(len(images))
     method = f"t-SNE of scikit-learn, perplexity {perplexity:g}, started from PCA, seed {seed}"
     return Embedding(method, points, silhouettes)
-
-
-def _side_by_side(values: Floats) -> Floats:
-    return values.reshape(len(values), -1)
 
 
 def _perplexity(count: int) -> float:

@@ -19,6 +19,21 @@ Predictions = dict[str, str]
 Predictor = Callable[[Sequence[Record], Sequence[Record]], Predictions]
 
 
+Key = Callable[[Record], Hashable]
+#: What answers are counted by, the next where training does not hold one.
+_TYPES: tuple[Key, ...] = (
+    lambda record: (record.answer_type, record.question_type),
+    lambda record: record.answer_type,
+    lambda record: None,
+)
+
+
+def _question(record: Record) -> str:
+    # Not `normalise`: what it merges (articles, inner spacing) a model can tell apart too, and the
+    # baseline should know all that the words give away.
+    return record.question.casefold().strip().rstrip(" ?.!:")
+
+
 def most_frequent(answers: Iterable[str]) -> str:
     """Return the most frequent answer.
 
@@ -44,7 +59,7 @@ def most_frequent_per_type(train: Sequence[Record], test: Sequence[Record]) -> P
     Raises:
         DataError: ``train`` is empty.
     """
-    return _backed_off(train, test, (_type_key, _answer_type_key, _any_key))
+    return _backed_off(train, test, _TYPES)
 
 
 def question_only(train: Sequence[Record], test: Sequence[Record]) -> Predictions:
@@ -56,7 +71,7 @@ def question_only(train: Sequence[Record], test: Sequence[Record]) -> Prediction
     Raises:
         DataError: ``train`` is empty.
     """
-    return _backed_off(train, test, (_question_key, _type_key, _answer_type_key, _any_key))
+    return _backed_off(train, test, (_question, *_TYPES))
 
 
 #: The constant-answer baselines by name; ``yes`` and ``no`` everywhere need no training answers.
@@ -67,28 +82,10 @@ CONSTANTS: Mapping[str, Predictor] = {
 }
 
 
-def _question_key(record: Record) -> Hashable:
-    # Not `normalise`: what it merges (articles, inner spacing) a model can tell apart too, and the
-    # baseline should know all that the words give away.
-    return record.question.casefold().strip().rstrip(" ?.!:")
-
-
-def _type_key(record: Record) -> Hashable:
-    return record.answer_type, record.question_type
-
-
-def _answer_type_key(record: Record) -> Hashable:
-    return record.answer_type
-
-
-def _any_key(record: Record) -> Hashable:
-    return None
-
-
 def _backed_off(
     train: Sequence[Record],
     test: Sequence[Record],
-    keys: Sequence[Callable[[Record], Hashable]],
+    keys: Sequence[Key],
 ) -> Predictions:
     """Answer by the first key that training holds."""
     if not train:
@@ -100,7 +97,7 @@ def _backed_off(
     }
 
 
-def _answers_by(train: Sequence[Record], key: Callable[[Record], Hashable]) -> dict[Hashable, str]:
+def _answers_by(train: Sequence[Record], key: Key) -> dict[Hashable, str]:
     groups: dict[Hashable, list[str]] = defaultdict(list)
     for record in train:
         groups[key(record)].append(record.answer)
