@@ -1,4 +1,4 @@
-"""Writes results/ablations.csv, results/ablations.md and the recipes' heads from scores.
+"""Writes results/ablations.csv and results/ablations.md from scores.
 
     python scripts/record_ablations.py EVALS
 
@@ -16,11 +16,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
+from medmoe.config import load
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
-RECIPES = ROOT / "src" / "medmoe" / "recipes" / "experiments"
 FAMILIES = ("tiny_phantom", "tiny_real")
 COLUMNS = (
     "recipe", "trained_commit", "scored_commit", "seed", "task", "subset", "metric", "n", "value",
@@ -96,9 +95,9 @@ def page(rows: list[Row]) -> str:
                 for r in own
                 if r["recipe"] == recipe
             }
-            description = yaml.safe_load((RECIPES / family / f"{recipe}.yaml").read_text())
+            description = load.recipe("experiments", recipe)["description"]
             cells = [_cell(by.get(score)) for score in scores]
-            lines.append(_line([f"`{recipe}`", description["description"].rstrip("."), *cells]))
+            lines.append(_line([f"`{recipe}`", description.rstrip("."), *cells]))
         first = {(r["task"], r["subset"], r["metric"], r["n"]): r for r in own}
         for name in ("constant_baseline", "question_only_baseline"):
             cells = [f"{first[score][name]:.1f}" for score in scores]
@@ -122,19 +121,6 @@ def _cell(row: Row | None) -> str:
     )
 
 
-def write_head(path: Path, rows: list[Row]) -> None:
-    """Renew the line of a recipe that says what it scored."""
-    task, parts = "", []
-    for row in rows:
-        name = "" if row["task"] == task else f"{row['task']} "
-        task = row["task"]
-        parts.append(f"{name}{row['subset']} {row['value']:.1f} of {row['n']}")
-    line = f"# Seed {rows[0]['seed']}: {', '.join(parts)} (results/ablations.md)."
-    lines = path.read_text(encoding="utf-8").splitlines()
-    lines[1] = line
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
 def main(evals: Path) -> None:
     rows = [
         row
@@ -149,9 +135,6 @@ def main(evals: Path) -> None:
             plain = {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()}
             writer.writerow(plain)
     (RESULTS / "ablations.md").write_text(page(rows), encoding="utf-8")
-    for recipe in dict.fromkeys(row["recipe"] for row in rows):
-        (path,) = RECIPES.glob(f"*/{recipe}.yaml")
-        write_head(path, [row for row in rows if row["recipe"] == recipe])
 
 
 if __name__ == "__main__":

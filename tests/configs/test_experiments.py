@@ -18,7 +18,8 @@ from medmoe.experiments import recipe as recipe_module
 from medmoe.experiments.estimate import Shape, memory_bytes, phase_shape, step_memory
 from medmoe.experiments.recipe import load_recipe
 
-FOLDER = Path(medmoe.recipes.__file__).parent / "experiments"
+RECIPES = Path(medmoe.recipes.__file__).parent
+FILES = sorted(path.stem for path in (RECIPES / "experiments").iterdir())
 FAMILIES = ("phi2", "stablelm2", "tiny_phantom", "tiny_real", "small_real")
 NAMES = recipe_names("experiments")
 #: What each family varies, beside its base: table of the paper -> suffixes.
@@ -78,9 +79,9 @@ def test_every_phase_builds_on_the_meta_device(name: str) -> None:
         assert PHASE_TABLE[phase].trains[values.trains]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_recipe_opens_with_its_command_and_what_to_expect(name: str) -> None:
-    (path,) = FOLDER.rglob(f"{name}.yaml")
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_opens_with_its_command_and_what_to_expect(name: str) -> None:
+    path = RECIPES / "experiments" / f"{name}.yaml"
     first, second, *_ = path.read_text(encoding="utf-8").splitlines()
     verb = "demo" if name.startswith("demo_") else f"train {name}"
     assert re.fullmatch(rf"# medmoe {verb}( --data DIR)?( --minutes 60)?", first)
@@ -90,6 +91,36 @@ def test_every_recipe_opens_with_its_command_and_what_to_expect(name: str) -> No
         not d.startswith("phantom/") for p in load_recipe(name).spec.phases.values() for d in p.data
     )
     assert real == ("--data DIR" in first)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_ablation_says_what_of_the_paper_it_repeats(family: str) -> None:
+    for group, suffixes in ABLATIONS.items():
+        for suffix in suffixes:
+            if (name := f"{family}_{suffix}") in NAMES:
+                said = load_recipe(name).spec.description
+                assert re.search("ours|reference code" if group == "ours" else group, said), name
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {*FILES}))
+def test_what_an_ablation_does_not_train_it_takes_from_its_familys_run(name: str) -> None:
+    spec, family = load_recipe(name).spec, recipe("experiments", name)["base"]
+    whole = load_recipe(family).spec
+    assert spec.starts == {phase: f"runs/{family}/{phase}" for phase in spec.starts}
+    assert not spec.starts.keys() & spec.phases.keys()
+    assert spec.starts.keys() <= whole.phases.keys()
+    inputs = {source for phase in spec.phases for source in spec.inputs(phase)}
+    assert spec.starts.keys() == inputs - spec.phases.keys()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_dense_twin_is_trained_on_phase_3s_data(family: str) -> None:
+    whole = load_recipe(family).spec.phases
+    sft = load_recipe(f"{family}_sft").spec.phases["sft"]
+    assert sft.trains == whole["phase2_instruction"].trains
+    # The tiny twin on real pictures: twice the steps.
+    same = {"trains": "paper"} | ({"steps": 60} if family == "tiny_real" else {})
+    assert sft.model_copy(update=same) == whole["phase3_moe"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -111,13 +142,10 @@ def test_the_resolved_recipe_is_a_recipe_itself(name: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("family", ["tiny_phantom", "tiny_real", "small_real"])
-def test_experts_by_domain_and_the_dense_twin_are_tuned_as_phase_3_is(family: str) -> None:
+def test_experts_by_domain_are_tuned_as_phase_3_is(family: str) -> None:
     phase3 = load_recipe(family).spec.phases["phase3_moe"]
     joined = load_recipe(f"{family}_per_domain").spec
     assert joined.phases["phase3_experts"] == joined.phases["phase3_moe"] == phase3
-    if family == "small_real":
-        sft = load_recipe("small_real_sft").spec.phases["sft"]
-        assert sft.model_copy(update={"trains": "paper"}) == phase3
 
 
 def test_the_ladder_trains_dense_models_of_the_first_layers_as_the_dense_twin() -> None:

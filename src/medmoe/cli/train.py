@@ -11,9 +11,7 @@ from medmoe.cli import flags
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `train`."""
-    parser.add_argument(
-        "config", metavar="CONFIG", help="name under recipes/experiments, or a YAML file"
-    )
+    parser.add_argument("config", metavar="CONFIG", help="name of a recipe, or a YAML file")
     parser.add_argument(
         "--phase",
         action="append",

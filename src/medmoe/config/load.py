@@ -10,8 +10,8 @@ import json
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import resources
-from importlib.resources.abc import Traversable
 from typing import Any, TypeVar
 
 import yaml
@@ -69,29 +69,70 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
 def recipe(kind: str, name: str) -> dict[str, Any]:
     """Return a recipe of the package by kind (``models``, ``experiments``) and exact name.
 
+    An experiment is a file, or an ablation of ``recipes/ablations.yaml`` in one of its families.
+
     Raises:
         ConfigError: There is none; the message lists the choices.
     """
-    files = _recipe_files(resources.files("medmoe.recipes") / kind)
-    if name not in files:
-        raise ConfigError(one_of(name, files, f"recipe in {kind}"))
-    return parse_yaml(files[name].read_text(encoding="utf-8"), f"recipes/{kind}/{name}.yaml")
+    if kind == "experiments" and name in _ablations():
+        return _after_starts(_ablations()[name])
+    if name not in _recipe_files(kind):
+        raise ConfigError(one_of(name, recipe_names(kind), f"recipe in {kind}"))
+    return _package_yaml(f"{kind}/{name}.yaml")
 
 
 def recipe_names(kind: str) -> list[str]:
     """Return the names of all recipes of a kind."""
-    return sorted(_recipe_files(resources.files("medmoe.recipes") / kind))
+    names = _recipe_files(kind)
+    if kind == "experiments":
+        names += _ablations()
+    return sorted(names)
 
 
-def _recipe_files(folder: Traversable) -> dict[str, Traversable]:
-    """Return the YAML files of a folder and its sub-folders; a name stands once among them."""
-    found: dict[str, Traversable] = {}
-    for path in folder.iterdir():
-        if path.is_dir():
-            found |= _recipe_files(path)
-        elif path.name.endswith(".yaml"):
-            found[path.name.removesuffix(".yaml")] = path
-    return found
+def _recipe_files(kind: str) -> list[str]:
+    files = (resources.files("medmoe.recipes") / kind).iterdir()
+    return [path.name.removesuffix(".yaml") for path in files if path.name.endswith(".yaml")]
+
+
+def _package_yaml(path: str) -> dict[str, Any]:
+    text = resources.files("medmoe.recipes").joinpath(path).read_text(encoding="utf-8")
+    return parse_yaml(text, f"recipes/{path}")
+
+
+@cache
+def _ablations() -> dict[str, dict[str, Any]]:
+    """Return what each ablation of each family changes, by the recipe's name."""
+    table = _package_yaml("ablations.yaml")
+    ablations: dict[str, dict[str, Any]] = {}
+    for name, ablation in table["ablations"].items():
+        families = ablation.pop("families", dict.fromkeys(table["families"]))
+        for family, changes in families.items():
+            ablations[f"{family}_{name}"] = {"base": family, **merged(ablation, changes or {})}
+    return ablations
+
+
+def _after_starts(ablation: dict[str, Any]) -> dict[str, Any]:
+    """Let an ablation that starts from its family's run train only the phases that it names."""
+    if "starts" not in ablation:
+        return ablation
+    family: str = ablation["base"]
+    known: dict[str, Any] = recipe("experiments", family)["phases"]
+    phases: dict[str, Any] = dict.fromkeys(known)
+    for phase, changes in ablation["phases"].items():
+        phases[phase] = changes if phase in known else merged(like_phase3(phase, known), changes)
+    starts = {phase: f"runs/{family}/{phase}" for phase in ablation["starts"]}
+    return {**ablation, "starts": starts, "phases": phases}
+
+
+def like_phase3(phase: str, phases: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a phase on phase 3's data and for its steps: SFT trains what phase 2 does.
+
+    Args:
+        phases: Those of the recipe, phases 2 and 3 among them.
+    """
+    trains = phases["phase2_instruction"].get("trains") if phase == "sft" else None
+    plain = {"trains": trains or "paper", "lora": None, "load_balance": 0.0}
+    return {**phases["phase3_moe"], **plain}
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from medmoe.config.load import (
     apply_overrides,
     check,
     config_hash,
+    like_phase3,
     merged,
     parse_yaml,
     recipe,
@@ -80,7 +81,7 @@ def load_recipe(
     """Return the recipe of a CONFIG word.
 
     Args:
-        config: Name of a file under ``recipes/experiments``, or a YAML file.
+        config: Name of a recipe of the package, or a YAML file.
         settings: ``key=value`` changes, applied last.
         split: One of the recipe's ``splits``, whose changes are applied before those of a preset.
         minutes: Take the largest of the recipe's ``presets`` that fits.
@@ -92,7 +93,7 @@ def load_recipe(
         DataError: A set of ``records`` is neither there nor known by name.
     """
     name, data = _read(config)
-    own = list(data.get("phases") or ())
+    own = [] if "base" in data else list(data.get("phases") or ())
     if "base" in data:
         base_name, base = _read(str(data["base"]))
         if "base" in base:
@@ -280,15 +281,12 @@ def blind_twin(recipe: Recipe) -> Recipe:
             f"{recipe.name} starts from {seen[0] if seen else 'no phase 2 of its own'}, and a "
             "blind twin is trained from phase 1 on; use --blind with the recipe of the model"
         )
+    trained = recipe.config["phases"]
     phases = {
-        phase: values.model_dump(mode="json")
-        for phase, values in spec.phases.items()
-        if PHASE_TABLE[phase].leaves in ("language_model", "dense")
+        p: v for p, v in trained.items() if PHASE_TABLE[p].leaves in ("language_model", "dense")
     }
-    if "sft" not in phases and "phase3_moe" in spec.phases:
-        dense = {"trains": spec.phases["phase2_instruction"].trains, "lora": None}
-        moe = spec.phases["phase3_moe"].model_dump(mode="json")
-        phases["sft"] = moe | dense | {"load_balance": 0.0}
+    if "sft" not in phases and "phase3_moe" in trained:
+        phases["sft"] = like_phase3("sft", trained)
     config = recipe.config | {
         "description": f"The blind twin of {recipe.name}: the same training without pictures.",
         "model": recipe.config["model"] | {"blind": True},
