@@ -195,3 +195,20 @@ def test_a_wrong_folder_of_the_environment_is_what_doctor_finds(
 def test_markup_in_a_path_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     doctor.show([Check("data", "/a/[bold]b")], usable=True)
     assert "/a/[bold]b" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("tried", "status", "part"),
+    [
+        ({"files": True, "network": True}, "ok", "refused to it: files, network"),
+        ({"files": True, "network": False}, "note", "not refused: network"),
+    ],
+)
+def test_what_a_decoder_was_not_refused_is_said(
+    tried: dict[str, bool], status: str, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medmoe.data.intake.sandbox.DecoderPool.probe", lambda self: tried)
+    row = machine.check_decoder()
+    assert row.status == status
+    assert part in row.value
+    assert ("pip install" in row.fix) == (status == "note")

@@ -300,3 +300,74 @@ def test_an_interrupt_while_decoding_leaves_no_half_read_answer() -> None:
     timer.join()
     assert pool.decode(PNG).pixels.tobytes() == expected
     pool.close()
+
+
+ATTACKS = {
+    "network": "import socket; socket.create_connection(('127.0.0.1', 9))",
+    "datagrams": "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM)",
+    "local sockets": "import socket; socket.socket(socket.AF_UNIX)",
+    "exec": "import os; os.execv('/bin/true', ['true'])",
+    "fork": "import os; os.fork() or os._exit(0)",
+    "threads": "import threading; threading.Thread(target=int).start()",
+    "a file": "open('/etc/passwd')",
+    "the parent's environment": "import os; open(f'/proc/{os.getppid()}/environ')",
+    "its own environment": "open('/proc/self/environ')",
+    "unlink": "import os; os.unlink('/tmp/nothing-of-this-name')",
+    "folders": "import os; os.mkdir('/tmp/nothing-of-this-name')",
+    "signals": "import os; os.kill(os.getppid(), 0)",
+    "ptrace": "call('ptrace', 0x4206, os.getppid(), 0, 0)",
+    "io_uring": "call('syscall', 425, 1, 0)",
+    "capabilities": "call('unshare', 0x10000000)",
+    "its limits": "import resource; resource.setrlimit(resource.RLIMIT_CPU, (1, 1))",
+}
+_CALL = (
+    "import ctypes, os\n"
+    "def call(name, *words):\n"
+    "    if getattr(ctypes.CDLL(None, use_errno=True), name)(*words) < 0:\n"
+    "        raise OSError(ctypes.get_errno(), name)\n"
+)
+
+
+def has_walls() -> bool:
+    try:
+        import pyseccomp  # noqa: F401
+    except (ImportError, RuntimeError):
+        return False
+    return sys.platform == "linux"
+
+
+@pytest.mark.skipif(not has_walls(), reason="pyseccomp or libseccomp2 is not installed")
+def test_a_decoder_that_was_taken_over_can_do_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code of somebody else runs in the process: each attack ends with what the kernel says."""
+    acting(monkeypatch, "exec(d[3:].decode(), {})")
+    pool = DecoderPool(workers=1)
+    refused = {}
+    for name, attack in ATTACKS.items():
+        with pytest.raises(ImageError) as caught:
+            pool.decode(f"odd{_CALL}{attack}".encode())
+        refused[name] = str(caught.value)
+    (process,) = processes(pool)
+    assert process.num_threads() == 1
+    # Two are named by Python for what it was doing; all others by what the kernel says.
+    named = {"threads": "RuntimeError", "its limits": "ValueError"}
+    for name, message in refused.items():
+        assert f"failed ({named.get(name, 'PermissionError')})" in message, name
+    pool.close()
+
+
+@pytest.mark.skipif(not has_walls(), reason="pyseccomp or libseccomp2 is not installed")
+def test_the_probe_says_that_all_was_refused() -> None:
+    tried = DecoderPool(workers=1).probe()
+    assert set(tried) >= {"exec", "files", "fork", "network", "ptrace", "signals"}
+    assert all(tried.values())
+
+
+def test_without_the_filter_of_calls_it_decodes_and_the_probe_says_what_stands_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    program = "import sys; sys.modules['pyseccomp'] = None; " + sandbox._PROGRAM
+    monkeypatch.setattr(sandbox, "_PROGRAM", program)
+    pool = DecoderPool(workers=1)
+    assert pool.decode(PNG).pixels.shape == (64, 80, 3)
+    assert not pool.probe()["network"], "datagrams are the filter's alone"
+    pool.close()

@@ -105,7 +105,7 @@ def running(
         process = subprocess.Popen([*words, *flags], env=environment, stdout=log, stderr=log)
     server = Running(f"http://127.0.0.1:{port}", port, process, folder / "log", files)
     try:
-        for _ in range(600):
+        for _ in range(3000):  # on a busy machine
             if "ready:" in server.said():
                 break
             assert process.poll() is None, server.said()

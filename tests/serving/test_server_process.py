@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from pydicom.data import get_testdata_file
 from tests.serving.support import TOKEN, Running, ask, data_url, png, question, running
@@ -111,6 +112,22 @@ def test_with_a_token_it_answers_only_who_has_it_and_ends_when_it_is_told_to(
     assert (events[0], events[-1]) == ("start", "stop")
 
 
+def test_a_token_of_the_environment_is_in_no_environment_of_the_running_server(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    wrap = ("env", f"MEDMOE_TOKEN={TOKEN}")
+    with running(tiny_model, tmp_path / "server", "--no-page", wrap=wrap) as server:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        assert httpx.get(f"{server.address}/v1/models").status_code == 401
+        assert httpx.get(f"{server.address}/v1/models", headers=headers).status_code == 200
+        upload = {"file": ("x.png", png())}
+        url = f"{server.address}/v1/files"
+        assert httpx.post(url, files=upload, headers=headers).status_code == 200
+        family = psutil.Process(server.process.pid)
+        for process in (family, *family.children(recursive=True)):
+            assert TOKEN not in str(process.environ()) + str(process.cmdline())
+
+
 def test_it_runs_where_there_is_no_network(tiny_model: Path, tmp_path: Path) -> None:
     inside = (
         "unshare",
@@ -151,6 +168,7 @@ def test_without_its_page_it_serves_all_else(tiny_model: Path, tmp_path: Path) -
     [
         (["--host", "0.0.0.0"], "give a token"),
         (["--token", "short"], "at least 16"),
+        (["--token", 4097 * "x"], "at most 4,096"),
         (["--token-file", "nowhere"], "cannot read the token file"),
         (["--port", "0"], "not a port"),
     ],

@@ -43,7 +43,8 @@ class Check:
 
 def check_machine(out: Path) -> list[Check]:
     """Return all rows about the machine; `out` is a folder on the disk to look at."""
-    return [check_python(), *check_packages(), *check_torch(), *check_hardware(out)]
+    rows = [check_python(), *check_packages(), *check_torch(), *check_hardware(out)]
+    return [*rows, check_decoder()]
 
 
 def check_python() -> Check:
@@ -121,6 +122,23 @@ def check_torch() -> list[Check]:
     else:
         rows.append(Check("GPU", "none: the tiny models train on the CPU, larger ones need one"))
     return rows
+
+
+def check_decoder() -> Check:
+    """Have a decoder process try what a broken picture may never make it do."""
+    from medmoe.data.intake.sandbox import DecoderPool
+
+    try:
+        tried = DecoderPool(workers=1).probe()
+    except (ImportError, OSError, RuntimeError) as error:
+        return Check("decoder", f"does not start: {error}", "missing", "read docs/images.md")
+    refused = ", ".join(name for name, no in tried.items() if no)
+    allowed = ", ".join(name for name, no in tried.items() if not no)
+    value = f"refused to it: {refused or 'nothing'}"
+    if not allowed:
+        return Check("decoder", value)
+    fix = "Linux 5.13 or newer, libseccomp2, and: pip install 'medmoe[serve]'"
+    return Check("decoder", f"{value}; not refused: {allowed}", "note", fix)
 
 
 def check_hardware(out: Path) -> list[Check]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from medmoe.cli import flags
@@ -106,17 +107,19 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         MedMoeError: A setting is unsafe, the model cannot be loaded, or the port is taken.
     """
-    from transformers.utils.logging import disable_progress_bar
-
-    from medmoe.model.checkpoint import verify
-    from medmoe.model.locate import find_seeing
-    from medmoe.serving.audit import AuditLog
     from medmoe.serving.settings import ServerSettings
 
     settings = ServerSettings(
         host=args.host, port=args.port, token=_token(args), max_new_tokens=args.max_new_tokens,
         deadline_seconds=args.deadline, drain_seconds=args.drain,
     )  # fmt: skip
+    _hide_token(args, settings.token)
+    from transformers.utils.logging import disable_progress_bar
+
+    from medmoe.model.checkpoint import verify
+    from medmoe.model.locate import find_seeing
+    from medmoe.serving.audit import AuditLog
+
     try:
         from medmoe.serving.server import Server, quiet_logs
     except ImportError as error:
@@ -201,6 +204,28 @@ def _token(args: argparse.Namespace) -> str | None:
         raise ConfigError(
             f"cannot read the token file {str(args.token_file)!r} ({reason}); give another"
         ) from None
+
+
+def _hide_token(args: argparse.Namespace, token: str | None) -> None:
+    """Keep the token from other processes of this user, the decoders first of all.
+
+    A variable that is only deleted can still be read in /proc: the command is started anew without
+    it, and finds the token in a pipe.
+    """
+    from medmoe.data.intake.walls import hide_process
+
+    given = os.environ.pop(TOKEN_VARIABLE, None)
+    if given is not None and sys.argv[1:2] == ["serve"]:
+        words = [sys.executable, *sys.orig_argv[1:]]
+        if token and not (args.token_file or args.token):
+            read, write = os.pipe()
+            os.write(write, token.encode())
+            os.close(write)
+            os.set_inheritable(read, True)
+            words += ["--token-file", f"/dev/fd/{read}"]
+        os.execv(sys.executable, words)
+    if args.engine == "local":  # vLLM's processes hand memory to each other by what this forbids
+        hide_process()
 
 
 def _check_port(host: str, port: int) -> None:

@@ -8,7 +8,7 @@ from medmoe.errors import ConfigError
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 NOTICE = "Research use only, not a medical device"
-MIN_TOKEN = 16
+MIN_TOKEN, MAX_TOKEN = 16, 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,9 @@ class ServerSettings:
                 f"--host {self.host} can be reached from other machines; give a token by "
                 "--token-file FILE, or bind to 127.0.0.1"
             )
-        if self.token is not None and (len(self.token) < MIN_TOKEN or not self.token.isascii()):
+        length = MIN_TOKEN if self.token is None else len(self.token)
+        if not MIN_TOKEN <= length <= MAX_TOKEN or not (self.token or "").isascii():
             raise ConfigError(
-                f"the token has {len(self.token)} characters; at least {MIN_TOKEN} of ASCII are "
-                "needed, e.g. from `openssl rand -hex 32`"
+                f"the token has {length} characters; at least {MIN_TOKEN} of ASCII are "
+                f"needed, at most {MAX_TOKEN:,}, e.g. from `openssl rand -hex 32`"
             )

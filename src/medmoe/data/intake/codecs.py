@@ -5,6 +5,7 @@ Without the extra, files of these transfer syntaxes are refused by name.
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -49,6 +50,13 @@ def decode_frame(source: bytes, runner: Any) -> bytes:
     runner.set_option("bits_allocated", 8 * pixels.dtype.itemsize)
     runner.set_option("planar_configuration", 0)
     return np.ascontiguousarray(pixels).tobytes()
+
+
+def prepare() -> None:
+    """Import all of the extra that is used, which it does itself when a function is first named."""
+    register()
+    if find_spec("imagecodecs") is not None:
+        getattr(import_module("imagecodecs"), "jpeg8_decode")  # noqa: B009
 
 
 def register() -> None:

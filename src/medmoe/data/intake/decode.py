@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from medmoe.data.intake import raster
 from medmoe.data.intake.display import Grey, WindowChoice
@@ -32,10 +33,9 @@ NIFTI_SIZES = {
     for version, size in ((1, 348), (2, 540))
     for order in ("little", "big")
 }
-_READERS = {
-    "DICOM": "medmoe.data.intake.dicom",
-    "NIFTI": "medmoe.data.intake.nifti",
-}
+_READERS = ("medmoe.data.intake.dicom", "medmoe.data.intake.nifti")
+#: What Pillow and the decoders of JPEG 2000 import while they work.
+_ALSO = ("PIL.MpoImagePlugin", "PIL.TiffImagePlugin", "numpy.ma")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +103,14 @@ def _looks_like_bare_dicom(data: bytes) -> bool:
     return first and ((value[:2].isalpha() and value[:2].isupper()) or value[2:] == b"\0\0")
 
 
-def prepare(kind: Kind) -> None:
-    """Import what decodes a kind, so that its time does not count as decoding."""
-    if kind in _READERS:
-        import_module(_READERS[kind])
+def prepare() -> None:
+    """Import all that decoding may need: a decoder process can open no file later."""
+    for module in (*_READERS, *_ALSO):
+        import_module(module)
+    from medmoe.data.intake import codecs
+
+    codecs.prepare()
+    Image.preinit()
 
 
 def decode(data: bytes, request: Request, limits: Limits) -> Decoded:

@@ -107,6 +107,17 @@ class _Worker:
             raise _GoneError
         return answer
 
+    def probe(self) -> dict[str, bool]:
+        """Return what the process tried that it may not do, and whether the system refused it."""
+        protocol.send(self._channel, {"probe": True})
+        deadline = time.monotonic() + _START_SECONDS
+        tried = protocol.receive(self._channel, 0, deadline)
+        if tried is None:
+            raise RuntimeError("the decoder process ended while it was tried")
+        # Another program in its place would not answer.
+        executing = protocol.receive(self._channel, 0, deadline)
+        return {**tried[0]["refused"], "exec": executing is not None}
+
     def ended_by(self) -> int | None:
         """Wait for the end of the process and return the signal that ended it, if one did."""
         try:
@@ -181,6 +192,18 @@ class DecoderPool:
                 raise
             self._give_back(worker)
             return decoded
+
+    def probe(self) -> dict[str, bool]:
+        """Have a new process try what no decoder may do.
+
+        Returns:
+            By what was tried, whether the system refused it.
+        """
+        worker = _Worker(self.limits)
+        try:
+            return worker.probe()
+        finally:
+            worker.kill()
 
     def close(self) -> None:
         """End all processes; the next picture starts new ones."""

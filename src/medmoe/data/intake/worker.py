@@ -1,12 +1,16 @@
 """The decoder process: takes files from its standard input, which is a socket, one at a time.
 
 Before the first file it gives up what it does not need: address space beyond the limit, core dumps,
-writing files. The processor time of each decoding is bounded by a timer whose signal ends the
-process. It writes to no log; what libraries say to standard error is discarded by its parent.
+files, processes, the network (`medmoe.data.intake.walls`). The processor time of each decoding is
+bounded by a timer whose signal ends the process. It writes to no log; what libraries say to
+standard error is discarded by its parent.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import resource
 import signal
 import socket
 import sys
@@ -14,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from medmoe.data.intake import protocol
-from medmoe.data.intake.decode import Decoded, Request, decode, kind_of, prepare
+from medmoe.data.intake import protocol, walls
+from medmoe.data.intake.decode import Decoded, Request, decode, prepare
 from medmoe.data.intake.limits import Limits
 from medmoe.errors import ImageError
 
@@ -25,25 +29,38 @@ _OPEN_FILES = 64  # imports, the socket; a picture needs none
 def main(argv: list[str]) -> None:
     """Serve until the parent closes the socket; ``argv`` holds the memory limit in bytes."""
     channel = socket.socket(fileno=0)
+    prepare()
+    close_calls = walls.raise_walls()
     _give_up(int(argv[0]))
+    close_calls()
     protocol.send(channel, {"ready": True})
     while True:
         message = protocol.receive(channel, max_body=2**32 - 1)
         if message is None:
             return
         head, body = message
+        if "probe" in head:
+            _probe(channel)
+            continue
         if not _answer(channel, head, bytes(body)):
             return  # out of memory: what is left of it is in pieces
 
 
 def _give_up(memory_bytes: int) -> None:
-    import resource
-
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, _OPEN_FILES))
     if sys.platform == "linux":  # macOS refuses it
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+
+
+def _probe(channel: socket.socket) -> None:
+    """Send what was refused, and once more if executing a program was; else the process is gone."""
+    protocol.send(channel, {"refused": walls.probe()})
+    with contextlib.suppress(OSError):
+        os.execv(sys.executable, [sys.executable, "-S", "-c", ""])
+    protocol.send(channel, {})
 
 
 def _answer(channel: socket.socket, head: dict[str, Any], data: bytes) -> bool:
@@ -79,7 +96,6 @@ def _request(head: dict[str, Any]) -> Request:
 
 def _decode(data: bytes, request: Request, limits: Limits) -> Decoded:
     """Decode within the processor time; beyond it SIGPROF ends the process."""
-    prepare(kind_of(data, request.hint))
     signal.setitimer(signal.ITIMER_PROF, limits.cpu_seconds)
     try:
         return decode(data, request, limits)
