@@ -15,6 +15,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 
 _DUMPABLE, _NO_NEW_PRIVILEGES = 4, 38  # of prctl
 _CAPABILITIES_VERSION = 0x20080522
@@ -39,6 +40,7 @@ _CALLS = (
 )
 #: Only to itself, as `abort` does.
 _SIGNALS = ("kill", "tgkill")
+_SOCKETS = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
 
 
 def raise_walls() -> Callable[[], None]:
@@ -109,14 +111,13 @@ def _refused(attempt: Callable[[], object]) -> bool:
 
 
 def _connect() -> None:
-    refused = [_refused(lambda kind=kind: _connect_by(kind)) for kind in ("TCP", "UDP")]
+    refused = [_refused(partial(_connect_by, kind)) for kind in _SOCKETS]
     if all(refused):
         raise PermissionError
 
 
-def _connect_by(kind: str) -> None:
-    by = socket.SOCK_STREAM if kind == "TCP" else socket.SOCK_DGRAM
-    with socket.socket(socket.AF_INET, by) as wire:
+def _connect_by(kind: socket.SocketKind) -> None:
+    with socket.socket(socket.AF_INET, kind) as wire:
         wire.connect(("127.0.0.1", 9))
 
 
