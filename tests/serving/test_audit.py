@@ -97,8 +97,12 @@ def test_it_goes_on_after_a_kill_in_the_middle_of_a_line(log: Path) -> None:
     audit.append("chat", request="req-after", status=200)
     audit.close()
     assert verify(log).fault is None
-    assert verify(log).lines == LINES + 1
-    assert [p.read_bytes() for p in log.parent.glob("*.torn-*")] == [b'{"n":7,"time":"20']
+    assert verify(log).lines == LINES + 2
+    (piece,) = log.parent.glob("*.torn-*")
+    assert piece.read_bytes() == b'{"n":7,"time":"20'
+    assert piece.stat().st_mode & 0o777 == 0o600
+    said = json.loads(lines(log)[LINES])
+    assert (said["event"], said["bytes"]) == ("recovered", 17)
 
 
 def test_a_kill_between_line_and_head_loses_nothing(log: Path) -> None:
@@ -157,7 +161,8 @@ def test_a_full_disk_leaves_the_log_whole(log: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_verb_says_what_it_found(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["audit", "verify", str(log), "--json", str(log.parent / "out.json")]) == 0
-    assert json.loads((log.parent / "out.json").read_text()) == {"lines": LINES, "fault": None}
+    said = json.loads((log.parent / "out.json").read_text())
+    assert (said["lines"], said["first"], said["fault"]) == (LINES, 1, None)
     log.write_bytes(b"".join(lines(log)[:-1]))
     assert cli.main(["audit", "verify", str(log)]) == 1
     assert "line 6: removed" in capsys.readouterr().out
@@ -167,3 +172,163 @@ def test_a_log_without_its_key_is_refused(log: Path) -> None:
     log.with_name("audit.jsonl.key").unlink()
     with pytest.raises(DataError, match=r"needs its \.key"):
         verify(log)
+
+
+def head_of(log: Path) -> Path:
+    return log.with_name("audit.jsonl.head")
+
+
+def test_the_four_ways_to_cut_a_log_are_told_apart(log: Path) -> None:
+    whole, head = log.read_bytes(), head_of(log).read_bytes()
+    log.write_bytes(b"".join(lines(log)[:-2]))
+    assert verify(log).fault == f"line {LINES - 1}: removed (the log ended with line {LINES})"
+    log.write_bytes(b"")
+    assert "emptied, as copytruncate does" in str(verify(log).fault)
+    head_of(log).write_bytes(b"")
+    assert "log and head are both missing or empty" in str(verify(log).fault)
+    log.unlink()
+    head_of(log).unlink()
+    assert "log and head are both missing or empty" in str(verify(log).fault)
+    with pytest.raises(ConfigError, match="both missing"):
+        AuditLog(log)
+    log.write_bytes(whole)
+    head_of(log).write_bytes(head)
+    assert verify(log).fault is None
+
+
+def test_a_head_cannot_be_made_without_the_key(log: Path) -> None:
+    """Cut the log to five lines and say in the head that the fifth is the last."""
+    kept = lines(log)[:5]
+    log.write_bytes(b"".join(kept))
+    number, mac = 5, json.loads(kept[-1])["mac"]
+    for text in (f"{number:012d} {mac}\n", f"{number:012d} {mac} {mac}\n"):
+        head_of(log).write_text(text)
+        assert "the head file was cut or edited" in str(verify(log).fault)
+
+
+def test_copytruncate_under_a_writing_server_is_refused_and_said(log: Path) -> None:
+    audit = AuditLog(log)
+    log.write_bytes(b"")
+    with pytest.raises(OSError, match="another program cut the audit log"):
+        audit.append("chat", request="req-x", status=200)
+    audit.close()
+    assert "copytruncate" in str(verify(log).fault)
+
+
+def test_a_log_that_begins_with_a_later_line_is_said_to_be_cut_at_its_beginning(log: Path) -> None:
+    log.write_bytes(b"".join(lines(log)[3:]))
+    assert "line 1: out of place (it says that it is line 4): the beginning" in str(
+        verify(log).fault
+    )
+
+
+@pytest.mark.parametrize("size", [0, 5, 33])
+def test_a_key_that_is_not_whole_is_none(log: Path, size: int) -> None:
+    key = log.with_name("audit.jsonl.key")
+    key.write_bytes(bytes(size))
+    with pytest.raises(ConfigError, match=f"has {size} bytes, not 32"):
+        AuditLog(log)
+    assert key.read_bytes() == bytes(size)
+
+
+def test_a_full_disk_at_the_first_start_leaves_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    with monkeypatch.context() as full:
+        real = os.fsync
+        calls = iter([real])  # the log's own, then no more
+
+        def fsync(file: int) -> None:
+            try:
+                next(calls)(file)
+            except StopIteration:
+                raise OSError(28, "No space left on device") from None
+
+        full.setattr(os, "fsync", fsync)
+        with pytest.raises(ConfigError, match="No space left"):
+            AuditLog(path)
+    assert list(tmp_path.glob("*key*")) == []
+    AuditLog(path).close()
+    assert verify(path).fault is None
+
+
+def test_a_key_that_is_gone_is_not_replaced_by_a_new_one(log: Path) -> None:
+    log.with_name("audit.jsonl.key").unlink()
+    with pytest.raises(ConfigError, match=r"needs its \.key"):
+        AuditLog(log)
+    assert not log.with_name("audit.jsonl.key").exists()
+
+
+def test_a_line_is_on_the_disk_before_the_head_names_it(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a loss of power leaves a head that is behind, which is no fault, never ahead."""
+    done: list[str] = []
+    real_sync, real_write = os.fsync, os.pwrite
+    audit = AuditLog(log, each_line=True)
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append("sync"), real_sync(file))[1])
+    monkeypatch.setattr(os, "pwrite", lambda *a: (done.append("head"), real_write(*a))[1])
+    audit.append("chat", request="req-x", status=200)
+    assert done == ["sync", "head"]
+    monkeypatch.undo()
+    audit.close()
+
+
+def test_a_head_that_is_some_lines_behind_is_whole(log: Path) -> None:
+    before = head_of(log).read_bytes()
+    audit = AuditLog(log)
+    for _ in range(3):
+        audit.append("chat", request="req-x", status=200)
+    audit.close()
+    head_of(log).write_bytes(before)
+    assert verify(log).fault is None
+
+
+def test_full_files_are_put_aside_and_the_chain_goes_on(tmp_path: Path) -> None:
+    log = tmp_path / "audit.jsonl"
+    audit = AuditLog(log, max_bytes=1000)
+    for number in range(20):
+        audit.append("chat", request=f"req-{number}", status=200)
+    audit.close()
+    full = sorted(tmp_path.glob("audit.jsonl.0*"))
+    assert len(full) > 2
+    assert max(file.stat().st_size for file in full) < 1400
+    verdict = verify(log)
+    assert (verdict.fault, verdict.first, verdict.lines) == (None, 1, 20 + len(full))
+    AuditLog(log, max_bytes=1000).close()
+    full[0].rename(tmp_path / "elsewhere")
+    moved = verify(log)
+    assert moved.fault is None
+    assert moved.first == int(full[0].name.rpartition(".")[2]) + 1
+    full[2].unlink()
+    assert "lines were removed or moved" in str(verify(log).fault), "a gap in the middle"
+
+
+def test_a_kill_while_a_new_file_is_begun_loses_nothing(log: Path) -> None:
+    log.rename(log.with_name(f"audit.jsonl.{LINES:012d}"))
+    assert verify(log).fault is None
+    AuditLog(log).close()
+    assert json.loads(log.read_text())["event"] == "rotated"
+    assert verify(log).lines == LINES + 1
+
+
+def test_an_earlier_true_state_is_found_by_an_anchor_alone(
+    log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = {path: path.read_bytes() for path in (log, head_of(log))}
+    audit = AuditLog(log)
+    audit.append("chat", request="req-x", status=200)
+    audit.close()
+    assert cli.main(["audit", "head", str(log)]) == 0
+    anchor = capsys.readouterr().out.strip()
+    assert anchor.startswith(f"{LINES + 1}:")
+    assert cli.main(["audit", "verify", str(log), "--anchor", anchor]) == 0
+    for path, data in old.items():
+        path.write_bytes(data)
+    assert cli.main(["audit", "verify", str(log)]) == 0
+    assert cli.main(["audit", "verify", str(log), "--anchor", anchor]) == 1
+    assert "an earlier state" in capsys.readouterr().out
+    wrong = f"{LINES}:{anchor.partition(':')[2]}"
+    assert "not that of the anchor" in str(verify(log, wrong).fault)
+    assert cli.main(["audit", "verify", str(log), "--anchor", "7"]) == 2

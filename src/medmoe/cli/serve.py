@@ -58,6 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_limits(parser)
     flags.add_path(parser, "--audit-log", "FILE", "keep a chained log (docs/serving.md)")
+    parser.add_argument(
+        "--audit-sync",
+        choices=("line", "200ms"),
+        default="200ms",
+        help="when a line of the log is on the disk: before the next, or within 200 ms (default)",
+    )
+    flags.add_count(parser, "--audit-size", 100, "MiB after which the log goes on in a new file")
     _add_vllm_arguments(parser.add_argument_group("with --engine vllm (docs/serving_vllm.md)"))
     parser.add_argument("--no-page", action="store_true", help="only the interface, no page at /")
 
@@ -132,7 +139,10 @@ def run(args: argparse.Namespace) -> int:
     _check_port(settings.host, settings.port)
     quiet_logs()
     engine = _engine(args)  # before the log: a refusal leaves none
-    audit = AuditLog(args.audit_log) if args.audit_log is not None else None
+    audit = None
+    if args.audit_log is not None:
+        each_line, size = args.audit_sync == "line", args.audit_size * 2**20
+        audit = AuditLog(args.audit_log, each_line=each_line, max_bytes=size)
     address = f"http://{f'[{args.host}]' if ':' in args.host else args.host}:{args.port}"
     server = Server(
         engine, settings, audit=audit, page=not args.no_page,
