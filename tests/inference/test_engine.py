@@ -84,7 +84,7 @@ def test_what_is_asked_twice_is_answered_once(monkeypatch: pytest.MonkeyPatch) -
     alone = [
         engine().answer_features(table, [r], [q])[0] for r, q in zip(rows, questions, strict=True)
     ]
-    scores = [engine().option_scores(table, [r], [q], [o])[0]
+    scores = [engine().scored_options(table, [r], [q], [o])[0][0]
               for r, q, o in zip(pictured, questions, options, strict=True)]  # fmt: skip
     prompts, packed = [], []
     generate, weigh = ours._generate, ours._token_log_likelihood
@@ -95,7 +95,7 @@ def test_what_is_asked_twice_is_answered_once(monkeypatch: pytest.MonkeyPatch) -
     for found, expected in zip(ours.answer_features(table, rows, questions), alone, strict=True):
         assert_same(found, expected)
     assert len(prompts) == 4
-    found = ours.option_scores(table, pictured, questions, options)
+    found = [given for given, _ in ours.scored_options(table, pictured, questions, options)]
     assert torch.tensor(found).allclose(torch.tensor(scores), atol=1e-4)
     assert sum(packed) == len(set(zip(pictured, questions, options, strict=True)))
 
@@ -152,7 +152,7 @@ def test_option_scores_equal_the_likelihood_of_each_option_alone(
     options = [("yes", "no"), ("lung", "the left lung, upper lobe", "liver"), ("yes", "no")]
     rows = [0, 1, 1]
     table = ours.encode([picture(0), picture(1)])
-    found = ours.option_scores(table, rows, QUESTIONS, options)
+    found = [scores for scores, _ in ours.scored_options(table, rows, QUESTIONS, options)]
     for row, question, choices, scores in zip(rows, QUESTIONS, options, found, strict=True):
         assert len(scores) == len(choices)
         for choice, score in zip(choices, scores, strict=True):

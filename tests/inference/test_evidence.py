@@ -107,7 +107,7 @@ def test_options_share_a_probability_of_one(engine: MedMoe) -> None:
         found.alternatives[0].probability,
     )
     assert all(row.answer in options for row in found.counterfactuals)
-    scores = engine.option_scores(engine.encode([picture()]), [0], [QUESTION], [options])[0]
+    scores, _ = engine.scored_options(engine.encode([picture()]), [0], [QUESTION], [options])[0]
     assert found.answer == options[int(np.argmax(scores))]
 
 
@@ -192,14 +192,14 @@ def test_cells_are_the_mean_of_captums_ablation_of_the_picture_and_of_a_grey_one
 def one_region_counts(engine: MedMoe, monkeypatch: pytest.MonkeyPatch) -> MedMoe:
     """An engine whose answer rests on region 5 alone, and is spoken against by region 0."""
 
-    def scored(features: torch.Tensor, *rest: Any) -> list[tuple[float, ...]]:
-        return [(float(f[5] - 0.5 * f[0]),) for f in features]
+    def scored(features: torch.Tensor, *rest: Any) -> list[tuple[tuple[float, ...], None]]:
+        return [((float(f[5] - 0.5 * f[0]),), None) for f in features]
 
     def seen(pixels: torch.Tensor) -> torch.Tensor:
         masks = region_masks(pixels, 8).float()
         return (pixels[:, None, 0].abs() > 0).float().mul(masks).amax((2, 3))
 
-    monkeypatch.setattr(engine, "option_scores", scored)
+    monkeypatch.setattr(engine, "scored_options", scored)
     monkeypatch.setattr(engine, "encode_pixels", seen)
     return engine
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from medmoe.data.bad_rows import BadRows
 from medmoe.data.readers import (
@@ -42,22 +43,16 @@ class _Located:
     reader: KnownSet
     root: Path
     path: Path
-    NAME: str
-    SPLITS: tuple[str, ...]
-    MARKERS: tuple[str, ...]
-    LICENCE: str
-    SOURCE: common.Source
 
-    @classmethod
-    def at(cls, reader: KnownSet, root: Path, path: Path) -> _Located:
-        facts = (reader.NAME, reader.SPLITS, reader.MARKERS, reader.LICENCE, reader.SOURCE)
-        return cls(reader, root, path, *facts)
+    def __getattr__(self, name: str) -> Any:
+        """Return what is known of the set wherever it lies."""
+        return getattr(self.reader, name)
 
     def read(self, root: Path, split: str, bad: BadRows | None = None) -> list[Record]:
         """Return the records of a split, and say what the folder was taken for."""
         del root
         if bad is not None:
-            bad.say(f"{self.path}: read as {self.NAME}")
+            bad.say(f"{self.path}: read as {self.reader.NAME}")
         return self.reader.read(self.root, split, bad)
 
 
@@ -175,7 +170,7 @@ def reader_of(name: str | Path) -> Reader:
 
 def _at(path: Path, allow_outside: bool) -> list[Reader]:
     """Return the readers of what lies at a path: known sets, a table, or a folder of classes."""
-    if known := [_Located.at(reader, root, path) for reader, root in _known_at(path)]:
+    if known := [_Located(reader, root, path) for reader, root in _known_at(path)]:
         return [*known]
     table = own.find(path, allow_outside)
     classes = path.is_dir() and folder_per_class.looks_like_one(path)

@@ -97,8 +97,8 @@ def answer_log_probability(
     """Return (N,) float64: the log-probability of an answer to each picture."""
     features = engine.encode_pixels(pixel_values)
     count = len(features)
-    scores = engine.option_scores(features, range(count), [question] * count, [(answer,)] * count)
-    return torch.tensor([score[0] for score in scores], dtype=torch.float64)
+    scored = engine.scored_options(features, range(count), [question] * count, [(answer,)] * count)
+    return torch.tensor([scores[0] for scores, _ in scored], dtype=torch.float64)
 
 
 def _greyed(pixel_values: Tensor, masks: Tensor) -> Tensor:

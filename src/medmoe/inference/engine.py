@@ -184,17 +184,6 @@ class MedMoe:
         return sorted(probabilities.items(), key=lambda item: -item[1])
 
     @torch.no_grad()
-    def option_scores(
-        self,
-        features: Tensor,
-        rows: Sequence[int],
-        questions: Sequence[str],
-        options: Sequence[Sequence[str]],
-    ) -> list[tuple[float, ...]]:
-        """Return each option's summed log-likelihood as the answer to its question."""
-        return [scores for scores, _ in self.scored_options(features, rows, questions, options)]
-
-    @torch.no_grad()
     def scored_options(
         self,
         features: Tensor,
@@ -202,7 +191,10 @@ class MedMoe:
         questions: Sequence[str],
         options: Sequence[Sequence[str]],
     ) -> list[tuple[tuple[float, ...], Routing | None]]:
-        """Return `option_scores`, and where the router sent each question's image meanwhile."""
+        """Return each option's summed log-likelihood as the answer to its question.
+
+        Beside it where the router sent the question's image meanwhile.
+        """
         prefix = self.tokenizer.prefix()
         pad = self.processor.tokenizer.pad_token_id
         asked = list(zip(rows, questions, map(tuple, options), strict=True))

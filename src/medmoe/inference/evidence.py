@@ -131,7 +131,7 @@ def _answer(
     if not options:
         answer = engine.answer_features(features, [0], [question])[0]
         return answer.text, answer.confidence, ()
-    scores = engine.option_scores(features, [0], [question], [tuple(options)])[0]
+    scores, _ = engine.scored_options(features, [0], [question], [tuple(options)])[0]
     shares = torch.tensor(scores, dtype=torch.float64).softmax(0).tolist()
     ranked = sorted(zip(options, shares, strict=True), key=lambda pair: -pair[1])
     return *ranked[0], tuple(Alternative(*pair) for pair in ranked)
@@ -174,6 +174,6 @@ def _counterfactual(
         if options:
             kept = next(other.probability for other in alternatives if other.text == original)
         else:
-            scores = engine.option_scores(features, [0], [question], [(original,)])
-            kept = float(torch.tensor(scores[0][0]).exp())
+            scores, _ = engine.scored_options(features, [0], [question], [(original,)])[0]
+            kept = float(torch.tensor(scores[0]).exp())
     return Counterfactual(change, answer, confidence, kept, answer != original)

@@ -60,7 +60,8 @@ class PhaseTrainer(Trainer):
         self.factors = rate_factors(self.model, run.spec)
         self.mean = WeightMean(run.steps, run.spec.average)
         self.ahead: Ahead | None = None
-        self.phase, self.folder, self.facts, self.stop = run.phase, folder, facts, stop
+        self.phase, self.progress = run.phase, run.progress
+        self.folder, self.facts, self.stop = folder, facts, stop
         self.save_every = run.settings.save_every
         takes = inspect.signature(self.model.forward).parameters
         self.answers_only = run.settings.answers_only and "answers_only" in takes
@@ -312,7 +313,7 @@ class PhaseTrainer(Trainer):
 
 
 class _Hooks(TrainerCallback):
-    """What happens around each step: guards, and when to save and to stop."""
+    """What happens around each step: guards, progress, and when to save and to stop."""
 
     def __init__(self, trainer: PhaseTrainer) -> None:
         self._trainer = trainer
@@ -343,6 +344,7 @@ class _Hooks(TrainerCallback):
         weights = dict(trained_parameters(model))
         trainer.check("a trained weight is not finite", weights, step)
         trainer.mean.take(model, step)
+        trainer.progress(trainer.phase, step, state.max_steps, None)
         last = step >= state.max_steps
         if trainer.validation is not None and (step % trainer.validation.every == 0 or last):
             control.should_evaluate = True
@@ -354,6 +356,13 @@ class _Hooks(TrainerCallback):
             control.should_save = True
         if stopping:
             control.should_training_stop = True
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: Any, logs: dict[str, Any], **kwargs: Any
+    ) -> None:
+        if (loss := logs.get("loss")) is not None:
+            trainer = self._trainer
+            trainer.progress(trainer.phase, state.global_step, state.max_steps, loss)
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         trainer = self._trainer

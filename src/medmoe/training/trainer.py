@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName, PhaseSpec
 from medmoe.errors import ConfigError, StoppedError
-from medmoe.training.context import LOSS, SCORE, PhaseRun, Progress, RunSettings
+from medmoe.training.context import LOSS, SCORE, PhaseRun, RunSettings
 from medmoe.training.engine import PhaseTrainer
 from medmoe.training.guards import StopRequest, sigterm_asks
 from medmoe.training.parallel import (
@@ -63,22 +63,6 @@ class PhaseResult:
     kept_step: int | None = None
     resumed_from: int | None = None
     damaged: tuple[str, ...] = ()
-
-
-class _Watch(TrainerCallback):
-    """Reports progress."""
-
-    def __init__(self, phase: PhaseName, progress: Progress) -> None:
-        self._phase, self._progress = phase, progress
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._progress(self._phase, state.global_step, state.max_steps, None)
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        if (loss := (logs or {}).get("loss")) is not None:
-            self._progress(self._phase, state.global_step, state.max_steps, loss)
 
 
 def run_phase(
@@ -123,7 +107,7 @@ def run_phase(
             args=training_arguments(run, working, scratch),
             train_dataset=samples,
             data_collator=collate,
-            callbacks=[_Watch(phase, run.progress), *settings.callbacks],
+            callbacks=list(settings.callbacks),
         )
         trainer.remove_callback(PrinterCallback)
         with closing(trainer):

@@ -102,8 +102,8 @@ def test_option_scores_follow_the_options_when_these_are_reordered(
     """The options stand in the question too: they keep its wording, only their list is turned."""
     record = next(r for r in RECORDS if r.task == "classification")
     text, rows = question_text(record), [ROWS[record.image.id]]
-    straight = engine.option_scores(features, rows, [text], [record.options])[0]
-    turned = engine.option_scores(features, rows, [text], [record.options[::-1]])[0]
+    straight, _ = engine.scored_options(features, rows, [text], [record.options])[0]
+    turned, _ = engine.scored_options(features, rows, [text], [record.options[::-1]])[0]
     # the options stand at other places of the packed row: float32 rounding
     assert turned[::-1] == pytest.approx(straight, rel=1e-4)
 

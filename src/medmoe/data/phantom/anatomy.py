@@ -69,11 +69,5 @@ def anatomies(split: Split) -> tuple[Anatomy, ...]:
     )
 
 
-def owner(anatomy_id: str) -> Split:
-    """Return the split that owns an anatomy."""
-    residue = _sum(_OWNER, tuple(map(int, anatomy_id)))
-    return next(split for split in SPLITS if residue in _RESIDUES[split])
-
-
 def _sum(weights: Sequence[int], digits: Sequence[int]) -> int:
     return sum(map(int.__mul__, weights, digits)) % _LEVELS

@@ -66,6 +66,8 @@ def read(
             raise DataError(f"{place}: no image in the row; fetch the file again")
         name = f"{known.NAME}/{hashlib.sha256(data).hexdigest()[:16]}"
         image = images.setdefault(name, ImageRecord(name, data, modality))
-        return known.unlabelled(image, texts, split, place)
+        number = place.rpartition(" ")[2]
+        asked = (texts["question"], texts["answer"], split)
+        return known.record(f"{known.NAME}/{split}/{number}", image, *asked, place=place)
 
     return common.some(list(bad.made(rows(folder, split), record)), folder)

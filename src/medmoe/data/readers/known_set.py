@@ -7,8 +7,9 @@ picture.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from medmoe.data.bad_rows import BadRows, collector
 from medmoe.data.readers import common
@@ -59,24 +60,16 @@ class KnownSet(ABC):
     def records(self, marker: Path, split: str, bad: BadRows) -> list[Record]:
         """Return the records of a split of the set whose marker is at a path."""
 
-    def unlabelled(
-        self, image: ImageRecord, texts: Mapping[str, str], split: str, place: str
+    def record(
+        self, name: str, image: ImageRecord, question: str, answer: str, split: str, **facts: Any
     ) -> Record:
-        """Return the question of a row whose set names neither id nor type, only the two texts."""
-        question, answer = texts["question"], texts["answer"]
-        return Record(
-            id=f"{self.NAME}/{split}/{place.rpartition(' ')[2]}",
-            image=image,
-            question=question,
-            answer=answer,
-            answer_type=common.yes_no_type(answer),
-            question_type=common.question_word(question, answer),
-            task="vqa",
-            dataset=self.NAME,
-            split=split,
-            licence=self.LICENCE,
-            place=place,
-        )
+        """Return a record of the set: a question, typed by its words where ``facts`` do not say."""
+        if "answer_type" not in facts:
+            facts["answer_type"] = common.yes_no_type(answer)
+        if "question_type" not in facts:
+            facts["question_type"] = common.question_word(question, answer)
+        facts = {"task": "vqa", "split": split, "dataset": self.NAME} | facts
+        return Record(name, image, question, answer, licence=self.LICENCE, **facts)
 
     def captions(self, images: Iterable[ImageRecord], split: str) -> list[Record]:
         """Return one caption record for each image about which something is known."""
@@ -88,19 +81,9 @@ class KnownSet(ABC):
 
     def caption(self, image: ImageRecord, text: str, split: str, place: str = "") -> Record:
         """Return the record that asks for a description of one image."""
-        return Record(
-            id=f"{image.id}/caption",
-            image=image,
-            question=common.CAPTION_REQUEST,
-            answer=text,
-            answer_type="open",
-            question_type="caption",
-            task="caption",
-            dataset=self.NAME,
-            split=split,
-            licence=self.LICENCE,
-            place=place,
-        )
+        kind = {"answer_type": "open", "question_type": "caption", "task": "caption"}
+        request = common.CAPTION_REQUEST
+        return self.record(f"{image.id}/caption", image, request, text, split, **kind, place=place)
 
     def labelled(
         self,
@@ -112,16 +95,7 @@ class KnownSet(ABC):
         finding: str = "",
     ) -> Record:
         """Return the record that asks for the class of an image, or for one finding of several."""
-        return Record(
-            id=f"{image.id}/{finding}" if finding else image.id,
-            image=image,
-            question=question,
-            answer=answer,
-            answer_type="closed",
-            question_type=finding or "classification",
-            task="classification",
-            dataset=self.NAME,
-            split=split,
-            licence=self.LICENCE,
-            options=options,
-        )
+        name = f"{image.id}/{finding}" if finding else image.id
+        kind = {"question_type": finding or "classification", "task": "classification"}
+        closed: dict[str, Any] = kind | {"answer_type": "closed", "options": options}
+        return self.record(name, image, question, answer, split, **closed)

@@ -43,17 +43,15 @@ class LlavaMed(KnownSet):
                 missing += 1
                 return None
             (question, answer), *further = chat.turns_of(raw, where)
-            return Record(
-                id=f"{self.NAME}/{text['id']}",
-                image=ImageRecord(f"llava_med/{name}", folder / name, chat.flagged_modality(raw)),
-                question=question,
-                answer=answer,
+            return self.record(
+                f"{self.NAME}/{text['id']}",
+                ImageRecord(f"llava_med/{name}", folder / name, chat.flagged_modality(raw)),
+                question,
+                answer,
+                "train",
                 answer_type="open",
                 question_type="caption" if self.task == "caption" else "instruction",
                 task=self.task,
-                dataset=self.NAME,
-                split="train",
-                licence=self.LICENCE,
                 place=where,
                 further=tuple(further),
             )

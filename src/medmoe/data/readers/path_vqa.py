@@ -54,7 +54,9 @@ class PathVqa(KnownSet):
             if name not in images:
                 source = common.image_file(folder, name, where)
                 images[name] = ImageRecord(f"{self.NAME}/{split}/{name}", source, _MODALITY)
-            return self.unlabelled(images[name], text, split, where)
+            row = where.rpartition(" ")[2]
+            asked = (text["question"], text["answer"], split)
+            return self.record(f"{self.NAME}/{split}/{row}", images[name], *asked, place=where)
 
         rows = common.json_rows(common.require_part(path.parent, path.name, self.NAME))
         return common.some(list(bad.made(rows, record)), path)

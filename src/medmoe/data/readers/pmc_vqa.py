@@ -52,17 +52,14 @@ class PmcVqa(KnownSet):
             if name not in figures:
                 raise DataError(f"{where}: image file {name!r} is missing; add it")
             image = ImageRecord(f"{self.NAME}/{name}", figures[name])
-            return Record(
-                id=f"{self.NAME}/{split}/{number}",
-                image=images.setdefault(name, image),
-                question=text["Question"],
-                answer=_answer(row, options, where),
+            return self.record(
+                f"{self.NAME}/{split}/{number}",
+                images.setdefault(name, image),
+                text["Question"],
+                _answer(row, options, where),
+                split,
                 answer_type="closed",
                 question_type="multiple_choice",
-                task="vqa",
-                dataset=self.NAME,
-                split=split,
-                licence=self.LICENCE,
                 options=options,
                 place=where,
             )

@@ -60,17 +60,14 @@ class Slake(KnownSet):
                     modality=modality_name(text["modality"]),
                     organ=text["location"].replace("_", " ").lower(),
                 )
-            return Record(
-                id=f"{self.NAME}/{text['qid']}",
-                image=images[name],
-                question=text["question"],
-                answer=text["answer"],
+            return self.record(
+                f"{self.NAME}/{text['qid']}",
+                images[name],
+                text["question"],
+                text["answer"],
+                split,
                 answer_type=answer_type,
                 question_type=str(raw.get("content_type") or "other").strip().lower(),
-                task="vqa",
-                dataset=self.NAME,
-                split=split,
-                licence=self.LICENCE,
                 place=where,
             )
 

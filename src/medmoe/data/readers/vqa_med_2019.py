@@ -89,17 +89,13 @@ class VqaMed2019(KnownSet):
                 raise DataError(f"{where}: empty answer; fill it in or remove the row")
             if name not in files:
                 raise DataError(f"{where}: image file {name}.jpg is missing in {images_dir}")
-            return Record(
-                id=f"{self.NAME}/{split}/{name}/{category}",
-                image=ImageRecord(f"{self.NAME}/{split}/{files[name].name}", files[name]),
-                question=row["question"],
-                answer=answers[0],
-                answer_type=common.yes_no_type(answers[0]),
+            return self.record(
+                f"{self.NAME}/{split}/{name}/{category}",
+                ImageRecord(f"{self.NAME}/{split}/{files[name].name}", files[name]),
+                row["question"],
+                answers[0],
+                split,
                 question_type=category,
-                task="vqa",
-                dataset=self.NAME,
-                split=split,
-                licence=self.LICENCE,
                 references=tuple(answers[1:]),
                 place=where,
             )

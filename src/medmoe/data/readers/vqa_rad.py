@@ -26,7 +26,7 @@ from medmoe.data.readers.known_set import KnownSet
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.errors import DataError
 
-_NAME, _LICENCE = "vqa_rad", "CC0-1.0"
+_NAME = "vqa_rad"
 _OSF_FILE = "VQA_RAD Dataset Public.json"
 _FILES = {"train": "trainset.json", "test": "testset.json"}
 _IMAGE_FOLDERS = ("images", "VQA_RAD Image Folder")
@@ -82,7 +82,7 @@ class VqaRad(KnownSet):
     NAME = _NAME
     SPLITS = ("train", "test", "disjoint_train", "disjoint_validation", "disjoint_test")
     MARKERS = ("vqa-rad/trainset.json", f"vqa-rad/{_OSF_FILE}", "vqa-rad/data")
-    LICENCE = _LICENCE
+    LICENCE = "CC0-1.0"
     SOURCE = common.Source(
         "https://osf.io/89kps/",
         "vqa-rad",
@@ -148,18 +148,15 @@ def _question(raw: Any, where: str, images_dir: Path, on_disk: frozenset[str]) -
         raise DataError(f"{where}: image file {name!r} is missing; add it")
     kind = kind.split(",")[0].strip().upper()
     organ = _ORGANS.get(organ.upper(), organ.lower())
-    return Record(
-        id=f"{_NAME}/{text['qid']}",
-        image=ImageRecord(f"{_NAME}/{name}", images_dir / name, organ=organ or None),
-        question=text["question"],
-        answer=text["answer"],
+    return SET.record(
+        f"{_NAME}/{text['qid']}",
+        ImageRecord(f"{_NAME}/{name}", images_dir / name, organ=organ or None),
+        text["question"],
+        text["answer"],
+        "",
         # Two training rows read "CLOSED ", with a space.
         answer_type=common.open_or_closed(label, where),
         question_type=_QUESTION_TYPES.get(kind, kind.lower() or "other"),
-        task="vqa",
-        dataset=_NAME,
-        split="",
-        licence=_LICENCE,
         place=where,
     )
 

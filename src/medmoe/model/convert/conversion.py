@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec
+from typing import Any
 
 from accelerate import init_empty_weights
 from transformers.initialization import no_init_weights
@@ -18,7 +18,6 @@ from medmoe.model.convert.source import first_line
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.processing_medmoe import MedMoeProcessor
 
-Options = ParamSpec("Options")
 NO_PROCESSOR = (
     "none: there is no tokenizer in the folder, so the model runs on token ids but cannot be asked "
     "in words; put the tokenizer of its language model there and convert again"
@@ -70,24 +69,16 @@ class Converted:
     account: Conversion
 
 
-def converter(
-    load: Callable[Concatenate[Path, Options], Converted],
-) -> Callable[Concatenate[Path, Path, Options], Conversion]:
-    """Return what writes the model that ``load`` makes of a source as a model directory of ours.
+def written(destination: Path, load: Callable[[], Converted]) -> Conversion:
+    """Write the model that ``load`` makes of a checkpoint as a model directory of ours.
 
     It is written whole or not at all; an older model is replaced, anything else is refused before
-    the source is read.
+    the checkpoint is read.
     """
-
-    def convert(
-        source: Path, destination: Path, /, *options: Options.args, **named: Options.kwargs
-    ) -> Conversion:
-        check_replaceable(destination)
-        made = load(source, *options, **named)
-        save_model(made.model, made.processor, destination, made.account.provenance())
-        return made.account
-
-    return convert
+    check_replaceable(destination)
+    made = load()
+    save_model(made.model, made.processor, destination, made.account.provenance())
+    return made.account
 
 
 @contextmanager

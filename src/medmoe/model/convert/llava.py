@@ -26,8 +26,8 @@ from medmoe.model.convert.conversion import (
     Conversion,
     Converted,
     config_of,
-    converter,
     empty_model,
+    written,
 )
 from medmoe.model.convert.reference_keys import is_by_product
 from medmoe.model.convert.source import (
@@ -90,7 +90,9 @@ def load_llava(source: Path) -> Converted:
     return Converted(model.eval(), processor, account)
 
 
-convert_llava = converter(load_llava)
+def convert_llava(source: Path, destination: Path) -> Conversion:
+    """Write what `load_llava` makes of a source as a model directory."""
+    return written(destination, lambda: load_llava(source))
 
 
 def _stock_config(raw: Mapping[str, Any], path: Path) -> LlavaConfig:

@@ -25,8 +25,8 @@ from medmoe.model.convert.conversion import (
     Conversion,
     Converted,
     config_of,
-    converter,
     empty_model,
+    written,
 )
 from medmoe.model.convert.reference_config import ReferenceConfig, parse_config
 from medmoe.model.convert.reference_keys import Shape, assembled, is_by_product, reference_names
@@ -112,7 +112,9 @@ def load_reference(
     return Converted(model.eval(), processor, account)
 
 
-convert_reference = converter(load_reference)
+def convert_reference(source: Path, destination: Path, **options: Any) -> Conversion:
+    """Write what `load_reference` makes of a source, with its options, as a model directory."""
+    return written(destination, lambda: load_reference(source, **options))
 
 
 _UNKNOWN_DOMAINS = (
