@@ -12,7 +12,6 @@ import yaml
 
 from medmoe.errors import DataError
 from medmoe.evaluation.pages.cards import (
-    PEOPLE,
     RunFacts,
     applied_card,
     read_facts,
@@ -155,12 +154,10 @@ def test_applied_card_has_the_parts_of_the_outline(words: str) -> None:
     assert words in visible(applied_card(facts()))
 
 
-def test_what_people_know_is_filled_in_and_escaped() -> None:
-    html = applied_card(facts(), {"developer": "A <b>lab</b>", "contact": "x@y.z"})
+def test_what_data_is_called_is_escaped() -> None:
+    html = applied_card(facts(data="A <b>lab</b>"))
     assert "A &lt;b&gt;lab&lt;/b&gt;" in html
-    assert "x@y.z" in html
-    with pytest.raises(DataError, match=f"unknown field of the card 'dev'.*{PEOPLE and 'contact'}"):
-        applied_card(facts(), {"dev": "x"})
+    assert "<b>lab" not in html
 
 
 def test_the_applied_card_of_a_folder(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 The applied card follows the outline of the Coalition for Health AI (CHAI): identity, uses,
 warnings, trust ingredients, key metrics, resources. Every number in either comes from the run's own
-files; what only people can know (developer, funding, who was consulted) is given by the caller or
-said to be missing. Neither card makes a model fit for clinical use.
+files; what only people can know (developer, funding, who was consulted) is said to be missing.
+Neither card makes a model fit for clinical use.
 """
 
 from __future__ import annotations
@@ -34,14 +34,6 @@ from medmoe.files import write_text
 
 #: The file that `write_applied_card` writes.
 APPLIED_CARD = "applied_card.html"
-#: What a run cannot know of itself, by the card's field; the caller may fill it in.
-PEOPLE = {
-    "developer": "not given",
-    "contact": "not given",
-    "release_stage": "research prototype",
-    "funding": "not given",
-    "stakeholders": "none were consulted as far as this run knows",
-}
 PAPER = "Med-MoE, arXiv 2404.10237"
 _TASK_TYPES = {"label_score": "image-classification"}
 _SIZES = ("total", "activated")
@@ -88,19 +80,18 @@ def read_facts(folder: Path) -> RunFacts:
     )
 
 
-def write_applied_card(folder: Path, people: Mapping[str, str] | None = None) -> Path:
+def write_applied_card(folder: Path) -> Path:
     """Write ``applied_card.html`` into a run folder, and return it.
 
     Args:
         folder: A run folder with ``summary.json``.
-        people: Values for the fields of `PEOPLE`.
 
     Raises:
         DataError: There is no summary, or a file of the run cannot be read.
         MedMoeError: A card cannot be written, as `write_text` says.
     """
     path = folder / APPLIED_CARD
-    write_text(path, applied_card(read_facts(folder), people))
+    write_text(path, applied_card(read_facts(folder)))
     return path
 
 
@@ -199,19 +190,8 @@ def _escaped(text: str) -> str:
 # --- CHAI -------------------------------------------------------------------------------------
 
 
-def applied_card(facts: RunFacts, people: Mapping[str, str] | None = None) -> str:
-    """Return the applied model card as a page.
-
-    Args:
-        facts: What the run's files say.
-        people: Values for the fields of `PEOPLE`; an unknown field is refused.
-
-    Raises:
-        DataError: ``people`` holds an unknown field.
-    """
-    unknown = sorted(set(people or {}) - set(PEOPLE))
-    if unknown:
-        raise DataError(f"unknown field of the card {unknown[0]!r}; choose of: {', '.join(PEOPLE)}")
+def applied_card(facts: RunFacts) -> str:
+    """Return the applied model card as a page, from what the run's files say."""
     summary = facts.summary
     arranged = results(summary.get("scores", []), summary.get("comparisons", []))
     model = facts.config.get("model") or {}
@@ -219,7 +199,6 @@ def applied_card(facts: RunFacts, people: Mapping[str, str] | None = None) -> st
     return render_page(
         "applied_card",
         title=f"Applied model card: Med-MoE ({summary.get('data', 'run')})",
-        people=PEOPLE | dict(people or {}),
         commit=summary.get("commit"),
         dirty=facts.run.get("dirty", False),
         data=summary.get("data") or "not named by the run",
