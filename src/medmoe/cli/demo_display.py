@@ -91,23 +91,18 @@ def result_table(summary: dict[str, Any]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for key, found in rows.items():
         task, split, subset, metric = key
-        moe, sft, blank = (found.get(name) for name in ("moe", "sft", "blank"))
-        if moe is None:
-            without_pictures = ["", ""]
-        elif twin:
-            without_pictures = [
-                percent(moe["blind_twin"]),
-                share_cell(moe).replace(" (", "\n").rstrip(")"),
-            ]
-        else:
-            without_pictures = [percent(moe[name]) for name in BASELINES]
+        moe, sft, blank = found["moe"], found.get("sft"), found.get("blank")
+        without_pictures = [percent(moe[name]) for name in BASELINES]
+        if twin:
+            share = share_cell(moe).replace(" (", "\n").rstrip(")")
+            without_pictures = [percent(moe["blind_twin"]), share]
         table.add_row(
             _what(task, split, subset, metric),
-            f"{percent(moe['value'])}\n{interval(moe)}" if moe else "",
+            f"{percent(moe['value'])}\n{interval(moe)}",
             f"{percent(sft['value'])}\n{'' if twin else interval(sft)}" if sft else "",
             percent(blank["value"]) if blank else "",
             *without_pictures,
-            str(moe["n"]) if moe else "",
+            str(moe["n"]),
         )
     return table
 
