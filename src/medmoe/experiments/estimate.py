@@ -25,9 +25,10 @@ from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainSpec
 from medmoe.data.schema import images_of
-from medmoe.errors import ConfigError, DataError
+from medmoe.errors import DataError
 from medmoe.experiments.data import TrainData, read_data, steps_of
 from medmoe.experiments.outlook import Outlook
+from medmoe.experiments.plan import phases_of
 from medmoe.experiments.recipe import Recipe
 from medmoe.model.blueprint import config_of_moe, dense_twin, recipe_config
 from medmoe.model.configuration_medmoe import MedMoeConfig
@@ -86,13 +87,7 @@ def estimate(
     Raises:
         ConfigError: A phase is not of the recipe.
     """
-    spec = recipe.spec
-    unknown = [name for name in phases if name not in spec.phases]
-    if unknown:
-        raise ConfigError(
-            f"{unknown[0]!r} is no phase of {recipe.name}; its phases: {', '.join(spec.phases)}"
-        )
-    chosen = [phase for phase in spec.phases if not phases or phase in phases]
+    spec, chosen = recipe.spec, phases_of(recipe, phases)
     notes = []
     data: TrainData | None = None
     try:

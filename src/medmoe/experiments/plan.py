@@ -56,6 +56,21 @@ class TrainPlan:
         return self.out / source if here else Path(str(named))
 
 
+def phases_of(recipe: Recipe, names: Sequence[str]) -> tuple[PhaseName, ...]:
+    """Return the phases that are named, in the recipe's order; all of them where none is.
+
+    Raises:
+        ConfigError: One is not of the recipe.
+    """
+    phases = recipe.spec.phases
+    for name in names:
+        if name not in phases:
+            raise ConfigError(
+                f"{name!r} is no phase of {recipe.name}; its phases: {', '.join(phases)}"
+            )
+    return tuple(phase for phase in phases if not names or phase in names)
+
+
 def plan_train(
     recipe: Recipe,
     phases: Sequence[str],
@@ -79,13 +94,7 @@ def plan_train(
         ConfigError: A phase is not of the recipe or out of order, has nothing to start from, holds
             another run, or a tracker's package is missing.
     """
-    spec = recipe.spec
-    unknown = [name for name in phases if name not in spec.phases]
-    if unknown:
-        raise ConfigError(
-            f"{unknown[0]!r} is no phase of {recipe.name}; its phases: {', '.join(spec.phases)}"
-        )
-    chosen = tuple(phase for phase in spec.phases if not phases or phase in phases)
+    spec, chosen = recipe.spec, phases_of(recipe, phases)
     if phases and list(phases) != list(chosen):
         raise ConfigError(
             f"--phase {', '.join(phases)} is out of order; train {', '.join(chosen)} in this order"
