@@ -24,36 +24,19 @@ _NEEDED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """One of the reference's language models.
-
-    Attributes:
-        backbone: Gives transformers' name of the architecture, the prompt and the head's bias.
-        settings: The reference's name of a setting -> the value that its class takes where the
-            file does not say.
-    """
-
-    backbone: LanguageBackbone
-    settings: Mapping[str, Any]
-
-
 _SHARED = {"max_position_embeddings": 2048, "initializer_range": 0.02, "rope_theta": 10_000.0}
-FAMILIES: dict[str, Family] = {
-    "phi": Family(
-        PHI2,
-        _SHARED
-        | {"hidden_act": "gelu_new", "layer_norm_eps": 1e-5, "partial_rotary_factor": 0.5}
-        | {"qk_layernorm": False}
-        | dict.fromkeys(("attention_dropout", "resid_pdrop", "embd_pdrop"), 0.0),
-    ),
-    "stablelm": Family(
-        STABLELM2,
-        _SHARED
-        | {"max_position_embeddings": 4096, "hidden_act": "silu", "use_qkv_bias": True}
-        | {"norm_eps": 1e-5, "rope_pct": 0.25},
-    ),
-}
+#: The reference's name of a setting -> the value that its class takes where the file does not say.
+_PHI: dict[str, Any] = (
+    _SHARED
+    | {"hidden_act": "gelu_new", "layer_norm_eps": 1e-5, "partial_rotary_factor": 0.5}
+    | {"qk_layernorm": False}
+    | dict.fromkeys(("attention_dropout", "resid_pdrop", "embd_pdrop"), 0.0)
+)
+_STABLELM: dict[str, Any] = (
+    _SHARED
+    | {"max_position_embeddings": 4096, "hidden_act": "silu", "use_qkv_bias": True}
+    | {"norm_eps": 1e-5, "rope_pct": 0.25}
+)
 #: The reference's name of a setting -> transformers', where they differ.
 _RENAMED = {"norm_eps": "layer_norm_eps", "rope_pct": "partial_rotary_factor"}
 #: Between what a float must lie, where that is more than 0.
@@ -63,12 +46,12 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("layer_norm_eps", "norm_eps"), (1e-12, 1.0)),
     **dict.fromkeys(("attention_dropout", "resid_pdrop", "embd_pdrop"), (0.0, 0.99)),
 }
-#: The reference's model type -> family and stage.
-MODEL_TYPES: dict[str, tuple[str, int]] = {
-    "llava_phi": ("phi", 2),
-    "moe_llava_phi": ("phi", 3),
-    "llava_stablelm": ("stablelm", 2),
-    "moe_llava_stablelm": ("stablelm", 3),
+#: The reference's model type -> language model, its settings, and stage.
+MODEL_TYPES: dict[str, tuple[LanguageBackbone, Mapping[str, Any], int]] = {
+    "llava_phi": (PHI2, _PHI, 2),
+    "moe_llava_phi": (PHI2, _PHI, 3),
+    "llava_stablelm": (STABLELM2, _STABLELM, 2),
+    "moe_llava_stablelm": (STABLELM2, _STABLELM, 3),
 }
 
 
@@ -78,7 +61,7 @@ class ReferenceConfig:
 
     Attributes:
         model_type: The reference's own name of the architecture.
-        family: ``phi`` or ``stablelm``.
+        backbone: What is known of the language model beyond its shape.
         stage: 2 (dense) or 3 (MoE).
         text: Keyword arguments of the language model's config, with its ``model_type``.
         moe_layers, num_experts, top_k: The MoE layers of stage 3; empty and 0 for stage 2.
@@ -87,7 +70,7 @@ class ReferenceConfig:
     """
 
     model_type: str
-    family: str
+    backbone: LanguageBackbone
     stage: int
     text: dict[str, Any]
     moe_layers: tuple[int, ...]
@@ -95,11 +78,6 @@ class ReferenceConfig:
     top_k: int
     vision_tower: str
     select_layer: int
-
-    @property
-    def backbone(self) -> LanguageBackbone:
-        """What is known of the language model beyond its shape."""
-        return FAMILIES[self.family].backbone
 
 
 def parse_config(raw: Mapping[str, Any], path: Path) -> ReferenceConfig:
@@ -118,9 +96,9 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> ReferenceConfig:
             f"{path}: model_type {model_type!r} is none of the reference code's "
             f"({', '.join(MODEL_TYPES)}); for a stock Llava use `medmoe convert llava`"
         )
-    family, stage = MODEL_TYPES[model_type]
+    backbone, settings, stage = MODEL_TYPES[model_type]
     _check_method(raw, path)
-    text = _text(raw, family, path)
+    text = {"model_type": backbone.model_type} | _text(raw, settings, path)
     layers, experts, top_k = _moe(raw.get("moe"), path) if stage == 3 else ((), 0, 0)
     depth = text["num_hidden_layers"]
     if len(set(layers)) != len(layers) or any(not 0 <= layer < depth for layer in layers):
@@ -129,7 +107,7 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> ReferenceConfig:
         )
     return ReferenceConfig(
         model_type=model_type,
-        family=family,
+        backbone=backbone,
         stage=stage,
         text=text,
         moe_layers=layers,
@@ -175,16 +153,15 @@ def _check_method(raw: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def _text(raw: Mapping[str, Any], family: str, path: Path) -> dict[str, Any]:
+def _text(raw: Mapping[str, Any], settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
     for name in _NEEDED:
         whole_number(raw, name, path, 1, DEEPEST if name == "num_hidden_layers" else _LARGEST)
-    text: dict[str, Any] = {"model_type": FAMILIES[family].backbone.model_type}
-    text |= {name: raw[name] for name in _NEEDED}
+    text = {name: raw[name] for name in _NEEDED}
     text["num_key_value_heads"] = raw["num_attention_heads"]
     if raw.get("num_key_value_heads") is not None:
         heads = whole_number(raw, "num_key_value_heads", path, 1, raw["num_attention_heads"])
         text["num_key_value_heads"] = heads
-    for theirs, default in FAMILIES[family].settings.items():
+    for theirs, default in settings.items():
         text[_RENAMED.get(theirs, theirs)] = setting(raw, theirs, default, path)
     text["tie_word_embeddings"] = setting(raw, "tie_word_embeddings", False, path)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
