@@ -88,7 +88,10 @@ def mount_page(
         cases: The open ones; by default a store with the default bounds.
     """
     actions = PageActions(engine, cases if cases is not None else CaseStore(), max_new_tokens)
-    model = engine.describe().id
+    _add_routes(app, actions, engine.describe().id)
+
+
+def _add_routes(app: FastAPI, actions: PageActions, model: str) -> None:
     uploads = _Uploads(Limits().max_file_bytes)
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
