@@ -86,6 +86,8 @@ def is_adapter(folder: Path) -> bool:
 def find_twin(model: Path) -> Path | None:
     """Return the blind twin of a model, trained in its run or in one beside it; None without any.
 
+    After the same phase, where the twin has it; else after all: a Med-MoE's is dense to the end.
+
     Args:
         model: Folder of a seeing model.
     """
@@ -94,7 +96,9 @@ def find_twin(model: Path) -> Path | None:
         return None
     run = model.parent.parent if model.parent.name == facts.get("phase") else model.parent
     wanted = [facts.get(name) for name in ("blind_twin", "seed")]
-    for folder in (*sorted(run.glob("*/model")), *sorted(run.parent.glob("*/model"))):
+    names, bases = (f"*/{facts.get('phase')}/model", "*/model"), (run, run.parent)
+    found = (path for name in names for base in bases for path in sorted(base.glob(name)))
+    for folder in found:
         known = _training(folder)
         if known.get("blind") and [known.get(n) for n in ("blind_twin", "seed")] == wanted:
             return folder
