@@ -236,6 +236,15 @@ def test_nothing_recorded_gives_empty_arrays(model: MedMoeForConditionalGenerati
     assert trace.row_counts(0).shape == (0, 4)
 
 
+def test_what_is_read_may_be_written_to(model: MedMoeForConditionalGeneration) -> None:
+    with record_routing(model) as trace, torch.no_grad():
+        model(**prompt())
+    for values in (trace.rows, trace.kinds, trace.experts(0), trace.weights(0), trace.logits(0)):
+        values[:] = 7
+    assert trace.rows.tolist() == [0] * 3 + [1] * 5 + [2] * 4
+    assert trace.experts(0).max() < 4
+
+
 def test_dense_model_is_an_error() -> None:
     with (
         pytest.raises(MedMoeError, match="has 0 MoE layers and routes nothing"),

@@ -152,8 +152,7 @@ class RoutingTrace:
                 of_layer = self._layers.get(layer, self._tokens)
                 for values, column in zip(of_layer, zip(*parts, strict=True), strict=True):
                     values.append(_joined(column).to(values[0].dtype).cpu()[counted_T])
-        kept[place][:] = [torch.cat(kept[place])]
-        return kept[place][0]
+        return torch.cat(kept[place])
 
     def _begin(self, inputs: Mapping[str, Any]) -> None:
         """Note a call of the outer model, before it runs and the cache grows."""
