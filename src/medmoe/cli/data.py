@@ -52,9 +52,7 @@ def _add_action(name: str, parser: argparse.ArgumentParser) -> None:
     if name in ("show", "audit"):
         flags.add_seed(parser)
     if name == "info":
-        parser.add_argument(
-            "--check-images", action="store_true", help="also decode every picture once"
-        )
+        flags.add_switch(parser, "--check-images", "also decode every picture once")
     elif name == "show":
         parser.add_argument(
             "--count", type=flags.positive_int, default=20, metavar="N", help="pictures (20)"

@@ -72,6 +72,11 @@ def add_path(parser: argparse.ArgumentParser, name: str, metavar: str, what: str
     parser.add_argument(name, type=Path, metavar=metavar, help=what)
 
 
+def add_switch(parser: argparse.ArgumentParser, flag: str, what: str) -> None:
+    """Add a flag that is given or not."""
+    parser.add_argument(flag, action="store_true", help=what)
+
+
 def add_protocol(parser: argparse.ArgumentParser) -> None:
     """Add `--protocol NAME`: what answers are scored under."""
     parser.add_argument(
@@ -185,11 +190,7 @@ def add_own_data(parser: argparse.ArgumentParser) -> None:
 
 def add_allow_outside(parser: argparse.ArgumentParser) -> None:
     """Add `--allow-outside`: what a table names is otherwise read from its own folder only."""
-    parser.add_argument(
-        "--allow-outside",
-        action="store_true",
-        help="let your own table name pictures outside its folder",
-    )
+    add_switch(parser, "--allow-outside", "let your own table name pictures outside its folder")
 
 
 def own_settings(args: argparse.Namespace) -> list[str]:

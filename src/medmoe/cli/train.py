@@ -20,23 +20,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="phases",
         help="train this phase only; may be given more than once (default: all of the recipe)",
     )
-    parser.add_argument(
-        "--plan",
-        action="store_true",
-        help="print phases, weights, steps, memory and time, and train nothing",
+    flags.add_switch(
+        parser, "--plan", "print phases, weights, steps, memory and time, and train nothing"
     )
-    parser.add_argument(
-        "--resume", action="store_true", help="skip finished phases, go on with a broken one"
+    flags.add_switch(parser, "--resume", "skip finished phases, go on with a broken one")
+    flags.add_switch(
+        parser, "--allow-changed", "resume although values differ from those of the run"
     )
-    parser.add_argument(
-        "--allow-changed",
-        action="store_true",
-        help="resume although values differ from those of the run",
-    )
-    parser.add_argument(
+    flags.add_switch(
+        parser,
         "--allow-leak",
-        action="store_true",
-        help="train on pictures that will be scored; the run, the model and every score say so",
+        "train on pictures that will be scored; the run, the model and every score say so",
     )
     parser.add_argument(
         "--label-counts",
@@ -55,10 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="go on with a trained model (folder, LoRA adapter or hub id): a dense one from any "
         "phase, or a Med-MoE in phase 3",
     )
-    parser.add_argument(
+    flags.add_switch(
+        parser,
         "--blind",
-        action="store_true",
-        help="train the blind twin: the same training without pictures, which `eval` holds every "
+        "train the blind twin: the same training without pictures, which `eval` holds every "
         "score against (default folder: runs/blind_twin-HASH-SEED)",
     )
     flags.add_path(parser, "--out", "DIR", "folder to write to (default: runs/CONFIG)")

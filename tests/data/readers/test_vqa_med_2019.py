@@ -179,7 +179,7 @@ def test_bad_row_of_the_test_file_is_named(tmp_path: Path, line: str, message: s
 def test_bad_label_row_is_named(tmp_path: Path) -> None:
     path = write(tmp_path) / "vqa-med-2019" / "modality_labels.jsonl"
     path.write_text(path.read_text() + '{"split": "train"}\n')
-    with pytest.raises(DataError, match=r"modality_labels\.jsonl row 4: needs split"):
+    with pytest.raises(DataError, match=r"modality_labels\.jsonl row 4: field 'image' is missing"):
         vqa_med_2019.read(tmp_path, "train")
 
 

@@ -8,15 +8,14 @@ only; for ``test`` use `medmoe.data.leakage`. Train ends with caption records (p
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from medmoe.data.bad_rows import BadRows
-from medmoe.data.readers import common
+from medmoe.data.bad_rows import BadRows, collector
+from medmoe.data.readers import common, tables
 from medmoe.data.readers.known_set import KnownSet
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.domains import modality_name
@@ -190,17 +189,11 @@ def answered_modality(answer: str) -> str | None:
 
 def _labelled_modalities(path: Path, folder: str) -> dict[str, str]:
     name_of = {}
-    for number, line in enumerate(common.read_text(path).rstrip().split("\n"), 1):
-        try:
-            row = json.loads(line)
-            if row["split"] == folder and row["source"] == "answer":
-                raw = str(row["modality"])
-                name = _LABEL_NAMES.get(raw.upper(), modality_name(raw))
-                name_of[Path(row["image"]).stem] = name
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path} row {number}: needs split, image, modality and source ({error})"
-            ) from error
+    for where, row in tables.rows(path, collector(None)):
+        text = common.fields(row, ("split", "image", "source"), where)
+        if (text["split"], text["source"]) == (folder, "answer"):
+            raw = common.fields(row, ("modality",), where)["modality"]
+            name_of[Path(text["image"]).stem] = _LABEL_NAMES.get(raw.upper(), modality_name(raw))
     return name_of
 
 
