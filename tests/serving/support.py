@@ -72,7 +72,7 @@ class Inside:
             await asyncio.sleep(0)  # as a server does whose buffers are full
             sent.append(message)
 
-        self.loop.run_until_complete(asyncio.wait_for(self.app(scope, receive, send), 30))
+        self.loop.run_until_complete(asyncio.wait_for(self.app(scope, receive, send), 300))
         if not sent:
             return None, {}, b""
         found = {k.decode().lower(): v.decode() for k, v in sent[0]["headers"]}

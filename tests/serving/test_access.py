@@ -91,6 +91,50 @@ def test_a_browser_signs_in_once_and_out_again(app: Any) -> None:
     assert call(app, "GET", "/v1/models", headers=session).status_code == 401
 
 
+@pytest.mark.parametrize(
+    ("header", "passes"),
+    [
+        ("medmoe_session={}", True),
+        ("a=b; medmoe_session={} ; c=d", True),
+        ("medmoe_session=x; medmoe_session={}", False),
+        ('medmoe_session="{}"', False),
+        ("xmedmoe_session={}", False),
+        ("medmoe_session", False),
+        ("=;;=", False),
+        ('medmoe_session="' + '\\"' * 15_000, False),
+    ],
+)
+def test_the_cookie_is_read_as_it_was_set(app: Any, header: str, passes: bool) -> None:
+    reply = call(app, "POST", "/login", data={"token": TOKEN})
+    session = reply.headers["set-cookie"].partition(";")[0].partition("=")[2]
+    sent = {"Cookie": header.replace("{}", session)}
+    assert call(app, "GET", "/v1/models", headers=sent).status_code == (200 if passes else 401)
+
+
+@pytest.mark.parametrize(
+    ("headers", "secure"),
+    [
+        ({}, False),
+        ({"X-Forwarded-Proto": "https"}, True),
+        ({"X-Forwarded-Proto": "HTTPS, http"}, True),
+        ({"X-Forwarded-Proto": "http"}, False),
+        ({"Origin": "https://clinic"}, True),
+        ({"Origin": "http://clinic"}, False),
+    ],
+)
+def test_a_session_over_tls_is_never_sent_without_also_behind_a_proxy(
+    app: Any, headers: dict[str, str], secure: bool
+) -> None:
+    reply = call(app, "POST", "/login", data={"token": TOKEN}, headers=headers)
+    assert reply.status_code == 303
+    assert ("Secure" in reply.headers["set-cookie"]) == secure
+
+
+def test_a_form_of_many_fields_is_the_clients_fault(app: Any) -> None:
+    reply = call(app, "POST", "/login", data={str(n): "x" for n in range(9)})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "bad_form")
+
+
 def test_tokens_are_compared_in_constant_time(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[tuple[str, str]] = []
     from medmoe.serving import access
@@ -122,6 +166,23 @@ def test_without_a_token_only_loopback_names_are_answered(talk: Any, host: str) 
     assert (reply.status_code, reply.json()["error"]["code"]) == (403, "wrong_host")
 
 
-def test_a_page_of_another_site_cannot_ask(talk: Any) -> None:
-    reply = talk("POST", "/v1/chat/completions", json={}, headers={"Origin": "http://evil.example"})
+@pytest.mark.parametrize(
+    "origin",
+    ["http://evil.example", "http://127.0.0.1:3000", "http://localhost", "null", "http://[", "x",
+     "http://127.0.0.1.evil.example", "http://" + "[" * 9000],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/"), ("GET", "/config")],
+)
+def test_a_page_of_another_site_can_neither_ask_nor_read(
+    talk: Any, method: str, path: str, origin: str
+) -> None:
+    """Also not that of another program on this machine, which a browser takes for the same site."""
+    reply = talk(method, path, headers={"Origin": origin})
     assert (reply.status_code, reply.json()["error"]["code"]) == (403, "cross_site")
+    assert "access-control-allow-origin" not in reply.headers
+
+
+def test_a_page_of_ours_may_read(talk: Any) -> None:
+    assert talk("GET", "/v1/models", headers={"Origin": "http://127.0.0.1"}).status_code == 200

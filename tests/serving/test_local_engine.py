@@ -96,7 +96,7 @@ def test_who_is_refused_together_is_not_told_to_return_together() -> None:
 
 def test_a_late_answer_is_given_up_and_its_place_is_free(tiny_model: Path, tiny: MedMoe) -> None:
     async def work(engine: LocalEngine) -> None:
-        with pytest.raises(EngineError, match=r"no answer within 0\.001 s") as caught:
+        with pytest.raises(EngineError, match="no answer in time") as caught:
             await whole(engine, request(QUESTIONS[0], IMAGES[0]), deadline=0.001)
         assert caught.value.status == 504
         await until_idle(engine)

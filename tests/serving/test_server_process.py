@@ -62,7 +62,7 @@ def test_nothing_stays_on_disk_and_no_name_in_the_log(server: Running) -> None:
     secret = "Doe^Jane.dcm"
     reply = httpx.post(f"{server.address}/v1/files", files={"file": (secret, data)})
     assert reply.status_code == 200
-    big = png(1200)  # more than a form keeps in memory
+    big = png(1200)  # more than a form would keep in memory by itself
     assert (
         httpx.post(f"{server.address}/v1/files", files={"file": (secret, big)}).status_code == 200
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from tests.serving.support import Inside, Running, png, question
 
 from medmoe.inference.chat import ChatChunk
@@ -19,6 +20,7 @@ from medmoe.serving.app import create_app
 from medmoe.serving.audit import verify
 from medmoe.serving.chat_engine import busy, late
 from medmoe.serving.local_engine import LocalEngine
+from medmoe.serving.server import _Protocol
 from medmoe.serving.service import CHAT_PATH
 from medmoe.serving.settings import ServerSettings
 from medmoe.serving.transport import SMALL_BODY
@@ -49,7 +51,7 @@ def test_who_leaves_between_the_first_word_and_the_first_event_is_written_down(
 
 async def _failing(*_: object, **__: object) -> AsyncIterator[ChatChunk]:
     yield ChatChunk("yes")
-    raise late(1.0)
+    raise late()
 
 
 async def _broken(*_: object, **__: object) -> AsyncIterator[ChatChunk]:
@@ -221,3 +223,69 @@ def test_who_never_ends_a_refused_body_is_hung_up_on(server: Running) -> None:
     found = said(server, endless + b"1\r\nx\r\n")
     assert found.startswith(b"HTTP/1.1 404")
     assert not found.endswith(b"<open>")
+
+
+def test_a_body_whose_length_is_said_twice_is_answered_and_the_connection_ends(
+    server: Running,
+) -> None:
+    """A proxy in front may have believed the other length (RFC 9112, 6.1)."""
+    body = json.dumps(question()).encode()
+    chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    twice = HEAD + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked
+    found = said(server, b"POST %b HTTP/1.1\r\n" % CHAT_PATH.encode() + twice)
+    assert found.startswith(b"HTTP/1.1 200")
+    assert not found.endswith(b"<open>")
+
+
+class _Wire(asyncio.Transport):
+    """A connection whose end is noted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended = False
+
+    def abort(self) -> None:
+        self.ended = True
+
+    def is_closing(self) -> bool:
+        return self.ended
+
+    def write(self, data: Any) -> None: ...
+
+
+WHOLE = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize("half", [b"", WHOLE[:9], WHOLE[:-2] + b"Content-Length: 9\r\n\r\na"])
+def test_who_sends_halves_for_longest_makes_room_for_a_new_connection(
+    monkeypatch: pytest.MonkeyPatch, half: bytes
+) -> None:
+    monkeypatch.setattr(_Protocol, "_most", 3)
+
+    async def never(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def crowd() -> None:
+        config, state = uvicorn.Config(never), uvicorn.server.ServerState()
+        config.load()
+
+        def connect(data: bytes) -> _Wire:
+            connection, wire = _Protocol(config, state, {}), _Wire()
+            connection.connection_made(wire)
+            if data:
+                connection.data_received(data)
+            return wire
+
+        asked = connect(WHOLE)  # whole: it is being answered
+        halves = [connect(half) for _ in range(5)]
+        assert [wire.ended for wire in halves] == [True, True, True, False, False]
+        assert not asked.ended
+        assert len(state.connections) == 3
+        whole = [connect(WHOLE) for _ in range(4)]
+        assert all(wire.ended for wire in halves)
+        # All that are left are being answered: the new ones are turned away.
+        assert [wire.ended for wire in whole] == [False, False, True, True]
+        for task in state.tasks:
+            task.cancel()
+
+    asyncio.run(crowd())

@@ -87,9 +87,13 @@ class Case:
         Raises:
             ImageError: It cannot be used; what was shown before stays.
         """
-        self.picture = open_picture(source, window=window, frame=frame)
-        self.window, self.frame = window, frame
-        return self.picture
+        picture = open_picture(source, window=window, frame=frame)
+        self.show(picture, window, frame)
+        return picture
+
+    def show(self, picture: Picture, window: WindowChoice | None, frame: int | None) -> None:
+        """Show the case's file as it was opened in a window and frame."""
+        self.picture, self.window, self.frame = picture, window, frame
 
     def ask(self, question: str, max_new_tokens: int) -> tuple[Exchange, ChatRequest]:
         """Begin an exchange about the picture as it is shown.

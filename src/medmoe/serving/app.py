@@ -17,7 +17,14 @@ from starlette.routing import Match
 from medmoe import __version__
 from medmoe.data.intake.limits import Limits
 from medmoe.errors import MedMoeError
-from medmoe.serving.access import COOKIE, LOGIN_POLICY, SESSION_SECONDS, Access, login_page
+from medmoe.serving.access import (
+    COOKIE,
+    LOGIN_POLICY,
+    SESSION_SECONDS,
+    Access,
+    came_by_tls,
+    login_page,
+)
 from medmoe.serving.audit import AuditLog
 from medmoe.serving.chat_engine import ChatEngine
 from medmoe.serving.chat_route import complete
@@ -70,7 +77,10 @@ def create_app(
     if page:
         from medmoe.serving.page.mount import mount_page
 
-        mount_page(app, PageEngine(service), max_new_tokens=min(64, settings.max_new_tokens))
+        mount_page(
+            app, PageEngine(service), max_new_tokens=min(64, settings.max_new_tokens),
+            decoding=service.decoding, deadline=settings.deadline_seconds,
+        )  # fmt: skip
     app.add_middleware(Admission, service=service)
     app.add_middleware(Transport, settings=settings, access=access, metrics=service.metrics)
     return app
@@ -164,14 +174,18 @@ def _sign_in(app: FastAPI, access: Access) -> None:
             data += part
             if len(data) > _MAX_FORM:
                 raise ProblemError(413, "request_too_large", "this is no token")
-        given = parse_qs(data.decode("utf-8", "replace"), max_num_fields=8).get("token", [""])[0]
+        try:
+            fields = parse_qs(data.decode("utf-8", "replace"), max_num_fields=8)
+        except ValueError:
+            raise ProblemError(400, "bad_form", "send the one field 'token'") from None
+        given = fields.get("token", [""])[0]
         session = access.sign_in(given)
         if session is None:
             return form(True, 401)
         reply = RedirectResponse("/", 303)
         reply.set_cookie(
             COOKIE, session, max_age=int(SESSION_SECONDS), httponly=True, samesite="strict",
-            secure=request.url.scheme == "https",
+            secure=came_by_tls(request.url.scheme, request.headers),
         )  # fmt: skip
         return reply
 
@@ -220,6 +234,7 @@ async def _uploaded(request: Request) -> bytes:
     """
     try:
         parser = MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=8)
+        parser.spool_max_size = 0  # no bound: what it keeps stays in memory, and off the disk
         form = await parser.parse()
     except (MultiPartException, ValueError, KeyError) as error:
         raise ProblemError(400, "bad_form", "no form with one file in the field 'file'") from error

@@ -51,9 +51,9 @@ def busy(seconds: int) -> EngineError:
     return EngineError("queue_full", "too many requests are waiting; try again", 429, retry_after)
 
 
-def late(seconds: float) -> EngineError:
+def late() -> EngineError:
     """Return the error for an answer that was not ready in time."""
-    return EngineError("deadline_passed", f"no answer within {seconds:g} s; ask for less", 504)
+    return EngineError("deadline_passed", "no answer in time; ask for less", 504)
 
 
 def not_ready(state: str) -> EngineError:

@@ -17,7 +17,7 @@ from medmoe.data.images import Picture
 from medmoe.errors import MedMoeError
 from medmoe.inference.answer import Answer, warnings_of
 from medmoe.inference.chat import ChatChunk, ChatRequest, Turn
-from medmoe.serving.chat_engine import no_evidence
+from medmoe.serving.chat_engine import late, no_evidence
 from medmoe.serving.problems import ProblemError, check_type, problem_of
 from medmoe.serving.schema import ChatBody, Message, TextPart, read_chat
 from medmoe.serving.service import Record, Service
@@ -35,6 +35,7 @@ class _Call:
     picture: Picture | None
     record: Record
     started: float
+    ends: float  # by the event loop's clock
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -51,8 +52,10 @@ async def complete(service: Service, request: Request) -> Response:
     """
     record: Record = request.state.record
     try:
+        check_type(request, "application/json")
+        data = await request.body()
         with service.coming():
-            call = await _read(service, request)
+            call = await _read(service, request, data)
         if call.body.stream:
             first, rest = await _first(service, call)
             events = _events(service, call, first, rest)
@@ -69,10 +72,8 @@ async def complete(service: Service, request: Request) -> Response:
         raise
 
 
-async def _read(service: Service, request: Request) -> _Call:
+async def _read(service: Service, request: Request, data: bytes) -> _Call:
     started = time.perf_counter()
-    check_type(request, "application/json")
-    data = await request.body()
     # Large bodies are mostly a picture: reading them would hold up everybody else.
     large = len(data) > 2**18
     body = await asyncio.to_thread(read_chat, data) if large else read_chat(data)
@@ -99,11 +100,12 @@ async def _read(service: Service, request: Request) -> _Call:
     record: Record = request.state.record
     record.image = service.image_hash(chat.image)
     name = request.state.request_id.replace("req-", "chatcmpl-")
-    return _Call(name, body, chat, picture, record, started)
+    return _Call(name, body, chat, picture, record, started, request.state.ends)
 
 
 async def _chunks(service: Service, call: _Call) -> AsyncGenerator[ChatChunk]:
-    stream = service.engine.stream(call.request, deadline=service.settings.deadline_seconds)
+    left = max(call.ends - asyncio.get_running_loop().time(), 0.0)
+    stream = service.engine.stream(call.request, deadline=left)
     first = True
     async with service.answering(), aclosing(stream) as chunks:
         async for chunk in chunks:
@@ -153,14 +155,15 @@ async def _events(
                 if last.text:
                     yield _event(service, call, {"content": last.text}, None)
         await rest.aclose()  # the place is free while the answer is explained
-        behind = await _behind(service, call, last.answer)
+        async with asyncio.timeout_at(call.ends):
+            behind = await _behind(service, call, last.answer)
         yield _event(service, call, {}, last.finish, {"medmoe": behind})
         if call.body.stream_options and call.body.stream_options.include_usage:
             head = _head(service, call, "chat.completion.chunk")
             yield _line(head | {"choices": [], "usage": _usage(last)})
         call.record.answered()  # before the last line: clients hang up at it
-    except MedMoeError as error:
-        problem = problem_of(error)
+    except (MedMoeError, TimeoutError) as error:
+        problem = problem_of(error if isinstance(error, MedMoeError) else late())
         call.record.refused(problem)
         yield _line(problem.to_json())
     yield b"data: [DONE]\n\n"

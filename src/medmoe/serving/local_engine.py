@@ -19,6 +19,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from torch import Tensor
 from medmoe.errors import MedMoeError
 from medmoe.inference.chat import ChatBatch, ChatChunk, ChatRequest, ChatRow, prepare
 from medmoe.inference.engine import MedMoe
-from medmoe.inference.evidence import explain
+from medmoe.serving.aside import Aside
 from medmoe.serving.chat_engine import (
     EngineError,
     Load,
@@ -38,6 +39,7 @@ from medmoe.serving.chat_engine import (
     model_facts,
     not_ready,
 )
+from medmoe.serving.evidence_thread import EvidenceThread, LeftError, Question
 
 _log = logging.getLogger(__name__)
 #: Pictures whose encoding is kept (about 2.4 MB each at CLIP-L's size, float32).
@@ -85,7 +87,8 @@ class LocalEngine:
         self._load_model = load_model or (lambda: MedMoe.load(directory))
         self._max_batch, self._max_waiting = max_batch, max_waiting
         self._waiting: deque[_Job] = deque()
-        self._calls: deque[tuple[Callable[[MedMoe], Any], Future[Any]]] = deque()
+        self._evidence: EvidenceThread | None = None
+        self._explaining = Aside(1, max_waiting, "medmoe-evidence")
         self._running = 0
         self._changed = threading.Condition()
         self._ended = False
@@ -98,7 +101,7 @@ class LocalEngine:
 
     def load(self) -> Load:
         """Return how much there is to do."""
-        return Load(len(self._waiting) + len(self._calls), self._running)
+        return Load(len(self._waiting) + self._explaining.calls, self._running)
 
     async def start(self) -> None:
         """Load the model in the thread that will own it.
@@ -135,19 +138,25 @@ class LocalEngine:
                 yield chunk
                 finish = chunk.finish
         except TimeoutError:
-            raise late(seconds) from None
+            raise late() from None
         finally:
             job.left = True
 
     async def explain(self, image: Image.Image, question: str) -> dict[str, Any]:
-        """Explain an answer between two tokens of the conversations that are under way."""
+        """Explain an answer beside the conversations that are under way, which go first."""
         self.check_room()
-        answered: Future[Any] = Future()
-        with self._changed:
-            self._calls.append((lambda model: explain(model, image, question), answered))
-            self._changed.notify()
-        evidence = await asyncio.wrap_future(answered)
-        return dict(evidence.to_dict())
+        assert self._evidence is not None  # as it is ready
+        asked = Question(image, question)
+        try:
+            return await self._explaining.run(partial(self._evidence.work_out, asked))
+        except MedMoeError:
+            raise
+        except Exception as error:
+            if not isinstance(error, LeftError):
+                _log.error("explaining failed: %s", type(error).__name__)
+            raise EngineError("engine_failed", "explaining failed; try again", 503, 1) from None
+        finally:
+            self._evidence.leave(asked)
 
     async def drain(self, seconds: float) -> None:
         """Take nothing new, and wait for what is under way."""
@@ -163,6 +172,8 @@ class LocalEngine:
         with self._changed:
             self._ended = True
             self._changed.notify()
+        if self._evidence is not None:
+            self._evidence.end()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, 10.0)
 
@@ -170,7 +181,7 @@ class LocalEngine:
         """Let a request come that could be taken now, as `ChatEngine.check_room` says."""
         if self.state != "ready":
             raise not_ready(self.state)
-        if self.load().waiting + coming >= self._max_waiting:
+        if len(self._waiting) + coming >= self._max_waiting:
             raise busy(1 + self._max_waiting // (2 * self._max_batch))
 
     def _run(self, loaded: Future[None]) -> None:
@@ -183,16 +194,17 @@ class LocalEngine:
             self.state = "broken"
             loaded.set_exception(error)
             return
+        evidence = self._evidence = EvidenceThread(model)
         loaded.set_result(None)
         answers = _Answers(model)
-        while self._wait_for_work(answers):
+        while self._wait_for_work(answers, evidence):
             new: list[_Job] = []
             try:
-                answers.let_go()
-                new = self._next_jobs(answers)
-                answers.take_in(new)
-                answers.step()
-                self._one_call(model)
+                with evidence.answering():
+                    answers.let_go()
+                    new = self._next_jobs(answers)
+                    answers.take_in(new)
+                    answers.step()
             except Exception as error:  # an own fault must not end the thread and hang everybody
                 _log.error("a step failed: %s", type(error).__name__)
                 answers.fail(
@@ -201,9 +213,10 @@ class LocalEngine:
             self._running = len(answers.jobs)
         answers.fail(not_ready("stopped"), list(self._waiting))
 
-    def _wait_for_work(self, answers: _Answers) -> bool:
+    def _wait_for_work(self, answers: _Answers, evidence: EvidenceThread) -> bool:
         with self._changed:
-            while not (self._ended or self._waiting or self._calls or answers.jobs):
+            while not (self._ended or self._waiting or answers.jobs):
+                evidence.go_on()
                 self._changed.wait()
             return not self._ended
 
@@ -216,23 +229,6 @@ class LocalEngine:
                     jobs.append(job)
             self._running = len(answers.jobs) + len(jobs)
         return jobs
-
-    def _one_call(self, model: MedMoe) -> None:
-        with self._changed:
-            if not self._calls:
-                return
-            call, answered = self._calls.popleft()
-            self._running += 1
-        if not answered.set_running_or_notify_cancel():
-            return
-        try:
-            answered.set_result(call(model))
-        except MedMoeError as error:
-            answered.set_exception(error)
-        except Exception as error:
-            _log.error("explaining failed: %s", type(error).__name__)
-            failed = EngineError("engine_failed", "explaining failed; try again", 503, 1)
-            answered.set_exception(failed)
 
 
 class _Answers:

@@ -15,13 +15,17 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from medmoe.data.images import Picture, open_picture
 from medmoe.data.intake.data_url import from_data_url
 from medmoe.data.intake.decode import Hint
 from medmoe.data.intake.limits import Limits
+from medmoe.data.intake.sandbox import DecoderPool, cores
 from medmoe.errors import ImageError
-from medmoe.serving.chat_engine import busy
+from medmoe.serving.aside import Aside
+from medmoe.serving.chat_engine import late
 from medmoe.serving.metrics import Metrics
 from medmoe.serving.problems import ProblemError
 from medmoe.serving.schema import FilePart, ImagePart, Message, Options
@@ -61,22 +65,15 @@ class UploadStore:
         self._bytes = 0
 
     def add(self, data: bytes) -> Upload:
-        """Keep a picture.
-
-        Raises:
-            ProblemError: There is no room.
-        """
+        """Keep a picture; the oldest make room for it."""
         self._expire()
-        if self._bytes + len(data) > self._max_bytes or len(self._files) >= self._max_files:
-            raise ProblemError(
-                429, "uploads_full", "too many pictures are kept; delete some or wait",
-                retry_after=30,
-            )  # fmt: skip
         name = f"file-{secrets.token_urlsafe(18)}"
         now = time.monotonic()
         upload = Upload(name, data, int(time.time()), now + self._seconds)
         self._files[name] = upload
         self._bytes += len(data)
+        while len(self._files) > self._max_files or self._bytes > self._max_bytes:
+            self._bytes -= len(self._files.popitem(last=False)[1].data)
         return upload
 
     def get(self, name: str) -> Upload:
@@ -107,6 +104,33 @@ class UploadStore:
 
 
 MAX_IMAGES = 1
+#: The decoders of all servers of this program. They leave a core to those who ask in words only.
+_DECODERS = DecoderPool(max(1, cores() - 1))
+
+
+class Decoding:
+    """Decodes pictures, for page and interface alike.
+
+    Args:
+        seconds: For one picture, its waiting included.
+        most: Pictures that may wait for a decoder or be in one.
+    """
+
+    def __init__(self, seconds: float, most: int = 32) -> None:
+        self._seconds, self._aside = seconds, Aside(_DECODERS.workers, most, "medmoe-decoding")
+
+    async def open(self, data: bytes, **options: Any) -> Picture:
+        """Return the picture of a file, as `open_picture` does.
+
+        Raises:
+            ImageError: It cannot be used.
+            EngineError: Too many wait, or it took too long.
+        """
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await self._aside.run(partial(open_picture, data, pool=_DECODERS, **options))
+        except TimeoutError:
+            raise late() from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +146,10 @@ class Pictures:
 
     Args:
         uploads: Those that may be named by id.
-        max_waiting: Pictures that may wait for a decoder.
     """
 
-    def __init__(self, uploads: UploadStore, metrics: Metrics, max_waiting: int = 64) -> None:
-        self._uploads, self._metrics = uploads, metrics
-        self._max_waiting, self._waiting = max_waiting, 0
+    def __init__(self, uploads: UploadStore, decoding: Decoding, metrics: Metrics) -> None:
+        self._uploads, self._decoding, self._metrics = uploads, decoding, metrics
         self._limits = Limits()
 
     def find(self, messages: Sequence[Message]) -> Source | None:
@@ -156,15 +178,11 @@ class Pictures:
 
         Raises:
             ImageError: It cannot be used.
-            EngineError: Too many wait.
+            EngineError: Too many wait, or it took too long.
         """
-        if self._waiting >= self._max_waiting:
-            raise busy(1)
         window = options.window
-        self._waiting += 1
         try:
-            picture = await asyncio.to_thread(
-                open_picture,
+            picture = await self._decoding.open(
                 source.data,
                 window=(window[0], window[1]) if isinstance(window, list) else window,
                 frame=options.frame,
@@ -173,8 +191,6 @@ class Pictures:
         except ImageError as error:
             self._metrics.pictures.labels(error.code).inc()
             raise
-        finally:
-            self._waiting -= 1
         self._metrics.pictures.labels("ok").inc()
         return picture
 

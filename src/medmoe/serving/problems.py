@@ -12,6 +12,8 @@ from medmoe.serving.chat_engine import EngineError
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error",
           429: "rate_limit_error"}  # fmt: skip
+#: Characters of a Content-Type: a boundary has 70 at most.
+_LONGEST_TYPE = 256
 
 
 class ProblemError(Exception):
@@ -74,11 +76,15 @@ def check_type(request: Request, wanted: str) -> None:
     """Refuse a body of another type; a form of another site cannot send JSON, so that ends here.
 
     Raises:
-        ProblemError: 415.
+        ProblemError: 415, also for text that is said to be in another encoding than UTF-8.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != wanted:
+    header = request.headers.get("content-type", "")
+    kind, *parameters = header.lower().split(";")
+    if kind.strip() != wanted or len(header) > _LONGEST_TYPE:
         raise ProblemError(415, "unsupported_media_type", f"send {wanted}")
+    for name, _, value in (parameter.partition("=") for parameter in parameters):
+        if name.strip() == "charset" and value.strip(' \t"') not in {"utf-8", "utf8"}:
+            raise ProblemError(415, "unsupported_charset", "send text in UTF-8")
 
 
 def raw_reply(problem: ProblemError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:

@@ -2,24 +2,18 @@
 
 What is neutral for a server that decodes greedily is taken (``seed``, ``temperature``, …); what it
 cannot do (tools, several choices, log-probabilities, …) is refused by name, never ignored.
-JSON is read here too: no duplicate keys, no NaN, no depth without end, no half of a character.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from medmoe.serving.json_body import read_json
 from medmoe.serving.problems import ProblemError
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-MAX_DEPTH = 64
-#: A string, or what begins like one and never ends. It gives nothing back once read, so that no
-#: text takes longer than its length.
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 Frame = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Zero = Annotated[float, Field(ge=0, le=0)]
 Number = Annotated[float, Field(ge=-1e9, le=1e9)]
@@ -128,28 +122,6 @@ class ChatBody(BaseModel):
     medmoe: Options = Options()
 
 
-def read_json(data: bytes) -> Any:
-    """Return the JSON of a body.
-
-    Raises:
-        ProblemError: It is none, or is more than it should be.
-    """
-    try:
-        text = data.decode("utf-8")
-        _check_depth(text)
-        content = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-        if "\\u" in text:  # half of a character can only come by an escape
-            json.dumps(content, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError, UnicodeError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else "see RFC 8259"
-        if isinstance(error, _JsonError):
-            reason = str(error)
-        raise ProblemError(
-            400, "bad_json", f"the body is no JSON that is accepted: {reason}"
-        ) from None
-    return content
-
-
 def read_chat(data: bytes) -> ChatBody:
     """Return the body of a chat request.
 
@@ -167,29 +139,3 @@ def read_chat(data: bytes) -> ChatBody:
         named = place if code == "bad_parameter" else "a field that this server does not know"
         message = f"{named or 'the body'}: {fault['msg'].lower()}"
         raise ProblemError(400, code, message, param=place) from None
-
-
-class _JsonError(ValueError):
-    """A JSON text that is refused for a reason of ours."""
-
-
-def _check_depth(text: str) -> None:
-    """Refuse nesting before it is parsed."""
-    if max(text.count("["), text.count("{")) <= MAX_DEPTH:
-        return
-    depth = 0
-    for bracket in re.findall(r"[][{}]", _STRING.sub("", text)):
-        depth += 1 if bracket in "[{" else -1
-        if depth > MAX_DEPTH:
-            raise _JsonError(f"more than {MAX_DEPTH} levels")
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        raise _JsonError("a key stands twice in one object")
-    return content
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise _JsonError(f"{name} is no number of JSON")

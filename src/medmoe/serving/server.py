@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 from types import FrameType
 from typing import Any
@@ -21,20 +22,55 @@ from medmoe.serving.settings import ServerSettings
 
 HEADER_SECONDS = 10.0
 MAX_HEADER_BYTES = 32 * 1024
-MAX_CONNECTIONS = 1024
+#: Connections that may come before room is made for one.
+BACKLOG = 256
+
+
+def most_connections() -> int:
+    """Return how many connections are kept, so that files are left to be opened."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1024 if files == resource.RLIM_INFINITY else min(1024, files * 5 // 8)
 
 
 class _Protocol(H11Protocol):
-    """HTTP/1.1 where a client has to send its headers within some seconds."""
+    """HTTP/1.1 where a client has to send its headers within some seconds.
+
+    Where there are too many connections, the one whose client has owed the rest of a request for
+    longest ends for a new one: so nobody keeps others out by sending halves.
+
+    Attributes:
+        owes_since: When we began to wait for a request or the rest of one, None where all came.
+    """
 
     _headers_due: asyncio.TimerHandle | None = None
+    _most = most_connections()
+    owes_since: float | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._expect_headers()
+        if len(self.connections) > self._most:
+            owing = [
+                (one.owes_since, id(one), one)
+                for one in self.connections
+                if isinstance(one, _Protocol) and one is not self and one.owes_since is not None
+            ]
+            last = min(owing)[2] if owing else self
+            self.connections.discard(last)
+            last.transport.abort()
+        self._note_owed()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._note_owed()
+
+    def _note_owed(self) -> None:
+        owed = self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
+        self.owes_since = (self.owes_since or self.loop.time()) if owed else None
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        self._note_owed()
         if self.conn.their_state is not h11.IDLE:
             self._expect_nothing()
         elif self._headers_due is None:
@@ -87,7 +123,7 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             app, host=settings.host, port=settings.port, http=_Protocol, ws="none",
             h11_max_incomplete_event_size=MAX_HEADER_BYTES, timeout_keep_alive=30,
-            limit_concurrency=None, backlog=MAX_CONNECTIONS, access_log=False, log_level="warning",
+            limit_concurrency=None, backlog=BACKLOG, access_log=False, log_level="warning",
             server_header=False, date_header=True, proxy_headers=False,
             timeout_graceful_shutdown=5,
         )  # fmt: skip

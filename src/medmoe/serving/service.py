@@ -1,19 +1,22 @@
 """What the routes share: engine, settings, pictures, numbers, and the audit log of each request.
 
 A chat request is let in before it is routed, parsed or decoded: under load most end there, and what
-a refusal costs is what all others wait for. One that is let in leaves exactly one line in the audit
+a refusal costs is what all others wait for. It takes a place once its body is there, so that who
+sends slowly holds none. One that is let in leaves exactly one line in the audit
 log, whatever becomes of it; one that is refused leaves none, so that nobody can fill a disk by
 asking a busy server (the numbers count it).
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from PIL import Image
@@ -22,9 +25,9 @@ from starlette.requests import ClientDisconnect
 from medmoe.errors import MedMoeError
 from medmoe.inference.chat import ChatChunk, ChatRequest
 from medmoe.serving.audit import AuditLog
-from medmoe.serving.chat_engine import ChatEngine, EngineError, ModelFacts, not_ready
+from medmoe.serving.chat_engine import ChatEngine, EngineError, ModelFacts, late, not_ready
 from medmoe.serving.metrics import Metrics
-from medmoe.serving.pictures import Pictures, UploadStore
+from medmoe.serving.pictures import Decoding, Pictures, UploadStore
 from medmoe.serving.problems import ProblemError, problem_of
 from medmoe.serving.settings import ServerSettings
 from medmoe.serving.transport import App, Receive, Scope, Send, route_path
@@ -67,7 +70,8 @@ class Service:
         self.engine, self.settings = engine, settings
         self.metrics = Metrics(engine)
         self.uploads = UploadStore()
-        self.pictures = Pictures(self.uploads, self.metrics)
+        self.decoding = Decoding(settings.deadline_seconds)
+        self.pictures = Pictures(self.uploads, self.decoding, self.metrics)
         self.under_way = 0
         self._coming = 0
         self._audit = audit
@@ -96,7 +100,12 @@ class Service:
 
     @contextmanager
     def coming(self) -> Iterator[None]:
-        """Count a request that was let in, until the engine has it."""
+        """Count a request whose body is there, until the engine has it.
+
+        Raises:
+            EngineError: As `check_open` says.
+        """
+        self.check_open()
         self._coming += 1
         try:
             yield
@@ -113,11 +122,19 @@ class Service:
             self.under_way -= 1
 
     @contextmanager
-    def audited(self, request_id: str) -> Iterator[Record]:
-        """Write one line about a request when it ends, however it does."""
+    def audited(self, request_id: str, ends: float = inf) -> Iterator[Record]:
+        """Write one line about a request when it ends, however it does.
+
+        Args:
+            ends: Its deadline, by the event loop's clock.
+        """
         record, started = Record(), time.perf_counter()
         try:
             yield record
+        except asyncio.CancelledError:
+            if asyncio.get_running_loop().time() >= ends:
+                record.refused(problem_of(late()))
+            raise
         except ProblemError as problem:
             record.refused(problem)
             raise
@@ -223,6 +240,7 @@ class Admission:
             self._service.check_open()
         except EngineError as error:
             raise problem_of(error) from None
-        with self._service.audited(scope["state"]["request_id"]) as record:
+        state = scope["state"]
+        with self._service.audited(state["request_id"], state["ends"]) as record:
             scope["state"]["record"] = record
             await self._app(scope, receive, send)

@@ -1,7 +1,8 @@
 """What holds for every request, whatever its route: sign-in, limits, headers, a number of its own.
 
-It stands before routing and parsing. A body is counted while it comes, and refused before
-it is kept; one that is too slow is cut off. A fault of ours becomes a 500 that says nothing of it.
+It stands before routing and parsing. A body is counted while it comes, and refused before it is
+kept; one that is too slow is cut off, and so is whatever gives no reply until the deadline. A fault
+of ours becomes a 500 that says nothing of it.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -19,8 +22,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 
 from medmoe.serving.access import LOGIN_POLICY, Access, login_page
+from medmoe.serving.chat_engine import late
 from medmoe.serving.metrics import Metrics
-from medmoe.serving.problems import ProblemError, raw_reply
+from medmoe.serving.problems import ProblemError, problem_of, raw_reply
 from medmoe.serving.settings import NOTICE, ServerSettings
 
 Scope = MutableMapping[str, Any]
@@ -35,6 +39,8 @@ _COUNTED = ("/v1/chat/completions", "/v1/models", "/v1/files", "/health/live", "
             "/metrics", "/login", "/logout", "/openapi.json")  # fmt: skip
 #: A body up to this size that nobody asked for is read to its end, if that comes within a second.
 SMALL_BODY, REST_SECONDS = 2**20, 1.0
+#: Of every body, whatever the others hold: a question in words has fewer.
+FREE_BYTES = 2**16
 _UNPACKED = frozenset({"", "identity"})
 _POLICY = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 _ALWAYS = {
@@ -57,6 +63,7 @@ class Transport:
     ) -> None:
         self._app, self._settings = app, settings
         self._access, self._metrics = access, metrics
+        self._held = _Held(4 * settings.max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check a request, hand it to the app, and send what comes back with our headers."""
@@ -65,22 +72,27 @@ class Transport:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         headers, path = Headers(scope=scope), route_path(scope)
-        body = _Body(receive, self._settings, headers)
+        body = _Body(receive, self._settings, headers, self._held)
         reply = _Reply(send, body, form="text/html" in headers.get("accept", ""))
         started = time.perf_counter()
-        scope.setdefault("state", {})["request_id"] = reply.request_id
+        ends = asyncio.get_running_loop().time() + self._settings.deadline_seconds
+        scope.setdefault("state", {}).update(request_id=reply.request_id, ends=ends)
         try:
-            self._access.check(path, scope["method"], headers)
+            self._access.check(path, headers)
             body.check()
-            await self._app(scope, body.receive, reply.send)
+            async with asyncio.timeout_at(ends) as reply.limit:
+                await self._app(scope, body.receive, reply.send)
         except ProblemError as problem:
             await reply.refuse(problem)
+        except TimeoutError:
+            await reply.refuse(problem_of(late()))
         except ClientDisconnect:
             pass
         except Exception as error:
             _log.error("request %s failed: %s", reply.request_id, _names(error))
             await reply.refuse(ProblemError(500, "internal_error", "the server failed; try again"))
         finally:
+            body.let_go()
             route = _route(path)
             self._metrics.requests.labels(route, str(reply.status or 499)).inc()
             self._metrics.seconds.labels(route).observe(time.perf_counter() - started)
@@ -130,6 +142,7 @@ class _Reply:
         self._replaced = False
         self.request_id = f"req-{secrets.token_hex(12)}"
         self.status: int | None = None
+        self.limit: asyncio.Timeout | None = None
 
     async def send(self, message: Message) -> None:
         """Pass on a message of the app's reply."""
@@ -139,6 +152,8 @@ class _Reply:
                 self._replaced = True
                 return
             self.status = message["status"]
+            if self.limit is not None and not self.limit.expired():
+                self.limit.reschedule(None)  # what is streamed has the deadline of its engine
             await self._decorate(message)
         if not self._replaced:
             await self._send(message)
@@ -168,8 +183,18 @@ class _Reply:
         headers["x-request-id"] = self.request_id
         headers.setdefault("content-security-policy", _POLICY)
         headers.setdefault("cache-control", "no-store")
-        if not await self._body.ended():
-            headers["connection"] = "close"  # else what still comes would be the next request
+        # What still comes would be the next request; and where two headers say how long the body
+        # is, a proxy in front of us may have believed the other one (RFC 9112, 6.1).
+        if not await self._body.ended() or self._body.framed_twice:
+            headers["connection"] = "close"
+
+
+@dataclass(slots=True)
+class _Held:
+    """How many bytes of all bodies together are held, beyond what each may have anyway."""
+
+    most: int
+    bytes: int = 0
 
 
 class _Body:
@@ -177,16 +202,22 @@ class _Body:
 
     Attributes:
         problem: Why it was not taken, None where it was.
+        framed_twice: It says its length, and that it comes in chunks.
     """
 
-    def __init__(self, receive: Receive, settings: ServerSettings, headers: Headers) -> None:
+    def __init__(
+        self, receive: Receive, settings: ServerSettings, headers: Headers, held: _Held
+    ) -> None:
         self._receive, self._headers, self._limit = receive, headers, settings.max_body_bytes
         self._ends = asyncio.get_running_loop().time() + settings.body_seconds
         self._seconds = settings.body_seconds
         self._size, self._reading, self._begun = 0, False, False
+        self._all, self._own = held, 0
         length = headers.get("content-length", "")
         self._length = int(length) if length.isdecimal() else None
-        self._complete = not self._length and "transfer-encoding" not in headers
+        chunked = "transfer-encoding" in headers
+        self._complete = not self._length and not chunked
+        self.framed_twice = chunked and "content-length" in headers
         self.problem: ProblemError | None = None
 
     def check(self) -> None:
@@ -225,8 +256,22 @@ class _Body:
         if self._size > self._limit:
             self.problem = self._too_large()
             raise self.problem
+        self._hold(max(0, self._size - FREE_BYTES))
+        if self._all.bytes > self._all.most:
+            self.problem = ProblemError(
+                429, "busy", "too much is being sent; try again", retry_after=random.randint(1, 3)
+            )
+            raise self.problem
         self._complete = not message.get("more_body", False)
         return message
+
+    def let_go(self) -> None:
+        """Count its bytes no longer: the request has ended."""
+        self._hold(0)
+
+    def _hold(self, size: int) -> None:
+        self._all.bytes += size - self._own
+        self._own = size
 
     async def ended(self) -> bool:
         """Return whether the client may send another request after this one.

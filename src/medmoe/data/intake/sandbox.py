@@ -156,7 +156,7 @@ class DecoderPool:
 
     def __init__(self, workers: int | None = None, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
-        self.workers = workers or _cores()
+        self.workers = workers or cores()
         self._reset()
         _POOLS.add(self)
 
@@ -277,7 +277,8 @@ def _child_environment() -> dict[str, str]:
     return _ONE_THREAD | _KEEP_MEMORY | kept
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Return how many cores this program may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS
     return len(affinity(0)) if affinity else (os.cpu_count() or 1)
 

@@ -20,9 +20,10 @@ from medmoe.data.images import Picture, open_picture
 from medmoe.data.intake.display import WINDOW_PRESETS, WindowChoice
 from medmoe.errors import MedMoeError
 from medmoe.inference.case import Exchange
-from medmoe.serving.chat_engine import AnsweringEngine
+from medmoe.serving.chat_engine import AnsweringEngine, late
 from medmoe.serving.page.cases import CaseStore, OpenCase
 from medmoe.serving.page.views import card_html, evidence_html, picture_html
+from medmoe.serving.pictures import Decoding
 
 #: Example -> what the button says, and a question to begin with. The pictures are made up.
 EXAMPLES: dict[str, tuple[str, str]] = {
@@ -79,9 +80,17 @@ class PageUpdate:
 class PageActions:
     """The actions of the page."""
 
-    def __init__(self, engine: AnsweringEngine, cases: CaseStore, max_new_tokens: int) -> None:
+    def __init__(
+        self,
+        engine: AnsweringEngine,
+        cases: CaseStore,
+        max_new_tokens: int,
+        decoding: Decoding | None = None,
+        deadline: float = 60.0,
+    ) -> None:
         self._engine, self.cases = engine, cases
-        self._max_new_tokens = max_new_tokens
+        self._max_new_tokens, self._deadline = max_new_tokens, deadline
+        self._decoding = decoding or Decoding(deadline)
 
     @property
     def explains(self) -> bool:
@@ -93,8 +102,9 @@ class PageActions:
 
         Raises:
             ImageError: It cannot be used; nothing of it is kept.
+            EngineError: Too many wait, or it took too long.
         """
-        picture = await asyncio.to_thread(open_picture, data)
+        picture = await self._decoding.open(data)
         plain = picture.facts.format in ("png", "jpeg")  # there is no other way to look at it
         return self.cases.open(None if plain else data, picture)
 
@@ -133,9 +143,10 @@ class PageActions:
         self, case: OpenCase, data: bytes, window: WindowChoice | None, frame: int | None
     ) -> PageUpdate:
         try:
-            picture = await asyncio.to_thread(case.look, data, window, frame)
+            picture = await self._decoding.open(data, window=window, frame=frame)
         except MedMoeError as error:
             return PageUpdate(picture_notice=sentence(error))
+        case.show(picture, window, frame)
         self.cases.touch(case)
         shown = picture.facts.window
         values = (shown.center, shown.width) if shown else None
@@ -148,7 +159,7 @@ class PageActions:
         if isinstance(case, PageUpdate):
             yield case
             return
-        picture = case.picture
+        picture, ends = case.picture, asyncio.get_running_loop().time() + self._deadline
         exchange, request = case.ask(question, self._max_new_tokens)
         pending = evidence_html(exchange, "Answering …")
         yield PageUpdate("", case.handle, None, pending, _messages(case), "", busy=True)
@@ -165,7 +176,7 @@ class PageActions:
             yield PageUpdate(evidence=evidence_html(exchange), busy=False)
             return
         yield PageUpdate(evidence=evidence_html(exchange, "Looking at regions and alternatives …"))
-        yield await self._explained(case, exchange, picture)
+        yield await self._explained(case, exchange, picture, ends)
 
     async def anew(self, handle: str) -> PageUpdate:
         """Forget the conversation and keep the picture."""
@@ -212,10 +223,13 @@ class PageActions:
         evidence = last.evidence if last is not None and same else None
         return await asyncio.to_thread(picture_html, picture, evidence)
 
-    async def _explained(self, case: OpenCase, exchange: Exchange, picture: Picture) -> PageUpdate:
+    async def _explained(
+        self, case: OpenCase, exchange: Exchange, picture: Picture, ends: float
+    ) -> PageUpdate:
         said = ""
         try:
-            exchange.evidence = await self._engine.explain(picture.image, exchange.question)
+            async with asyncio.timeout_at(ends):
+                exchange.evidence = await self._engine.explain(picture.image, exchange.question)
         except Exception as error:
             said = _failure(error)
         card = evidence_html(exchange, said)
@@ -271,6 +285,8 @@ def sentence(error: MedMoeError) -> str:
 
 def _failure(error: Exception) -> str:
     """Return why the engine gave nothing, as a line for the page; the log has no words of it."""
+    if isinstance(error, TimeoutError):
+        error = late()
     if isinstance(error, MedMoeError):
         return sentence(error)
     _log.error("the engine failed: %s", type(error).__name__)

@@ -19,20 +19,18 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medmoe.data.intake.limits import Limits
-from medmoe.errors import ImageError
+from medmoe.errors import MedMoeError
 from medmoe.inference.case import case_to_json, case_to_text
 from medmoe.serving.chat_engine import AnsweringEngine
 from medmoe.serving.page.actions import ENDED, EXAMPLES, PageActions, PageUpdate, sentence
 from medmoe.serving.page.cases import CaseStore, OpenCase
 from medmoe.serving.page.views import asset, data_uri, export_html, page_html
-from medmoe.serving.problems import ProblemError, check_type
+from medmoe.serving.pictures import Decoding
+from medmoe.serving.problems import ProblemError, check_type, problem_of
 from medmoe.serving.transport import Stream
 
-UPLOAD_SECONDS = 60.0
-#: Files of the largest size that may be under way at once.
-UPLOADS = 4
 #: Bytes of one call of a control: a question and some numbers.
-MAX_CALL = 2**20
+MAX_CALL = 2**16
 #: Seconds between two signs of life on the line of a page.
 _BEAT_SECONDS = 15.0
 _ASSETS = {"style.css": "text/css", "script.js": "text/javascript"}
@@ -80,20 +78,23 @@ def mount_page(
     *,
     max_new_tokens: int = 64,
     cases: CaseStore | None = None,
+    decoding: Decoding | None = None,
+    deadline: float = 60.0,
 ) -> None:
     """Put the page at `/`.
 
     Args:
         app: The server's; its middleware (sign-in, limits, headers) holds for the page too.
         cases: The open ones; by default a store with the default bounds.
+        decoding: Shared with the interface; by default one of the page's own.
+        deadline: Seconds for an answer and its evidence.
     """
-    actions = PageActions(engine, cases if cases is not None else CaseStore(), max_new_tokens)
+    store = cases if cases is not None else CaseStore()
+    actions = PageActions(engine, store, max_new_tokens, decoding, deadline)
     _add_routes(app, actions, engine.describe().id)
 
 
 def _add_routes(app: FastAPI, actions: PageActions, model: str) -> None:
-    uploads = _Uploads(Limits().max_file_bytes)
-
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page() -> Response:
         html = page_html(model, EXAMPLES, actions.explains)
@@ -111,9 +112,13 @@ def _add_routes(app: FastAPI, actions: PageActions, model: str) -> None:
         # A form of another site cannot send this type, and a script of another site may not.
         check_type(request, "application/octet-stream")
         try:
-            case = await actions.receive(await uploads.receive(request))
-        except ImageError as error:
-            raise ProblemError(error.status, error.code, sentence(error)) from None
+            data = await request.body()
+            Limits().check_file(len(data))
+            case = await actions.receive(data)
+        except MedMoeError as error:
+            problem = problem_of(error)
+            problem.message = sentence(error)
+            raise problem from None
         return _reply(await actions.show(case.handle), actions)
 
     @app.post("/page/call/{name}", include_in_schema=False)
@@ -195,38 +200,6 @@ async def _read(request: Request, kind: type[Body]) -> Body:
     except ValidationError:
         names = ", ".join(kind.model_fields)
         raise ProblemError(400, "bad_request", f"no object of {names}, of the page's") from None
-
-
-class _Uploads:
-    """Receives pictures in memory, all that are under way within one bound."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._under_way = limit, 0
-
-    async def receive(self, request: Request) -> bytes:
-        """Return the bytes.
-
-        Raises:
-            ProblemError: They are too many, or too slow.
-        """
-        data = bytearray()
-        try:
-            async with asyncio.timeout(UPLOAD_SECONDS):
-                async for part in request.stream():
-                    data += part
-                    self._under_way += len(part)
-                    if len(data) > self._limit:
-                        reason = f"At most {self._limit // 2**20} MiB a file are accepted."
-                        raise ProblemError(413, "image_too_large", reason)
-                    if self._under_way > UPLOADS * self._limit:
-                        reason = "Too many pictures come in; try again."
-                        raise ProblemError(429, "busy", reason, retry_after=2)
-        except TimeoutError:
-            reason = "The picture came in too slowly; try again."
-            raise ProblemError(408, "too_slow", reason) from None
-        finally:
-            self._under_way -= len(data)
-        return bytes(data)
 
 
 def _exported(case: OpenCase, model: str, wanted: Export) -> Response:

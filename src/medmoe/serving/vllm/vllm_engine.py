@@ -151,7 +151,7 @@ class VllmEngine:
                         if chunk.finish is not None:
                             return
         except TimeoutError:
-            raise late(deadline or 0.0) from None
+            raise late() from None
         finally:
             self._under_way -= 1
 
