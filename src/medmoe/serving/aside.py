@@ -42,7 +42,12 @@ class Aside:
         try:
             await self._free.acquire()
             work = asyncio.get_running_loop().run_in_executor(self._threads, call)
-            work.add_done_callback(lambda _: self._free.release())
+            work.add_done_callback(self._ended)
             return await asyncio.shield(work)
         finally:
             self.calls -= 1
+
+    def _ended(self, work: asyncio.Future[T]) -> None:
+        self._free.release()
+        if not work.cancelled():
+            work.exception()  # or it would be printed where nobody waits for it any more

@@ -22,6 +22,8 @@ from medmoe.serving.settings import ServerSettings
 
 HEADER_SECONDS = 10.0
 MAX_HEADER_BYTES = 32 * 1024
+#: Read at once: in chunks of one byte each, more would hold up everybody else.
+READ_BYTES = 2**14
 #: Connections that may come before room is made for one.
 BACKLOG = 256
 
@@ -48,6 +50,7 @@ class _Protocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        transport.max_size = READ_BYTES
         self._expect_headers()
         if len(self.connections) > self._most:
             owing = [
