@@ -144,8 +144,8 @@ class LocalEngine:
 
     async def explain(self, image: Image.Image, question: str) -> dict[str, Any]:
         """Explain an answer beside the conversations that are under way, which go first."""
-        self.check_room()
-        assert self._evidence is not None  # as it is ready
+        if self.state != "ready" or self._evidence is None:
+            raise not_ready(self.state)
         asked = Question(image, question)
         try:
             return await self._explaining.run(partial(self._evidence.work_out, asked))

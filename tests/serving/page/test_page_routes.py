@@ -184,12 +184,13 @@ def test_a_file_over_the_limit_is_refused_while_it_comes(client: TestClient) -> 
         ({"handle": 1, "format": "json"}, 400),
         ({"handle": "a", "format": "json", "path": "/etc"}, 400),
         ([], 400),
+        ({"handle": "x" * 2**16, "format": "json"}, 413),
     ],
 )
 def test_an_export_of_nothing_is_refused(client: TestClient, body: object, status: int) -> None:
     reply = client.post("/page/export", json=body)
     assert reply.status_code == status
-    assert reply.json()["error"]["code"] in ("no_case", "bad_request")
+    assert reply.json()["error"]["code"] in ("no_case", "bad_request", "request_too_large")
 
 
 def test_own_files_are_served_and_only_they(client: TestClient) -> None:
