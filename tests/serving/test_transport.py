@@ -242,7 +242,7 @@ class _Wire(asyncio.Transport):
 
     def __init__(self) -> None:
         super().__init__()
-        self.ended = False
+        self.ended, self.waiting = False, 0
 
     def abort(self) -> None:
         self.ended = True
@@ -251,6 +251,13 @@ class _Wire(asyncio.Transport):
         return self.ended
 
     def write(self, data: Any) -> None: ...
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def get_write_buffer_size(self) -> int:
+        return self.waiting
 
 
 WHOLE = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -289,3 +296,27 @@ def test_who_sends_halves_for_longest_makes_room_for_a_new_connection(
             task.cancel()
 
     asyncio.run(crowd())
+
+
+def test_who_takes_nothing_of_a_reply_is_hung_up_on_and_who_reads_slowly_is_not() -> None:
+    async def never(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def story() -> None:
+        config, wire = uvicorn.Config(never), _Wire()
+        config.load()
+        connection = _Protocol(config, uvicorn.server.ServerState(), {})
+        connection.connection_made(wire)
+        wire.waiting = 9
+        connection.pause_writing()
+        assert connection._unread is not None
+        for wire.waiting in (8, 3):
+            connection._unread._callback(*connection._unread._args)  # its time has come
+            assert not wire.ended
+        connection.resume_writing()
+        assert connection._unread is None
+        connection.pause_writing()
+        connection._unread._callback(*connection._unread._args)
+        assert wire.ended
+
+    asyncio.run(story())

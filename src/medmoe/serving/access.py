@@ -93,7 +93,7 @@ class Access:
         if self._token is None and _name(host) not in LOOPBACK:
             raise ProblemError(403, "wrong_host", "this server answers on loopback only")
         origin = headers.get("origin")
-        if origin and origin.partition("://")[2] != host:  # also to read, which Gradio would allow
+        if origin and origin.partition("://")[2] != host:  # also to read
             raise ProblemError(403, "cross_site", "requests of another site are refused")
 
 

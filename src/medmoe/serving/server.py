@@ -22,6 +22,8 @@ from medmoe.serving.settings import ServerSettings
 
 HEADER_SECONDS = 10.0
 MAX_HEADER_BYTES = 32 * 1024
+#: In which a client has to take something of a reply that waits for it.
+UNREAD_SECONDS = 20.0
 #: Read at once: in chunks of one byte each, more would hold up everybody else.
 READ_BYTES = 2**14
 #: Connections that may come before room is made for one.
@@ -35,7 +37,7 @@ def most_connections() -> int:
 
 
 class _Protocol(H11Protocol):
-    """HTTP/1.1 where a client has to send its headers within some seconds.
+    """HTTP/1.1 where a client has to send its headers, and to read its reply, within some seconds.
 
     Where there are too many connections, the one whose client has owed the rest of a request for
     longest ends for a new one: so nobody keeps others out by sending halves.
@@ -45,6 +47,7 @@ class _Protocol(H11Protocol):
     """
 
     _headers_due: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
     _most = most_connections()
     owes_since: float | None = None
 
@@ -79,7 +82,28 @@ class _Protocol(H11Protocol):
         elif self._headers_due is None:
             self._expect_headers()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_reading(0)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._expect_no_reading()
+
+    def _expect_reading(self, before: int) -> None:
+        """End a connection whose client has taken nothing of its reply since the last look."""
+        left = self.transport.get_write_buffer_size()
+        if left == before:
+            return self.transport.abort()
+        self._unread = self.loop.call_later(UNREAD_SECONDS, self._expect_reading, left)
+
+    def _expect_no_reading(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self._expect_no_reading()
         self._expect_nothing()
         super().connection_lost(exc)
 
