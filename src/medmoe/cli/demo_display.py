@@ -97,7 +97,7 @@ def result_table(summary: dict[str, Any]) -> Table:
             share = share_cell(moe).replace(" (", "\n").rstrip(")")
             without_pictures = [percent(moe["blind_twin"]), share]
         table.add_row(
-            _what(task, split, subset, metric),
+            escape(_what(task, split, subset, metric)),
             f"{percent(moe['value'])}\n{interval(moe)}",
             f"{percent(sft['value'])}\n{'' if twin else interval(sft)}" if sft else "",
             percent(blank["value"]) if blank else "",
