@@ -290,7 +290,7 @@ def test_evidence_waits_while_others_are_answered_but_for_its_share(
             found.append(thread.work_out(asked_))
 
     with thread.answering():
-        worker = threading.Thread(target=work)
+        worker = threading.Thread(target=work, daemon=True)
         worker.start()
     for _ in range(50_000 if goes_on else 20):
         with thread.answering():
