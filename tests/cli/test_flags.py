@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from argparse import ArgumentTypeError
 from pathlib import Path
@@ -72,6 +74,30 @@ def test_out_folder_is_made_with_its_parents(tmp_path: Path) -> None:
     assert flags.make_out_dir(tmp_path / "a" / "b").is_dir()
     assert flags.make_out_dir(tmp_path / "a" / "b").is_dir()
     assert list((tmp_path / "a" / "b").iterdir()) == [], "the probe is gone"
+
+
+def test_two_processes_never_write_to_one_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    program = (
+        "import sys; from pathlib import Path; from medmoe.cli import flags\n"
+        "with flags.alone_in(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+    )
+    words = [sys.executable, "-c", program, str(out)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(words, **pipes) as first:  # type: ignore[call-overload]
+        assert first.stdout.readline() == b"in\n"
+        who = f"process {first.pid}" if sys.platform == "linux" else "another process"
+        with pytest.raises(ConfigError, match=f"{who} is writing to .*out"), flags.alone_in(out):
+            pass
+        first.kill()
+    with flags.alone_in(out):
+        assert list(out.iterdir()) == [], "nothing stands there for the lock"
+
+
+def test_a_refused_start_leaves_none_of_the_folders_that_it_made(tmp_path: Path) -> None:
+    flags.make_out_dir(tmp_path / "a" / "b" / "c")
+    flags.remove_empty_folders()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_out_that_is_a_file_is_refused(tmp_path: Path) -> None:

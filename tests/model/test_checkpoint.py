@@ -124,6 +124,17 @@ def listed(name: str, content: str = "x") -> Callable[[Path], None]:
     return change
 
 
+def text_config(**values: Any) -> Callable[[Path], None]:
+    return lambda d: edit_config(d, lambda config: config["text_config"].update(values))
+
+
+def link_out(directory: Path) -> None:
+    outside = directory.parent / "outside.safetensors"
+    (directory / WEIGHTS).rename(outside)
+    (directory / WEIGHTS).symlink_to(outside)
+    relist(directory)
+
+
 def cut_and_listed(directory: Path) -> None:
     cut_weights(directory)
     relist(directory)
@@ -152,6 +163,37 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any], str]] = {
         "processor_config.json: auto_map",
     ),
     "no JSON": (listed("config.json", "{"), "config.json: not readable as JSON"),
+    "deep JSON": (listed("generation_config.json", "[" * 10**5 + "]" * 10**5), "not readable as"),
+    "deep config": (listed("config.json", '{"a":' * 10**5), "config.json: not readable as JSON"),
+    "deep tokenizer": (listed("tokenizer.json", "[" * 10**5), "tokenizer.json: not readable as"),
+    "broken template": (listed("chat_template.jinja", "{% for x in %}"), "no usable processor"),
+    "template that fails": (listed("chat_template.jinja", "{{ 1 / 0 }}"), "no usable processor"),
+    "template that reads a file": (
+        listed("chat_template.jinja", "{% include '/etc/passwd' %}"),
+        "no usable processor",
+    ),
+    "activation": (text_config(hidden_act="evil"), r"give no model \(KeyError: 'evil'\)"),
+    "kernel of the hub": (
+        text_config(attn_implementation="kernels-community/flash-attn"),
+        "attn_implementation 'kernels-community/flash-attn' .* is refused",
+    ),
+    "vocabulary": (text_config(vocab_size=2**40), "hidden_size .* and vocab_size 1,099,511"),
+    "layers": (text_config(num_hidden_layers=10**9), "num_hidden_layers 1,000,000,000 give"),
+    "width": (text_config(hidden_size=10**9), "hidden_size 1,000,000,000 and vocab_size"),
+    "image tokens": (
+        lambda d: edit_config(d, lambda c: c.update(image_seq_length=c["image_seq_length"] + 1)),
+        "number of image tokens",
+    ),
+    "index": (
+        listed("model.safetensors.index.json", '{"weight_map": {"a": "../outside.safetensors"}}'),
+        r"index\.json: names '\.\./outside\.safetensors', which is not in the manifest",
+    ),
+    "index of nothing": (listed("model.safetensors.index.json", "{}"), "names None"),
+    "vocabulary elsewhere": (
+        listed("tokenizer_config.json", '{"vocab_file": "/etc/passwd"}'),
+        "vocab_file '/etc/passwd' .a file elsewhere. is refused",
+    ),
+    "symbolic link": (link_out, "model.safetensors: a symbolic link to elsewhere is refused"),
 }
 
 
@@ -164,6 +206,17 @@ def test_verify_refuses_and_names_the_file(name: str, model_dir: Path) -> None:
         load_model(model_dir)
     assert str(model_dir) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_links_of_the_hubs_cache_are_followed(model_dir: Path, tmp_path: Path) -> None:
+    """There a snapshot's files are links into the folder of blobs beside it."""
+    blobs, snapshot = tmp_path / "hub" / "blobs", tmp_path / "hub" / "snapshots" / "0123"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for path in model_dir.iterdir():
+        path.rename(blobs / f"hash-of-{path.name}")
+        (snapshot / path.name).symlink_to(f"../../blobs/hash-of-{path.name}")
+    verify(snapshot)
 
 
 def test_a_folder_in_a_listed_files_place_is_refused(model_dir: Path) -> None:

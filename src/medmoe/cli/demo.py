@@ -58,15 +58,15 @@ def run(args: argparse.Namespace) -> int:
         records=args.records,
         allow_outside=args.allow_outside,
     )
-    flags.make_out_dir(args.out)
-    opening(plan)
-    start = time.perf_counter()
-    for training in (plan, blind_plan(plan)) if args.blind else (plan,):
-        display = Display(training)
-        with display:
-            train_demo(training, display.progress, display.measured)
-    with asking_bar() as update:
-        summary: dict[str, Any] = score_demo(plan, update)
+    with flags.alone_in(args.out):
+        opening(plan)
+        start = time.perf_counter()
+        for training in (plan, blind_plan(plan)) if args.blind else (plan,):
+            display = Display(training)
+            with display:
+                train_demo(training, display.progress, display.measured)
+        with asking_bar() as update:
+            summary: dict[str, Any] = score_demo(plan, update)
     closing(plan, summary, time.perf_counter() - start)
     flags.write_json(args.json, summary)
     return 0

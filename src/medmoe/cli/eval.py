@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     seed, tasks, calibration = _records(args, model)
     plan = EvalPlan(
         model=model,
-        out=flags.make_out_dir(args.out),
+        out=args.out,
         tasks=list(tasks.values()),
         protocols=protocols,
         controls=controls,
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
         commit=git_commit()[0],
         twin=twin,
     )
-    with asking_bar() as update:
+    with flags.alone_in(args.out), asking_bar() as update:
         summary = evaluate(plan, update)
     calibrated = {
         task: kept

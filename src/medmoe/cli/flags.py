@@ -6,11 +6,13 @@ What the disk refuses becomes one line here: a full one ends with 3, all else wi
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import math
+import os
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -269,9 +271,9 @@ def make_out_dir(path: Path) -> Path:
         GuardError: The disk is full.
     """
     try:
-        if not path.is_dir():
-            path.mkdir(parents=True, exist_ok=True)
-            _made.append(path)
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        _made.extend(reversed(missing))
         # Permissions tell too little (root, network and read-only disks): write, then delete.
         with tempfile.NamedTemporaryFile(dir=path, prefix=".medmoe-") as probe:
             probe.write(b"medmoe")
@@ -279,6 +281,49 @@ def make_out_dir(path: Path) -> Path:
     except OSError as error:
         raise refused(error, f"write to {str(path)!r}", "folder by --out DIR") from error
     return path
+
+
+@contextmanager
+def alone_in(path: Path) -> Iterator[Path]:
+    """Make the folder of `--out`, and keep other processes that write there out until the end.
+
+    The folder itself is locked: nothing is left of it, whatever ends the process. Of several
+    processes that train together the first one locks.
+
+    Raises:
+        ConfigError: As `make_out_dir` says, or another process is at work there.
+        GuardError: The disk is full.
+    """
+    make_out_dir(path)
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        if int(os.environ.get("RANK", "0")) == 0:
+            _lock(handle, path)
+        yield path
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, path: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(
+            f"{_holder(os.fstat(handle).st_ino)} is writing to {str(path)!r}; wait for its end, or "
+            "give another folder by --out DIR"
+        ) from None
+    except OSError:  # a disk without locks
+        return
+
+
+def _holder(number: int) -> str:
+    """Return who has locked a file, by its number: Linux tells."""
+    with suppress(OSError, IndexError):
+        for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines():
+            words = line.split()
+            if words[1] == "FLOCK" and words[5].endswith(f":{number}"):
+                return f"process {words[4]}"
+    return "another process"
 
 
 def remove_empty_folders() -> None:

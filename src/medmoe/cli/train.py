@@ -101,8 +101,8 @@ def run(args: argparse.Namespace) -> int:
         allow_leak=args.allow_leak,
         allow_outside=args.allow_outside,
     )
-    flags.make_out_dir(out)
-    summary = train_shown(plan, Display(plan))
+    with flags.alone_in(out):
+        summary = train_shown(plan, Display(plan))
     flags.write_json(args.json, summary)
     return 0
 

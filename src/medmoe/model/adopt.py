@@ -10,7 +10,6 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from medmoe.errors import CheckpointError, ConfigError
 from medmoe.model.adapter import base_of, merged_note, with_adapter
@@ -18,6 +17,7 @@ from medmoe.model.card import CARD, model_card
 from medmoe.model.checkpoint import (
     PROCESSOR,
     check_content,
+    check_fit,
     check_replaceable,
     load_model,
     provenance,
@@ -97,7 +97,7 @@ def adopt(
     model = MedMoeForConditionalGeneration.from_pretrained(
         folder, local_files_only=True, use_safetensors=True
     )
-    _check_fit(folder, model, own or read_processor(folder))
+    check_fit(folder, model, own or read_processor(folder))
     target, present = out or folder, {path.name for path in kept}
     with committed(target) as staging:
         for path in kept:
@@ -166,30 +166,12 @@ def _merge(
     below = base_of(folder) if base is None else find_model(base)
     model, its_processor = load_model(below)
     model = with_adapter(model, folder)
-    _check_fit(folder, model, own or its_processor)
+    check_fit(folder, model, own or its_processor)
     facts = provenance(below)
     notes = [*facts.get("notes", []), merged_note(folder)]
     save_model(model, own or its_processor, out, facts | {"notes": notes})
     added = sorted(path.name for path in out.iterdir())
     return _account(out, model, processor, below, [], added)
-
-
-def _check_fit(folder: Path, model: MedMoeForConditionalGeneration, processor: Any) -> None:
-    """Refuse a processor that writes other ids, or another number of them, than the model reads."""
-    config = model.config
-    counted = processor._get_num_multimodal_tokens(image_sizes=[(1, 1)])["num_image_tokens"][0]
-    rows = config.text_config.vocab_size
-    facts = (
-        ("id of the image token", processor.image_token_id, config.image_token_id),
-        ("number of image tokens", counted, config.image_seq_length),
-        ("longest id", max(rows, len(processor.tokenizer)), max(rows, config.image_token_id + 1)),
-    )
-    for what, given, wanted in facts:
-        if given != wanted:
-            raise CheckpointError(
-                f"{folder}: the processor does not fit the model, {what} {given} where the model "
-                f"has {wanted}; take that of the model it was trained from by --processor MODEL"
-            )
 
 
 def _account(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
+from jinja2 import TemplateError
 from safetensors import SafetensorError, safe_open
 
 from medmoe.errors import CheckpointError
@@ -41,8 +42,16 @@ from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.processing_medmoe import MedMoeProcessor
 
 _FIX = "copy the model directory again"
-PROCESSOR = "processor_config.json"
-_SAFETENSORS = ".safetensors"
+PROCESSOR, _TOKENIZER = "processor_config.json", "tokenizer.json"
+_SAFETENSORS, _INDEX = ".safetensors", ".safetensors.index.json"
+#: What transformers raises on values that fit nothing: names it does not know, sizes beyond memory.
+_BROKEN = (
+    *(OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError),
+    *(IndexError, MemoryError, OverflowError, ZeroDivisionError, RecursionError),
+)
+_MAX_REASON = 200
+#: What a tokenizer's config may name files by.
+_FILES = ("tokenizer_file", "vocab_file", "merges_file")
 
 
 def save_model(
@@ -101,7 +110,15 @@ def load_model(directory: Path) -> tuple[MedMoeForConditionalGeneration, MedMoeP
         return with_adapter(model, directory), processor
     verify(directory)
     processor = read_processor(directory)
-    model = MedMoeForConditionalGeneration.from_pretrained(directory, local_files_only=True)
+    try:
+        model = MedMoeForConditionalGeneration.from_pretrained(directory, local_files_only=True)
+    except _BROKEN as error:
+        reason = " ".join(str(error).split())[:_MAX_REASON]
+        raise CheckpointError(
+            f"{directory}: its config and weights give no model ({type(error).__name__}: "
+            f"{reason}); {_FIX}"
+        ) from None
+    check_fit(directory, model, processor)
     return model.eval(), processor
 
 
@@ -120,12 +137,38 @@ def read_processor(directory: Path) -> MedMoeProcessor:
         processor: MedMoeProcessor = MedMoeProcessor.from_pretrained(
             directory, local_files_only=True
         )
-    except (OSError, ValueError, TypeError) as error:
+        # Of a template that is broken this is the first use.
+        conversation = [{"role": "user", "content": [{"type": "text", "text": "why?"}]}]
+        if processor.chat_template:
+            processor.apply_chat_template(conversation, add_generation_prompt=True)
+    except (*_BROKEN, TemplateError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(
             f"{directory}: no usable processor ({reason}); save the model with its processor"
         ) from None
     return processor
+
+
+def check_fit(folder: Path, model: MedMoeForConditionalGeneration, processor: Any) -> None:
+    """Refuse a processor that writes other ids, or another number of them, than the model reads.
+
+    Raises:
+        CheckpointError: Names the folder, the value and what the model has.
+    """
+    config = model.config
+    counted = processor._get_num_multimodal_tokens(image_sizes=[(1, 1)])["num_image_tokens"][0]
+    rows = config.text_config.vocab_size
+    facts = (
+        ("id of the image token", processor.image_token_id, config.image_token_id),
+        ("number of image tokens", counted, config.image_seq_length),
+        ("longest id", max(rows, len(processor.tokenizer)), max(rows, config.image_token_id + 1)),
+    )
+    for what, given, wanted in facts:
+        if given != wanted:
+            raise CheckpointError(
+                f"{folder}: the processor does not fit the model, {what} {given} where the model "
+                f"has {wanted}; take that of the model it was trained from by --processor MODEL"
+            )
 
 
 def identity(directory: Path) -> str:
@@ -199,10 +242,16 @@ def verify(directory: Path) -> None:
     check_files(directory, listed, _FIX)
     for name in listed:
         check_content(directory / name)
+        if name.endswith(_INDEX):
+            _check_index(directory / name, listed)
+    weights = sum(
+        (directory / name).stat().st_size for name in listed if name.endswith(_SAFETENSORS)
+    )
+    _check_sizes(directory / CONFIG, read_json(directory / CONFIG), weights)
 
 
 def check_content(path: Path) -> None:
-    """Refuse JSON that names foreign code, and weights whose header does not fit the file.
+    """Refuse JSON that names foreign code or files, and weights whose header is no whole one.
 
     Raises:
         CheckpointError: The file is one of these.
@@ -210,10 +259,11 @@ def check_content(path: Path) -> None:
     if path.suffix == ".json":
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
+            foreign = _foreign(content) if path.name != _TOKENIZER else None
+        except (ValueError, RecursionError):
             raise CheckpointError(f"{path}: not readable as JSON; copy it again") from None
-        if _has_key(content, "auto_map"):
-            raise CheckpointError(f"{path}: auto_map (foreign code) is refused; remove it")
+        if foreign is not None:
+            raise CheckpointError(f"{path}: {foreign} is refused; remove it")
     if path.suffix == _SAFETENSORS:
         try:
             with safe_open(path, framework="pt"):
@@ -222,7 +272,47 @@ def check_content(path: Path) -> None:
             raise CheckpointError(f"{path}: damaged weights ({error}); copy it again") from None
 
 
-def _has_key(content: Any, key: str) -> bool:
-    if isinstance(content, dict):
-        return key in content or any(_has_key(value, key) for value in content.values())
-    return isinstance(content, list) and any(_has_key(value, key) for value in content)
+def _foreign(content: Any) -> str | None:
+    """Return what in JSON names code or a file that is not of the folder, None where nothing does.
+
+    Attention may come from a kernel of the hub, by a name with a slash, which is code.
+    """
+    if isinstance(content, list):
+        return next(filter(None, map(_foreign, content)), None)
+    if not isinstance(content, dict):
+        return None
+    for key, value in content.items():
+        if key == "auto_map":
+            return "auto_map (foreign code)"
+        names = value.values() if isinstance(value, dict) else [value]
+        if key.endswith("attn_implementation") and any("/" in str(name) for name in names):
+            return f"{key} {value!r} (a kernel of the hub, foreign code)"
+        if key in _FILES and isinstance(value, str) and Path(value).name != value:
+            return f"{key} {value!r} (a file elsewhere)"
+        if (found := _foreign(value)) is not None:
+            return found
+    return None
+
+
+def _check_index(path: Path, listed: Mapping[str, Any]) -> None:
+    """Refuse an index of weights that names another file than those of the folder."""
+    places = read_json(path).get("weight_map")
+    files = places.values() if isinstance(places, dict) else [None]
+    for name in files:
+        if not isinstance(name, str) or name not in listed:
+            raise CheckpointError(f"{path}: names {name!r}, which is not in the manifest; {_FIX}")
+
+
+def _check_sizes(path: Path, config: Mapping[str, Any], weights: int) -> None:
+    """Refuse sizes that the weights cannot have: each value of theirs takes a byte or more."""
+    width = config.get("hidden_size")
+    for name in ("vocab_size", "intermediate_size", "num_hidden_layers"):
+        size = config.get(name)
+        if isinstance(width, int) and isinstance(size, int) and width * size > weights:
+            raise CheckpointError(
+                f"{path}: hidden_size {width:,} and {name} {size:,} give more values than the "
+                f"{weights:,} bytes of weights hold; {_FIX}"
+            )
+    for part in config.values():
+        if isinstance(part, dict):
+            _check_sizes(path, part, weights)

@@ -69,7 +69,7 @@ def read_manifest(directory: Path, fix: str) -> dict[str, Any]:
     path = directory / MANIFEST
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         content = None
     files = content.get("files") if isinstance(content, dict) else None
     if not isinstance(files, dict):
@@ -90,8 +90,19 @@ def check_files(directory: Path, listed: Mapping[str, Any], fix: str) -> None:
         state = "missing" if name in listed else "not in the manifest"
         raise CheckpointError(f"{directory / name}: {state}; {fix}")
     for name, entry in listed.items():
+        _check_link(directory / name, fix)
         if not (directory / name).is_file() or _entry(directory / name) != entry:
             raise CheckpointError(f"{directory / name}: its SHA-256 differs from {MANIFEST}; {fix}")
+
+
+def _check_link(path: Path, fix: str) -> None:
+    """Refuse a symbolic link out of the directory, but for those of the hub's cache.
+
+    There ``snapshots/REVISION/NAME`` stands for a file of ``blobs``, two folders up.
+    """
+    blobs = path.parent.resolve().parent.parent / "blobs"
+    if path.is_symlink() and path.resolve().parent != blobs:
+        raise CheckpointError(f"{path}: a symbolic link to elsewhere is refused; {fix}")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -227,7 +227,7 @@ def read_json(path: Path, whole: str = "a whole checkpoint") -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such file; give the folder of {whole}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CheckpointError(f"{path}: not readable as JSON; copy it again") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: must hold a JSON object; copy it again")

@@ -14,7 +14,6 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from medmoe.errors import MedMoeError
 from medmoe.serving.app import create_app
 from medmoe.serving.audit import AuditLog
 from medmoe.serving.chat_engine import ChatEngine
@@ -142,7 +141,7 @@ class Server(uvicorn.Server):
         page: bool = True,
         on_ready: Any = None,
     ) -> None:
-        self.failure: MedMoeError | None = None
+        self.failure: Exception | None = None
         self._engine, self._settings, self._on_ready = engine, settings, on_ready
         self._tasks: set[asyncio.Task[None]] = set()
         app = create_app(engine, settings, audit=audit, page=page, started=self._begin_loading)
@@ -173,7 +172,7 @@ class Server(uvicorn.Server):
     async def _load(self) -> None:
         try:
             await self._engine.start()
-        except MedMoeError as error:
+        except Exception as error:  # a model that nobody foresaw ends the server too
             self.failure = error
             self.should_exit = True
             return
