@@ -150,3 +150,15 @@ def test_a_foreign_file_among_the_pictures_is_named(tmp_path: Path) -> None:
     (path / "b" / "notes.txt").write_bytes(b"x")
     with pytest.raises(DataError, match=r"notes\.txt: not an image that can be read"):
         read(path)
+
+
+def test_a_link_to_a_picture_elsewhere_is_refused_unless_it_is_allowed(tmp_path: Path) -> None:
+    path = tiles(tmp_path, "lung_cancer", "normal")
+    outside = tmp_path / "outside.png"
+    Image.fromarray(picture(7, 40)).save(outside)
+    (path / "normal" / "2.png").symlink_to(outside)
+    with pytest.raises(DataError, match=r"normal/2\.png' lies outside .*--allow-outside"):
+        read(path)
+    reader, _ = registry.parse_set(path, allow_outside=True)
+    parts = registry.read_splits(reader, None, None, BadRows())
+    assert sum(map(len, parts.values())) == 3

@@ -107,7 +107,9 @@ class FolderPerClass(OwnSet):
                 f"{file}: not an image that can be read ({', '.join(SUFFIXES)}); convert it to "
                 "PNG or remove it"
             )
-        name = f"{self.NAME}/{file.relative_to(self.path).as_posix()}"
+        inside = file.relative_to(self.path).as_posix()
+        file = common.image_file(self.path, inside, str(file), self.allow_outside)
+        name = f"{self.NAME}/{inside}"
         return Record(
             id=name,
             image=ImageRecord(name, file, labels={"class": answer}),
