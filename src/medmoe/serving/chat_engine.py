@@ -139,11 +139,8 @@ class ChatEngine(AnsweringEngine, Protocol):
         """Return how much there is to do."""
         ...
 
-    def check_room(self, coming: int = 0) -> None:
+    def check_room(self) -> None:
         """Let a request come that could be taken now, before its picture is decoded.
-
-        Args:
-            coming: Requests that were let in and have not reached the engine yet.
 
         Raises:
             EngineError: The queue is full, or the engine does not answer now.

@@ -54,8 +54,8 @@ async def complete(service: Service, request: Request) -> Response:
     try:
         check_type(request, "application/json")
         data = await request.body()
-        with service.coming():
-            call = await _read(service, request, data)
+        service.check_open()  # others came while its body did
+        call = await _read(service, request, data)
         if call.body.stream:
             first, rest = await _first(service, call)
             events = _events(service, call, first, rest)

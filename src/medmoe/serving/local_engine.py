@@ -177,11 +177,11 @@ class LocalEngine:
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, 10.0)
 
-    def check_room(self, coming: int = 0) -> None:
+    def check_room(self) -> None:
         """Let a request come that could be taken now, as `ChatEngine.check_room` says."""
         if self.state != "ready":
             raise not_ready(self.state)
-        if len(self._waiting) + coming >= self._max_waiting:
+        if len(self._waiting) >= self._max_waiting:
             raise busy(1 + self._max_waiting // (2 * self._max_batch))
 
     def _run(self, loaded: Future[None]) -> None:

@@ -1,10 +1,10 @@
 """What the routes share: engine, settings, pictures, numbers, and the audit log of each request.
 
 A chat request is let in before it is routed, parsed or decoded: under load most end there, and what
-a refusal costs is what all others wait for. It takes a place once its body is there, so that who
-sends slowly holds none. One that is let in leaves exactly one line in the audit
-log, whatever becomes of it; one that is refused leaves none, so that nobody can fill a disk by
-asking a busy server (the numbers count it).
+a refusal costs is what all others wait for. It takes a place once it reaches the engine: who sends
+slowly holds none, and pictures that are decoded have a queue of their own. One that is let in
+leaves exactly one line in the audit log, whatever becomes of it; one that is refused leaves none,
+so that nobody can fill a disk by asking a busy server (the numbers count it).
 """
 
 from __future__ import annotations
@@ -73,7 +73,6 @@ class Service:
         self.decoding = Decoding(settings.deadline_seconds)
         self.pictures = Pictures(self.uploads, self.decoding, self.metrics)
         self.under_way = 0
-        self._coming = 0
         self._audit = audit
         self._log_failed = False
 
@@ -90,27 +89,13 @@ class Service:
         """
         if self._log_failed:
             raise not_ready(self.state)
-        self.engine.check_room(self._coming)
+        self.engine.check_room()
 
     def image_hash(self, image: Image.Image | None) -> str | None:
         """Return the keyed hash of a picture's pixels, for the log."""
         if self._audit is None or image is None:
             return None
         return self._audit.image_hash(f"{image.size}".encode() + image.tobytes())
-
-    @contextmanager
-    def coming(self) -> Iterator[None]:
-        """Count a request whose body is there, until the engine has it.
-
-        Raises:
-            EngineError: As `check_open` says.
-        """
-        self.check_open()
-        self._coming += 1
-        try:
-            yield
-        finally:
-            self._coming -= 1
 
     @asynccontextmanager
     async def answering(self) -> AsyncIterator[None]:

@@ -101,11 +101,11 @@ class VllmEngine:
         running = min(self._under_way, self._max_batch)
         return Load(self._under_way - running, running)
 
-    def check_room(self, coming: int = 0) -> None:
+    def check_room(self) -> None:
         """Let a request come that could be taken now, as `ChatEngine.check_room` says."""
         if self.state != "ready":
             raise not_ready(self.state)
-        if self._under_way + coming >= self._max_batch + self._max_waiting:
+        if self._under_way >= self._max_batch + self._max_waiting:
             raise busy(1 + self.load().waiting // (2 * self._max_batch))
 
     async def start(self) -> None:
