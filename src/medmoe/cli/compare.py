@@ -11,7 +11,7 @@ from medmoe.cli import flags
 from medmoe.cli.parser import FOOTER
 
 if TYPE_CHECKING:
-    from medmoe.evaluation.compare import Comparison
+    from medmoe.evaluation.compare import Comparison, Flip
 
 WORSE = 1
 
@@ -89,17 +89,17 @@ def run(args: argparse.Namespace) -> int:
         "worse": worse,
         "differences": [row.to_dict() for row in differences],
         "wins": [asdict(row) for comparison in found for row in comparison.wins],
-        "flips": [
-            {"name": row.name, "id": row.record.id, "answer": row.record.answer}
-            | {"a": list(row.a), "b": list(row.b), "change": row.change}
-            for comparison in found
-            for row in comparison.flips
-        ],
+        "flips": [_flip(row) for comparison in found for row in comparison.flips],
         "notes": notes,
         "use": FOOTER,
     }
     flags.write_json(args.json, result)
     return WORSE if worse and args.fail_if_worse else 0
+
+
+def _flip(row: Flip) -> dict[str, Any]:
+    known = {"name": row.name, "id": row.record.id, "answer": row.record.answer}
+    return known | {"a": list(row.a), "b": list(row.b), "change": row.change}
 
 
 def _compare(

@@ -74,17 +74,20 @@ def pair_scores(
     for outcome in (True, False):
         chosen = [q for q, agrees in zip(quartets, agree, strict=True) if agrees == outcome]
         drawn = rng.sample(chosen, min(_EXAMPLES, len(chosen)))
-        result["examples"] += [
-            {
-                "id": record.id,
-                "questions": [_question(record), _question(other)],
-                "truth": [record.answer, other.answer],
-                "answers": [said.text, new.text],
-                "agree": outcome,
-            }
-            for record, said, other, new in drawn
-        ]
+        result["examples"] += [_example(*quartet, outcome) for quartet in drawn]
     return result
+
+
+def _example(
+    record: Record, said: Prediction, other: Record, new: Prediction, agree: bool
+) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "questions": [_question(record), _question(other)],
+        "truth": [record.answer, other.answer],
+        "answers": [said.text, new.text],
+        "agree": agree,
+    }
 
 
 def _question(record: Record) -> str:
