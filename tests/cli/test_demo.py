@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 from tests.experiments.micro import PHASES, SETTINGS, micro_plan
 
-from medmoe.cli import demo_display
-from medmoe.cli.demo_display import plain_words, result_table
+from medmoe.cli import demo_display, tables
+from medmoe.cli.demo_display import plain_words
 from medmoe.cli.main import main
 from medmoe.data.registry import READERS
 
@@ -160,43 +160,31 @@ def row(**changes: Any) -> dict[str, Any]:
     return fields | changes
 
 
-def shown(*rows: dict[str, Any]) -> str:
+def closing(seconds: float, monkeypatch: pytest.MonkeyPatch, *scores: dict[str, Any]) -> str:
     buffer = io.StringIO()
-    Console(file=buffer, width=200).print(result_table({"scores": list(rows)}))
-    return buffer.getvalue()
-
-
-def test_table_shows_value_interval_n_and_baselines() -> None:
-    text = shown(row(), row(control="blank", value=33.5))
-    for part in ("t ", "test, closed", "91.2", "90.0–92.0", "17", "50.5", "–", "33.5"):
-        assert part in text
-    assert text.count("91.2") == 1
-    assert "88.1" in shown(row(), row(system="sft", value=88.1))
-
-
-def test_table_shows_headlines_only() -> None:
-    text = shown(
-        row(subset="presence", value=11.5),
-        row(protocol="reference", value=12.5),
-        row(subset="open", metric="f1", value=13.5),
-        row(protocol="label_score", subset="all", metric="auc", value=None, low=None, high=None),
-    )
-    assert not [value for value in ("11.5", "12.5", "13.5") if value in text]
-    assert "test, auc" in text
-    assert "None" not in text
-
-
-def closing(seconds: float, monkeypatch: pytest.MonkeyPatch) -> str:
-    buffer = io.StringIO()
-    monkeypatch.setattr(demo_display, "Console", lambda: Console(file=buffer, width=200))
+    for module in (demo_display, tables):
+        monkeypatch.setattr(module, "Console", lambda: Console(file=buffer, width=200))
     summary = {
-        "scores": [row()],
+        "scores": scores or [row()],
         "router": {"accuracy": 99.5, "low": 98.0, "high": 100.0, "n": 8},
         "notes": ["Pictures are drawn."],
         "parameters": {"total": 6812416, "activated": 4051200},
     }
     demo_display.closing(micro_plan(Path("runs/[x]")), summary, seconds)
     return buffer.getvalue()
+
+
+def test_scores_stand_beside_their_baselines_and_those_without_pictures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = closing(
+        30, monkeypatch, row(), row(control="blank", value=33.5), row(system="sft", value=88.1)
+    )
+    assert "Our protocol: t test" in text
+    for part in ("closed accuracy (strict)", "91.2", "(90.0–92.0)", "88.1", "17", "50.5", "33.5"):
+        assert part in text
+    other = row(protocol="reference", value=12.5)
+    assert "12.5" not in closing(30, monkeypatch, row(), other)
 
 
 def test_overrun_is_only_reported(monkeypatch: pytest.MonkeyPatch) -> None:

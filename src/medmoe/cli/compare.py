@@ -27,10 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_path(
         parser, "--truth", "FILE", "truth of the predictions (default: what A's own files hold)"
     )
-    parser.add_argument(
+    flags.add_switch(
+        parser,
         "--fail-if-worse",
-        action="store_true",
-        help="end with 1 if the interval of B − A lies below zero in a deciding row",
+        "end with 1 if the interval of B − A lies below zero in a deciding row",
     )
     flags.add_path(parser, "--report", "FILE", "write a page with the flipped answers")
     flags.add_path(parser, "--images", "DIR", "pictures of the page, by their image names")

@@ -28,10 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="standard",
         help="VQA-RAD's split; validation scores held-out training images (default: standard)",
     )
-    parser.add_argument(
+    flags.add_switch(
+        parser,
         "--blind",
-        action="store_true",
-        help="also train the blind twin, which sees no picture, and hold every score against it",
+        "also train the blind twin, which sees no picture, and hold every score against it",
     )
     flags.add_seed(parser)
     flags.add_set(parser)

@@ -1,29 +1,18 @@
-"""What `medmoe demo` prints before and after: what will be done, and the result table."""
+"""What `medmoe demo` prints before and after: what will be done, and the report's first tables."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from medmoe.cli.parser import FOOTER
-from medmoe.evaluation.pages.report_rows import interval, place, results, share_cell
+from medmoe.cli.tables import Screen
+from medmoe.evaluation.pages.report_rows import OUR_PROTOCOL, results
 from medmoe.evaluation.pages.sections.router import router_lines
 from medmoe.experiments.demo import data_of, next_steps
 from medmoe.experiments.plan import TrainPlan
-from medmoe.numbers import percent
-
-#: Protocol, subset and metric of what the result table shows.
-HEADLINES = {
-    ("strict", "closed", "accuracy"),
-    ("strict", "open", "exact_match"),
-    ("label_score", "all", "accuracy"),
-    ("label_score", "all", "auc"),
-}
-BASELINES = ("constant_baseline", "question_only_baseline")
 
 
 def opening(plan: TrainPlan) -> None:
@@ -40,10 +29,11 @@ def opening(plan: TrainPlan) -> None:
 
 
 def closing(plan: TrainPlan, summary: dict[str, Any], seconds: float) -> None:
-    """Print the result table and where everything is."""
-    console = Console()
-    width = console.width if console.is_terminal else 120
-    console.print(result_table(summary), width=width)
+    """Print the scores, with and without the pictures, and where everything is."""
+    console, screen = Console(), Screen()
+    found = results(summary["scores"])
+    for table in filter(None, (found.tables[OUR_PROTOCOL], found.controls)):
+        screen.table(table)
     console.print(
         f"parameters: {summary['parameters']['total']:,} in all, "
         f"{summary['parameters']['activated']:,} activated per token"
@@ -72,53 +62,3 @@ def plain_words(summary: dict[str, Any]) -> list[str]:
             + "; ".join(failing)
         )
     return lines
-
-
-def result_table(summary: dict[str, Any]) -> Table:
-    """Return the headline scores: both systems with intervals, the control, the baselines, n."""
-    table = Table(
-        title="percent right: closed by accuracy, open by exact match; 95 % intervals",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("score", no_wrap=True)
-    rows = _headline_rows(summary)
-    twin = any(row.get("share") for found in rows.values() for row in found.values())
-    # A twin says more than the baselines; for all of it the terminal is too narrow.
-    blind = ("blind\ntwin", "picture's\nshare") if twin else ("const-\nant", "quest.\nonly")
-    for name in ("MoE", "SFT", "blank\nimage", *blind, "n"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for key, found in rows.items():
-        task, split, subset, metric = key
-        moe, sft, blank = found["moe"], found.get("sft"), found.get("blank")
-        without_pictures = [percent(moe[name]) for name in BASELINES]
-        if twin:
-            share = share_cell(moe).replace(" (", "\n").rstrip(")")
-            without_pictures = [percent(moe["blind_twin"]), share]
-        table.add_row(
-            escape(_what(task, split, subset, metric)),
-            f"{percent(moe['value'])}\n{interval(moe)}",
-            f"{percent(sft['value'])}\n{'' if twin else interval(sft)}" if sft else "",
-            percent(blank["value"]) if blank else "",
-            *without_pictures,
-            str(moe["n"]),
-        )
-    return table
-
-
-def _what(task: str, split: str, subset: str, metric: str) -> str:
-    """Return the two lines that name a score."""
-    first = place(task, split).removesuffix(f" {split}")
-    return f"{first}\n  {split}, {metric if subset == 'all' else subset}"
-
-
-def _headline_rows(summary: dict[str, Any]) -> dict[tuple[str, ...], dict[str, dict[str, Any]]]:
-    """Return the rows of each headline score by system, or by control where there is one."""
-    found: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
-    for row in summary["scores"]:
-        told = (row["protocol"], row["subset"], row["metric"]) in HEADLINES
-        if told and (row["control"] is None or row["system"] == "moe"):
-            key = (row["task"], row["split"], row["subset"], row["metric"])
-            found.setdefault(key, {})[row["control"] or row["system"]] = row
-    return found

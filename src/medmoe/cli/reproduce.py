@@ -25,9 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S,S,…",
         help="train with each of these seeds, and score them together (default: 1)",
     )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="say what is there and what would run; run nothing"
-    )
+    flags.add_switch(parser, "--dry-run", "say what is there and what would run; run nothing")
     flags.add_data(parser)
     flags.add_out(parser, "runs")
     flags.add_set(parser)

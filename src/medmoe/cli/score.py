@@ -53,10 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_reliability(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    flags.add_switch(
+        parser,
         "--reliability",
-        action="store_true",
-        help="also say how far the confidences can be trusted: calibration, risk and coverage",
+        "also say how far the confidences can be trusted: calibration, risk and coverage",
     )
     flags.add_path(
         parser,

@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     flags.add_count(parser, "--audit-size", 100, "MiB after which the log goes on in a new file")
     _add_vllm_arguments(parser.add_argument_group("with --engine vllm (docs/serving_vllm.md)"))
-    parser.add_argument("--no-page", action="store_true", help="only the interface, no page at /")
+    flags.add_switch(parser, "--no-page", "only the interface, no page at /")
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
