@@ -183,6 +183,9 @@ def test_scores_stand_beside_their_baselines_and_those_without_pictures(
     assert "Our protocol: t test" in text
     for part in ("closed accuracy (strict)", "91.2", "(90.0–92.0)", "88.1", "17", "50.5", "33.5"):
         assert part in text
+    weak = closing(30, monkeypatch, row(low=40.0))
+    assert "▽ 91.2" in weak
+    assert "  - ▽" in weak  # what the mark means stands below
     other = row(protocol="reference", value=12.5)
     assert "12.5" not in closing(30, monkeypatch, row(), other)
 

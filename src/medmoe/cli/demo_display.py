@@ -34,6 +34,7 @@ def closing(plan: TrainPlan, summary: dict[str, Any], seconds: float) -> None:
     found = results(summary["scores"])
     for table in filter(None, (found.tables[OUR_PROTOCOL], found.controls)):
         screen.table(table)
+    screen.lines((*found.legend, *found.share_sentences))
     console.print(
         f"parameters: {summary['parameters']['total']:,} in all, "
         f"{summary['parameters']['activated']:,} activated per token"
