@@ -81,7 +81,6 @@ def test_the_demo_is_a_recipe_like_any_other(capsys: pytest.CaptureFixture[str])
         (b"\xff\xfe\x00", "it is not UTF-8 text"),
         (b"phases: [", "not readable as YAML"),
         (b"- a\n- b\n", "must be a mapping of keys to values"),
-        (b"base: tiny_phantom_sft\n", "its base tiny_phantom_sft has a base itself (tiny_phantom)"),
         (b"base: nothing\n", "unknown recipe in experiments 'nothing'"),
     ],
 )

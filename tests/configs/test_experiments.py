@@ -20,7 +20,7 @@ from medmoe.experiments.recipe import load_recipe
 
 RECIPES = Path(medmoe.recipes.__file__).parent
 FILES = sorted(path.stem for path in (RECIPES / "experiments").iterdir())
-FAMILIES = ("phi2", "stablelm2", "tiny_phantom", "tiny_real", "small_real")
+FAMILIES = ("phi2", "stablelm2", "tiny_phantom", "tiny_real", "small_real", "small_real_disjoint")
 NAMES = recipe_names("experiments")
 #: What each family varies, beside its base: table of the paper -> suffixes.
 ABLATIONS = {
@@ -50,7 +50,7 @@ def test_every_family_has_every_ablation() -> None:
     wanted = {f"{family}_{suffix}" for family in FAMILIES for suffix in suffixes}
     # The embedded pictures show four domains: there is none of ultrasound to train an expert on.
     wanted -= {"tiny_phantom_experts6"}
-    ours = ("tiny_phantom", "tiny_real", "small_real")
+    ours = ("tiny_phantom", "tiny_real", "small_real", "small_real_disjoint")
     wanted |= {f"{family}_per_domain" for family in ours}
     wanted |= {f"small_real_layers{count}" for count in (9, 12, 15)}
     assert wanted <= set(NAMES)
@@ -60,6 +60,7 @@ def test_every_family_has_every_ablation() -> None:
         "tiny_phantom": (4, 8),
         "tiny_real": (4, 8),
         "small_real": (32, 64),
+        "small_real_disjoint": (32, 64),
     }
     for family, pair in ranks.items():
         for rank in pair:
@@ -124,11 +125,29 @@ def test_the_dense_twin_is_trained_on_phase_3s_data(family: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_stands_on_one_other_at_most(name: str) -> None:
+def test_a_recipe_is_named_after_its_base(name: str) -> None:
     base = recipe("experiments", name).get("base")
-    if base is not None:
-        assert "base" not in recipe("experiments", base)
-        assert name.startswith((f"{base}_", "demo_"))
+    assert base is None or name.startswith((f"{base}_", "demo_"))
+
+
+def test_a_variant_of_a_recipe_with_a_base_differs_from_it_as_of_any_other() -> None:
+    disjoint = load_recipe("small_real_disjoint").spec
+    for suffix in ("sft", "no_meta", "top2"):
+        of, plain = (
+            load_recipe(f"{name}_{suffix}").spec for name in ("small_real_disjoint", "small_real")
+        )
+        assert of.phases.keys() == plain.phases.keys()
+        assert (of.model, of.data) == (plain.model, disjoint.data)
+        for phase, values in of.phases.items():
+            assert values.data == disjoint.phases[phase].data
+
+
+def test_bases_that_stand_on_each_other_are_refused(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.yaml", tmp_path / "other.yaml"
+    one.write_text(f"base: {other}\n", encoding="utf-8")
+    other.write_text(f"base: {one}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"other: its base .*one.yaml stands on it; take one"):
+        load_recipe(str(one))
 
 
 @pytest.mark.parametrize("name", ["phi2", "tiny_real", "tiny_phantom_experts2", "phi2_lora128"])

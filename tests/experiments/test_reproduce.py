@@ -113,6 +113,10 @@ def test_other_tables_share_what_is_finished(out: Path) -> None:
     assert {"reference exact_match", "reference bleu1", "reference bleu3"} <= shown
     (only,) = later.rows("table9", dry=True)
     assert only["verdict"] == "would train tiny_phantom_top2: phase3_moe (seed 3)"
+    made = reproduce("table9", "tiny", [3], later.phases, later.asking, False, train=False)
+    (only,) = made["rows"]
+    assert only["verdict"] == "not run because tiny_phantom_top2 (seed 3) is not trained yet"
+    assert later.trained == []
 
 
 def test_sizes_are_counted_on_the_finished_model_beside_the_papers(out: Path) -> None:

@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="train with each of these seeds, and score them together (default: 1)",
     )
     flags.add_switch(parser, "--dry-run", "say what is there and what would run; run nothing")
+    flags.add_switch(parser, "--no-train", "only of what is trained already; train nothing")
     flags.add_data(parser)
     flags.add_out(parser, "runs")
     flags.add_set(parser)
@@ -51,7 +52,9 @@ def run(args: argparse.Namespace) -> int:
     phases = FinishedPhases(
         out, find_data(args.data), args.settings, lambda plan: train_shown(plan, Display(plan))
     )
-    result = reproduce(args.name, args.size, args.seeds, phases, asking_bar, args.dry_run)
+    result = reproduce(
+        args.name, args.size, args.seeds, phases, asking_bar, args.dry_run, not args.no_train
+    )
     Screen().table(table_of(result))
     print(FOOTER)
     flags.write_json(args.json, result)

@@ -116,12 +116,19 @@ def _after_starts(ablation: dict[str, Any]) -> dict[str, Any]:
     if "starts" not in ablation:
         return ablation
     family: str = ablation["base"]
-    known: dict[str, Any] = recipe("experiments", family)["phases"]
+    known = _phases_of(family)
     phases: dict[str, Any] = dict.fromkeys(known)
     for phase, changes in ablation["phases"].items():
         phases[phase] = changes if phase in known else merged(like_phase3(phase, known), changes)
     starts = {phase: f"runs/{family}/{phase}" for phase in ablation["starts"]}
     return {**ablation, "starts": starts, "phases": phases}
+
+
+def _phases_of(family: str) -> dict[str, Any]:
+    """Return the phases of a recipe of the package, those of its bases among them."""
+    found = recipe("experiments", family)
+    below = _phases_of(found["base"]) if "base" in found else {}
+    return merged(below, found["phases"])
 
 
 def like_phase3(phase: str, phases: Mapping[str, Any]) -> dict[str, Any]:

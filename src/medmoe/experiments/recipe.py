@@ -1,6 +1,6 @@
 """From CONFIG and `--set` to a checked recipe: a name or a file, its base, its model.
 
-A recipe may stand on one other (`base:`), which stands on none; `model:` may be the name of a model
+A recipe may stand on another (`base:`), and that on a third; `model:` may be the name of a model
 recipe, or `{base: NAME, …}` with changes. A group or phase that is null is left out.
 """
 
@@ -88,21 +88,13 @@ def load_recipe(
         records: A user's own sets in the place of all data of the recipe, before the settings.
 
     Raises:
-        ConfigError: There is no such recipe, split or preset, it stands on a base that has one
-            itself, or a value breaks a rule.
+        ConfigError: There is no such recipe, split or preset, its bases stand on each other, or a
+            value breaks a rule.
         DataError: A set of ``records`` is neither there nor known by name.
     """
     name, data = _read(config)
     own = [] if "base" in data else list(data.get("phases") or ())
-    if "base" in data:
-        base_name, base = _read(str(data["base"]))
-        if "base" in base:
-            raise ConfigError(
-                f"{name}: its base {base_name} has a base itself ({base['base']}); a recipe may "
-                "stand on one that stands on none"
-            )
-        changes = {key: value for key, value in data.items() if key != "base"}
-        data = merged(_with_model(_without_variants(base)), changes)
+    data = _on_its_base(name, data, (config,))
     preset = None if minutes is None else _fitting(name, data, minutes)
     for variant in (_split(name, data, split), (data.get("presets") or {}).get(preset)):
         data = merged(data, variant or {})
@@ -120,6 +112,18 @@ def load_recipe(
     vision_backbone(spec.model.vision_encoder)
     check_depth(spec.model)
     return Recipe(name, spec, split, preset)
+
+
+def _on_its_base(name: str, data: dict[str, Any], above: tuple[str, ...]) -> dict[str, Any]:
+    """Return a recipe with what it does not change of its base, which may have one itself."""
+    if "base" not in data:
+        return data
+    base = str(data["base"])
+    if base in above:
+        raise ConfigError(f"{name}: its base {base} stands on it; take one base out")
+    below = _on_its_base(*_read(base), (*above, base))
+    changes = {key: value for key, value in data.items() if key != "base"}
+    return merged(_with_model(_without_variants(below)), changes)
 
 
 def _place(phase: tuple[str, Any]) -> int:

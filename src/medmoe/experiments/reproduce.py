@@ -69,6 +69,7 @@ class _Job:
     phases: FinishedPhases
     asking: Asking
     dry: bool
+    train: bool
 
     def model(self, suffix: str, phase: PhaseName, seed: int) -> Path:
         """Return the model of a phase of the family's variant; trained where missing."""
@@ -78,6 +79,8 @@ class _Job:
         if missing and self.dry:
             todo = "; ".join(f"{name}: {', '.join(p)}" for name, p in missing.items())
             raise _WouldRunError(f"would train {todo} (seed {seed})")
+        if missing and not self.train:
+            raise ConfigError(f"{' and '.join(missing)} (seed {seed}) is not trained yet")
         return self.phases.run(self.family + suffix, phase, seed) / "model"
 
     def tasks(self) -> dict[str, str]:
@@ -151,13 +154,20 @@ def experiments() -> dict[str, Any]:
 
 
 def reproduce(
-    name: str, size: str, seeds: Sequence[int], phases: FinishedPhases, asking: Asking, dry: bool
+    name: str,
+    size: str,
+    seeds: Sequence[int],
+    phases: FinishedPhases,
+    asking: Asking,
+    dry: bool,
+    train: bool = True,
 ) -> dict[str, Any]:
     """Run what is missing of an experiment, judge it, and write ``OUT/reproduce/NAME-SIZE.json``.
 
     Args:
         asking: Opened around what is asked; what it gives is told every answer.
         dry: Train, ask and write nothing; the verdicts then say what would be.
+        train: What is missing; else its rows are not run.
 
     Raises:
         MedMoeError: Training was stopped, or ended by a guard.
@@ -167,7 +177,7 @@ def reproduce(
     rows: list[Row] = []
     for family, of in recipe("reproduce", "experiments")["families"].items():
         if of["size"] == size and (size != "tiny" or family == tiny):
-            job = _Job(number, about, family, of, seeds, phases, asking, dry)
+            job = _Job(number, about, family, of, seeds, phases, asking, dry, train)
             rows += [{"family": family, **row} for row in _KINDS[about["kind"]](job)]
     for row in rows:  # which are passed on
         row["verdict"] = row["verdict"].replace(str(phases.root), "DIR")
