@@ -59,16 +59,25 @@ REPRODUCED = (
 MAIN_SUBSETS = ("closed", "open", "all")
 #: What identifies a run in the table.
 RUN = ("config_sha256", "seed", "data_split")
+TOGETHER = "closed and open together"
 #: Scores that are printed: (protocol, subset, metric) and how they are called.
 HEADLINES = {
     ("strict", "closed", "accuracy"): "closed",
     ("strict", "open", "exact_match"): "open",
+    ("strict", "all", "accuracy"): TOGETHER,
     ("label_score", "all", "accuracy"): "accuracy",
     ("router", "all", "accuracy"): "accuracy",
 }
 BASELINES = ("constant_baseline", "question_only_baseline")
-#: The rows of README.md: (split of the data, task, name of the score).
+#: The rows of README.md: (split of the demonstration or recipe, task, name of the score). Those of
+#: a recipe are its Med-MoE's, or those of the model after phase 2 while there is none.
 SHOWN = (
+    ("small_real", "vqa_rad", "closed"),
+    ("small_real", "vqa_rad", "open"),
+    ("small_real_disjoint", "vqa_rad_disjoint", "closed"),
+    ("small_real_disjoint", "vqa_rad_disjoint", "open"),
+    ("small_real_disjoint", "vqa_med_2019", TOGETHER),
+    ("small_real_pneumoniamnist", "pneumoniamnist", "accuracy"),
     ("phantom", "phantom_vqa", "closed"),
     ("phantom", "phantom_vqa", "open"),
     ("disjoint", "vqa_rad_disjoint", "closed"),
@@ -76,6 +85,7 @@ SHOWN = (
     ("disjoint", "vqa_med_2019", "open"),
     ("disjoint", "pneumoniamnist", "accuracy"),
 )
+MODELS = {"phantom": "`medmoe demo`", "disjoint": "`medmoe demo --data DIR --split disjoint`"}
 Row = dict[str, str]
 MARK = "<!-- below: written by scripts/record_results.py from results/reproduce.csv -->"
 
@@ -321,17 +331,20 @@ def _mean(values: list[str]) -> str:
 def summary_table(rows: list[Row]) -> str:
     """Return the results table of README.md: the scores of `SHOWN`, each with its verdict."""
     lines = [
-        "| score | Med-MoE | blind twin | question alone | verdict |",
-        "|---|---|---|---|---|",
+        "| model | score | its value | blind twin | question alone | verdict |",
+        "|---|---|---|---|---|---|",
     ]
     for split, task, called in SHOWN:
-        runs = [runs for runs in runs_of(rows) if runs[0][0]["data_split"] == split][-1]
-        by_run = [
-            by["moe"]
-            for scores in map(headlines, runs)
-            for (place, name), by in scores.items()
-            if by["moe"]["task"] == task and name == called
+        found = [
+            by
+            for scores in map(headlines, _seeds_of(rows, split))
+            for (_, name), by in scores.items()
+            if name == called and next(iter(by.values()))["task"] == task
         ]
+        system = "moe" if all("moe" in by for by in found) else "dense"
+        by_run = [by[system] for by in found if system in by]
+        if not by_run:
+            continue
         values = [float(row["value"]) for row in by_run]
         asked = [float(row["question_only_baseline"] or row["constant_baseline"]) for row in by_run]
         above = all(
@@ -344,12 +357,25 @@ def summary_table(rows: list[Row]) -> str:
             else f"{sum(values) / len(values):.1f}, worst of {len(values)} seeds {min(values):.1f}"
         )
         verdict = _verdict(by_run, above)
+        model = MODELS.get(split, f"`medmoe train {split}`")
         lines.append(
+            f"| {model}{', phase 2' if system == 'dense' else ''} "
             f"| {_place(by_run[0])} {called} (n {by_run[0]['n']}) | {shown} "
             f"| {_mean([row['blind_twin'] for row in by_run])} | {sum(asked) / len(asked):.1f} "
             f"| {verdict} |"
         )
     return "\n".join(lines)
+
+
+def _seeds_of(rows: list[Row], split: str) -> list[list[Row]]:
+    """Return by seed the rows of the last demonstration on a split, or of a recipe."""
+    own = [row for row in rows if row["data_split"] == split]
+    if demonstrations := runs_of(own):
+        return demonstrations[-1]
+    seeds: dict[str, list[Row]] = {}
+    for row in own:
+        seeds.setdefault(row["seed"], []).append(row)
+    return list(seeds.values())
 
 
 def _verdict(by_run: list[Row], above: bool) -> str:

@@ -103,14 +103,20 @@ class _Job:
             raise DataError(f"{name} does not train on {spec.dataset}")
         return found
 
-    def asked(self, task: TaskRecords, model: Path) -> list[list[Prediction]]:
-        """Return what a model answers, and its blind twin if there is one; asked where missing."""
+    def asked(
+        self, task: TaskRecords, model: Path, controls: Sequence[str] = ()
+    ) -> list[list[Prediction]]:
+        """Return what a model answers, and its blind twin if there is one; asked where missing.
+
+        The answers to ``controls`` are kept beside them.
+        """
         out = self.phases.out / "reproduce" / f"{identity(model)[:12]}-{task.spec.name}"
         twin, answers = find_twin(model), out / task.spec.name
         if self.dry and not (out / "summary.json").is_file():
             raise _WouldRunError(f"would ask {model} {len(task.records)} questions")
         out.mkdir(parents=True, exist_ok=True)
-        plan = EvalPlan(model, out, [task], seed=_SEED, commit=git_commit()[0], twin=twin)
+        commit, _ = git_commit()
+        plan = EvalPlan(model, out, [task], controls=controls, seed=_SEED, commit=commit, twin=twin)
         with self.asking() as asked:
             evaluate(plan, asked)
         files = [answers / "predictions.jsonl"]
@@ -122,7 +128,8 @@ class _Job:
         found = []
         for seed in self.seeds:
             records = self.records(task, seed)
-            said, *twin = self.asked(records, self.model(self.tasks()[task], phase, seed))
+            model = self.model(self.tasks()[task], phase, seed)
+            said, *twin = self.asked(records, model, ("blank",))
             wanted = ("strict", "reference") if records.spec.kind == "vqa" else (LABEL_SCORE,)
             blind = twin[0] if twin else None
             table = score_table(records.records, said, twin=blind, wanted=wanted, seed=_SEED)
