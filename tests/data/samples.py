@@ -82,6 +82,18 @@ def dicom(pixels: np.ndarray | None = None, **tags: Any) -> bytes:
     return written(dataset(ramp() if pixels is None else pixels, **tags))
 
 
+def bare(data: bytes) -> bytes:
+    """Return a DICOM file without preamble, mark and meta elements."""
+    return data[132 + 12 + int.from_bytes(data[140:144], "little") :]
+
+
+def floats(pixels: np.ndarray, **tags: Any) -> bytes:
+    """Return a DICOM file of floating-point pixels."""
+    found = dataset(pixels.astype(np.float32), PixelData=None, **tags)
+    found.FloatPixelData = pixels.astype("<f4").tobytes()
+    return written(found)
+
+
 def without_pixels(sop_class: str) -> bytes:
     """Return a DICOM object that is no picture."""
     found = dataset(ramp(), SOPClassUID=sop_class, PixelData=None)

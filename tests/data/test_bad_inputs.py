@@ -27,7 +27,7 @@ from pydicom.uid import (
     RLELossless,
 )
 from tests.data import samples
-from tests.data.samples import dicom, nifti, ramp, without_pixels
+from tests.data.samples import dicom, floats, nifti, ramp, without_pixels
 from tests.data.test_images import JPEG, PNG, encoded, smooth, with_chunk, with_header
 
 from medmoe.data.images import open_picture
@@ -100,7 +100,11 @@ ROWS: dict[str, tuple[Callable[[], bytes], str, str]] = {
     "3x3": (lambda: with_header(3, 3), "image_too_small", "at least 16"),
     "1x30000": (lambda: with_header(1, 30_000), "image_too_small", "at least 16"),
     "20x600": (lambda: with_header(20, 600), "bad_aspect", "20:1"),
-    "DICOM without DICM": (lambda: dicom()[132:], "not_dicom", "DICM"),
+    "an element of DICOM alone": (
+        lambda: b"\x08\0\x05\0CS" + bytes(60),
+        "not_dicom",
+        "no elements of one",
+    ),
     "SR": (lambda: without_pixels("1.2.840.10008.5.1.4.1.1.88.11"), "no_pixel_data", "no picture"),
     "RTPLAN": (
         lambda: without_pixels("1.2.840.10008.5.1.4.1.1.481.5"),
@@ -139,11 +143,26 @@ ROWS: dict[str, tuple[Callable[[], bytes], str, str]] = {
     "Rows missing": (lambda: dicom(Rows=None), UNDECODABLE, "Rows is missing"),
     "Rows huge": (lambda: dicom(Rows=65_535), "image_too_large", "48x65535"),
     "frames -1": (lambda: dicom(NumberOfFrames="-1"), UNDECODABLE, "NumberOfFrames is -1"),
-    "frames 0": (lambda: dicom(NumberOfFrames="0"), UNDECODABLE, "NumberOfFrames is 0"),
     "frames 2**31-1": (
         lambda: dicom(NumberOfFrames=str(2**31 - 1)),
         "image_too_large",
         "2,147,483,647 frames",
+    ),
+    "photometric interpretation missing": (
+        lambda: dicom(PhotometricInterpretation=None),
+        UNDECODABLE,
+        "PhotometricInterpretation is missing",
+    ),
+    "grey of three samples": (
+        lambda: dicom(np.zeros((20, 20, 3), np.uint8), PhotometricInterpretation="MONOCHROME2"),
+        UNDECODABLE,
+        "SamplesPerPixel is 3",
+    ),
+    "DICOM of NaN": (lambda: floats(np.full((20, 20), np.nan)), UNDECODABLE, "not finite"),
+    "packed pixels of no named syntax": (
+        lambda: samples.bare(encapsulated(grey_jpeg(), JPEGBaseline8Bit)),
+        UNDECODABLE,
+        "no transfer syntax",
     ),
     "BitsStored 200": (lambda: dicom(BitsStored=200), UNDECODABLE, "BitsStored is 200"),
     "BitsAllocated 7": (lambda: dicom(BitsAllocated=7), UNDECODABLE, "BitsAllocated is 7"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.pixels.decoders import (
     JPEGExtended12BitDecoder,
@@ -17,11 +18,12 @@ from pydicom.pixels.decoders import (
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     RLELossless,
 )
 from tests.data import samples
-from tests.data.samples import dataset, dicom, ramp, written
+from tests.data.samples import dataset, dicom, floats, ramp, written
 
 from medmoe.data.intake import codecs
 from medmoe.data.intake import dicom as dicom_module
@@ -185,23 +187,113 @@ def test_other_window_functions(kind: str, middle: int) -> None:
     assert found[0, 1] > 252
 
 
-@pytest.mark.parametrize("width", ["0", "-5"])
-def test_an_unusable_window_gives_a_fitted_one_and_a_warning(width: str) -> None:
-    found = show(dicom(WindowCenter="40", WindowWidth=width))
-    assert found.facts.window is not None
-    assert found.facts.window.origin == "percentile"
+@pytest.mark.parametrize(
+    ("center", "width"),
+    [
+        ("40", "0"),
+        ("40", "-5"),
+        ("nan", "nan"),
+        ("2000", None),
+        ("40000", "100"),  # all of it black
+        ("-40000", "100"),  # all of it white
+        ("32767", "65535"),  # 17 of the 256 levels
+    ],
+)
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+def test_a_window_that_shows_nothing_gives_a_fitted_one_and_a_warning(
+    center: str, width: str | None, function: str
+) -> None:
+    told = {"WindowCenter": center} | ({} if width is None else {"WindowWidth": width})
+    found = show(dicom(**told, VOILUTFunction=function))
+    plain = show(dicom())
+    assert np.array_equal(found.pixels, plain.pixels)
+    assert found.facts.window == plain.facts.window
+    assert plain.facts.window is not None
+    assert plain.facts.window.origin == "percentile"
+    assert (found.facts.warnings, plain.facts.warnings) == (("window_ignored",), ())
+
+
+def test_a_lookup_table_that_shows_nothing_gives_way_to_the_window() -> None:
+    table = Dataset()
+    table.LUTDescriptor, table.LUTData = [4, 0, 8], b"\x50" * 4
+    found = show(dicom(VOILUTSequence=[table], WindowCenter="1000", WindowWidth="500"))
+    assert found.facts.window == Window(1000, 500, "file")
+    assert np.array_equal(found.pixels, grey(dicom(), window=(1000.0, 500.0)))
+    assert show(dicom(VOILUTSequence=[table])).facts.warnings == ("window_ignored",)
+
+
+@pytest.mark.parametrize("first", ["", "0", "nan", "70000"])
+def test_of_several_windows_the_first_that_shows_something_is_used(first: str) -> None:
+    found = show(dicom(WindowCenter=[first, "1000"], WindowWidth=[first, "500"]))
+    assert found.facts.window == Window(1000, 500, "file")
+    assert found.facts.warnings == ()
+
+
+def test_a_window_of_a_mask_or_of_a_flat_picture_stays() -> None:
+    """Nothing lies between black and white in these, whatever the window."""
+    for values in (ramp(top=1), np.full((20, 20), 7, np.uint16)):
+        found = show(dicom(values, WindowCenter="0.5", WindowWidth="1", Modality="CT"))
+        assert found.facts.window == Window(0.5, 1, "file")
+        assert "window_ignored" not in found.facts.warnings
+
+
+def test_a_window_that_was_asked_for_is_used_whatever_it_shows() -> None:
+    found = show(dicom(), window=(40_000.0, 100.0))
+    assert found.facts.window == Window(40_000, 100, "given")
+    assert not found.pixels.any()
+
+
+def test_eight_bits_with_a_window_that_shows_nothing_are_shown_as_stored() -> None:
+    values = ramp(top=200).astype(np.uint8)
+    found = show(dicom(values, WindowCenter="4000", WindowWidth="10"))
+    assert np.array_equal(found.pixels, values)
     assert found.facts.warnings == ("window_ignored",)
 
 
-def test_without_a_window_percentiles_are_shown_and_padding_does_not_count() -> None:
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"PixelPaddingValue": -2000},
+        {"PixelPaddingValue": 63_536},  # the same bits, of the other representation
+        {"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": -1990},
+        {"PixelPaddingValue": -1990, "PixelPaddingRangeLimit": -2010},
+    ],
+)
+@pytest.mark.parametrize("shown_as", ["MONOCHROME1", "MONOCHROME2"])
+def test_padding_is_black_and_does_not_count(tags: dict[str, int], shown_as: str) -> None:
     values = ramp(top=1000).astype(np.int16) + 100
     values[:8] = -2000
-    padded = show(dicom(values, PixelPaddingValue=-2000))
+    if "PixelPaddingRangeLimit" in tags:
+        values[:4] = -1995
+    found = dataset(values, PhotometricInterpretation=shown_as)
+    for name, value in tags.items():
+        found.add_new(tag_for_keyword(name), "US" if value > 0 else "SS", value)
+    padded = show(written(found))
     assert padded.facts.window is not None
     assert padded.facts.window.center == pytest.approx(100 + 600, abs=10)
     assert padded.facts.window.width == pytest.approx(0.98 * 800, abs=10)
     assert (padded.pixels[:8] == 0).all()
-    assert padded.pixels[-1, -1] == 255
+    assert padded.pixels[-1, -1] == (255 if shown_as == "MONOCHROME2" else 0)
+    assert padded.pixels[8, 0] == (0 if shown_as == "MONOCHROME2" else 255)
+
+
+def test_high_padding_is_black_and_padding_that_is_all_of_it_is_none() -> None:
+    values = ramp(top=1000)
+    values[:8] = 65_535
+    assert not show(dicom(values, PixelPaddingValue=65_535)).pixels[:8].any()
+    whole = show(dicom(PixelPaddingValue=0, PixelPaddingRangeLimit=65_535))
+    assert np.array_equal(whole.pixels, show(dicom()).pixels)
+
+
+@pytest.mark.parametrize("hole", [np.nan, np.inf, -np.inf, -9999.0])
+def test_floating_point_pixels_without_a_number_are_background(hole: float) -> None:
+    values = ramp(top=1000).astype(np.float32) + 100
+    values[:8] = hole
+    found = show(floats(values, FloatPixelPaddingValue=-9999.0))
+    assert not found.pixels[:8].any()
+    assert found.facts.window is not None
+    assert found.facts.window.center == pytest.approx(100 + 600, abs=10)
+    assert found.pixels[-1, -1] == 255
 
 
 def test_all_bits_are_kept_until_the_window() -> None:
@@ -214,6 +306,92 @@ def test_monochrome1_is_inverted_after_the_window() -> None:
     plain = grey(dicom(), window=(2000.0, 1000.0))
     data = dicom(PhotometricInterpretation="MONOCHROME1")
     assert np.array_equal(grey(data, window=(2000.0, 1000.0)), 255 - plain)
+
+
+def test_inverse_is_inverted_once() -> None:
+    plain = grey(dicom(), window=(2000.0, 1000.0))
+    for kind, shape in (
+        ("MONOCHROME2", "INVERSE"),
+        ("MONOCHROME1", "INVERSE"),
+        ("MONOCHROME1", "IDENTITY"),
+    ):
+        data = dicom(PhotometricInterpretation=kind, PresentationLUTShape=shape)
+        assert np.array_equal(grey(data, window=(2000.0, 1000.0)), 255 - plain)
+    same = dicom(PresentationLUTShape="IDENTITY")
+    assert np.array_equal(grey(same, window=(2000.0, 1000.0)), plain)
+    eight = dicom(ramp(top=200).astype(np.uint8), PresentationLUTShape="INVERSE")
+    assert np.array_equal(grey(eight), 255 - ramp(top=200).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    "syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian]
+)
+def test_a_file_without_preamble_gives_the_same_picture(syntax: str) -> None:
+    whole = written(dataset(ramp(), syntax, WindowCenter="1000", WindowWidth="500", Modality="MR"))
+    data = samples.bare(whole)
+    assert data[:4] in (b"\x08\0\x16\0", b"\0\x08\0\x16")
+    for other in (data, bytes(128) + b"DICM" + data, whole[132:]):
+        found = show(other)
+        assert np.array_equal(found.pixels, show(whole).pixels)
+        assert found.facts == show(whole).facts
+
+
+def test_a_deflated_file_without_preamble_is_read() -> None:
+    data = written(dataset(ramp(), DeflatedExplicitVRLittleEndian))
+    assert np.array_equal(show(data[132:]).pixels, show(dicom()).pixels)
+
+
+@pytest.mark.parametrize("told", ["0", "", None, "1"])
+def test_no_number_of_frames_is_one(told: str | None) -> None:
+    found = dataset(ramp())
+    if told is not None:
+        found.add_new(tag_for_keyword("NumberOfFrames"), "IS", told)
+    shown = show(written(found))
+    assert shown.facts.frames == 1
+    assert np.array_equal(shown.pixels, show(dicom()).pixels)
+
+
+@pytest.mark.parametrize(
+    ("tags", "shape", "spacing"),
+    [
+        ({"PixelSpacing": [1, 2]}, (64, 64), (1.0, 1.0)),
+        ({"PixelSpacing": [2, 1]}, (128, 32), (1.0, 1.0)),
+        ({"ImagerPixelSpacing": [0.5, 1]}, (64, 64), (0.5, 0.5)),
+        ({"NominalScannedPixelSpacing": [0.5, 1]}, (64, 64), (0.5, 0.5)),
+        ({"PixelAspectRatio": [2, 1]}, (128, 32), None),
+        ({"PixelAspectRatio": [1, 2]}, (64, 64), None),
+        ({"PixelAspectRatio": [1, 2], "PixelSpacing": [1, 1]}, (64, 32), (1.0, 1.0)),
+        ({"PixelSpacing": [1, 1.005]}, (64, 32), (1.0, 1.005)),
+        ({"PixelSpacing": [0, 2]}, (64, 32), None),
+        ({"PixelSpacing": [1, 100]}, (64, 32), (1.0, 100.0)),  # wrong, whatever it is
+    ],
+)
+def test_pixels_are_made_square(
+    tags: dict[str, Any], shape: tuple[int, int], spacing: tuple[float, float] | None
+) -> None:
+    found = show(dicom(ramp(64, 32), **tags))
+    assert found.pixels.shape == shape
+    assert found.facts.spacing == spacing
+    assert (found.pixels[0, 0], found.pixels[-1, -1]) == (0, 255)
+
+
+def test_colour_is_made_square_and_the_shape_counts_for_the_aspect() -> None:
+    colour = np.zeros((20, 40, 3), np.uint8)
+    colour[..., 1] = 200
+    found = show(dicom(colour, PixelAspectRatio=[2, 1])).pixels
+    assert found.shape == (40, 40, 3)
+    assert (found == [0, 200, 0]).all()
+    strip = ramp(10, 400)
+    with pytest.raises(ImageError, match="at most 20:1"):
+        show(dicom(strip))
+    assert show(dicom(strip, PixelSpacing=[5, 1])).pixels.shape == (50, 400)
+
+
+def test_square_pixels_keep_the_limits_of_a_picture() -> None:
+    small = Limits(max_side=60, max_pixels=3000)
+    found = decode(dicom(ramp(50, 40), PixelSpacing=[2, 1]), Request(), small)
+    assert found.pixels.shape == (60, 24)
+    assert found.facts.spacing == (1.667, 1.667)
 
 
 def test_voi_and_modality_tables_are_applied() -> None:
@@ -318,8 +496,9 @@ def test_enhanced_files_keep_window_rescale_and_spacing_per_frame() -> None:
     one, two = show(data, frame=1), show(data, frame=2)
     assert one.facts.window == Window(100, 50, "file")
     assert two.facts.window == Window(200, 60, "file")
-    assert one.facts.spacing == two.facts.spacing == (0.5, 0.25)
-    assert np.array_equal(two.pixels, grey(dicom(), window=(300.0, 60.0)))
+    assert one.facts.spacing == two.facts.spacing == (0.25, 0.25)
+    same = dicom(PixelSpacing=[0.5, 0.25])
+    assert np.array_equal(two.pixels, grey(same, window=(300.0, 60.0)))
 
 
 def test_presets_are_for_ct() -> None:

@@ -103,7 +103,7 @@ def test_no_identifier_passes_the_decoder(
         {"BitsStored": 200},
         {"PhotometricInterpretation": NAME},
         {"PhotometricInterpretation": "PALETTE COLOR"},
-        {"NumberOfFrames": "0"},
+        {"NumberOfFrames": "-1"},
         {"PixelData": None},
     ],
     ids=str,

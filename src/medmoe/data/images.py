@@ -32,7 +32,7 @@ from medmoe.errors import ImageError
 ImageSource = Path | bytes | Pixels | Image.Image
 
 #: Raised where the same file gives other pixels than before: every cached one is then made anew.
-DECODING_VERSION = 1
+DECODING_VERSION = 2
 
 _HINTS: dict[str, Hint] = {".dcm": "dicom", ".dicom": "dicom", ".nii": "nifti", ".gz": "nifti"}
 

@@ -82,7 +82,9 @@ def kind_of(data: bytes, hint: Hint | None = None) -> Kind:
         return "DICOM"
     if data.startswith(GZIP_START) or data[:4] in NIFTI_SIZES:
         return "NIFTI"
-    if hint == "dicom" or _looks_like_bare_dicom(data):
+    if _looks_like_bare_dicom(data):
+        return "DICOM"
+    if hint == "dicom":
         raise ImageError(
             "not_dicom", "no DICOM file: the mark DICM is missing at byte 128; export it anew"
         )
@@ -98,9 +100,11 @@ def kind_of(data: bytes, hint: Hint | None = None) -> Kind:
 
 def _looks_like_bare_dicom(data: bytes) -> bool:
     """Return whether a file begins like a DICOM data set without preamble and mark."""
-    tag, value = data[:4], data[4:8]
-    first = tag[:1] in (b"\x02", b"\x08") and tag[1:4:2] == b"\0\0"
-    return first and ((value[:2].isalpha() and value[:2].isupper()) or value[2:] == b"\0\0")
+    group, value = data[:2], data[4:8]
+    explicit = value[:2].isalpha() and value[:2].isupper()
+    if group in (b"\x02\0", b"\x08\0"):  # little-endian
+        return data[3:4] == b"\0" and (explicit or value[2:] == b"\0\0")
+    return data[:3] == b"\0\x08\0" and explicit
 
 
 def prepare() -> None:

@@ -5,15 +5,19 @@ else stands in a file is skipped unseen. Errors say nothing of what the file hol
 path, address or file reference in a file is followed.
 
 Grey goes through the modality table or rescale, then the window (given, else the file's lookup
-table, else its first window, else a percentile window), then MONOCHROME1 is inverted. Grey of up to
-8 bits without a window is shown as it is stored. Colour becomes RGB of 8 bits. Overlays are not
-drawn. Window, rescale and spacing of enhanced multi-frame files are those of the frame shown.
+table, else its first window that shows something, else a percentile window), then MONOCHROME1 and
+INVERSE are inverted and padding is black. Grey of up to 8 bits without a window is shown as it is
+stored. Colour becomes RGB of 8 bits. Pixels are made square. Overlays are not drawn. Window,
+rescale and spacing of enhanced multi-frame files are those of the frame shown.
+
+A file without preamble is read where its elements tell their own encoding.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -30,20 +34,22 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
 
 from medmoe.data.intake import codecs, display, facts
-from medmoe.data.intake.display import Curve, Grey, Table, Values, WindowChoice
+from medmoe.data.intake.display import Background, Curve, Grey, Table, Values, WindowChoice
 from medmoe.data.intake.facts import ImageFacts, Window
 from medmoe.data.intake.limits import RAW_DEFLATE, Limits, inflated
 from medmoe.data.intake.raster import JPEG_END, jpeg_ends_early
 from medmoe.errors import ImageError
 
-_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_KINDS = ("", "Float", "DoubleFloat")
+_PIXELS = tuple(f"{kind}PixelData" for kind in _KINDS)
 _TAGS: tuple[str, ...] = (
     *("SOPClassUID", "Modality", "BodyPartExamined", "ViewPosition", "BurnedInAnnotation"),
     *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
     *("NumberOfFrames", "BitsAllocated", "BitsStored", "PixelRepresentation"),
-    *("PixelSpacing", "ImagerPixelSpacing", "PixelPaddingValue", "RescaleSlope"),
-    *("RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence", "VOILUTFunction"),
-    *("WindowCenter", "WindowWidth"),
+    *("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"),
+    *(f"{kind}PixelPadding{end}" for kind in _KINDS for end in ("Value", "RangeLimit")),
+    *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence"),
+    *("VOILUTFunction", "WindowCenter", "WindowWidth", "PresentationLUTShape"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *(f"{c}PaletteColorLookupTableDescriptor" for c in ("Red", "Green", "Blue")),
     *(f"{c}PaletteColorLookupTableData" for c in ("Red", "Green", "Blue")),
@@ -52,11 +58,17 @@ _TAGS: tuple[str, ...] = (
     *_PIXELS,
 )
 _BITS = {"PixelData": (1, 8, 16, 32, 64), "FloatPixelData": (32,), "DoubleFloatPixelData": (64,)}
+#: Whether value representations are implicit, whether bytes are little-endian -> its name.
+_NATIVE: dict[Any, uid.UID] = {
+    (True, True): uid.ImplicitVRLittleEndian,
+    (False, True): uid.ExplicitVRLittleEndian,
+    (False, False): uid.ExplicitVRBigEndian,
+}
 _EXPORT = "export the file anew"
 _EXTRA = "pip install 'medmoe[codecs]'"
 #: Meta elements end where (0002,0000), their length, says so.
 _GROUP_LENGTH = b"\x02\x00\x00\x00UL\x04\x00"
-_META_START = 132  # after a preamble of 128 bytes and the mark DICM
+_META_START = 132  # after a preamble of 128 bytes and the mark DICM, where these are
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kinds, .7.1 to .7.4
 _ULTRASOUND = ("US", "IVUS")
 _SMALL = 16
@@ -114,7 +126,8 @@ def read(
     shown: Window | None = None
     if header.photometric in _GREY:
         pixels, shown = _grey(values, dataset, header, number, wanted)
-        if _ignored(dataset, number) and shown is not None and shown.origin == "percentile":
+        told = _raw_window(dataset, number) != (None, None) or "VOILUTSequence" in dataset
+        if told and (shown is None or shown.origin == "percentile"):
             flags = (*flags, "window_ignored")
     elif header.photometric == "PALETTE COLOR":
         pixels = _palette(values, dataset, header)
@@ -122,7 +135,9 @@ def read(
         pixels = _eight_bits(values, header.bits_stored)
     else:
         raise ImageError("undecodable", "unknown photometric interpretation; export the file anew")
-    return pixels, ImageFacts(
+    apart = _spacing(dataset, number)
+    size = limits.squared(header.columns, header.rows, apart or _aspect(dataset))
+    return display.square_pixels(pixels, size), ImageFacts(
         format="dicom",
         modality=modality,
         body_part=facts.body_part(
@@ -130,7 +145,7 @@ def read(
         ),
         view=facts.view(dataset.get("ViewPosition", "")),
         window=shown,
-        spacing=_spacing(dataset, number),
+        spacing=facts.respaced(apart, (header.columns, header.rows), size),
         frame=number,
         frames=header.frames,
         warnings=flags,
@@ -156,11 +171,11 @@ def read_header(data: bytes, limits: Limits) -> tuple[Dataset, Header]:
 
 
 def _dataset(data: bytes, limits: Limits) -> tuple[Dataset, uid.UID | None]:
-    start = data[_META_START : _META_START + len(_GROUP_LENGTH)]
-    body = _META_START + len(_GROUP_LENGTH) + 4
-    if start == _GROUP_LENGTH:
+    start = _META_START if data[128:_META_START] == b"DICM" else 0
+    body = start + len(_GROUP_LENGTH) + 4
+    if data[start:].startswith(_GROUP_LENGTH):
         end = body + int.from_bytes(data[body - 4 : body], "little")
-        meta = pydicom.dcmread(BytesIO(data[:end])).file_meta
+        meta = pydicom.dcmread(BytesIO(data[:end]), force=True).file_meta
         if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
             # pydicom would inflate without a bound.
             whole = inflated(memoryview(data)[end:], RAW_DEFLATE, limits.max_inflated_bytes)
@@ -169,8 +184,13 @@ def _dataset(data: bytes, limits: Limits) -> tuple[Dataset, uid.UID | None]:
             return dataset, uid.ExplicitVRLittleEndian
     elif uid.DeflatedExplicitVRLittleEndian.encode() in data[:4096]:
         raise _undecodable("it is deflated and does not say where")
-    dataset = pydicom.dcmread(BytesIO(data), specific_tags=list(_TAGS))
-    return dataset, dataset.file_meta.get("TransferSyntaxUID")
+    dataset = pydicom.dcmread(BytesIO(data), specific_tags=list(_TAGS), force=True)
+    if not start and not any(name in dataset for name in _TAGS):
+        raise ImageError("not_dicom", "no DICOM file, and no elements of one; export it anew")
+    if dataset.file_meta:
+        return dataset, dataset.file_meta.get("TransferSyntaxUID")
+    packed = any(name in dataset and dataset[name].is_undefined_length for name in _PIXELS)
+    return dataset, None if packed else _NATIVE.get(dataset.original_encoding)
 
 
 def _header(dataset: Dataset, syntax: uid.UID | None, limits: Limits) -> Header:
@@ -183,8 +203,9 @@ def _header(dataset: Dataset, syntax: uid.UID | None, limits: Limits) -> Header:
         raise _undecodable("it names no transfer syntax")
     rows = _integer(dataset, "Rows", 1, 65_535)
     columns = _integer(dataset, "Columns", 1, 65_535)
-    frames = _integer(dataset, "NumberOfFrames", 1, 2**31 - 1, default=1)
-    limits.check_size(columns, rows, min_side=1)
+    frames = _integer(dataset, "NumberOfFrames", 0, 2**31 - 1, default=1) or 1
+    spacing = _spacing(dataset, 1) or _aspect(dataset)
+    limits.check_size(columns, rows, min_side=1, spacing=spacing)
     if rows * columns * frames > limits.max_volume_pixels:
         raise ImageError(
             "image_too_large",
@@ -197,13 +218,18 @@ def _header(dataset: Dataset, syntax: uid.UID | None, limits: Limits) -> Header:
     samples = _integer(dataset, "SamplesPerPixel", 1, 4, default=1)
     if samples not in (1, 3):
         raise _undecodable(f"SamplesPerPixel is {samples}")
+    photometric = str(dataset.get("PhotometricInterpretation") or "").strip().upper()
+    if not photometric:
+        raise _undecodable("PhotometricInterpretation is missing")
+    if samples == 3 and photometric in (*_GREY, "PALETTE COLOR"):
+        raise _undecodable("SamplesPerPixel is 3 and the picture is no RGB")
     header = Header(
         syntax=uid.UID(syntax),
         pixels=pixels,
         rows=rows,
         columns=columns,
         samples=samples,
-        photometric=str(dataset.PhotometricInterpretation).strip().upper(),
+        photometric=photometric,
         planar=_integer(dataset, "PlanarConfiguration", 0, 1, default=0),
         frames=frames,
         bits_allocated=bits,
@@ -291,11 +317,7 @@ def read_frame(dataset: Dataset, header: Header, frame: int) -> Values:
                 name = f"{syntax.name} ({syntax}) of {header.bits_stored} bits"
                 raise _unsupported(name, _EXTRA) from None
             raise _undecodable("its pixel data is damaged or cut short") from None
-    if not values.dtype.isnative:
-        values = values.astype(values.dtype.newbyteorder("="))
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise _undecodable("some of its values are no finite numbers")
-    return values
+    return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
 
 
 def _options(dataset: Dataset, header: Header) -> dict[str, Any]:
@@ -367,8 +389,15 @@ def _find(dataset: Dataset, frame: int, group: str, keyword: str) -> Any:
 
 
 def _spacing(dataset: Dataset, frame: int) -> tuple[float, float] | None:
-    value = _find(dataset, frame, "PixelMeasuresSequence", "PixelSpacing")
-    return facts.spacing(value or dataset.get("ImagerPixelSpacing"))
+    """Return millimetres between rows and between columns, None where they are not told."""
+    measured = _find(dataset, frame, "PixelMeasuresSequence", "PixelSpacing")
+    others = (dataset.get(f"{kind}PixelSpacing") for kind in ("Imager", "NominalScanned"))
+    return next(filter(None, map(facts.spacing, (measured, *others))), None)
+
+
+def _aspect(dataset: Dataset) -> tuple[float, float] | None:
+    """Return height and width of a pixel to each other, None where they are not told."""
+    return facts.spacing(dataset.get("PixelAspectRatio"))
 
 
 def _grey(
@@ -376,20 +405,44 @@ def _grey(
 ) -> tuple[Grey, Window | None]:
     modality = _modality_curve(dataset, header, frame)
     rescale = modality or display.rescaled(1, 0)
-    inverted = header.photometric == "MONOCHROME1"
-    curve, shown = _file_curve(dataset, header, frame)
+    shape = str(dataset.get("PresentationLUTShape", "")).strip().upper()
+    inverted = header.photometric == "MONOCHROME1" or shape == "INVERSE"
+    background = _background(values, dataset, header)
+
+    def through(curve: Curve) -> Grey:
+        return display.grey(values, rescale, curve, inverted=inverted, background=background)
+
     if wanted is not None:
-        curve, shown = _linear(wanted), wanted
-    if curve is None and modality is None and header.bits_stored <= 8 and not header.signed:
-        shown = None
+        return through(_linear(wanted)), wanted
+    for curve, window in _file_curves(dataset, header, frame):
+        pixels = through(curve)
+        if not display.hides(values, pixels, background):
+            return pixels, window
+    if modality is None and header.bits_stored <= 8 and not header.signed:
         top = 2**header.bits_stored - 1
-        curve = display.linear(top / 2, top, exact=True)
-    elif curve is None:
-        padding = dataset.get("PixelPaddingValue")
-        padding = padding if isinstance(padding, int) else None
-        shown = display.fitted(values, rescale, padding)
-        curve = display.linear(shown.center, shown.width, exact=True)
-    return display.grey(values, rescale, curve, inverted=inverted), shown
+        return through(display.linear(top / 2, top, exact=True)), None
+    fitted = display.fitted(values, rescale, background)
+    return through(display.linear(fitted.center, fitted.width, exact=True)), fitted
+
+
+def _background(values: Values, dataset: Dataset, header: Header) -> Background:
+    """Return which pixels are padding, or no finite numbers."""
+    kind = header.pixels.removesuffix("PixelData")
+    ends = [dataset.get(f"{kind}PixelPadding{end}") for end in ("Value", "RangeLimit")]
+    # Some write them in the other of the two representations of 16 bits.
+    turn = {"i": lambda end: (end + 2**15) % 2**16 - 2**15, "u": lambda end: end % 2**16}
+    fits = turn.get(values.dtype.kind, lambda end: end) if header.bits_allocated <= 16 else float
+    told = [fits(end) for end in ends if isinstance(end, int | float)]
+    outside = np.zeros(values.shape, np.bool_)
+    if told:
+        outside = (values >= min(told)) & (values <= max(told))
+        if outside.all():
+            outside[:] = False
+    if values.dtype.kind == "f":
+        outside |= ~np.isfinite(values)
+        if outside.all():
+            raise _undecodable("its values are not finite numbers")
+    return outside if outside.any() else None
 
 
 def _linear(window: Window, exact: bool = False) -> Curve:
@@ -411,21 +464,26 @@ def _modality_curve(dataset: Dataset, header: Header, frame: int) -> Curve | Non
     )
 
 
-def _file_curve(dataset: Dataset, header: Header, frame: int) -> tuple[Curve | None, Window | None]:
-    """Return the file's first lookup table, else its first window, else None."""
+def _file_curves(dataset: Dataset, header: Header, frame: int) -> Iterator[tuple[Curve, Window]]:
+    """Yield the file's first lookup table, then its windows that are any."""
     if items := dataset.get("VOILUTSequence"):
         table = _table(items[0].get("LUTDescriptor"), items[0].get("LUTData"), header)
         size = len(table.entries)
         span = Window(table.first + (size - 1) / 2, float(size), "voi_lut")
-        return (lambda values: table(values) / table.top), span
-    window = _first_window(dataset, frame)
-    if window is None:
-        return None, None
+        yield (lambda values: table(values) / table.top), span
     function = _find(dataset, frame, "FrameVOILUTSequence", "VOILUTFunction")
     kind = str(function or "LINEAR").strip().upper()
-    if kind == "SIGMOID":
-        return display.sigmoid(window.center, window.width), window
-    return _linear(window, exact=kind == "LINEAR_EXACT"), window
+    for pair in zip(*map(_several, _raw_window(dataset, frame)), strict=False):
+        try:
+            window = Window(float(pair[0]), float(pair[1]), "file")
+        except (TypeError, ValueError):
+            continue
+        if not (window.width > 0 and np.isfinite([window.center, window.width]).all()):
+            continue
+        if kind == "SIGMOID":
+            yield display.sigmoid(window.center, window.width), window
+        else:
+            yield _linear(window, exact=kind == "LINEAR_EXACT"), window
 
 
 def _raw_window(dataset: Dataset, frame: int) -> tuple[Any, Any]:
@@ -434,29 +492,17 @@ def _raw_window(dataset: Dataset, frame: int) -> tuple[Any, Any]:
     return center, width
 
 
-def _first_window(dataset: Dataset, frame: int) -> Window | None:
-    """Return the first window of the file, None where there is none that can be used."""
-    center, width = _raw_window(dataset, frame)
-    if center is None or width is None:
-        return None
-    try:
-        window = Window(_number(center), _number(width), "file")
-    except ImageError:
-        return None
-    return window if window.width > 0 and np.isfinite([window.center, window.width]).all() else None
-
-
-def _ignored(dataset: Dataset, frame: int) -> bool:
-    """Return whether the file holds a window that cannot be used."""
-    return _raw_window(dataset, frame) != (None, None) and _first_window(dataset, frame) is None
+def _several(value: Any) -> list[Any]:
+    """Return the values of an element that may hold one or more."""
+    many = not isinstance(value, str | float | int) and hasattr(value, "__getitem__")
+    return list(value) if many else [value]
 
 
 def _number(value: Any) -> float:
     """Return a decimal of the file, the first of several."""
     try:
-        several = not isinstance(value, str | float | int) and hasattr(value, "__getitem__")
-        return float(value[0] if several else value)
-    except (TypeError, ValueError):
+        return float(_several(value)[0])
+    except (TypeError, ValueError, IndexError):
         raise ImageError(
             "undecodable", "a number in the DICOM header is none; export the file anew"
         ) from None

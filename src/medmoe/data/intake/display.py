@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from medmoe.data.intake.facts import Window
 from medmoe.errors import ImageError
@@ -24,6 +25,9 @@ WindowChoice = tuple[float, float] | str
 Grey = npt.NDArray[np.uint8]
 #: Stored values (any shape, float64) to the units of the file, or those to 0–1.
 Curve = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
+
+#: Where a picture holds no measurement: padding, or no finite number. None where it is everywhere.
+Background = npt.NDArray[np.bool_] | None
 
 #: Center and width in Hounsfield units, as radiology departments set them.
 WINDOW_PRESETS: dict[str, tuple[float, float]] = {
@@ -38,6 +42,9 @@ WINDOW_PRESETS: dict[str, tuple[float, float]] = {
 }
 _LOW, _HIGH = 1, 99  # percentiles shown where no window is known: a few outliers are clipped
 _SAMPLE = 1_000_000  # pixels that percentiles are taken of
+#: A window hides a picture of which it leaves fewer grey levels, or a smaller share between black
+#: and white; of so few different values (a mask) nothing need lie between.
+_LEAST_LEVELS, _LEAST_BETWEEN, _MASK_VALUES = 32, 0.001, 16
 _BLOCK = 1_000_000
 
 
@@ -97,19 +104,14 @@ def sigmoid(center: float, width: float) -> Curve:
     return curve
 
 
-def fitted(values: Values, rescale: Curve, padding: int | None = None) -> Window:
+def fitted(values: Values, rescale: Curve, background: Background = None) -> Window:
     """Return the percentile window of a picture.
 
     Args:
         values: (H, W), as stored.
         rescale: To the units of the file.
-        padding: A stored value that is no measurement.
     """
-    step = max(1, math.ceil(math.sqrt(values.size / _SAMPLE)))
-    sample = values[::step, ::step].ravel()
-    if padding is not None and np.any(kept := sample != padding):
-        sample = sample[kept]
-    units = rescale(sample.astype(np.float64))
+    units = rescale(_sample(values, background).astype(np.float64))
     low, high = (float(q) for q in np.percentile(units, (_LOW, _HIGH)))
     if high <= low:
         low, high = float(units.min()), float(units.max())
@@ -117,11 +119,41 @@ def fitted(values: Values, rescale: Curve, padding: int | None = None) -> Window
     return Window(center, max(width, 1e-6), "percentile")
 
 
-def grey(values: Values, *curves: Curve, inverted: bool = False) -> Grey:
-    """Return grey levels (H, W) of stored values (H, W), through curves that end in 0–1."""
+def hides(values: Values, shown: Grey, background: Background = None) -> bool:
+    """Return whether a window leaves next to nothing of a picture that holds more.
+
+    Args:
+        values: (H, W), as stored.
+        shown: (H, W), what the window makes of them.
+    """
+    levels = _sample(shown, background)
+    low, high = int(levels.min()), int(levels.max())
+    between = np.mean((levels > 0) & (levels < 255))
+    few_levels = high - low < _LEAST_LEVELS
+    if not few_levels and between >= _LEAST_BETWEEN:
+        return False
+    return len(np.unique(_sample(values, background))) > (1 if few_levels else _MASK_VALUES)
+
+
+def _sample(values: Values, background: Background) -> Values:
+    """Return pixels (N,) of a picture, measurements only where there are any."""
+    step = max(1, math.ceil(math.sqrt(values.size / _SAMPLE)))
+    sample = values[::step, ::step]
+    if background is None or not np.any(kept := ~background[::step, ::step]):
+        return sample.ravel()
+    return sample[kept]
+
+
+def grey(
+    values: Values, *curves: Curve, inverted: bool = False, background: Background = None
+) -> Grey:
+    """Return grey levels (H, W) of stored values (H, W), through curves that end in 0–1.
+
+    The background is black.
+    """
 
     def levels(part: Values) -> Grey:
-        unit = part.astype(np.float64)
+        unit = np.nan_to_num(part.astype(np.float64), posinf=0, neginf=0)
         for curve in curves:
             unit = curve(unit)
         whole = np.rint(np.clip(unit, 0, 1) * 255).astype(np.uint8)
@@ -133,11 +165,20 @@ def grey(values: Values, *curves: Curve, inverted: bool = False) -> Grey:
         out = np.empty(values.shape, np.uint8)
         for rows in _blocks(values):
             out[rows] = table[values[rows].astype(np.intp) - low]
-        return out
-    out = np.empty(values.shape, np.uint8)
-    for rows in _blocks(values):
-        out[rows] = levels(values[rows])
+    else:
+        out = np.empty(values.shape, np.uint8)
+        for rows in _blocks(values):
+            out[rows] = levels(values[rows])
+    if background is not None:
+        out[background] = 0
     return out
+
+
+def square_pixels(pixels: Grey, size: tuple[int, int]) -> Grey:
+    """Return a picture (H, W) or (H, W, 3) at the width and height of `Limits.squared`."""
+    if size == pixels.shape[1::-1]:
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
 
 
 def _blocks(values: Values) -> list[slice]:

@@ -25,7 +25,7 @@ WARNINGS: dict[str, str] = {
     "first_of_several": "the file holds several pictures; only the first is used",
     "first_volume": "the file holds several volumes; the first is used",
     "small_matrix": "fewer than 16 pixels a side: there is little to be seen",
-    "window_ignored": "the window of the file is not usable; one was fitted to the pixel values",
+    "window_ignored": "the window of the file is not usable; the picture's own range is shown",
     "orientation_unknown": "the file does not say which side is which; left and right may be wrong",
 }
 
@@ -34,7 +34,7 @@ _ORIGINS: dict[str, str] = {
     "given": "as given",
     "file": "from the file",
     "voi_lut": "a lookup table of the file",
-    "percentile": "fitted to the values: the file has none",
+    "percentile": "fitted to the values",
     "full_range": "all values",
 }
 _FORMATS = {"png": "PNG", "jpeg": "JPEG", "dicom": "DICOM", "nifti": "NIfTI", "pixels": "pixels"}
@@ -84,7 +84,7 @@ class ImageFacts:
         body_part: In lower case (``chest``), None where unknown.
         view: The projection or plane (``pa``, ``axial``), None where unknown.
         window: None for colour and for pictures of 8 bits that are shown as they are stored.
-        spacing: Millimetres between rows and between columns.
+        spacing: Millimetres between rows and between columns, as shown: pixels are made square.
         frame: Which frame, or slice, is shown, from 1.
         warnings: Keys of `WARNINGS`.
     """
@@ -168,6 +168,15 @@ def spacing(values: Any) -> tuple[float, float] | None:
     except (TypeError, ValueError):
         return None
     return (row, column) if 0 < row < 1000 and 0 < column < 1000 else None
+
+
+def respaced(
+    apart: tuple[float, float] | None, before: tuple[int, int], after: tuple[int, int]
+) -> tuple[float, float] | None:
+    """Return row and column spacing of a picture that was resized, (width, height) to another."""
+    if apart is None:
+        return None
+    return spacing((apart[0] * before[1] / after[1], apart[1] * before[0] / after[0]))
 
 
 def _known(value: object, words: frozenset[str]) -> str | None:

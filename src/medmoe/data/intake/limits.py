@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
 from io import BytesIO
@@ -46,8 +47,19 @@ class Limits:
                 "give a smaller picture",
             )
 
-    def check_size(self, width: int, height: int, *, min_side: int | None = None) -> None:
-        """Refuse a size outside the limits, before any pixel is decoded."""
+    def check_size(
+        self,
+        width: int,
+        height: int,
+        *,
+        min_side: int | None = None,
+        spacing: tuple[float, float] | None = None,
+    ) -> None:
+        """Refuse a size outside the limits, before any pixel is decoded.
+
+        Args:
+            spacing: Between rows and between columns: the picture's shape goes by it.
+        """
         short, long = sorted((width, height))
         size = f"{width}x{height} pixels"
         least = self.min_side if min_side is None else min_side
@@ -57,10 +69,29 @@ class Limits:
             )
         if long > self.max_side or width * height > self.max_pixels:
             raise self.too_large(size)
+        short, long = sorted(self.squared(width, height, spacing))
         if long > self.max_aspect * short:
             raise ImageError(
                 "bad_aspect", f"{size}: at most {self.max_aspect}:1 is accepted; crop the image"
             )
+
+    def squared(
+        self, width: int, height: int, spacing: tuple[float, float] | None
+    ) -> tuple[int, int]:
+        """Return width and height of a picture once its pixels are square.
+
+        The finer spacing is kept where that is not too large. Spacings that differ by no more than
+        a hundredth, or more than any picture may (they are wrong), leave it as it is.
+        """
+        row, column = spacing or (1.0, 1.0)
+        finer = min(row, column)
+        if not 1.01 < max(row, column) / finer <= self.max_aspect:
+            return width, height
+        across, down = width * column / finer, height * row / finer
+        shrink = min(
+            *(1, self.max_side / max(across, down), math.sqrt(self.max_pixels / (across * down)))
+        )
+        return max(1, round(across * shrink)), max(1, round(down * shrink))
 
     def too_large(self, size: str) -> ImageError:
         """Return the error for a picture of too many pixels."""

@@ -1,7 +1,6 @@
 """HTML of the page's own parts: the picture with the answer's regions, and the evidence card.
 
-All text is escaped by the template engine, whoever wrote it. A picture keeps its true shape: where
-the file's pixels are not square it is drawn in millimetres. Nothing is written to a disk: pictures
+All text is escaped by the template engine, whoever wrote it. Nothing is written to a disk: pictures
 are data URIs.
 """
 
@@ -69,10 +68,7 @@ def picture_html(
 
 def true_size(picture: Picture) -> tuple[int, int]:
     """Return width and height to draw a picture at, in its true shape."""
-    width, height = (float(side) for side in picture.image.size)
-    if picture.facts.spacing is not None:
-        row, column = picture.facts.spacing
-        width, height = width * column, height * row
+    width, height = picture.image.size
     longest = min(max(*picture.image.size, MIN_SIDE), MAX_SIDE)
     scale = longest / max(width, height)
     return max(1, round(width * scale)), max(1, round(height * scale))
