@@ -7,6 +7,8 @@ TORCH := torch==2.13.0
 # MedMNIST's own Evaluator, which the tests hold ours against. It asks for torchvision, which must
 # not be installed, and needs it for its downloads only: hence without dependencies.
 MEDMNIST := medmnist==3.0.2
+# Fuzzes the readers in `make stress`; no other target needs it.
+ATHERIS := atheris==3.0.0
 STAMP := $(VENV)/.medmoe-installed
 # vLLM pins its own dependencies, and asks for torchvision too: hence its own place, without resolving.
 VLLM := .venv-vllm
@@ -74,6 +76,7 @@ fix: $(STAMP)  ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 stress: $(STAMP)  ## the long runs
+	$(BIN)/python -m pip install -q --no-deps $(ATHERIS)
 	$(PYTEST) tests/stress $(ARGS)
 
 bench: $(STAMP)  ## print the benchmark ratios of benchmarks/

@@ -542,3 +542,12 @@ def test_rle_of_several_frames_is_read_by_frame() -> None:
     for number in (1, 2):
         expected = grey(dicom(frames[number - 1]), window=(2000.0, 4000.0))
         assert np.array_equal(grey(data, frame=number, window=(2000.0, 4000.0)), expected)
+
+
+def test_an_element_of_an_unknown_kind_is_damaged_wherever_it_is_read() -> None:
+    plain = samples.dicom(Modality="CT")
+    damaged = plain.replace(b"\x08\0\x60\0CS", b"\x08\0\x60\0CU")  # of Modality
+    assert damaged != plain
+    with pytest.raises(ImageError, match="its elements are damaged") as caught:
+        dicom_module.read(damaged, Limits(), None, None)
+    assert caught.value.code == "undecodable"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.experiments import micro
-from tests.stress import kills
+from tests.stress import guided, kills
 from tests.stress.fuzz import mutated, originals, try_all
 from tests.stress.ledger import Ledger, head_of
 
@@ -34,6 +34,22 @@ def test_broken_pictures_give_a_picture_or_an_image_error(pool: DecoderPool) -> 
     assert counts["empty_or_malformed_image"] > 30
     assert counts["undecodable"] > 30
     assert len(counts) >= 6
+
+
+@pytest.mark.parametrize("name", guided.targets())
+def test_what_guided_fuzzing_begins_with_is_read_whole_and_cut(name: str) -> None:
+    target = guided.targets()[name]
+    seeds = target.seeds()
+    assert len(seeds) > 1
+    for seed in seeds:
+        for end in (len(seed), len(seed) // 2, 1, 0):
+            target.read(seed[:end])
+
+
+def test_a_reader_that_fails_ends_guided_fuzzing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medmoe.serving.schema.read_json", lambda data: data[99])
+    with pytest.raises(IndexError):
+        guided.targets()["json"].read(b"{}")
 
 
 def test_originals_open_and_mutations_are_by_number(pool: DecoderPool) -> None:

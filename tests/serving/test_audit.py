@@ -10,6 +10,7 @@ import pytest
 
 from medmoe.cli import main as cli
 from medmoe.errors import ConfigError, DataError
+from medmoe.serving import audit as audit_module
 from medmoe.serving.audit import AuditLog, verify
 
 LINES = 6
@@ -81,6 +82,15 @@ def test_a_line_made_with_another_key_is_found(log: Path, tmp_path: Path) -> Non
     other.close()
     log.write_bytes(log.read_bytes() + (tmp_path / "other.jsonl").read_bytes())
     assert f"line {LINES + 1}: edited" in str(verify(log).fault)
+
+
+@pytest.mark.parametrize("change", [{"n": "7"}, {"n": None}, {"prev": 7}])
+def test_a_signed_line_without_its_place_is_none(log: Path, change: dict[str, object]) -> None:
+    key = log.with_name(f"{log.name}.key").read_bytes()
+    content = {"n": LINES + 1, "prev": json.loads(lines(log)[-1])["mac"], **change}
+    line = json.dumps(content | {"mac": audit_module._mac(key, content)}, separators=(",", ":"))
+    log.write_bytes(log.read_bytes() + line.encode() + b"\n")
+    assert verify(log).fault == f"line {LINES + 1}: no line of an audit log, or edited"
 
 
 def test_equal_pictures_have_equal_hashes_and_the_key_is_needed(tmp_path: Path) -> None:

@@ -297,7 +297,10 @@ def _content(line: bytes, key: bytes) -> dict[str, Any]:
         content = json.loads(line)
         mac = content.pop("mac")
         expected = _mac(key, content)
+        known = isinstance(content["n"], int) and isinstance(content["prev"], str)
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        return {"fault": "no line of an audit log, or edited"}
+    if not known:
         return {"fault": "no line of an audit log, or edited"}
     whole: dict[str, Any] = content | {"mac": mac}
     canonical = json.dumps(whole, separators=(",", ":")).encode()

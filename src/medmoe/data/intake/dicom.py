@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -103,6 +104,23 @@ class Header:
         return self.samples == 3
 
 
+@contextmanager
+def _in_our_words() -> Iterator[None]:
+    """Raise for pydicom, whose errors are of every kind, and whose words quote values.
+
+    An element is read when it is first looked at: one that is damaged is found anywhere below.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except (ImageError, MemoryError):
+            raise
+        except Exception:
+            raise _undecodable("its elements are damaged") from None
+
+
+@_in_our_words()
 def read(
     data: bytes, limits: Limits, window: WindowChoice | None, frame: int | None
 ) -> tuple[Grey, ImageFacts]:
@@ -152,6 +170,7 @@ def read(
     )
 
 
+@_in_our_words()
 def read_header(data: bytes, limits: Limits) -> tuple[Dataset, Header]:
     """Return the elements that are read of a file, and the checked description of its pixels.
 
@@ -159,15 +178,8 @@ def read_header(data: bytes, limits: Limits) -> tuple[Dataset, Header]:
         ImageError: ``no_pixel_data``, ``image_too_large``, ``bad_aspect``,
             ``unsupported_transfer_syntax`` or ``undecodable``.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they quote values
-        try:
-            dataset, syntax = _dataset(data, limits)
-            return dataset, _header(dataset, syntax, limits)
-        except (ImageError, MemoryError):
-            raise
-        except Exception:  # pydicom raises of every kind, with values in its words
-            raise _undecodable("its elements are damaged") from None
+    dataset, syntax = _dataset(data, limits)
+    return dataset, _header(dataset, syntax, limits)
 
 
 def _dataset(data: bytes, limits: Limits) -> tuple[Dataset, uid.UID | None]:
@@ -538,7 +550,7 @@ def _palette(values: Values, dataset: Dataset, header: Header) -> Grey:
             colours = apply_color_lut(values, dataset)
         except MemoryError:
             raise
-        except Exception:  # pydicom raises of every kind
+        except Exception:  # see above
             raise ImageError(
                 "undecodable", "a palette of the DICOM file is damaged; export it anew"
             ) from None
