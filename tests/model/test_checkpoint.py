@@ -168,6 +168,14 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "deep tokenizer": (listed("tokenizer.json", "[" * 10**5), "tokenizer.json: not readable as"),
     "broken template": (listed("chat_template.jinja", "{% for x in %}"), "no usable processor"),
     "template that fails": (listed("chat_template.jinja", "{{ 1 / 0 }}"), "no usable processor"),
+    "endless template": (
+        listed("chat_template.jinja", "{% for a in range(99999) %}" * 9 + "{% endfor %}" * 9),
+        r"no usable processor \(its chat template needs more than 5 s or 2 GiB",
+    ),
+    "template that fills memory": (
+        listed("chat_template.jinja", "{% set a = [0] * 10**9 %}{{ a[-1] * 10 }}"),
+        "its chat template needs more than 5 s or 2 GiB",
+    ),
     "template that reads a file": (
         listed("chat_template.jinja", "{% include '/etc/passwd' %}"),
         "no usable processor",

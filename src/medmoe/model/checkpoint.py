@@ -40,6 +40,7 @@ from medmoe.model.locate import (
 )
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.processing_medmoe import MedMoeProcessor
+from medmoe.model.strange_template import check_template
 
 _FIX = "copy the model directory again"
 PROCESSOR, _TOKENIZER = "processor_config.json", "tokenizer.json"
@@ -140,8 +141,9 @@ def read_processor(directory: Path) -> MedMoeProcessor:
         # Of a template that is broken this is the first use.
         conversation = [{"role": "user", "content": [{"type": "text", "text": "why?"}]}]
         if processor.chat_template:
+            check_template(processor.chat_template)
             processor.apply_chat_template(conversation, add_generation_prompt=True)
-    except (*_BROKEN, TemplateError) as error:
+    except (*_BROKEN, CheckpointError, TemplateError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(
             f"{directory}: no usable processor ({reason}); save the model with its processor"

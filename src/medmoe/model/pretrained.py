@@ -48,6 +48,7 @@ from medmoe.model.efficientnet_lite import (
     EfficientNetLiteModel,
     folded,
 )
+from medmoe.model.strange_template import check_template
 
 logger = logging.getLogger(__name__)
 
@@ -182,6 +183,7 @@ def template_of(tokenizer: PreTrainedTokenizerBase, entry: LanguageBackbone, whe
     reason = "has no chat template"
     if tokenizer.chat_template:
         template = with_images(str(tokenizer.chat_template))
+        check_template(template)
         end = str(tokenizer.eos_token)
         user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "why?"}]}
         turns = [user, {"role": "assistant", "content": "because"}]

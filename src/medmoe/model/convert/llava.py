@@ -40,6 +40,7 @@ from medmoe.model.convert.tokens import read_chat_template, read_tokenizer, with
 from medmoe.model.locate import read_json
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.processing_medmoe import MedMoeProcessor
+from medmoe.model.strange_template import check_template
 
 _HEAD_BIAS = "lm_head.bias"
 _EMBEDDING = "embed_tokens.weight"
@@ -164,6 +165,7 @@ def _processor(source: Path, config: MedMoeConfig) -> tuple[MedMoeProcessor | No
     if pictures is None:
         return None, f"none: no {_PICTURES[0]} says how pictures are normalised"
     own = read_chat_template(source, tokenizer)
+    check_template(own)
     vision = VisionBackbone(
         name=config.vision_config.model_type,
         hub_id=None,
