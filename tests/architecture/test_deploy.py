@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +30,9 @@ def instructions(repository: Path) -> list[tuple[str, str]]:
 
 
 def stages(repository: Path) -> dict[str, list[tuple[str, str]]]:
-    """Return the instructions of each stage, by its name."""
-    found: dict[str, list[tuple[str, str]]] = {}
+    """Return the instructions of each stage, by its name; what precedes the first by none."""
+    name = ""
+    found: dict[str, list[tuple[str, str]]] = {name: []}
     for word, rest in instructions(repository):
         if word == "FROM":
             name = rest.split(" AS ")[1]
@@ -113,6 +117,72 @@ def test_a_service_builds_a_stage_that_exists(
     folder = (repository / "deploy" / build["context"]).resolve()
     assert (folder / build["dockerfile"]).is_file()
     assert build["target"] in stages(repository)
+
+
+def test_each_foreign_base_takes_a_digest(repository: Path) -> None:
+    declared = {rest.rstrip("=") for word, rest in instructions(repository) if word == "ARG"}
+    names = set(stages(repository))
+    for word, rest in instructions(repository):
+        if word == "FROM" and (base := rest.split(" AS ")[0]) not in names:
+            digest = re.fullmatch(r"[\w./-]+:[\w.-]+\$\{(\w+_DIGEST):\+@\$\1\}", base)
+            assert digest, base
+            assert digest[1] in declared
+
+
+@pytest.mark.parametrize(("digest", "code"), [("", 2), ("sha256:00", 0)])
+def test_make_says_which_base_has_no_digest(
+    repository: Path, tmp_path: Path, digest: str, code: int
+) -> None:
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    text = (repository / "deploy" / "Dockerfile").read_text(encoding="utf-8")
+    (tmp_path / "deploy").mkdir()
+    (tmp_path / "deploy" / "Dockerfile").write_text(
+        text.replace("_DIGEST=\n", f"_DIGEST={digest}\n")
+    )
+    command = ["make", "-s", "-f", str(repository / "Makefile"), "digests"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert re.findall(r"(\w+) is empty", done.stdout) == (
+        ["PYTHON_DIGEST", "VLLM_DIGEST"] if code else []
+    )
+
+
+def test_nothing_but_torch_enters_an_image_without_its_hash(repository: Path) -> None:
+    installs = [
+        command
+        for word, rest in instructions(repository)
+        if word == "RUN"
+        for command in re.split(r"&&|;", rest)
+        if "pip install" in command or "pip wheel" in command
+    ]
+    assert len(installs) == 7
+    for command in installs:
+        assert "--no-deps" in command
+        own = command.split()[-1] in {".", "/wheels/medmoe-*.whl"}
+        assert own or "torch==" in command or "--only-binary :all: --require-hashes" in command
+
+
+def test_the_vllm_image_gets_only_what_it_lacks(repository: Path, tmp_path: Path) -> None:
+    (script,) = (rest for word, rest in stages(repository)["vllm"] if word == "RUN")
+    script = script.split("&& rm -r")[0].replace("/tmp/", f"{tmp_path}/")
+    lock = (repository / "deploy" / "serve.lock").read_text(encoding="utf-8")
+    held = sorted(set(re.findall(r"^([\w-]+)==", lock, re.MULTILINE)) - {"nibabel", "rich"})
+    (tmp_path / "names").write_text("".join(f"{name}==0\n" for name in held))
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "wheels" / "serve.lock").write_text(lock)
+    python = tmp_path / "python3"
+    python.write_text(f'#!/bin/sh\ncase "$*" in *"pip list"*) cat {tmp_path}/names;; esac\n')
+    python.chmod(0o755)
+    subprocess.run(
+        ["bash", "-e", "-o", "pipefail", "-c", script.replace("/wheels/", f"{tmp_path}/wheels/")],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        check=True,
+        capture_output=True,
+    )
+    lacking = (tmp_path / "lacking.lock").read_text()
+    assert re.findall(r"^([\w-]+)==", lacking, re.MULTILINE) == ["nibabel", "rich"]
+    assert lacking.count("--hash=") == 4
 
 
 def test_the_docs_start_vllm_with_flags_that_exist(repository: Path) -> None:
