@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from medmoe.data.intake import raster
-from medmoe.data.intake.display import Grey, WindowChoice
+from medmoe.data.intake.display import Grey, Plane, WindowChoice
 from medmoe.data.intake.facts import ImageFacts
-from medmoe.data.intake.limits import Limits
+from medmoe.data.intake.limits import GZIP_START, Limits
 from medmoe.errors import ImageError
 
 Kind = Literal["PNG", "JPEG", "DICOM", "NIFTI"]
@@ -26,7 +26,6 @@ _STARTS: tuple[tuple[Kind, bytes], ...] = (
     ("PNG", raster.PNG_START),
     ("JPEG", raster.JPEG_START),
 )
-GZIP_START = b"\x1f\x8b"
 #: Size of the header, as NIfTI begins with it -> version 1 or 2.
 NIFTI_SIZES = {
     size.to_bytes(4, order): version
@@ -46,11 +45,13 @@ class Request:
         window: Center and width, or the name of a preset; None leaves it to the file.
         frame: From 1; None for the default of the format.
         hint: What the sender says the file is.
+        plane: Of a NIfTI volume; None for the one in which it was acquired.
     """
 
     window: WindowChoice | None = None
     frame: int | None = None
     hint: Hint | None = None
+    plane: Plane | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,8 @@ def decode(data: bytes, request: Request, limits: Limits) -> Decoded:
     """
     limits.check_file(len(data))
     kind = kind_of(data, request.hint)
+    if request.plane is not None and kind != "NIFTI":
+        raise ImageError("bad_frame", f"a {kind} file has no planes; leave the plane out")
     if kind == "DICOM":
         from medmoe.data.intake import dicom
 
@@ -132,7 +135,7 @@ def decode(data: bytes, request: Request, limits: Limits) -> Decoded:
     if kind == "NIFTI":
         from medmoe.data.intake import nifti
 
-        return Decoded(*nifti.read(data, limits, request.window, request.frame))
+        return Decoded(*nifti.read(data, limits, request.window, request.frame, request.plane))
     if request.window is not None:
         raise ImageError("bad_window", f"a {kind} picture has no window; leave the window out")
     if request.frame not in (None, 1):

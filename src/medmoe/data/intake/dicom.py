@@ -153,9 +153,8 @@ def read(
         pixels = _eight_bits(values, header.bits_stored)
     else:
         raise ImageError("undecodable", "unknown photometric interpretation; export the file anew")
-    apart = _spacing(dataset, number)
-    size = limits.squared(header.columns, header.rows, apart or _aspect(dataset))
-    return display.square_pixels(pixels, size), ImageFacts(
+    pixels, apart = display.squared(pixels, _spacing(dataset, number) or _aspect(dataset), limits)
+    return pixels, ImageFacts(
         format="dicom",
         modality=modality,
         body_part=facts.body_part(
@@ -163,7 +162,7 @@ def read(
         ),
         view=facts.view(dataset.get("ViewPosition", "")),
         window=shown,
-        spacing=facts.respaced(apart, (header.columns, header.rows), size),
+        spacing=apart if _spacing(dataset, number) else None,
         frame=number,
         frames=header.frames,
         warnings=flags,
@@ -419,22 +418,12 @@ def _grey(
     rescale = modality or display.rescaled(1, 0)
     shape = str(dataset.get("PresentationLUTShape", "")).strip().upper()
     inverted = header.photometric == "MONOCHROME1" or shape == "INVERSE"
-    background = _background(values, dataset, header)
-
-    def through(curve: Curve) -> Grey:
-        return display.grey(values, rescale, curve, inverted=inverted, background=background)
-
-    if wanted is not None:
-        return through(_linear(wanted)), wanted
-    for curve, window in _file_curves(dataset, header, frame):
-        pixels = through(curve)
-        if not display.hides(values, pixels, background):
-            return pixels, window
+    plain, top = None, 2**header.bits_stored - 1
     if modality is None and header.bits_stored <= 8 and not header.signed:
-        top = 2**header.bits_stored - 1
-        return through(display.linear(top / 2, top, exact=True)), None
-    fitted = display.fitted(values, rescale, background)
-    return through(display.linear(fitted.center, fitted.width, exact=True)), fitted
+        plain = display.linear(top / 2, top, exact=True)
+    told = [(_linear(wanted), wanted)] if wanted else _file_curves(dataset, header, frame)
+    background = _background(values, dataset, header)
+    return display.windowed(values, told, rescale, background, inverted=inverted, otherwise=plain)
 
 
 def _background(values: Values, dataset: Dataset, header: Header) -> Background:

@@ -8,20 +8,23 @@ It draws no overlays and knows no file format.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from medmoe.data.intake.facts import Window
+from medmoe.data.intake.facts import Window, spacing
+from medmoe.data.intake.limits import Limits
 from medmoe.errors import ImageError
 
 Values = npt.NDArray[Any]
 #: A window as it is asked for: center and width, or a key of `WINDOW_PRESETS`.
 WindowChoice = tuple[float, float] | str
+#: In which a slice of a volume lies.
+Plane = Literal["axial", "coronal", "sagittal"]
 Grey = npt.NDArray[np.uint8]
 #: Stored values (any shape, float64) to the units of the file, or those to 0–1.
 Curve = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
@@ -119,13 +122,34 @@ def fitted(values: Values, rescale: Curve, background: Background = None) -> Win
     return Window(center, max(width, 1e-6), "percentile")
 
 
-def hides(values: Values, shown: Grey, background: Background = None) -> bool:
-    """Return whether a window leaves next to nothing of a picture that holds more.
+def windowed(
+    values: Values,
+    told: Iterable[tuple[Curve, Window]],
+    rescale: Curve,
+    background: Background,
+    *,
+    inverted: bool = False,
+    otherwise: Curve | None = None,
+) -> tuple[Grey, Window | None]:
+    """Return grey levels (H, W) of stored values (H, W), and the window that was used.
 
     Args:
-        values: (H, W), as stored.
-        shown: (H, W), what the window makes of them.
+        told: Windows in the order of preference; one of the file is used if it shows something.
+        otherwise: Used in place of a fitted window where none of them is.
     """
+    for curve, window in told:
+        pixels = grey(values, rescale, curve, inverted=inverted, background=background)
+        if window.origin == "given" or not _hides(values, pixels, background):
+            return pixels, window
+    if otherwise is not None:
+        return grey(values, rescale, otherwise, inverted=inverted, background=background), None
+    window = fitted(values, rescale, background)
+    curve = linear(window.center, window.width, exact=True)
+    return grey(values, rescale, curve, inverted=inverted, background=background), window
+
+
+def _hides(values: Values, shown: Grey, background: Background) -> bool:
+    """Return whether a window leaves next to nothing of a picture that holds more."""
     levels = _sample(shown, background)
     low, high = int(levels.min()), int(levels.max())
     between = np.mean((levels > 0) & (levels < 255))
@@ -174,11 +198,20 @@ def grey(
     return out
 
 
-def square_pixels(pixels: Grey, size: tuple[int, int]) -> Grey:
-    """Return a picture (H, W) or (H, W, 3) at the width and height of `Limits.squared`."""
-    if size == pixels.shape[1::-1]:
-        return pixels
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
+def squared(
+    pixels: Grey, apart: tuple[float, float] | None, limits: Limits
+) -> tuple[Grey, tuple[float, float] | None]:
+    """Return a picture (H, W) or (H, W, 3) with square pixels, and its spacing then.
+
+    Args:
+        apart: Spacing between rows and between columns, None where it is not known.
+    """
+    height, width = pixels.shape[:2]
+    size = limits.squared(width, height, apart)
+    if apart is None or size == (width, height):
+        return pixels, apart
+    resized = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
+    return resized, spacing((apart[0] * height / size[1], apart[1] * width / size[0]))
 
 
 def _blocks(values: Values) -> list[slice]:

@@ -52,6 +52,7 @@ TOE TONGUE TRACHEA TSPINE ULNA URETER URETHRA UTERUS VAGINA WHOLEBODY WRIST ZYGO
 """
 _VIEWS = """
 AP PA LL RL LLD RLD LLO RLO LAT LATERAL OBL OBLIQUE CC MLO ML LM LMO XCC XCCL XCCM FB SIO AXIAL
+CORONAL SAGITTAL
 """
 #: Body Part Examined, the defined terms in use (DICOM PS3.16, annex L).
 BODY_PARTS = frozenset(_BODY_PARTS.split())
@@ -168,15 +169,6 @@ def spacing(values: Any) -> tuple[float, float] | None:
     except (TypeError, ValueError):
         return None
     return (row, column) if 0 < row < 1000 and 0 < column < 1000 else None
-
-
-def respaced(
-    apart: tuple[float, float] | None, before: tuple[int, int], after: tuple[int, int]
-) -> tuple[float, float] | None:
-    """Return row and column spacing of a picture that was resized, (width, height) to another."""
-    if apart is None:
-        return None
-    return spacing((apart[0] * before[1] / after[1], apart[1] * before[0] / after[0]))
 
 
 def _known(value: object, words: frozenset[str]) -> str | None:

@@ -104,11 +104,14 @@ class Limits:
 
 GZIP = 31  # zlib's words for the container
 RAW_DEFLATE = -15
-_STEP = 4 * 2**20
+GZIP_START = b"\x1f\x8b"
+_STEP, _READ = 4 * 2**20, 2**16  # bytes that come out and go in at once
 
 
 def inflated(data: bytes | memoryview, container: int, limit: int) -> bytes:
     """Return the inflated bytes, within a bound: a small file must not become a large one.
+
+    All members of a gzip file are read; what else follows is not.
 
     Args:
         container: `GZIP` or `RAW_DEFLATE`.
@@ -119,11 +122,15 @@ def inflated(data: bytes | memoryview, container: int, limit: int) -> bytes:
     """
     stream = zlib.decompressobj(container)
     out = BytesIO()  # gives its bytes away without another copy
-    rest = bytes(data)
+    data, position, rest = memoryview(data), 0, b""
     try:
-        while not stream.eof:
+        while not stream.eof or (container == GZIP and data[position:][:2] == GZIP_START):
+            if stream.eof:
+                stream = zlib.decompressobj(container)
+            rest = stream.unconsumed_tail or bytes(data[position : position + _READ])
+            position += 0 if stream.unconsumed_tail else len(rest)
             piece = stream.decompress(rest, _STEP)
-            rest = stream.unconsumed_tail
+            position -= len(stream.unused_data)
             out.write(piece)
             if out.tell() > limit:
                 raise ImageError(

@@ -1,8 +1,11 @@
-"""NIfTI-1 and NIfTI-2, plain or gzip: one axial slice of a volume, as a radiologist looks at it.
+"""NIfTI-1 and NIfTI-2, plain or gzip: one slice of a volume, as a radiologist looks at it.
 
-The volume is brought to its canonical axes; slices are numbered from the feet up, the middle one
-is shown by default. The patient's right is on the left of the picture, the front is up. Of several
-volumes the first is taken. Names, descriptions and extensions in the header are not read.
+The volume is brought to its canonical axes and shown in the plane it was acquired in, or in the one
+that is asked for: axial (front up), coronal (head up), both with the patient's right on the left,
+or sagittal (front on the left, head up). Slices are numbered from the feet, the back or the left of
+the patient; the middle one is shown by default. Pixels are made square. Voxels that are no finite
+numbers are black. Of several volumes the first is taken. Names, descriptions and extensions in the
+header are not read.
 """
 
 from __future__ import annotations
@@ -14,31 +17,43 @@ import nibabel
 import numpy as np
 
 from medmoe.data.intake import display
-from medmoe.data.intake.decode import GZIP_START, NIFTI_SIZES
-from medmoe.data.intake.display import Grey, Values, WindowChoice
-from medmoe.data.intake.facts import ImageFacts, Window, spacing
-from medmoe.data.intake.limits import GZIP, Limits, inflated
+from medmoe.data.intake.decode import NIFTI_SIZES
+from medmoe.data.intake.display import Grey, Plane, Values, WindowChoice
+from medmoe.data.intake.facts import ImageFacts, Window
+from medmoe.data.intake.limits import GZIP, GZIP_START, Limits, inflated
 from medmoe.errors import ImageError
 
 _MAGIC_1, _MAGIC_2 = b"n+1\0", b"n+2\0"
 _PAIR = (b"ni1\0", b"ni2\0")  # the header alone: its pixels are in another file
 _SMALL = 16
+#: The canonical axes (left-right, back-front, feet-head) across a slice, down it and through all.
+_PLANES: dict[Plane, tuple[int, int, int]] = {
+    "sagittal": (1, 2, 0),
+    "coronal": (0, 2, 1),
+    "axial": (0, 1, 2),
+}
+#: How much thicker slices are than their pixels, or fewer than those of a side, where the plane of
+#: a volume goes by it.
+_THICKER, _FEWER = 1.2, 4
 
 
 @dataclass(frozen=True, slots=True)
 class _Volume:
-    """An opened file and how its axes lie.
+    """An opened file and how its slices lie.
 
     Attributes:
-        axes: For right-left, back-front and feet-head: the axis of the array.
-        flips: The same three: whether the array runs the other way.
-        known: Whether the file says so itself.
+        axes: Across a slice, down it and through all slices: the axis of the array.
+        flips: The same three: whether the array runs from right, front or head.
+        spacing: Millimetres between rows and between columns.
+        known: Whether the file says itself how its axes lie.
     """
 
     image: Any
     shape: tuple[int, ...]
-    axes: tuple[int, int, int]
-    flips: tuple[bool, bool, bool]
+    plane: Plane
+    axes: tuple[int, ...]
+    flips: tuple[bool, ...]
+    spacing: tuple[float, float]
     known: bool
 
 
@@ -53,55 +68,62 @@ def plain(data: bytes, limits: Limits) -> bytes:
     whole = inflated(data, GZIP, limits.max_inflated_bytes)
     if whole[:4] not in NIFTI_SIZES:
         raise ImageError(
-            "unsupported_image_type", "a gzip file that holds no NIfTI; give the picture itself"
+            "unsupported_image_type",
+            "a gzip file that holds no NIfTI; convert it to .nii.gz, or give the picture itself",
         )
     return whole
 
 
 def read(
-    data: bytes, limits: Limits, window: WindowChoice | None, frame: int | None
+    data: bytes,
+    limits: Limits,
+    window: WindowChoice | None,
+    frame: int | None,
+    plane: Plane | None = None,
 ) -> tuple[Grey, ImageFacts]:
-    """Return one axial slice as grey (H, W) or RGB (H, W, 3), uint8, and its facts.
+    """Return one slice as grey (H, W) or RGB (H, W, 3), uint8, and its facts.
 
     Args:
-        window: Center and width, or the name of a CT preset; by default the file's display range,
-            else a percentile window.
-        frame: The slice, from 1 at the feet; the middle one by default.
+        window: Center and width, or the name of a CT preset; by default the file's display range
+            where that shows something, else a percentile window.
+        frame: The slice, from 1; the middle one by default.
+        plane: By default the one in which the volume was acquired.
 
     Raises:
         ImageError: ``empty_or_malformed_image``, ``no_pixel_data``, ``image_too_large``,
             ``bad_aspect``, ``undecodable``, ``bad_window`` or ``bad_frame``.
     """
-    volume = _open(plain(data, limits), limits)
+    volume = _open(plain(data, limits), limits, plane)
     frames = volume.shape[volume.axes[2]]
     number = display.chosen_frame(frame, frames, default=(frames + 1) // 2)
     values = _slice(volume, number)
-    shown: Window | None = None
+    shown, told = None, _display_range(volume)
     if values.ndim == 2:
-        shown = _window(volume, values, window)
-        pixels = display.grey(values, display.linear(shown.center, shown.width, exact=True))
+        given = None if window is None else display.requested(window, None)
+        pixels, shown = _grey(values, given or told)
     elif window is None:
         pixels = values
     else:
         raise ImageError("bad_window", "a colour picture has no window; leave the window out")
-    zooms = [abs(float(zoom)) for zoom in volume.image.header.get_zooms()[:3]] + [1.0] * 3
     flags = (
         *(("orientation_unknown",) if not volume.known else ()),
         *(("first_volume",) if int(np.prod(volume.shape[3:])) > 1 else ()),
         *(("small_matrix",) if min(pixels.shape[:2]) < _SMALL else ()),
+        *(("window_ignored",) if told and shown and shown.origin == "percentile" else ()),
     )
+    pixels, apart = display.squared(pixels, volume.spacing, limits)
     return pixels, ImageFacts(
         format="nifti",
-        view="axial" if volume.known else None,
+        view=volume.plane if volume.known else None,
         window=shown,
-        spacing=spacing((zooms[volume.axes[1]], zooms[volume.axes[0]])),
+        spacing=apart,
         frame=number,
         frames=frames,
         warnings=flags,
     )
 
 
-def _open(data: bytes, limits: Limits) -> _Volume:
+def _open(data: bytes, limits: Limits, plane: Plane | None) -> _Volume:
     number = NIFTI_SIZES.get(data[:4])
     magic = data[344:348] if number == 1 else data[4:8]
     if magic in _PAIR:
@@ -129,12 +151,36 @@ def _open(data: bytes, limits: Limits) -> _Volume:
         raise _undecodable(f"{len(data):,} bytes, {offset + needed:,} are needed")
     shape = (*shape, 1, 1)[: max(3, len(shape))]
     axes, flips, known = _orientation(image)
-    limits.check_size(shape[axes[0]], shape[axes[1]], min_side=1)
-    return _Volume(image, shape, axes, flips, known)
+    zooms = [abs(float(zoom)) for zoom in image.header.get_zooms()[:3]] + [1.0] * 3
+    zooms = [zoom if 0 < zoom < np.inf else 1.0 for zoom in zooms]
+    if plane is None:
+        plane = _acquired([shape[axis] for axis in axes], [zooms[axis] for axis in axes])
+    axes = tuple(axes[place] for place in _PLANES[plane])
+    flips = tuple(flips[place] for place in _PLANES[plane])
+    apart = zooms[axes[1]], zooms[axes[0]]
+    limits.check_size(shape[axes[0]], shape[axes[1]], min_side=1, spacing=apart)
+    return _Volume(image, shape, plane, axes, flips, apart, known)
 
 
-def _orientation(image: Any) -> tuple[tuple[int, int, int], tuple[bool, bool, bool], bool]:
-    """Return where right-left, back-front and feet-head lie, which run backwards, if it is told."""
+def _acquired(counts: list[int], zooms: list[float]) -> Plane:
+    """Return the plane of a volume's slices: they are single, thick or few, else it is axial.
+
+    Args:
+        counts: Voxels along left-right, back-front and feet-head.
+        zooms: Their sizes in mm.
+    """
+    names = list(_PLANES)  # each in the place of the axis through it
+    if 1 in counts:
+        return names[2 - counts[::-1].index(1)]
+    for lengths, least in ((zooms, _THICKER), ([1 / count for count in counts], _FEWER)):
+        second, longest = sorted(lengths)[1:]
+        if longest > least * second:
+            return names[lengths.index(longest)]
+    return "axial"
+
+
+def _orientation(image: Any) -> tuple[tuple[int, ...], tuple[bool, ...], bool]:
+    """Return where left-right, back-front and feet-head lie, which run backwards, if it is told."""
     header = image.header
     try:
         told = bool(header["qform_code"] > 0 or header["sform_code"] > 0)
@@ -144,17 +190,16 @@ def _orientation(image: Any) -> tuple[tuple[int, int, int], tuple[bool, bool, bo
     if orientation is None or not np.isfinite(orientation).all():
         return (0, 1, 2), (False, False, False), False
     places = [int(place) for place in orientation[:, 0]]
-    axes = (places.index(0), places.index(1), places.index(2))
-    flips = tuple(bool(orientation[axis, 1] < 0) for axis in axes)
-    return axes, (flips[0], flips[1], flips[2]), told
+    axes = tuple(map(places.index, range(3)))
+    return axes, tuple(bool(orientation[axis, 1] < 0) for axis in axes), told
 
 
 def _slice(volume: _Volume, number: int) -> Values:
-    """Return one axial slice, front up and the patient's right on the left, rescaled."""
-    right, front, up = volume.axes
-    length = volume.shape[up]
+    """Return one slice, head or front up, the patient's right or front on the left, rescaled."""
+    across, down, through = volume.axes
+    length = volume.shape[through]
     place: list[Any] = [slice(None)] * 3 + [0] * (len(volume.shape) - 3)
-    place[up] = length - number if volume.flips[2] else number - 1
+    place[through] = length - number if volume.flips[2] else number - 1
     stored = volume.image.dataobj
     try:
         if len(stored.shape) < 3:
@@ -168,23 +213,26 @@ def _slice(volume: _Volume, number: int) -> Values:
         values = np.stack([values[channel] for channel in "RGB"], axis=-1)
     if values.dtype.kind not in "iufb":
         raise _undecodable("its voxels are no real numbers")
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise _undecodable("voxels of this slice are not finite numbers (NaN); replace them by 0")
-    if right > front:
+    if across > down:
         values = values.swapaxes(0, 1)
-    # Now (right-left, back-front): rows run from front to back, columns from right to left.
+    # Now (across, down): rows run from front or head, columns from right or front.
     values = values[:: -1 if not volume.flips[0] else 1]
     values = values[:, :: -1 if not volume.flips[1] else 1]
     return np.ascontiguousarray(values.swapaxes(0, 1))
 
 
-def _window(volume: _Volume, values: Values, window: WindowChoice | None) -> Window:
-    if window is not None:
-        return display.requested(window, None)
+def _grey(values: Values, window: Window | None) -> tuple[Grey, Window | None]:
+    background = ~np.isfinite(values)
+    if background.all():
+        raise _undecodable("all voxels of this slice are not finite numbers (NaN)")
+    told = [(display.linear(window.center, window.width, exact=True), window)] if window else []
+    return display.windowed(values, told, display.rescaled(1, 0), background)
+
+
+def _display_range(volume: _Volume) -> Window | None:
     low, high = (float(volume.image.header[key]) for key in ("cal_min", "cal_max"))
-    if np.isfinite([low, high]).all() and high > low:
-        return Window((low + high) / 2, high - low, "file")
-    return display.fitted(values, display.rescaled(1, 0))
+    usable = -np.inf < low < high < np.inf
+    return Window((low + high) / 2, high - low, "file") if usable else None
 
 
 def _malformed(what: str) -> ImageError:

@@ -91,6 +91,7 @@ def _request(head: dict[str, Any]) -> Request:
         window=(window[0], window[1]) if isinstance(window, list) else window,
         frame=head["frame"],
         hint=head["hint"],
+        plane=head["plane"],
     )
 
 
