@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -12,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.data.samples import dicom, ramp
+from tests.data.samples import dicom, nifti, ramp
 from tests.model.tiny import DOMAINS, MOE_LAYERS, dense_model, moe_model, processor
 
 from medmoe.cli.main import main
+from medmoe.data.intake.facts import WARNINGS
 from medmoe.domains import domain_of
 from medmoe.inference.engine import MedMoe
 from medmoe.model.checkpoint import MANIFEST, save_model
@@ -120,6 +122,31 @@ def test_a_dicom_file_shows_frame_window_warnings_and_disagreement(
     assert len(image["warnings"]) == 2
 
 
+@pytest.mark.parametrize("colour", ["white", "black"])
+def test_a_flat_picture_has_a_warning_and_no_confidence(
+    model: Path, tmp_path: Path, colour: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / "flat.png", tmp_path / "answer.json"
+    Image.new("L", (64, 64), colour).save(path)
+    assert main(["ask", str(model), str(path), QUESTION, "--json", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert f"warning: {WARNINGS['flat_picture']}" in said.splitlines()
+    assert "confidence" not in said
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert found["confidence"] is None
+    assert found["image"]["warnings"][0] == WARNINGS["flat_picture"]
+
+
+def test_a_volume_is_shown_in_the_plane_that_is_asked_for(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "head.nii.gz"
+    path.write_bytes(gzip.compress(nifti()))
+    words = ["--plane", "coronal", "--frame", "24"]
+    assert main(["ask", str(model), str(path), QUESTION, *words]) == 0
+    assert "image: NIfTI, coronal, slice 24 of 24" in capsys.readouterr().out
+
+
 def test_the_router_and_the_file_are_compared(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,6 +171,8 @@ def test_the_router_and_the_file_are_compared(
         (["--window", "lungs"], "unknown window preset; choose one of abdomen"),
         (["--frame", "0"], "not a whole number of at least 1"),
         (["--frame", "9"], "choose one of 1 to 1"),
+        (["--plane", "axial"], "a DICOM file has no planes; leave the plane out"),
+        (["--plane", "oblique"], "invalid choice: 'oblique'"),
     ],
 )
 def test_a_wrong_window_or_frame_is_one_line(
@@ -206,7 +235,7 @@ def test_a_folder_is_no_image(
     ("content", "part"),
     [
         (b"", "empty file"),
-        (b"not a picture at all", "neither PNG nor JPEG, DICOM or NIfTI by its content"),
+        (b"not a picture at all", "TIFF, WebP, BMP, DICOM or NIfTI by its content; convert it"),
         (b"\x89PNG\r\n\x1a\n" + bytes(50), "broken PNG file"),
         (b"\xff\xd8\xff\xe0" + bytes(50), "broken JPEG file"),
     ],

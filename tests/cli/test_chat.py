@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.data.samples import dicom, ramp
+from tests.data.samples import dicom, nifti, ramp
 from tests.model.tiny import DOMAINS, dense_model, moe_model, processor
 
 from medmoe.cli.chat_session import printable
 from medmoe.cli.main import main
+from medmoe.data.intake.facts import WARNINGS
 from medmoe.inference.engine import MedMoe
 from medmoe.model.checkpoint import save_model
 from medmoe.numbers import probability
@@ -101,6 +102,34 @@ def test_follow_ups_windows_and_frames_are_kept_with_what_was_shown(
              for row in found["exchanges"]]  # fmt: skip
     assert shown == [(1, "percentile"), (2, "given"), (2, "percentile")]
     assert NAME not in out + json.dumps(found)
+
+
+def test_a_volume_keeps_its_plane(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "head.nii"
+    path.write_bytes(nifti())
+    lines = ["/frame 3", "/window 40,400"]
+    code, out, _ = talk(monkeypatch, capsys, lines, model, path, "--plane", "sagittal")
+    assert code == 0
+    assert out.count("NIfTI, sagittal, slice") == 3
+    assert out.count("NIfTI, sagittal, slice 3 of 20") == 2
+
+
+def test_a_flat_picture_has_a_warning_and_neither_confidence_nor_alternatives(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, case = tmp_path / "flat.png", tmp_path / "case.json"
+    Image.new("L", (40, 40), "white").save(path)
+    words = (model, path, "--json", case)
+    code, out, _ = talk(monkeypatch, capsys, [QUESTION, "/evidence"], *words)
+    assert code == 0
+    assert f"warning: {WARNINGS['flat_picture']}" in out
+    assert "confidence" not in out
+    assert "alternatives" not in out
+    (exchange,) = json.loads(case.read_text(encoding="utf-8"))["exchanges"]
+    assert (exchange["confidence"], exchange["evidence"]["confidence"]) == (None, None)
+    assert exchange["warnings"][0] == WARNINGS["flat_picture"]
 
 
 def test_evidence_shows_experts_alternatives_and_changes(
@@ -221,7 +250,8 @@ def test_a_dense_model_talks_too(
     [
         (["gone"], "gone: no such model directory"),
         (["{model}", "gone.png"], "gone.png"),
-        (["{model}", "--frame", "2"], "--window and --frame need a picture"),
+        (["{model}", "--frame", "2"], "--plane need a picture"),
+        (["{model}", "--plane", "axial"], "--plane need a picture"),
         (["{model}", "--max-new-tokens", "0"], "at least 1"),
         ([], "see `medmoe chat --help`"),
     ],

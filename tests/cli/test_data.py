@@ -154,6 +154,46 @@ def test_the_page_is_one_file_that_escapes_and_fetches_nothing(tmp_path: Path, t
     assert not re.search(r'(src|href)="(?!data:)', page)
 
 
+@pytest.mark.parametrize("action", ["audit", "export"])
+def test_a_picture_that_cannot_be_read_ends_with_2_and_writes_nothing_unless_skipped(
+    tmp_path: Path, table: Path, action: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with table.open("a") as file:
+        file.write("broken.png,Is it?,no,train,CT\nbroken.png,What?,x,train,CT\n")
+    (table.parent / "broken.png").write_bytes((table.parent / "0.png").read_bytes()[:-30])
+    out = tmp_path / "out"
+    line = refused(capsys, action, table, "--out", out)
+    assert f"{table} row 16: unreadable image" in line
+    assert "row 17: unreadable image" in line
+    assert "--on-bad-row skip" in line
+    assert not out.exists()
+    found = run(tmp_path, action, table, "--out", out, "--on-bad-row", "skip")
+    said = capsys.readouterr().out
+    assert "left out: 2 rows" in said
+    assert said.count("unreadable image") == 2
+    if action == "audit":
+        assert list(found["unreadable_images"]) == ["clinic/broken.png"]
+        assert len(found["bad_rows"]) == 2
+        assert found["overlaps"][0]["left_images"] == 13
+        assert found["answers"]["clinic/train"]["n"] == 12
+    else:
+        rows = Path(found["files"]["clinic/train"]).read_text().splitlines()
+        assert len(rows) == 12
+
+
+def test_an_audit_that_finds_shared_pictures_ends_with_0(tmp_path: Path, table: Path) -> None:
+    found = run(tmp_path, "audit", table, "--out", tmp_path / "audit")
+    assert sum(overlap["shared_images"] for overlap in found["overlaps"]) > 0
+
+
+def test_show_names_the_row_whose_picture_it_cannot_draw(
+    tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (table.parent / "0.png").write_bytes(b"")
+    line = refused(capsys, "show", table, "--out", tmp_path / "sheets", "--count", 12)
+    assert "image clinic/0.png: empty file" in line
+
+
 @pytest.mark.parametrize("words", [("--target", "trl"), ("--format", "parquet")])
 def test_what_is_exported_is_read_back(tmp_path: Path, table: Path, words: tuple[str, ...]) -> None:
     files = run(tmp_path, "export", table, "--out", tmp_path / "out", *words)["files"]

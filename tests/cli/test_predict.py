@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tests.experiments.miniature import PNEUMONIA, write_arrays
 from tests.experiments.own_set import write_classes, write_pictures
 from tests.model.tiny import moe_model, processor
@@ -66,6 +67,22 @@ def test_a_table_keeps_its_columns_and_gets_prediction_and_confidence(
     assert "questions.csv row 4: unreadable image" in reason
     assert reason in capsys.readouterr().out
     assert not (tmp_path / "answers.csv.part").exists()
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_an_answer_to_a_flat_picture_has_no_confidence(
+    model: Path, table: Path, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("L", (40, 40), "white").save(table.parent / "001.png")
+    out = tmp_path / f"answers.{suffix}"
+    words = ["predict", str(model), str(table), "--out", str(out)]
+    assert main([*words, "--json", str(tmp_path / "done.json")]) == 0
+    with out.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file)) if suffix == "csv" else [json.loads(x) for x in file]
+    told = [row["confidence"] for row in rows]
+    assert [bool(one) for one in told] == [True, False] + [False] * (suffix == "csv") + [True]
+    assert "flat pictures, without a confidence: 1 questions" in capsys.readouterr().out
+    assert json.loads((tmp_path / "done.json").read_text())["flat_pictures"] == 1
 
 
 def test_json_lines_hold_predictions_without_a_truth(

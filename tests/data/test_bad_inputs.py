@@ -75,7 +75,6 @@ ROWS: dict[str, tuple[Callable[[], bytes], str, str]] = {
     "SVG": (lambda: b"<svg xmlns='x'/>", "unsupported_image_type", "neither PNG nor"),
     "EPS": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n", "unsupported_image_type", "neither PNG nor"),
     "PDF": (lambda: b"%PDF-1.7\n1 0 obj\n", "unsupported_image_type", "neither PNG nor"),
-    "TIFF": (lambda: encoded(smooth(), "TIFF"), "unsupported_image_type", "neither PNG nor"),
     "PSD": (lambda: b"8BPS\0\1" + bytes(40), "unsupported_image_type", "neither PNG nor"),
     "HTML": (lambda: b"<!DOCTYPE html><html>", "unsupported_image_type", "neither PNG nor"),
     "animated GIF": (
@@ -83,7 +82,11 @@ ROWS: dict[str, tuple[Callable[[], bytes], str, str]] = {
         "unsupported_image_type",
         "convert it to PNG",
     ),
-    "WebP": (lambda: encoded(smooth(), "WEBP"), "unsupported_image_type", "neither PNG nor"),
+    "animated WebP": (
+        lambda: encoded(smooth(), "WEBP", save_all=True, append_images=[smooth().rotate(9)]),
+        "unsupported_image_type",
+        "one frame of it as PNG",
+    ),
     "400 Mpx PNG": (lambda: with_header(20_000, 20_000), "image_too_large", "at most 50,000,000"),
     "64 Mpx PNG of 186 KB": (samples.png_bomb, "image_too_large", "8000x8000"),
     "zTXt bomb": (

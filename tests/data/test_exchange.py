@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import fields
+from io import BytesIO
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tests.data.pictures import picture, record
 from tests.data.readers.parquet import png
+from tests.data.samples import dicom, nifti
+from tests.data.test_images import encoded
 
 from medmoe.data import exchange, registry
 from medmoe.data.exchange import Target, to_dataset, write_jsonl, write_parquet
@@ -72,6 +78,45 @@ def test_parquet_holds_the_pictures_and_comes_back_as_it_was(
     found = [r for split in ("train", "test") for r in registry.read(path, tmp_path, split)]
     order = {r.id: n for n, r in enumerate(records)}
     assert_same(sorted(found, key=lambda r: order[r.id]), records)
+
+
+NAME = "DOE^JANE"
+
+
+def clinical(folder: Path) -> list[Record]:
+    """Return records on files that trainers cannot open, or that say whose they are."""
+    upside_down = Image.Exif()
+    upside_down[0x0112], upside_down[0x010E] = 3, NAME
+    photo = Image.fromarray(picture(3, 40))
+    notes = PngInfo()
+    notes.add_text("Comment", NAME)
+    contents = {
+        "a.dcm": dicom(Modality="MR", PatientName=NAME),
+        "b.nii.gz": gzip.compress(nifti(descrip=NAME)),
+        "c.jpg": encoded(photo, "JPEG", exif=upside_down),
+        "d.png": encoded(photo, "PNG", pnginfo=notes),
+        "e.tif": encoded(photo.convert("CMYK"), "TIFF", description=NAME),
+    }
+    for name, data in contents.items():
+        assert NAME.encode() in (gzip.decompress(data) if name.endswith("gz") else data)
+        (folder / name).write_bytes(data)
+    return [record(ImageRecord(f"set/{name}", folder / name), name) for name in contents]
+
+
+def test_pictures_leave_as_png_as_they_are_seen_here_and_without_a_name(tmp_path: Path) -> None:
+    records = clinical(tmp_path)
+    path = write_jsonl(records, tmp_path / "jsonl", "set", "trl")
+    parquet = write_parquet(records, tmp_path / "parquet" / "set.parquet")
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = list(exchange.read_rows(parquet))
+    for one, line, row in zip(records, lines, rows, strict=True):
+        data = (path.parent / line["images"][0]).read_bytes()
+        assert data == row["images"][0]["bytes"]
+        with Image.open(BytesIO(data)) as image:
+            assert (image.format, image.info, dict(image.getexif())) == ("PNG", {}, {})
+            assert np.array_equal(np.asarray(image.convert("RGB")), pixels_of(one.image))
+    for file in (path, parquet, *(path.parent / "images").iterdir()):
+        assert NAME.encode() not in file.read_bytes()
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -7,12 +7,14 @@ import re
 import struct
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from tests.data.samples import dicom
 
 from medmoe.data.images import open_image, open_picture, to_rgb
 from medmoe.data.intake.limits import Limits
@@ -79,6 +81,27 @@ def half_the_rows() -> bytes:
     return join_png([chunks[0], half, (b"IEND", b"")])
 
 
+def bmp_header(width: int, height: int) -> bytes:
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + head
+
+
+def tiff(values: np.ndarray, white: int) -> bytes:
+    """Return a grey TIFF of 8 or 16 bits whose pixels stand at its end.
+
+    Args:
+        white: 0 where the value 0 is white, else 1.
+    """
+    height, width = values.shape
+    size = values.dtype.itemsize
+    tags = ((256, width), (257, height), (258, 8 * size), (259, 1), (262, white), (273, 0),
+            (277, 1), (278, height), (279, values.size * size))  # fmt: skip
+    start = 8 + 2 + 12 * len(tags) + 4
+    entries = (struct.pack("<HHII", tag, 4, 1, start if tag == 273 else n) for tag, n in tags)
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(entries) + bytes(4)
+    return head + values.astype(values.dtype.newbyteorder("<")).tobytes()
+
+
 def flipped(data: bytes, position: int) -> bytes:
     return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
 
@@ -115,8 +138,13 @@ BAD = {
     "progressive cut, end mark put on": (PROGRESSIVE[:-200] + b"\xff\xd9", MALFORMED),
     "text": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "unsupported_image_type"),
     "GIF": (encoded(smooth(), "GIF"), "unsupported_image_type"),
-    "TIFF": (encoded(smooth(), "TIFF"), "unsupported_image_type"),
-    "BMP": (encoded(smooth(), "BMP"), "unsupported_image_type"),
+    "text that begins as a BMP": (b"BMI,image,question\n" * 9, "unsupported_image_type"),
+    "animated WebP": (
+        encoded(smooth(), "WEBP", save_all=True, append_images=[smooth().rotate(9)]),
+        "unsupported_image_type",
+    ),
+    "TIFF signature alone": (b"II*\0", MALFORMED),
+    "BMP of 64 megapixels": (bmp_header(8_000, 8_000), "image_too_large"),
     "400 megapixels": (with_header(20_000, 20_000), "image_too_large"),
     "64 megapixels": (with_header(8_000, 8_000), "image_too_large"),
     "long side": (with_header(16_385, 2_000), "image_too_large"),
@@ -188,6 +216,104 @@ def test_a_cut_jpeg_is_refused_or_whole(tmp_path: Path, data: bytes, tail: bytes
 def test_complete_jpeg_with_bytes_after_it_is_accepted(tmp_path: Path) -> None:
     plain = open_bytes(tmp_path, JPEG).tobytes()
     assert open_bytes(tmp_path, JPEG + b"maker notes" * 40).tobytes() == plain
+
+
+#: Files without loss -> the format that is told of them.
+OTHERS = {
+    "TIFF": (encoded(smooth(), "TIFF"), "tiff"),
+    "TIFF, LZW": (encoded(smooth(), "TIFF", compression="tiff_lzw"), "tiff"),
+    "TIFF, deflate": (encoded(smooth(), "TIFF", compression="tiff_deflate"), "tiff"),
+    "BigTIFF": (encoded(smooth(), "TIFF", big_tiff=True), "tiff"),
+    "WebP": (encoded(smooth(), "WEBP", lossless=True), "webp"),
+    "BMP": (encoded(smooth(), "BMP"), "bmp"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_tiff_webp_and_bmp_are_read_in_the_decoder_and_no_cut_of_them_is(name: str) -> None:
+    data, kind = OTHERS[name]
+    found = open_picture(data)
+    assert found.image.tobytes() == smooth().tobytes()
+    assert (found.facts.format, found.facts.warnings) == (kind, ())
+    for share in range(1, 20):
+        code = code_of(partial(open_picture, data[: len(data) * share // 20]))
+        assert code in (MALFORMED, "unsupported_image_type")  # of a few bytes nothing is known
+
+
+def test_lossy_tiff_and_webp_look_as_they_should() -> None:
+    for data in (
+        encoded(smooth(), "TIFF", compression="jpeg", quality=95),
+        encoded(smooth(), "WEBP", quality=95),
+        encoded(smooth().convert("RGBA"), "WEBP", quality=95),
+    ):
+        found = np.asarray(open_picture(data).image).astype(int)
+        assert np.abs(found - np.asarray(smooth())).mean() < 6
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK"])
+def test_every_mode_of_tiff_becomes_rgb(mode: str) -> None:
+    image = smooth().convert(mode)
+    found = open_picture(encoded(image, "TIFF")).image
+    assert found.tobytes() == to_rgb(image).tobytes()
+
+
+def test_of_several_pages_the_first_is_taken_and_said() -> None:
+    data = encoded(smooth(), "TIFF", save_all=True, append_images=[smooth().rotate(180)])
+    found = open_picture(data)
+    assert found.image.tobytes() == smooth().tobytes()
+    assert found.facts.warnings == ("first_of_several",)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_deep_grey_tiff_keeps_its_range(dtype: Any) -> None:
+    values = np.linspace(1000, 9000, 64 * 64).reshape(64, 64).astype(dtype)
+    found = np.asarray(open_picture(encoded(Image.fromarray(values), "TIFF")).image)[..., 0]
+    assert (found[0, 0], found[-1, -1], len(np.unique(found))) == (0, 255, 256)
+    if dtype == np.float32:
+        values[:9] = np.nan
+        found = np.asarray(open_picture(encoded(Image.fromarray(values), "TIFF")).image)[..., 0]
+        assert (found[:9].max(), found[9, 0], found[-1, -1]) == (0, 0, 255)
+        values[:] = np.nan
+        assert not np.asarray(open_picture(encoded(Image.fromarray(values), "TIFF")).image).any()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_whose_zero_is_white_is_inverted_and_a_cut_one_is_refused(dtype: Any) -> None:
+    top = np.iinfo(dtype).max
+    values = np.linspace(0, top, 40 * 40).astype(dtype).reshape(40, 40)
+    dark, light = (np.asarray(open_picture(tiff(values, white)).image) for white in (1, 0))
+    assert (dark[0, 0, 0], dark[-1, -1, 0]) == (0, 255)
+    assert np.array_equal(light, 255 - dark)
+    for missing in (1, 100, values.nbytes):
+        assert code_of(partial(open_picture, tiff(values, 1)[:-missing])) == MALFORMED
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP", "BMP"])
+@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (128, 128, 128), (200, 40, 0)])
+def test_a_flat_picture_is_said(kind: str, colour: tuple[int, int, int]) -> None:
+    data = encoded(Image.new("RGB", (40, 30), colour), kind)
+    assert open_picture(data).facts.warnings == ("flat_picture",)
+
+
+def test_flat_is_said_of_pixels_of_deep_grey_and_of_dicom_but_of_no_picture_with_a_spot() -> None:
+    flat = np.full((20, 20), 9, np.uint8)
+    deep = encoded(Image.fromarray(np.full((20, 20), 4000, np.uint16)), "PNG")
+    clear = encoded(Image.new("RGBA", (20, 20), (0, 0, 0, 0)), "PNG")
+    for source in (
+        flat,
+        Image.fromarray(flat),
+        deep,
+        clear,
+        dicom(np.full((20, 20), 700, np.uint16)),
+    ):
+        assert open_picture(source).facts.warnings == ("flat_picture",)
+    nearly, spot = flat.copy(), flat.copy()
+    nearly[::2] += 3
+    spot[3, 3] += 4
+    assert open_picture(nearly).facts.warnings == ("flat_picture",)
+    assert open_picture(spot).facts.warnings == ()
+    shown = dicom(np.arange(400, dtype=np.uint16).reshape(20, 20))
+    assert open_picture(shown, window=(9000.0, 10.0)).facts.warnings == ("flat_picture",)
 
 
 @pytest.mark.parametrize("colour", [0, 255])

@@ -38,10 +38,18 @@ def evidence(engine: MedMoe) -> Evidence:
 def test_answer_and_routing_are_those_of_asking(engine: MedMoe, evidence: Evidence) -> None:
     answer = engine.answer(picture(), QUESTION, evidence=True)
     assert evidence.answer == answer.text
+    assert evidence.confidence is not None
     assert evidence.confidence == pytest.approx(answer.confidence, rel=1e-3)
     assert evidence.routing is not None
     assert answer.routing is not None
     assert evidence.routing.probabilities == pytest.approx(answer.routing.probabilities, rel=1e-3)
+
+
+def test_about_a_flat_picture_no_probability_is_told(engine: MedMoe) -> None:
+    white = np.full((40, 40), 255, np.uint8)
+    for options in ((), ("yes", "no")):
+        found = explain(engine, white, QUESTION, options)
+        assert (found.confidence, found.alternatives) == (None, ())
 
 
 def test_alternatives_hold_the_answer_in_order_of_probability(evidence: Evidence) -> None:

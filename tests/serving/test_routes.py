@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.data.readers.parquet import png as grey_png
+from tests.data.samples import nifti
 from tests.serving.support import data_url, png, question
 
+from medmoe.data.intake.facts import WARNINGS
 from medmoe.serving.audit import verify
 from medmoe.serving.chat_engine import busy
 from medmoe.serving.local_engine import LocalEngine
 from medmoe.serving.transport import SMALL_BODY
 
 CHAT = "/v1/chat/completions"
+FLAT = "data:image/png;base64," + base64.b64encode(grey_png(255)).decode()
 
 
 def refused(reply: Any) -> tuple[int, str]:
@@ -93,10 +99,26 @@ def test_bad_json_is_refused(talk: Any, body: bytes, code: str) -> None:
         ({"medmoe": {"frame": 0}}, "bad_parameter"),
         ({"medmoe": {"window": [1]}}, "bad_parameter"),
         ({"medmoe": {"window": "lung"}}, "bad_window"),
+        ({"medmoe": {"plane": "axial"}}, "bad_window"),
+        ({"medmoe": {"plane": "oblique"}}, "bad_parameter"),
     ],
 )
 def test_bad_parameters_are_refused(talk: Any, more: dict[str, Any], code: str) -> None:
     assert refused(talk("POST", CHAT, json=question() | more)) == (400, code)
+
+
+def test_the_plane_of_a_volume_can_be_chosen(talk: Any) -> None:
+    volume = base64.b64encode(gzip.compress(nifti())).decode()
+    body = image(f"data:application/gzip;base64,{volume}")
+    told = talk("POST", CHAT, json=body | {"medmoe": {"plane": "sagittal"}}).json()["medmoe"]
+    assert (told["picture"]["view"], told["picture"]["frames"]) == ("sagittal", 20)
+
+
+def test_about_a_flat_picture_there_is_a_warning_and_no_confidence(talk: Any) -> None:
+    told = talk("POST", CHAT, json=image(FLAT)).json()["medmoe"]
+    assert told["confidence"] is None
+    assert told["picture"]["warnings"] == ["flat_picture"]
+    assert told["warnings"][0] == WARNINGS["flat_picture"]
 
 
 @pytest.mark.parametrize(

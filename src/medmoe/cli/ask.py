@@ -23,25 +23,26 @@ def run(args: argparse.Namespace) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from medmoe.data.images import open_picture
-    from medmoe.inference.answer import warnings_of
+    from medmoe.inference.answer import told_confidence, warnings_of
     from medmoe.inference.engine import MedMoe
     from medmoe.model.locate import find_seeing
 
     if not args.question.strip():
         raise ConfigError("the question is empty; give one in quotes")
     disable_progress_bar()
-    picture = open_picture(args.image, window=args.window, frame=args.frame)
+    picture = open_picture(args.image, window=args.window, frame=args.frame, plane=args.plane)
     engine = MedMoe.load(find_seeing(args.model))
     answer = engine.answer(picture.image, args.question, evidence=True)
     warnings = warnings_of(picture.facts, answer.routing)
     tell(answer.text)
-    tell_answer(answer.confidence, answer.routing)
+    confidence = told_confidence(answer.confidence, picture.facts)
+    tell_answer(confidence, answer.routing)
     if picture.facts.format in ("dicom", "nifti"):
         tell(f"image: {picture.facts.description()}")
     for line in warnings:
         tell(f"warning: {line}")
     tell(FOOTER)
     image = picture.facts.to_json() | {"warnings": warnings}
-    result = asdict(answer) | {"question": args.question, "image": image, "note": FOOTER}
-    flags.write_json(args.json, result)
+    result = {"question": args.question, "confidence": confidence, "image": image, "note": FOOTER}
+    flags.write_json(args.json, asdict(answer) | result)
     return 0

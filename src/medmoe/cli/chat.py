@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="?",
         metavar="IMAGE",
-        help="PNG, JPEG, DICOM or NIfTI file to begin with (default: none; /image PATH opens one)",
+        help="picture to begin with, as of `ask` (default: none; /image PATH opens one)",
     )
     flags.add_view(parser)
     flags.add_count(parser, "--max-new-tokens", 64, "longest answer, in tokens")
@@ -48,13 +48,14 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.inference.engine import MedMoe
     from medmoe.model.locate import find_seeing, name_of
 
-    if args.image is None and (args.window is not None or args.frame is not None):
-        raise ConfigError("--window and --frame need a picture; give IMAGE too")
+    view = args.window, args.frame, args.plane
+    if args.image is None and view != (None, None, None):
+        raise ConfigError("--window, --frame and --plane need a picture; give IMAGE too")
     disable_progress_bar()
     model = find_seeing(args.model)
     session = Session(name_of(model), args.max_new_tokens)
     if args.image is not None:
-        session.open(args.image, args.window, args.frame)
+        session.open(args.image, *view)
     session.engine = MedMoe.load(model)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     failed = _talk(session, interactive)

@@ -11,7 +11,7 @@ from typing import Any
 from medmoe.cli import flags
 from medmoe.cli.console import tell, tell_answer, tell_pieces
 from medmoe.data.images import Picture
-from medmoe.data.intake.display import WINDOW_PRESETS, WindowChoice
+from medmoe.data.intake.display import WINDOW_PRESETS, Plane, WindowChoice
 from medmoe.errors import ConfigError
 from medmoe.files import write_text
 from medmoe.inference.case import Case, case_to_json
@@ -76,14 +76,18 @@ class Session:
         self._commands[name](rest.strip())
 
     def open(
-        self, path: Path, window: WindowChoice | None = None, frame: int | None = None
+        self,
+        path: Path,
+        window: WindowChoice | None = None,
+        frame: int | None = None,
+        plane: Plane | None = None,
     ) -> None:
         """Open a picture and begin a conversation about it.
 
         Raises:
             ImageError: It cannot be used; the one before stays.
         """
-        case = Case()
+        case = Case(plane=plane)
         self._look(case, path, window, frame)
         self._case, self._path = case, path
 
@@ -181,7 +185,8 @@ def evidence_lines(evidence: Evidence, answer: str) -> Iterator[str]:
     if evidence.answer != answer:
         alone = printable(evidence.answer)
         yield f"asked alone, without what was said before, the answer is: {alone}"
-    yield "alternatives:"
+    if evidence.alternatives:  # none about a flat picture
+        yield "alternatives:"
     for other in evidence.alternatives:
         yield f"  {100 * other.probability:5.1f} %  {printable(other.text) or '(empty)'}"
     if evidence.routing is None:

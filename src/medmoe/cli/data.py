@@ -6,7 +6,7 @@ It lists, counts, fetches, shows, audits and exports; nothing is trained or scor
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +198,7 @@ def _audit(args: argparse.Namespace) -> dict[str, Any]:
     if rows:
         _table(("left", "right", "left images", "right images", "shared"), rows)
     print(f"{len(found.overlaps) - len(rows)} of {len(found.overlaps)} pairs share no picture")
-    _print_met(bad, found.result["unreadable_images"].values())
+    _print_met(bad)
     print(f"{out / 'audit.html'}\n{out / 'audit.json'}")
     if args.fix:
         path = out / "image_disjoint.json"
@@ -242,25 +242,27 @@ _ACTIONS = {
 
 
 def _parts(args: argparse.Namespace) -> dict[str, Any]:
-    from medmoe.data.bad_rows import BadRows
+    from medmoe.data.bad_rows import BadRows, readable
     from medmoe.experiments.data_audit import read_parts
 
     bad = BadRows(args.on_bad_row)
     parts = read_parts(args.sets, _root(args), bad, allow_outside=args.allow_outside)
+    if args.action == "export":  # every picture is decoded: nothing is left half-written
+        parts = {name: readable(records, bad) for name, records in parts.items()}
+        bad.settle()
     _print_met(bad)
     return parts
 
 
-def _print_met(bad: Any, unreadable: Iterable[str] = ()) -> None:
+def _print_met(bad: Any) -> None:
     for note in bad.notes:
         print(note)
-    reasons = [*bad.reasons, *unreadable]
-    if reasons:
-        print(f"left out: {len(reasons)} rows")
-        for reason in reasons[:20]:
+    if bad.reasons:
+        print(f"left out: {len(bad.reasons)} rows")
+        for reason in bad.reasons[:20]:
             print(f"  {reason}")
-        if len(reasons) > 20:
-            print(f"  … and {len(reasons) - 20} more (all of them in --json FILE)")
+        if len(bad.reasons) > 20:
+            print(f"  … and {len(bad.reasons) - 20} more (all of them in --json FILE)")
     for what, count in bad.known_faults.items():
         print(f"left out: {count} rows for a fault of the set itself: {what}")
 

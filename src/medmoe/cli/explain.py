@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_question(args.question, args.options)
     disable_progress_bar()
-    picture = open_picture(args.image, window=args.window, frame=args.frame)
+    picture = open_picture(args.image, window=args.window, frame=args.frame, plane=args.plane)
     model = find_seeing(args.model)
     engine = MedMoe.load(model)
     out = flags.make_out_dir(args.out)

@@ -38,14 +38,14 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_image_question(parser: argparse.ArgumentParser) -> None:
     """Add the positionals IMAGE and QUESTION, and how the image is looked at."""
     parser.add_argument(
-        "image", type=Path, metavar="IMAGE", help="PNG, JPEG, DICOM or NIfTI file, by content"
+        "image", type=Path, metavar="IMAGE", help="PNG, JPEG, TIFF, WebP, BMP, DICOM or NIfTI file"
     )
     parser.add_argument("question", metavar="QUESTION", help="the question, in quotes")
     add_view(parser)
 
 
 def add_view(parser: argparse.ArgumentParser) -> None:
-    """Add `--window C,W` and `--frame K`: how a DICOM or NIfTI file becomes a picture."""
+    """Add `--window`, `--frame` and `--plane`: how a DICOM or NIfTI file becomes a picture."""
     parser.add_argument(
         "--window",
         type=window,
@@ -59,6 +59,11 @@ def add_view(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         metavar="K",
         help="frame of a DICOM file (default: 1), slice of a NIfTI volume (default: the middle)",
+    )
+    parser.add_argument(
+        "--plane",
+        choices=("axial", "coronal", "sagittal"),
+        help="plane of a NIfTI volume (default: that of its acquisition)",
     )
 
 

@@ -63,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"without an answer: {len(done['bad_rows']):,} rows")
     for reason in done["bad_rows"][:20]:
         print(f"  {reason}")
+    if done["flat_pictures"]:
+        print(f"flat pictures, without a confidence: {done['flat_pictures']:,} questions")
     print(f"{done['out']}: {done['answered']:,} questions answered")
     print(FOOTER)
     flags.write_json(args.json, done)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-from medmoe.data.images import open_image
+from medmoe.data.images import open_picture
 from medmoe.data.schema import Record
 from medmoe.errors import DataError, ImageError
 
@@ -114,17 +114,20 @@ def collector(bad: BadRows | None) -> BadRows:
     return _FirstIsAnError() if bad is None else bad
 
 
-def readable(records: Iterable[Record], bad: BadRows) -> list[Record]:
+def readable(records: Iterable[Record], bad: BadRows, flat: set[str] | None = None) -> list[Record]:
     """Return the records whose picture can be opened; each picture is decoded once.
 
     The others are bad rows, with the place of the record and the reason of the decoder.
+
+    Args:
+        flat: Receives the ids of the images that show nothing.
     """
     reasons: dict[str, str | None] = {}
     kept = []
     for record in records:
         image = record.image
         if image.id not in reasons:
-            reasons[image.id] = _fault(record)
+            reasons[image.id] = _fault(record, flat)
         reason = reasons[image.id]
         if reason is None:
             kept.append(record)
@@ -138,9 +141,11 @@ def unreadable(record: Record, reason: object) -> str:
     return f"{record.place or record.id}: unreadable image: {reason}"
 
 
-def _fault(record: Record) -> str | None:
+def _fault(record: Record, flat: set[str] | None) -> str | None:
     try:
-        open_image(record.image.source)
+        facts = open_picture(record.image.source).facts
+        if flat is not None and "flat_picture" in facts.warnings:
+            flat.add(record.image.id)
     except ImageError as error:
         return str(error)
     return None

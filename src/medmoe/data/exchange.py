@@ -2,7 +2,8 @@
 
 A row has ``messages`` (role and content), ``images`` and what a record says besides; as JSON lines
 beside a folder of pictures, as Parquet with the pictures inside, or as a Hugging Face dataset in
-memory or streamed. The content of a user's message begins with ``<image>``, which LLaMA-Factory and
+memory or streamed. Pictures are PNG, whatever they were: decoded, upright, without what else their
+files held. The content of a user's message begins with ``<image>``, which LLaMA-Factory and
 ms-swift want; TRL puts the picture there itself, so for it the mark is left out. Rows read back
 give the same records (`medmoe.data.readers.own`).
 """
@@ -18,9 +19,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from PIL import Image
-
+from medmoe.data.images import open_record
 from medmoe.data.schema import ImageRecord, Record, turns_of
 from medmoe.errors import DataError
 from medmoe.files import write_json, write_text
@@ -78,8 +77,7 @@ def to_dataset(
 
     def rows() -> Iterator[dict[str, Any]]:
         for record in records:
-            data, suffix = _encoded(record.image)
-            yield row_of(record, {"bytes": data, "path": f"image{suffix}"}, target)
+            yield row_of(record, {"bytes": _png(record.image), "path": "image.png"}, target)
 
     if streaming:
         return datasets.IterableDataset.from_generator(rows, features=_features())
@@ -190,20 +188,17 @@ def _features() -> Any:
     return Features(said | dict.fromkeys(_TEXTS, text) | lists | {"labels": text})
 
 
-def _encoded(image: ImageRecord) -> tuple[bytes, str]:
-    """Return a picture as the bytes of a file, and the suffix; pixels become PNG."""
-    if isinstance(image.source, np.ndarray):
-        buffer = BytesIO()
-        Image.fromarray(image.source).save(buffer, "PNG")
-        return buffer.getvalue(), ".png"
-    if isinstance(image.source, bytes):
-        return image.source, ".png" if image.source.startswith(b"\x89PNG") else ".jpg"
-    return image.source.read_bytes(), image.source.suffix
+def _png(image: ImageRecord) -> bytes:
+    """Return a picture as the bytes of a PNG file: its pixels as they are seen here, no more."""
+    picture = open_record(image)
+    red, green, blue = picture.split()
+    buffer = BytesIO()
+    (red if red == green == blue else picture).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _save(image: ImageRecord, folder: Path) -> str:
     """Write a picture under ``images``, named by a hash of its id, and return its path there."""
-    data, suffix = _encoded(image)
-    name = f"images/{hashlib.sha256(image.id.encode()).hexdigest()[:16]}{suffix}"
-    (folder / name).write_bytes(data)
+    name = f"images/{hashlib.sha256(image.id.encode()).hexdigest()[:16]}.png"
+    (folder / name).write_bytes(_png(image))
     return name

@@ -1,9 +1,9 @@
 """The front door for pictures: one function for training, the command line and the server.
 
 Files and bytes are decoded in a child process with limits (`medmoe.data.intake.sandbox`), whoever
-asks: there is one way in. PNG, JPEG, DICOM and NIfTI are told apart by content. What comes out is
-an upright RGB picture of 8 bits a channel and a few technical facts; names, texts and numbers of
-patients stay behind. Nothing is fetched, and no error, log or cache repeats the name of a file that
+asks: there is one way in. Kinds of files are told apart by content. What comes out is an upright
+RGB picture of 8 bits a channel and a few technical facts; names, texts and numbers of patients stay
+behind. Nothing is fetched, and no error, log or cache repeats the name of a file that
 was opened.
 
 Pixels from a reader and Pillow images are in memory already: they are converted here and are not
@@ -14,14 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from medmoe.data.cache import ImageCache, key_of
 from medmoe.data.intake.decode import Hint, Request
+from medmoe.data.intake.display import Plane
 from medmoe.data.intake.facts import ImageFacts
 from medmoe.data.intake.limits import Limits
 from medmoe.data.intake.raster import to_rgb as to_rgb  # for Pillow images of our own
@@ -34,6 +36,8 @@ ImageSource = Path | bytes | Pixels | Image.Image
 #: Raised where the same file gives other pixels than before: every cached one is then made anew.
 DECODING_VERSION = 2
 
+#: Of so few levels of each colour a picture shows nothing: it is flat.
+_FLAT_LEVELS = 4
 _HINTS: dict[str, Hint] = {".dcm": "dicom", ".dicom": "dicom", ".nii": "nifti", ".gz": "nifti"}
 
 
@@ -55,6 +59,7 @@ def open_picture(
     *,
     window: tuple[float, float] | str | None = None,
     frame: int | None = None,
+    plane: Plane | None = None,
     hint: Hint | None = None,
     pool: DecoderPool | None = None,
 ) -> Picture:
@@ -65,8 +70,9 @@ def open_picture(
         window: Of grey DICOM and NIfTI pictures: center and width in the units of the file, or a
             preset of `medmoe.data.intake.display.WINDOW_PRESETS` (CT). By default that of the file,
             else one fitted to the values.
-        frame: From 1: the frame of a DICOM file (default: the first) or the axial slice of a NIfTI
-            volume (default: the middle one).
+        frame: From 1: the frame of a DICOM file (default: the first) or the slice of a NIfTI volume
+            (default: the middle one).
+        plane: Of a NIfTI volume, by default the one in which it was acquired.
         hint: What the sender of bytes says they are; it only chooses between two refusals.
         pool: The decoder processes, and with them the limits; by default those of this program.
 
@@ -74,16 +80,24 @@ def open_picture(
         ImageError: With a code of `medmoe.errors.IMAGE_STATUS`.
     """
     if isinstance(source, np.ndarray | Image.Image):
-        if window is not None or frame is not None:
-            raise ImageError("bad_window", "pixels have neither window nor frame; leave them out")
+        if any(wanted is not None for wanted in (window, frame, plane)):
+            raise ImageError("bad_window", "pixels have no window, frame or plane; leave them out")
         image = to_rgb(source) if isinstance(source, Image.Image) else _from_pixels(source)
-        return Picture(image, ImageFacts("pixels"))
+        return _looked_at(image, ImageFacts("pixels"))
     pool = pool or default_pool()
     if isinstance(source, Path):
         hint = hint or hint_of(source)
         source = read_file(source, pool.limits)
-    decoded = pool.decode(source, Request(window, frame, hint))
-    return Picture(Image.fromarray(decoded.pixels).convert("RGB"), decoded.facts)
+    decoded = pool.decode(source, Request(window, frame, hint, plane))
+    return _looked_at(Image.fromarray(decoded.pixels).convert("RGB"), decoded.facts)
+
+
+def _looked_at(image: Image.Image, facts: ImageFacts) -> Picture:
+    """Return a picture, with a warning where there is nothing to be seen in it."""
+    extrema: Any = image.getextrema()  # of each of the three channels
+    if all(high - low < _FLAT_LEVELS for low, high in extrema):
+        facts = replace(facts, warnings=(*facts.warnings, "flat_picture"))
+    return Picture(image, facts)
 
 
 def open_image(source: ImageSource) -> Image.Image:

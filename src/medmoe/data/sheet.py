@@ -15,7 +15,7 @@ from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont
 
-from medmoe.data.images import open_image
+from medmoe.data.images import open_record
 from medmoe.data.schema import Record
 
 _SIDE, _TEXT, _GAP, _COLUMNS = 208, 62, 12, 5
@@ -54,7 +54,7 @@ def contact_sheet(records: Sequence[Record], title: str, count: int, seed: int) 
 
 
 def _tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, record: Record, x: int, y: int) -> None:
-    picture = open_image(record.image.source)
+    picture = open_record(record.image)
     scale = _SIDE / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     picture = picture.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BOX)

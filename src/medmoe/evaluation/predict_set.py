@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -52,8 +52,9 @@ def predict_set(
     Args:
         name: The set by name or path, with or without a split.
         out: A ``.jsonl`` file, a prediction a line, or a ``.csv`` file: a table's own columns with
-            ``prediction`` and ``confidence`` behind them, empty where a row could not be read. Of a
-            conversation every question is answered, with the turns before it as the set has them.
+            ``prediction`` and ``confidence`` behind them, empty where a row could not be read, the
+            confidence also where the picture is flat. Of a conversation every question is answered,
+            with the turns before it as the set has them.
         bad: Receives the rows and pictures that cannot be read; without it the first is an error.
 
     Raises:
@@ -68,8 +69,10 @@ def predict_set(
     reader, split = registry.parse_set(name, allow_outside=allow_outside)
     if isinstance(reader, Own):
         reader = replace(reader, needs_answers=False)
-    known = readable(_records(reader, split, root, bad), bad)
+    flat_images: set[str] = set()
+    known = readable(_records(reader, split, root, bad), bad, flat_images)
     records = [turn for record in known for turn in turn_by_turn(record)]
+    flat = {record.id for record in records if record.image.id in flat_images}
     bad.settle()
     if not records:
         raise DataError(f"{name}: no row that can be answered: {bad.first_reasons()}")
@@ -81,7 +84,7 @@ def predict_set(
     asker = Asker(plan, progress)
     predictions = asker.ask(reader.NAME, records, part / "predictions.jsonl")
     is_table = out.suffix.lower() == ".csv"
-    text = _table(reader, records, predictions) if is_table else _lines(part)
+    text = _table(reader, records, predictions, flat) if is_table else _lines(part, flat)
     staged = part / out.name
     staged.write_text(text, encoding="utf-8", newline="")
     os.replace(staged, out)
@@ -93,14 +96,16 @@ def predict_set(
         "out": str(out),
         "answered": len(records),
         "asked": asker.asked,
+        "flat_pictures": len(flat),
         "bad_rows": bad.reasons,
     }
 
 
-def _lines(part: Path) -> str:
-    """Return the answers as a prediction file of JSON lines."""
+def _lines(part: Path, flat: Collection[str]) -> str:
+    """Return the answers as a prediction file of JSON lines; those to ``flat`` are not sure."""
     rows = (row for _, row in read_rows(part / "predictions.jsonl", "predictions"))
-    kept = ({key: row[key] for key in _KEPT if key in row} for row in rows)
+    told = (row | {"confidence": None} if row["id"] in flat else row for row in rows)
+    kept = ({key: row[key] for key in _KEPT if key in row} for row in told)
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
 
 
@@ -115,7 +120,10 @@ def _records(
 
 
 def _table(
-    reader: registry.Reader, records: Sequence[Record], predictions: Sequence[Prediction]
+    reader: registry.Reader,
+    records: Sequence[Record],
+    predictions: Sequence[Prediction],
+    flat: Collection[str] = (),
 ) -> str:
     """Return the rows of a table with their answers, as CSV; of another set what identifies one."""
     rows: list[tuple[Mapping[str, Any], list[Prediction]]] = [
@@ -133,8 +141,8 @@ def _table(
     writer.writerow([*columns, "prediction", "confidence"])
     for row, given in rows:
         cells = [_cell(row.get(column)) for column in columns]
-        said = [[p.text, f"{confidence_of(p):.6f}"] for p in given] or [["", ""]]
-        writer.writerows([*cells, *answer] for answer in said)
+        said = [[p.text, "" if p.id in flat else f"{confidence_of(p):.6f}"] for p in given]
+        writer.writerows([*cells, *answer] for answer in said or [["", ""]])
     return buffer.getvalue()
 
 

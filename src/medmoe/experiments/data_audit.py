@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from medmoe.data import registry
-from medmoe.data.bad_rows import BadRows
+from medmoe.data.bad_rows import BadRows, unreadable
 from medmoe.data.disjoint import disjoint_split, split_content
 from medmoe.data.images import open_image
 from medmoe.data.leakage import Overlap, find_overlaps
@@ -67,13 +67,21 @@ def read_parts(
 
 
 def audit(parts: Mapping[str, Sequence[Record]], bad: BadRows) -> Audit:
-    """Compare all pictures and count all answers."""
-    overlaps, unreadable = find_overlaps(parts)
+    """Compare all pictures and count all answers.
+
+    Raises:
+        DataError: A picture cannot be opened, and its rows may not be skipped.
+    """
+    overlaps, faults = find_overlaps(parts)
+    rows = [record for records in parts.values() for record in records]
+    bad.reasons += [unreadable(r, faults[r.image.id]) for r in rows if r.image.id in faults]
+    bad.settle()
+    parts = {n: [r for r in records if r.image.id not in faults] for n, records in parts.items()}
     result = {
         "version": 1,
         "overlaps": [overlap.to_dict() for overlap in overlaps],
         "answers": audit_answers(parts),
-        "unreadable_images": unreadable,
+        "unreadable_images": faults,
         "bad_rows": list(bad.reasons),
         "known_faults": dict(bad.known_faults),
         "notes": list(bad.notes),

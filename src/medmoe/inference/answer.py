@@ -66,6 +66,11 @@ class Answer:
     routing: Routing | None
 
 
+def told_confidence(confidence: float, facts: ImageFacts | None) -> float | None:
+    """Return the confidence to show: none about a picture in which nothing is to be seen."""
+    return None if facts is not None and "flat_picture" in facts.warnings else confidence
+
+
 def warnings_of(facts: ImageFacts | None, routing: Routing | None = None) -> list[str]:
     """Return the warnings about a picture and its answer, in words.
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from medmoe.data.images import Picture, open_picture
-from medmoe.data.intake.display import WindowChoice
+from medmoe.data.intake.display import Plane, WindowChoice
 from medmoe.data.intake.facts import ImageFacts
-from medmoe.inference.answer import Routing, warnings_of
+from medmoe.inference.answer import Routing, told_confidence, warnings_of
 from medmoe.inference.chat import ChatChunk, ChatRequest, Turn
 from medmoe.inference.evidence import NOTE
 from medmoe.numbers import probability
@@ -31,7 +31,8 @@ class Exchange:
 
     Attributes:
         complete: False where the answer was stopped or ran into its longest length.
-        confidence: Probability of the answer, 0–1, not calibrated; None where it was stopped.
+        confidence: Probability of the answer, 0–1, not calibrated; None where it was stopped, or
+            the picture is flat.
         routing: The router's decision, None for a dense model, without a picture, or where stopped.
         picture: Facts of the picture as it was shown, None without one.
         evidence: As `Evidence.to_dict` gives it, None where it was not asked for.
@@ -58,7 +59,8 @@ class Exchange:
         self.answer += chunk.text
         self.complete = chunk.finish == "stop"
         if chunk.answer is not None:
-            self.confidence, self.routing = chunk.answer.confidence, chunk.answer.routing
+            self.confidence = told_confidence(chunk.answer.confidence, self.picture)
+            self.routing = chunk.answer.routing
             self.warnings = tuple(warnings_of(self.picture, self.routing))
         if chunk.finish is not None:
             self.answer = self.answer.strip()
@@ -72,11 +74,13 @@ class Case:
     Attributes:
         window: In which it is shown; None as the file says.
         frame: Which is shown; None for the default of the format.
+        plane: Of a volume; None for that of its acquisition.
     """
 
     picture: Picture | None = None
     window: WindowChoice | None = None
     frame: int | None = None
+    plane: Plane | None = None
     exchanges: list[Exchange] = field(default_factory=list)
 
     def look(
@@ -87,7 +91,7 @@ class Case:
         Raises:
             ImageError: It cannot be used; what was shown before stays.
         """
-        picture = open_picture(source, window=window, frame=frame)
+        picture = open_picture(source, window=window, frame=frame, plane=self.plane)
         self.show(picture, window, frame)
         return picture
 

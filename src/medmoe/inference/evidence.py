@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from medmoe.data.images import open_picture
 from medmoe.errors import ConfigError
+from medmoe.inference.answer import told_confidence
 from medmoe.inference.attribution import Attribution, attribute
 from medmoe.inference.engine import ImageInput, MedMoe, Routing
 from medmoe.routing.hooks import forced_expert, meta_expert_off
@@ -54,14 +57,15 @@ class Evidence:
     """All that is known about one answer. For research use only, not a medical device.
 
     Attributes:
-        confidence: Probability of the answer, 0–1, not calibrated; among options: its share.
-        alternatives: Options, or what a beam search found, most probable first.
+        confidence: Probability of the answer, 0–1, not calibrated; among options: its share. None
+            of a flat picture.
+        alternatives: Options, or what a beam search found, most probable first; also none then.
         routing: With the experts' shares of the image's tokens by layer; None for a dense model.
     """
 
     question: str
     answer: str
-    confidence: float
+    confidence: float | None
     alternatives: tuple[Alternative, ...]
     routing: Routing | None
     attribution: Attribution
@@ -89,17 +93,21 @@ def explain(
         ImageError: The image cannot be used.
     """
     check_question(question, options)
-    pixels = engine.pixel_values([image])
+    picture = open_picture(Path(image) if isinstance(image, str) else image)
+    pixels = engine.pixel_values([picture.image])
     features = engine.encode_pixels(pixels)
     answer, confidence, alternatives = _answer(engine, features, question, options)
-    if not options:
+    told = told_confidence(confidence, picture.facts)
+    if told is None:
+        alternatives = ()
+    elif not options:
         alternatives = _with_answer(
             engine.candidates(features, question, BEAM), Alternative(answer, confidence)
         )
     return Evidence(
         question=question,
         answer=answer,
-        confidence=confidence,
+        confidence=told,
         alternatives=alternatives,
         routing=engine.route(features)[0],
         attribution=attribute(engine, pixels, question, answer),

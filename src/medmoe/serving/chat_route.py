@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, Response
 
 from medmoe.data.images import Picture
 from medmoe.errors import MedMoeError
-from medmoe.inference.answer import Answer, warnings_of
+from medmoe.inference.answer import Answer, told_confidence, warnings_of
 from medmoe.inference.chat import ChatChunk, ChatRequest, Turn
 from medmoe.serving.chat_engine import late, no_evidence
 from medmoe.serving.problems import ProblemError, check_type, problem_of
@@ -94,8 +94,10 @@ async def _read(service: Service, request: Request, data: bytes) -> _Call:
     picture = None
     if source is not None:
         picture = await service.pictures.open(source, body.medmoe)
-    elif body.medmoe.window is not None or body.medmoe.frame is not None:
-        raise ProblemError(400, "bad_window", "window and frame need an image", param="medmoe")
+    elif (body.medmoe.window, body.medmoe.frame, body.medmoe.plane) != (None, None, None):
+        raise ProblemError(
+            400, "bad_window", "window, frame and plane need an image", param="medmoe"
+        )  # fmt: skip
     chat = ChatRequest(turns, picture.image if picture else None, wanted)
     record: Record = request.state.record
     record.image = service.image_hash(chat.image)
@@ -195,7 +197,7 @@ async def _behind(service: Service, call: _Call, answer: Answer | None) -> dict[
     behind: dict[str, Any] = {
         "notice": NOTICE,
         "decoding": "greedy",
-        "confidence": answer.confidence if answer else None,
+        "confidence": told_confidence(answer.confidence, facts) if answer else None,
         "routing": asdict(routing) if routing else None,
         "picture": facts.to_json() if facts else None,
         "warnings": warnings_of(facts, routing),

@@ -186,6 +186,7 @@ class Pictures:
                 source.data,
                 window=(window[0], window[1]) if isinstance(window, list) else window,
                 frame=options.frame,
+                plane=options.plane,
                 hint=source.hint,
             )
         except ImageError as error:

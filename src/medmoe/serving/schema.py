@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from medmoe.data.intake.display import Plane
 from medmoe.serving.json_body import read_json
 from medmoe.serving.problems import ProblemError
 
@@ -88,12 +89,14 @@ class Options(BaseModel):
         evidence: Also explain the answer (alternatives, regions, counterfactuals); takes seconds.
         window: Center and width, or a CT preset's name, for DICOM and NIfTI.
         frame: Frame or slice, from 1.
+        plane: Of a NIfTI volume, by default that of its acquisition.
     """
 
     model_config = _STRICT
     evidence: bool = False
     window: str | Annotated[list[Number], Field(min_length=2, max_length=2)] | None = None
     frame: Frame | None = None
+    plane: Plane | None = None
 
 
 class ChatBody(BaseModel):

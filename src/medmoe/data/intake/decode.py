@@ -5,7 +5,7 @@ Everything else calls `medmoe.data.images.open_picture`, which runs this in a ch
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Literal
 
@@ -14,27 +14,32 @@ from PIL import Image
 
 from medmoe.data.intake import raster
 from medmoe.data.intake.display import Grey, Plane, WindowChoice
-from medmoe.data.intake.facts import ImageFacts
+from medmoe.data.intake.facts import Format, ImageFacts
 from medmoe.data.intake.limits import GZIP_START, Limits
 from medmoe.errors import ImageError
 
-Kind = Literal["PNG", "JPEG", "DICOM", "NIFTI"]
+Kind = Literal["PNG", "JPEG", "TIFF", "WEBP", "BMP", "DICOM", "NIFTI"]
 #: What a sender says a file is; it only chooses between two refusals, never how to decode.
 Hint = Literal["dicom", "nifti"]
 
 _STARTS: tuple[tuple[Kind, bytes], ...] = (
     ("PNG", raster.PNG_START),
     ("JPEG", raster.JPEG_START),
+    *(("TIFF", start) for start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
 )
+_BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # bytes, as they say themselves
 #: Size of the header, as NIfTI begins with it -> version 1 or 2.
 NIFTI_SIZES = {
     size.to_bytes(4, order): version
     for version, size in ((1, 348), (2, 540))
     for order in ("little", "big")
 }
+_FORMATS: dict[Kind, Format] = {
+    "PNG": "png", "JPEG": "jpeg", "TIFF": "tiff", "WEBP": "webp", "BMP": "bmp"
+}  # fmt: skip
 _READERS = ("medmoe.data.intake.dicom", "medmoe.data.intake.nifti")
 #: What Pillow and the decoders of JPEG 2000 import while they work.
-_ALSO = ("PIL.MpoImagePlugin", "PIL.TiffImagePlugin", "numpy.ma")
+_ALSO = ("PIL.MpoImagePlugin", "PIL.TiffImagePlugin", "PIL.WebPImagePlugin", "numpy.ma")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,10 @@ def kind_of(data: bytes, hint: Hint | None = None) -> Kind:
             raise ImageError(
                 "empty_or_malformed_image", f"{kind} file of {len(data)} bytes: cut short"
             )
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
+        return "BMP"
     if data[128:132] == b"DICM":
         return "DICOM"
     if data.startswith(GZIP_START) or data[:4] in NIFTI_SIZES:
@@ -95,7 +104,7 @@ def kind_of(data: bytes, hint: Hint | None = None) -> Kind:
         )
     raise ImageError(
         "unsupported_image_type",
-        "neither PNG nor JPEG, DICOM or NIfTI by its content; convert it to PNG",
+        "neither PNG nor JPEG, TIFF, WebP, BMP, DICOM or NIfTI by its content; convert it to PNG",
     )
 
 
@@ -141,5 +150,4 @@ def decode(data: bytes, request: Request, limits: Limits) -> Decoded:
     if request.frame not in (None, 1):
         raise ImageError("bad_frame", f"of a {kind} file the first frame is used; leave it out")
     picture, flags = raster.read(data, kind, limits)
-    facts = ImageFacts("png" if kind == "PNG" else "jpeg")
-    return Decoded(np.asarray(picture), replace(facts, warnings=flags))
+    return Decoded(np.asarray(picture), ImageFacts(_FORMATS[kind], warnings=flags))

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from medmoe.domains import MODALITY_NAMES, modality_name
 
-Format = Literal["png", "jpeg", "dicom", "nifti", "pixels"]
+Format = Literal["png", "jpeg", "tiff", "webp", "bmp", "dicom", "nifti", "pixels"]
 WindowOrigin = Literal["given", "file", "voi_lut", "percentile", "full_range"]
 
 #: Flag -> what a person reads.
@@ -26,6 +26,7 @@ WARNINGS: dict[str, str] = {
     "first_volume": "the file holds several volumes; the first is used",
     "small_matrix": "fewer than 16 pixels a side: there is little to be seen",
     "window_ignored": "the window of the file is not usable; the picture's own range is shown",
+    "flat_picture": "one flat grey or colour: nothing is to be seen, an answer rests on nothing",
     "orientation_unknown": "the file does not say which side is which; left and right may be wrong",
 }
 
@@ -37,7 +38,7 @@ _ORIGINS: dict[str, str] = {
     "percentile": "fitted to the values",
     "full_range": "all values",
 }
-_FORMATS = {"png": "PNG", "jpeg": "JPEG", "dicom": "DICOM", "nifti": "NIfTI", "pixels": "pixels"}
+_FORMATS = {"dicom": "DICOM", "nifti": "NIfTI", "webp": "WebP", "pixels": "pixels"}
 
 _BODY_PARTS = """
 ABDOMEN ABDOMENPELVIS ADRENAL ANKLE AORTA ARM AXILLA BACK BILEDUCT BLADDER BONE BRAIN BREAST
@@ -106,7 +107,7 @@ class ImageFacts:
 
     def description(self) -> str:
         """Return what is known of the picture in one line."""
-        parts = [_FORMATS[self.format]]
+        parts = [_FORMATS.get(self.format, self.format.upper())]
         parts += [word for word in (self.modality, self.body_part, self.view) if word]
         if self.format in ("dicom", "nifti"):
             unit = "frame" if self.format == "dicom" else "slice"

@@ -1,8 +1,9 @@
-"""PNG and JPEG: upright, RGB, 8 bits, or a clear refusal.
+"""PNG, JPEG, TIFF, WebP and BMP: upright, RGB, 8 bits, or a clear refusal.
 
 Conversions: EXIF orientation is applied; palette, 1-bit and grey pictures become RGB; transparent
-ones are composited on black (the background of a radiograph); CMYK becomes RGB; 16-bit grey is
-scaled so that its darkest pixel is 0 and its brightest 255. Of several frames the first is taken.
+ones are composited on black (the background of a radiograph); CMYK becomes RGB; grey of
+more than 8 bits is scaled so that its darkest pixel is 0 and its brightest 255. Of several frames
+the first is taken; an animated WebP is refused.
 Texts inside a file (comments, EXIF) are dropped with the file.
 """
 
@@ -30,6 +31,7 @@ _ADAM7 = (
     *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
 )
 _INFLATE_BYTES = 2**20
+_PHOTOMETRIC = 262  # a tag of TIFF: which colour 0 is
 _BLOCK_PIXELS = 2**20
 JPEG_END = b"\xff\xd9"
 _JPEG_SCAN = b"\xff\xda"
@@ -50,7 +52,7 @@ def read(data: bytes, kind: str, limits: Limits) -> tuple[Image.Image, tuple[str
     """Return an upright RGB picture, and warnings about it.
 
     Args:
-        kind: ``PNG`` or ``JPEG``.
+        kind: In Pillow's words.
 
     Raises:
         ImageError: With the code ``empty_or_malformed_image``, ``image_too_large``,
@@ -64,9 +66,16 @@ def read(data: bytes, kind: str, limits: Limits) -> tuple[Image.Image, tuple[str
             picture.verify()
             picture = _open_header(data, kind)
         picture.load()
-        if _png_ends_early(data) if kind == "PNG" else jpeg_ends_early(data, picture):
-            raise _EndsEarlyError
+        tags = getattr(picture, "tag_v2", {})
+        if picture.mode == "I;16" and tags.get(_PHOTOMETRIC) == 0:  # is white, as Pillow forgets
+            picture = Image.fromarray(65_535 - np.asarray(picture))
         several = getattr(picture, "n_frames", 1) > 1
+        if kind == "WEBP" and several:
+            raise ImageError("unsupported_image_type", "animated WebP; give one frame of it as PNG")
+        if kind == "PNG" and _png_ends_early(data):
+            raise _EndsEarlyError
+        if kind == "JPEG" and jpeg_ends_early(data, picture):
+            raise _EndsEarlyError
         return to_rgb(picture), ("first_of_several",) if several else ()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise limits.too_large("the header claims far more pixels") from None
@@ -165,7 +174,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "RGB" and "transparency" not in picture.info and not turned:
         return picture
     picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I"):
+    if picture.mode[0] in "IF":
         return Image.fromarray(_stretched(np.asarray(picture))).convert("RGB")
     if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
         return _on_black(picture)
@@ -196,11 +205,12 @@ def _part(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
 
 
 def _stretched(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
-    """Return 16-bit grey as 8 bits from its minimum to its maximum; a flat picture keeps its level.
+    """Return deep grey as 8 bits from its minimum to its maximum; a flat picture keeps its level.
 
     Minimum to maximum, not percentiles: no pixel is clipped, whatever the device meant by it.
     """
-    low, high = float(values.min()), float(values.max())
+    numbers = values[np.isfinite(values)]
+    low, high = (float(numbers.min()), float(numbers.max())) if numbers.size else (0.0, 0.0)
     if high == low:
         low, high = 0.0, 65_535.0
     return display.grey(values, lambda wide: (wide - low) * (1 / (high - low)))

@@ -22,7 +22,10 @@ from medmoe.data.readers.own_set import Content, OwnSet, refuse_one_class
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.errors import DataError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".dcm", ".dicom", ".nii", ".gz")
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jfif", ".tif", ".tiff", ".webp", ".bmp"),
+    *(".dcm", ".dicom", ".nii", ".gz"),
+)
 #: What systems, cameras and notebooks leave in folders; names with a dot in front are such too.
 _SYSTEM = ("__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found")
 _PATIENT = re.compile(r"(patient|subject|pat|sub|case|p|s)[-_ ]?\d+", re.IGNORECASE)

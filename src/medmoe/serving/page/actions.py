@@ -105,7 +105,10 @@ class PageActions:
             EngineError: Too many wait, or it took too long.
         """
         picture = await self._decoding.open(data)
-        plain = picture.facts.format in ("png", "jpeg")  # there is no other way to look at it
+        plain = picture.facts.format not in (
+            "dicom",
+            "nifti",
+        )  # no other way to look at it
         return self.cases.open(None if plain else data, picture)
 
     async def show(self, handle: str) -> PageUpdate:
