@@ -25,6 +25,7 @@ from medmoe.experiments.plan import plan_train
 from medmoe.experiments.recipe import load_recipe
 from medmoe.experiments.run import run_train
 from medmoe.experiments.validation import spread, strict_score
+from medmoe.inference.chat import token_biases
 from medmoe.inference.engine import MedMoe
 from medmoe.model.checkpoint import provenance, verify
 from medmoe.training.meter import Measured, Validated
@@ -168,6 +169,26 @@ def test_the_strict_score_is_that_of_the_finished_model(run) -> None:  # type: i
     features = engine.encode([image.source for image in images])
     score = strict_score(engine.processor, asked, features, rows)(engine.model)
     assert summary["phases"]["phase3_moe"]["validation"]["strict_score"] == score
+
+
+def test_a_calibrated_phase_keeps_what_is_added_to_logits_and_is_another_phase(
+    tmp_path: Path,
+) -> None:
+    from medmoe.experiments.recipe import blind_twin, twin_key
+
+    only = ("phases.phase2_router=null", "phases.phase3_moe=null", VALIDATION)
+    plain, other = micro_recipe(*only), micro_recipe(*only, "validation.calibrate=true")
+    assert plain.sha256 == micro_recipe(*only[:2]).sha256 != other.sha256
+    assert twin_key(plain) != twin_key(other) == twin_key(blind_twin(other))
+    plan = micro_plan(tmp_path / "run", *only, "validation={data: [phantom/validation], every: 9, "
+                      "questions: 40, score: false, calibrate: true}")  # fmt: skip
+    run_train(plan, silent, None)
+    facts = json.loads((tmp_path / "run" / "phase2_instruction" / "run.json").read_text())
+    bias = facts["finished"]["answer_bias"]
+    model = MedMoe.load(tmp_path / "run" / "phase2_instruction" / "model").model
+    added = token_biases(model.generation_config)
+    assert set(bias) == {"end", "yes"}
+    assert bias["end"] in added.values()
 
 
 def test_a_draw_of_questions_is_fixed_and_on_as_many_pictures_as_there_are() -> None:

@@ -60,6 +60,19 @@ def test_one_turn_gives_the_engines_answer_piece_by_piece(
     assert [chunk.finish for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
 
 
+def test_what_is_added_to_logits_is_added_in_a_conversation_too() -> None:
+    engine = MedMoe(moe_model("stablelm"), processor(), max_new_tokens=12)
+    plain = engine.answer(picture(), QUESTION)
+    banned = processor().tokenizer(plain.text, add_special_tokens=False).input_ids
+    biases = [[[token], -9.0] for token in sorted(set(banned))]
+    engine.model.generation_config.sequence_bias = biases
+    expected = engine.answer(picture(), QUESTION)
+    chunks = list(stream_chat(engine, request(QUESTION)))
+    assert text_of(chunks) == expected.text != plain.text
+    assert chunks[-1].answer is not None
+    assert chunks[-1].answer.confidence == pytest.approx(expected.confidence, rel=1e-3)
+
+
 def test_words_come_as_soon_as_they_are_known(engine: MedMoe) -> None:
     chunks = list(stream_chat(engine, request(QUESTION)))
     assert len(chunks) > 4

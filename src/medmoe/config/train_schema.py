@@ -173,6 +173,8 @@ class ValidationSpec(Strict):
         score: Whether the questions are asked, too.
         keep_best: A phase ends with the weights of the step with the best score (of equal ones, the
             lower loss) instead of the last ones.
+        calibrate: At a phase's end, how readily answers end and are yes is set right on the same
+            records (`medmoe.training.answer_bias`).
     """
 
     data: tuple[str, ...]
@@ -180,6 +182,12 @@ class ValidationSpec(Strict):
     questions: Positive = 64
     score: bool = True
     keep_best: bool = False
+    calibrate: bool = Field(default=False, exclude_if=lambda value: not value)
+
+    @property
+    def shapes(self) -> bool:
+        """Whether what is measured changes the model, or only looks on."""
+        return self.keep_best or self.calibrate
 
     @field_validator("data")
     @classmethod

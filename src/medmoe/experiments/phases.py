@@ -43,8 +43,9 @@ from medmoe.model.pretrained import (
 )
 from medmoe.model.processing_medmoe import square_image_processor
 from medmoe.model.upcycle import RouterState, take_experts, upcycle
+from medmoe.training.answer_bias import fit_answer_bias
 from medmoe.training.by_domain import ByDomain
-from medmoe.training.context import PhaseRun, RunSettings
+from medmoe.training.context import PhaseContext, PhaseRun, RunSettings
 from medmoe.training.load_balance import BalancedMoe
 from medmoe.training.lora import attach_lora, merge_lora
 from medmoe.training.packed import train_packed
@@ -134,7 +135,9 @@ def run_dense(job: Job) -> PhaseResult:
     """Phase 2 and its SFT twin: train projector and language model."""
     (source,) = job.inputs.values()
     dense, processor = load_model(source)
-    result = train_packed(context_of(job, dense, processor))
+    context = context_of(job, dense, processor)
+    result = train_packed(context)
+    _calibrate(job, context, dense)
     _save(job, dense, processor, result)
     return result
 
@@ -251,6 +254,7 @@ def run_moe(job: Job) -> PhaseResult:
         result = train_packed(context, BalancedMoe(moe, job.values.load_balance))
     else:
         result = train_packed(context)
+    _calibrate(job, context, moe)
     _save(job, moe, processor, result)
     return result
 
@@ -309,6 +313,20 @@ def _stand_ins(job: Job) -> tuple[VisionBackbone, LanguageBackbone, Any]:
     assert job.spec.vocab_size is not None
     tokenizer = train_tokenizer(texts, job.spec.vocab_size)
     return vision, language, build_processor(tokenizer, vision, language.chat_template)
+
+
+def _calibrate(job: Job, context: PhaseContext, model: MedMoeForConditionalGeneration) -> None:
+    """Set right on validation answers how readily a model's answers end and are yes, if asked."""
+    watched, spec = context.validation, job.spec.validation
+    if watched is None or spec is None or not spec.calibrate or not job.saves:
+        return
+    size, samples = job.values.batch_size, watched.samples
+    parts = (samples[start : start + size] for start in range(0, len(samples), size))
+    batches = map(watched.collate, parts)
+    end = context.processor.tokenizer.eos_token_id
+    bias = fit_answer_bias(model, context.tokenizer, end, batches)
+    job.found["answer_bias"] = bias
+    logger.info("%s: added to logits, end %+.2f, yes against no %+.2f", job.phase, *bias.values())
 
 
 def _save(

@@ -170,12 +170,16 @@ def relevant_of(config: Mapping[str, Any], phase: PhaseName) -> dict[str, Any]:
         "data": config.get("data"),
         "router": config.get("router") if phase == "phase2_router" else None,
         f"phases.{phase}": (config.get("phases") or {}).get(phase),
-        "validation": validation if (validation or {}).get("keep_best") else None,
+        "validation": validation if _shapes(validation or {}) else None,
         "run.precision": (config.get("run") or {}).get("precision"),
         "run.group_by_length": (config.get("run") or {}).get("group_by_length"),
         "run.answers_only": (config.get("run") or {}).get("answers_only"),
     }
     return _flat(groups)
+
+
+def _shapes(validation: Mapping[str, Any]) -> bool:
+    return bool(validation.get("keep_best") or validation.get("calibrate"))
 
 
 def _flat(group: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -64,7 +64,7 @@ class Recipe:
     def sha256(self) -> str:
         """Hash of all that shapes the result but the seed."""
         validation = self.spec.validation
-        silent = validation is not None and not validation.keep_best  # it only looks on
+        silent = validation is not None and not validation.shapes
         return config_hash(
             {k: v for k, v in self.config.items() if k != "validation" or not silent}
         )
@@ -310,7 +310,7 @@ def twin_key(recipe: Recipe) -> str | None:
         spec = (recipe if recipe.spec.model.blind else blind_twin(recipe)).spec
     except ConfigError:
         return None
-    config, model = spec.model_dump(mode="json"), spec.model
+    config, model, watched = spec.model_dump(mode="json"), spec.model, spec.validation
     run, layers = config["run"], [model.language_layers] if model.language_layers else []
     return config_hash(
         {
@@ -318,6 +318,7 @@ def twin_key(recipe: Recipe) -> str | None:
             "language": (model.language_model, model.language_source, *layers),
             "run": [run[name] for name in ("precision", "group_by_length", "answers_only")],
             **{name: config[name] for name in ("vocab_size", "max_length", "data", "phases")},
+            **({"calibrate": watched.data} if watched and watched.calibrate else {}),
         }
     )
 

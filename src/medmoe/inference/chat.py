@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
 
 from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.errors import ConfigError
@@ -166,6 +166,11 @@ def take_token(row: ChatRow, token: int, log_prob: float, tokenizer: Any) -> Cha
     return ChatChunk(text[len(row.shown) :], finish, answer, len(row.ids), said)
 
 
+def token_biases(config: GenerationConfig) -> dict[int, float]:
+    """Return what is added to the logits of single tokens, as `fit_answer_bias` keeps it."""
+    return {tokens[0]: float(bias) for tokens, bias in config.sequence_bias or ()}
+
+
 class ChatBatch:
     """Conversations that are decoded together.
 
@@ -179,6 +184,7 @@ class ChatBatch:
         self._cache: Any = None
         self._mask = torch.empty(0)  # (B, S)
         self._logits = torch.empty(0)  # (B, V), of each row's next token
+        self._biases = token_biases(engine.model.generation_config)
 
     @torch.inference_mode()
     def join(self, rows: Sequence[ChatRow]) -> None:
@@ -198,7 +204,10 @@ class ChatBatch:
         Returns:
             For each row its new text, where there is some, and at its end what goes with it.
         """
-        log_probs = self._logits.float().log_softmax(-1)
+        logits = self._logits.float().clone()
+        for token, bias in self._biases.items():
+            logits[:, token] += bias
+        log_probs = logits.log_softmax(-1)
         best, tokens = log_probs.max(-1)
         chunks: list[tuple[ChatRow, ChatChunk]] = []
         going: list[int] = []

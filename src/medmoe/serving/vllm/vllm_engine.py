@@ -19,10 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from transformers import GenerationConfig
 
 from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.errors import ConfigError, MedMoeError
-from medmoe.inference.chat import ChatChunk, ChatRequest, ChatRow, fitting_ids, take_token
+from medmoe.inference.chat import (
+    ChatChunk,
+    ChatRequest,
+    ChatRow,
+    fitting_ids,
+    take_token,
+    token_biases,
+)
 from medmoe.model.checkpoint import read_config, verify
 from medmoe.model.locate import is_adapter
 from medmoe.model.processing_medmoe import MedMoeProcessor
@@ -117,6 +125,7 @@ class VllmEngine:
         verify(self._directory)
         self._processor = MedMoeProcessor.from_pretrained(self._directory, local_files_only=True)
         self._count = ConversationTokenizer(self._processor, self._config.image_seq_length)
+        self._biases = token_biases(GenerationConfig.from_pretrained(self._directory))
         # vLLM puts the picture's tokens in the place of one placeholder itself.
         self._write = ConversationTokenizer(self._processor, 1)
         try:
@@ -209,6 +218,7 @@ class VllmEngine:
         params = SamplingParams(
             temperature=0.0, max_tokens=request.max_new_tokens, logprobs=0, detokenize=False,
             stop_token_ids=[self._processor.tokenizer.eos_token_id],
+            logit_bias=self._biases or None,
             output_kind=RequestOutputKind.DELTA,
         )  # fmt: skip
         answer = self._llm.generate(prompt, params, uuid.uuid4().hex)
