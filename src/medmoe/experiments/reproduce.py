@@ -50,6 +50,7 @@ _NEAR = 0.1
 _SEED = 7
 _NO_FIGURE = "the paper gives no figure"
 Row = dict[str, Any]
+Answers = list[list[Prediction]]
 Asking = Callable[[], AbstractContextManager[Asked]]
 
 
@@ -103,13 +104,8 @@ class _Job:
             raise DataError(f"{name} does not train on {spec.dataset}")
         return found
 
-    def asked(
-        self, task: TaskRecords, model: Path, controls: Sequence[str] = ()
-    ) -> list[list[Prediction]]:
-        """Return what a model answers, and its blind twin if there is one; asked where missing.
-
-        The answers to ``controls`` are kept beside them.
-        """
+    def asked(self, task: TaskRecords, model: Path, controls: Sequence[str] = ()) -> Answers:
+        """Return what a model answers, and its blind twin if there is one; asked where missing."""
         out = self.phases.out / "reproduce" / f"{identity(model)[:12]}-{task.spec.name}"
         twin, answers = find_twin(model), out / task.spec.name
         if self.dry and not (out / "summary.json").is_file():
