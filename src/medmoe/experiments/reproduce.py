@@ -107,11 +107,10 @@ class _Job:
     def asked(self, task: TaskRecords, model: Path, controls: Sequence[str] = ()) -> Answers:
         """Return what a model answers, and its blind twin if there is one; asked where missing."""
         out = self.phases.out / "reproduce" / f"{identity(model)[:12]}-{task.spec.name}"
-        twin, answers = find_twin(model), out / task.spec.name
+        twin, (commit, _), answers = find_twin(model), git_commit(), out / task.spec.name
         if self.dry and not (out / "summary.json").is_file():
             raise _WouldRunError(f"would ask {model} {len(task.records)} questions")
         out.mkdir(parents=True, exist_ok=True)
-        commit, _ = git_commit()
         plan = EvalPlan(model, out, [task], controls=controls, seed=_SEED, commit=commit, twin=twin)
         with self.asking() as asked:
             evaluate(plan, asked)
