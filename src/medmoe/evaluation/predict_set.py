@@ -61,10 +61,7 @@ def predict_set(
         ConfigError: The file is there already or has another suffix, or another run has begun it.
         DataError: The set is not there or has no row that can be read.
     """
-    if out.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"{out}: answers go into a file {' or '.join(SUFFIXES)}; name one")
-    if out.exists():
-        raise ConfigError(f"{out} is there already; give another --out, or delete it")
+    _check_out(out)
     bad = BadRows() if bad is None else bad
     reader, split = registry.parse_set(name, allow_outside=allow_outside)
     if isinstance(reader, Own):
@@ -99,6 +96,13 @@ def predict_set(
         "flat_pictures": len(flat),
         "bad_rows": bad.reasons,
     }
+
+
+def _check_out(out: Path) -> None:
+    if out.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"{out}: answers go into a file {' or '.join(SUFFIXES)}; name one")
+    if out.exists():
+        raise ConfigError(f"{out} is there already; give another --out, or delete it")
 
 
 def _lines(part: Path, flat: Collection[str]) -> str:
