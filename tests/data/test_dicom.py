@@ -336,6 +336,12 @@ def test_a_file_without_preamble_gives_the_same_picture(syntax: str) -> None:
         assert found.facts == show(whole).facts
 
 
+def test_a_preamble_that_begins_as_another_format_is_a_preamble() -> None:
+    data = dicom()
+    for start in (b"II*\0", b"MM\0*", b"BM", b"\x5c\x01\0\0"):
+        assert np.array_equal(show(start + data[len(start) :]).pixels, show(data).pixels)
+
+
 def test_a_deflated_file_without_preamble_is_read() -> None:
     data = written(dataset(ramp(), DeflatedExplicitVRLittleEndian))
     assert np.array_equal(show(data[132:]).pixels, show(dicom()).pixels)
@@ -360,6 +366,8 @@ def test_no_number_of_frames_is_one(told: str | None) -> None:
         ({"NominalScannedPixelSpacing": [0.5, 1]}, (64, 64), (0.5, 0.5)),
         ({"PixelAspectRatio": [2, 1]}, (128, 32), None),
         ({"PixelAspectRatio": [1, 2]}, (64, 64), None),
+        ({"PixelAspectRatio": [1000, 2000]}, (64, 64), None),
+        ({"PixelAspectRatio": [1, 0]}, (64, 32), None),
         ({"PixelAspectRatio": [1, 2], "PixelSpacing": [1, 1]}, (64, 32), (1.0, 1.0)),
         ({"PixelSpacing": [1, 1.005]}, (64, 32), (1.0, 1.005)),
         ({"PixelSpacing": [0, 2]}, (64, 32), None),

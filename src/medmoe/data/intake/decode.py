@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from PIL import Image
@@ -34,9 +34,6 @@ NIFTI_SIZES = {
     for version, size in ((1, 348), (2, 540))
     for order in ("little", "big")
 }
-_FORMATS: dict[Kind, Format] = {
-    "PNG": "png", "JPEG": "jpeg", "TIFF": "tiff", "WEBP": "webp", "BMP": "bmp"
-}  # fmt: skip
 _READERS = ("medmoe.data.intake.dicom", "medmoe.data.intake.nifti")
 #: What Pillow and the decoders of JPEG 2000 import while they work.
 _ALSO = ("PIL.MpoImagePlugin", "PIL.TiffImagePlugin", "PIL.WebPImagePlugin", "numpy.ma")
@@ -77,6 +74,8 @@ def kind_of(data: bytes, hint: Hint | None = None) -> Kind:
         raise ImageError(
             "empty_or_malformed_image", "empty file; give a PNG, JPEG, DICOM or NIfTI file"
         )
+    if data[128:132] == b"DICM":  # before it may stand the beginning of a TIFF file
+        return "DICOM"
     for kind, start in _STARTS:
         if data.startswith(start):
             return kind
@@ -88,8 +87,6 @@ def kind_of(data: bytes, hint: Hint | None = None) -> Kind:
         return "WEBP"
     if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
         return "BMP"
-    if data[128:132] == b"DICM":
-        return "DICOM"
     if data.startswith(GZIP_START) or data[:4] in NIFTI_SIZES:
         return "NIFTI"
     if _looks_like_bare_dicom(data):
@@ -144,10 +141,10 @@ def decode(data: bytes, request: Request, limits: Limits) -> Decoded:
     if kind == "NIFTI":
         from medmoe.data.intake import nifti
 
-        return Decoded(*nifti.read(data, limits, request.window, request.frame, request.plane))
+        return Decoded(*nifti.read(data, limits, request))
     if request.window is not None:
         raise ImageError("bad_window", f"a {kind} picture has no window; leave the window out")
     if request.frame not in (None, 1):
         raise ImageError("bad_frame", f"of a {kind} file the first frame is used; leave it out")
     picture, flags = raster.read(data, kind, limits)
-    return Decoded(np.asarray(picture), ImageFacts(_FORMATS[kind], warnings=flags))
+    return Decoded(np.asarray(picture), ImageFacts(cast(Format, kind.lower()), warnings=flags))

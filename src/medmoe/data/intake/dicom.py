@@ -229,7 +229,7 @@ def _header(dataset: Dataset, syntax: uid.UID | None, limits: Limits) -> Header:
     samples = _integer(dataset, "SamplesPerPixel", 1, 4, default=1)
     if samples not in (1, 3):
         raise _undecodable(f"SamplesPerPixel is {samples}")
-    photometric = str(dataset.get("PhotometricInterpretation") or "").strip().upper()
+    photometric = str(dataset.get("PhotometricInterpretation", "")).strip().upper()
     if not photometric:
         raise _undecodable("PhotometricInterpretation is missing")
     if samples == 3 and photometric in (*_GREY, "PALETTE COLOR"):
@@ -408,7 +408,11 @@ def _spacing(dataset: Dataset, frame: int) -> tuple[float, float] | None:
 
 def _aspect(dataset: Dataset) -> tuple[float, float] | None:
     """Return height and width of a pixel to each other, None where they are not told."""
-    return facts.spacing(dataset.get("PixelAspectRatio"))
+    try:
+        height, width = map(float, dataset.get("PixelAspectRatio"))
+        return facts.spacing((height / width, 1))
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
 
 
 def _grey(
@@ -430,15 +434,14 @@ def _background(values: Values, dataset: Dataset, header: Header) -> Background:
     """Return which pixels are padding, or no finite numbers."""
     kind = header.pixels.removesuffix("PixelData")
     ends = [dataset.get(f"{kind}PixelPadding{end}") for end in ("Value", "RangeLimit")]
-    # Some write them in the other of the two representations of 16 bits.
-    turn = {"i": lambda end: (end + 2**15) % 2**16 - 2**15, "u": lambda end: end % 2**16}
-    fits = turn.get(values.dtype.kind, lambda end: end) if header.bits_allocated <= 16 else float
-    told = [fits(end) for end in ends if isinstance(end, int | float)]
+    told = [end for end in ends if isinstance(end, int | float)]
+    if (low := {"i": -(2**15), "u": 0}.get(values.dtype.kind)) is not None:
+        # Some write them in the other of the two representations of 16 bits.
+        told = [(end - low) % 2**16 + low for end in told]
     outside = np.zeros(values.shape, np.bool_)
     if told:
         outside = (values >= min(told)) & (values <= max(told))
-        if outside.all():
-            outside[:] = False
+        outside &= not outside.all()
     if values.dtype.kind == "f":
         outside |= ~np.isfinite(values)
         if outside.all():

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from medmoe.data.intake.facts import Window, spacing
-from medmoe.data.intake.limits import Limits
+from medmoe.data.intake.limits import Limits, Spacing
 from medmoe.errors import ImageError
 
 Values = npt.NDArray[Any]
@@ -198,18 +198,12 @@ def grey(
     return out
 
 
-def squared(
-    pixels: Grey, apart: tuple[float, float] | None, limits: Limits
-) -> tuple[Grey, tuple[float, float] | None]:
-    """Return a picture (H, W) or (H, W, 3) with square pixels, and its spacing then.
-
-    Args:
-        apart: Spacing between rows and between columns, None where it is not known.
-    """
+def squared(pixels: Grey, apart: Spacing, limits: Limits) -> tuple[Grey, Spacing]:
+    """Return a picture (H, W) or (H, W, 3) with square pixels, and its spacing then."""
     height, width = pixels.shape[:2]
     size = limits.squared(width, height, apart)
     if apart is None or size == (width, height):
-        return pixels, apart
+        return pixels, spacing(apart)
     resized = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
     return resized, spacing((apart[0] * height / size[1], apart[1] * width / size[0]))
 

@@ -9,6 +9,9 @@ from io import BytesIO
 
 from medmoe.errors import ImageError
 
+#: Between rows and between columns, None where it is not known.
+Spacing = tuple[float, float] | None
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -48,18 +51,9 @@ class Limits:
             )
 
     def check_size(
-        self,
-        width: int,
-        height: int,
-        *,
-        min_side: int | None = None,
-        spacing: tuple[float, float] | None = None,
+        self, width: int, height: int, *, min_side: int | None = None, spacing: Spacing = None
     ) -> None:
-        """Refuse a size outside the limits, before any pixel is decoded.
-
-        Args:
-            spacing: Between rows and between columns: the picture's shape goes by it.
-        """
+        """Refuse a size outside the limits, before any pixel is decoded."""
         short, long = sorted((width, height))
         size = f"{width}x{height} pixels"
         least = self.min_side if min_side is None else min_side
@@ -75,9 +69,7 @@ class Limits:
                 "bad_aspect", f"{size}: at most {self.max_aspect}:1 is accepted; crop the image"
             )
 
-    def squared(
-        self, width: int, height: int, spacing: tuple[float, float] | None
-    ) -> tuple[int, int]:
+    def squared(self, width: int, height: int, spacing: Spacing) -> tuple[int, int]:
         """Return width and height of a picture once its pixels are square.
 
         The finer spacing is kept where that is not too large. Spacings that differ by no more than
@@ -88,9 +80,8 @@ class Limits:
         if not 1.01 < max(row, column) / finer <= self.max_aspect:
             return width, height
         across, down = width * column / finer, height * row / finer
-        shrink = min(
-            *(1, self.max_side / max(across, down), math.sqrt(self.max_pixels / (across * down)))
-        )
+        fits = self.max_side / max(across, down), math.sqrt(self.max_pixels / (across * down))
+        shrink = min(1, *fits)
         return max(1, round(across * shrink)), max(1, round(down * shrink))
 
     def too_large(self, size: str) -> ImageError:

@@ -17,8 +17,8 @@ import nibabel
 import numpy as np
 
 from medmoe.data.intake import display
-from medmoe.data.intake.decode import NIFTI_SIZES
-from medmoe.data.intake.display import Grey, Plane, Values, WindowChoice
+from medmoe.data.intake.decode import NIFTI_SIZES, Request
+from medmoe.data.intake.display import Grey, Plane, Values
 from medmoe.data.intake.facts import ImageFacts, Window
 from medmoe.data.intake.limits import GZIP, GZIP_START, Limits, inflated
 from medmoe.errors import ImageError
@@ -74,34 +74,25 @@ def plain(data: bytes, limits: Limits) -> bytes:
     return whole
 
 
-def read(
-    data: bytes,
-    limits: Limits,
-    window: WindowChoice | None,
-    frame: int | None,
-    plane: Plane | None = None,
-) -> tuple[Grey, ImageFacts]:
+def read(data: bytes, limits: Limits, wanted: Request) -> tuple[Grey, ImageFacts]:
     """Return one slice as grey (H, W) or RGB (H, W, 3), uint8, and its facts.
 
-    Args:
-        window: Center and width, or the name of a CT preset; by default the file's display range
-            where that shows something, else a percentile window.
-        frame: The slice, from 1; the middle one by default.
-        plane: By default the one in which the volume was acquired.
+    The window is by default the file's display range where that shows something, else a percentile
+    window; the frame is the slice.
 
     Raises:
         ImageError: ``empty_or_malformed_image``, ``no_pixel_data``, ``image_too_large``,
             ``bad_aspect``, ``undecodable``, ``bad_window`` or ``bad_frame``.
     """
-    volume = _open(plain(data, limits), limits, plane)
+    volume = _open(plain(data, limits), limits, wanted.plane)
     frames = volume.shape[volume.axes[2]]
-    number = display.chosen_frame(frame, frames, default=(frames + 1) // 2)
+    number = display.chosen_frame(wanted.frame, frames, default=(frames + 1) // 2)
     values = _slice(volume, number)
     shown, told = None, _display_range(volume)
     if values.ndim == 2:
-        given = None if window is None else display.requested(window, None)
+        given = None if wanted.window is None else display.requested(wanted.window, None)
         pixels, shown = _grey(values, given or told)
-    elif window is None:
+    elif wanted.window is None:
         pixels = values
     else:
         raise ImageError("bad_window", "a colour picture has no window; leave the window out")
