@@ -117,7 +117,18 @@ def test_99_of_107_odd_files_open_without_the_extra(monkeypatch: pytest.MonkeyPa
     assert {refused[name].code for name in NEVER} == {"undecodable"}
 
 
-@pytest.mark.skipif(find_spec("imagecodecs") is None, reason="the extra codecs is not installed")
+needs_codecs = pytest.mark.skipif(
+    find_spec("imagecodecs") is None, reason="the extra codecs is not installed"
+)
+
+
+@needs_codecs
+@pytest.mark.parametrize("name", sorted(NEEDS_CODECS))
+def test_a_file_that_needs_the_extra_codecs_opens_with_it(name: str) -> None:
+    assert np.ptp(show(odd(name).read_bytes()).pixels) > 0
+
+
+@needs_codecs
 def test_102_of_107_odd_files_open_with_the_extra() -> None:
     opened, refused = outcomes()
     assert len(opened) == 102
