@@ -52,6 +52,16 @@ def write(root: Path, rows: list[Any] | None = None, folder: str = "slake") -> P
     return root
 
 
+def test_validation_is_read_by_either_of_its_names(tmp_path: Path) -> None:
+    root = write(tmp_path)
+    first = [record.id for record in ENGLISH.read(root, "validation")]
+    (root / "slake" / "validate.json").rename(root / "slake" / "validation.json")
+    assert [record.id for record in ENGLISH.read(root, "validation")] == first
+    (root / "slake" / "validation.json").unlink()
+    with pytest.raises(DataError, match=r"validate\.json"):
+        ENGLISH.read(root, "validation")
+
+
 def test_languages_are_two_sets_over_the_same_images(tmp_path: Path) -> None:
     root = write(tmp_path)
     english, chinese = (reader.read(root, "test") for reader in (ENGLISH, CHINESE))

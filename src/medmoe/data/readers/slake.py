@@ -18,6 +18,8 @@ from medmoe.data.schema import ImageRecord, Record
 from medmoe.domains import modality_name
 
 _FILES = {"train": "train.json", "validation": "validate.json", "test": "test.json"}
+#: What the copy on the hub calls it.
+_HUB_VALIDATION = "validation.json"
 _FIELDS = ("qid", "img_name", "question", "answer", "q_lang", "modality", "location", "answer_type")
 
 
@@ -39,7 +41,9 @@ class Slake(KnownSet):
 
     def records(self, marker: Path, split: str, bad: BadRows) -> list[Record]:
         """Return the questions of a split; the English ``train`` ends with a caption per image."""
-        path = common.require_part(marker.parent, _FILES[split], self.NAME)
+        of_hub = split == "validation" and (marker.parent / _HUB_VALIDATION).is_file()
+        name = _HUB_VALIDATION if of_hub else _FILES[split]
+        path = common.require_part(marker.parent, name, self.NAME)
         images: dict[str, ImageRecord] = {}
 
         def record(raw: Any, where: str) -> Record | None:
