@@ -293,8 +293,8 @@ def test_an_interrupt_while_decoding_leaves_no_half_read_answer() -> None:
     main = threading.main_thread().ident
     assert main is not None
     timer = threading.Timer(0.01, lambda: signal.pthread_kill(main, signal.SIGINT))
-    timer.start()
     try:
+        timer.start()
         pool.decode(big)
         time.sleep(1)
     except KeyboardInterrupt:
