@@ -18,6 +18,8 @@ from medmoe.errors import ConfigError, GuardError, MedMoeError
 
 #: A disk without room, or a user without any left on it.
 FULL = (errno.ENOSPC, errno.EDQUOT)
+#: Bytes of a file's name that are no UTF-8 are written as JSON escapes them.
+_OTHERS = "backslashreplace"
 
 
 def write_text(path: Path, text: str, other: str = "place") -> None:
@@ -35,12 +37,12 @@ def write_text(path: Path, text: str, other: str = "place") -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8", newline="\n")
+            path.write_text(text, encoding="utf-8", errors=_OTHERS, newline="\n")
             return
         target = path.resolve()  # a link stays one
         staging = target.with_name(f".{target.name}.{os.getpid()}.staging")
         try:
-            with staging.open("w", encoding="utf-8", newline="\n") as file:
+            with staging.open("w", encoding="utf-8", errors=_OTHERS, newline="\n") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())

@@ -99,8 +99,6 @@ def _line(interactive: bool) -> str | None:
             return None
         except KeyboardInterrupt:
             tell("\n(Ctrl-D or /quit ends)")
-        except UnicodeDecodeError:
-            tell("medmoe: error: that line is no UTF-8 text; type it again", sys.stderr)
 
 
 def _with_line_editing() -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from collections.abc import Callable
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from medmoe.cli.parser import FOOTER
+from medmoe.cli.tables import Screen
 from medmoe.experiments.cost import LORA_RANK, PAPER_GPUS, CostReport, SystemCost, paper_lines
 from medmoe.experiments.measure import Measured
 
@@ -24,17 +22,17 @@ def show(report: CostReport, measured: Measured | None) -> None:
         f"batch {report.batch}, context {report.context:,}\n",
         soft_wrap=not console.is_terminal,
     )
-    console.print(_systems(report))
-    console.print("\n[bold]Training memory, GB[/]")
-    console.print(_training(report.systems[0]))
+    screen = Screen()
+    _systems(screen, report)
+    _training(screen, report.systems[0])
     console.print(
         "sum = weights + gradients + AdamW (12 bytes a trained weight in mixed precision, 8 in "
         "float32) + activations with gradient checkpointing (chkpt); ZeRO-2 divides "
         "gradients and AdamW's states among the GPUs. Without the runtime's own memory."
     )
     if report.paper is not None:
-        console.print("\n[bold]The paper's Table 8 and sizes[/], in units of 10⁹")
-        console.print(_table(["", "paper", "counted"], paper_lines(report)))
+        title = "The paper's Table 8 and sizes, in units of 10⁹"
+        screen.draw(title, ["", "paper", "counted"], paper_lines(report))
     if measured is not None:
         console.print(_measured(measured))
     console.print()
@@ -43,7 +41,7 @@ def show(report: CostReport, measured: Measured | None) -> None:
     console.print(FOOTER)
 
 
-def _systems(report: CostReport) -> Table:
+def _systems(screen: Screen, report: CostReport) -> None:
     flops = report.systems[0].flops
     prompt = flops.image_tokens + flops.question_tokens
     rows: dict[str, Callable[[SystemCost], str]] = {
@@ -61,16 +59,17 @@ def _systems(report: CostReport) -> Table:
         f"  prompt, {prompt:,} tokens": lambda s: _flops(s.flops.prefill),
         f"  answer, {flops.answer_tokens} tokens": lambda s: _flops(s.flops.decode),
     }
-    return _table(
-        ["", *(escape(system.system) for system in report.systems)],
+    screen.draw(
+        "",
+        ["", *(system.system for system in report.systems)],
         [(name, *map(cell, report.systems)) for name, cell in rows.items()],
     )
 
 
-def _training(system: SystemCost) -> Table:
+def _training(screen: Screen, system: SystemCost) -> None:
     titles = [
-        "phase", "trains", "weights", "gradients\n+ AdamW", "activations\nall / chkpt", "sum\n",
-        f"{PAPER_GPUS} GPUs\nZeRO-2",
+        "phase", "trains", "weights", "gradients + AdamW", "activations all / chkpt", "sum",
+        f"{PAPER_GPUS} GPUs ZeRO-2",
     ]  # fmt: skip
     rows = [
         (
@@ -84,18 +83,7 @@ def _training(system: SystemCost) -> Table:
         )
         for row in system.training
     ]
-    return _table(titles, rows, no_wrap=True)
-
-
-def _table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, no_wrap: bool = False) -> Table:
-    """Return a table whose first column stands left and the others right."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    for title in titles:
-        justify: Literal["left", "right"] = "right" if table.columns else "left"
-        table.add_column(title, justify=justify, no_wrap=no_wrap)
-    for row in rows:
-        table.add_row(*row)
-    return table
+    screen.draw("Training memory, GB", titles, rows)
 
 
 def _tuned(system: SystemCost, rank: int | None) -> str:

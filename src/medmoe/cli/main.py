@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 
 from medmoe import __version__
 from medmoe.cli.flags import file_error
@@ -82,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `medmoe`; those of the process by default.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    _accept_any_text()
     try:
         code = _dispatch(words)
         sys.stdout.flush()  # here, so that a closed pipe is met inside this `try`
@@ -100,6 +102,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError:
             _drop_stdout()  # it is stdout that cannot be written
         return _fail(file_error(error))
+
+
+def _accept_any_text() -> None:
+    """Let no character that a terminal or a pipe does not know end a verb."""
+    for stream in (sys.stdout, sys.stderr, sys.stdin):
+        if isinstance(stream, TextIOWrapper):  # not what a notebook or a test puts in its place
+            stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "replace")
 
 
 def _fail(error: MedMoeError) -> int:
@@ -123,7 +132,9 @@ def _dispatch(words: list[str]) -> int:
 
         tell(help_text())
         return 0
-    verb, *rest = words
+    verb = next((word for word in words if word in VERBS), words[0])  # flags may stand before it
+    rest = list(words)
+    rest.remove(verb)
     if verb == "--version":
         print(f"medmoe {__version__}")
         return 0

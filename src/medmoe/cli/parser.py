@@ -23,7 +23,7 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see `{self.prog} --help`")
 
     def parse_strictly(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parse all of `argv`.
+        """Parse all of `argv`; flags may stand before, between and behind positionals.
 
         Args:
             argv: The words after the verb.
@@ -34,13 +34,19 @@ class Parser(argparse.ArgumentParser):
         Raises:
             ConfigError: A flag is unknown (the nearest one is named), missing or malformed.
         """
-        values, unknown = self.parse_known_args(argv)
-        if not unknown:
-            return values
-        for action in self._actions:  # the flags of an action (`data audit`) are that parser's
-            if isinstance(action, argparse._SubParsersAction):
-                action.choices[getattr(values, action.dest)].refuse(unknown)
-        self.refuse(unknown)
+        actions = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+        for action in actions:  # `data audit`, `data --json FILE audit`: that parser's arguments
+            if name := next((word for word in argv if word in action.choices), None):
+                rest = list(argv)
+                rest.remove(name)
+                values: argparse.Namespace = action.choices[name].parse_strictly(rest)
+                setattr(values, action.dest, name)
+                return values
+        parse = self.parse_known_args if actions else self.parse_known_intermixed_args
+        values, unknown = parse(argv)
+        if unknown:
+            self.refuse(unknown)
+        return values
 
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
         """Raise a `ConfigError` for words that no argument takes; the nearest flag is named."""

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from medmoe.evaluation.pages.table import Table
 
 LOG_WIDTH = 80
+#: Characters that a column of words has at least.
+_LEAST_WORDS = 10
 
 
 class Screen:
@@ -28,19 +30,35 @@ class Screen:
     def table(self, table: Table) -> None:
         """Print the same table that stands on a page, and its notes below it."""
         if not table.by_first:
-            self._draw(table.title, table.columns, table.rows, table.text_columns)
+            self.draw(table.title, table.columns, table.rows, table.text_columns)
         else:
             for name in dict.fromkeys(row[0] for row in table.rows):
                 rows = [row[1:] for row in table.rows if row[0] == name]
                 title = f"{table.title}: {name}" if table.title else name
-                self._draw(title, table.columns[1:], rows, table.text_columns - 1)
+                self.draw(title, table.columns[1:], rows, table.text_columns - 1)
         self.lines(table.notes)
 
-    def _draw(
-        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], text: int
+    def draw(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], text: int = 1
     ) -> None:
+        """Print rows whose first ``text`` columns are words and the others numbers.
+
+        Numbers are never cut: where they leave no room for the words, a row is several lines.
+        """
         natural = sum(max(map(len, cells)) + 2 for cells in zip(columns, *rows, strict=True))
         wide = natural > self._width
+        # Brackets of numbers stand below them where room is short.
+        rows = [
+            [*row[:text], *(c.replace(" (", "\n(") if wide else c for c in row[text:])]
+            for row in rows
+        ]
+        room = [
+            max(len(part) for cell in (*name.split(), *cells) for part in cell.split("\n"))
+            for name, *cells in zip(columns, *rows, strict=True)
+        ]
+        if text * _LEAST_WORDS + sum(room[text:]) + len(columns) > self._width:
+            self._list(title, columns, rows, text)
+            return
         drawn = RichTable(
             title=Text(title) if title else None,
             title_justify="left",
@@ -49,19 +67,25 @@ class Screen:
             pad_edge=False,
             padding=(0, 0 if wide else 1, 0, 0),
         )
-        for i, name in enumerate(columns):
-            if i < text:
-                drawn.add_column(Text(name), overflow="fold")
-                continue
-            # Numbers are never broken, only their brackets set below them where room is short.
-            cells = [row[i].replace(" (", "\n(") if wide else row[i] for row in rows]
-            room = max(len(part) for cell in (*name.split(), *cells) for part in cell.split("\n"))
-            head = Text(textwrap.fill(name, room))
+        for name in columns[:text]:
+            drawn.add_column(Text(name), overflow="fold")
+        for name, width in zip(columns[text:], room[text:], strict=True):
+            head = Text(textwrap.fill(name, width))
             drawn.add_column(head, justify="right", no_wrap=True, overflow="fold")
-            rows = [(*row[:i], cell, *row[i + 1 :]) for row, cell in zip(rows, cells, strict=True)]
         for row in rows:
             drawn.add_row(*map(Text, row))
         self._console.print(drawn, width=self._width)
+        self._console.print()
+
+    def _list(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], text: int
+    ) -> None:
+        if title:
+            self.line(title)
+        for row in rows:
+            self.line(", ".join(filter(None, row[:text])).strip())
+            for name, cell in zip(columns[text:], row[text:], strict=True):
+                self.line(f"  {name}: {cell.replace(chr(10), ' ')}")
         self._console.print()
 
     def line(self, text: str) -> None:

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from medmoe.cli.console import log_to
 from medmoe.cli.parser import FOOTER
+from medmoe.cli.tables import Screen
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.evaluation.pages.sections.router import router_lines
@@ -216,12 +217,8 @@ def show_plan(name: str, plan: dict[str, Any]) -> None:
     """Print the plan of `medmoe train --plan`."""
     console = Console()
     console.print(f"[bold]medmoe train {escape(name)} --plan[/]: {escape(plan['description'])}")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("phase", no_wrap=True)
-    for title in ("trainable", "frozen", "steps", "memory", "time"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for phase, row in plan["phases"].items():
-        table.add_row(
+    rows = [
+        (
             phase,
             f"{row['trainable']:,}",
             f"{row['frozen']:,}",
@@ -229,7 +226,9 @@ def show_plan(name: str, plan: dict[str, Any]) -> None:
             f"{row['memory_gib']:,.1f} GiB",
             _duration(row["seconds"]),
         )
-    console.print(table)
+        for phase, row in plan["phases"].items()
+    ]
+    Screen().draw("", ("phase", "trainable", "frozen", "steps", "memory", "time"), rows)
     for phase, row in plan["phases"].items():
         size = row["features_gib"]
         kept = f"; features take {size:,.2f} GiB of the disk" if size else ""
