@@ -13,7 +13,7 @@ from medmoe.evaluation import metrics
 from medmoe.evaluation.protocols import PROTOCOLS, score_pair
 
 # Letters, digits and the marks answers hold; enough to reach every branch of both normalisers.
-TEXT = st.text("abeghilnorstuyxANOTYES0123456789 .,;:!?'\"()/-+<>%\t", max_size=30)
+TEXT = st.text("abeghilnorstuyxANOTYES0123456789 .,;:!?'\"()/-+<>%=\t\u093f\u2212是不", max_size=30)
 VOCABULARY = ["yes", "no", "left", "lung", "2.5", "cm", "two", "t1", "ct", "the", "mass"]
 WORDS = st.lists(st.sampled_from(VOCABULARY), min_size=1)
 ANSWER_TYPE = st.sampled_from(["open", "closed"])
@@ -129,6 +129,24 @@ def test_strict_closed_answers(prediction: str, answer: str, right: float) -> No
         ("Crohn’s disease", "Crohns disease"),
         ("(axial)", "axial."),
         ("left\u00a0lung", "left lung"),
+        ("3.0", "3"),
+        ("3.50 cm", "3.5 cm"),
+        ("05", "5"),
+        ("-0", "0"),
+        ("1,000.0", "1000"),
+        ("\u0663", "3"),
+        ("twelve", "12"),
+        ("\u221240 HU", "-40 HU"),
+        ("\u201340 HU", "-40 HU"),
+        ("5\u201310 mm", "5-10 mm"),
+        (">=5 mm", "\u22655 mm"),
+        ("+/-2", "\u00b12"),
+        ("yes\ufe0f", "yes"),
+        ("le\u00adsion", "lesion"),
+        ("e\u0301chographie", "\u00e9chographie"),
+        ("A lesion in the liver", "lesion in liver"),
+        ("\u662f\u7684\u3002", "\u662f"),
+        ("\u6ca1\u6709", "No"),
     ],
 )
 def test_strict_takes_two_spellings_as_one(one: str, other: str) -> None:
@@ -149,6 +167,20 @@ def test_strict_takes_two_spellings_as_one(one: str, other: str) -> None:
         ("12 345", "12,345"),
         ("", ""),
         ("?", "!"),
+        (">=5 mm", ">5 mm"),
+        ("-0.5", "0.5"),
+        ("10", "1"),
+        ("100", "1"),
+        ("hepatitis A", "hepatitis"),
+        ("hepatitis A", "hepatitis B"),
+        ("vitamin a", "vitamin"),
+        ("group A streptococcus", "group streptococcus"),
+        ("A and B", "B"),
+        ("\u0939\u093e\u0901", "\u0939\u093e"),
+        ("\u0915\u093f", "\u0915\u093e"),
+        ("\u0e44\u0e21\u0e48", "\u0e44\u0e21\u0e49"),
+        ("\u09a8\u09be", "\u09a8\u09bf"),
+        ("\u4e0d\u662f\u80ba", "\u80ba"),
     ],
 )
 def test_strict_keeps_different_answers_apart(one: str, other: str) -> None:
@@ -173,6 +205,26 @@ def test_strict_counts_chinese_by_the_character() -> None:
     assert found == {"exact_match": 0.0, "f1": pytest.approx(0.8), "recall": pytest.approx(2 / 3)}
     assert score_pair("strict", "左肺。", "左肺", "open")["exact_match"] == 1.0
     assert score_pair("strict", "不是", "是", "closed") == {"accuracy": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "right"),
+    [
+        ("是", "是的", 1.0),
+        ("是的，右肺有结节。", "是", 1.0),
+        ("有", "是的", 1.0),
+        ("Yes", "是", 1.0),
+        ("否", "不是", 1.0),
+        ("没有。", "no", 1.0),
+        ("图中没有结节", "否", 1.0),
+        ("不是，这是肝脏", "是的", 0.0),
+        ("这是肝脏", "是", 0.0),  # a copula says neither
+        ("是否有结节", "是", 0.0),
+        ("是。否。", "否", 0.0),
+    ],
+)
+def test_strict_reads_yes_and_no_in_chinese(prediction: str, answer: str, right: float) -> None:
+    assert score_pair("strict", prediction, answer, "closed") == {"accuracy": right}
 
 
 def test_llava_med_gives_nothing_for_closed_answers_other_than_yes_and_no() -> None:

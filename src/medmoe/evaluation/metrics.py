@@ -24,29 +24,80 @@ _ARTICLES = frozenset({"a", "an", "the"})
 
 # --- ours -------------------------------------------------------------------------------------
 
-_DROPPED = str.maketrans("", "", "'`\u2019\u2018\u02bc\u00b4")
+_TEENS = "eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty"
+_COUNTED = _NUMBER_WORDS | {word: str(n) for n, word in enumerate(_TEENS.split(), 11)}
+_NAMING = """
+hepatitis vitamin influenza hemophilia haemophilia immunoglobulin factor protein antigen type group
+grade stage class category level zone region segment option choice answer figure panel
+"""
+#: Behind these words, and before these, ``a`` is a letter that names something, no article.
+_LETTERED = frozenset(_NAMING.split())
+_JOINING = frozenset({"and", "or", "b", "vs", "versus"})
+#: Whole answers in Chinese.
+_CHINESE: Mapping[str, str] = dict.fromkeys(("是", "是的", "对", "对的", "有"), "yes") | (
+    dict.fromkeys(("不是", "不是的", "不", "不对", "否", "没有", "没", "沒有", "无"), "no")
+)
+_CHINESE_YES = re.compile(r"(?:^|[\s,.;!:、。])是(?![否不])")
+_CHINESE_NO = re.compile(r"不是|[没沒]有|(?<!是)否(?![则认定])")
+# Apostrophes, and what is not seen: joiners, soft hyphens, byte order marks, variation selectors.
+_DROPPED = dict.fromkeys(map(ord, "'`\u2019\u2018\u02bc\u00b4\u200c\u200d\u00ad\u2060\ufeff"))
+_DROPPED |= dict.fromkeys((*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)))
+_SIGNS = str.maketrans(dict.fromkeys("\u2212\u2010\u2011\u2012\u2013", "-"))
+_SPELT_SIGNS = (("+/-", "\u00b1"), (">=", "\u2265"), ("<=", "\u2264"))
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 # A number keeps its decimals and a leading minus ("-40 HU" is not "40 HU") and is parted from its
-# unit ("5mm" = "5 mm"); a word keeps its digits ("t1"); signs that carry meaning stand alone. In
-# Chinese, which parts no words, each character counts as one (SLAKE's Chinese questions).
+# unit ("5mm" = "5 mm"); a word keeps its digits ("t1") and its marks (vowels of Hindi, tones of
+# Thai), which `\w` leaves out; signs that carry meaning stand alone. In Chinese, which parts no
+# words, each character counts as one (SLAKE's Chinese questions).
 _HAN = r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_MARKS = "".join(c for c in map(chr, range(0x300, 0x1F000)) if unicodedata.category(c)[0] == "M")
+_NUMBER = r"-?(?:\d+(?:\.\d+)?|\.\d+)"
 _TOKEN = re.compile(
-    rf"(?<![^\W_])-?(?:\d+(?:\.\d+)?|\.\d+)|[{_HAN}]|[^\W_{_HAN}]+|[<>+%\u2264\u2265\u00b1]"
+    rf"(?<![^\W_]){_NUMBER}|[{_HAN}]|(?:[^\W_{_HAN}]|[{_MARKS}])+|[<>+%\u2264\u2265\u00b1]"
 )
+_WHOLE_NUMBER = re.compile(_NUMBER)
+
+
+def _plain(text: str) -> str:
+    """Return a text in one form of each character, without case, apostrophes and what is unseen."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    plain = unicodedata.normalize("NFKC", folded.translate(_DROPPED)).translate(_SIGNS)
+    for spelt, sign in _SPELT_SIGNS:
+        plain = plain.replace(spelt, sign)
+    return plain
 
 
 @lru_cache(maxsize=_CACHE)
 def words(text: str) -> tuple[str, ...]:
     """Return the normalised words of an answer.
 
-    Case, punctuation, apostrophes and articles do not count; number words to ten become digits
-    (``none`` is 0). An answer of articles only keeps them, so that option ``A`` stays an answer.
+    Case, punctuation, apostrophes and articles do not count; number words to twenty become digits
+    (``none`` is 0), numbers count by their value (``3.0`` is 3, ``05`` is 5). An ``a`` that names
+    something is no article: at the end (``hepatitis A``), behind such a word (``group A
+    streptococcus``), before ``and``. An answer of articles only keeps them, so that option ``A``
+    stays an answer. A whole answer in Chinese that says yes or no is that word.
     """
-    plain = unicodedata.normalize("NFKC", text).casefold().translate(_DROPPED)
-    parts = _TOKEN.findall(_THOUSANDS.sub("", plain))
-    tokens = [_NUMBER_WORDS.get(t, t) for t in parts]
-    tokens = [t.replace(".", "0.", 1) if t.lstrip("-").startswith(".") else t for t in tokens]
-    return tuple(t for t in tokens if t not in _ARTICLES) or tuple(tokens)
+    tokens = [_value(t) for t in _TOKEN.findall(_THOUSANDS.sub("", _plain(text)))]
+    if said := _CHINESE.get("".join(tokens)):
+        return (said,)
+    kept = (
+        t
+        for before, t, after in zip(("", *tokens), tokens, (*tokens[1:], ""), strict=False)
+        if t not in _ARTICLES
+        or (t == "a" and (before in _LETTERED or after in _JOINING or not after))
+    )
+    return tuple(kept) or tuple(tokens)
+
+
+def _value(token: str) -> str:
+    """Return a number in its shortest form in ASCII, and any other token as it counts."""
+    if not _WHOLE_NUMBER.fullmatch(token):
+        return _COUNTED.get(token, token)
+    digits = "".join(c if c in "-." else str(unicodedata.decimal(c)) for c in token)
+    whole, _, decimals = digits.lstrip("-").partition(".")
+    decimals = decimals.rstrip("0")
+    shortest = (whole.lstrip("0") or "0") + (f".{decimals}" if decimals else "")
+    return f"-{shortest}" if digits[0] == "-" and shortest != "0" else shortest
 
 
 def normalise(text: str) -> str:
@@ -60,8 +111,14 @@ def exact_match(prediction: str, answer: str) -> float:
 
 
 def yes_or_no(text: str) -> str | None:
-    """Return ``yes`` or ``no`` as an answer states it, None where it holds both or neither."""
+    """Return ``yes`` or ``no`` as an answer states it, None where it holds both or neither.
+
+    In Chinese 是 says yes where a clause begins with it, and 不是, 没有 and 否 say no.
+    """
+    plain = _plain(text)
     said = {word for word in words(text) if word in ("yes", "no")}
+    said |= {"yes"} if _CHINESE_YES.search(plain) else set()
+    said |= {"no"} if _CHINESE_NO.search(plain) else set()
     return said.pop() if len(said) == 1 else None
 
 
