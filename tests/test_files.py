@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -64,3 +65,10 @@ def test_json_is_refused_before_anything_is_written_where_a_number_is_not_finite
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"loss": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_is_no_utf_8_is_written_as_json_escapes_it(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"out": "Gr\udcf6\udcdfe é"})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {
+        "out": "Gr\udcf6\udcdfe é"
+    }

@@ -310,3 +310,20 @@ def test_a_user_sees_one_line_and_exit_code_2(tmp_path: Path, picture: Path) -> 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"medmoe: error: {tmp_path}: no MANIFEST.json")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        (f"{QUESTION} " * 200, "the model reads at most 256; begin anew, ask in fewer words"),
+        ("Gr\udcf6\udcdfe?", "is no text in UTF-8"),
+    ],
+)
+def test_what_the_model_cannot_read_is_refused_not_answered(
+    model: Path,
+    picture: Path,
+    question: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert message in refused(capsys, model, picture, question)

@@ -199,6 +199,22 @@ def test_an_error_is_one_line_and_the_conversation_goes_on(
     assert "confidence" in out  # the question after it was answered
 
 
+def test_a_line_that_is_no_text_or_too_long_is_refused_and_the_talk_goes_on(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = "Größe?\n".encode("cp1252") + f"{QUESTION * 200}\n{QUESTION}\n".encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
+    case = tmp_path / "case.json"
+    assert main(["chat", str(model), "--max-new-tokens", "4", "--json", str(case)]) == 2
+    out, err = capsys.readouterr()
+    assert "is no text in UTF-8" in err.splitlines()[0]
+    assert "the model reads at most 256" in err.splitlines()[1]
+    assert len(err.splitlines()) == 2
+    assert out.count("confidence") == 1
+    rows = json.loads(case.read_text(encoding="utf-8"))["exchanges"]
+    assert [row["question"] for row in rows] == [QUESTION]
+
+
 def test_commands_without_a_picture_say_so(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

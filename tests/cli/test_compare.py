@@ -145,7 +145,7 @@ def test_foreign_predictions_need_a_truth(
     [
         ({"answer": "left"}, "was made for another truth"),
         ({"id": "q1"}, "predictions with a duplicate id: 'q1'"),
-        ({"confidence": float("inf")}, "line 1: confidence holds inf"),
+        ({"confidence": float("inf")}, "row 1: confidence holds inf"),
     ],
 )
 def test_predictions_that_cannot_be_compared_are_one_line(

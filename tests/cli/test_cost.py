@@ -18,7 +18,7 @@ def test_cost_prints_the_counts_and_writes_them_as_json(
     words = ["cost", str(folder), "--top-k", "1", "--context", "64", "--json", str(result)]
     assert main(words) == 0
     out = capsys.readouterr().out
-    for said in ("top-1 + meta expert, float32", "tiny-moe", "dense twin", "LLaVA-Med-7B"):
+    for said in ("top-1 + meta expert, float32", "tiny-moe", "dense", "twin", "LLaVA-Med-7B"):
         assert said in out
     for said in ("phase1_alignment", "phase2_router", "LoRA, rank 128", "Research use only"):
         assert said in out

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.experiments.own_set import write_pictures
 from tests.model.tiny import dense_model, moe_model, processor
 
 from medmoe.cli.main import main
@@ -162,3 +163,16 @@ def test_real_questions_stand_beside_the_papers_figures(
     assert "82.72" in out
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "The paper’s figures" in page
+
+
+def test_questions_longer_than_the_model_reads_are_named_and_none_is_answered(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pictures(tmp_path / "ward", range(3))
+    table = tmp_path / "ward" / "data.csv"
+    rows = [f"{n:03d}.png,{'Is there a mass? ' * (1 if n else 200)},yes,ct,test" for n in range(3)]
+    table.write_text("\n".join(["image,question,answer,modality,split", *rows]) + "\n")
+    line = refused(capsys, model, "--task", table, "--out", tmp_path / "run")
+    assert "1 of 3 questions cannot be asked: 'data/2'" in line
+    assert "the model reads at most 256" in line
+    assert not list((tmp_path / "run").rglob("predictions.jsonl"))

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from medmoe.cli import flags
+from medmoe.cli.main import parser_of
 from medmoe.cli.parser import Parser
 from medmoe.errors import ConfigError, GuardError
 
@@ -61,6 +62,48 @@ def test_positive_float_refuses(text: str) -> None:
 def test_positive_numbers_are_read() -> None:
     assert flags.positive_int("12") == 12
     assert flags.positive_float("0.5") == 0.5
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["chat", "M", "I", "--frame", "3"],
+        ["chat", "M", "--frame", "3", "I"],
+        ["chat", "--frame", "3", "M", "I"],
+        ["score", "P", "--protocol", "strict", "T"],
+        ["ask", "M", "--window=-600,1500", "I", "--frame", "2", "Q"],
+        ["data", "audit", "A", "--seed", "3", "B"],
+        ["data", "--seed", "3", "audit", "A", "B"],
+        ["weights", "--to", "D", "get", "N"],
+        ["audit", "--json", "F", "verify", "--anchor", "1:a", "L"],
+    ],
+)
+def test_flags_stand_before_between_and_behind_positionals(words: list[str]) -> None:
+    verb, *rest = words
+    flags_first = sorted(rest, key=lambda word: word in ("M", "I", "Q", "P", "T", "A", "B", "L"))
+    values = parser_of(verb).parse_strictly(rest)
+    assert values == parser_of(verb).parse_strictly(flags_first)
+    assert None not in [getattr(values, name, "") for name in ("image", "truth", "question")]
+
+
+def test_behind_two_dashes_a_question_may_begin_with_one() -> None:
+    values = parser_of("ask").parse_strictly(["--frame", "2", "M", "I", "--", "-x?"])
+    assert (values.question, values.frame) == ("-x?", 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data"], "required: ACTION"),
+        (["data", "lst"], "invalid choice: 'lst'"),
+        (["data", "--json", "F", "audit"], "required: SET"),
+        (["data", "--sed", "3", "audit", "A"], "'--sed'; did you mean --seed"),
+        (["chat", "M", "I", "--frame", "3", "extra"], "unexpected argument 'extra'"),
+    ],
+)
+def test_what_is_missing_or_too_much_is_named(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parser_of(words[0]).parse_strictly(words[1:])
 
 
 def test_unexpected_word_is_named(parser: Parser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from medmoe import __version__
 from medmoe.cli import main as cli
+from medmoe.cli.console import tell
 from medmoe.errors import ConfigError, DataError, GuardError, ImageError, MedMoeError
 
 
@@ -186,6 +188,38 @@ def test_a_file_in_the_way_of_a_verb_is_one_line(
     verb_that(run)
     assert cli.main(["probe"]) == 2
     assert f"'{file}/model': Not a directory; " in one_line(capsys)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_help_is_printed_in_any_encoding(
+    verb: str, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", screen)
+    with pytest.raises(SystemExit) as ended:
+        cli.main([verb, "--help"])
+    assert ended.value.code == 0
+    screen.flush()
+    assert f"usage: medmoe {verb}" in screen.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+
+
+def test_a_word_that_the_terminal_cannot_show_is_still_one_line(
+    verb_that: Callable[[Callable[[Namespace], int]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(args: Namespace) -> int:
+        tell("Größe \u2265 5 \udcf6")
+        raise ConfigError("no such model: Größe\udcf6")
+
+    verb_that(run)
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    assert cli.main(["--size", "3", "probe"]) == 2
+    out.flush()
+    assert out.buffer.getvalue() == b"Gr??e ? 5 ?\n"  # type: ignore[attr-defined]
+    err.flush()
+    assert err.buffer.getvalue() == b"medmoe: error: no such model: Gr??e?\n"  # type: ignore[attr-defined]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")

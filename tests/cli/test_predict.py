@@ -172,3 +172,18 @@ def test_bad_use_is_one_line_and_writes_nothing(
     (tmp_path / "there.csv").touch()
     assert "is there already" in refused(capsys, model, table, "--out", tmp_path / "there.csv")
     assert not (tmp_path / "a.csv.part").exists()
+
+
+def test_a_question_longer_than_the_model_reads_is_a_reported_row(
+    model: Path, table: Path, tmp_path: Path
+) -> None:
+    lines = table.read_text().splitlines()
+    lines[1] = f"000.png,{'is there a mass? ' * 600},ct"
+    table.write_text("\n".join(lines) + "\n")
+    out, done = tmp_path / "answers.csv", tmp_path / "done.json"
+    assert main(["predict", str(model), str(table), "--out", str(out), "--json", str(done)]) == 0
+    with out.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(row["confidence"]) for row in rows] == [False, True, False, True]
+    reasons = json.loads(done.read_text())["bad_rows"]
+    assert any("questions.csv row 2: the conversation and its answer need" in r for r in reasons)

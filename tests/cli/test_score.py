@@ -135,10 +135,10 @@ def test_only_one_type_of_question_is_no_fault(
         ([*ROWS, ROWS[0]], "predictions with a duplicate id: '1'"),
         ([*ROWS, {"id": "9", "prediction": "x"}], "unknown prediction ids: '9'"),
         ([{"id": f"x{i}", "prediction": "x"} for i in range(3)], "no id in common"),
-        ([*ROWS[:2], {"id": "3"}], "pred.jsonl line 3 lacks an id or a prediction"),
+        ([*ROWS[:2], {"id": "3"}], "pred.jsonl row 3: prediction is missing"),
         (
             [*ROWS[:2], ROWS[2] | {"confidence": float("nan")}],
-            "pred.jsonl line 3: confidence holds nan; write a finite number",
+            "pred.jsonl row 3: confidence holds nan; write a finite number",
         ),
         ([*ROWS[:2], ROWS[2] | {"answer": "right"}], "made for another truth: the answers of '3'"),
         ([*ROWS[:2], ROWS[2] | {"option_scores": [0, 1]}], "without options in the truth: '3'"),
@@ -158,9 +158,9 @@ def test_bad_predictions_are_one_line(
     ("content", "message"),
     [
         (b"", "holds no predictions"),
-        (b'{"id": "1", "prediction": "ja"}\n{"id": "2", "predic', "pred.jsonl line 2 is no JSON"),
-        (b'{"id": "1", "prediction": "\xfc"}\n', "pred.jsonl line 1 is not UTF-8"),
-        (b"\xff\xfe\x7b\x00", "pred.jsonl is UTF-16 or UTF-32"),
+        (b'{"id": "1", "prediction": "ja"}\n{"id": "2", "predic', "pred.jsonl row 2: not JSON"),
+        (b'{"id": "1", "prediction": "\xfc\xc3\xa9"}\n', "pred.jsonl row 1: not UTF-8"),
+        (b"\xff\xfe\x7b\x00", "pred.jsonl row 1: not JSON"),
     ],
 )
 def test_unreadable_predictions_are_one_line(
@@ -183,11 +183,40 @@ def test_a_byte_order_mark_is_no_fault(
     assert "3 records" in capsys.readouterr().out
 
 
+def test_other_programs_files_score_as_our_own(
+    tmp_path: Path, predictions: Path, truth: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["score", str(predictions), str(truth)]) == 0
+    told = capsys.readouterr().out.replace(predictions.name, "P").replace(truth.name, "T")
+    table = "id,prediction\n" + "".join(f'{row["id"]},"{row["prediction"]}"\n' for row in ROWS)
+    numbered = [row | {"id": int(row["id"])} for row in ROWS]
+    for name, text in (("p.csv", table), ("p.json", json.dumps(numbered))):
+        (tmp_path / name).write_text(text)
+        assert main(["score", str(tmp_path / name), str(truth)]) == 0
+        out = capsys.readouterr().out
+        assert out.replace(name, "P").replace(truth.name, "T") == told
+
+
+def test_thinking_counts_unless_it_is_left_out(
+    tmp_path: Path, truth: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, out = written(tmp_path / "plain.jsonl", ROWS), tmp_path / "o.json"
+    thought = [row | {"prediction": f"<think>no yes</think>{row['prediction']}"} for row in ROWS]
+    path = written(tmp_path / "p.jsonl", thought)
+    found = []
+    for words in ([path], [path, "--without-thinking"], [plain]):
+        assert main(["score", *map(str, words), str(truth), "--json", str(out)]) == 0
+        found.append(json.loads(out.read_text(encoding="utf-8")))
+    assert "3 answers hold thinking, which counts; --without-thinking" in found[0]["notes"][-1]
+    assert "3 answers are scored without their thinking" in found[1]["notes"][-1]
+    assert found[0]["protocols"] != found[1]["protocols"] == found[2]["protocols"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"answer": ""}, "truth.jsonl line 2: answer of '2' is empty"),
-        ({"answer_type": "maybe"}, "truth.jsonl line 2: unknown answer_type 'maybe'"),
+        ({"answer": ""}, "truth.jsonl row 2: answer of '2' is empty"),
+        ({"answer_type": "maybe"}, "truth.jsonl row 2: unknown answer_type 'maybe'"),
         ({"id": "1"}, "records with a duplicate id: '1'"),
     ],
 )
@@ -293,7 +322,7 @@ def test_one_truth_for_several_files_is_refused(
 def test_predictions_without_a_truth_are_one_line(
     predictions: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "line 1 holds no answer: give the truth" in refused(capsys, predictions)
+    assert "row 1 holds no answer: give the truth" in refused(capsys, predictions)
 
 
 def test_confidences_are_judged_and_a_threshold_chosen_on_other_answers(

@@ -340,17 +340,39 @@ def test_addresses_and_paths_are_refused_unopened(
     "text",
     [
         "data:image/png;base64,####",
-        "data:image/png;base64,iVBORw0KGgo",
+        "data:image/png;base64,iVBORw0KG",
+        "data:image/png;base64,aGVs=bG8",
+        "data:image/png;base64,aGVsbG8%20",
+        "data:image/png;base64,Größe",
         "data:image/png,plain",
         "data:image/png;base64",
         "data:",
-        "data:image/png;base64,aGVsbG8=\n",
+        "data:image/png;base64,data:image/png;base64,aGVsbG8=",
     ],
 )
 def test_bad_base64_and_a_cut_data_url_are_malformed(text: str) -> None:
     with pytest.raises(ImageError) as caught:
         from_data_url(text, 1000)
     assert caught.value.code == MALFORMED
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data:image/png;base64,+/+/aGVs\nbG8=\n",
+        "data:image/png;base64,+/+/aGVs\r\nbG8=",
+        "data:image/png;base64, +/+/aGVsbG8=",
+        " data:image/png;base64,+/+/aGVsbG8=",
+        "data:image/png;base64,-_-_aGVsbG8=",
+        "data:image/png;base64,+/+/aGVsbG8",
+        "data:image/png;base64,-_-_aGVsbG8",
+        "data:image/png;base64,%2B%2F%2b%2faGVsbG8%3D%0A",
+        "data:image/png;name=a b.png;base64,+/+/aGVsbG8=",
+        'data:image/png;name="a,b;c.png";charset=utf-8;BASE64,+/+/aGVsbG8=',
+    ],
+)
+def test_base64_is_read_as_programs_write_it(text: str) -> None:
+    assert from_data_url(text, 100)[0] == b"\xfb\xff\xbfhello"
 
 
 def test_a_data_url_gives_its_bytes_and_is_bounded() -> None:

@@ -70,6 +70,19 @@ def test_a_follow_up_is_read_with_what_was_said(client: openai.OpenAI) -> None:
     assert reply.usage.prompt_tokens > ask(client, "Sure?", png()).usage.prompt_tokens
 
 
+def test_an_answer_is_sent_back_as_it_came(client: openai.OpenAI) -> None:
+    first = ask(client, "Is there a mass?", png()).choices[0].message
+    before, after = messages("Is there a mass?", png()), {"role": "user", "content": "Sure?"}
+    dumped = first.model_dump()
+    assert {"annotations", "audio", "function_call", "refusal", "tool_calls"} <= dumped.keys()
+    replies = [
+        client.chat.completions.create(model="tiny", messages=[*before, turn, after], max_tokens=4)
+        for turn in (dumped, {"role": "assistant", "content": first.content})
+    ]
+    assert replies[0].choices == replies[1].choices
+    assert replies[0].usage == replies[1].usage
+
+
 def test_an_upload_can_be_asked_about_until_it_is_deleted(client: openai.OpenAI) -> None:
     upload = client.files.create(file=("Doe^Jane 1970.png", png()), purpose="vision")
     assert "Doe" not in upload.model_dump_json()

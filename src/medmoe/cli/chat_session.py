@@ -106,8 +106,12 @@ class Session:
         assert self.engine is not None
         exchange, request = self._case.ask(question, self._max_new_tokens)
         self._asked_about = self._case.picture
-        with closing(stream_chat(self.engine, request)) as chunks:
-            tell_pieces(printable(exchange.take(chunk)) for chunk in chunks)
+        try:
+            with closing(stream_chat(self.engine, request)) as chunks:
+                tell_pieces(printable(exchange.take(chunk)) for chunk in chunks)
+        except ConfigError:  # it is too long, or no text
+            self._case.exchanges.remove(exchange)
+            raise
         told = exchange.picture.sentences() if exchange.picture else []  # as it was opened
         tell_answer(exchange.confidence, exchange.routing, exchange.warnings[len(told) :])
 

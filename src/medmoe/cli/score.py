@@ -21,17 +21,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "predictions",
         "PREDICTIONS",
-        "JSON lines {id, prediction}; option_scores for label_score; or a run folder",
+        "JSON lines, a JSON array or CSV: id, prediction; option_scores for label_score; or a run "
+        "folder",
     )
     parser.add_argument(
         "truth",
         type=Path,
         nargs="?",
         metavar="TRUTH",
-        help="JSON lines {id, answer, answer_type, image, subset} (default: what PREDICTIONS "
+        help="the same with id, answer, answer_type, image, subset (default: what PREDICTIONS "
         "itself holds, as medmoe writes it)",
     )
     flags.add_protocol(parser)
+    flags.add_switch(
+        parser,
+        "--without-thinking",
+        "score answers without what the model thought first, e.g. <think>…</think>",
+    )
     flags.add_path(
         parser, "--train", "FILE", "truth of the training split, to choose the constant answers on"
     )
@@ -80,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.evaluation.score_files import answers_of, score_summary, write_score_report
 
     _check_flags(args)
-    answers = answers_of(args.predictions, args.truth)
+    answers = answers_of(args.predictions, args.truth, without_thinking=args.without_thinking)
     if (args.task or args.blind_twin) and len(answers) > 1:
         flag, what = ("--task", "task") if args.task else ("--blind-twin", "file")
         raise ConfigError(
@@ -122,14 +128,14 @@ def _scored(
     args: argparse.Namespace, answers: dict[str, Answers]
 ) -> list[tuple[dict[str, Any], list[ScoreRow]]]:
     """Return the scores of each prediction file."""
-    from medmoe.evaluation.files.predictions import read_predictions
     from medmoe.evaluation.files.truth import read_truth
     from medmoe.evaluation.protocols import ALL_PROTOCOLS
-    from medmoe.evaluation.score_files import calibrations, score_answers
+    from medmoe.evaluation.score_files import Answers, calibrations, score_answers
 
     chosen = args.protocol or ["all"]
     wanted = ALL_PROTOCOLS if "all" in chosen else tuple(dict.fromkeys(chosen))
     train = read_truth(args.train) if args.train else ()
+    twin = Answers(args.blind_twin, None, args.without_thinking) if args.blind_twin else None
     others = calibrations(args.calibrate, args.calibrate_truth, answers)
     return [
         score_answers(
@@ -137,7 +143,7 @@ def _scored(
             name=name,
             task=args.task,
             train=train,
-            twin=read_predictions(args.blind_twin) if args.blind_twin else None,
+            twin=twin.read() if twin else None,
             wanted=wanted,
             seed=args.seed,
             judged=args.reliability,

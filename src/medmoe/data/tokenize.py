@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import TokenizersBackend
 
-from medmoe.errors import DataError
+from medmoe.errors import ConfigError, DataError
 
 _MAX_KEPT_PROMPTS = 50_000
 PAD, END, IMAGE = "<pad>", "</s>", "<image>"
@@ -157,7 +157,16 @@ class ConversationTokenizer:
         return text
 
     def _plain(self, text: str) -> str:
-        """Part the special tokens inside a text, so that it tokenises as what it reads."""
+        """Part the special tokens inside a text, so that it tokenises as what it reads.
+
+        Raises:
+            ConfigError: It holds half a character, or a byte of another encoding.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            shown = text.encode("utf-8", "replace").decode()
+            raise ConfigError(f"{shown!r:.60} is no text in UTF-8; write it in UTF-8") from None
         for token in self._tokenizer.all_special_tokens:
             text = text.replace(token, f"{token[0]} {token[1:-1]} {token[-1]}")
         return text

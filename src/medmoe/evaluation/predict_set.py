@@ -24,7 +24,7 @@ from medmoe.data.readers.own import Own
 from medmoe.data.readers.own_set import OwnSet
 from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, DataError
-from medmoe.evaluation.ask.asker import Asker, Progress
+from medmoe.evaluation.ask.asker import Asker, Progress, unfit
 from medmoe.evaluation.ask.plan import EvalPlan, hold_settings
 from medmoe.evaluation.ask.records import TaskRecords, turn_by_turn
 from medmoe.evaluation.files.json_lines import read_rows
@@ -55,7 +55,8 @@ def predict_set(
             ``prediction`` and ``confidence`` behind them, empty where a row could not be read, the
             confidence also where the picture is flat. Of a conversation every question is answered,
             with the turns before it as the set has them.
-        bad: Receives the rows and pictures that cannot be read; without it the first is an error.
+        bad: Receives the rows and pictures that cannot be read or asked; without it the first is an
+            error.
 
     Raises:
         ConfigError: The file is there already or has another suffix, or another run has begun it.
@@ -66,19 +67,22 @@ def predict_set(
     reader, split = registry.parse_set(name, allow_outside=allow_outside)
     if isinstance(reader, Own):
         reader = replace(reader, needs_answers=False)
+    part = out.with_name(f"{out.name}.part")
     flat_images: set[str] = set()
     known = readable(_records(reader, split, root, bad), bad, flat_images)
     records = [turn for record in known for turn in turn_by_turn(record)]
+    asker = Asker(EvalPlan(model, part, [], batch_size=batch_size), progress)
+    if records:
+        refused = unfit(asker.engine, records)
+        bad.reasons += [f"{record.place or record.id}: {reason}" for record, reason in refused]
+        records = [r for r in records if all(r is not record for record, _ in refused)]
     flat = {record.id for record in records if record.image.id in flat_images}
     bad.settle()
     if not records:
         raise DataError(f"{name}: no row that can be answered: {bad.first_reasons()}")
-    part = out.with_name(f"{out.name}.part")
     part.mkdir(parents=True, exist_ok=True)
     task = TaskRecords(TaskSpec(reader.NAME, reader.NAME), split or "all", None, records, ())
-    plan = EvalPlan(model, part, [task], batch_size=batch_size)
-    hold_settings(plan)
-    asker = Asker(plan, progress)
+    hold_settings(EvalPlan(model, part, [task], batch_size=batch_size))
     predictions = asker.ask(reader.NAME, records, part / "predictions.jsonl")
     is_table = out.suffix.lower() == ".csv"
     text = _table(reader, records, predictions, flat) if is_table else _lines(part, flat)

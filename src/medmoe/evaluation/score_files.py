@@ -7,14 +7,14 @@ so whatever wrote the answers can be scored. Several files are shown as the summ
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, DataError
 from medmoe.evaluation.files.json_lines import named
-from medmoe.evaluation.files.predictions import Prediction, read_predictions
+from medmoe.evaluation.files.predictions import Prediction, read_predictions, without_thinking
 from medmoe.evaluation.files.run_files import read_side
 from medmoe.evaluation.files.truth import UNNAMED, check_same_truth, own_truth, read_truth
 from medmoe.evaluation.pages.report import ReportData, write_report
@@ -31,10 +31,22 @@ _SYSTEMS = ("moe", "sft", "dense", "blind_twin")
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """A prediction file and the truth of it, None where the file holds both."""
+    """A prediction file and the truth of it, None where the file holds both.
+
+    Attributes:
+        without_thinking: Leave out what the model thought before its answer.
+    """
 
     predictions: Path
     truth: Path | None = None
+    without_thinking: bool = False
+
+    def read(self) -> list[Prediction]:
+        """Return the predictions."""
+        read = read_predictions(self.predictions)
+        if not self.without_thinking:
+            return read
+        return [replace(each, text=without_thinking(each.text)) for each in read]
 
     def records(self) -> list[Record]:
         """Return the records, after a check that the file's own truth, if any, is the same."""
@@ -45,21 +57,23 @@ class Answers:
         return records
 
 
-def answers_of(path: Path, truth: Path | None) -> dict[str, Answers]:
+def answers_of(
+    path: Path, truth: Path | None, *, without_thinking: bool = False
+) -> dict[str, Answers]:
     """Return the answers that stand in a file (name ``""``) or in a run folder, by name.
 
     Raises:
         DataError: The folder holds no predictions, or several files for one truth.
     """
     if not path.is_dir():
-        return {"": Answers(path, truth)}
+        return {"": Answers(path, truth, without_thinking)}
     files = read_side(str(path)).runs[0]
     if truth is not None and len(files) > 1:
         raise DataError(
             f"{path} holds {len(files)} prediction files ({named(files)}) and one truth is given; "
             "score one of the files, or leave the truth out"
         )
-    return {name: Answers(file, truth) for name, file in files.items()}
+    return {name: Answers(file, truth, without_thinking) for name, file in files.items()}
 
 
 def score_answers(
@@ -91,7 +105,7 @@ def score_answers(
     system, named_task = _system_and_task(name)
     task = task or (named_task if named_task in TASKS else None)
     spec = task_spec(task) if task else None
-    records, predictions = answers.records(), read_predictions(answers.predictions)
+    records, predictions = answers.records(), answers.read()
     table = score_table(
         records,
         predictions,
@@ -112,16 +126,27 @@ def score_answers(
         **cells_of(table),
         "paper": [asdict(row) | {"our_protocol": row.our_protocol} for row in paper],
     }
+    result["notes"] += _on_thinking(answers)
     if judged:
         reported, chosen = answered_by_kind(records, predictions), None
         if calibration is not None:
             others = calibration.records()
             _check_apart(records, others, calibration.predictions)
-            chosen = answered_by_kind(others, read_predictions(calibration.predictions))
+            chosen = answered_by_kind(others, calibration.read())
         result["reliability"] = reliability(reported, chosen, target=target, seed=seed)
     called = task or named_task or truth
     shown = rows_of(table, system=system, task=called, split="", places=("summary", "table"))
     return result, shown
+
+
+def _on_thinking(answers: Answers) -> list[str]:
+    texts = [each.text.strip() for each in read_predictions(answers.predictions)]
+    count = sum(without_thinking(text) != text for text in texts)
+    if not count:
+        return []
+    if answers.without_thinking:
+        return [f"{count} answers are scored without their thinking, e.g. <think>…</think>"]
+    return [f"{count} answers hold thinking, which counts; --without-thinking leaves it out"]
 
 
 def _system_and_task(name: str) -> tuple[str, str]:
@@ -164,7 +189,9 @@ def calibrations(
     """
     if path is None:
         return dict.fromkeys(names)
-    others = answers_of(path, truth)
+    others = answers_of(
+        path, truth, without_thinking=any(own.without_thinking for own in names.values())
+    )
     if len(others) == len(names) == 1:
         return dict(zip(names, others.values(), strict=True))
     missing = sorted(set(names) - set(others))

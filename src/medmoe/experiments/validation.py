@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from medmoe.data.readers.common import hash_share
 from medmoe.data.schema import Record
-from medmoe.evaluation.ask.asker import predict
+from medmoe.evaluation.ask.asker import predict, unfit
 from medmoe.evaluation.ask.records import turn_by_turn
 from medmoe.evaluation.score.measures import is_right
 from medmoe.inference.engine import MedMoe
@@ -37,7 +37,8 @@ def strict_score(
 ) -> Callable[[nn.Module], float]:
     """Return what asks a model the questions and gives the percentage answered right.
 
-    Of a conversation every question is asked, with the true turns before it.
+    Of a conversation every question is asked, with the true turns before it. What is longer than
+    the model can read is not asked, and counts as wrong.
 
     Args:
         features: (N, P, D_vision) of the pictures.
@@ -49,7 +50,10 @@ def strict_score(
 
     def score(model: nn.Module) -> float:
         whole: Any = model.model if isinstance(model, BalancedMoe) else model
-        answers = predict(MedMoe(whole, processor), numbered, features, dict(rows))
-        return 100 * sum(map(is_right, numbered, answers)) / len(numbered)
+        engine = MedMoe(whole, processor)
+        refused = {record.id for record, _ in unfit(engine, numbered)}
+        fitting = [record for record in numbered if record.id not in refused]
+        answers = predict(engine, fitting, features, dict(rows))
+        return 100 * sum(map(is_right, fitting, answers)) / len(numbered)
 
     return score

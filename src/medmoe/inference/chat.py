@@ -23,7 +23,7 @@ from transformers import DynamicCache, GenerationConfig
 from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.errors import ConfigError
 from medmoe.inference.answer import Answer, Routing
-from medmoe.inference.engine import MedMoe
+from medmoe.inference.engine import MedMoe, check_length
 
 Finish = Literal["stop", "length"]
 
@@ -123,8 +123,7 @@ def prepare(engine: MedMoe, request: ChatRequest, features: Tensor | None) -> Ch
     Raises:
         ConfigError: It is longer than the model can read.
     """
-    limit = getattr(engine.model.config.text_config, "max_position_embeddings", None)
-    ids = fitting_ids(request, engine.tokenizer, limit)
+    ids = fitting_ids(request, engine.tokenizer, engine.limit)
     return ChatRow(ids, features, request.max_new_tokens)
 
 
@@ -138,12 +137,7 @@ def fitting_ids(
     """
     turns = [(turn.role, turn.text) for turn in request.turns]
     ids = tokenizer.conversation(turns, with_image=request.image is not None)
-    length = len(ids) + request.max_new_tokens
-    if limit is not None and length > limit:
-        raise ConfigError(
-            f"the conversation and its answer need {length} tokens, the model reads at most "
-            f"{limit}; begin anew or ask for a shorter answer"
-        )
+    check_length(len(ids) + request.max_new_tokens, limit)
     return ids
 
 

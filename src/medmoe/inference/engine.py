@@ -22,7 +22,8 @@ import medmoe.model  # noqa: F401  (registers the experts' names on disk)
 from medmoe.data.collate import IGNORE, Packed, pack_batch
 from medmoe.data.images import open_image
 from medmoe.data.schema import Pixels
-from medmoe.data.tokenize import ConversationTokenizer
+from medmoe.data.tokenize import ConversationTokenizer, Segment
+from medmoe.errors import ConfigError
 from medmoe.inference.answer import Answer, Routing, read_check, read_routings
 from medmoe.model.checkpoint import load_model
 from medmoe.model.locate import find_model
@@ -56,6 +57,8 @@ class MedMoe:
         self.processor = processor
         self.tokenizer = ConversationTokenizer(processor, model.config.image_seq_length)
         self.domains = tuple(model.config.domains or ())
+        #: Tokens that the model reads at most, None where its config does not say.
+        self.limit: int | None = getattr(model.config.text_config, "max_position_embeddings", None)
         self._batch_size = batch_size
         self._max_new_tokens = max_new_tokens
 
@@ -86,6 +89,7 @@ class MedMoe:
 
         Raises:
             ImageError: The image cannot be used.
+            ConfigError: The question is longer than the model can read.
         """
         return self.answer_batch([(image, question)], evidence=evidence)[0]
 
@@ -98,6 +102,28 @@ class MedMoe:
         rows = [None if image is None else places[id(image)] for image, _ in questions]
         features = self.encode(list(images.values())) if images else None
         return self.answer_features(features, rows, [q for _, q in questions], experts=evidence)
+
+    def prompt(
+        self, question: str, earlier: Sequence[tuple[str, str]] = (), *, with_image: bool = True
+    ) -> tuple[int, ...]:
+        """Return the ids of a question, as `ConversationTokenizer.prompt` does.
+
+        Raises:
+            ConfigError: It is longer than the model can read, its answer included.
+        """
+        ids = self.tokenizer.prompt(question, earlier, with_image=with_image)
+        check_length(len(ids) + self._max_new_tokens, self.limit)
+        return ids
+
+    def segment(self, question: str, answer: str) -> Segment:
+        """Return a question and its answer, as `ConversationTokenizer.segment` does.
+
+        Raises:
+            ConfigError: They are longer than the model can read.
+        """
+        segment = self.tokenizer.segment(question, answer)
+        check_length(len(self.tokenizer.prefix()) + len(segment.ids), self.limit)
+        return segment
 
     @torch.no_grad()
     def encode(self, images: Sequence[ImageInput]) -> Tensor:
@@ -138,7 +164,7 @@ class MedMoe:
             experts: Also say which expert took which share of the image, layer by layer.
         """
         asked = [
-            (row, self.tokenizer.prompt(question, turns, with_image=row is not None))
+            (row, self.prompt(question, turns, with_image=row is not None))
             for question, turns, row in zip(
                 questions, earlier or [()] * len(rows), rows, strict=True
             )
@@ -164,7 +190,7 @@ class MedMoe:
             count: Width of the beam, and answers at most; two that read alike are one, with the
                 sum of their probabilities.
         """
-        prompt = self.tokenizer.prompt(question, with_image=features is not None)
+        prompt = self.prompt(question, with_image=features is not None)
         ids, mask = self.left_padded([prompt])
         out = self.model.generate(
             inputs_embeds=self.model.model.embed(ids, features),
@@ -203,7 +229,7 @@ class MedMoe:
         for start in range(0, len(different), self._batch_size):
             part = different[start : start + self._batch_size]
             packed = [
-                Packed(row, prefix, tuple(self.tokenizer.segment(question, o) for o in choices))
+                Packed(row, prefix, tuple(self.segment(question, o) for o in choices))
                 for row, question, choices in part
             ]
             batch = pack_batch(packed, pad)
@@ -317,6 +343,19 @@ class MedMoe:
         of_tokens = torch.zeros(ids.shape, device=ids.device)
         of_tokens[known] = torch.cat(of_answers)
         return of_tokens.cpu(), routings
+
+
+def check_length(tokens: int, limit: int | None) -> None:
+    """Refuse what is longer than a model can read: it would answer without having read it.
+
+    Raises:
+        ConfigError: As said.
+    """
+    if limit is not None and tokens > limit:
+        raise ConfigError(
+            f"the conversation and its answer need {tokens} tokens, the model reads at most "
+            f"{limit}; begin anew, ask in fewer words, or for a shorter answer"
+        )
 
 
 def _picture(image: ImageInput) -> Image.Image:

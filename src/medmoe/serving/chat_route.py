@@ -24,6 +24,8 @@ from medmoe.serving.service import Record, Service
 from medmoe.serving.settings import NOTICE, ServerSettings
 from medmoe.serving.transport import Stream
 
+_SYSTEM = ("system", "developer")
+
 
 @dataclass(slots=True)
 class _Call:
@@ -36,6 +38,7 @@ class _Call:
     record: Record
     started: float
     ends: float  # by the event loop's clock
+    warnings: list[str]
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -85,11 +88,8 @@ async def _read(service: Service, request: Request, data: bytes) -> _Call:
     settings = service.settings
     usual = min(settings.default_new_tokens, settings.max_new_tokens)
     wanted = body.max_completion_tokens or body.max_tokens or usual
-    if wanted > service.settings.max_new_tokens:
-        raise ProblemError(
-            400, "bad_parameter", f"max_tokens: at most {service.settings.max_new_tokens}",
-            param="max_tokens",
-        )  # fmt: skip
+    warnings = _warnings(body, wanted, settings)
+    wanted = min(wanted, settings.max_new_tokens)
     source = await asyncio.to_thread(service.pictures.find, body.messages)
     picture = None
     if source is not None:
@@ -102,7 +102,20 @@ async def _read(service: Service, request: Request, data: bytes) -> _Call:
     record: Record = request.state.record
     record.image = service.image_hash(chat.image)
     name = request.state.request_id.replace("req-", "chatcmpl-")
-    return _Call(name, body, chat, picture, record, started, request.state.ends)
+    return _Call(name, body, chat, picture, record, started, request.state.ends, warnings)
+
+
+def _warnings(body: ChatBody, wanted: int, settings: ServerSettings) -> list[str]:
+    """Return what is done otherwise than a client may think."""
+    warnings = []
+    if wanted > settings.max_new_tokens:
+        warnings.append(f"max_tokens {wanted} is lowered to {settings.max_new_tokens}")
+    if any(m.role in _SYSTEM and "".join(_words(m)).strip() for m in body.messages):
+        warnings.append(
+            "the system message is read as the user's first words: the model was trained without "
+            "such words, and its answer and confidence may be worse; leave it out"
+        )
+    return warnings
 
 
 async def _chunks(service: Service, call: _Call) -> AsyncGenerator[ChatChunk]:
@@ -200,7 +213,7 @@ async def _behind(service: Service, call: _Call, answer: Answer | None) -> dict[
         "confidence": told_confidence(answer.confidence, facts) if answer else None,
         "routing": asdict(routing) if routing else None,
         "picture": facts.to_json() if facts else None,
-        "warnings": warnings_of(facts, routing),
+        "warnings": call.warnings + warnings_of(facts, routing),
     }
     if call.body.medmoe.evidence:
         behind["evidence"] = None
@@ -245,7 +258,8 @@ def turns_of(messages: Sequence[Message], settings: ServerSettings) -> tuple[Tur
     """Return the turns; what system messages say stands before the user's first words.
 
     The models are trained without system messages of a user's, so theirs are words like others.
-    Messages of one role in a row are one turn; the image's place in the text does not matter, as
+    Messages of one role in a row are one turn, and so are those around an answer without a word;
+    the image's place in the text does not matter, as
     it stands before the first.
 
     Raises:
@@ -255,8 +269,10 @@ def turns_of(messages: Sequence[Message], settings: ServerSettings) -> tuple[Tur
     before: list[str] = []
     for message in messages:
         words = _words(message)
-        if message.role in {"system", "developer"}:
+        if message.role in _SYSTEM:
             before += words
+        elif message.role == "assistant" and not "".join(words).strip():
+            continue  # an answer without a word, sent back
         elif turns and turns[-1][0] == message.role:
             turns[-1][1].extend(words)
         else:
@@ -285,9 +301,7 @@ def _check(turns: Sequence[Turn], settings: ServerSettings) -> None:
 
 
 def _words(message: Message) -> list[str]:
-    if isinstance(message.content, str):
-        return [message.content]
-    return [part.text for part in message.content or () if isinstance(part, TextPart)]
+    return [part.text for part in message.content if isinstance(part, TextPart)]
 
 
 def _bad(code: str, message: str) -> ProblemError:

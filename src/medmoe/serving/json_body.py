@@ -34,6 +34,7 @@ def read_json(data: bytes) -> Any:
     Raises:
         ProblemError: It is none, or is more than it should be.
     """
+    data = data.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
     try:
         _look_through(data)
         text = data.decode("utf-8")

@@ -162,7 +162,6 @@ class Pictures:
         parts = [
             part
             for message in messages
-            if isinstance(message.content, list)
             for part in message.content
             if isinstance(part, ImagePart | FilePart)
         ]

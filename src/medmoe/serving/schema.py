@@ -1,14 +1,17 @@
 """Requests as the official OpenAI client sends them, checked strictly.
 
-What is neutral for a server that decodes greedily is taken (``seed``, ``temperature``, …); what it
-cannot do (tools, several choices, log-probabilities, …) is refused by name, never ignored.
+What is neutral for a server that decodes greedily is taken (``seed``, ``temperature``, …), and so
+is every field that is null or asks for nothing. What it cannot do (tools, several choices,
+log-probabilities, …) is refused by name, never ignored.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from medmoe.data.intake.display import Plane
 from medmoe.serving.json_body import read_json
@@ -16,8 +19,44 @@ from medmoe.serving.problems import ProblemError
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Frame = Annotated[int, Field(ge=1, le=2**31 - 1)]
-Zero = Annotated[float, Field(ge=0, le=0)]
 Number = Annotated[float, Field(ge=-1e9, le=1e9)]
+Tokens = Annotated[int, Field(ge=1, le=2**63 - 1)]
+#: What this server cannot do, and the values by which a client does not ask for it.
+_BODY: Mapping[str, tuple[Any, ...]] = {
+    "audio": (),
+    "chat_template_kwargs": ({},),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "modalities": (["text"],),
+    "n": (1,),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "reasoning_effort": ("none", "medium"),
+    "repetition_penalty": (1,),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "skip_special_tokens": (True,),
+    "stop": ([], ""),
+    "store": (False,),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+_MESSAGE: Mapping[str, tuple[Any, ...]] = {
+    "annotations": ([],),
+    "audio": (),
+    "function_call": (),
+    "reasoning_content": ("",),
+    "refusal": ("",),
+    "tool_call_id": (),
+    "tool_calls": ([],),
+}
 
 
 class TextPart(BaseModel):
@@ -33,7 +72,7 @@ class ImageUrl(BaseModel):
 
     model_config = _STRICT
     url: str
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: Literal["auto", "low", "high", "original"] | None = None
 
 
 class ImagePart(BaseModel):
@@ -41,7 +80,9 @@ class ImagePart(BaseModel):
 
     model_config = _STRICT
     type: Literal["image_url"]
-    image_url: ImageUrl
+    image_url: Annotated[
+        ImageUrl, BeforeValidator(lambda given: {"url": given} if isinstance(given, str) else given)
+    ]
 
 
 class FileName(BaseModel):
@@ -64,14 +105,18 @@ class FilePart(BaseModel):
 Part = Annotated[TextPart | ImagePart | FilePart, Field(discriminator="type")]
 
 
+def _parts(given: Any) -> Any:
+    """Return what a message says as its parts."""
+    return [{"type": "text", "text": given}] if isinstance(given, str) else given
+
+
 class Message(BaseModel):
     """One message of the conversation."""
 
     model_config = _STRICT
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Part], Field(max_length=64)] | None = None
+    content: Annotated[list[Part], Field(max_length=64), BeforeValidator(_parts)] = []
     name: str | None = None
-    refusal: None = None
 
 
 class StreamOptions(BaseModel):
@@ -107,21 +152,17 @@ class ChatBody(BaseModel):
     messages: Annotated[list[Message], Field(min_length=1, max_length=1024)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    n: Annotated[int, Field(ge=1, le=1)] | None = None
+    max_tokens: Tokens | None = None
+    max_completion_tokens: Tokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: int | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: int | None = None
     user: str | None = None
     safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
     metadata: dict[str, str] | None = None
-    store: Literal[False] | None = None
-    frequency_penalty: Zero | None = None
-    presence_penalty: Zero | None = None
-    logprobs: Literal[False] | None = None
-    stop: Annotated[list[str], Field(max_length=0)] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
     medmoe: Options = Options()
 
 
@@ -131,14 +172,61 @@ def read_chat(data: bytes) -> ChatBody:
     Raises:
         ProblemError: It is not as `ChatBody` says; the first fault is named.
     """
-    content = read_json(data)
+    content = _without_nulls(read_json(data))
+    if isinstance(content, dict):
+        _leave_out(content, _BODY, "")
+        turns = content.get("messages")
+        for number, turn in enumerate(turns if isinstance(turns, list) else ()):
+            if isinstance(turn, dict):
+                _leave_out(turn, _MESSAGE, f"messages.{number}.")
     try:
         return ChatBody.model_validate(content)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        # Keys are the client's own words: they are cut, and never repeated beyond the schema's.
-        place = ".".join(str(part)[:40] for part in fault["loc"])[:120] or None
-        code = "unknown_parameter" if fault["type"] == "extra_forbidden" else "bad_parameter"
-        named = place if code == "bad_parameter" else "a field that this server does not know"
-        message = f"{named or 'the body'}: {fault['msg'].lower()}"
-        raise ProblemError(400, code, message, param=place) from None
+        place = _place(content, fault["loc"]) or None
+        unknown = fault["type"] == "extra_forbidden"
+        message = "this server does not know that field" if unknown else fault["msg"][:300].lower()
+        code = "unknown_parameter" if unknown else "bad_parameter"
+        raise ProblemError(400, code, f"{place or 'the body'}: {message}", param=place) from None
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a value in whose objects nothing is null: null asks for nothing."""
+    if isinstance(value, list):
+        return [_without_nulls(part) for part in value]
+    if isinstance(value, dict):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    return value
+
+
+def _leave_out(content: dict[str, Any], neutral: Mapping[str, tuple[Any, ...]], at: str) -> None:
+    """Take the fields that ask for nothing out of an object.
+
+    Raises:
+        ProblemError: One asks for something; it and its value are named.
+    """
+    for key in [key for key in content if key in neutral]:
+        value, choices = content.pop(key), neutral[key]
+        # `True` equals 1 in Python, not in JSON.
+        if all(value != one or isinstance(value, bool) != isinstance(one, bool) for one in choices):
+            fix = f", or send {json.dumps(choices[0])}" if choices else ""
+            raise ProblemError(
+                400, "bad_parameter", f"{at}{key}: this server cannot do what "
+                f"{json.dumps(value)[:60]} asks for; leave it out{fix}", param=f"{at}{key}",
+            )  # fmt: skip
+
+
+def _place(content: Any, location: tuple[int | str, ...]) -> str:
+    """Return where a fault is, as a client counts: the names of variants are left out.
+
+    Keys are the client's own words: they are cut, and what is not to be printed is escaped.
+    """
+    names = []
+    for number, part in enumerate(location):
+        kind = dict if isinstance(part, str) else list
+        if isinstance(content, kind) and (kind is list or part in content):
+            content = content[part]
+        elif number + 1 < len(location):
+            continue
+        names.append(ascii(part).strip("'")[:40])
+    return ".".join(names)[:120]

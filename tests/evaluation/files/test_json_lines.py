@@ -28,8 +28,20 @@ LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
         LINES.replace("\n", "\r\n").encode(),
         ("\n" + LINES + "\n  \n").encode(),
         LINES.rstrip().encode(),
+        LINES.encode("utf-16"),
+        json.dumps(ROWS).encode(),
+        json.dumps(ROWS, indent=2, ensure_ascii=False).encode(),
     ],
-    ids=["plain", "byte order mark", "windows line ends", "empty lines", "no last line end"],
+    ids=[
+        "plain",
+        "byte order mark",
+        "windows line ends",
+        "empty lines",
+        "no last line end",
+        "UTF-16",
+        "array",
+        "array over lines",
+    ],
 )
 def test_what_is_no_fault_is_read(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "p.jsonl"
@@ -38,13 +50,32 @@ def test_what_is_no_fault_is_read(tmp_path: Path, content: bytes) -> None:
     assert [row for _, row in read_rows(path, "predictions")] == ROWS
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_csv_is_read_with_its_numbers_and_lists(tmp_path: Path, separator: str) -> None:
+    path = tmp_path / "p.csv"
+    cells = [
+        ["ID", "prediction", "confidence", "options", "image"],
+        ["1", "yes", "0.5", '"[""yes"", ""no""]"', "a"],
+        ["2", "", "", "", ""],
+    ]
+    path.write_text("\n\n".join(separator.join(row) for row in cells) + "\n", encoding="utf-8-sig")
+    assert [row for _, row in read_rows(path, "predictions")] == [
+        {"id": "1", "prediction": "yes", "confidence": 0.5, "options": ["yes", "no"], "image": "a"},
+        {"id": "2", "prediction": ""},
+    ]
+
+
+def test_a_cell_that_is_no_number_is_named(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("id,prediction,confidence\n1,yes,high\n")
+    with pytest.raises(DataError, match=r"p\.csv row 2: confidence holds 'high'"):
+        read_rows(tmp_path / "p.csv", "predictions")
+
+
 def test_a_row_knows_its_line(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"id": "a"}\n\n{"id": "b"}\n')
-    assert [where for where, _ in read_rows(path, "predictions")] == [
-        "p.jsonl line 1",
-        "p.jsonl line 3",
-    ]
+    places = [where for where, _ in read_rows(path, "predictions")]
+    assert places == [f"{path} row 1", f"{path} row 3"]
 
 
 @pytest.mark.parametrize(
@@ -52,12 +83,11 @@ def test_a_row_knows_its_line(tmp_path: Path) -> None:
     [
         (b"", "holds no predictions; write one JSON object per line"),
         (b" \n\n", "holds no predictions"),
-        (b'{"id": "a"}\n{"id": "\xe4"}\n', r"p\.jsonl line 2 is not UTF-8 \(byte 0xe4\)"),
-        ('{"id": "a"}\n'.encode("utf-16"), r"p\.jsonl is UTF-16 or UTF-32; save it as UTF-8"),
-        (b'{"id": "a"}\n{"id": "b",\n', r"p\.jsonl line 2 is no JSON"),
-        (b'{"id": "a"}\n["b"]\n', "line 2 is no JSON object"),
-        (b'{"id": "a", "id": "b"}\n', "line 1 holds a key twice: 'id'"),
-        (b"[" * 100_000 + b"\n", "line 1 is (nested too deeply|no JSON)"),
+        (b'{"id": "\xc3\xa4"}\n{"id": "\xe4"}\n', r"p\.jsonl row 2: not UTF-8 \(byte 0xe4\)"),
+        (b'{"id": "a"}\n{"id": "b",\n', r"p\.jsonl row 2: not JSON"),
+        (b'{"id": "a"}\n["b"]\n', "row 2: list instead of an object"),
+        (b'{"id": "a", "id": "b"}\n', "row 1: key 'id' stands twice"),
+        (b"[" * 100_000 + b"\n", "row 1: not JSON"),
     ],
 )
 def test_a_fault_is_one_line_that_names_the_place(
@@ -72,7 +102,7 @@ def test_a_fault_is_one_line_that_names_the_place(
 
 def test_a_file_or_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "none.jsonl", tmp_path):
-        with pytest.raises(DataError, match=r"cannot read truth from .*give a UTF-8 file"):
+        with pytest.raises(DataError, match=f"{path}: .*give an existing file"):
             read_rows(path, "truth")
 
 

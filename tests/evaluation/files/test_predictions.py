@@ -9,7 +9,12 @@ import pytest
 from medmoe.data.schema import Record
 from medmoe.errors import DataError
 from medmoe.evaluation.ask.answers import AnswerFile
-from medmoe.evaluation.files.predictions import Prediction, pair, read_predictions
+from medmoe.evaluation.files.predictions import (
+    Prediction,
+    pair,
+    read_predictions,
+    without_thinking,
+)
 
 Make = Callable[..., Record]
 
@@ -92,9 +97,11 @@ def test_writing_refuses_what_reading_would_refuse(make_record: Make, tmp_path: 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"p\.jsonl line 2 is no JSON"),
-        ("[1]", "line 2 is no JSON object"),
-        ('{"id": 7, "prediction": "x"}', "line 2 lacks an id or a prediction"),
+        ("{", r"p\.jsonl row 2: not JSON"),
+        ("[1]", "row 2: list instead of an object"),
+        ('{"id": 7.5, "prediction": "x"}', "id holds 7.5; write it as a string"),
+        ('{"id": true, "prediction": "x"}', "id holds True"),
+        ('{"id": 7}', "row 2: prediction is missing"),
         ('{"id": "a", "prediction": "x", "confidence": "high"}', "confidence holds 'high'"),
         ('{"id": "a", "prediction": "x", "confidence": NaN}', "confidence holds nan"),
         ('{"id": "a", "prediction": "x", "option_scores": 3}', "option_scores is no list"),
@@ -109,8 +116,31 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
 
 
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"cannot read predictions from .*none\.jsonl"):
+    with pytest.raises(DataError, match=r"none\.jsonl: .*give an existing file"):
         read_predictions(tmp_path / "none.jsonl")
     (tmp_path / "latin.jsonl").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(DataError, match=r"latin\.jsonl is UTF-16"):
+    with pytest.raises(DataError, match=r"latin\.jsonl row 1: not"):
         read_predictions(tmp_path / "latin.jsonl")
+
+
+def test_whole_numbers_are_ids_and_count_as_their_text(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text('[{"id": 7, "prediction": "x"}, {"id": "8", "prediction": ""}]')
+    assert [(each.id, each.text) for each in read_predictions(path)] == [("7", "x"), ("8", "")]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("yes", "yes"),
+        ("<think>There is no mass. </think>\n\nyes", "yes"),
+        ("Yes <thinking>or\nno</thinking>.", "Yes ."),
+        ("or no</think> yes", "yes"),
+        ("<think>no, since it was cut", ""),
+        ("<THINK>a</THINK><think>b</think> yes", "yes"),
+        ("<unused94>thought\nno<unused95>yes", "yes"),
+        ("they think <5 mm", "they think <5 mm"),
+    ],
+)
+def test_what_was_thought_is_left_out(text: str, answer: str) -> None:
+    assert without_thinking(text) == answer

@@ -35,7 +35,7 @@ def test_a_truth_line_becomes_a_record(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"id": 7}, "id holds 7"),
+        ({"id": 7.5}, "id holds 7.5"),
         ({"answer": None}, "answer holds None"),
         ({"answer": " "}, "answer of 'a' is empty; give the true answer"),
         ({"answer_type": "yes/no"}, "unknown answer_type 'yes/no'; choose one of: closed, open"),
@@ -46,7 +46,7 @@ def test_a_truth_line_becomes_a_record(tmp_path: Path) -> None:
 )
 def test_a_bad_line_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     good = {"id": "a", "answer": "yes", "answer_type": "closed"}
-    with pytest.raises(DataError, match=f"t.jsonl line 2: {message}"):
+    with pytest.raises(DataError, match=f"t.jsonl row 2: {message}"):
         read_truth(written(tmp_path / "t.jsonl", good | {"id": "z"}, good | change))
 
 
@@ -62,5 +62,5 @@ def test_predictions_made_for_another_truth_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_without_its_truth_asks_for_one(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"line 1 holds no answer: give the truth .*by --truth"):
+    with pytest.raises(DataError, match=r"row 1 holds no answer: give the truth .*by --truth"):
         own_truth(written(tmp_path / "p.jsonl", {"id": "a", "prediction": "no"}))

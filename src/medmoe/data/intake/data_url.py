@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 
 from medmoe.data.intake.decode import Hint
 from medmoe.errors import ImageError
 
-_HEAD = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[\w.+-]+)*)(;base64)?,", re.IGNORECASE)
+_HEAD = re.compile(
+    r'data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=(?:"[^"]*"|[^;,"]*))*)(;base64)?,', re.IGNORECASE
+)
+# Base64 as programs write it: in lines, with the letters of addresses, with some signs escaped.
+_USUAL = bytes.maketrans(b"-_", b"+/")
+_SPACE = b" \t\r\n"
+_ESCAPED = {b"%2B": b"+", b"%2F": b"/", b"%3D": b"=", b"%0A": b"", b"%0D": b""}
 _HINTS: dict[str, Hint] = {
     "application/dicom": "dicom",
     "image/dicom": "dicom",
@@ -28,6 +33,7 @@ def from_data_url(text: str, max_bytes: int) -> tuple[bytes, Hint | None]:
         ImageError: ``remote_media_disabled`` for any other address and for a path, neither of which
             is opened; ``empty_or_malformed_image``; ``image_too_large``.
     """
+    text = text.strip()
     if text[:5].lower() != "data:":
         raise ImageError(
             "remote_media_disabled",
@@ -38,13 +44,17 @@ def from_data_url(text: str, max_bytes: int) -> tuple[bytes, Hint | None]:
         raise ImageError(
             "empty_or_malformed_image", "not a data URL in base64; send data:image/png;base64,…"
         )
-    if (len(text) - match.end()) * 3 // 4 > max_bytes + 3:
-        raise ImageError(
-            "image_too_large", f"at most {max_bytes:,} bytes are accepted; give a smaller image"
-        )
     try:
-        data = base64.b64decode(text[match.end() :], validate=True)
-    except (binascii.Error, ValueError):
+        packed = text[match.end() :].encode("ascii").translate(_USUAL, _SPACE)
+        for escaped, sign in _ESCAPED.items() if b"%" in packed else ():
+            packed = packed.replace(escaped, sign).replace(escaped.lower(), sign)
+        if len(packed) * 3 // 4 > max_bytes + 3:
+            raise ImageError(
+                "image_too_large", f"at most {max_bytes:,} bytes are accepted; give a smaller image"
+            )
+        packed = packed.rstrip(b"=")
+        data = base64.b64decode(packed + b"=" * (-len(packed) % 4), validate=True)
+    except ValueError:  # also of what is not ASCII
         raise ImageError(
             "empty_or_malformed_image", "broken base64 in the data URL; encode the image anew"
         ) from None

@@ -53,8 +53,13 @@ def rows(path: Path, bad: BadRows) -> Iterator[tuple[str, Row]]:
     if suffix not in (*CSV_SUFFIXES, *JSON_SUFFIXES):
         kinds = ", ".join((*CSV_SUFFIXES, *JSON_SUFFIXES))
         raise DataError(f"{path}: a table ends in one of {kinds}; save it as one of them")
+    yield from any_rows(path, bad)
+
+
+def any_rows(path: Path, bad: BadRows) -> Iterator[tuple[str, Row]]:
+    """Yield what `rows` does; a file of another suffix is read as JSON."""
     text = _text(path, bad)
-    read = _csv if suffix in CSV_SUFFIXES else _json
+    read = _csv if path.suffix.lower() in CSV_SUFFIXES else _json
     for where, row, raw in read(path, text, bad):
         with bad.row():
             if broken := _BROKEN.search(raw):

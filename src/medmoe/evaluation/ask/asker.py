@@ -16,8 +16,10 @@ from torch import Tensor
 
 from medmoe.data.images import open_record
 from medmoe.data.schema import Record, images_of, question_text
+from medmoe.errors import ConfigError, DataError
 from medmoe.evaluation.ask.answers import BATCHES, AnswerFile, chunks_by_image
 from medmoe.evaluation.ask.plan import EvalPlan
+from medmoe.evaluation.files.json_lines import named
 from medmoe.evaluation.files.predictions import Prediction, read_predictions
 from medmoe.inference.answer import Routing
 from medmoe.inference.engine import MedMoe
@@ -58,11 +60,19 @@ class Asker:
         Args:
             change: Makes another picture of an image's id and picture.
             questions: Also write the questions, which are not those of the data set.
+
+        Raises:
+            DataError: Questions are longer than the model can read; they are named.
         """
         chunks = chunks_by_image(records, lambda r: r.image.id, BATCHES * self._plan.batch_size)
         file = AnswerFile(path, chunks, questions=questions)
         whole = file.resume()
         done = sum(len(chunk) for chunk in chunks[:whole])
+        if whole < len(chunks) and (refused := unfit(self.engine, records)):
+            raise DataError(
+                f"{name}: {len(refused)} of {len(records)} questions cannot be asked: "
+                f"{named(record.id for record, _ in refused)}; the first: {refused[0][1]}"
+            )
         for chunk in chunks[whole:]:
             self._progress(name, done, len(records))
             file.append(chunk, ask_chunk(self.engine, chunk, change))
@@ -70,6 +80,21 @@ class Asker:
             self.asked += len(chunk)
         self._progress(name, done, len(records))
         return read_predictions(path)
+
+
+def unfit(engine: MedMoe, records: Sequence[Record]) -> list[tuple[Record, str]]:
+    """Return the records that a model cannot be asked, each with the reason."""
+    reasons: list[tuple[Record, str]] = []
+    for record in records:
+        try:
+            if record.task == "classification":
+                for option in record.options:
+                    engine.segment(question_text(record), option)
+            else:
+                engine.prompt(question_text(record), record.earlier)
+        except ConfigError as error:
+            reasons.append((record, str(error)))
+    return reasons
 
 
 def ask_chunk(

@@ -1,4 +1,4 @@
-"""Reads a file of JSON lines strictly: whatever is wrong with it is one line that names the place.
+"""Reads a file of answers strictly: whatever is wrong with it is one line that names the place.
 
 Shared by the prediction and the truth files of ``medmoe score`` and ``medmoe compare``. A row that
 cannot be read is never skipped; what the rows mean is checked by their own readers.
@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from medmoe.data.bad_rows import collector
+from medmoe.data.readers.tables import CSV_SUFFIXES, any_rows
 from medmoe.errors import DataError
 
 _SHOWN = 5
-#: How a text that is not UTF-8 begins when an editor saved it as UTF-16 or UTF-32.
-_WIDE = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
+#: Columns of a CSV that may be empty, and those that are no text.
+_TEXTS = frozenset({"prediction", "answer"})
+_READ_AS_JSON = frozenset({"confidence", "option_scores", "options", "references"})
 Row = tuple[str, dict[str, Any]]  # where it stands, and what it holds
 
 
@@ -29,66 +31,35 @@ def named(ids: Iterable[str]) -> str:
 
 
 def read_rows(path: Path, what: str) -> list[Row]:
-    """Return the objects of a JSON Lines file, each with its place (``name line 3``).
+    """Return the rows of a file of JSON lines, a JSON array or CSV, each with its place.
 
-    A byte order mark, Windows line ends and empty lines are no faults.
+    Its encoding and separator are recognised; a byte order mark and empty lines are no faults. A
+    CSV's numbers and lists are read as JSON, and its empty cells are absent but for an answer.
 
     Args:
         what: What the file should hold, for messages, e.g. ``predictions``.
 
     Raises:
-        DataError: The file cannot be read or is empty, is not UTF-8, a line is no JSON object, or a
-            key stands twice in one.
+        DataError: The file cannot be read or is empty, a row is no JSON object, or a key stands
+            twice in one.
     """
-    rows = []
-    # Split at "\n" only: `splitlines` would cut an answer at its own U+2028 or form feed.
-    for number, line in enumerate(_text(path, what).split("\n"), start=1):
-        if line.strip():
-            where = f"{path.name} line {number}"
-            rows.append((where, _parsed(line, where)))
+    rows = list(any_rows(path, collector(None)))
     if not rows:
         raise DataError(f"{path} holds no {what}; write one JSON object per line")
-    return rows
+    if path.suffix.lower() not in CSV_SUFFIXES:
+        return rows
+    return [(where, _cells(row, where)) for where, row in rows]
 
 
-def _text(path: Path, what: str) -> str:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        reason = error.strerror or error.__class__.__name__
-        raise DataError(
-            f"cannot read {what} from {path} ({reason}); give a UTF-8 file of JSON lines"
-        ) from error
-    if content.startswith(_WIDE):
-        raise DataError(f"{path.name} is UTF-16 or UTF-32; save it as UTF-8")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path.name} line {line} is not UTF-8 (byte {content[error.start]:#04x}); save the "
-            "file as UTF-8"
-        ) from error
-
-
-def _parsed(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line, object_pairs_hook=lambda pairs: _object(pairs, where))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where} is no JSON ({error.msg}); write one object per line") from error
-    except RecursionError:
-        raise DataError(f"{where} is nested too deeply; write one flat object per line") from None
-    if not isinstance(row, dict):
-        raise DataError(f"{where} is no JSON object; write one per line")
-    return row
-
-
-def _object(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
-        raise DataError(f"{where} holds a key twice: {named(twice)}; keep one of each")
-    return row
+def _cells(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    named = {name.casefold(): cell for name, cell in row.items()}
+    kept = {name: cell for name, cell in named.items() if cell.strip() or name in _TEXTS}
+    for name in _READ_AS_JSON & kept.keys():
+        try:
+            kept[name] = json.loads(kept[name])
+        except ValueError:
+            raise DataError(f"{where}: {name} holds {kept[name]!r:.40}, no JSON") from None
+    return kept
 
 
 def text_of(row: Mapping[str, Any], key: str, where: str) -> str:
@@ -108,6 +79,17 @@ def text_of(row: Mapping[str, Any], key: str, where: str) -> str:
             f"{where}: {key} holds half a character ({value[error.start]!r}); write whole ones"
         ) from error
     return value
+
+
+def id_of(row: Mapping[str, Any], where: str) -> str:
+    """Return a row's id, as a text where it is a whole number.
+
+    Raises:
+        DataError: It is missing or something else.
+    """
+    if isinstance(value := row.get("id"), int) and not isinstance(value, bool):
+        return str(value)
+    return text_of(row, "id", where)
 
 
 def number(value: object, key: str, where: str) -> float:

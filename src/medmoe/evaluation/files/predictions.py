@@ -1,12 +1,14 @@
 """Predictions, their pairing with the truth by id, and their file.
 
-The file is JSON Lines and holds the truth beside each prediction, so that it serves as both the
-prediction and the truth file of ``medmoe score``. It holds no question and no pixels. The paper's
-released code pairs by position and cuts the longer list silently; here that is an error.
+Our own file is JSON Lines and holds the truth beside each prediction, so that it serves as both the
+prediction and the truth file of ``medmoe score``; others' may be JSON arrays or CSV too. It holds
+no question and no pixels. The paper's released code pairs by position and cuts the longer list
+silently; here that is an error.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +17,15 @@ from typing import Any
 
 from medmoe.data.schema import Record
 from medmoe.errors import DataError
-from medmoe.evaluation.files.json_lines import named, number, read_rows, text_of
+from medmoe.evaluation.files.json_lines import id_of, named, number, read_rows, text_of
+
+#: How thoughts begin and end; the last pair is MedGemma's.
+_BEGIN = r"<(?:think(?:ing)?|thought|reasoning)>|<unused94>"
+_END = r"</(?:think(?:ing)?|thought|reasoning)>|<unused95>"
+_THOUGHTS = tuple(
+    re.compile(pattern, re.DOTALL | re.IGNORECASE)
+    for pattern in (rf"(?:{_BEGIN}).*?(?:{_END})", rf"^.*(?:{_END})", rf"(?:{_BEGIN}).*")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +99,7 @@ def prediction_row(record: Record, prediction: Prediction) -> dict[str, Any]:
 
 
 def read_predictions(path: Path) -> list[Prediction]:
-    """Return the predictions of a JSON Lines file; keys that scoring does not need are ignored.
+    """Return the predictions of a file; keys that scoring does not need are ignored.
 
     An empty answer is a prediction: it is scored, and wrong.
 
@@ -100,15 +110,23 @@ def read_predictions(path: Path) -> list[Prediction]:
     return [_prediction(row, where) for where, row in read_rows(path, "predictions")]
 
 
+def without_thinking(text: str) -> str:
+    """Return an answer without what a model thought first, from ``<think>`` to ``</think>``.
+
+    Thoughts that begin in the prompt reach from the start, those that were cut off to the end.
+    """
+    for thought in _THOUGHTS:
+        text = thought.sub("", text)
+    return text.strip()
+
+
 def _prediction(row: Mapping[str, Any], where: str) -> Prediction:
-    if not all(isinstance(row.get(key), str) for key in ("id", "prediction")):
-        raise DataError(f"{where} lacks an id or a prediction in text; write both as strings")
     scores = row.get("option_scores")
     if scores is not None and not isinstance(scores, list):
         raise DataError(f"{where}: option_scores is no list; write one number per option")
     confidence = row.get("confidence")
     return Prediction(
-        id=text_of(row, "id", where),
+        id=id_of(row, where),
         text=text_of(row, "prediction", where),
         confidence=None if confidence is None else number(confidence, "confidence", where),
         option_scores=None

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from medmoe.data.schema import AnswerType, ImageRecord, Record
 from medmoe.errors import DataError, one_of
-from medmoe.evaluation.files.json_lines import named, read_rows, text_of
+from medmoe.evaluation.files.json_lines import id_of, named, read_rows, text_of
 from medmoe.evaluation.metrics import normalise
 
 #: Begins the id of an image that a record does not name.
@@ -53,7 +53,7 @@ def names_an_image(record: Record) -> bool:
 
 
 def _record(row: Mapping[str, Any], where: str) -> Record:
-    name = text_of(row, "id", where)
+    name = id_of(row, where)
     answer = text_of(row, "answer", where)
     if not answer.strip():
         raise DataError(f"{where}: answer of {name!r} is empty; give the true answer or drop it")
@@ -105,14 +105,11 @@ def check_same_truth(path: Path, records: Sequence[Record]) -> None:
         DataError: An answer differs; the message names the record.
     """
     truth = {record.id: normalise(record.answer) for record in records}
-    own = [(row.get("id"), row.get("answer")) for _, row in read_rows(path, "predictions")]
+    own = [(id_of(row, where), row.get("answer")) for where, row in read_rows(path, "predictions")]
     other = [
         name
         for name, answer in own
-        if isinstance(name, str)
-        and isinstance(answer, str)
-        and name in truth
-        and normalise(answer) != truth[name]
+        if isinstance(answer, str) and name in truth and normalise(answer) != truth[name]
     ]
     if other:
         raise DataError(

@@ -125,7 +125,7 @@ def image_states(
 def _rows(engine: MedMoe, image: int, feature: int, records: Sequence[Record]) -> list[_Row]:
     """Return the rows of one image: at most `_QUESTIONS` questions behind it in each."""
     prefix = engine.tokenizer.prefix()
-    segments = [engine.tokenizer.segment(question_text(r), r.answer) for r in records]
+    segments = [engine.segment(question_text(r), r.answer) for r in records]
     return [
         _Row(
             image, start == 0, Packed(feature, prefix, tuple(segments[start : start + _QUESTIONS]))
