@@ -25,7 +25,7 @@ _ARTICLES = frozenset({"a", "an", "the"})
 # --- ours -------------------------------------------------------------------------------------
 
 _TEENS = "eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty"
-_COUNTED = _NUMBER_WORDS | {word: str(n) for n, word in enumerate(_TEENS.split(), 11)}
+_COUNTED = {**_NUMBER_WORDS} | {word: str(n) for n, word in enumerate(_TEENS.split(), 11)}
 _NAMING = """
 hepatitis vitamin influenza hemophilia haemophilia immunoglobulin factor protein antigen type group
 grade stage class category level zone region segment option choice answer figure panel
@@ -55,7 +55,6 @@ _NUMBER = r"-?(?:\d+(?:\.\d+)?|\.\d+)"
 _TOKEN = re.compile(
     rf"(?<![^\W_]){_NUMBER}|[{_HAN}]|(?:[^\W_{_HAN}]|[{_MARKS}])+|[<>+%\u2264\u2265\u00b1]"
 )
-_WHOLE_NUMBER = re.compile(_NUMBER)
 
 
 def _plain(text: str) -> str:
@@ -91,7 +90,7 @@ def words(text: str) -> tuple[str, ...]:
 
 def _value(token: str) -> str:
     """Return a number in its shortest form in ASCII, and any other token as it counts."""
-    if not _WHOLE_NUMBER.fullmatch(token):
+    if not re.fullmatch(_NUMBER, token):
         return _COUNTED.get(token, token)
     digits = "".join(c if c in "-." else str(unicodedata.decimal(c)) for c in token)
     whole, _, decimals = digits.lstrip("-").partition(".")

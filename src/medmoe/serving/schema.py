@@ -23,39 +23,22 @@ Number = Annotated[float, Field(ge=-1e9, le=1e9)]
 Tokens = Annotated[int, Field(ge=1, le=2**63 - 1)]
 #: What this server cannot do, and the values by which a client does not ask for it.
 _BODY: Mapping[str, tuple[Any, ...]] = {
-    "audio": (),
-    "chat_template_kwargs": ({},),
-    "frequency_penalty": (0,),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "modalities": (["text"],),
-    "n": (1,),
-    "parallel_tool_calls": (True, False),
-    "prediction": (),
-    "presence_penalty": (0,),
-    "reasoning_effort": ("none", "medium"),
-    "repetition_penalty": (1,),
-    "response_format": ({"type": "text"},),
+    **dict.fromkeys(("audio", "prediction", "web_search_options"), ()),
+    **dict.fromkeys(("functions", "tools"), ([],)),
+    **dict.fromkeys(("function_call", "tool_choice"), ("none", "auto")),
+    **dict.fromkeys(("chat_template_kwargs", "logit_bias"), ({},)),
+    **dict.fromkeys(("frequency_penalty", "presence_penalty", "top_logprobs"), (0,)),
+    **dict.fromkeys(("logprobs", "store"), (False,)),
+    **dict.fromkeys(("n", "repetition_penalty"), (1,)),
+    "modalities": (["text"],), "response_format": ({"type": "text"},), "stop": ([], ""),
+    "parallel_tool_calls": (True, False), "skip_special_tokens": (True,),
+    "reasoning_effort": ("none", "medium"), "verbosity": ("medium",),
     "service_tier": ("auto", "default"),
-    "skip_special_tokens": (True,),
-    "stop": ([], ""),
-    "store": (False,),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "top_logprobs": (0,),
-    "verbosity": ("medium",),
-    "web_search_options": (),
-}
+}  # fmt: skip
 _MESSAGE: Mapping[str, tuple[Any, ...]] = {
-    "annotations": ([],),
-    "audio": (),
-    "function_call": (),
-    "reasoning_content": ("",),
-    "refusal": ("",),
-    "tool_call_id": (),
-    "tool_calls": ([],),
+    **dict.fromkeys(("audio", "function_call", "tool_call_id"), ()),
+    **dict.fromkeys(("annotations", "tool_calls"), ([],)),
+    **dict.fromkeys(("reasoning_content", "refusal"), ("",)),
 }
 
 
@@ -183,7 +166,10 @@ def read_chat(data: bytes) -> ChatBody:
         return ChatBody.model_validate(content)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = _place(content, fault["loc"]) or None
+        # Not the kind of a part, which pydantic puts behind its number. Keys are the client's own
+        # words: they are cut, and what is not to be printed is escaped.
+        where = fault["loc"][:4] + fault["loc"][4 + (fault["loc"][2:3] == ("content",)) :]
+        place = ".".join(ascii(part).strip("'")[:40] for part in where)[:120] or None
         unknown = fault["type"] == "extra_forbidden"
         message = "this server does not know that field" if unknown else fault["msg"][:300].lower()
         code = "unknown_parameter" if unknown else "bad_parameter"
@@ -214,19 +200,3 @@ def _leave_out(content: dict[str, Any], neutral: Mapping[str, tuple[Any, ...]], 
                 400, "bad_parameter", f"{at}{key}: this server cannot do what "
                 f"{json.dumps(value)[:60]} asks for; leave it out{fix}", param=f"{at}{key}",
             )  # fmt: skip
-
-
-def _place(content: Any, location: tuple[int | str, ...]) -> str:
-    """Return where a fault is, as a client counts: the names of variants are left out.
-
-    Keys are the client's own words: they are cut, and what is not to be printed is escaped.
-    """
-    names = []
-    for number, part in enumerate(location):
-        kind = dict if isinstance(part, str) else list
-        if isinstance(content, kind) and (kind is list or part in content):
-            content = content[part]
-        elif number + 1 < len(location):
-            continue
-        names.append(ascii(part).strip("'")[:40])
-    return ".".join(names)[:120]
