@@ -173,6 +173,6 @@ def test_questions_longer_than_the_model_reads_are_named_and_none_is_answered(
     rows = [f"{n:03d}.png,{'Is there a mass? ' * (1 if n else 200)},yes,ct,test" for n in range(3)]
     table.write_text("\n".join(["image,question,answer,modality,split", *rows]) + "\n")
     line = refused(capsys, model, "--task", table, "--out", tmp_path / "run")
-    assert "1 of 3 questions cannot be asked: 'data/2'" in line
+    assert "1 of 3 questions cannot be asked: 'ward/2'" in line
     assert "the model reads at most 256" in line
     assert not list((tmp_path / "run").rglob("predictions.jsonl"))

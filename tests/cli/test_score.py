@@ -207,8 +207,8 @@ def test_thinking_counts_unless_it_is_left_out(
     for words in ([path], [path, "--without-thinking"], [plain]):
         assert main(["score", *map(str, words), str(truth), "--json", str(out)]) == 0
         found.append(json.loads(out.read_text(encoding="utf-8")))
-    assert "3 answers hold thinking, which counts; --without-thinking" in found[0]["notes"][-1]
-    assert "3 answers are scored without their thinking" in found[1]["notes"][-1]
+    assert "3 answers hold thinking, such as <think>, which counts" in found[0]["notes"][-1]
+    assert "3 answers hold thinking, such as <think>, which is left out" in found[1]["notes"][-1]
     assert found[0]["protocols"] != found[1]["protocols"] == found[2]["protocols"]
 
 
@@ -236,7 +236,7 @@ def test_bad_truth_is_one_line(
     [
         (["--protocol", "strickt"], "unknown protocol 'strickt'"),
         (["--task", "vqarad"], "did you mean 'vqa_rad'"),
-        (["--train", "none.jsonl"], "cannot read truth from none.jsonl"),
+        (["--train", "none.jsonl"], "none.jsonl: No such file"),
         (["--seed", "-1"], "is not a whole number"),
     ],
 )
@@ -251,7 +251,7 @@ def test_wrong_use_is_one_line(
 
 
 def test_a_missing_file_is_one_line(truth: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "cannot read predictions from none.jsonl" in refused(capsys, "none.jsonl", truth)
+    assert "none.jsonl: No such file" in refused(capsys, "none.jsonl", truth)
 
 
 def own(rows: list[dict[str, Any]], *, split: str = "test") -> list[dict[str, Any]]:
@@ -375,7 +375,7 @@ def test_without_calibrate_nothing_is_chosen(
         (["--reliability", "--target-risk", "0.1"], "add --calibrate FILE"),
         (["--reliability", "--calibrate-truth", "OWN"], "add --calibrate FILE"),
         (["--reliability", "--target-risk", "1"], "is not a number between 0 and 1"),
-        (["--reliability", "--calibrate", "none.jsonl"], "cannot read predictions from none.jsonl"),
+        (["--reliability", "--calibrate", "none.jsonl"], "none.jsonl: No such file"),
     ],
 )
 def test_what_confidences_cannot_be_judged_on_is_one_line(

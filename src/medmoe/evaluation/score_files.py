@@ -126,7 +126,10 @@ def score_answers(
         **cells_of(table),
         "paper": [asdict(row) | {"our_protocol": row.our_protocol} for row in paper],
     }
-    result["notes"] += _on_thinking(answers)
+    plain = [each.text.strip() for each in read_predictions(answers.predictions)]
+    if count := sum(without_thinking(text) != text for text in plain):
+        what = "is left out" if answers.without_thinking else "counts (see --without-thinking)"
+        result["notes"].append(f"{count} answers hold thinking, such as <think>, which {what}")
     if judged:
         reported, chosen = answered_by_kind(records, predictions), None
         if calibration is not None:
@@ -137,16 +140,6 @@ def score_answers(
     called = task or named_task or truth
     shown = rows_of(table, system=system, task=called, split="", places=("summary", "table"))
     return result, shown
-
-
-def _on_thinking(answers: Answers) -> list[str]:
-    texts = [each.text.strip() for each in read_predictions(answers.predictions)]
-    count = sum(without_thinking(text) != text for text in texts)
-    if not count:
-        return []
-    if answers.without_thinking:
-        return [f"{count} answers are scored without their thinking, e.g. <think>…</think>"]
-    return [f"{count} answers hold thinking, which counts; --without-thinking leaves it out"]
 
 
 def _system_and_task(name: str) -> tuple[str, str]:
