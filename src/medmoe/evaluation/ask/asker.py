@@ -6,7 +6,7 @@ An image is encoded once for all its questions. Scoring the answers is another m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from medmoe.model.blind import BlindConfig
 
 _PROBABILITY_DECIMALS = 6
 Progress = Callable[[str, int, int], None]  # what is asked, questions done, questions in all
+Turns = tuple[tuple[str, str], ...]
 Change = Callable[[str, Image.Image], Image.Image]  # an image's id and picture to another picture
 
 
@@ -84,17 +85,23 @@ class Asker:
 
 def unfit(engine: MedMoe, records: Sequence[Record]) -> list[tuple[Record, str]]:
     """Return the records that a model cannot be asked, each with the reason."""
-    reasons: list[tuple[Record, str]] = []
-    for record in records:
+
+    @cache  # classes are asked in the same words again and again
+    def reason(question: str, earlier: Turns, options: tuple[str, ...]) -> str:
         try:
-            if record.task == "classification":
-                for option in record.options:
-                    engine.segment(question_text(record), option)
-            else:
-                engine.prompt(question_text(record), record.earlier)
+            for option in options:
+                engine.segment(question, option)
+            if not options:
+                engine.prompt(question, earlier)
         except ConfigError as error:
-            reasons.append((record, str(error)))
-    return reasons
+            return str(error)
+        return ""
+
+    asked = [
+        (r, reason(question_text(r), r.earlier, r.options if r.task == "classification" else ()))
+        for r in records
+    ]
+    return [(record, why) for record, why in asked if why]
 
 
 def ask_chunk(
