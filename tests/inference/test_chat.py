@@ -174,3 +174,8 @@ def test_what_is_no_conversation_is_refused(texts: tuple[str, ...], tokens: int,
 def test_a_conversation_longer_than_the_model_reads_is_refused(engine: MedMoe) -> None:
     with pytest.raises(ConfigError, match="the model reads at most 256; begin anew"):
         list(stream_chat(engine, request("mass " * 400)))
+
+
+def test_an_answer_is_no_longer_than_there_is_room_for(engine: MedMoe) -> None:
+    *_, last = stream_chat(engine, request("mass " * 60, tokens=10_000))
+    assert last.prompt_tokens + last.completion_tokens <= 256

@@ -26,6 +26,8 @@ from medmoe.inference.answer import Answer, Routing
 from medmoe.inference.engine import MedMoe, check_length
 
 Finish = Literal["stop", "length"]
+#: Tokens that an answer has room for at least, unless fewer are asked for.
+_ENOUGH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,22 +125,25 @@ def prepare(engine: MedMoe, request: ChatRequest, features: Tensor | None) -> Ch
     Raises:
         ConfigError: It is longer than the model can read.
     """
-    ids = fitting_ids(request, engine.tokenizer, engine.limit)
-    return ChatRow(ids, features, request.max_new_tokens)
+    ids, new_tokens = fitting(request, engine.tokenizer, engine.limit)
+    return ChatRow(ids, features, new_tokens)
 
 
-def fitting_ids(
+def fitting(
     request: ChatRequest, tokenizer: ConversationTokenizer, limit: int | None
-) -> tuple[int, ...]:
+) -> tuple[tuple[int, ...], int]:
     """Return the ids of a conversation for a model that reads so many tokens at most.
+
+    Beside them how long the answer may be: what there is room for, where that is enough.
 
     Raises:
         ConfigError: As `prepare` says.
     """
     turns = [(turn.role, turn.text) for turn in request.turns]
     ids = tokenizer.conversation(turns, with_image=request.image is not None)
-    check_length(len(ids) + request.max_new_tokens, limit)
-    return ids
+    wanted = request.max_new_tokens
+    check_length(len(ids) + min(wanted, _ENOUGH), limit)
+    return ids, wanted if limit is None else min(wanted, limit - len(ids))
 
 
 def take_token(row: ChatRow, token: int, log_prob: float, tokenizer: Any) -> ChatChunk:

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from medmoe.inference.chat import (
     ChatChunk,
     ChatRequest,
     ChatRow,
-    fitting_ids,
+    fitting,
     take_token,
     token_biases,
 )
@@ -145,8 +145,10 @@ class VllmEngine:
     ) -> AsyncGenerator[ChatChunk]:
         """Answer a conversation, as `ChatEngine.stream` says."""
         self.check_room()
-        ids = fitting_ids(request, self._count, self._llm.model_config.max_model_len)
-        row = ChatRow(ids, None, request.max_new_tokens)
+        limit = self._llm.model_config.max_model_len
+        ids, new_tokens = fitting(request, self._count, limit)
+        request = replace(request, max_new_tokens=new_tokens)
+        row = ChatRow(ids, None, new_tokens)
         end = None if deadline is None else asyncio.get_running_loop().time() + deadline
         self._under_way += 1
         try:
