@@ -53,7 +53,7 @@ _HAN = r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _MARKS = "".join(c for c in map(chr, range(0x300, 0x1F000)) if unicodedata.category(c)[0] == "M")
 _NUMBER = r"-?(?:\d+(?:\.\d+)?|\.\d+)"
 _TOKEN = re.compile(
-    rf"(?<![^\W_]){_NUMBER}|[{_HAN}]|(?:[^\W_{_HAN}]|[{_MARKS}])+|[<>+%\u2264\u2265\u00b1]"
+    rf"(?<![^\W_{_HAN}]){_NUMBER}|[{_HAN}]|(?:[^\W_{_HAN}]|[{_MARKS}])+|[<>+%\u2264\u2265\u00b1]"
 )
 
 
@@ -77,15 +77,14 @@ def words(text: str) -> tuple[str, ...]:
     stays an answer. A whole answer in Chinese that says yes or no is that word.
     """
     tokens = [_value(t) for t in _TOKEN.findall(_THOUSANDS.sub("", _plain(text)))]
-    if said := _CHINESE.get("".join(tokens)):
-        return (said,)
-    kept = (
+    kept = [
         t
         for before, t, after in zip(("", *tokens), tokens, (*tokens[1:], ""), strict=False)
         if t not in _ARTICLES
         or (t == "a" and (before in _LETTERED or after in _JOINING or not after))
-    )
-    return tuple(kept) or tuple(tokens)
+    ] or tokens
+    said = _CHINESE.get("".join(kept))
+    return (said,) if said else tuple(kept)
 
 
 def _value(token: str) -> str:
