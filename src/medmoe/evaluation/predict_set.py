@@ -72,10 +72,7 @@ def predict_set(
     known = readable(_records(reader, split, root, bad), bad, flat_images)
     records = [turn for record in known for turn in turn_by_turn(record)]
     asker = Asker(EvalPlan(model, part, [], batch_size=batch_size), progress)
-    if records:
-        refused = unfit(asker.engine, records)
-        bad.reasons += [f"{record.place or record.id}: {reason}" for record, reason in refused]
-        records = [r for r in records if all(r is not record for record, _ in refused)]
+    records = _that_fit(asker, records, bad)
     flat = {record.id for record in records if record.image.id in flat_images}
     bad.settle()
     if not records:
@@ -107,6 +104,13 @@ def _check_out(out: Path) -> None:
         raise ConfigError(f"{out}: answers go into a file {' or '.join(SUFFIXES)}; name one")
     if out.exists():
         raise ConfigError(f"{out} is there already; give another --out, or delete it")
+
+
+def _that_fit(asker: Asker, records: list[Record], bad: BadRows) -> list[Record]:
+    """Return the records that the model can read; the others are bad rows."""
+    refused = unfit(asker.engine, records) if records else []
+    bad.reasons += [f"{record.place or record.id}: {reason}" for record, reason in refused]
+    return [r for r in records if all(r is not record for record, _ in refused)]
 
 
 def _lines(part: Path, flat: Collection[str]) -> str:
