@@ -55,8 +55,7 @@ def predict_set(
             ``prediction`` and ``confidence`` behind them, empty where a row could not be read, the
             confidence also where the picture is flat. Of a conversation every question is answered,
             with the turns before it as the set has them.
-        bad: Receives the rows and pictures that cannot be read or asked; without it the first is an
-            error.
+        bad: Receives what cannot be read or asked; without it the first is an error.
 
     Raises:
         ConfigError: The file is there already or has another suffix, or another run has begun it.
@@ -67,10 +66,10 @@ def predict_set(
     reader, split = registry.parse_set(name, allow_outside=allow_outside)
     if isinstance(reader, Own):
         reader = replace(reader, needs_answers=False)
-    part = out.with_name(f"{out.name}.part")
     flat_images: set[str] = set()
     known = readable(_records(reader, split, root, bad), bad, flat_images)
     records = [turn for record in known for turn in turn_by_turn(record)]
+    part = out.with_name(f"{out.name}.part")
     asker = Asker(EvalPlan(model, part, [], batch_size=batch_size), progress)
     records = _that_fit(asker, records, bad)
     flat = {record.id for record in records if record.image.id in flat_images}

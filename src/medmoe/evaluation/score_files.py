@@ -48,6 +48,13 @@ class Answers:
             return read
         return [replace(each, text=without_thinking(each.text)) for each in read]
 
+    def notes(self) -> list[str]:
+        """Return what is to be said of the predictions."""
+        texts = [each.text.strip() for each in read_predictions(self.predictions)]
+        count = sum(without_thinking(text) != text for text in texts)
+        what = "is left out" if self.without_thinking else "counts (see --without-thinking)"
+        return [f"{count} answers hold thinking, such as <think>, which {what}"] if count else []
+
     def records(self) -> list[Record]:
         """Return the records, after a check that the file's own truth, if any, is the same."""
         if self.truth is None:
@@ -126,10 +133,7 @@ def score_answers(
         **cells_of(table),
         "paper": [asdict(row) | {"our_protocol": row.our_protocol} for row in paper],
     }
-    plain = [each.text.strip() for each in read_predictions(answers.predictions)]
-    if count := sum(without_thinking(text) != text for text in plain):
-        what = "is left out" if answers.without_thinking else "counts (see --without-thinking)"
-        result["notes"].append(f"{count} answers hold thinking, such as <think>, which {what}")
+    result["notes"] += answers.notes()
     if judged:
         reported, chosen = answered_by_kind(records, predictions), None
         if calibration is not None:
