@@ -111,7 +111,6 @@ def score_answers(
     """
     system, named_task = _system_and_task(name)
     task = task or (named_task if named_task in TASKS else None)
-    spec = task_spec(task) if task else None
     records, predictions = answers.records(), answers.read()
     table = score_table(
         records,
@@ -119,7 +118,7 @@ def score_answers(
         train=train,
         twin=twin,
         wanted=wanted,
-        multi_label=spec is not None and spec.kind == "multi_label",
+        multi_label=task is not None and task_spec(task).kind == "multi_label",
         seed=seed,
     )
     truth = (answers.truth or answers.predictions).name
