@@ -39,20 +39,29 @@ class Target:
 def targets() -> dict[str, Target]:
     """Return the readers by name."""
     return {
-        "dicom": Target(lambda: _pictures((b"DICM", 128)), _picture),
-        "nifti": Target(lambda: _pictures((b"\x5c\x01\0\0", 0)), _nifti),
+        "dicom": Target(_dicom_seeds, _picture),
+        "nifti": Target(_nifti_seeds, _nifti),
         "json": Target(_json_seeds, _json),
         "multipart": Target(_form_seeds, _form),
         "audit": Target(_log_seeds, _log),
     }
 
 
-def _pictures(mark: tuple[bytes, int]) -> list[bytes]:
+def _dicom_seeds() -> list[bytes]:
     from tests.stress.fuzz import originals
 
-    sign, place = mark
-    found = [data for data in originals() if data[place:].startswith(sign)]
+    found = [data for data in originals() if data[128:132] == b"DICM" and len(data) <= LONGEST]
     return sorted(found, key=len)[:8]
+
+
+def _nifti_seeds() -> list[bytes]:
+    import numpy as np
+    from tests.data import samples
+
+    values = samples.volume((5, 4, 3))
+    kinds = (np.int16, np.float32, np.uint8, np.float64)
+    upright = np.array([[0, 0, 2, 0], [3, 0, 0, 0], [0, 4, 0, 0], [0, 0, 0, 1.0]])
+    return [*(samples.nifti(values.astype(kind)) for kind in kinds), samples.nifti(values, upright)]
 
 
 def _picture(data: bytes) -> None:
