@@ -56,7 +56,6 @@ REPRODUCED = (
     *("paper", "highest", "value", "low", "high", "difference", "n"),
     *("share", "share_low", "share_high"),
 )
-MAIN_SUBSETS = ("closed", "open", "all")
 #: What identifies a run in the table.
 RUN = ("config_sha256", "seed", "data_split")
 TOGETHER = "closed and open together"
@@ -152,13 +151,20 @@ def record_reproduction(folder: Path) -> None:
         common = {name: about[name] for name in ("commit", "dirty", "seed")}
         common |= {"config_sha256": about["config_sha256"][:12], "data_split": about["recipe"]}
         common["hardware"] = f"{machine['cores']} cores {machine['cpu_capability']}"
-        scores = [row for row in summary["scores"] if row["subset"] in MAIN_SUBSETS]
+        scores = summary["scores"]
         rows = [{n: _plain((common | r | _share(r)).get(n)) for n in COLUMNS} for r in scores]
         _keep("measured.csv", COLUMNS, (*RUN, "task"), rows)
         task = scores[0]["task"]
-        target = RESULTS / "predictions" / f"{common['config_sha256']}-{task}-{about['seed']}.jsonl"
-        target.parent.mkdir(exist_ok=True)
-        _copy_compact(path.parent / task / "predictions.jsonl", target)
+        target, asked = RESULTS / "predictions", path.parent / task
+        target.mkdir(exist_ok=True)
+        name = f"{common['config_sha256']}-{task}-{about['seed']}"
+        _copy_compact(asked / "predictions.jsonl", target / f"{name}.jsonl")
+        for source in asked.glob("blind_twin/*.jsonl"):
+            _copy_compact(source, target / f"{name}-blind_twin.jsonl")
+        for control in {row["control"] for row in scores} - {None}:
+            _copy_compact(
+                asked / "controls" / f"{control}.jsonl", target / f"{name}-{control}.jsonl"
+            )
 
 
 def _keep(table: str, columns: Iterable[str], which: Iterable[str], rows: list[Row]) -> None:

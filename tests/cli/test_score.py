@@ -431,8 +431,9 @@ def test_recorded_answers_give_the_recorded_scores(
     table = list(csv.DictReader((results / "measured.csv").read_text().splitlines()))
     checked = 0
     for config in dict.fromkeys(row["config_sha256"] for row in table):
-        wanted = {"config_sha256": config, "system": "moe", "control": "", "subset": "closed"}
+        wanted = {"config_sha256": config, "control": "", "subset": "closed"}
         rows = [r for r in table if all(r[k] == v for k, v in wanted.items())]
+        rows = [row for row in rows if row["system"] in ("moe", "dense")]
         for row in rows:
             if row["metric"] != "accuracy" or row["protocol"] not in ("strict", "reference"):
                 continue
@@ -443,7 +444,8 @@ def test_recorded_answers_give_the_recorded_scores(
             cells = json.loads(out.read_text(encoding="utf-8"))["protocols"][row["protocol"]]
             cell = cells["closed"]["accuracy"]
             # The table keeps four decimals of a percent.
-            for name in ("value", "low", "high"):
+            # Of a single model the bootstrap's seed is not that of its training.
+            for name in ("value", "low", "high") if row["plan_minutes"] else ("value",):
                 assert cell[name] == pytest.approx(float(row[name]), abs=5.1e-5), row
             assert cell["n"] == int(row["n"])
             checked += 1

@@ -28,7 +28,7 @@ def show(report: CostReport, measured: Measured | None) -> None:
     console.print(
         "sum = weights + gradients + AdamW (12 bytes a trained weight in mixed precision, 8 in "
         "float32) + activations with gradient checkpointing (chkpt); ZeRO-2 divides "
-        "gradients and AdamW's states among the GPUs. Without the runtime's own memory."
+        "gradients and AdamW's states among the GPUs. Without the runtime's own memory.\n"
     )
     if report.paper is not None:
         title = "The paper's Table 8 and sizes, in units of 10⁹"
