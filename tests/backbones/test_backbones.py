@@ -94,9 +94,11 @@ def test_an_encoder_is_described_as_its_architecture_is(vision: Any) -> None:
 @pytest.mark.parametrize(
     "backbone", [*LANGUAGE_BACKBONES.values(), *VISION_BACKBONES.values()], ids=lambda b: b.name
 )
-def test_a_revision_is_a_commit_or_unknown(backbone: Any) -> None:
-    assert backbone.revision is None or re.fullmatch(r"[0-9a-f]{40}", backbone.revision)
-    assert backbone.hub_id is not None or backbone.revision is None
+def test_what_the_hub_has_is_pinned_to_a_commit(backbone: Any) -> None:
+    if backbone.hub_id is None or backbone.name == "stablelm2_1_6b":  # not known yet
+        assert backbone.revision is None
+    else:
+        assert re.fullmatch(r"[0-9a-f]{40}", backbone.revision)
 
 
 @pytest.mark.parametrize("language", LANGUAGE_BACKBONES.values(), ids=lambda b: b.name)

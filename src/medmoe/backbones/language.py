@@ -114,7 +114,7 @@ _LLAMA3_2_1B = LanguageBackbone(
 _GEMMA3_270M = LanguageBackbone(
     "gemma3_270m",
     "google/gemma-3-270m",
-    None,
+    "9b0cfec892e2bc2afd938c98eabe4e4a7b1e0ca1",
     "gemma3_text",
     _shape(640, 2048, 18, 4, 1)
     | {

@@ -49,7 +49,7 @@ CLIP_LARGE_336 = _vit(
 _CLIP_BASE_16 = _vit(
     "clip",
     "clip_base_16",
-    ("openai/clip-vit-base-patch16", None),
+    ("openai/clip-vit-base-patch16", "57c216476eefef5ab752ec549e440a49ae4ae5f3"),
     (224, 16),
     (768, 3072, 12, 12),
     colours=_CLIP_COLOURS,
@@ -75,7 +75,7 @@ _SIGLIPS = (
     _vit(
         "siglip",
         "siglip_base_224",
-        ("google/siglip-base-patch16-224", None),
+        ("google/siglip-base-patch16-224", "7fd15f0689c79d79e38b1c2e2e2370a7bf2761ed"),
         (224, 16),
         (768, 3072, 12, 12),
     ),
