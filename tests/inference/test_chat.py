@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,15 @@ from PIL import Image
 from tests.model.tiny import FAMILIES, Family, dense_model, moe_model, processor
 
 from medmoe.errors import ConfigError
-from medmoe.inference.chat import ChatChunk, ChatRequest, Turn, prepare, stream_chat
+from medmoe.inference.chat import (
+    ChatChunk,
+    ChatRequest,
+    ChatRow,
+    Turn,
+    prepare,
+    stream_chat,
+    take_token,
+)
 from medmoe.inference.engine import MedMoe
 
 QUESTION = "Is there a mass?"
@@ -102,6 +111,43 @@ def _greedy(engine: MedMoe, count: int) -> list[int]:
         inputs_embeds=inner.embed(ids, features), max_new_tokens=count, do_sample=False
     )
     return [int(token) for token in out[0]]
+
+
+def test_an_answer_is_cut_before_a_stop_string_and_no_piece_of_one_is_shown(
+    engine: MedMoe,
+) -> None:
+    whole = text_of(list(stream_chat(engine, request(QUESTION))))
+    for start in range(len(whole)):
+        for stop in (whole[start : start + 1], whole[start : start + 7]):
+            chunks = list(stream_chat(engine, replace(request(QUESTION), stop=("\0", stop))))
+            assert text_of(chunks) == whole[: whole.index(stop)].strip()
+            assert chunks[-1].answer is not None
+            assert chunks[-1].answer.text == text_of(chunks)
+            assert chunks[-1].finish == "stop"
+
+
+def test_the_first_of_several_stop_strings_counts_and_ends_the_work() -> None:
+    tokenizer = Letters()
+    row = ChatRow((), None, 100, stop=("de", "cd", "zz"))
+    pieces = [take_token(row, ord(letter), 0.0, tokenizer) for letter in "abcd"]
+    assert [piece.text for piece in pieces] == ["a", "b", "", ""]
+    assert (pieces[-1].finish, pieces[-1].completion_tokens) == ("stop", 4)
+
+
+def test_what_only_looked_like_a_stop_string_is_shown() -> None:
+    row = ChatRow((), None, 7, stop=("abac",))
+    pieces = [take_token(row, ord(letter), 0.0, Letters()) for letter in "ababab "]
+    assert [piece.text for piece in pieces] == ["", "", "", "ab", "", "ab", "ab"]
+    assert pieces[-1].finish == "length"
+
+
+class Letters:
+    """A tokenizer whose tokens are letters."""
+
+    eos_token_id = 0
+
+    def decode(self, ids: list[int], **_: Any) -> str:
+        return "".join(map(chr, ids))
 
 
 def test_a_closed_conversation_runs_the_model_no_further(engine: MedMoe) -> None:

@@ -153,7 +153,12 @@ def test_what_official_clients_send_by_default_is_taken(talk: Any, more: dict[st
         ({"tool_choice": "required"}, "tool_choice", '"required"'),
         ({"n": 2}, "n", "what 2 asks for"),
         ({"n": True}, "n", "what true asks for"),
-        ({"stop": ["."]}, "stop", "or send []"),
+        ({"stop": ""}, "stop.0", "string should have at least 1 character"),
+        ({"stop": [".", ""]}, "stop.1", "string should have at least 1 character"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "list should have at most 4 items"),
+        ({"stop": 7}, "stop", "input should be a valid list"),
+        ({"stop": ["a", 7]}, "stop.1", "input should be a valid string"),
+        ({"stop": "a" * 257}, "stop.0", "string should have at most 256 characters"),
         ({"logprobs": True}, "logprobs", "or send false"),
         ({"top_logprobs": 5}, "top_logprobs", "5"),
         ({"logit_bias": {"50256": -100}}, "logit_bias", "50256"),
@@ -218,6 +223,24 @@ def test_a_longer_answer_than_there_is_is_lowered_with_a_warning(talk: Any) -> N
         reply = talk("POST", CHAT, json=question() | {"max_tokens": wanted})
         assert reply.status_code == 200
         assert f"max_tokens {wanted} is lowered to 256" in reply.json()["medmoe"]["warnings"]
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_answer_ends_before_a_stop_string(talk: Any, as_list: bool, streamed: bool) -> None:
+    whole = talk("POST", CHAT, json=question()).json()["choices"][0]["message"]["content"]
+    stop = whole[3:5]
+    more = {"stop": [stop] if as_list else stop, "stream": streamed}
+    reply = talk("POST", CHAT, json=question() | more)
+    if streamed:
+        lines = [line[6:] for line in reply.text.split("\n\n") if line[6:7] == "{"]
+        choices = [json.loads(line)["choices"][0] for line in lines]
+        text = "".join(choice["delta"].get("content", "") for choice in choices)
+        finish = choices[-1]["finish_reason"]
+    else:
+        (choice,) = reply.json()["choices"]
+        text, finish = choice["message"]["content"], choice["finish_reason"]
+    assert (text, finish) == (whole[: whole.index(stop)].strip(), "stop")
 
 
 def test_a_byte_order_mark_is_no_fault(talk: Any) -> None:

@@ -45,11 +45,13 @@ class ChatRequest:
     Attributes:
         turns: Of user and assistant in turn; the first and the last are the user's.
         image: The picture that it is about, as `open_picture` gives it; None for words only.
+        stop: Texts that end the answer, none empty: it is cut before the first of them.
     """
 
     turns: tuple[Turn, ...]
     image: Image.Image | None = None
     max_new_tokens: int = 64
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse turns that make no conversation.
@@ -97,6 +99,7 @@ class ChatRow:
     ids: tuple[int, ...]
     features: Tensor | None
     max_new_tokens: int
+    stop: tuple[str, ...] = ()
     said: list[int] = field(default_factory=list)
     shown: str = ""
     log_probability: float = 0.0
@@ -126,7 +129,7 @@ def prepare(engine: MedMoe, request: ChatRequest, features: Tensor | None) -> Ch
         ConfigError: It is longer than the model can read.
     """
     ids, new_tokens = fitting(request, engine.tokenizer, engine.limit)
-    return ChatRow(ids, features, new_tokens)
+    return ChatRow(ids, features, new_tokens, request.stop)
 
 
 def fitting(
@@ -154,7 +157,13 @@ def take_token(row: ChatRow, token: int, log_prob: float, tokenizer: Any) -> Cha
     else:
         row.said.append(token)
         finish = "length" if len(row.said) >= row.max_new_tokens else None
-    text = tokenizer.decode(row.said, skip_special_tokens=True).strip()
+    text = tokenizer.decode(row.said, skip_special_tokens=True).lstrip()
+    cut = min((place for stop in row.stop if (place := text.find(stop)) >= 0), default=None)
+    if cut is not None:
+        text, finish = text[:cut], "stop"
+    elif finish is None:
+        text = text[: len(text) - _held_back(text, row.stop)]
+    text = text.rstrip()
     if finish is None:
         # Half of a character of several bytes is not shown: the next token completes it.
         new = "" if text.endswith("\ufffd") else text[len(row.shown) :]
@@ -163,6 +172,13 @@ def take_token(row: ChatRow, token: int, log_prob: float, tokenizer: Any) -> Cha
     answer = Answer(text, math.exp(row.log_probability), row.routing)
     said = len(row.said) + ended
     return ChatChunk(text[len(row.shown) :], finish, answer, len(row.ids), said)
+
+
+def _held_back(text: str, stop: Sequence[str]) -> int:
+    """Return how many characters at the end of a text may turn out to begin a stop string."""
+    return max(
+        (n for each in stop for n in range(1, len(each)) if text.endswith(each[:n])), default=0
+    )
 
 
 def token_biases(config: GenerationConfig) -> dict[int, float]:

@@ -98,7 +98,7 @@ async def _read(service: Service, request: Request, data: bytes) -> _Call:
         raise ProblemError(
             400, "bad_window", "window, frame and plane need an image", param="medmoe"
         )  # fmt: skip
-    chat = ChatRequest(turns, picture.image if picture else None, wanted)
+    chat = ChatRequest(turns, picture.image if picture else None, wanted, tuple(body.stop))
     record: Record = request.state.record
     record.image = service.image_hash(chat.image)
     name = request.state.request_id.replace("req-", "chatcmpl-")

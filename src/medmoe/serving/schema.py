@@ -21,6 +21,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Frame = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Number = Annotated[float, Field(ge=-1e9, le=1e9)]
 Tokens = Annotated[int, Field(ge=1, le=2**63 - 1)]
+Stop = Annotated[str, Field(min_length=1, max_length=256)]
 #: What this server cannot do, and the values by which a client does not ask for it.
 _BODY: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(("audio", "prediction", "web_search_options"), ()),
@@ -30,7 +31,7 @@ _BODY: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(("frequency_penalty", "presence_penalty", "top_logprobs"), (0,)),
     **dict.fromkeys(("logprobs", "store"), (False,)),
     **dict.fromkeys(("n", "repetition_penalty"), (1,)),
-    "modalities": (["text"],), "response_format": ({"type": "text"},), "stop": ([], ""),
+    "modalities": (["text"],), "response_format": ({"type": "text"},),
     "parallel_tool_calls": (True, False), "skip_special_tokens": (True,),
     "reasoning_effort": ("none", "medium"), "verbosity": ("medium",),
     "service_tier": ("auto", "default"),
@@ -93,6 +94,10 @@ def _parts(given: Any) -> Any:
     return [{"type": "text", "text": given}] if isinstance(given, str) else given
 
 
+def _list(given: Any) -> Any:
+    return [given] if isinstance(given, str) else given
+
+
 class Message(BaseModel):
     """One message of the conversation."""
 
@@ -137,6 +142,7 @@ class ChatBody(BaseModel):
     stream_options: StreamOptions | None = None
     max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
+    stop: Annotated[list[Stop], Field(max_length=4), BeforeValidator(_list)] = []
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: int | None = None

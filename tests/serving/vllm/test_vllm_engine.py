@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ REQUESTS = (
     asked(picture(1), "What organ is this?", "liver", "Is there a mass?"),
     asked(None, "Is there a mass in the left lung?"),
     asked(None, "What organ is this?", "liver", "yes no"),
+    replace(asked(picture(1), "What organ is this?"), stop=("e", " ")),
 )
 
 

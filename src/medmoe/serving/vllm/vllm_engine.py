@@ -148,7 +148,7 @@ class VllmEngine:
         limit = self._llm.model_config.max_model_len
         ids, new_tokens = fitting(request, self._count, limit)
         request = replace(request, max_new_tokens=new_tokens)
-        row = ChatRow(ids, None, new_tokens)
+        row = ChatRow(ids, None, new_tokens, request.stop)
         end = None if deadline is None else asyncio.get_running_loop().time() + deadline
         self._under_way += 1
         try:
