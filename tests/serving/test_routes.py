@@ -6,13 +6,14 @@ import base64
 import gzip
 import json
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.data.readers.parquet import png as grey_png
 from tests.data.samples import nifti
-from tests.serving.support import data_url, png, question
+from tests.serving.support import Inside, data_url, png, question
 
 from medmoe.data.intake.facts import WARNINGS
 from medmoe.serving.audit import verify
@@ -279,9 +280,32 @@ def test_bad_conversations_are_refused(talk: Any, messages: list[Any], code: str
 
 
 def test_more_images_than_one_are_refused(talk: Any) -> None:
-    url = {"type": "image_url", "image_url": {"url": data_url(png())}}
-    body = parts({"type": "text", "text": "What?"}, url, url)
+    urls = [{"type": "image_url", "image_url": {"url": data_url(png(seed=i))}} for i in (0, 1)]
+    body = parts({"type": "text", "text": "What?"}, *urls)
     assert refused(talk("POST", CHAT, json=body)) == (400, "too_many_images")
+
+
+def test_a_picture_that_is_sent_again_in_later_turns_is_one(talk: Any) -> None:
+    sent = talk("POST", "/v1/files", files={"file": ("name.png", png())}).json()["id"]
+    ways = [
+        {"type": "image_url", "image_url": {"url": data_url(png())}},
+        {"type": "image_url", "image_url": {"url": data_url(png()), "detail": "low"}},
+        {"type": "file", "file": {"file_data": data_url(png(), "application/octet-stream")}},
+        {"type": "file", "file": {"file_id": sent}},
+    ]
+    texts = [{"type": "text", "text": text} for text in ("What?", "Where?")]
+    between = {"role": "assistant", "content": "liver"}
+
+    def ask(*again: dict[str, Any]) -> Any:
+        turns = [{"role": "user", "content": [texts[0], ways[0]]}, between]
+        turns += [{"role": "user", "content": [texts[1], *again]}]
+        return talk("POST", CHAT, json={"model": "tiny", "messages": turns}).json()
+
+    once = ask()
+    for again in (ways[:1], ways):
+        reply = ask(*again)
+        assert reply["choices"] == once["choices"]
+        assert reply["usage"] == once["usage"]
 
 
 def test_placeholders_in_the_text_are_text(talk: Any) -> None:
@@ -298,6 +322,18 @@ def test_what_a_system_message_says_is_read(talk: Any) -> None:
     assert two["usage"]["prompt_tokens"] > one["usage"]["prompt_tokens"]
     (warning,) = set(two["medmoe"]["warnings"]) - set(one["medmoe"]["warnings"])
     assert "the system message is read as the user's first words" in warning
+
+
+def test_system_messages_can_be_dropped_and_the_warning_says_so(inside: Inside, talk: Any) -> None:
+    service = inside.app.state.service
+    service.settings = replace(service.settings, drop_system=True)
+    body = question("What organ?")
+    system = {"role": "system", "content": "In the left lung"}
+    one = talk("POST", CHAT, json=body).json()
+    two = talk("POST", CHAT, json=body | {"messages": [system, *body["messages"]]}).json()
+    assert (one["choices"], one["usage"]) == (two["choices"], two["usage"])
+    (warning,) = set(two["medmoe"]["warnings"]) - set(one["medmoe"]["warnings"])
+    assert warning.startswith("the system message is dropped")
 
 
 @pytest.mark.parametrize(

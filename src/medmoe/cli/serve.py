@@ -65,6 +65,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="when a line of the log is on the disk: before the next, or within 200 ms (default)",
     )
     flags.add_count(parser, "--audit-size", 100, "MiB after which the log goes on in a new file")
+    parser.add_argument(
+        "--system-messages",
+        choices=("keep", "drop"),
+        default="keep",
+        help="read them as the user's first words, or drop them; either is warned of "
+        "(default: keep)",
+    )
     _add_vllm_arguments(parser.add_argument_group("with --engine vllm (docs/serving_vllm.md)"))
     flags.add_switch(parser, "--no-page", "only the interface, no page at /")
 
@@ -119,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
     settings = ServerSettings(
         host=args.host, port=args.port, token=_token(args), max_new_tokens=args.max_new_tokens,
         deadline_seconds=args.deadline, drain_seconds=args.drain,
+        drop_system=args.system_messages == "drop",
     )  # fmt: skip
     _hide_token(args, settings.token)
     from transformers.utils.logging import disable_progress_bar

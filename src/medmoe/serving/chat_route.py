@@ -112,8 +112,10 @@ def _warnings(body: ChatBody, wanted: int, settings: ServerSettings) -> list[str
         warnings.append(f"max_tokens {wanted} is lowered to {settings.max_new_tokens}")
     if any(m.role in _SYSTEM and "".join(_words(m)).strip() for m in body.messages):
         warnings.append(
-            "the system message is read as the user's first words: the model was trained without "
-            "such words, and its answer and confidence may be worse; leave it out"
+            "the system message is dropped: the model was trained without such words"
+            if settings.drop_system
+            else "the system message is read as the user's first words: the model was trained "
+            "without such words, and its answer and confidence may be worse; leave it out"
         )
     return warnings
 
@@ -255,12 +257,11 @@ def _usage(last: ChatChunk) -> dict[str, int]:
 
 
 def turns_of(messages: Sequence[Message], settings: ServerSettings) -> tuple[Turn, ...]:
-    """Return the turns; what system messages say stands before the user's first words.
+    """Return the turns; what system messages say stands before the user's first words, or nowhere.
 
     The models are trained without system messages of a user's, so theirs are words like others.
     Messages of one role in a row are one turn, and so are those around an answer without a word;
-    the image's place in the text does not matter, as
-    it stands before the first.
+    the image's place in the text does not matter, as it stands before the first.
 
     Raises:
         ProblemError: There are no words, too many, or the user is not first and last.
@@ -270,7 +271,7 @@ def turns_of(messages: Sequence[Message], settings: ServerSettings) -> tuple[Tur
     for message in messages:
         words = _words(message)
         if message.role in _SYSTEM:
-            before += words
+            before += [] if settings.drop_system else words
         elif message.role == "assistant" and not "".join(words).strip():
             continue  # an answer without a word, sent back
         elif turns and turns[-1][0] == message.role:

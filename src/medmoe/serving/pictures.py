@@ -14,7 +14,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -135,10 +135,10 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The bytes of a picture, and what their sender says they are."""
+    """The bytes of a picture, and what their sender says they are; equal bytes are equal."""
 
     data: bytes
-    hint: Hint | None
+    hint: Hint | None = field(compare=False)
 
 
 class Pictures:
@@ -159,18 +159,19 @@ class Pictures:
             ProblemError: It has too many, or the upload is not there.
             ImageError: It is an address, or no data URL.
         """
-        parts = [
-            part
+        # Clients that keep no state send a picture again in each turn: equal ones are one.
+        sources = {
+            self._source(part)
             for message in messages
             for part in message.content
             if isinstance(part, ImagePart | FilePart)
-        ]
-        if len(parts) > MAX_IMAGES:
+        }
+        if len(sources) > MAX_IMAGES:
             raise ProblemError(
                 400, "too_many_images",
-                f"{len(parts)} images; a conversation is about {MAX_IMAGES}", param="messages",
+                f"{len(sources)} images; a conversation is about {MAX_IMAGES}", param="messages",
             )  # fmt: skip
-        return self._source(parts[0]) if parts else None
+        return next(iter(sources), None)
 
     async def open(self, source: Source, options: Options) -> Picture:
         """Return the decoded picture.

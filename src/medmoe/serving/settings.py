@@ -25,6 +25,7 @@ class ServerSettings:
         default_new_tokens: Longest answer where nothing is asked for.
         max_text: Characters of all texts of a conversation together.
         max_turns: Of a conversation.
+        drop_system: Whether system messages are left out of what is read.
     """
 
     host: str = "127.0.0.1"
@@ -38,6 +39,7 @@ class ServerSettings:
     default_new_tokens: int = 64
     max_text: int = 16_384
     max_turns: int = 101
+    drop_system: bool = False
 
     def __post_init__(self) -> None:
         """Refuse settings that would be unsafe.
