@@ -188,6 +188,39 @@ def test_the_first_window_of_the_file_is_used() -> None:
     assert np.array_equal(grey(data), grey(dicom(), window=(1000.0, 500.0)))
 
 
+def test_decimal_commas_are_decimal_points() -> None:
+    with_points = dicom(
+        RescaleSlope="0.125",
+        RescaleIntercept="-1024.5",
+        WindowCenter=["-800.0", "1.5e2"],
+        WindowWidth=["+250.75", "400"],
+        PixelSpacing=["0.7", "0.70"],
+    )
+    with_commas = with_points
+    for number in (b"0.125", b"-1024.5", b"-800.0", b"1.5e2", b"+250.75", b"0.7", b"0.70"):
+        with_commas = with_commas.replace(number, number.replace(b".", b","))
+    assert with_commas.count(b",") == with_points.count(b",") + 7
+    shown, wanted = show(with_commas), show(with_points)
+    assert shown.facts == wanted.facts
+    assert shown.facts.window == Window(-800, 250.75, "file")
+    assert shown.facts.spacing == (0.7, 0.7)
+    assert np.array_equal(shown.pixels, wanted.pixels)
+
+
+@pytest.mark.parametrize("number", ["1,024", "-100,250", "1,5,2", "1.024,5", "1,", "a,5"])
+def test_a_comma_that_may_mean_something_else_is_no_decimal_one(number: str) -> None:
+    stand_in = "7" * len(number)
+
+    def odd(**tags: Any) -> bytes:
+        return dicom(**tags).replace(stand_in.encode(), number.encode())
+
+    with pytest.raises(ImageError, match="number in the DICOM header is none"):
+        show(odd(RescaleSlope=stand_in))
+    shown = show(odd(WindowCenter=stand_in, WindowWidth="400")).facts
+    assert shown.warnings == ("window_ignored",)
+    assert show(odd(PixelSpacing=[stand_in, stand_in])).facts.spacing is None
+
+
 @pytest.mark.parametrize(("kind", "middle"), [("LINEAR_EXACT", 128), ("SIGMOID", 128)])
 def test_other_window_functions(kind: str, middle: int) -> None:
     values = np.full((20, 20), 500, np.uint16)

@@ -10,12 +10,14 @@ INVERSE are inverted and padding is black. Grey of up to 8 bits without a window
 stored. Colour becomes RGB of 8 bits. Pixels are made square. Overlays are not drawn. Window,
 rescale and spacing of enhanced multi-frame files are those of the frame shown.
 
-A file without preamble is read where its elements tell their own encoding.
+A file without preamble is read where its elements tell their own encoding. Decimal commas are read
+in rescale, window and spacing where they can be nothing else.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,6 +77,8 @@ _ULTRASOUND = ("US", "IVUS")
 _SMALL = 16
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _RGB = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+#: One comma in a number, but no ``1,024``, which may be a thousand and more.
+_DECIMAL_COMMA = re.compile(r"(?!\W*[1-9]\d{0,2},\d{3}\s*$)[^,]*,\d[^,]*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,7 +407,8 @@ def _spacing(dataset: Dataset, frame: int) -> tuple[float, float] | None:
     """Return millimetres between rows and between columns, None where they are not told."""
     measured = _find(dataset, frame, "PixelMeasuresSequence", "PixelSpacing")
     others = (dataset.get(f"{kind}PixelSpacing") for kind in ("Imager", "NominalScanned"))
-    return next(filter(None, map(facts.spacing, (measured, *others))), None)
+    numbers = (map(_decimal, _several(value)) for value in (measured, *others))
+    return next(filter(None, map(facts.spacing, numbers)), None)
 
 
 def _aspect(dataset: Dataset) -> tuple[float, float] | None:
@@ -479,7 +484,7 @@ def _file_curves(dataset: Dataset, header: Header, frame: int) -> Iterator[tuple
     kind = str(function or "LINEAR").strip().upper()
     for pair in zip(*map(_several, _raw_window(dataset, frame)), strict=False):
         try:
-            window = Window(float(pair[0]), float(pair[1]), "file")
+            window = Window(_decimal(pair[0]), _decimal(pair[1]), "file")
         except (TypeError, ValueError):
             continue
         if not (window.width > 0 and np.isfinite([window.center, window.width]).all()):
@@ -502,10 +507,17 @@ def _several(value: Any) -> list[Any]:
     return list(value) if many else [value]
 
 
+def _decimal(value: Any) -> float:
+    """Return a number as pydicom gives it: what it could not read, a decimal comma, is a text."""
+    if isinstance(value, str) and _DECIMAL_COMMA.fullmatch(value):
+        value = value.replace(",", ".")
+    return float(value)
+
+
 def _number(value: Any) -> float:
     """Return a decimal of the file, the first of several."""
     try:
-        return float(_several(value)[0])
+        return _decimal(_several(value)[0])
     except (TypeError, ValueError, IndexError):
         raise ImageError(
             "undecodable", "a number in the DICOM header is none; export the file anew"
