@@ -30,7 +30,7 @@ from medmoe.serving.chat_engine import ChatEngine
 from medmoe.serving.chat_route import complete
 from medmoe.serving.problems import ProblemError, check_type, problem_of
 from medmoe.serving.schema import ChatBody
-from medmoe.serving.service import CHAT_PATH, Admission, PageEngine, Service
+from medmoe.serving.service import CHAT_PATH, Admission, Service
 from medmoe.serving.settings import NOTICE, ServerSettings
 from medmoe.serving.transport import Transport
 
@@ -75,12 +75,10 @@ def create_app(
     _sign_in(app, access)
     answer_problems(app)
     if page:
+        from medmoe.serving.page.cases import CaseStore
         from medmoe.serving.page.mount import mount_page
 
-        mount_page(
-            app, PageEngine(service), max_new_tokens=min(64, settings.max_new_tokens),
-            decoding=service.decoding, deadline=settings.deadline_seconds,
-        )  # fmt: skip
+        mount_page(app, service, CaseStore())
     app.add_middleware(Admission, service=service)
     app.add_middleware(Transport, settings=settings, access=access, metrics=service.metrics)
     return app
@@ -107,7 +105,7 @@ def _health(app: FastAPI, service: Service) -> None:
 
 
 def _openai(app: FastAPI, service: Service) -> None:
-    model = service.engine.describe()
+    model = service.engine.facts
     described = {
         "id": model.id, "object": "model", "created": 0, "owned_by": "medmoe",
         "medmoe": {
@@ -201,11 +199,10 @@ def answer_problems(app: FastAPI) -> None:
     """Have whatever a route raises answered as the problem that it is."""
 
     @app.exception_handler(ProblemError)
-    async def refused(_: Request, problem: ProblemError) -> Response:
-        return problem.response()
-
     @app.exception_handler(MedMoeError)
-    async def ours(_: Request, error: MedMoeError) -> Response:
+    async def refused(request: Request, error: Exception) -> Response:
+        if (record := getattr(request.state, "record", None)) is not None:
+            record.refused(error)
         return problem_of(error).response()
 
     @app.exception_handler(HTTPException)

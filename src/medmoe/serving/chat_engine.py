@@ -92,16 +92,20 @@ class Load:
     running: int
 
 
-class AnsweringEngine(Protocol):
-    """Answers conversations: what the page asks of an engine."""
+class ChatEngine(Protocol):
+    """An engine that the server runs; all methods are called on one event loop.
+
+    Attributes:
+        facts: Of the model; they are known before it is loaded.
+        explains: Whether `explain` can answer: a fact of the engine, known as early.
+    """
+
+    facts: ModelFacts
+    explains: bool
 
     @property
-    def explains(self) -> bool:
-        """Whether `explain` can answer: a fact of the engine, known before the model is loaded."""
-        ...
-
-    def describe(self) -> ModelFacts:
-        """Return the model's facts; they are known before it is loaded."""
+    def state(self) -> str:
+        """One of ``loading``, ``ready``, ``draining``, ``broken``."""
         ...
 
     def stream(
@@ -126,15 +130,6 @@ class AnsweringEngine(Protocol):
         """
         ...
 
-
-class ChatEngine(AnsweringEngine, Protocol):
-    """An engine that the server runs; all methods are called on one event loop."""
-
-    @property
-    def state(self) -> str:
-        """One of ``loading``, ``ready``, ``draining``, ``broken``."""
-        ...
-
     def load(self) -> Load:
         """Return how much there is to do."""
         ...
@@ -155,8 +150,8 @@ class ChatEngine(AnsweringEngine, Protocol):
         """
         ...
 
-    async def drain(self, seconds: float) -> None:
-        """Take nothing new, and return when all is answered or the time is over."""
+    def drain(self) -> None:
+        """Take nothing new; what is under way goes on."""
         ...
 
     async def stop(self) -> None:

@@ -17,7 +17,8 @@ from medmoe.data.images import Picture
 from medmoe.errors import MedMoeError
 from medmoe.inference.answer import Answer, told_confidence, warnings_of
 from medmoe.inference.chat import ChatChunk, ChatRequest, Turn
-from medmoe.serving.chat_engine import late, no_evidence
+from medmoe.serving.chat_engine import no_evidence
+from medmoe.serving.pictures import picture_of
 from medmoe.serving.problems import ProblemError, check_type, problem_of
 from medmoe.serving.schema import ChatBody, Message, TextPart, read_chat
 from medmoe.serving.service import Record, Service
@@ -31,6 +32,7 @@ _SYSTEM = ("system", "developer")
 class _Call:
     """One request, while it is answered."""
 
+    service: Service
     id: str
     body: ChatBody
     request: ChatRequest
@@ -52,27 +54,18 @@ async def complete(service: Service, request: Request) -> Response:
 
     Raises:
         ProblemError: It is refused.
+        MedMoeError: The same, by the engine or the decoder.
     """
-    record: Record = request.state.record
-    try:
-        check_type(request, "application/json")
-        data = await request.body()
-        service.check_open()  # others came while its body did
-        call = await _read(service, request, data)
-        if call.body.stream:
-            first, rest = await _first(service, call)
-            events = _events(service, call, first, rest)
-            return Stream(events, rest, media_type="text/event-stream")
-        reply = JSONResponse(await _unless_left(request, _whole(service, call)))
-        record.answered()
-        return reply
-    except MedMoeError as error:
-        problem = problem_of(error)
-        record.refused(problem)
-        raise problem from None
-    except ProblemError as problem:
-        record.refused(problem)
-        raise
+    check_type(request, "application/json")
+    data = await request.body()
+    service.check_open()  # others came while its body did
+    call = await _read(service, request, data)
+    if call.body.stream:
+        first, rest = await _first(call)
+        return Stream(_events(call, first, rest), rest, media_type="text/event-stream")
+    reply = JSONResponse(await _unless_left(request, _whole(call)))
+    call.record.answered()
+    return reply
 
 
 async def _read(service: Service, request: Request, data: bytes) -> _Call:
@@ -80,21 +73,20 @@ async def _read(service: Service, request: Request, data: bytes) -> _Call:
     # Large bodies are mostly a picture: reading them would hold up everybody else.
     large = len(data) > 2**18
     body = await asyncio.to_thread(read_chat, data) if large else read_chat(data)
-    if body.model != service.engine.describe().id:
+    if body.model != service.engine.facts.id:
         raise ProblemError(404, "model_not_found", "no such model; see /v1/models", param="model")
     if body.medmoe.evidence and not service.engine.explains:
         raise no_evidence()
-    turns = turns_of(body.messages, service.settings)
     settings = service.settings
-    usual = min(settings.default_new_tokens, settings.max_new_tokens)
-    wanted = body.max_completion_tokens or body.max_tokens or usual
+    turns = turns_of(body.messages, settings)
+    wanted = body.max_completion_tokens or body.max_tokens or settings.usual_new_tokens
     warnings = _warnings(body, wanted, settings)
     wanted = min(wanted, settings.max_new_tokens)
-    source = await asyncio.to_thread(service.pictures.find, body.messages)
-    picture = None
+    source = await asyncio.to_thread(picture_of, body.messages, service.uploads)
+    picture, view = None, body.medmoe.view()
     if source is not None:
-        picture = await service.pictures.open(source, body.medmoe)
-    elif (body.medmoe.window, body.medmoe.frame, body.medmoe.plane) != (None, None, None):
+        picture = await service.decoding.open(source.data, hint=source.hint, **view)
+    elif any(wanted is not None for wanted in view.values()):
         raise ProblemError(
             400, "bad_window", "window, frame and plane need an image", param="medmoe"
         )  # fmt: skip
@@ -102,7 +94,7 @@ async def _read(service: Service, request: Request, data: bytes) -> _Call:
     record: Record = request.state.record
     record.image = service.image_hash(chat.image)
     name = request.state.request_id.replace("req-", "chatcmpl-")
-    return _Call(name, body, chat, picture, record, started, request.state.ends, warnings)
+    return _Call(service, name, body, chat, picture, record, started, request.state.ends, warnings)
 
 
 def _warnings(body: ChatBody, wanted: int, settings: ServerSettings) -> list[str]:
@@ -120,39 +112,29 @@ def _warnings(body: ChatBody, wanted: int, settings: ServerSettings) -> list[str
     return warnings
 
 
-async def _chunks(service: Service, call: _Call) -> AsyncGenerator[ChatChunk]:
+def _chunks(call: _Call) -> AsyncGenerator[ChatChunk]:
     left = max(call.ends - asyncio.get_running_loop().time(), 0.0)
-    stream = service.engine.stream(call.request, deadline=left)
-    first = True
-    async with service.answering(), aclosing(stream) as chunks:
-        async for chunk in chunks:
-            if first:
-                service.metrics.first_token.observe(time.perf_counter() - call.started)
-                first = False
-            if chunk.finish is not None:
-                service.metrics.tokens.labels("prompt").inc(chunk.prompt_tokens)
-                service.metrics.tokens.labels("completion").inc(chunk.completion_tokens)
-            yield chunk
+    return call.service.stream(call.request, call.started, left)
 
 
-async def _whole(service: Service, call: _Call) -> dict[str, Any]:
+async def _whole(call: _Call) -> dict[str, Any]:
     text, last = "", None
-    async with aclosing(_chunks(service, call)) as chunks:
+    async with aclosing(_chunks(call)) as chunks:
         async for last in chunks:
             text += last.text
     assert last is not None
     message = {"role": "assistant", "content": text, "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": last.finish}
-    return _head(service, call, "chat.completion") | {
+    return _head(call, "chat.completion") | {
         "choices": [choice],
         "usage": _usage(last),
-        "medmoe": await _behind(service, call, last.answer),
+        "medmoe": await _behind(call, last.answer),
     }
 
 
-async def _first(service: Service, call: _Call) -> tuple[ChatChunk, AsyncGenerator[ChatChunk]]:
+async def _first(call: _Call) -> tuple[ChatChunk, AsyncGenerator[ChatChunk]]:
     """Return the first piece of an answer and the others, so that a refusal is still a status."""
-    chunks = _chunks(service, call)
+    chunks = _chunks(call)
     try:
         return await anext(chunks), chunks
     except BaseException:
@@ -161,28 +143,27 @@ async def _first(service: Service, call: _Call) -> tuple[ChatChunk, AsyncGenerat
 
 
 async def _events(
-    service: Service, call: _Call, first: ChatChunk, rest: AsyncGenerator[ChatChunk]
+    call: _Call, first: ChatChunk, rest: AsyncGenerator[ChatChunk]
 ) -> AsyncGenerator[bytes]:
     """Yield the answer as server-sent events; an error after the first word is the last event."""
     try:
-        yield _event(service, call, {"role": "assistant", "content": first.text}, None)
+        yield _event(call, {"role": "assistant", "content": first.text})
         last = first
         if first.finish is None:
             async for last in rest:
                 if last.text:
-                    yield _event(service, call, {"content": last.text}, None)
+                    yield _event(call, {"content": last.text})
         await rest.aclose()  # the place is free while the answer is explained
         async with asyncio.timeout_at(call.ends):
-            behind = await _behind(service, call, last.answer)
-        yield _event(service, call, {}, last.finish, {"medmoe": behind})
+            behind = await _behind(call, last.answer)
+        yield _event(call, {}, last.finish, medmoe=behind)
         if call.body.stream_options and call.body.stream_options.include_usage:
-            head = _head(service, call, "chat.completion.chunk")
+            head = _head(call, "chat.completion.chunk")
             yield _line(head | {"choices": [], "usage": _usage(last)})
         call.record.answered()  # before the last line: clients hang up at it
     except (MedMoeError, TimeoutError) as error:
-        problem = problem_of(error if isinstance(error, MedMoeError) else late())
-        call.record.refused(problem)
-        yield _line(problem.to_json())
+        call.record.refused(error)
+        yield _line(problem_of(error).to_json())
     yield b"data: [DONE]\n\n"
 
 
@@ -205,7 +186,7 @@ async def _unless_left(request: Request, work: Any) -> Any:
         await asyncio.gather(task, leaving, return_exceptions=True)
 
 
-async def _behind(service: Service, call: _Call, answer: Answer | None) -> dict[str, Any]:
+async def _behind(call: _Call, answer: Answer | None) -> dict[str, Any]:
     """Return our extra field: what is behind the answer, and what it is not."""
     facts = call.picture.facts if call.picture else None
     routing = answer.routing if answer else None
@@ -220,28 +201,21 @@ async def _behind(service: Service, call: _Call, answer: Answer | None) -> dict[
     if call.body.medmoe.evidence:
         behind["evidence"] = None
         if call.picture is not None:
-            behind["evidence"] = await service.engine.explain(call.picture.image, call.question)
+            behind["evidence"] = await call.service.explain(call.picture.image, call.question)
     return behind
 
 
-def _head(service: Service, call: _Call, kind: str) -> dict[str, Any]:
-    model = service.engine.describe()
+def _head(call: _Call, kind: str) -> dict[str, Any]:
+    model = call.service.engine.facts
     return {
         "id": call.id, "object": kind, "created": call.created, "model": model.id,
         "system_fingerprint": model.sha256[:16],
     }  # fmt: skip
 
 
-def _event(
-    service: Service,
-    call: _Call,
-    delta: dict[str, Any],
-    finish: str | None,
-    more: dict[str, Any] | None = None,
-) -> bytes:
+def _event(call: _Call, delta: dict[str, Any], finish: str | None = None, **more: Any) -> bytes:
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-    head = _head(service, call, "chat.completion.chunk")
-    return _line(head | {"choices": [choice]} | (more or {}))
+    return _line(_head(call, "chat.completion.chunk") | {"choices": [choice]} | more)
 
 
 def _line(content: dict[str, Any]) -> bytes:

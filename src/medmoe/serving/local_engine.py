@@ -33,7 +33,6 @@ from medmoe.serving.aside import Aside
 from medmoe.serving.chat_engine import (
     EngineError,
     Load,
-    ModelFacts,
     busy,
     late,
     model_facts,
@@ -83,7 +82,7 @@ class LocalEngine:
         max_waiting: int = 32,
         load_model: Callable[[], MedMoe] | None = None,
     ) -> None:
-        self._facts = model_facts(directory, name)
+        self.facts = model_facts(directory, name)
         self._load_model = load_model or (lambda: MedMoe.load(directory))
         self._max_batch, self._max_waiting = max_batch, max_waiting
         self._waiting: deque[_Job] = deque()
@@ -94,10 +93,6 @@ class LocalEngine:
         self._ended = False
         self._thread: threading.Thread | None = None
         self.state = "loading"
-
-    def describe(self) -> ModelFacts:
-        """Return the model's facts."""
-        return self._facts
 
     def load(self) -> Load:
         """Return how much there is to do."""
@@ -158,17 +153,14 @@ class LocalEngine:
         finally:
             self._evidence.leave(asked)
 
-    async def drain(self, seconds: float) -> None:
-        """Take nothing new, and wait for what is under way."""
+    def drain(self) -> None:
+        """Take nothing new; what is under way goes on."""
         if self.state == "ready":
             self.state = "draining"
-        end = time.monotonic() + seconds
-        while sum((self.load().waiting, self.load().running)) and time.monotonic() < end:
-            await asyncio.sleep(0.02)
 
     async def stop(self) -> None:
         """End the thread after its present step."""
-        self.state = "draining" if self.state == "ready" else self.state
+        self.drain()
         with self._changed:
             self._ended = True
             self._changed.notify()

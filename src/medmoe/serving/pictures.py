@@ -28,7 +28,7 @@ from medmoe.serving.aside import Aside
 from medmoe.serving.chat_engine import late
 from medmoe.serving.metrics import Metrics
 from medmoe.serving.problems import ProblemError
-from medmoe.serving.schema import FilePart, ImagePart, Message, Options
+from medmoe.serving.schema import FilePart, ImagePart, Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +116,9 @@ class Decoding:
         most: Pictures that may wait for a decoder or be in one.
     """
 
-    def __init__(self, seconds: float, most: int = 32) -> None:
-        self._seconds, self._aside = seconds, Aside(_DECODERS.workers, most, "medmoe-decoding")
+    def __init__(self, seconds: float, metrics: Metrics, most: int = 32) -> None:
+        self._seconds, self._metrics = seconds, metrics
+        self._aside = Aside(_DECODERS.workers, most, "medmoe-decoding")
 
     async def open(self, data: bytes, **options: Any) -> Picture:
         """Return the picture of a file, as `open_picture` does.
@@ -128,9 +129,15 @@ class Decoding:
         """
         try:
             async with asyncio.timeout(self._seconds):
-                return await self._aside.run(partial(open_picture, data, pool=_DECODERS, **options))
+                call = partial(open_picture, data, pool=_DECODERS, **options)
+                picture = await self._aside.run(call)
         except TimeoutError:
             raise late() from None
+        except ImageError as error:
+            self._metrics.pictures.labels(error.code).inc()
+            raise
+        self._metrics.pictures.labels("ok").inc()
+        return picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,65 +148,35 @@ class Source:
     hint: Hint | None = field(compare=False)
 
 
-class Pictures:
-    """Finds and decodes the pictures of requests.
+def picture_of(messages: Sequence[Message], uploads: UploadStore) -> Source | None:
+    """Return the picture of a conversation; None where it has none.
 
     Args:
         uploads: Those that may be named by id.
+
+    Raises:
+        ProblemError: It has too many, or the upload is not there.
+        ImageError: It is an address, or no data URL.
     """
+    # Clients that keep no state send a picture again in each turn: equal ones are one.
+    sources = {
+        _source(part, uploads)
+        for message in messages
+        for part in message.content
+        if isinstance(part, ImagePart | FilePart)
+    }
+    if len(sources) > MAX_IMAGES:
+        raise ProblemError(
+            400, "too_many_images",
+            f"{len(sources)} images; a conversation is about {MAX_IMAGES}", param="messages",
+        )  # fmt: skip
+    return next(iter(sources), None)
 
-    def __init__(self, uploads: UploadStore, decoding: Decoding, metrics: Metrics) -> None:
-        self._uploads, self._decoding, self._metrics = uploads, decoding, metrics
-        self._limits = Limits()
 
-    def find(self, messages: Sequence[Message]) -> Source | None:
-        """Return the picture of a conversation; None where it has none.
-
-        Raises:
-            ProblemError: It has too many, or the upload is not there.
-            ImageError: It is an address, or no data URL.
-        """
-        # Clients that keep no state send a picture again in each turn: equal ones are one.
-        sources = {
-            self._source(part)
-            for message in messages
-            for part in message.content
-            if isinstance(part, ImagePart | FilePart)
-        }
-        if len(sources) > MAX_IMAGES:
-            raise ProblemError(
-                400, "too_many_images",
-                f"{len(sources)} images; a conversation is about {MAX_IMAGES}", param="messages",
-            )  # fmt: skip
-        return next(iter(sources), None)
-
-    async def open(self, source: Source, options: Options) -> Picture:
-        """Return the decoded picture.
-
-        Raises:
-            ImageError: It cannot be used.
-            EngineError: Too many wait, or it took too long.
-        """
-        window = options.window
-        try:
-            picture = await self._decoding.open(
-                source.data,
-                window=(window[0], window[1]) if isinstance(window, list) else window,
-                frame=options.frame,
-                plane=options.plane,
-                hint=source.hint,
-            )
-        except ImageError as error:
-            self._metrics.pictures.labels(error.code).inc()
-            raise
-        self._metrics.pictures.labels("ok").inc()
-        return picture
-
-    def _source(self, part: ImagePart | FilePart) -> Source:
-        if isinstance(part, ImagePart):
-            return Source(*from_data_url(part.image_url.url, self._limits.max_file_bytes))
-        if part.file.file_data is not None:
-            return Source(*from_data_url(part.file.file_data, self._limits.max_file_bytes))
-        if part.file.file_id is None:
-            raise ProblemError(400, "bad_parameter", "a file part needs file_id or file_data")
-        return Source(self._uploads.get(part.file.file_id).data, None)
+def _source(part: ImagePart | FilePart, uploads: UploadStore) -> Source:
+    url = part.image_url.url if isinstance(part, ImagePart) else part.file.file_data
+    if url is not None:
+        return Source(*from_data_url(url, Limits().max_file_bytes))
+    if isinstance(part, ImagePart) or part.file.file_id is None:
+        raise ProblemError(400, "bad_parameter", "a file part needs file_id or file_data")
+    return Source(uploads.get(part.file.file_id).data, None)

@@ -8,7 +8,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 
 from medmoe.errors import ConfigError, ImageError, MedMoeError
-from medmoe.serving.chat_engine import EngineError
+from medmoe.serving.chat_engine import EngineError, late
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error",
           429: "rate_limit_error"}  # fmt: skip
@@ -38,12 +38,6 @@ class ProblemError(Exception):
         self.status, self.code, self.message = status, code, message
         self.param, self.retry_after = param, retry_after
 
-    @property
-    def headers(self) -> dict[str, str]:
-        """Headers of the reply that refuses the request."""
-        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-        return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
-
     def to_json(self) -> dict[str, Any]:
         """Return the body of the reply."""
         kind = _KINDS.get(
@@ -57,11 +51,17 @@ class ProblemError(Exception):
 
     def response(self) -> JSONResponse:
         """Return the problem as a reply."""
-        return JSONResponse(self.to_json(), self.status, headers=self.headers)
+        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        headers |= {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
+        return JSONResponse(self.to_json(), self.status, headers=headers)
 
 
-def problem_of(error: MedMoeError) -> ProblemError:
-    """Return what a client is told of an error of ours."""
+def problem_of(error: Exception) -> ProblemError:
+    """Return what a client is told of an error: of one that is none of ours, nothing."""
+    if isinstance(error, ProblemError):
+        return error
+    if isinstance(error, TimeoutError):
+        error = late()
     message = " ".join(str(error).split())
     if isinstance(error, ImageError):
         return ProblemError(error.status, error.code, message, param="messages")
@@ -69,7 +69,9 @@ def problem_of(error: MedMoeError) -> ProblemError:
         return ProblemError(error.status, error.code, message, retry_after=error.retry_after)
     if isinstance(error, ConfigError):
         return ProblemError(400, "bad_conversation", message, param="messages")
-    return ProblemError(503, "engine_failed", "answering failed; try again", retry_after=1)
+    if isinstance(error, MedMoeError):
+        return ProblemError(503, "engine_failed", "answering failed; try again", retry_after=1)
+    return ProblemError(500, "internal_error", "the server failed; try again")
 
 
 def check_type(request: Request, wanted: str) -> None:
@@ -85,9 +87,3 @@ def check_type(request: Request, wanted: str) -> None:
     for name, _, value in (parameter.partition("=") for parameter in parameters):
         if name.strip() == "charset" and value.strip(' \t"') not in {"utf-8", "utf8"}:
             raise ProblemError(415, "unsupported_charset", "send text in UTF-8")
-
-
-def raw_reply(problem: ProblemError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Return a problem as status, headers and body, for replies below the routes."""
-    reply = problem.response()
-    return reply.status_code, reply.raw_headers, bytes(reply.body)

@@ -131,6 +131,11 @@ class Options(BaseModel):
     frame: Frame | None = None
     plane: Plane | None = None
 
+    def view(self) -> dict[str, Any]:
+        """Return what is to be shown of a file, as `open_picture` takes it."""
+        window = tuple(self.window) if isinstance(self.window, list) else self.window
+        return {"window": window, "frame": self.frame, "plane": self.plane}
+
 
 class ChatBody(BaseModel):
     """The body of `POST /v1/chat/completions`."""

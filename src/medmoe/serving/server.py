@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import resource
 import signal
@@ -161,10 +160,7 @@ class Server(uvicorn.Server):
             self.should_exit = True
             return
         loop = asyncio.get_event_loop()
-        loop.call_soon_threadsafe(self._begin_draining)
-
-    def _begin_draining(self) -> None:
-        self._spawn(self._drain())
+        loop.call_soon_threadsafe(lambda: self._spawn(self._drain()))
 
     async def _begin_loading(self) -> None:
         self._spawn(self._load())
@@ -180,11 +176,8 @@ class Server(uvicorn.Server):
             self._on_ready()
 
     async def _drain(self) -> None:
-        seconds = self._settings.drain_seconds
-        end = asyncio.get_running_loop().time() + seconds
-        with contextlib.suppress(Exception):
-            await self._engine.drain(seconds)
-        # Answers that are ready may still be on their way to their clients.
+        end = asyncio.get_running_loop().time() + self._settings.drain_seconds
+        self._engine.drain()
         while self._service.under_way and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(0.02)
         await self._engine.stop()

@@ -13,8 +13,8 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -22,13 +22,12 @@ from typing import Any
 from PIL import Image
 from starlette.requests import ClientDisconnect
 
-from medmoe.errors import MedMoeError
 from medmoe.inference.chat import ChatChunk, ChatRequest
 from medmoe.serving.audit import AuditLog
-from medmoe.serving.chat_engine import ChatEngine, EngineError, ModelFacts, late, not_ready
+from medmoe.serving.chat_engine import ChatEngine, late, not_ready
 from medmoe.serving.metrics import Metrics
-from medmoe.serving.pictures import Decoding, Pictures, UploadStore
-from medmoe.serving.problems import ProblemError, problem_of
+from medmoe.serving.pictures import Decoding, UploadStore
+from medmoe.serving.problems import problem_of
 from medmoe.serving.settings import ServerSettings
 from medmoe.serving.transport import App, Receive, Scope, Send, route_path
 
@@ -52,8 +51,9 @@ class Record:
         """Take in that the whole answer was handed over."""
         self.status, self.code = 200, None
 
-    def refused(self, problem: ProblemError) -> None:
+    def refused(self, error: Exception) -> None:
         """Take in why the request was refused, or its answer broken off."""
+        problem = problem_of(error)
         self.status, self.code = problem.status, problem.code
 
 
@@ -70,8 +70,7 @@ class Service:
         self.engine, self.settings = engine, settings
         self.metrics = Metrics(engine)
         self.uploads = UploadStore()
-        self.decoding = Decoding(settings.deadline_seconds)
-        self.pictures = Pictures(self.uploads, self.decoding, self.metrics)
+        self.decoding = Decoding(settings.deadline_seconds, self.metrics)
         self.under_way = 0
         self._audit = audit
         self._log_failed = False
@@ -97,9 +96,45 @@ class Service:
             return None
         return self._audit.image_hash(f"{image.size}".encode() + image.tobytes())
 
-    @asynccontextmanager
-    async def answering(self) -> AsyncIterator[None]:
-        """Count an answer that is under way."""
+    async def stream(
+        self, request: ChatRequest, started: float, deadline: float
+    ) -> AsyncGenerator[ChatChunk]:
+        """Answer a conversation, as `ChatEngine.stream` says, and count it.
+
+        Args:
+            started: When the request came, by `time.perf_counter`.
+        """
+        first = True
+        with self._answering():
+            async with aclosing(self.engine.stream(request, deadline=deadline)) as chunks:
+                async for chunk in chunks:
+                    if first:
+                        self.metrics.first_token.observe(time.perf_counter() - started)
+                        first = False
+                    if chunk.finish is not None:
+                        self.metrics.tokens.labels("prompt").inc(chunk.prompt_tokens)
+                        self.metrics.tokens.labels("completion").inc(chunk.completion_tokens)
+                    yield chunk
+
+    async def page_stream(self, request: ChatRequest) -> AsyncGenerator[ChatChunk]:
+        """Answer a conversation of the page, and write that down."""
+        self.check_open()
+        with self.audited(f"page-{secrets.token_hex(12)}") as record:
+            record.image = self.image_hash(request.image)
+            stream = self.stream(request, time.perf_counter(), self.settings.deadline_seconds)
+            async with aclosing(stream) as chunks:
+                async for chunk in chunks:
+                    if chunk.finish is not None:
+                        record.answered()
+                    yield chunk
+
+    async def explain(self, image: Image.Image, question: str) -> dict[str, Any]:
+        """Explain an answer, as `ChatEngine.explain` says."""
+        with self._answering():
+            return await self.engine.explain(image, question)
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
         self.under_way += 1
         try:
             yield
@@ -118,86 +153,38 @@ class Service:
             yield record
         except asyncio.CancelledError:
             if asyncio.get_running_loop().time() >= ends:
-                record.refused(problem_of(late()))
-            raise
-        except ProblemError as problem:
-            record.refused(problem)
-            raise
-        except MedMoeError as error:
-            record.refused(problem_of(error))
+                record.refused(late())
             raise
         except ClientDisconnect:
             raise
-        except Exception:
-            record.status, record.code = 500, "internal_error"
+        except Exception as error:
+            record.refused(error)
             raise
         finally:
-            self._write(request_id, started, record)
+            self._write(
+                "chat",
+                request=request_id,
+                model=self.engine.facts.sha256,
+                image=record.image,
+                status=record.status,
+                code=record.code,
+                latency_ms=round(1000 * (time.perf_counter() - started), 1),
+            )
 
     def note(self, event: str) -> None:
         """Write a line about the server itself."""
-        if self._audit is not None:
-            self._guarded(event, model=self.engine.describe().sha256)
+        self._write(event, model=self.engine.facts.sha256)
 
-    def _write(self, request_id: str, started: float, record: Record) -> None:
+    def _write(self, event: str, **facts: str | int | float | bool | None) -> None:
+        """Write a line; a log that cannot be written closes the server for new requests."""
         if self._audit is None:
             return
-        self._guarded(
-            "chat",
-            request=request_id,
-            model=self.engine.describe().sha256,
-            image=record.image,
-            status=record.status,
-            code=record.code,
-            latency_ms=round(1000 * (time.perf_counter() - started), 1),
-        )
-
-    def _guarded(self, event: str, **facts: str | int | float | bool | None) -> None:
-        """Write a line; a log that cannot be written closes the server for new requests."""
-        assert self._audit is not None
         try:
             self._audit.append(event, **facts)
         except OSError as error:
             if not self._log_failed:
                 _log.error("the audit log cannot be written (%s): closed", error.strerror)
             self._log_failed = True
-
-
-class PageEngine:
-    """The engine as the page gets it: what it is asked is counted and written down too."""
-
-    def __init__(self, service: Service) -> None:
-        self._service, self._engine = service, service.engine
-
-    @property
-    def explains(self) -> bool:
-        """Whether the engine can explain."""
-        return self._engine.explains
-
-    def describe(self) -> ModelFacts:
-        """Return the model's facts."""
-        return self._engine.describe()
-
-    async def stream(
-        self, request: ChatRequest, *, deadline: float | None = None
-    ) -> AsyncGenerator[ChatChunk]:
-        """Answer a conversation, as `AnsweringEngine.stream` says."""
-        service = self._service
-        service.check_open()
-        deadline = service.settings.deadline_seconds if deadline is None else deadline
-        with service.audited(f"page-{secrets.token_hex(12)}") as record:
-            record.image = service.image_hash(request.image)
-            stream = self._engine.stream(request, deadline=deadline)
-            async with service.answering(), aclosing(stream) as chunks:
-                async for chunk in chunks:
-                    if chunk.finish is not None:
-                        record.answered()
-                    yield chunk
-
-    async def explain(self, image: Image.Image, question: str) -> dict[str, Any]:
-        """Explain an answer, as `AnsweringEngine.explain` says."""
-        async with self._service.answering():
-            return await self._engine.explain(image, question)
 
 
 CHAT_PATH = "/v1/chat/completions"
@@ -217,15 +204,12 @@ class Admission:
         """Let a chat request in or refuse it; any other request passes.
 
         Raises:
-            ProblemError: 429 or 503.
+            EngineError: 429 or 503.
         """
         if scope["type"] != "http" or (scope["method"], route_path(scope)) != ("POST", CHAT_PATH):
             return await self._app(scope, receive, send)
-        try:
-            self._service.check_open()
-        except EngineError as error:
-            raise problem_of(error) from None
+        self._service.check_open()
         state = scope["state"]
         with self._service.audited(state["request_id"], state["ends"]) as record:
-            scope["state"]["record"] = record
+            state["record"] = record
             await self._app(scope, receive, send)

@@ -41,6 +41,11 @@ class ServerSettings:
     max_turns: int = 101
     drop_system: bool = False
 
+    @property
+    def usual_new_tokens(self) -> int:
+        """Longest answer where nothing is asked for."""
+        return min(self.default_new_tokens, self.max_new_tokens)
+
     def __post_init__(self) -> None:
         """Refuse settings that would be unsafe.
 

@@ -21,10 +21,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 
+from medmoe.errors import MedMoeError
 from medmoe.serving.access import LOGIN_POLICY, Access, login_page
-from medmoe.serving.chat_engine import late
 from medmoe.serving.metrics import Metrics
-from medmoe.serving.problems import ProblemError, problem_of, raw_reply
+from medmoe.serving.problems import ProblemError, problem_of
 from medmoe.serving.settings import NOTICE, ServerSettings
 
 Scope = MutableMapping[str, Any]
@@ -82,15 +82,12 @@ class Transport:
             body.check()
             async with asyncio.timeout_at(ends) as reply.limit:
                 await self._app(scope, body.receive, reply.send)
-        except ProblemError as problem:
-            await reply.refuse(problem)
-        except TimeoutError:
-            await reply.refuse(problem_of(late()))
         except ClientDisconnect:
             pass
         except Exception as error:
-            _log.error("request %s failed: %s", reply.request_id, _names(error))
-            await reply.refuse(ProblemError(500, "internal_error", "the server failed; try again"))
+            if not isinstance(error, ProblemError | MedMoeError | TimeoutError):
+                _log.error("request %s failed: %s", reply.request_id, _names(error))
+            await reply.refuse(problem_of(error))
         finally:
             body.let_go()
             route = _route(path)
@@ -162,7 +159,8 @@ class _Reply:
         """Send a problem, if nothing was sent yet."""
         if self.status is not None:
             return
-        self.status, headers, body = raw_reply(problem)
+        told = problem.response()
+        self.status, headers, body = told.status_code, told.raw_headers, told.body
         if self._form and problem.status == 401:
             body = login_page(failed=False).encode()
             headers = [

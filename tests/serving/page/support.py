@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import FastAPI
@@ -20,9 +20,11 @@ from medmoe.inference.chat import ChatChunk, ChatRequest, stream_chat
 from medmoe.inference.engine import MedMoe
 from medmoe.inference.evidence import explain
 from medmoe.serving.app import answer_problems
-from medmoe.serving.chat_engine import ModelFacts
+from medmoe.serving.chat_engine import Load, ModelFacts
 from medmoe.serving.page.cases import CaseStore
 from medmoe.serving.page.mount import mount_page
+from medmoe.serving.service import Service
+from medmoe.serving.settings import ServerSettings
 
 #: A question that begins so is answered with a pause after the first piece, in seconds.
 SLOWLY, PAUSE = "Slowly", 60.0
@@ -31,7 +33,7 @@ SLOWLY, PAUSE = "Slowly", 60.0
 class Local:
     """An engine that remembers what it was asked, if it is told to."""
 
-    name, ready = "local", True
+    state = "ready"
 
     def __init__(self, *, remember: bool) -> None:
         self.explains = True
@@ -39,13 +41,14 @@ class Local:
             self.model = MedMoe.load(path)
         else:
             self.model = MedMoe(moe_model("stablelm"), processor(), max_new_tokens=4)
+        self.facts = ModelFacts("tiny", "0" * 64, self.model.domains)
         self.requests: list[ChatRequest] = []
         self.freed = 0
         self._remember = remember
 
     async def stream(
         self, request: ChatRequest, *, deadline: float | None = None
-    ) -> AsyncIterator[ChatChunk]:
+    ) -> AsyncGenerator[ChatChunk]:
         if self._remember:
             self.requests.append(request)
         chunks = stream_chat(self.model, request)
@@ -71,11 +74,21 @@ class Local:
     async def start(self) -> None:
         return
 
-    async def drain(self, deadline: float) -> None:
+    def drain(self) -> None:
         return
 
-    def describe(self) -> ModelFacts:
-        return ModelFacts("tiny", "0" * 64, self.model.domains)
+    async def stop(self) -> None:
+        return
+
+    def check_room(self) -> None:
+        return
+
+    def load(self) -> Load:
+        return Load(0, 0)
+
+
+def service_of(engine: Local, tokens: int = 4) -> Service:
+    return Service(engine, ServerSettings(max_new_tokens=tokens), None)
 
 
 def served(store: CaseStore, *, explains: bool = True) -> FastAPI:
@@ -83,7 +96,7 @@ def served(store: CaseStore, *, explains: bool = True) -> FastAPI:
     app, engine = FastAPI(), Local(remember=False)
     engine.explains = explains
     answer_problems(app)
-    mount_page(app, engine, cases=store, max_new_tokens=4)
+    mount_page(app, service_of(engine), store)
     return app
 
 
@@ -96,7 +109,7 @@ def main(port: int) -> None:
     app.get("/open-cases")(lambda: len(store))
     app.get("/health/ready")(lambda: "ready")
     answer_problems(app)
-    mount_page(app, Local(remember=False), cases=store, max_new_tokens=16)
+    mount_page(app, service_of(Local(remember=False), 16), store)
     uvicorn.run(app, port=port)
 
 

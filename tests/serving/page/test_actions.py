@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import AsyncIterator
 from io import BytesIO
 from itertools import pairwise
@@ -11,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tests.data.samples import dicom, ramp
-from tests.serving.page.support import Local
+from tests.data.samples import dicom, nifti, ramp
+from tests.serving.page.support import Local, service_of
 
 from medmoe.errors import ConfigError, ImageError
 from medmoe.inference.chat import ChatChunk
@@ -36,7 +37,7 @@ def engine() -> Local:
 
 @pytest.fixture
 def actions(engine: Local) -> PageActions:
-    return PageActions(engine, CaseStore(), 4)
+    return PageActions(service_of(engine), CaseStore())
 
 
 async def opened(actions: PageActions, name: str) -> OpenCase:
@@ -85,7 +86,7 @@ def test_every_example_is_a_picture_with_a_question(actions: PageActions, name: 
     update = asyncio.run(actions.example(name))
     assert update.question == EXAMPLES[name][1]
     assert "a made-up example" in str(update.picture)
-    assert update.controls == {"window": None, "frame": None}
+    assert update.controls == {"window": None, "frame": None, "plane": False}
 
 
 def test_an_answer_that_is_stopped_frees_the_engine_and_is_marked(
@@ -115,9 +116,9 @@ def test_another_window_is_what_the_next_question_is_about(
         update = await actions.show(handle)
         assert "frame 1 of 2" in str(update.picture)
         await asked(actions, "One?", handle)
-        update = await actions.window(handle, (500.0, 100.0))
+        update = await actions.look(handle, window=(500.0, 100.0))
         assert "frame 1 of 2, window 500,100 (as given)" in str(update.picture)
-        update = await actions.frame(handle, 2)
+        update = await actions.look(handle, frame=2)
         assert "frame 2 of 2, window 500,100 (as given)" in str(update.picture)
         await asked(actions, "Two?", handle)
         return [np.asarray(request.image) for request in engine.requests[-2:]]
@@ -129,8 +130,8 @@ def test_another_window_is_what_the_next_question_is_about(
 def test_windows_and_frames_that_come_at_once_are_all_taken(actions: PageActions) -> None:
     async def story() -> str:
         handle = (await actions.receive(SCAN)).handle
-        steps = [actions.window(handle, (500.0, 90.0 + i)) for i in range(4)]
-        await asyncio.gather(*steps, actions.frame(handle, 2))
+        steps = [actions.look(handle, window=(500.0, 90.0 + i)) for i in range(4)]
+        await asyncio.gather(*steps, actions.look(handle, frame=2))
         case = actions.cases.get(handle)
         assert case is not None
         assert case.picture is not None
@@ -142,8 +143,8 @@ def test_windows_and_frames_that_come_at_once_are_all_taken(actions: PageActions
 def test_a_window_or_frame_that_cannot_be_shown_leaves_the_one_before(actions: PageActions) -> None:
     async def story() -> tuple[PageUpdate, PageUpdate, str]:
         handle = (await actions.receive(SCAN)).handle
-        window = await actions.window(handle, (1.0, float("nan")))
-        frame = await actions.frame(handle, 99)
+        window = await actions.look(handle, window=(1.0, float("nan")))
+        frame = await actions.look(handle, frame=99)
         shown = await actions.show(handle)
         return window, frame, str(shown.picture)
 
@@ -153,12 +154,30 @@ def test_a_window_or_frame_that_cannot_be_shown_leaves_the_one_before(actions: P
     assert "frame 1 of 2" in shown
 
 
+def test_a_volume_is_shown_in_the_plane_that_is_chosen(actions: PageActions, engine: Local) -> None:
+    async def story() -> list[np.ndarray]:
+        handle = (await actions.receive(gzip.compress(nifti()))).handle
+        opened = await actions.show(handle)
+        assert (opened.controls or {})["plane"] is True
+        await actions.look(handle, window=(500.0, 100.0))
+        await asked(actions, "One?", handle)
+        update = await actions.look(handle, plane="sagittal", frame=None)
+        assert "sagittal, slice 11 of 20, window 500,100 (as given)" in str(update.picture)
+        assert (update.controls or {})["frame"]["label"] == "Slice, 1 to 20"
+        assert "sagittal, slice 3 of 20" in str((await actions.look(handle, frame=3)).picture)
+        await asked(actions, "Two?", handle)
+        return [np.asarray(request.image) for request in engine.requests[-2:]]
+
+    acquired, sagittal = asyncio.run(story())
+    assert acquired.shape != sagittal.shape
+
+
 def test_regions_are_not_drawn_over_another_view(actions: PageActions) -> None:
     async def story() -> tuple[str, str, str]:
         handle = (await actions.receive(SCAN)).handle
         with_regions = (await asked(actions, "One?", handle, explain=True))[-1].picture
-        other = await actions.frame(handle, 2)
-        back = await actions.frame(handle, 1)
+        other = await actions.look(handle, frame=2)
+        back = await actions.look(handle, frame=1)
         return str(with_regions), str(other.picture), str(back.picture)
 
     drawn, other, back = asyncio.run(story())

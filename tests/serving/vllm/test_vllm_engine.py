@@ -97,7 +97,7 @@ async def live(engine: VllmEngine) -> Seen:
         seen.errors["full"] = next(one for one in results if isinstance(one, MedMoeError))
         waiting = asyncio.create_task(answer(engine, REQUESTS[0]))
         await asyncio.sleep(0)
-        await engine.drain(30.0)
+        engine.drain()
         seen.states.append(engine.state)
         seen.errors["draining"] = await _error(answer(engine, REQUESTS[0]))
         assert await waiting == seen.alone

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from medmoe.data.images import Picture, open_picture
-from medmoe.data.intake.display import WINDOW_PRESETS, WindowChoice
+from medmoe.data.intake.display import WINDOW_PRESETS
 from medmoe.errors import MedMoeError
 from medmoe.inference.case import Exchange
-from medmoe.serving.chat_engine import AnsweringEngine, late
+from medmoe.serving.chat_engine import late
 from medmoe.serving.page.cases import CaseStore, OpenCase
 from medmoe.serving.page.views import card_html, evidence_html, picture_html
-from medmoe.serving.pictures import Decoding
+from medmoe.serving.service import Service
 
 #: Example -> what the button says, and a question to begin with. The pictures are made up.
 EXAMPLES: dict[str, tuple[str, str]] = {
@@ -50,7 +50,8 @@ class PageUpdate:
         picture_notice: The same of a picture.
         picture, evidence: HTML; empty for none.
         messages: The conversation, as ``{"role", "content"}``.
-        controls: Of a picture that was just opened: its windows and frames, each None for none.
+        controls: Of a picture that was just opened: its windows and frames, each None for none,
+            and whether it has planes; of one in another plane its frames alone.
         window: Center and width that it is shown in.
     """
 
@@ -80,22 +81,8 @@ class PageUpdate:
 class PageActions:
     """The actions of the page."""
 
-    def __init__(
-        self,
-        engine: AnsweringEngine,
-        cases: CaseStore,
-        max_new_tokens: int,
-        decoding: Decoding | None = None,
-        deadline: float = 60.0,
-    ) -> None:
-        self._engine, self.cases = engine, cases
-        self._max_new_tokens, self._deadline = max_new_tokens, deadline
-        self._decoding = decoding or Decoding(deadline)
-
-    @property
-    def explains(self) -> bool:
-        """Whether there is evidence to be shown."""
-        return self._engine.explains
+    def __init__(self, service: Service, cases: CaseStore) -> None:
+        self.service, self.cases = service, cases
 
     async def receive(self, data: bytes) -> OpenCase:
         """Open a case about a file.
@@ -104,12 +91,9 @@ class PageActions:
             ImageError: It cannot be used; nothing of it is kept.
             EngineError: Too many wait, or it took too long.
         """
-        picture = await self._decoding.open(data)
-        plain = picture.facts.format not in (
-            "dicom",
-            "nifti",
-        )  # no other way to look at it
-        return self.cases.open(None if plain else data, picture)
+        picture = await self.service.decoding.open(data)
+        kept = picture.facts.format in ("dicom", "nifti")  # there are other ways to look at it
+        return self.cases.open(data if kept else None, picture)
 
     async def show(self, handle: str) -> PageUpdate:
         """Show a case that was just opened."""
@@ -126,34 +110,28 @@ class PageActions:
         case = self.cases.open(picture=open_picture(pixels))
         return replace(await self.show(case.handle), question=EXAMPLES[name][1])
 
-    async def window(self, handle: str, window: WindowChoice | None) -> PageUpdate:
-        """Show the picture in another window; None is the file's own."""
+    async def look(self, handle: str, **changed: Any) -> PageUpdate:
+        """Show the picture otherwise.
+
+        Args:
+            changed: One or more of window (None: the file's own), frame or slice, and plane.
+        """
         case = self.cases.get(handle)
         if case is None or case.data is None:
             return PageUpdate(picture_notice=ENDED)
         async with case.looking:
-            return await self._look(case, case.data, window, case.frame)
-
-    async def frame(self, handle: str, frame: int) -> PageUpdate:
-        """Show another frame, or slice, in the same window."""
-        case = self.cases.get(handle)
-        if case is None or case.data is None:
-            return PageUpdate(picture_notice=ENDED)
-        async with case.looking:
-            return await self._look(case, case.data, case.window, frame)
-
-    async def _look(
-        self, case: OpenCase, data: bytes, window: WindowChoice | None, frame: int | None
-    ) -> PageUpdate:
-        try:
-            picture = await self._decoding.open(data, window=window, frame=frame)
-        except MedMoeError as error:
-            return PageUpdate(picture_notice=sentence(error))
-        case.show(picture, window, frame)
-        self.cases.touch(case)
+            view = {"window": case.window, "frame": case.frame, "plane": case.plane} | changed
+            try:
+                picture = await self.service.decoding.open(case.data, **view)
+            except MedMoeError as error:
+                return PageUpdate(picture_notice=sentence(error))
+            case.show(picture, **view)
+            self.cases.touch(case)
         shown = picture.facts.window
         values = (shown.center, shown.width) if shown else None
-        return PageUpdate(picture=await self._drawn(case), window=values)
+        # Each plane has slices of its own.
+        controls = {"frame": controls_of(case)["frame"]} if "plane" in changed else None
+        return PageUpdate(picture=await self._drawn(case), window=values, controls=controls)
 
     async def ask(self, question: str, handle: str, explain: bool) -> AsyncGenerator[PageUpdate]:
         """Answer a question, word by word, and then say what is behind the answer."""
@@ -162,12 +140,13 @@ class PageActions:
         if isinstance(case, PageUpdate):
             yield case
             return
-        picture, ends = case.picture, asyncio.get_running_loop().time() + self._deadline
-        exchange, request = case.ask(question, self._max_new_tokens)
+        picture, settings = case.picture, self.service.settings
+        ends = asyncio.get_running_loop().time() + settings.deadline_seconds
+        exchange, request = case.ask(question, settings.usual_new_tokens)
         pending = evidence_html(exchange, "Answering …")
         yield PageUpdate("", case.handle, None, pending, _messages(case), "", busy=True)
         try:
-            stream = self._engine.stream(request)
+            stream = self.service.page_stream(request)
             async with aclosing(stream) as chunks:  # a page that is left frees the engine
                 async for chunk in chunks:
                     exchange.take(chunk)
@@ -175,7 +154,7 @@ class PageActions:
         except Exception as error:
             yield PageUpdate(_failure(error), evidence=evidence_html(exchange), busy=False)
             return
-        if picture is None or not (explain and self.explains):
+        if picture is None or not (explain and self.service.engine.explains):
             yield PageUpdate(evidence=evidence_html(exchange), busy=False)
             return
         yield PageUpdate(evidence=evidence_html(exchange, "Looking at regions and alternatives …"))
@@ -232,7 +211,7 @@ class PageActions:
         said = ""
         try:
             async with asyncio.timeout_at(ends):
-                exchange.evidence = await self._engine.explain(picture.image, exchange.question)
+                exchange.evidence = await self.service.explain(picture.image, exchange.question)
         except Exception as error:
             said = _failure(error)
         card = evidence_html(exchange, said)
@@ -240,11 +219,12 @@ class PageActions:
 
 
 def controls_of(case: OpenCase) -> dict[str, Any]:
-    """Return the windows and frames that a case's file has, as the page's controls show them."""
+    """Return the windows, frames and planes of a case's file, as the page's controls show them."""
     facts = case.picture.facts if case.picture is not None else None
-    controls: dict[str, Any] = {"window": None, "frame": None}
+    controls: dict[str, Any] = {"window": None, "frame": None, "plane": False}
     if facts is None or case.data is None:
         return controls
+    controls["plane"] = facts.format == "nifti"
     if facts.frames > 1:
         label = f"{'Frame' if facts.format == 'dicom' else 'Slice'}, 1 to {facts.frames}"
         controls["frame"] = {"label": label, "slider": _slider((1, facts.frames), facts.frame, 1)}

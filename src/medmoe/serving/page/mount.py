@@ -18,15 +18,15 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from medmoe.data.intake.display import Plane
 from medmoe.data.intake.limits import Limits
 from medmoe.errors import MedMoeError
 from medmoe.inference.case import case_to_json, case_to_text
-from medmoe.serving.chat_engine import AnsweringEngine
 from medmoe.serving.page.actions import ENDED, EXAMPLES, PageActions, PageUpdate, sentence
 from medmoe.serving.page.cases import CaseStore, OpenCase
 from medmoe.serving.page.views import asset, data_uri, export_html, page_html
-from medmoe.serving.pictures import Decoding
 from medmoe.serving.problems import ProblemError, check_type, problem_of
+from medmoe.serving.service import Service
 from medmoe.serving.transport import Stream
 
 #: Bytes of one call of a control: a question and some numbers.
@@ -57,6 +57,7 @@ class Call(BaseModel):
     example: str = ""
     window: str | tuple[float, float] | None = None
     frame: int = 1
+    plane: Plane | None = None
 
 
 class Export(BaseModel):
@@ -72,32 +73,17 @@ class Export(BaseModel):
 Body = TypeVar("Body", bound=BaseModel)
 
 
-def mount_page(
-    app: FastAPI,
-    engine: AnsweringEngine,
-    *,
-    max_new_tokens: int = 64,
-    cases: CaseStore | None = None,
-    decoding: Decoding | None = None,
-    deadline: float = 60.0,
-) -> None:
+def mount_page(app: FastAPI, service: Service, cases: CaseStore) -> None:
     """Put the page at `/`.
 
     Args:
         app: The server's; its middleware (sign-in, limits, headers) holds for the page too.
-        cases: The open ones; by default a store with the default bounds.
-        decoding: Shared with the interface; by default one of the page's own.
-        deadline: Seconds for an answer and its evidence.
     """
-    store = cases if cases is not None else CaseStore()
-    actions = PageActions(engine, store, max_new_tokens, decoding, deadline)
-    _add_routes(app, actions, engine.describe().id)
+    actions, model = PageActions(service, cases), service.engine.facts.id
 
-
-def _add_routes(app: FastAPI, actions: PageActions, model: str) -> None:
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page() -> Response:
-        html = page_html(model, EXAMPLES, actions.explains)
+        html = page_html(model, EXAMPLES, service.engine.explains)
         return HTMLResponse(html, headers={"Content-Security-Policy": POLICY})
 
     @app.get("/page/{name}", include_in_schema=False)
@@ -152,10 +138,10 @@ async def _called(name: str, said: Call, actions: PageActions) -> PageUpdate:
     """Do what a control says."""
     if name == "example" and said.example in EXAMPLES:
         return await actions.example(said.example)
-    if name == "window":
-        return await actions.window(said.handle, said.window)
-    if name == "frame":
-        return await actions.frame(said.handle, said.frame)
+    if name in ("window", "frame"):
+        return await actions.look(said.handle, **{name: getattr(said, name)})
+    if name == "plane":
+        return await actions.look(said.handle, plane=said.plane, frame=None)
     if name == "anew":
         return await actions.anew(said.handle)
     if name == "stopped":
@@ -164,7 +150,7 @@ async def _called(name: str, said: Call, actions: PageActions) -> PageUpdate:
 
 
 def _reply(update: PageUpdate, actions: PageActions) -> Response:
-    return JSONResponse(update.to_json(actions.explains))
+    return JSONResponse(update.to_json(actions.service.engine.explains))
 
 
 async def _lines(
@@ -172,7 +158,7 @@ async def _lines(
 ) -> AsyncGenerator[bytes]:
     async with aclosing(updates):
         async for update in updates:
-            yield json.dumps(update.to_json(actions.explains)).encode() + b"\n"
+            yield json.dumps(update.to_json(actions.service.engine.explains)).encode() + b"\n"
 
 
 async def _beats(cases: CaseStore, case: OpenCase) -> AsyncGenerator[bytes]:

@@ -10,7 +10,6 @@ import asyncio
 import difflib
 import logging
 import os
-import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -37,7 +36,6 @@ from medmoe.model.processing_medmoe import MedMoeProcessor
 from medmoe.serving.chat_engine import (
     EngineError,
     Load,
-    ModelFacts,
     busy,
     late,
     model_facts,
@@ -81,7 +79,7 @@ class VllmEngine:
                 f"{directory} is an adapter, and vLLM reads whole models; make one of it by "
                 f"`medmoe adopt {directory} --out DIR`"
             )
-        self._facts = model_facts(directory, name)
+        self.facts = model_facts(directory, name)
         self._directory, self._config = directory, read_config(directory)
         self._max_batch, self._max_waiting = max_batch, max_waiting
         self._options = dict(options or {})
@@ -99,10 +97,6 @@ class VllmEngine:
         if self._draining:
             return "draining"
         return "ready" if self._loaded else "loading"
-
-    def describe(self) -> ModelFacts:
-        """Return the model's facts."""
-        return self._facts
 
     def load(self) -> Load:
         """Return how much there is to do."""
@@ -174,12 +168,9 @@ class VllmEngine:
         """
         raise no_evidence()
 
-    async def drain(self, seconds: float) -> None:
-        """Take nothing new, and wait for what is under way."""
+    def drain(self) -> None:
+        """Take nothing new; what is under way goes on."""
         self._draining = True
-        end = time.monotonic() + seconds
-        while self._under_way and time.monotonic() < end:
-            await asyncio.sleep(0.02)
 
     async def stop(self) -> None:
         """End vLLM's processes."""

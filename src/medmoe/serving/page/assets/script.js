@@ -72,8 +72,12 @@
     for (const box of [at(`${id}-number`), at(id)]) Object.assign(box, { min, max, step, value });
   };
 
-  const control = ({ window: view, frame }) => {
-    at("view").hidden = !view;
+  const control = ({ window: view, frame, plane }) => {
+    if (plane !== undefined) { // else the picture is the same, in another plane
+      at("view").hidden = !view;
+      at("planes").hidden = !plane;
+      at("plane").value = "";
+    }
     at("frames").hidden = !frame;
     if (view) {
       at("window").replaceChildren(...view.presets.map((name) => new Option(name, name)));
@@ -228,6 +232,9 @@
     if (target.value === target.options[target.length - 1].value) lookOwn();
     else look(target.selectedIndex ? target.value : null);
   });
+  at("plane").addEventListener("change", ({ target }) =>
+    call("plane", { plane: target.value || null }),
+  );
   const frame = latest((number) => call("frame", { frame: number }));
   for (const id of ["center", "width", "frame"]) {
     for (const [box, other] of [[id, `${id}-number`], [`${id}-number`, id]]) {
