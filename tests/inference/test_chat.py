@@ -193,7 +193,8 @@ def test_the_prompt_is_the_templates_rendering_with_the_image_first(engine: MedM
 def test_a_conversation_is_trained_on_exactly_as_it_is_asked(engine: MedMoe) -> None:
     (segment,) = engine.tokenizer.segments([(QUESTION, "yes"), ("Where?", "left")])
     asked = engine.tokenizer.prefix() + segment.ids[: -segment.answer_length]
-    assert asked == prepare(engine, request(QUESTION, "yes", "Where?"), None).ids
+    row = prepare(request(QUESTION, "yes", "Where?"), None, engine.tokenizer, engine.limit)
+    assert asked == row.ids
 
 
 def test_special_tokens_in_a_turn_are_text(engine: MedMoe) -> None:

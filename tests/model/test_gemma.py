@@ -99,7 +99,12 @@ def test_answers_are_the_same_with_a_cache_and_without_one_past_the_window() -> 
         new = ids[len(TOKENS.prompt(question)) :]
         assert PROCESSOR.tokenizer.decode(new, skip_special_tokens=True).strip() == text
     rows = [
-        prepare(engine, ChatRequest((Turn("user", question),), picture(), 5), image[0])
+        prepare(
+            ChatRequest((Turn("user", question),), picture(), 5),
+            image[0],
+            engine.tokenizer,
+            engine.limit,
+        )
         for question in questions
     ]
     batch = ChatBatch(engine)

@@ -12,7 +12,6 @@ Shapes: N pictures, H and W pixels of the square that the encoder sees, R region
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -117,11 +116,8 @@ def _deletion_test(
     generator = torch.Generator().manual_seed(0)
     orders = [cells.argsort(descending=True, stable=True)]
     orders += [torch.randperm(len(regions), generator=generator) for _ in range(ORDERS)]
-    masks = torch.stack([_union(regions, order, share) for order in orders for share in SHARES])
+    counts = [max(1, round(share * len(regions))) for share in SHARES]
+    masks = torch.stack([regions[order[:n]].any(0) for order in orders for n in counts])
     left = answer_log_probability(engine, _greyed(pixel_values, masks), *asked)
     drops = (whole - left).view(len(orders), len(SHARES)).mean(1)
     return DeletionTest(float(drops[0]), float(drops[1:].mean()))
-
-
-def _union(regions: Tensor, order: Sequence[int] | Tensor, share: float) -> Tensor:
-    return regions[order[: max(1, round(share * len(regions)))]].any(0)

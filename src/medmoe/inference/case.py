@@ -92,18 +92,8 @@ class Case:
             ImageError: It cannot be used; what was shown before stays.
         """
         picture = open_picture(source, window=window, frame=frame, plane=self.plane)
-        self.show(picture, window, frame, self.plane)
+        self.picture, self.window, self.frame = picture, window, frame
         return picture
-
-    def show(
-        self,
-        picture: Picture,
-        window: WindowChoice | None,
-        frame: int | None,
-        plane: Plane | None,
-    ) -> None:
-        """Show the case's file as it was opened in a window, frame and plane."""
-        self.picture, self.window, self.frame, self.plane = picture, window, frame, plane
 
     def ask(self, question: str, max_new_tokens: int) -> tuple[Exchange, ChatRequest]:
         """Begin an exchange about the picture as it is shown.

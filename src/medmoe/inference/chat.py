@@ -114,39 +114,32 @@ def stream_chat(engine: MedMoe, request: ChatRequest) -> Generator[ChatChunk]:
     """
     features = engine.encode([request.image])[0] if request.image is not None else None
     batch = ChatBatch(engine)
-    batch.join([prepare(engine, request, features)])
+    batch.join([prepare(request, features, engine.tokenizer, engine.limit)])
     while batch.rows:
         yield from (chunk for _, chunk in batch.step())
 
 
-def prepare(engine: MedMoe, request: ChatRequest, features: Tensor | None) -> ChatRow:
-    """Return a conversation as a row.
+def prepare(
+    request: ChatRequest,
+    features: Tensor | None,
+    tokenizer: ConversationTokenizer,
+    limit: int | None,
+) -> ChatRow:
+    """Return a conversation as a row; its answer may be as long as there is room for.
 
     Args:
         features: (P, D_vision) of its picture, as `MedMoe.encode` gives them.
+        limit: Tokens that the model reads at most.
 
     Raises:
         ConfigError: It is longer than the model can read.
-    """
-    ids, new_tokens = fitting(request, engine.tokenizer, engine.limit)
-    return ChatRow(ids, features, new_tokens, request.stop)
-
-
-def fitting(
-    request: ChatRequest, tokenizer: ConversationTokenizer, limit: int | None
-) -> tuple[tuple[int, ...], int]:
-    """Return the ids of a conversation for a model that reads so many tokens at most.
-
-    Beside them how long the answer may be: what there is room for, where that is enough.
-
-    Raises:
-        ConfigError: As `prepare` says.
     """
     turns = [(turn.role, turn.text) for turn in request.turns]
     ids = tokenizer.conversation(turns, with_image=request.image is not None)
     wanted = request.max_new_tokens
     check_length(len(ids) + min(wanted, _ENOUGH), limit)
-    return ids, wanted if limit is None else min(wanted, limit - len(ids))
+    room = wanted if limit is None else min(wanted, limit - len(ids))
+    return ChatRow(ids, features, room, request.stop)
 
 
 def take_token(row: ChatRow, token: int, log_prob: float, tokenizer: Any) -> ChatChunk:
@@ -250,19 +243,14 @@ class ChatBatch:
         ids, mask = engine.left_padded([row.ids for row in rows])
         pictures = [row.features for row in rows if row.features is not None]
         vision = torch.stack(pictures).to(model.device) if pictures else None
-        cache = DynamicCache()  # the model fills it
+        cache = DynamicCache()
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
         with engine.routed(ids, vision, experts=True) as routings:
-            out = model(
-                inputs_embeds=model.model.embed(ids, vision),
-                attention_mask=mask,
-                position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
+            embedded = model.model.embed(ids, vision)
+            logits = self._next_logits(cache, mask, positions, inputs_embeds=embedded)
         for row, routing in zip(rows, routings, strict=True):
             row.routing = routing
-        self._take_in(rows, cache, mask, out.logits[:, -1])
+        self._take_in(rows, cache, mask, logits)
 
     def _take_in(self, rows: list[ChatRow], cache: Any, mask: Tensor, logits: Tensor) -> None:
         """Put rows that have been read beside those that are there."""
@@ -296,15 +284,21 @@ class ChatBatch:
     def _forward(self, tokens: Tensor) -> None:
         positions = self._mask.sum(-1, keepdim=True)
         self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
+        self._logits = self._next_logits(
+            self._cache, self._mask, positions, input_ids=tokens[:, None]
+        )
+
+    def _next_logits(self, cache: Any, mask: Tensor, positions: Tensor, **given: Tensor) -> Tensor:
+        """Return the logits (B, V) of each row's next token; the cache takes in what is given."""
         out = self._engine.model(
-            input_ids=tokens[:, None],
-            attention_mask=self._mask,
+            attention_mask=mask,
             position_ids=positions,
-            past_key_values=self._cache,
+            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **given,
         )
-        self._logits = out.logits[:, -1]
+        return out.logits[:, -1]  # type: ignore[no-any-return]
 
 
 def _widened(states: Tensor, length: int) -> Tensor:

@@ -134,7 +134,7 @@ class MedMoe:
 
     def pixel_values(self, images: Sequence[ImageInput]) -> Tensor:
         """Return the squares (N, 3, H, W) that the vision encoder sees; its mean colour is 0."""
-        pictures = [_picture(image) for image in images]
+        pictures = [open_image(Path(im) if isinstance(im, str) else im) for im in images]
         pixels: Tensor = self.processor.image_processor(pictures, return_tensors="pt").pixel_values
         return pixels
 
@@ -356,10 +356,6 @@ def check_length(tokens: int, limit: int | None) -> None:
             f"the conversation and its answer need {tokens} tokens, the model reads at most "
             f"{limit}; begin anew, ask in fewer words, or for a shorter answer"
         )
-
-
-def _picture(image: ImageInput) -> Image.Image:
-    return open_image(Path(image) if isinstance(image, str) else image)
 
 
 class ChosenTokens:

@@ -59,11 +59,9 @@ class Access:
         if self._token is None or path in OPEN:
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and self._is_token(given.strip()):
-            return
-        if self._has_session(headers):
-            return
-        raise ProblemError(401, "unauthorized", "a token is needed: Authorization: Bearer …")
+        bearer = scheme.lower() == "bearer" and self._is_token(given.strip())
+        if not (bearer or self._has_session(headers)):
+            raise ProblemError(401, "unauthorized", "a token is needed: Authorization: Bearer …")
 
     def sign_in(self, given: str) -> str | None:
         """Return a new session for the token, None for anything else."""

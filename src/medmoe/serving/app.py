@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qs
@@ -43,7 +43,7 @@ def create_app(
     *,
     audit: AuditLog | None = None,
     page: bool = True,
-    started: Callable[[], Awaitable[None]] | None = None,
+    started: Callable[[], None] | None = None,
 ) -> FastAPI:
     """Return the server as an ASGI app.
 
@@ -51,7 +51,7 @@ def create_app(
         engine: Answers; it is not started here.
         audit: None where no log is kept.
         page: Whether the page is mounted at `/`.
-        started: Awaited when the server starts, before anything is answered.
+        started: Called when the server starts, before anything is answered.
     """
     service = Service(engine, settings, audit)
     access = Access(settings.token)
@@ -60,7 +60,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.note("start")
         if started is not None:
-            await started()
+            started()
         yield
         service.note("stop")
 
@@ -207,11 +207,11 @@ def answer_problems(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def by_routing(request: Request, error: HTTPException) -> Response:
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
-        message = {404: "there is nothing at this address", 405: "not with this method"}
         status = error.status_code if 400 <= error.status_code < 500 else 400
-        problem = ProblemError(status, code, message.get(status, "the request is not valid"))
-        reply = problem.response()
+        told = {404: ("not_found", "there is nothing at this address"),
+                405: ("method_not_allowed", "not with this method")}  # fmt: skip
+        code, message = told.get(status, ("bad_request", "the request is not valid"))
+        reply = ProblemError(status, code, message).response()
         if status == 405:  # routing names the methods of the first route at an address
             allowed = {
                 method

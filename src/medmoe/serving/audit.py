@@ -144,7 +144,11 @@ class AuditLog:
             os.close(file)
 
     def _take(self) -> Verdict:
-        """Lock the log, make it where there is none, and return what it holds."""
+        """Lock the log, make it where there is none, and return what it holds.
+
+        Raises:
+            ConfigError: Another server writes it, or it was altered; a torn last line is taken.
+        """
         try:
             fcntl.flock(self._head, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -153,7 +157,16 @@ class AuditLog:
             ) from None
         if not _key_path(self._path).exists():
             self._begin()
-        verdict = self._checked()
+        try:
+            verdict = verify(self._path)
+        except DataError as error:
+            raise ConfigError(str(error)) from None
+        if verdict.fault is not None and not verdict.torn:
+            raise ConfigError(
+                f"audit log {str(self._path)!r}: {verdict.fault}; keep it as it is and give "
+                "another file by --audit-log"
+            )
+        self._key = _key_path(self._path).read_bytes()
         self._open()
         return verdict
 
@@ -174,24 +187,6 @@ class AuditLog:
             os.replace(staging, _key_path(self._path))
         finally:
             staging.unlink(missing_ok=True)
-
-    def _checked(self) -> Verdict:
-        """Return what the log holds, a torn last line apart.
-
-        Raises:
-            ConfigError: It was altered.
-        """
-        try:
-            verdict = verify(self._path)
-        except DataError as error:
-            raise ConfigError(str(error)) from None
-        if verdict.fault is not None and not verdict.torn:
-            raise ConfigError(
-                f"audit log {str(self._path)!r}: {verdict.fault}; keep it as it is and give "
-                "another file by --audit-log"
-            )
-        self._key = _key_path(self._path).read_bytes()
-        return verdict
 
     def _open(self) -> None:
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
@@ -273,8 +268,7 @@ def verify(path: Path, anchor: str | None = None) -> Verdict:
         macs.append(last)
     fault = _head_fault(key, head, first, macs, text) or _anchor_fault(anchor, first, macs)
     if fault is None and torn:
-        fault = f"line {first + len(macs)}: cut off"
-        return Verdict(len(macs), fault, first, len(torn), macs)
+        return Verdict(len(macs), f"line {first + len(macs)}: cut off", first, len(torn), macs)
     return Verdict(len(macs), fault, first, 0, macs)
 
 
@@ -297,10 +291,9 @@ def _content(line: bytes, key: bytes) -> dict[str, Any]:
         content = json.loads(line)
         mac = content.pop("mac")
         expected = _mac(key, content)
-        known = isinstance(content["n"], int) and isinstance(content["prev"], str)
+        if not (isinstance(content["n"], int) and isinstance(content["prev"], str)):
+            raise TypeError
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        return {"fault": "no line of an audit log, or edited"}
-    if not known:
         return {"fault": "no line of an audit log, or edited"}
     whole: dict[str, Any] = content | {"mac": mac}
     canonical = json.dumps(whole, separators=(",", ":")).encode()

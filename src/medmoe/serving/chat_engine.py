@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import random
 import re
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 
@@ -51,6 +52,11 @@ def busy(seconds: int) -> EngineError:
     return EngineError("queue_full", "too many requests are waiting; try again", 429, retry_after)
 
 
+def failed(what: str) -> EngineError:
+    """Return the error for a fault of ours in what was being done (answering, explaining)."""
+    return EngineError("engine_failed", f"{what} failed; try again", 503, 1)
+
+
 def late() -> EngineError:
     """Return the error for an answer that was not ready in time."""
     return EngineError("deadline_passed", "no answer in time; ask for less", 504)
@@ -86,28 +92,42 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How much an engine has to do: requests that wait, and those being answered."""
+    """How much an engine has to do: requests that wait, and those being answered or explained."""
 
     waiting: int
     running: int
+    explaining: int = 0
 
 
-class ChatEngine(Protocol):
+class ChatEngine(ABC):
     """An engine that the server runs; all methods are called on one event loop.
+
+    Args:
+        directory: Of the model; only its facts are read here.
+        name: What to call the model, as `model_facts` says.
+        max_batch: Conversations that are answered together.
+        max_waiting: Requests that may wait; more are refused.
 
     Attributes:
         facts: Of the model; they are known before it is loaded.
         explains: Whether `explain` can answer: a fact of the engine, known as early.
     """
 
-    facts: ModelFacts
-    explains: bool
+    explains = False
+
+    def __init__(
+        self, directory: Path, name: str | None, *, max_batch: int = 16, max_waiting: int = 32
+    ) -> None:
+        self.facts = model_facts(directory, name)
+        self._max_batch, self._max_waiting = max_batch, max_waiting
+        self._state = "loading"
 
     @property
     def state(self) -> str:
         """One of ``loading``, ``ready``, ``draining``, ``broken``."""
-        ...
+        return self._state
 
+    @abstractmethod
     def stream(
         self, request: ChatRequest, *, deadline: float | None = None
     ) -> AsyncGenerator[ChatChunk]:
@@ -120,7 +140,6 @@ class ChatEngine(Protocol):
             EngineError: The queue is full, the deadline passed, or the engine does not answer now.
             ConfigError: The conversation does not fit the model.
         """
-        ...
 
     async def explain(self, image: Image.Image, question: str) -> dict[str, Any]:
         """Return what `medmoe.inference.evidence.explain` finds, as an object for JSON.
@@ -128,11 +147,11 @@ class ChatEngine(Protocol):
         Raises:
             EngineError: As with `stream`; always `no_evidence` where ``explains`` is false.
         """
-        ...
+        raise no_evidence()
 
+    @abstractmethod
     def load(self) -> Load:
         """Return how much there is to do."""
-        ...
 
     def check_room(self) -> None:
         """Let a request come that could be taken now, before its picture is decoded.
@@ -140,23 +159,27 @@ class ChatEngine(Protocol):
         Raises:
             EngineError: The queue is full, or the engine does not answer now.
         """
-        ...
+        if self.state != "ready":
+            raise not_ready(self.state)
+        if self.load().waiting >= self._max_waiting:
+            raise busy(1 + self._max_waiting // (2 * self._max_batch))
 
+    @abstractmethod
     async def start(self) -> None:
         """Load the model.
 
         Raises:
             MedMoeError: It cannot be loaded.
         """
-        ...
 
     def drain(self) -> None:
         """Take nothing new; what is under way goes on."""
-        ...
+        if self._state == "ready":
+            self._state = "draining"
 
+    @abstractmethod
     async def stop(self) -> None:
         """End the engine; what is still being answered is cut off."""
-        ...
 
 
 def model_facts(directory: Path, name: str | None = None) -> ModelFacts:

@@ -43,11 +43,6 @@ class _Call:
     warnings: list[str]
     created: int = field(default_factory=lambda: int(time.time()))
 
-    @property
-    def question(self) -> str:
-        """The user's last words."""
-        return self.request.turns[-1].text
-
 
 async def complete(service: Service, request: Request) -> Response:
     """Answer a chat request that `medmoe.serving.service.Admission` let in.
@@ -201,7 +196,8 @@ async def _behind(call: _Call, answer: Answer | None) -> dict[str, Any]:
     if call.body.medmoe.evidence:
         behind["evidence"] = None
         if call.picture is not None:
-            behind["evidence"] = await call.service.explain(call.picture.image, call.question)
+            question = call.request.turns[-1].text
+            behind["evidence"] = await call.service.explain(call.picture.image, question)
     return behind
 
 

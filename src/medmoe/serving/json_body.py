@@ -42,7 +42,7 @@ def read_json(data: bytes) -> Any:
             text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_int=_integer
         )
         if "\\u" in text:  # half of a character can only come by an escape
-            _check_characters(content)
+            json.dumps(content, ensure_ascii=False).encode()
     except ValueError as error:
         reason = str(error) if isinstance(error, _JsonError) else "see RFC 8259"
         raise ProblemError(
@@ -84,16 +84,6 @@ def _end_of_string(data: bytes, place: int) -> int:
             raise ValueError  # it never ends
         place = inside.end()
     return place
-
-
-def _check_characters(value: Any) -> None:
-    if isinstance(value, str):
-        value.encode("utf-8")
-    elif isinstance(value, dict | list):
-        for part in value:
-            _check_characters(part)
-        if isinstance(value, dict):
-            _check_characters(list(value.values()))
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

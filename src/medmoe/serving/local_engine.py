@@ -30,14 +30,7 @@ from medmoe.errors import MedMoeError
 from medmoe.inference.chat import ChatBatch, ChatChunk, ChatRequest, ChatRow, prepare
 from medmoe.inference.engine import MedMoe
 from medmoe.serving.aside import Aside
-from medmoe.serving.chat_engine import (
-    EngineError,
-    Load,
-    busy,
-    late,
-    model_facts,
-    not_ready,
-)
+from medmoe.serving.chat_engine import ChatEngine, EngineError, Load, failed, late, not_ready
 from medmoe.serving.evidence_thread import EvidenceThread, LeftError, Question
 
 _log = logging.getLogger(__name__)
@@ -62,12 +55,10 @@ class _Job:
             self.loop.call_soon_threadsafe(self.chunks.put_nowait, chunk)
 
 
-class LocalEngine:
-    """A `medmoe.serving.chat_engine.ChatEngine` on a model folder.
+class LocalEngine(ChatEngine):
+    """The engine in this process.
 
     Args:
-        max_batch: Conversations that are answered together.
-        max_waiting: Requests that may wait; more are refused.
         load_model: Returns the model, in the thread; by default `MedMoe.load` of the folder.
     """
 
@@ -76,27 +67,24 @@ class LocalEngine:
     def __init__(
         self,
         directory: Path,
-        *,
         name: str | None = None,
-        max_batch: int = 16,
-        max_waiting: int = 32,
+        *,
         load_model: Callable[[], MedMoe] | None = None,
+        **limits: int,
     ) -> None:
-        self.facts = model_facts(directory, name)
+        super().__init__(directory, name, **limits)
         self._load_model = load_model or (lambda: MedMoe.load(directory))
-        self._max_batch, self._max_waiting = max_batch, max_waiting
         self._waiting: deque[_Job] = deque()
         self._evidence: EvidenceThread | None = None
-        self._explaining = Aside(1, max_waiting, "medmoe-evidence")
+        self._explaining = Aside(1, self._max_waiting, "medmoe-evidence")
         self._running = 0
         self._changed = threading.Condition()
         self._ended = False
         self._thread: threading.Thread | None = None
-        self.state = "loading"
 
     def load(self) -> Load:
         """Return how much there is to do."""
-        return Load(len(self._waiting) + self._explaining.calls, self._running)
+        return Load(len(self._waiting), self._running, self._explaining.calls)
 
     async def start(self) -> None:
         """Load the model in the thread that will own it.
@@ -110,7 +98,7 @@ class LocalEngine:
         )
         self._thread.start()
         await asyncio.wrap_future(loaded)
-        self.state = "ready"
+        self._state = "ready"
 
     async def stream(
         self, request: ChatRequest, *, deadline: float | None = None
@@ -149,14 +137,9 @@ class LocalEngine:
         except Exception as error:
             if not isinstance(error, LeftError):
                 _log.error("explaining failed: %s", type(error).__name__)
-            raise EngineError("engine_failed", "explaining failed; try again", 503, 1) from None
+            raise failed("explaining") from None
         finally:
             self._evidence.leave(asked)
-
-    def drain(self) -> None:
-        """Take nothing new; what is under way goes on."""
-        if self.state == "ready":
-            self.state = "draining"
 
     async def stop(self) -> None:
         """End the thread after its present step."""
@@ -169,13 +152,6 @@ class LocalEngine:
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, 10.0)
 
-    def check_room(self) -> None:
-        """Let a request come that could be taken now, as `ChatEngine.check_room` says."""
-        if self.state != "ready":
-            raise not_ready(self.state)
-        if len(self._waiting) >= self._max_waiting:
-            raise busy(1 + self._max_waiting // (2 * self._max_batch))
-
     def _run(self, loaded: Future[None]) -> None:
         """Load the model and answer until the end: the thread's whole life."""
         # The event loop asks for the interpreter's lock at every socket; it must not wait long.
@@ -183,7 +159,7 @@ class LocalEngine:
         try:
             model = self._load_model()
         except BaseException as error:  # told to whoever waits for it, whatever it is
-            self.state = "broken"
+            self._state = "broken"
             loaded.set_exception(error)
             return
         evidence = self._evidence = EvidenceThread(model)
@@ -199,9 +175,7 @@ class LocalEngine:
                     answers.step()
             except Exception as error:  # an own fault must not end the thread and hang everybody
                 _log.error("a step failed: %s", type(error).__name__)
-                answers.fail(
-                    EngineError("engine_failed", "answering failed; try again", 503, 1), new
-                )
+                answers.fail(failed("answering"), new)
             self._running = len(answers.jobs)
         answers.fail(not_ready("stopped"), list(self._waiting))
 
@@ -249,7 +223,7 @@ class _Answers:
         rows: list[ChatRow] = []
         for job, picture in zip(jobs, features, strict=True):
             try:
-                row = prepare(self._model, job.request, picture)
+                row = prepare(job.request, picture, self._model.tokenizer, self._model.limit)
             except MedMoeError as error:
                 job.give(error)
                 continue

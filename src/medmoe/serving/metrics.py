@@ -41,7 +41,7 @@ class Metrics:
             registry=self.registry,
         )  # fmt: skip
         waiting = Gauge("medmoe_waiting", "Requests that wait.", registry=self.registry)
-        waiting.set_function(lambda: float(engine.load().waiting))
+        waiting.set_function(lambda: float(engine.load().waiting + engine.load().explaining))
         running = Gauge("medmoe_running", "Requests being answered.", registry=self.registry)
         running.set_function(lambda: float(engine.load().running))
         ready = Gauge("medmoe_ready", "1 where the model answers.", registry=self.registry)

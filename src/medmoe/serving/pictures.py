@@ -104,6 +104,8 @@ class UploadStore:
 
 
 MAX_IMAGES = 1
+#: Pictures that may wait for a decoder or be in one.
+MOST_WAITING = 32
 #: The decoders of all servers of this program. They leave a core to those who ask in words only.
 _DECODERS = DecoderPool(max(1, cores() - 1))
 
@@ -113,12 +115,11 @@ class Decoding:
 
     Args:
         seconds: For one picture, its waiting included.
-        most: Pictures that may wait for a decoder or be in one.
     """
 
-    def __init__(self, seconds: float, metrics: Metrics, most: int = 32) -> None:
+    def __init__(self, seconds: float, metrics: Metrics) -> None:
         self._seconds, self._metrics = seconds, metrics
-        self._aside = Aside(_DECODERS.workers, most, "medmoe-decoding")
+        self._aside = Aside(_DECODERS.workers, MOST_WAITING, "medmoe-decoding")
 
     async def open(self, data: bytes, **options: Any) -> Picture:
         """Return the picture of a file, as `open_picture` does.

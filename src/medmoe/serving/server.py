@@ -6,6 +6,7 @@ import asyncio
 import logging
 import resource
 import signal
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -138,7 +139,7 @@ class Server(uvicorn.Server):
         *,
         audit: AuditLog | None = None,
         page: bool = True,
-        on_ready: Any = None,
+        on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         self.failure: Exception | None = None
         self._engine, self._settings, self._on_ready = engine, settings, on_ready
@@ -159,10 +160,9 @@ class Server(uvicorn.Server):
         if self._service.engine.state == "draining" or (sig == signal.SIGINT and self.should_exit):
             self.should_exit = True
             return
-        loop = asyncio.get_event_loop()
-        loop.call_soon_threadsafe(lambda: self._spawn(self._drain()))
+        asyncio.get_event_loop().call_soon_threadsafe(lambda: self._spawn(self._drain()))
 
-    async def _begin_loading(self) -> None:
+    def _begin_loading(self) -> None:
         self._spawn(self._load())
 
     async def _load(self) -> None:
@@ -172,8 +172,7 @@ class Server(uvicorn.Server):
             self.failure = error
             self.should_exit = True
             return
-        if self._on_ready is not None:
-            self._on_ready()
+        self._on_ready()
 
     async def _drain(self) -> None:
         end = asyncio.get_running_loop().time() + self._settings.drain_seconds

@@ -22,7 +22,6 @@ class ServerSettings:
         deadline_seconds: For a whole answer.
         drain_seconds: For the answers that are under way when the server is told to end.
         max_new_tokens: Longest answer that may be asked for.
-        default_new_tokens: Longest answer where nothing is asked for.
         max_text: Characters of all texts of a conversation together.
         max_turns: Of a conversation.
         drop_system: Whether system messages are left out of what is read.
@@ -36,7 +35,6 @@ class ServerSettings:
     deadline_seconds: float = 60.0
     drain_seconds: float = 20.0
     max_new_tokens: int = 256
-    default_new_tokens: int = 64
     max_text: int = 16_384
     max_turns: int = 101
     drop_system: bool = False
@@ -44,7 +42,7 @@ class ServerSettings:
     @property
     def usual_new_tokens(self) -> int:
         """Longest answer where nothing is asked for."""
-        return min(self.default_new_tokens, self.max_new_tokens)
+        return min(64, self.max_new_tokens)
 
     def __post_init__(self) -> None:
         """Refuse settings that would be unsafe.

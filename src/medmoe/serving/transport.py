@@ -176,8 +176,7 @@ class _Reply:
     async def _decorate(self, message: Message) -> None:
         message.setdefault("headers", [])
         headers = MutableHeaders(scope=message)
-        for name, value in _ALWAYS.items():
-            headers[name] = value
+        headers.update(_ALWAYS)
         headers["x-request-id"] = self.request_id
         headers.setdefault("content-security-policy", _POLICY)
         headers.setdefault("cache-control", "no-store")

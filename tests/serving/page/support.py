@@ -20,7 +20,7 @@ from medmoe.inference.chat import ChatChunk, ChatRequest, stream_chat
 from medmoe.inference.engine import MedMoe
 from medmoe.inference.evidence import explain
 from medmoe.serving.app import answer_problems
-from medmoe.serving.chat_engine import Load, ModelFacts
+from medmoe.serving.chat_engine import ChatEngine, Load, ModelFacts
 from medmoe.serving.page.cases import CaseStore
 from medmoe.serving.page.mount import mount_page
 from medmoe.serving.service import Service
@@ -30,13 +30,11 @@ from medmoe.serving.settings import ServerSettings
 SLOWLY, PAUSE = "Slowly", 60.0
 
 
-class Local:
+class Local(ChatEngine):
     """An engine that remembers what it was asked, if it is told to."""
 
-    state = "ready"
-
     def __init__(self, *, remember: bool) -> None:
-        self.explains = True
+        self.explains, self._state, self._max_waiting = True, "ready", 1
         if path := os.environ.get("MEDMOE_PAGE_MODEL"):  # a trained one, for pictures worth seeing
             self.model = MedMoe.load(path)
         else:
@@ -74,13 +72,7 @@ class Local:
     async def start(self) -> None:
         return
 
-    def drain(self) -> None:
-        return
-
     async def stop(self) -> None:
-        return
-
-    def check_room(self) -> None:
         return
 
     def load(self) -> Load:

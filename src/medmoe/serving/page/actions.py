@@ -125,7 +125,8 @@ class PageActions:
                 picture = await self.service.decoding.open(case.data, **view)
             except MedMoeError as error:
                 return PageUpdate(picture_notice=sentence(error))
-            case.show(picture, **view)
+            case.picture = picture
+            case.window, case.frame, case.plane = view["window"], view["frame"], view["plane"]
             self.cases.touch(case)
         shown = picture.facts.window
         values = (shown.center, shown.width) if shown else None
@@ -201,8 +202,7 @@ class PageActions:
         picture = case.picture
         assert picture is not None
         last = case.exchanges[-1] if case.exchanges else None
-        same = last is not None and last.picture == picture.facts
-        evidence = last.evidence if last is not None and same else None
+        evidence = last.evidence if last is not None and last.picture == picture.facts else None
         return await asyncio.to_thread(picture_html, picture, evidence)
 
     async def _explained(

@@ -200,28 +200,19 @@ def _described(facts: ImageFacts) -> str:
 
 
 def _render(template: str, **content: Any) -> str:
-    return str(_environment().get_template(template).render(**content))
+    return str(_environment().get_template(f"{template}.html.j2").render(**content))
 
 
 @cache
 def _environment() -> Any:
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(  # what is inserted is escaped, whatever it says
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        loader=FunctionLoader(_source),
+        loader=PackageLoader("medmoe.serving.page"),
     )
-    environment.filters.update(share=probability, ranked=_ranked)
+    environment.filters["share"] = probability
     return environment
-
-
-def _source(template: str) -> str:
-    file = resources.files("medmoe.serving.page").joinpath(f"templates/{template}.html.j2")
-    return file.read_text(encoding="utf-8")
-
-
-def _ranked(probabilities: dict[str, float]) -> list[tuple[str, float]]:
-    return sorted(probabilities.items(), key=lambda pair: -pair[1])

@@ -17,7 +17,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from transformers import GenerationConfig
 
 from medmoe.data.tokenize import ConversationTokenizer
@@ -26,22 +25,14 @@ from medmoe.inference.chat import (
     ChatChunk,
     ChatRequest,
     ChatRow,
-    fitting,
+    prepare,
     take_token,
     token_biases,
 )
 from medmoe.model.checkpoint import read_config, verify
 from medmoe.model.locate import is_adapter
 from medmoe.model.processing_medmoe import MedMoeProcessor
-from medmoe.serving.chat_engine import (
-    EngineError,
-    Load,
-    busy,
-    late,
-    model_facts,
-    no_evidence,
-    not_ready,
-)
+from medmoe.serving.chat_engine import ChatEngine, Load, failed, late, not_ready
 
 _log = logging.getLogger(__name__)
 #: vLLM reports home and looks for files on the hub unless it is told not to.
@@ -50,12 +41,10 @@ _OFFLINE = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "
 _FIXED = ("model", "model_impl", "max_num_seqs", "limit_mm_per_prompt", "enable_log_requests")
 
 
-class VllmEngine:
-    """A `medmoe.serving.chat_engine.ChatEngine` that hands over to vLLM.
+class VllmEngine(ChatEngine):
+    """The engine that hands over to vLLM, which shows neither the router's choices nor gradients.
 
     Args:
-        max_batch: Conversations that are answered together.
-        max_waiting: Requests that may wait; more are refused.
         options: Of vLLM's engine, by its own names, e.g. ``tensor_parallel_size``.
 
     Raises:
@@ -63,52 +52,35 @@ class VllmEngine:
         CheckpointError: It is no model folder.
     """
 
-    explains = False  # vLLM shows neither the router's choices nor gradients
-
     def __init__(
         self,
         directory: Path,
-        *,
         name: str | None = None,
-        max_batch: int = 16,
-        max_waiting: int = 32,
+        *,
         options: Mapping[str, Any] | None = None,
+        **limits: int,
     ) -> None:
         if is_adapter(directory):
             raise ConfigError(
                 f"{directory} is an adapter, and vLLM reads whole models; make one of it by "
                 f"`medmoe adopt {directory} --out DIR`"
             )
-        self.facts = model_facts(directory, name)
+        super().__init__(directory, name, **limits)
         self._directory, self._config = directory, read_config(directory)
-        self._max_batch, self._max_waiting = max_batch, max_waiting
         self._options = dict(options or {})
         _check_options(self._options)
         self._under_way = 0
         self._llm: Any = None
-        self._loaded = False
-        self._draining = False
 
     @property
     def state(self) -> str:
         """One of ``loading``, ``ready``, ``draining``, ``broken``."""
-        if self._llm is not None and self._llm.errored:
-            return "broken"
-        if self._draining:
-            return "draining"
-        return "ready" if self._loaded else "loading"
+        return "broken" if self._llm is not None and self._llm.errored else self._state
 
     def load(self) -> Load:
         """Return how much there is to do."""
         running = min(self._under_way, self._max_batch)
         return Load(self._under_way - running, running)
-
-    def check_room(self) -> None:
-        """Let a request come that could be taken now, as `ChatEngine.check_room` says."""
-        if self.state != "ready":
-            raise not_ready(self.state)
-        if self._under_way >= self._max_batch + self._max_waiting:
-            raise busy(1 + self.load().waiting // (2 * self._max_batch))
 
     async def start(self) -> None:
         """Start vLLM's processes.
@@ -132,17 +104,15 @@ class VllmEngine:
                 f"vLLM does not start ({reason}); its log above says more, "
                 "docs/serving_vllm.md what was tried"
             ) from None
-        self._loaded = True
+        self._state = "ready"
 
     async def stream(
         self, request: ChatRequest, *, deadline: float | None = None
     ) -> AsyncGenerator[ChatChunk]:
         """Answer a conversation, as `ChatEngine.stream` says."""
         self.check_room()
-        limit = self._llm.model_config.max_model_len
-        ids, new_tokens = fitting(request, self._count, limit)
-        request = replace(request, max_new_tokens=new_tokens)
-        row = ChatRow(ids, None, new_tokens, request.stop)
+        row = prepare(request, None, self._count, self._llm.model_config.max_model_len)
+        request = replace(request, max_new_tokens=row.max_new_tokens)
         end = None if deadline is None else asyncio.get_running_loop().time() + deadline
         self._under_way += 1
         try:
@@ -160,21 +130,9 @@ class VllmEngine:
         finally:
             self._under_way -= 1
 
-    async def explain(self, image: Image.Image, question: str) -> dict[str, Any]:
-        """Refuse to explain an answer.
-
-        Raises:
-            EngineError: Always.
-        """
-        raise no_evidence()
-
-    def drain(self) -> None:
-        """Take nothing new; what is under way goes on."""
-        self._draining = True
-
     async def stop(self) -> None:
         """End vLLM's processes."""
-        self._draining = True
+        self._state = "draining"
         if self._llm is not None:
             await asyncio.to_thread(self._llm.shutdown)
 
@@ -223,17 +181,14 @@ class VllmEngine:
             raise not_ready("broken") from None
         except (EngineGenerateError, ValueError) as error:
             _log.error("vLLM failed: %s", type(error).__name__)
-            raise EngineError("engine_failed", "answering failed; try again", 503, 1) from None
+            raise failed("answering") from None
 
     def _said(self, row: ChatRow, output: Any) -> list[ChatChunk]:
         """Return what new tokens add to an answer."""
+        said = zip(output.token_ids, output.logprobs, strict=True)
         tokenizer = self._processor.tokenizer
-        chunks = []
-        for token, choices in zip(output.token_ids, output.logprobs, strict=True):
-            chunk = take_token(row, token, choices[token].logprob, tokenizer)
-            if chunk.text or chunk.finish:
-                chunks.append(chunk)
-        return chunks
+        chunks = [take_token(row, token, of[token].logprob, tokenizer) for token, of in said]
+        return [chunk for chunk in chunks if chunk.text or chunk.finish]
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
