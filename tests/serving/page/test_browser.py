@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tests.data.samples import dicom
+from tests.data.samples import dicom, nifti
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 NAME = "SMITH JOHN 1950-01-01"
@@ -250,6 +250,26 @@ def test_a_dicom_picture_has_windows_frames_and_its_true_shape(
     seen.add(page.locator(".picture image").get_attribute("href"))
     assert len(seen) == 3
     keep(page, artefacts / "6-window.png")
+
+
+def test_a_volume_has_planes_and_other_pictures_have_none(
+    opened: Callable[..., Any], png: Path, tmp_path: Path
+) -> None:
+    page, volume = opened(), tmp_path / f"{NAME}.nii"
+    caption, plane = page.locator(".picture figcaption"), page.get_by_label("Plane", exact=True)
+    page.set_input_files("#picture-file", png)
+    expect(caption).to_contain_text("PNG", timeout=SLOW)
+    expect(plane).to_be_hidden()
+    volume.write_bytes(nifti())
+    page.set_input_files("#picture-file", volume)
+    expect(caption).to_contain_text("NIfTI", timeout=SLOW)
+    acquired = caption.inner_text()
+    assert "sagittal" not in acquired
+    plane.select_option("sagittal")
+    expect(caption).to_contain_text("sagittal, slice 10 of 20", timeout=SLOW)
+    expect(page.get_by_text("Slice, 1 to 20")).to_be_visible()
+    plane.select_option("as acquired")
+    expect(caption).to_have_text(acquired, timeout=SLOW)
 
 
 def test_everything_can_be_done_by_the_keyboard_with_the_focus_in_sight(
