@@ -232,6 +232,7 @@ def test_no_hyperparameter_of_the_paper_has_a_hidden_default() -> None:
         "augment",
         "label_smoothing",
         "trains",
+        "sides",
         "layer_decay",
         "projector_factor",
         "average",
@@ -250,6 +251,11 @@ def test_broken_yaml_is_one_line_that_names_file_and_line(text: str, place: str)
     with pytest.raises(ConfigError, match=rf"^my\.yaml: not readable as YAML: {place}$") as caught:
         parse_yaml(text, "my.yaml")
     assert "unicode string" not in str(caught.value)
+
+
+def test_only_an_encoder_that_is_adapted_sees_pictures_of_several_sides() -> None:
+    message = refusal(TrainSpec, RECIPE, "phases.phase2_instruction.sides=[64, 128]")
+    assert "phases.phase2_instruction.sides: only phase0_adapt sees pictures of several" in message
 
 
 @pytest.mark.parametrize(
@@ -272,4 +278,4 @@ def test_views_are_kept_augmented_and_of_phases_that_read_pictures(
 
 def test_new_values_of_a_phase_are_not_in_the_dump_of_a_recipe_that_does_not_name_them() -> None:
     dumped = check(TrainSpec, RECIPE, "x").model_dump(mode="json")["phases"]["sft"]
-    assert not {"views", "layer_decay", "projector_factor", "average"} & set(dumped)
+    assert not {"views", "sides", "layer_decay", "projector_factor", "average"} & set(dumped)

@@ -179,3 +179,20 @@ def test_an_encoder_from_a_folder_serves_a_language_model_from_scratch(
     tower = MedMoe.load(tmp_path / "run").model.model.vision_tower.state_dict()
     given = CLIPVisionModel.from_pretrained(folders / "clip").state_dict()
     assert all(torch.equal(tower[name], tensor) for name, tensor in given.items())
+
+
+@pytest.mark.parametrize(
+    ("encoder", "sides", "message"),
+    [
+        ("efficientnet_lite2_pooled", "[96, 320]", "96 is not one of 64, 128, 192, 256, 320"),
+        ("efficientnet_lite2_pooled", "[320, 384]", "384 is not one of"),
+        ("clip_base_16", "[112, 224]", "clip_base_16 reads pictures of 224 pixels alone"),
+    ],
+)
+def test_sides_are_those_that_the_encoder_reads(encoder: str, sides: str, message: str) -> None:
+    named = [f"model.vision_encoder={encoder}", f"phases.phase0_adapt.sides={sides}"]
+    with pytest.raises(ConfigError, match=r"^phases\.phase0_adapt\.sides: .*" + message):
+        load_recipe("small_real", named)
+    good = load_recipe("small_real", ["phases.phase0_adapt.sides=[192, 320]"])
+    assert good.spec.phases["phase0_adapt"].sides == (192, 320)
+    assert good.sha256 != load_recipe("small_real").sha256

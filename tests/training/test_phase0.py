@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from medmoe.training.phases.phase0_encoder import (
     AttributeHead,
     EncoderPretraining,
     EncoderSample,
+    SideSchedule,
+    _collate,
     _texts,
     accuracies,
     attribute_classes,
@@ -281,6 +284,31 @@ def test_cells_of_a_convolutional_encoder_are_all_read() -> None:
     cells = encoder(pixels).last_hidden_state
     assert cells.shape == (2, 4, 32)
     assert torch.equal(model.patches(pixels), model.norm(cells))
+
+
+def test_pictures_have_one_side_after_another_and_one_in_each_batch() -> None:
+    def sides(named: Sequence[int], steps: int) -> list[int | None]:
+        draw = lambda index, rng: EncoderSample(index, (), ())  # noqa: E731
+        schedule = SideSchedule(named, 2, draw, 3, 2 * steps, 7)
+        batches = [[schedule[2 * step + i].side for i in range(2)] for step in range(steps)]
+        assert all(first == second for first, second in batches)
+        return [first for first, _ in batches]
+
+    assert sides((), 2) == [None, None]
+    assert sides((32, 64), 4) == [32, 32, 64, 64]
+    assert sides((32, 64), 5) == [32, 32, 32, 64, 64]
+    assert sides((32, 64, 96), 7) == [32, 32, 32, 64, 64, 96, 96]
+
+
+def test_a_smaller_side_shows_the_whole_picture() -> None:
+    pixels = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    pixels[:, :, :, 32:] = 255  # the right half is white
+    table = PixelTable(pixels, {"a": 0}, (0.0,) * 3, (1.0,) * 3)
+    small = _collate([EncoderSample(0, (1,), (), side=32)], table)["pixel_values"]
+    assert small.shape == (1, 3, 32, 32)
+    assert torch.all(small[..., :15] == 0)
+    assert torch.all(small[..., 17:] == 1)
+    assert _collate([EncoderSample(0, (1,), ())], table)["pixel_values"].shape[-1] == 64
 
 
 def test_a_few_steps_of_the_language_model_reduce_the_loss() -> None:

@@ -105,6 +105,8 @@ class PhaseSpec(Strict):
         augment: Strength 0–1 of shifts, zooms and exposure changes of training pictures.
         label_smoothing: Of the encoder's attribute heads.
         trains: Which parts train; what each name means stands in `medmoe.config.phases`.
+        sides: Sides in pixels that pictures have in the parts of phase 0, equal in length; the
+            encoder's own throughout where there are none.
         layer_decay: Each layer learns at this part of the rate of the one above it.
         projector_factor: Of the projector's rate, and of the heads' that phase 0 throws away.
         average: Part of the steps, at the end, whose weights' mean the phase ends with.
@@ -118,6 +120,7 @@ class PhaseSpec(Strict):
     augment: Share = 0.0
     label_smoothing: Share = 0.0
     trains: Trains = Field(default="paper", exclude_if=lambda value: value == "paper")
+    sides: tuple[Positive, ...] = Field(default=(), exclude_if=lambda value: not value)
     layer_decay: Share = Field(default=1.0, gt=0, exclude_if=lambda value: value == 1)
     projector_factor: float = Field(default=1.0, gt=0, exclude_if=lambda value: value == 1)
     average: Share = Field(default=0.0, exclude_if=lambda value: value == 0)

@@ -280,6 +280,11 @@ class TrainSpec(Strict):
                     f"phases.{phase}.views is {spec.views}: that is of kept features in phases 1 "
                     "to 3 and sft, with augment above 0; set both, or leave views out"
                 )
+            if spec.sides and phase != "phase0_adapt":
+                raise ValueError(
+                    f"phases.{phase}.sides: only phase0_adapt sees pictures of several sides; "
+                    "leave sides out"
+                )
         return self
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from medmoe.backbones.registry import language_backbone, vision_backbone
+from medmoe.backbones.spec import VisionBackbone
 from medmoe.config.load import (
     apply_overrides,
     check,
@@ -33,6 +34,7 @@ from medmoe.data import registry
 from medmoe.errors import ConfigError
 from medmoe.evaluation.tasks import task_spec
 from medmoe.model.checkpoint import provenance, read_config
+from medmoe.model.efficientnet_lite import EfficientNetLiteConfig
 from medmoe.model.locate import find_model
 from medmoe.model.pretrained import language_of
 
@@ -109,9 +111,31 @@ def load_recipe(
     if spec.run.precision == "auto":
         run = spec.run.model_copy(update={"precision": "bf16" if has_bf16() else "float32"})
         spec = spec.model_copy(update={"run": run})
-    vision_backbone(spec.model.vision_encoder)
+    _check_sides(spec, vision_backbone(spec.model.vision_encoder))
     check_depth(spec.model)
     return Recipe(name, spec, split, preset)
+
+
+def _check_sides(spec: TrainSpec, vision: VisionBackbone) -> None:
+    """Refuse pictures whose sides the encoder cannot read.
+
+    Raises:
+        ConfigError: It is no convolution, or a side is no multiple of a cell or above its own.
+    """
+    adapt = spec.phases.get("phase0_adapt")
+    if adapt is None or not adapt.sides:
+        return
+    cell, side = vision.patch_size, vision.image_size
+    if vision.model_type != EfficientNetLiteConfig.model_type:
+        raise ConfigError(
+            f"phases.phase0_adapt.sides: {vision.name} reads pictures of {side} pixels alone; "
+            "leave sides out"
+        )
+    if wrong := [s for s in adapt.sides if s % cell or s > side]:
+        raise ConfigError(
+            f"phases.phase0_adapt.sides: {wrong[0]} is not one of "
+            f"{', '.join(str(s) for s in range(cell, side + 1, cell))}, as {vision.name} reads"
+        )
 
 
 def _on_its_base(name: str, data: dict[str, Any], above: tuple[str, ...]) -> dict[str, Any]:

@@ -41,12 +41,36 @@ _MEASURED_TOGETHER = 32
 
 @dataclass(frozen=True, slots=True)
 class EncoderSample:
-    """One picture: its row, a caption's token ids, its classes (-1 = unknown), its draws."""
+    """One picture: its row, a caption's token ids, its classes (-1 = unknown), its draws.
+
+    Attributes:
+        side: In pixels, of the picture in training; None leaves it as large as it is.
+    """
 
     row: int
     caption: tuple[int, ...]
     classes: tuple[int, ...]
     draws: tuple[float, ...] = (0.0,) * 6
+    side: int | None = None
+
+
+class SideSchedule(Schedule[EncoderSample]):
+    """The samples of a phase whose pictures have one side after another, each for as many steps.
+
+    Small pictures first cost less, and at their own side the encoder ends.
+    """
+
+    def __init__(self, sides: Sequence[int], batch_size: int, *schedule: Any) -> None:
+        super().__init__(*schedule)
+        self._sides, self._batch_size = sides, batch_size
+
+    def __getitem__(self, index: int) -> EncoderSample:
+        if not self._sides:
+            return super().__getitem__(index)
+        first = index - index % self._batch_size  # pictures of one batch have one side
+        return replace(
+            super().__getitem__(index), side=self._sides[first * len(self._sides) // len(self)]
+        )
 
 
 class AttributeHead(nn.Module):
@@ -238,7 +262,8 @@ def train_encoder(
     if validation is not None and held_out:
         watched = Validation(held_out, partial(_collate, table=table), validation.every)
         run = replace(run, validation=replace(watched, keep_best=validation.keep_best))
-    schedule = Schedule(draw, len(images), run.steps * run.spec.batch_size, run.seed)
+    size = run.spec.batch_size
+    schedule = SideSchedule(run.spec.sides, size, draw, len(images), run.steps * size, run.seed)
     collate = partial(_collate, table=table, strength=run.spec.augment)
     result = run_phase(run, model, schedule, collate)
     taught = [sample for sample, *_ in samples]
@@ -323,6 +348,8 @@ def _collate(
 ) -> dict[str, Tensor]:
     """Return the inputs of `EncoderPretraining`."""
     unit = table.pixels[torch.tensor([s.row for s in samples])].float() / 255
+    if side := samples[0].side:
+        unit = functional.interpolate(unit, size=side, mode="bilinear", antialias=True)
     unit = augmented(unit, torch.tensor([s.draws for s in samples]), strength)
     starts = np.cumsum([0, *(len(s.caption) for s in samples)])[:-1]
     return {
