@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from medmoe.data.schema import Record
-from medmoe.evaluation.files.predictions import Prediction, pair
+from medmoe.evaluation.files.predictions import Prediction, by_image, pair
 from medmoe.evaluation.score.breakdowns import question_types
 from medmoe.evaluation.score.measures import is_right, record_scores
 from medmoe.evaluation.statistics import Floats, difference_interval, mcnemar
@@ -128,6 +128,7 @@ def compare_runs(
     Raises:
         DataError: The ids do not pair.
     """
+    records = by_image(records)
     sides = tuple([_answers(records, run) for run in runs] for runs in (a, b))
     every = range(len(records))
     right = [_values(records, runs, "accuracy", every).mean(axis=0) for runs in sides]
@@ -176,7 +177,7 @@ def pooled(
     a: list[Prediction] = []
     b: list[Prediction] = []
     for own, of_a, of_b in sets:
-        records += own
+        records += by_image(own)
         a += _answers(own, of_a)
         b += _answers(own, of_b)
     places = {"all": list(range(len(records)))} if whole else _subsets(records)

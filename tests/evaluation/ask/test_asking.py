@@ -23,7 +23,7 @@ from medmoe.evaluation.ask.controls import CONTROLS, controlled
 from medmoe.evaluation.ask.plan import EvalPlan
 from medmoe.evaluation.ask.records import task_records
 from medmoe.evaluation.evaluate import evaluate
-from medmoe.evaluation.files.predictions import Prediction
+from medmoe.evaluation.files.predictions import Prediction, by_image
 from medmoe.evaluation.tasks import task_spec
 from medmoe.model.checkpoint import save_model
 
@@ -101,6 +101,7 @@ def test_a_chunk_holds_all_questions_about_its_images(make_record: Make) -> None
     found = chunks_by_image(records, lambda record: record.image.id, 3)
     ids = [[r.id for r in chunk] for chunk in found]
     assert ids == [["q0", "q3", "q6"], ["q1", "q4", "q2", "q5"]]
+    assert [record for chunk in found for record in chunk] == by_image(records)
     assert chunks_by_image([], str, 3) == []
 
 

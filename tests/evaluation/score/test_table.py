@@ -8,7 +8,7 @@ import pytest
 
 from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, DataError
-from medmoe.evaluation.files.predictions import Prediction
+from medmoe.evaluation.files.predictions import Prediction, by_image
 from medmoe.evaluation.protocols import PROTOCOLS
 from medmoe.evaluation.score.rows import ScoreRow, score_task
 from medmoe.evaluation.statistics import clustered_bootstrap, wilson
@@ -61,6 +61,24 @@ def train(make_record: Make) -> list[Record]:
 
 
 TEXTS = ["Yes", "no", "yes", "no", "left", "coronal"]
+
+
+def test_an_interval_does_not_depend_on_the_order_of_the_questions_of_an_image(
+    make_record: Make,
+) -> None:
+    mixed = [make_record(f"open{i}", "yes", image=f"i{i}", answer_type="open") for i in range(23)]
+    mixed += [make_record(f"{i}", "yes", image=f"i{i * i % 23}") for i in range(5, 60)]
+    told = {r.id: "yes" if len(r.id) + int(r.image.id[1:]) % 5 < 4 else "no" for r in mixed}
+    first, second = (
+        score(records, [told[r.id] for r in records]) for records in (mixed, by_image(mixed))
+    )
+    closed = ("closed", "strict", "accuracy")
+    assert first == second
+    # The draws of the closed questions by themselves, in their own order, are others.
+    alone = [record for record in mixed if record.answer_type == "closed"]
+    other = score(alone, [told[r.id] for r in alone])[closed]
+    assert (other.value, other.n) == (first[closed].value, first[closed].n)
+    assert (other.low, other.high) != (first[closed].low, first[closed].high)
 
 
 def test_rows_of_a_vqa_task(records: list[Record]) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medmoe.data.schema import Record
+from medmoe.data.schema import Record, images_of
 from medmoe.errors import DataError
 from medmoe.evaluation.files.json_lines import id_of, named, number, read_rows, text_of
 
@@ -45,10 +45,21 @@ class Prediction:
     routing: Mapping[str, Any] | None = field(default=None, compare=False)
 
 
+def by_image(records: Sequence[Record]) -> list[Record]:
+    """Return the records with all of an image together, in the order of the images' first ones.
+
+    They are asked and stand in files in this order; intervals draw images in it.
+    """
+    place = {image.id: number for number, image in enumerate(images_of(records))}
+    return sorted(records, key=lambda record: place[record.image.id])
+
+
 def pair(
     records: Sequence[Record], predictions: Sequence[Prediction]
 ) -> list[tuple[Record, Prediction]]:
-    """Return each record with its prediction, in the records' order.
+    """Return each record with its prediction, in the order of `by_image`.
+
+    So a run and the file that it wrote give the same draws, hence the same intervals.
 
     Raises:
         DataError: An id is missing, stands twice or is unknown; the message names it.
@@ -73,7 +84,7 @@ def pair(
         raise DataError(f"missing predictions for: {named(missing)}; predict every record once")
     if unknown:
         raise DataError(f"unknown prediction ids: {named(unknown)}; score the split they are from")
-    return [(r, by_id[r.id]) for r in records]
+    return [(record, by_id[record.id]) for record in by_image(records)]
 
 
 def prediction_row(record: Record, prediction: Prediction) -> dict[str, Any]:
