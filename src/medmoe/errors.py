@@ -83,6 +83,11 @@ def quoted(text: str, longest: int = 80) -> str:
     return f"{text[:longest]!r}… ({len(text):,} characters)"
 
 
+def first_line(error: object) -> str:
+    """Return the first line of another library's error or report, without its full stop."""
+    return str(error).strip().partition("\n")[0].rstrip(".")
+
+
 def one_of(value: str, choices: Iterable[str], what: str) -> str:
     """Return the line for an unknown name: the value, the choices and the nearest of them."""
     names = sorted(choices)

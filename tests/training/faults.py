@@ -92,7 +92,7 @@ def _language(settings: RunSettings, progress: Progress) -> tuple[Weights, Phase
 def _router(settings: RunSettings, progress: Progress) -> tuple[Weights, PhaseResult]:
     model = toy.dense()
     labelled = choose_labelled(images_of(records()), DOMAINS, 8, SEED)
-    config = moe_config(model.config, MOE_LAYERS, DOMAINS, 1, 1)
+    config = moe_config(model.config, moe_layers=MOE_LAYERS, domains=DOMAINS, router_layers=1)
     made = toy.context(model, STEPS, records(), "phase2_router")
     context = replace(made, settings=settings, progress=progress)
     return fit_router(context, config, labelled_states(context, config, labelled))

@@ -93,7 +93,7 @@ def separable(model: MedMoeForConditionalGeneration, count: int = 40) -> PhaseCo
 
 
 def config_of(model: MedMoeForConditionalGeneration, depth: int = 1):  # type: ignore[no-untyped-def]
-    return moe_config(model.config, MOE_LAYERS, DOMAINS, 1, depth)
+    return moe_config(model.config, moe_layers=MOE_LAYERS, domains=DOMAINS, router_layers=depth)
 
 
 def labelled(context: PhaseContext) -> list[ImageRecord]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +16,27 @@ class FfnFamily:
     Attributes:
         gated: SwiGLU without bias if true, else two linear layers with biases.
         parts: Attribute names of the linear layers, in the order of the forward pass.
+        stacks: Name of each stack of experts' weights -> the weights of one expert in it.
     """
 
     gated: bool
     parts: tuple[str, ...]
+    stacks: Mapping[str, tuple[str, ...]]
 
 
-GATED = FfnFamily(gated=True, parts=("gate_proj", "up_proj", "down_proj"))
-PLAIN = FfnFamily(gated=False, parts=("fc1", "fc2"))
+GATED = FfnFamily(
+    gated=True,
+    parts=("gate_proj", "up_proj", "down_proj"),
+    stacks={
+        "gate_up_proj": ("gate_proj.weight", "up_proj.weight"),
+        "down_proj": ("down_proj.weight",),
+    },
+)
+PLAIN = FfnFamily(
+    gated=False,
+    parts=("fc1", "fc2"),
+    stacks={f"{p}_{kind}": (f"{p}.{kind}",) for p in ("fc1", "fc2") for kind in ("weight", "bias")},
+)
 
 
 def ffn_family(ffn: Any) -> FfnFamily:

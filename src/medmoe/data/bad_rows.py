@@ -19,7 +19,7 @@ from medmoe.errors import DataError, ImageError
 
 _log = logging.getLogger(__name__)
 
-Policy = Literal["fail", "skip"]
+Policy = Literal["fail", "skip", "first"]
 Row = TypeVar("Row")
 Made = TypeVar("Made")
 #: Reasons that an error spells out; the others are counted.
@@ -31,7 +31,8 @@ class BadRows:
     """The bad rows met while reading.
 
     Attributes:
-        policy: ``fail``: `settle` raises; ``skip``: the rows are left out and counted.
+        policy: ``fail``: `settle` raises; ``skip``: the rows are left out and counted; ``first``:
+            the first is an error at once, as where no collection is given.
         reasons: One line each, which begins with file and row.
         known_faults: What is wrong in an official set itself, and in how many rows: counted, never
             an error (LLaVA-Med's pictures are fetched one by one and some are gone; a SLAKE row has
@@ -53,6 +54,8 @@ class BadRows:
         try:
             yield
         except DataError as error:
+            if self.policy == "first":
+                raise
             self.reasons.append(str(error))
 
     def made(
@@ -99,19 +102,6 @@ class BadRows:
                 f"{self.first_reasons()}; `medmoe data info` lists all (and the actions of `data` "
                 "leave them out by --on-bad-row skip)"
             )
-
-
-class _FirstIsAnError(BadRows):
-    """What a reader uses where no collection is given."""
-
-    @contextmanager
-    def row(self) -> Iterator[None]:
-        yield
-
-
-def collector(bad: BadRows | None) -> BadRows:
-    """Return the collection given, or one that makes the first bad row an error."""
-    return _FirstIsAnError() if bad is None else bad
 
 
 def readable(records: Iterable[Record], bad: BadRows, flat: set[str] | None = None) -> list[Record]:

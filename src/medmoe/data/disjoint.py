@@ -11,6 +11,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
 from medmoe.data.readers.common import hash_share
 from medmoe.data.schema import ImageRecord
 
@@ -49,20 +53,13 @@ def disjoint_split(
 
 def groups_of(ids: Iterable[str], alike: Iterable[tuple[str, str]]) -> list[list[str]]:
     """Return the ids joined by any chain of pairs, each group sorted."""
-    above = {name: name for name in ids}
-
-    def top(name: str) -> str:
-        while above[name] != name:
-            above[name] = above[above[name]]
-            name = above[name]
-        return name
-
-    for left, right in alike:
-        if left in above and right in above:
-            above[top(left)] = top(right)
-    groups: defaultdict[str, list[str]] = defaultdict(list)
-    for name in sorted(above):
-        groups[top(name)].append(name)
+    row = {name: number for number, name in enumerate(sorted(ids))}
+    pairs = [(row[left], row[right]) for left, right in alike if left in row and right in row]
+    lefts, rights = np.array(pairs, np.intp).reshape(-1, 2).T
+    joined = coo_array((np.ones(len(pairs)), (lefts, rights)), shape=(len(row), len(row)))
+    groups: defaultdict[int, list[str]] = defaultdict(list)
+    for name, group in zip(row, connected_components(joined, directed=False)[1], strict=True):
+        groups[int(group)].append(name)
     return list(groups.values())
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from medmoe.data.images import open_record
 from medmoe.data.schema import ImageRecord, Record, turns_of
-from medmoe.errors import DataError
+from medmoe.errors import DataError, first_line, one_of
 from medmoe.files import write_json, write_text
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ _LLAMA_FACTORY: dict[str, Any] = {
 
 
 @contextmanager
-def quiet_datasets() -> Iterator[None]:
+def _quiet_datasets() -> Iterator[None]:
     """Keep `datasets` from logging what is about to be raised as an error anyway."""
     logger = logging.getLogger("datasets")
     level = logger.level
@@ -144,19 +144,27 @@ def quiet_datasets() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Stream the rows of a Parquet file or of a folder that `datasets` saved.
+def read_rows(path: Path, split: str | None = None) -> Iterator[dict[str, Any]]:
+    """Stream the rows of a Parquet file, or of a folder.
 
     Pictures come as ``{"bytes", "path"}``, not decoded; classes by their names.
 
+    Args:
+        split: Of a folder in the hub's layout; without it `datasets` has saved the folder.
+
     Raises:
-        DataError: It is neither.
+        DataError: It is none of these, or has no such split.
     """
     import datasets
 
     try:
-        with quiet_datasets():
-            if path.is_dir():
+        with _quiet_datasets():
+            if split is not None:
+                parts = datasets.load_dataset(str(path), streaming=True)
+                if split not in parts:
+                    raise DataError(one_of(split, map(str, parts), f"split of {path}"))
+                dataset = parts[split]
+            elif path.is_dir():
                 dataset = datasets.load_from_disk(str(path))
             else:
                 dataset = datasets.load_dataset(
@@ -173,9 +181,9 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             known = {n: names for n, names in classes.items() if row[n] in range(len(names))}
             yield row | {name: names[row[name]] for name, names in known.items()}
     except (datasets.exceptions.DatasetsError, OSError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        kind = "a saved data set" if path.is_dir() else "Parquet"
-        raise DataError(f"{path}: cannot be read as {kind} ({reason}); write it again") from error
+        kind = "a saved data set" if path.is_dir() and split is None else "Parquet"
+        fix = "write it again" if split is None else "fetch it again"
+        raise DataError(f"{path}: cannot be read as {kind} ({first_line(error)}); {fix}") from error
 
 
 def _features() -> Any:

@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 from medmoe.data.readers.common import Source
-from medmoe.errors import DataError
+from medmoe.errors import DataError, first_line
 
 
 def fetch(name: str, source: Source, root: Path) -> Path:
@@ -42,10 +42,9 @@ def fetch(name: str, source: Source, root: Path) -> Path:
             f"from {source.home}, and copy it to {folder}"
         ) from error
     except HfHubHTTPError as error:
-        reason = str(error).splitlines()[0]
         raise DataError(
-            f"{name}: the hub refuses {source.hub} ({reason}); log in by `hf auth login` "
-            "if it is gated"
+            f"{name}: the hub refuses {source.hub} ({first_line(error)}); log in by `hf auth "
+            "login` if it is gated"
         ) from error
     for archive in source.archives:
         unpack(folder / archive)

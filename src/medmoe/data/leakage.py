@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from medmoe.data.near_duplicates import (
@@ -127,17 +127,9 @@ class Overlap:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row of the audit's JSON."""
-        return {
-            "left": self.left,
-            "right": self.right,
-            "left_images": self.left_images,
-            "right_images": self.right_images,
-            "shared_images": self.shared_images,
-            "pairs": [
-                dict(zip(("left", "right", "kind", "distance"), pair, strict=True))
-                for pair in self.pairs
-            ],
-        }
+        names = ("left", "right", "kind", "distance")
+        pairs = [dict(zip(names, pair, strict=True)) for pair in self.pairs]
+        return asdict(self) | {"shared_images": self.shared_images, "pairs": pairs}
 
 
 def find_overlaps(parts: Parts) -> tuple[list[Overlap], dict[str, str]]:

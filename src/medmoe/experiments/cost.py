@@ -173,7 +173,7 @@ def llava_med_config(image_size: int) -> MedMoeConfig:
     }
     return pair_config(
         AutoConfig.for_model(vision.model_type, **vision.config),
-        AutoConfig.for_model("llama", **llama),
+        AutoConfig.for_model("llama", **llama).to_dict(),
         vision,
         image_token_index=llama["vocab_size"] - 1,
     )

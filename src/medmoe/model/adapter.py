@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from medmoe.errors import CheckpointError, ConfigError
+from medmoe.errors import CheckpointError, ConfigError, first_line
 from medmoe.model.locate import ADAPTER, find_model, name_of, read_json
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 
@@ -84,8 +84,9 @@ def with_adapter(
             warnings.simplefilter("ignore")  # what PEFT may lack is compared below, by name
             adapted: Any = peft.PeftModel.from_pretrained(model, str(folder)).eval()
     except (ValueError, RuntimeError, TypeError, KeyError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"{folder}: the adapter does not fit its base ({reason})") from None
+        raise CheckpointError(
+            f"{folder}: the adapter does not fit its base ({first_line(error)})"
+        ) from None
     held = peft.get_peft_model_state_dict(adapted)
     lost = [name for name in stored if name not in held or stored[name].shape != held[name].shape]
     new = held.keys() - stored.keys()

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
+from medmoe.backbones.spec import shortened
 from medmoe.config.schema import ModelSpec
 from medmoe.errors import ConfigError
 from medmoe.model.build import pair_config
@@ -42,7 +43,7 @@ def recipe_config(spec: ModelSpec, vocab_size: int | None = None) -> MedMoeConfi
         values["vocab_size"] = vocab_size
     dense = pair_config(
         AutoConfig.for_model(vision.model_type, **vision.config),
-        AutoConfig.for_model(language.model_type, **values),
+        AutoConfig.for_model(language.model_type, **values).to_dict(),
         vision,
         image_token_index=values["vocab_size"] - 1,
     )
@@ -52,14 +53,8 @@ def recipe_config(spec: ModelSpec, vocab_size: int | None = None) -> MedMoeConfi
 
 def config_of_moe(dense: MedMoeConfig, spec: ModelSpec) -> MedMoeConfig:
     """Return the configuration of a recipe's MoE model, made from that of its dense model."""
-    return moe_config(
-        dense,
-        spec.moe_layers,
-        spec.domains,
-        spec.num_experts_per_tok,
-        spec.router_layers,
-        spec.meta_expert,
-    )
+    fields = {"moe_layers", "domains", "num_experts_per_tok", "router_layers", "meta_expert"}
+    return moe_config(dense, **spec.model_dump(mode="json", include=fields))
 
 
 def dense_twin(config: MedMoeConfig) -> MedMoeConfig:
@@ -87,9 +82,7 @@ def first_layers(config: MedMoeConfig) -> tuple[MedMoeConfig, list[int]]:
     alike = [index if index < depth else latest[kind] for index, kind in enumerate(kinds)]
     values = config.to_dict()
     values["moe_layers"] = [index for index in moe if index < depth]
-    values["text_config"] = text.to_dict() | {"num_hidden_layers": depth}
-    if values["text_config"].get("layer_types"):
-        values["text_config"]["layer_types"] = list(forms[:depth])
+    values["text_config"] = shortened(text.to_dict(), depth)
     cut: MedMoeConfig = MedMoeConfig.from_dict(values)
     return cut, alike
 

@@ -6,6 +6,7 @@ The parts may come from a hub id, a folder, or memory (the stand-in backbones of
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -66,14 +67,24 @@ def build_dense(
         vision: Which states of the encoder the projector reads, and the image's size.
         seed: Draws the projector, and the rows of new tokens.
     """
-    config = dense_config(vision_tower.config, language_model.config, tokenizer, vision)
+    text: Any = language_model.config
+    size = max(text.vocab_size, len(tokenizer))
+    config = pair_config(
+        vision_tower.config,
+        text.to_dict() | {"vocab_size": size},
+        vision,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     head: Any = language_model.get_output_embeddings()
     config.lm_head_bias = head.bias is not None
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        if config.text_config.vocab_size > language_model.config.vocab_size:
+        if size > text.vocab_size:
             language_model = copy.deepcopy(language_model)  # the caller's stays as it is
-            language_model.resize_token_embeddings(config.text_config.vocab_size)
+            language_model.resize_token_embeddings(size)
         model = MedMoeForConditionalGeneration(config)
     inner: Any = model.model
     inner.vision_tower.load_state_dict(vision_tower.state_dict())
@@ -108,41 +119,23 @@ def match_embeddings(model: MedMoeForConditionalGeneration, features: torch.Tens
     last.bias.sub_(mean).mul_(factor)
 
 
-def dense_config(
-    vision_config: Any,
-    text_config: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    vision: VisionBackbone,
-) -> MedMoeConfig:
-    """Return the dense configuration for two backbone configs and a tokenizer with ``<image>``."""
-    text = text_config.to_dict() | {"vocab_size": max(text_config.vocab_size, len(tokenizer))}
-    return pair_config(
-        vision_config,
-        type(text_config).from_dict(text),
-        vision,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-
-
 def pair_config(
-    vision_config: Any, text_config: Any, vision: VisionBackbone, **tokens: int | None
+    vision_config: Any, text: Mapping[str, Any], vision: VisionBackbone, **others: Any
 ) -> MedMoeConfig:
     """Return the dense configuration for two backbone configs.
 
     Args:
-        text_config: Of the language model, with the final vocabulary.
+        text: The language model's config as a dictionary, with the final vocabulary.
         vision: Which states of the encoder the projector reads, and the image's size.
-        tokens: ``image_token_index`` and, where known, the ids of the other special tokens.
+        others: Further fields: ``image_token_index`` and, where known, the ids of the other
+            special tokens.
     """
     return MedMoeConfig(
         vision_config=vision_config.to_dict(),
-        text_config=text_config.to_dict(),
+        text_config=dict(text),
         image_seq_length=(vision.image_size // vision.patch_size) ** 2,
         vision_feature_layer=vision.select_layer,
         vision_feature_select_strategy=vision.select_strategy,
-        tie_word_embeddings=text_config.tie_word_embeddings,
-        **tokens,
+        tie_word_embeddings=text["tie_word_embeddings"],
+        **others,
     )

@@ -17,7 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from jinja2 import TemplateError
 from safetensors import SafetensorError, safe_open
 
-from medmoe.errors import CheckpointError
+from medmoe.errors import CheckpointError, first_line
 from medmoe.model.adapter import WEIGHTS, base_of, check_adapter, with_adapter
 from medmoe.model.card import CARD, model_card
 from medmoe.model.committed import (
@@ -144,9 +144,9 @@ def read_processor(directory: Path) -> MedMoeProcessor:
             check_template(processor.chat_template)
             processor.apply_chat_template(conversation, add_generation_prompt=True)
     except (*_BROKEN, CheckpointError, TemplateError) as error:
-        reason = str(error).partition("\n")[0]
         raise CheckpointError(
-            f"{directory}: no usable processor ({reason}); save the model with its processor"
+            f"{directory}: no usable processor ({first_line(error)}); save the model with its "
+            "processor"
         ) from None
     return processor
 

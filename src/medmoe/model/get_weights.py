@@ -22,7 +22,7 @@ from typing import Any
 from medmoe.backbones.published import PUBLISHED, Published, weights_home
 from medmoe.backbones.registry import LANGUAGE_BACKBONES, VISION_BACKBONES
 from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
-from medmoe.errors import CheckpointError, ConfigError, MedMoeError, one_of
+from medmoe.errors import CheckpointError, ConfigError, MedMoeError, first_line, one_of
 from medmoe.model.committed import committed
 
 _KEPT = (".json", ".safetensors", ".model", ".txt", ".md", ".jinja")
@@ -168,7 +168,7 @@ def _from_hub(entry: LanguageBackbone | VisionBackbone, folder: Path) -> None:
         except MedMoeError:
             raise
         except Exception as error:  # of the hub, or of its HTTP library, which has changed before
-            reason = (str(error).strip().splitlines() or ["no network"])[0]
+            reason = first_line(error) or "no network"
             raise ConfigError(
                 f"cannot fetch {entry.hub_id} ({reason}); log in by `hf auth login` if it is gated"
                 + (", or use --from pypi" if entry.name in PUBLISHED else "")

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from medmoe.errors import CheckpointError
+from medmoe.errors import CheckpointError, first_line
 from medmoe.model.committed import MANIFEST, replaced_by
 
 CONFIG, PROVENANCE, ADAPTER = "config.json", "medmoe.json", "adapter_config.json"
@@ -206,10 +206,9 @@ def _snapshot(name: str, revision: str | None) -> Path:
     try:
         folder = snapshot_download(name, revision=revision, ignore_patterns=left_out)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise CheckpointError(
-            f"{name}: no such folder, and no model that the hub gives ({reason}); give a folder, "
-            "or fetch it into the cache where there is a network"
+            f"{name}: no such folder, and no model that the hub gives ({first_line(error)}); give "
+            "a folder, or fetch it into the cache where there is a network"
         ) from None
     return Path(folder)
 

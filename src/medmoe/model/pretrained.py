@@ -40,7 +40,7 @@ from medmoe.backbones.registry import (
 from medmoe.backbones.spec import LanguageBackbone, VisionBackbone, shortened
 from medmoe.backbones.templates import with_images
 from medmoe.config.schema import ModelSpec
-from medmoe.errors import CheckpointError, ConfigError
+from medmoe.errors import CheckpointError, ConfigError, first_line
 from medmoe.model.blind import BlindConfig, BlindModel, blinded
 from medmoe.model.convert.source import file_of, read_tensors
 from medmoe.model.efficientnet_lite import (
@@ -380,12 +380,11 @@ def _load(auto: Any, where: str, extra: dict[str, Any], config: Any, key: str) -
 
 
 def _unreachable(where: str, key: str, error: Exception) -> ConfigError:
-    reason = str(error).strip().partition("\n")[0]
     every: list[Any] = [*LANGUAGE_BACKBONES.values(), *VISION_BACKBONES.values()]
     name = next((entry.name for entry in every if entry.hub_id == where), "NAME")
     return ConfigError(
-        f"cannot load {where} ({reason}); get it by `medmoe weights get {name}` where there is a "
-        f"network, or use --set model.{key}=FOLDER"
+        f"cannot load {where} ({first_line(error)}); get it by `medmoe weights get {name}` where "
+        f"there is a network, or use --set model.{key}=FOLDER"
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -59,7 +59,12 @@ def upcycle(
     """
     _check_start(dense, moe_layers, init, meta_expert)
     config = moe_config(
-        dense.config, moe_layers, domains, num_experts_per_tok, router_layers, meta_expert
+        dense.config,
+        moe_layers=list(moe_layers),
+        domains=list(domains),
+        num_experts_per_tok=num_experts_per_tok,
+        router_layers=router_layers,
+        meta_expert=meta_expert,
     )
     with torch.random.fork_rng():  # every weight is overwritten: leave the caller's draws alone
         model = MedMoeForConditionalGeneration(config)
@@ -118,27 +123,13 @@ def take_experts(
         block.experts.load_state_dict(tuned.moe_blocks[index].experts.state_dict())
 
 
-def moe_config(
-    dense: MedMoeConfig,
-    layers: Sequence[int],
-    domains: Sequence[str],
-    top_k: int,
-    depth: int,
-    meta_expert: bool = True,
-) -> MedMoeConfig:
-    """Return a dense configuration with MoE layers added.
+def moe_config(dense: MedMoeConfig, **moe: Any) -> MedMoeConfig:
+    """Return a dense configuration with MoE layers added, by the fields of `MedMoeConfig`.
 
     Raises:
         ConfigError: The values break a rule of `MedMoeConfig`.
     """
-    values = {
-        "moe_layers": list(layers),
-        "domains": list(domains),
-        "num_experts_per_tok": top_k,
-        "router_layers": depth,
-        "meta_expert": meta_expert,
-    }
-    config: MedMoeConfig = MedMoeConfig.from_dict(dense.to_dict() | values)
+    config: MedMoeConfig = MedMoeConfig.from_dict(dense.to_dict() | moe)
     return config
 
 
@@ -150,26 +141,18 @@ def _move_ffn(
     init: UpcycleInit,
 ) -> None:
     """Rename one layer's FFN to its meta expert and stack E copies as the domain experts."""
-    kinds = ("weight",) if family.gated else ("weight", "bias")
     parts = {
-        f"{part}.{kind}": state.pop(f"{prefix}{part}.{kind}")
-        for part in family.parts
-        for kind in kinds
+        name: state.pop(f"{prefix}{name}") for names in family.stacks.values() for name in names
     }
     if config.meta_expert:
         meta = {f"{prefix}meta_expert.{name}": tensor.clone() for name, tensor in parts.items()}
         state.update(meta)
-    if init == "function_preserving":
-        last = family.parts[-1]
-        parts |= {f"{last}.{kind}": torch.zeros_like(parts[f"{last}.{kind}"]) for kind in kinds}
-    if family.gated:
-        gate_up = torch.cat([parts["gate_proj.weight"], parts["up_proj.weight"]])
-        stacks = {"gate_up_proj": gate_up, "down_proj": parts["down_proj.weight"]}
-    else:
-        stacks = {name.replace(".", "_"): tensor for name, tensor in parts.items()}
-    for name, tensor in stacks.items():
+    for stack, names in family.stacks.items():
+        tensor = torch.cat([parts[name] for name in names])
+        if init == "function_preserving" and names[0].startswith(family.parts[-1]):
+            tensor = torch.zeros_like(tensor)
         repeats = (config.num_experts, *[1] * tensor.dim())
-        state[f"{prefix}experts.{name}"] = tensor.unsqueeze(0).repeat(repeats)
+        state[f"{prefix}experts.{stack}"] = tensor.unsqueeze(0).repeat(repeats)
 
 
 def _gates(

@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -39,7 +37,7 @@ from pydicom.pixels.processing import apply_color_lut
 from medmoe.data.intake import codecs, display, facts
 from medmoe.data.intake.display import Background, Curve, Grey, Table, Values, WindowChoice
 from medmoe.data.intake.facts import ImageFacts, Window
-from medmoe.data.intake.limits import RAW_DEFLATE, Limits, inflated
+from medmoe.data.intake.limits import RAW_DEFLATE, Limits, inflated, or_else
 from medmoe.data.intake.raster import JPEG_END, jpeg_ends_early
 from medmoe.errors import ImageError
 
@@ -108,23 +106,15 @@ class Header:
         return self.samples == 3
 
 
-@contextmanager
-def _in_our_words() -> Iterator[None]:
-    """Raise for pydicom, whose errors are of every kind, and whose words quote values.
-
-    An element is read when it is first looked at: one that is damaged is found anywhere below.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        except (ImageError, MemoryError):
-            raise
-        except Exception:
-            raise _undecodable("its elements are damaged") from None
+def _undecodable(what: str) -> ImageError:
+    return ImageError("undecodable", f"damaged DICOM file: {what}; {_EXPORT}")
 
 
-@_in_our_words()
+#: An element is read when it is first looked at: one that is damaged is found anywhere below.
+_DAMAGED = _undecodable("its elements are damaged")
+
+
+@or_else(_DAMAGED)
 def read(
     data: bytes, limits: Limits, window: WindowChoice | None, frame: int | None
 ) -> tuple[Grey, ImageFacts]:
@@ -156,7 +146,7 @@ def read(
     elif header.photometric in _RGB and header.colour:
         pixels = _eight_bits(values, header.bits_stored)
     else:
-        raise ImageError("undecodable", "unknown photometric interpretation; export the file anew")
+        raise _undecodable("its photometric interpretation is unknown")
     pixels, apart = display.squared(pixels, _spacing(dataset, number) or _aspect(dataset), limits)
     return pixels, ImageFacts(
         format="dicom",
@@ -173,7 +163,7 @@ def read(
     )
 
 
-@_in_our_words()
+@or_else(_DAMAGED)
 def read_header(data: bytes, limits: Limits) -> tuple[Dataset, Header]:
     """Return the elements that are read of a file, and the checked description of its pixels.
 
@@ -319,19 +309,12 @@ def read_frame(dataset: Dataset, header: Header, frame: int) -> Values:
     """
     buffer = dataset[header.pixels].value
     options = _options(dataset, header)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            _check_whole_jpeg(buffer, header, frame, options)
-            values, _ = get_decoder(header.syntax).as_array(buffer, index=frame - 1, **options)
-        except (ImageError, MemoryError):
-            raise
-        except Exception:  # see above
-            syntax = header.syntax
-            if syntax in codecs.DECODER_DEPENDENCIES and not codecs.is_available(syntax):
-                name = f"{syntax.name} ({syntax}) of {header.bits_stored} bits"
-                raise _unsupported(name, _EXTRA) from None
-            raise _undecodable("its pixel data is damaged or cut short") from None
+    syntax, error = header.syntax, _undecodable("its pixel data is damaged or cut short")
+    if syntax in codecs.DECODER_DEPENDENCIES and not codecs.is_available(syntax):
+        error = _unsupported(f"{syntax.name} ({syntax}) of {header.bits_stored} bits", _EXTRA)
+    with or_else(error):
+        _check_whole_jpeg(buffer, header, frame, options)
+        values, _ = get_decoder(syntax).as_array(buffer, index=frame - 1, **options)
     return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
 
 
@@ -519,9 +502,7 @@ def _number(value: Any) -> float:
     try:
         return _decimal(_several(value)[0])
     except (TypeError, ValueError, IndexError):
-        raise ImageError(
-            "undecodable", "a number in the DICOM header is none; export the file anew"
-        ) from None
+        raise _undecodable("a number in the DICOM header is none") from None
 
 
 def _table(descriptor: Any, data: Any, header: Header) -> Table:
@@ -531,7 +512,7 @@ def _table(descriptor: Any, data: Any, header: Header) -> Table:
         descriptor: Its length, the value of its first entry, its bits.
         data: Its entries, as bytes or as numbers.
     """
-    wrong = ImageError("undecodable", "a lookup table of the DICOM file is damaged; export it anew")
+    wrong = _undecodable("its lookup table is damaged")
     if descriptor is None or data is None or len(descriptor) != 3:
         raise wrong
     count, first, bits = (int(number) for number in descriptor)
@@ -550,14 +531,8 @@ def _table(descriptor: Any, data: Any, header: Header) -> Table:
 def _palette(values: Values, dataset: Dataset, header: Header) -> Grey:
     """Return the colours of palette indices."""
     if "SegmentedRedPaletteColorLookupTableData" in dataset:
-        try:
+        with or_else(_undecodable("its palette is damaged")):
             colours = apply_color_lut(values, dataset)
-        except MemoryError:
-            raise
-        except Exception:  # see above
-            raise ImageError(
-                "undecodable", "a palette of the DICOM file is damaged; export it anew"
-            ) from None
         return _eight_bits(colours[..., :3], 8 * colours.dtype.itemsize)
     channels = []
     for colour in ("Red", "Green", "Blue"):
@@ -571,9 +546,5 @@ def _palette(values: Values, dataset: Dataset, header: Header) -> Grey:
 def _eight_bits(values: Values, bits: int) -> Grey:
     """Return RGB of 8 bits, the upper ones of more."""
     if values.dtype.kind == "i":
-        raise ImageError("undecodable", "colour of signed values; export the file anew")
+        raise _undecodable("its colours are signed values")
     return np.asarray(values >> max(0, bits - 8), dtype=np.uint8)
-
-
-def _undecodable(what: str) -> ImageError:
-    return ImageError("undecodable", f"damaged DICOM file: {what}; {_EXPORT}")

@@ -1,9 +1,15 @@
-"""What a picture may cost: its size before decoding, inflating, memory and time while decoding."""
+"""What a picture may cost: its size before decoding, inflating, memory and time while decoding.
+
+And what every reader does with the errors of a library (`or_else`).
+"""
 
 from __future__ import annotations
 
 import math
+import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -91,6 +97,19 @@ class Limits:
             f"{size}: at most {self.max_pixels:,} pixels and {self.max_side} a side are accepted; "
             "make the image smaller",
         )
+
+
+@contextmanager
+def or_else(error: ImageError) -> Iterator[None]:
+    """Raise an error for a library, whose own are of every kind, and whose words quote values."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except (ImageError, MemoryError):
+            raise
+        except Exception:  # anew: one that is raised again keeps the frames of the first time
+            raise ImageError(error.code, str(error)) from None
 
 
 GZIP = 31  # zlib's words for the container

@@ -20,7 +20,7 @@ from medmoe.data.intake import display
 from medmoe.data.intake.decode import NIFTI_SIZES, Request
 from medmoe.data.intake.display import Grey, Plane, Values
 from medmoe.data.intake.facts import ImageFacts, Window
-from medmoe.data.intake.limits import GZIP, GZIP_START, Limits, inflated
+from medmoe.data.intake.limits import GZIP, GZIP_START, Limits, inflated, or_else
 from medmoe.errors import ImageError
 
 _MAGIC_1, _MAGIC_2 = b"n+1\0", b"n+2\0"
@@ -122,17 +122,15 @@ def _open(data: bytes, limits: Limits, plane: Plane | None) -> _Volume:
             "no_pixel_data", "a NIfTI header whose pixels are in another file; give a .nii file"
         )
     if magic not in (_MAGIC_1, _MAGIC_2):
-        raise _malformed("its magic number is wrong")
+        raise ImageError(
+            "empty_or_malformed_image", "no NIfTI file: its magic number is wrong; export it anew"
+        )
     kind = nibabel.Nifti1Image if number == 1 else nibabel.Nifti2Image
-    try:
+    with or_else(_undecodable("its header is damaged")):
         image: Any = kind.from_bytes(data)
         shape = tuple(int(length) for length in image.shape)
         size = image.dataobj.dtype.itemsize
         offset = int(image.dataobj.offset)
-    except MemoryError:
-        raise
-    except Exception:  # nibabel raises of every kind
-        raise _undecodable("its header is damaged") from None
     if not shape or min(shape) < 1:
         raise _undecodable(f"its dimensions are {shape}")
     needed = size * int(np.prod(shape, dtype=object))
@@ -192,14 +190,10 @@ def _slice(volume: _Volume, number: int) -> Values:
     place: list[Any] = [slice(None)] * 3 + [0] * (len(volume.shape) - 3)
     place[through] = length - number if volume.flips[2] else number - 1
     stored = volume.image.dataobj
-    try:
+    with or_else(_undecodable("its voxels cannot be read")):
         if len(stored.shape) < 3:
             stored = np.asarray(stored).reshape(volume.shape)
         values = np.asarray(stored[tuple(place)])
-    except MemoryError:
-        raise
-    except Exception:  # nibabel raises of every kind
-        raise _undecodable("its voxels cannot be read") from None
     if values.dtype.fields:
         values = np.stack([values[channel] for channel in "RGB"], axis=-1)
     if values.dtype.kind not in "iufb":
@@ -224,10 +218,6 @@ def _display_range(volume: _Volume) -> Window | None:
     low, high = (float(volume.image.header[key]) for key in ("cal_min", "cal_max"))
     usable = -np.inf < low < high < np.inf
     return Window((low + high) / 2, high - low, "file") if usable else None
-
-
-def _malformed(what: str) -> ImageError:
-    return ImageError("empty_or_malformed_image", f"no NIfTI file: {what}; export it anew")
 
 
 def _undecodable(what: str) -> ImageError:

@@ -95,7 +95,7 @@ class _Worker:
             _GoneError: It ended.
             TimeoutError: It did not answer in time.
         """
-        head = asdict(request) | {"limits": asdict(self._limits)}
+        head = {"request": asdict(request), "limits": asdict(self._limits)}
         deadline = time.monotonic() + self._limits.wall_seconds
         try:
             self._channel.settimeout(self._limits.wall_seconds)

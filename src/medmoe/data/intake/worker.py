@@ -67,7 +67,7 @@ def _answer(channel: socket.socket, head: dict[str, Any], data: bytes) -> bool:
     """Decode one file and send what came of it; False where the process should end."""
     try:
         limits = Limits(**head["limits"])
-        decoded = _decode(data, _request(head), limits)
+        decoded = _decode(data, Request(**head["request"]), limits)
     except ImageError as error:
         protocol.send(channel, {"code": error.code, "message": str(error)})
     except MemoryError:
@@ -83,16 +83,6 @@ def _answer(channel: socket.socket, head: dict[str, Any], data: bytes) -> bool:
         head = {"shape": pixels.shape, "facts": decoded.facts.to_json()}
         protocol.send(channel, head, pixels.data.cast("B"))
     return True
-
-
-def _request(head: dict[str, Any]) -> Request:
-    window = head["window"]
-    return Request(
-        window=(window[0], window[1]) if isinstance(window, list) else window,
-        frame=head["frame"],
-        hint=head["hint"],
-        plane=head["plane"],
-    )
 
 
 def _decode(data: bytes, request: Request, limits: Limits) -> Decoded:

@@ -22,6 +22,14 @@ MODALITY_WORDS = {"ct": "ct", "mri": "mri", "pathology": "pathology", "xray": "x
 _PER_IMAGE = 8
 
 
+#: Which of the two, and whether it is one of them; sides are always those of the image.
+_SIDE = (
+    "Is the finding on the left or the right side of the image?",
+    "Is the finding on the {} side of the image?",
+)
+_SIZE = "Is the finding small or large?", "Is the finding {}?"
+
+
 class _Item(NamedTuple):
     """The fields of a record that an item decides, in their order."""
 
@@ -86,7 +94,8 @@ def _questions(plan: Plan, rng: np.random.Generator) -> list[_Item]:
     """Return the questions about one image, in random order."""
     items = [*_about_findings(plan, rng), *_presence(plan, rng)]
     if plan.side is not None and plan.size is not None:
-        items += [_side(plan.side, rng), _size(plan.size, rng)]
+        items.append(_which("side", plan.side, SIDES, _SIDE, rng))
+        items.append(_which("size", plan.size, SIZES, _SIZE, rng))
     general = list(_general(plan, rng))
     room = _PER_IMAGE - len(items)
     items += [general[int(n)] for n in rng.permutation(len(general))[:room]]
@@ -134,19 +143,15 @@ def _presence(plan: Plan, rng: np.random.Generator) -> Iterator[_Item]:
     yield _Item(question, "yes" if asked == plan.finding else "no", "closed", "presence")
 
 
-def _side(side: str, rng: np.random.Generator) -> _Item:
-    """Return a closed question about the side, always in the frame of the image."""
-    asked = _pick(rng, *SIDES, "")
+def _which(
+    kind: str,
+    answer: str,
+    choices: tuple[str, ...],
+    words: tuple[str, str],
+    rng: np.random.Generator,
+) -> _Item:
+    """Return a closed question about one of two choices: which it is, or whether it is this one."""
+    asked = _pick(rng, *choices, "")
     if not asked:
-        question = "Is the finding on the left or the right side of the image?"
-        return _Item(question, side, "closed", "side")
-    question = f"Is the finding on the {asked} side of the image?"
-    return _Item(question, "yes" if asked == side else "no", "closed", "side")
-
-
-def _size(size: str, rng: np.random.Generator) -> _Item:
-    """Return a closed question about the size."""
-    asked = _pick(rng, *SIZES, "")
-    if not asked:
-        return _Item("Is the finding small or large?", size, "closed", "size")
-    return _Item(f"Is the finding {asked}?", "yes" if asked == size else "no", "closed", "size")
+        return _Item(words[0], answer, "closed", kind)
+    return _Item(words[1].format(asked), "yes" if asked == answer else "no", "closed", kind)

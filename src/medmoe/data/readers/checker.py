@@ -142,6 +142,7 @@ class Checker:
         name = f"{self.name}/{text['id'] or number}"
         task = _one_word(text["task"], _TASK_NAMES, "task", where)
         kind = _one_word(text["answer_type"], _ANSWER_TYPES, "answer_type", where)
+        implied = _implied_task(text)
         record = Record(
             id=text["id"] if text["id"] and text["dataset"] else name,
             image=self._image(row, text, where, folder),
@@ -149,8 +150,9 @@ class Checker:
             answer=_spelt_as_option(answer, options, where) if answer else "",
             answer_type=kind
             or ("closed" if options or text["label"] else common.yes_no_type(answer)),
-            question_type=text["question_type"] or _kind(text, question, answer),
-            task=task or _implied_task(text),
+            question_type=text["question_type"]
+            or (common.question_word(question, answer) if implied == "vqa" else implied),
+            task=task or implied,
             dataset=text["dataset"] or self.name,
             split=split or of_file,
             licence=text["licence"] or self.licence,
@@ -306,12 +308,6 @@ def _spelt_as_option(answer: str, options: Sequence[str], where: str) -> str:
             f"{where}: answer {quoted(answer)} is none of the options {', '.join(options)}{hint}"
         )
     return answer
-
-
-def _kind(text: Mapping[str, str], question: str, answer: str) -> str:
-    if text["label"]:
-        return "classification"
-    return "caption" if text["caption"] else common.question_word(question, answer)
 
 
 def _implied_task(text: Mapping[str, str]) -> Task:

@@ -130,11 +130,12 @@ def unique(records: Iterable[Record], where: Path, bad: BadRows) -> list[Record]
     return list(first.values())
 
 
-def some(records: list[Record], where: Path) -> list[Record]:
-    """Return the records; a set without any is an error."""
-    if not records:
+def usable(records: Iterable[Record | None], where: Path, bad: BadRows) -> list[Record]:
+    """Return the records that are any, as `unique` does; a set without one is an error."""
+    kept = unique(filter(None, records), where, bad)
+    if not kept:
         raise DataError(f"{where}: no usable row in it; download the file again or add rows")
-    return records
+    return kept
 
 
 def only_values(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:

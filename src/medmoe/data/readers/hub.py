@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from medmoe.data.bad_rows import BadRows
-from medmoe.data.exchange import quiet_datasets
+from medmoe.data.exchange import read_rows
 from medmoe.data.readers import common
 from medmoe.data.readers.known_set import KnownSet
 from medmoe.data.schema import ImageRecord, Record
-from medmoe.errors import DataError, one_of
+from medmoe.errors import DataError
 
 
 def rows(folder: Path, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -26,24 +26,8 @@ def rows(folder: Path, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         DataError: There is no such split, or nothing can be read.
     """
-    from datasets import Image, load_dataset
-    from datasets.exceptions import DatasetsError
-
-    try:
-        with quiet_datasets():
-            dataset = load_dataset(str(folder), streaming=True)
-        if split not in dataset:
-            raise DataError(one_of(split, map(str, dataset), f"split of {folder}"))
-        data = dataset[split]
-        if data.features is not None and "image" in data.features:
-            data = data.cast_column("image", Image(decode=False))
-        for number, row in enumerate(data, 1):
-            yield f"{folder / 'data'} {split} row {number}", row
-    except (DatasetsError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(
-            f"{folder}: cannot be read as Parquet ({reason}); fetch it again"
-        ) from error
+    for number, row in enumerate(read_rows(folder, split), 1):
+        yield f"{folder / 'data'} {split} row {number}", row
 
 
 def read(
@@ -70,4 +54,4 @@ def read(
         asked = (texts["question"], texts["answer"], split)
         return known.record(f"{known.NAME}/{split}/{number}", image, *asked, place=place)
 
-    return common.some(list(bad.made(rows(folder, split), record)), folder)
+    return common.usable(bad.made(rows(folder, split), record), folder, bad)

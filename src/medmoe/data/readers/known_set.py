@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from medmoe.data.bad_rows import BadRows, collector
+from medmoe.data.bad_rows import BadRows
 from medmoe.data.readers import common
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.errors import DataError, one_of
@@ -43,7 +43,7 @@ class KnownSet(ABC):
         """
         if split not in self.SPLITS:
             raise DataError(one_of(split, self.SPLITS, f"split of {self.NAME}"))
-        return self.records(self._marker(root), split, collector(bad))
+        return self.records(self._marker(root), split, BadRows("first") if bad is None else bad)
 
     def _marker(self, root: Path) -> Path:
         """Return the first marker that is there; ``root`` may be the set's own folder too."""

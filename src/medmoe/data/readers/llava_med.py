@@ -56,10 +56,10 @@ class LlavaMed(KnownSet):
                 further=tuple(further),
             )
 
-        records = list(filter(None, bad.made(common.json_rows(marker), record)))
+        records = list(bad.made(common.json_rows(marker), record))
         if missing:
             bad.leave_out(f"{marker}: image not there", missing)
-        return common.some(common.unique(records, marker, bad), marker)
+        return common.usable(records, marker, bad)
 
 
 def _places(name: str, folder: str) -> tuple[str, ...]:

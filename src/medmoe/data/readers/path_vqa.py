@@ -59,7 +59,7 @@ class PathVqa(KnownSet):
             return self.record(f"{self.NAME}/{split}/{row}", images[name], *asked, place=where)
 
         rows = common.json_rows(common.require_part(path.parent, path.name, self.NAME))
-        return common.some(list(bad.made(rows, record)), path)
+        return common.usable(bad.made(rows, record), path, bad)
 
 
 SET = PathVqa()

@@ -64,7 +64,7 @@ class PmcVqa(KnownSet):
                 place=where,
             )
 
-        return common.some(list(bad.made(tables.rows(path, bad), record)), path)
+        return common.usable(bad.made(tables.rows(path, bad), record), path, bad)
 
 
 def _figures(folder: Path) -> dict[str, Path]:

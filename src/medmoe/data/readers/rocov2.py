@@ -62,8 +62,7 @@ class Rocov2(KnownSet):
             )
             return self.caption(image, text["Caption"], split, where)
 
-        records = bad.made(tables.rows(path, bad), record)
-        return common.some(common.unique(records, path, bad), path)
+        return common.usable(bad.made(tables.rows(path, bad), record), path, bad)
 
 
 def _modalities(path: Path, bad: BadRows) -> dict[str, str]:

@@ -75,8 +75,7 @@ class Slake(KnownSet):
                 place=where,
             )
 
-        records = list(filter(None, bad.made(common.json_rows(path), record)))
-        records = common.some(common.unique(records, path, bad), path)
+        records = common.usable(bad.made(common.json_rows(path), record), path, bad)
         if split == "train" and self.language == "en":
             records += self.captions(images.values(), split)
         return records

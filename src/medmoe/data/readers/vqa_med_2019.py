@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from medmoe.data.bad_rows import BadRows, collector
+from medmoe.data.bad_rows import BadRows
 from medmoe.data.readers import common, tables
 from medmoe.data.readers.known_set import KnownSet
 from medmoe.data.schema import ImageRecord, Record
@@ -189,7 +189,7 @@ def answered_modality(answer: str) -> str | None:
 
 def _labelled_modalities(path: Path, folder: str) -> dict[str, str]:
     name_of = {}
-    for where, row in tables.rows(path, collector(None)):
+    for where, row in tables.rows(path, BadRows("first")):
         text = common.fields(row, ("split", "image", "source"), where)
         if (text["split"], text["source"]) == (folder, "answer"):
             raw = common.fields(row, ("modality",), where)["modality"]

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from medmoe.data.bad_rows import collector
+from medmoe.data.bad_rows import BadRows
 from medmoe.data.readers.tables import CSV_SUFFIXES, any_rows
 from medmoe.errors import DataError
 
@@ -43,7 +43,7 @@ def read_rows(path: Path, what: str) -> list[Row]:
         DataError: The file cannot be read or is empty, a row is no JSON object, or a key stands
             twice in one.
     """
-    rows = list(any_rows(path, collector(None)))
+    rows = list(any_rows(path, BadRows("first")))
     if not rows:
         raise DataError(f"{path} holds no {what}; write one JSON object per line")
     if path.suffix.lower() not in CSV_SUFFIXES:

@@ -11,10 +11,9 @@ from typing import Any
 from accelerate import init_empty_weights
 from transformers.initialization import no_init_weights
 
-from medmoe.errors import CheckpointError, MedMoeError
+from medmoe.errors import CheckpointError, MedMoeError, first_line
 from medmoe.model.checkpoint import check_replaceable, save_model
 from medmoe.model.configuration_medmoe import MedMoeConfig
-from medmoe.model.convert.source import first_line
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.processing_medmoe import MedMoeProcessor
 
@@ -41,15 +40,15 @@ class Conversion:
     kind: str
     files: tuple[str, ...]
     tensors: int
-    moe_layers: tuple[int, ...]
-    domains: tuple[str, ...]
-    num_experts_per_tok: int
     vision_tower: str
-    router: str
     processor: str
-    filled: tuple[str, ...]
     dropped: tuple[str, ...]
     notes: tuple[str, ...]
+    moe_layers: tuple[int, ...] = ()
+    domains: tuple[str, ...] = ()
+    num_experts_per_tok: int = 0
+    router: str = "none: a dense model"
+    filled: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the account as JSON takes it."""

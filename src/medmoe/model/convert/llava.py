@@ -18,7 +18,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from medmoe.backbones.ffn import ffn_family
 from medmoe.backbones.spec import VisionBackbone
 from medmoe.backbones.templates import ASSISTANT_SYSTEM, chat_template
-from medmoe.errors import CheckpointError
+from medmoe.errors import CheckpointError, first_line
 from medmoe.model.build import IMAGE_TOKEN, build_processor
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.convert.conversion import (
@@ -32,7 +32,6 @@ from medmoe.model.convert.conversion import (
 from medmoe.model.convert.reference_keys import is_by_product
 from medmoe.model.convert.source import (
     check_finite,
-    first_line,
     read_weights,
     refuse_misfits,
 )
@@ -76,13 +75,8 @@ def load_llava(source: Path) -> Converted:
         kind=f"llava with {config.text_config.model_type}",
         files=weights.files,
         tensors=len(weights.tensors),
-        moe_layers=(),
-        domains=(),
-        num_experts_per_tok=0,
         vision_tower=f"from the checkpoint ({config.vision_config.model_type})",
-        router="none: a dense model",
         processor=origin,
-        filled=(),
         dropped=dropped,
         notes=()
         if bias is None

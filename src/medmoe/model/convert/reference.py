@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from medmoe.errors import CheckpointError, ConfigError
-from medmoe.model.build import build_processor
+from medmoe.model.build import build_processor, pair_config
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.convert.conversion import (
     NO_PROCESSOR,
@@ -94,20 +94,23 @@ def load_reference(
         model = _start_of_stage_3(model, file, k)
         notes.append(_STARTED)
     layers = tuple(model.config.moe_layers or ())
+    moe: dict[str, Any] = {
+        "moe_layers": layers,
+        "domains": tuple(model.config.domains or ()),
+        "num_experts_per_tok": k,
+        "router": f"from {file.path}, the same in every MoE layer" if file else _OWN_ROUTER,
+    }
     account = Conversion(
         source=str(source),
         kind=f"reference {config.model_type}",
         files=weights.files,
         tensors=len(weights.tensors),
-        moe_layers=layers,
-        domains=tuple(model.config.domains or ()) if layers else (),
-        num_experts_per_tok=k if layers else 0,
         vision_tower=tower.origin,
-        router=_router_origin(config, file),
         processor=NO_PROCESSOR if processor is None else "with the tokenizer of the folder",
         filled=filled,
         dropped=dropped,
         notes=(*notes, *([_UNKNOWN_DOMAINS] if layers else [])),
+        **(moe if layers else {}),
     )
     return Converted(model.eval(), processor, account)
 
@@ -121,6 +124,7 @@ _UNKNOWN_DOMAINS = (
     "which modality each domain expert stands for is not recorded by the reference: they are named "
     "expert_0, expert_1, ... in the order of the router's rows"
 )
+_OWN_ROUTER = "from the checkpoint"
 _STARTED = (
     "stage 2 with a router: made into the model that stage 3 starts from, every second layer with "
     "all of its experts and the meta expert copies of the FFN (the paper)"
@@ -185,7 +189,7 @@ def model_config(
         processor: Gives the image token's id; without one it is the first id beyond the
             vocabulary, so that no row of the vocabulary is taken.
     """
-    text, vision = dict(config.text), tower.vision
+    text = dict(config.text)
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")
     if processor is not None:
         text |= {key: getattr(processor.tokenizer, key) for key in ids}
@@ -197,14 +201,11 @@ def model_config(
             "num_experts_per_tok": top_k,
             "router_layers": router_layers,
         }
-    return MedMoeConfig(
-        vision_config=tower.config.to_dict(),
-        text_config=text,
+    return pair_config(
+        tower.config,
+        text,
+        tower.vision,
         image_token_index=text["vocab_size"] if processor is None else processor.image_token_id,
-        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
-        vision_feature_layer=vision.select_layer,
-        vision_feature_select_strategy=vision.select_strategy,
-        tie_word_embeddings=text["tie_word_embeddings"],
         lm_head_bias=config.backbone.lm_head_bias,
         **{key: text[key] for key in ids},
         **moe,
@@ -284,12 +285,6 @@ def _start_of_stage_3(
         router=file.state,
         router_layers=file.depth,
     )
-
-
-def _router_origin(config: ReferenceConfig, file: RouterFile | None) -> str:
-    if file is not None:
-        return f"from {file.path}, the same in every MoE layer"
-    return "from the checkpoint" if config.stage == 3 else "none: a dense model"
 
 
 def _expert_names(count: int) -> list[str]:

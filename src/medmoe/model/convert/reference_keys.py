@@ -12,6 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from medmoe.backbones.ffn import GATED, PLAIN
+
 Shape = tuple[int, ...]
 
 #: Our beginning of a name -> the reference's; the first that fits is taken.
@@ -28,14 +30,7 @@ _BLOCK = (
 )
 _EXPERTS = re.compile(r"(.*\.mlp\.)experts\.(\w+)")
 #: Our stack of experts -> the parts of one expert, in the order in which they are stacked.
-_PARTS = {
-    "gate_up_proj": ("gate_proj.weight", "up_proj.weight"),
-    "down_proj": ("down_proj.weight",),
-    "fc1_weight": ("fc1.weight",),
-    "fc1_bias": ("fc1.bias",),
-    "fc2_weight": ("fc2.weight",),
-    "fc2_bias": ("fc2.bias",),
-}
+_PARTS = {**GATED.stacks, **PLAIN.stacks}
 #: Computed from the config, not learned: older transformers wrote them into checkpoints.
 _BY_PRODUCTS = re.compile(r".*\.(rotary_emb\.(inv_freq|(cos|sin)_cached)|embeddings\.position_ids)")
 

@@ -186,11 +186,6 @@ def check_finite(source: Path, tensors: Mapping[str, Tensor]) -> None:
         )
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error of another library, without its full stop."""
-    return str(error).strip().partition("\n")[0].rstrip(".")
-
-
 def shown(names: Iterable[str]) -> str:
     """Return the first names of a list, and how many more there are."""
     names = list(names)

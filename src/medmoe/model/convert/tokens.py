@@ -11,9 +11,8 @@ from transformers import (
     TokenizersBackend,
 )
 
-from medmoe.errors import CheckpointError
+from medmoe.errors import CheckpointError, first_line
 from medmoe.model.build import IMAGE_TOKEN
-from medmoe.model.convert.source import first_line
 from medmoe.model.locate import read_json
 
 _WHOLE = "tokenizer.json"
