@@ -25,7 +25,7 @@ from pydicom.uid import (
 from tests.data import samples
 from tests.data.samples import dataset, dicom, floats, ramp, written
 
-from medmoe.data.intake import codecs
+from medmoe.data.intake import codecs, dicom_file
 from medmoe.data.intake import dicom as dicom_module
 from medmoe.data.intake.decode import Decoded, Request, decode
 from medmoe.data.intake.display import WINDOW_PRESETS
@@ -78,8 +78,8 @@ def show(data: bytes, **wanted: Any) -> Decoded:
 
 
 def stored(path: Path, frame: int = 1) -> np.ndarray:
-    found, header = dicom_module.read_header(path.read_bytes(), Limits())
-    return dicom_module.read_frame(found, header, frame)
+    found, header = dicom_file.read_header(path.read_bytes(), Limits())
+    return dicom_file.read_frame(found, header, frame)
 
 
 def odd(name: str) -> Path:
@@ -138,8 +138,8 @@ def test_102_of_107_odd_files_open_with_the_extra() -> None:
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_lossless_file_is_bit_equal_to_its_plain_twin(name: str) -> None:
     packed, plain = odd(name), odd(PAIRS[name])
-    _, header = dicom_module.read_header(plain.read_bytes(), Limits())
-    for frame in range(1, header.frames + 1):
+    _, header = dicom_file.read_header(plain.read_bytes(), Limits())
+    for frame in range(1, header.number_of_frames + 1):
         ours, twin = stored(packed, frame), stored(plain, frame)
         assert ours.dtype.kind == twin.dtype.kind
         assert np.array_equal(ours, twin)
@@ -214,7 +214,7 @@ def test_a_comma_that_may_mean_something_else_is_no_decimal_one(number: str) -> 
     def odd(**tags: Any) -> bytes:
         return dicom(**tags).replace(stand_in.encode(), number.encode())
 
-    with pytest.raises(ImageError, match="number in the DICOM header is none"):
+    with pytest.raises(ImageError, match="number in its header is none"):
         show(odd(RescaleSlope=stand_in))
     shown = show(odd(WindowCenter=stand_in, WindowWidth="400")).facts
     assert shown.warnings == ("window_ignored",)
