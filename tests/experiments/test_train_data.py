@@ -79,7 +79,7 @@ def test_without_captions_phase_1_aligns_on_the_questions_and_says_so(tmp_path: 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("phantom/dev", "unknown split of phantom 'dev'; choose one of: test, train, validation"),
+        ("phantom/dev", "unknown phantom split 'dev'; choose one of: test, train, validation"),
         ("vqa_rat/train", "unknown data set 'vqa_rat'; .* did you mean 'vqa_rad'"),
     ],
 )

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from medmoe.data.images import open_record
-from medmoe.data.schema import ImageRecord, Record, turns_of
+from medmoe.data.schema import ImageRecord, Record, spoken, turns_of
 from medmoe.errors import DataError, first_line, one_of
 from medmoe.files import write_json, write_text
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 Target = Literal["llama_factory", "swift", "trl"]
 IMAGE_MARK = "<image>"
-_ROLES = ("user", "assistant")
 
 #: Columns with plain text, in the order of the file.
 _OF_RECORD = (
@@ -45,11 +44,7 @@ def row_of(record: Record, image: object, target: Target = "llama_factory") -> d
     Args:
         image: The reference that stands in ``images``: a path, or ``{"bytes", "path"}``.
     """
-    messages = [
-        {"role": role, "content": text}
-        for turn in turns_of(record)
-        for role, text in zip(_ROLES, turn, strict=True)
-    ]
+    messages = [{"role": role, "content": text} for role, text in spoken(turns_of(record))]
     if target != "trl":
         messages[0]["content"] = f"{IMAGE_MARK}\n{messages[0]['content']}"
     return {

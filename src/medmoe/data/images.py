@@ -172,7 +172,6 @@ def read_file(path: Path, limits: Limits) -> bytes:
 
 
 def _from_pixels(pixels: Pixels) -> Image.Image:
-    """Return reader pixels as an image."""
     grey_or_rgb = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
     if pixels.dtype != np.uint8 or not grey_or_rgb or not pixels.size:
         raise ImageError(

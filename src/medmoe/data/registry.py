@@ -91,7 +91,7 @@ def read(name: str | Path, root: Path, split: str, bad: BadRows | None = None) -
     Raises:
         DataError: The name or the split is unknown, or the files are missing or malformed.
     """
-    return reader_of(name).read(root, common.split_name(split), bad)
+    return parse_set(name)[0].read(root, common.split_name(split), bad)
 
 
 def read_splits(
@@ -161,11 +161,6 @@ def parse_sets(name: str | Path, *, allow_outside: bool = False) -> tuple[list[R
             raise DataError(f"{path}: no such file or folder; give a table or a folder of pictures")
         raise DataError(one_of(text, READERS, "data set"))
     return _at(path, allow_outside), common.split_name(split) or None
-
-
-def reader_of(name: str | Path) -> Reader:
-    """Return the reader of a set by name or path, as `parse_set` does."""
-    return parse_set(name)[0]
 
 
 def _at(path: Path, allow_outside: bool) -> list[Reader]:

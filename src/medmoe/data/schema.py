@@ -91,3 +91,8 @@ def question_text(record: Record) -> str:
 def turns_of(record: Record) -> tuple[tuple[str, str], ...]:
     """Return question, as asked, and answer of each turn of a record."""
     return ((question_text(record), record.answer), *record.further)
+
+
+def spoken(turns: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return role and text of what was said in turns of question and answer."""
+    return [part for turn in turns for part in zip(("user", "assistant"), turn, strict=True)]

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import TokenizersBackend
 
+from medmoe.data.schema import spoken
 from medmoe.errors import ConfigError, DataError
 
 _MAX_KEPT_PROMPTS = 50_000
@@ -64,7 +65,7 @@ class ConversationTokenizer:
         if key not in self._prompts:
             if len(self._prompts) >= _MAX_KEPT_PROMPTS:  # a server is asked without end
                 self._prompts.clear()
-            asked = [*_spoken(earlier), ("user", question)]
+            asked = [*spoken(earlier), ("user", question)]
             self._prompts[key] = self.conversation(asked, with_image=with_image)
         return self._prompts[key]
 
@@ -110,7 +111,7 @@ class ConversationTokenizer:
 
     def text_only(self, turns: Sequence[tuple[str, str]]) -> tuple[int, ...]:
         """Return the ids of a whole conversation, of questions and answers, without an image."""
-        said = _spoken(turns)
+        said = spoken(turns)
         text = self._rendered(said, with_image=False, answered=True)
         return tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
 
@@ -173,11 +174,6 @@ class ConversationTokenizer:
 
     def _prefix_length(self, ids: Sequence[int]) -> int:
         return len(ids) - tuple(reversed(ids)).index(self._image_id)
-
-
-def _spoken(turns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return role and text of what was said in turns of question and answer."""
-    return [part for turn in turns for part in zip(("user", "assistant"), turn, strict=True)]
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> TokenizersBackend:

@@ -22,12 +22,11 @@ from medmoe.data import registry
 from medmoe.data.bad_rows import BadRows
 from medmoe.data.leakage import Leak, drop_near_duplicates, refuse_leaks
 from medmoe.data.near_duplicates import fingerprints
-from medmoe.data.phantom import SPLITS as PHANTOM_SPLITS
 from medmoe.data.phantom import read_phantom
 from medmoe.data.readers.common import hash_share
 from medmoe.data.schema import ImageRecord, Record, Task, images_of
 from medmoe.domains import domain_of
-from medmoe.errors import DataError, one_of
+from medmoe.errors import DataError
 from medmoe.model.pretrained import vision_of
 from medmoe.training.phases.phase2_router import choose_labelled
 
@@ -397,8 +396,6 @@ class _Sets:
             )
 
     def _phantom(self, split: str) -> list[Record]:
-        if split not in PHANTOM_SPLITS:
-            raise DataError(one_of(split, PHANTOM_SPLITS, "split of phantom"))
         size = vision_of(self._spec.model).image_size
         data = self._spec.data
         count = data.phantom_images if split == "train" else data.phantom_test_images

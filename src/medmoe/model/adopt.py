@@ -160,7 +160,6 @@ def _merge(
     base: Path | str | None,
     processor: Path | str | None,
 ) -> Adopted:
-    """Write the model that an adapter makes of its base."""
     if out is None:
         raise ConfigError(f"{folder} is an adapter; give the merged model a folder by --out DIR")
     below = base_of(folder) if base is None else find_model(base)

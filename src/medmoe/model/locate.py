@@ -175,7 +175,6 @@ def _part(folder: Path) -> str | None:
 
 
 def _without_config(folder: Path) -> str:
-    """Say what a folder without a model's config is."""
     phases = sorted(path.parent for path in folder.glob("*/model"))
     if phases:
         names = ", ".join(path.name for path in phases)

@@ -170,8 +170,13 @@ def _gates(
             f"there are {len(gates)} routers for {len(shapes)} MoE layers; "
             "give one for all layers, or one for each"
         )
-    for gate, shape in zip(gates, shapes, strict=True):
-        _check_router(gate, shape)
+    for gate, state in zip(gates, shapes, strict=True):
+        given, wanted = ({name: tuple(t.shape) for name, t in one.items()} for one in (gate, state))
+        if given != wanted:
+            raise ConfigError(
+                f"the router has the tensors {given}, this model needs {wanted}; "
+                "train a router on this phase-2 model"
+            )
     return gates
 
 
@@ -183,13 +188,3 @@ def _random_router(shapes: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]
         else torch.randn(t.shape, generator=generator) * 0.02
         for name, t in shapes.items()
     }
-
-
-def _check_router(router: Mapping[str, Tensor], shapes: Mapping[str, Tensor]) -> None:
-    given = {name: tuple(tensor.shape) for name, tensor in router.items()}
-    wanted = {name: tuple(tensor.shape) for name, tensor in shapes.items()}
-    if given != wanted:
-        raise ConfigError(
-            f"the router has the tensors {given}, this model needs {wanted}; "
-            "train a router on this phase-2 model"
-        )

@@ -92,19 +92,19 @@ def test_the_one_table_of_a_folder_is_found_by_the_folder(tmp_path: Path) -> Non
     path = write(tmp_path / "clinic", FULL, "data.csv")
     assert find(path.parent) == Own(path)
     assert len(registry.read(path.parent, tmp_path, "train")) == 2
-    assert registry.reader_of(str(path)).NAME == "clinic"
+    assert registry.parse_set(str(path))[0].NAME == "clinic"
     write(path.parent, FULL, "other.jsonl")
     with pytest.raises(DataError, match=r"several tables \(data\.csv, other\.jsonl\)"):
-        registry.reader_of(path.parent)
+        registry.parse_set(path.parent)
 
 
 def test_a_path_that_is_no_data_says_what_is_wanted(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"neither a table .* nor a folder .*your_own_data\.md"):
-        registry.reader_of(tmp_path)
+        registry.parse_set(tmp_path)
     with pytest.raises(DataError, match="no such file or folder"):
-        registry.reader_of(tmp_path / "gone.csv")
+        registry.parse_set(tmp_path / "gone.csv")
     with pytest.raises(DataError, match=r"unknown data set 'vqarad'.*did you mean 'vqa_rad'"):
-        registry.reader_of("vqarad")
+        registry.parse_set("vqarad")
 
 
 def test_a_split_that_no_row_names_lists_those_that_are(tmp_path: Path) -> None:

@@ -219,7 +219,6 @@ def _table(descriptor: Any, data: Any, header: Header) -> Table:
 
 
 def _palette(values: Values, dataset: Dataset, header: Header) -> Grey:
-    """Return the colours of palette indices."""
     if "SegmentedRedPaletteColorLookupTableData" in dataset:
         with or_else(undecodable("its palette is damaged")):
             colours = apply_color_lut(values, dataset)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import cast
 
 from medmoe.data.phantom import ct, mri, pathology, questions, xray
 from medmoe.data.phantom.anatomy import SPLITS, Split
@@ -30,7 +31,7 @@ _DRAW: dict[str, Callable[..., Pixels]] = {
 }
 
 
-def read_phantom(split: Split, count: int, *, seed: int, size: int = 64) -> list[Record]:
+def read_phantom(split: str, count: int, *, seed: int, size: int = 64) -> list[Record]:
     """Return the records of the first images of a split.
 
     Image i of a split depends on the seed, the split and i only. Each image has one caption record,
@@ -46,8 +47,7 @@ def read_phantom(split: Split, count: int, *, seed: int, size: int = 64) -> list
         DataError: The split is unknown.
         ConfigError: Count or seed is negative, or the size too small to show the findings.
     """
-    _check(split, count, seed, size)
-    return list(_drawn(split, count, seed, size))
+    return list(_drawn(_checked(split, count, seed, size), count, seed, size))
 
 
 # A run trains, scores and takes baselines from the same pictures; thousands take many seconds.
@@ -75,7 +75,7 @@ def draw_plan(
     return _DRAW[plan.domain](plan, canvas(size), rng, findings, noise)
 
 
-def _check(split: str, count: int, seed: int, size: int) -> None:
+def _checked(split: str, count: int, seed: int, size: int) -> Split:
     if split not in SPLITS:
         raise DataError(one_of(split, SPLITS, "phantom split"))
     for name, value in (("count", count), ("seed", seed)):
@@ -86,3 +86,4 @@ def _check(split: str, count: int, seed: int, size: int) -> None:
             f"phantom size ({size}) must be at least {_SMALLEST} pixels to show its findings; "
             f"use size={_SMALLEST} or more"
         )
+    return cast(Split, split)

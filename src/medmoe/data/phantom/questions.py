@@ -91,7 +91,6 @@ def _caption(plan: Plan, rng: np.random.Generator) -> str:
 
 
 def _questions(plan: Plan, rng: np.random.Generator) -> list[_Item]:
-    """Return the questions about one image, in random order."""
     items = [*_about_findings(plan, rng), *_presence(plan, rng)]
     if plan.side is not None and plan.size is not None:
         items.append(_which("side", plan.side, SIDES, _SIDE, rng))
@@ -103,7 +102,6 @@ def _questions(plan: Plan, rng: np.random.Generator) -> list[_Item]:
 
 
 def _general(plan: Plan, rng: np.random.Generator) -> Iterator[_Item]:
-    """Yield what can be asked about any image."""
     modality = _pick(rng, "Which modality is this?", "What is the modality of this image?")
     yield _Item(modality, MODALITY_WORDS[plan.domain], "open", "modality")
     view = _pick(rng, "Which view is shown?", "What is the view of this image?")

@@ -101,7 +101,6 @@ def turns_of(row: Row, where: str, needs_answers: bool = True) -> list[tuple[str
 
 
 def _said(row: Row, where: str) -> list[tuple[str, str]]:
-    """Return role and text of all that is said."""
     for name in _LISTS:
         if row.get(name):
             return [_turn(turn, name, where) for turn in _list(row[name], name, where)]

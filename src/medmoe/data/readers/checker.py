@@ -142,7 +142,7 @@ class Checker:
         name = f"{self.name}/{text['id'] or number}"
         task = _one_word(text["task"], _TASK_NAMES, "task", where)
         kind = _one_word(text["answer_type"], _ANSWER_TYPES, "answer_type", where)
-        implied = _implied_task(text)
+        said: Task = "classification" if text["label"] else "caption" if text["caption"] else "vqa"
         record = Record(
             id=text["id"] if text["id"] and text["dataset"] else name,
             image=self._image(row, text, where, folder),
@@ -151,8 +151,8 @@ class Checker:
             answer_type=kind
             or ("closed" if options or text["label"] else common.yes_no_type(answer)),
             question_type=text["question_type"]
-            or (common.question_word(question, answer) if implied == "vqa" else implied),
-            task=task or implied,
+            or (common.question_word(question, answer) if said == "vqa" else said),
+            task=task or said,
             dataset=text["dataset"] or self.name,
             split=split or of_file,
             licence=text["licence"] or self.licence,
@@ -218,7 +218,6 @@ class Checker:
         return image
 
     def _source(self, row: Row, where: str, folder: Path) -> tuple[Path | bytes, str]:
-        """Return a picture and a name for it."""
         references = chat.image_references(row, where)
         if not references and row.get("images") is None:
             raise DataError(f"{where}: empty image; name its file or remove the row")
@@ -308,10 +307,6 @@ def _spelt_as_option(answer: str, options: Sequence[str], where: str) -> str:
             f"{where}: answer {quoted(answer)} is none of the options {', '.join(options)}{hint}"
         )
     return answer
-
-
-def _implied_task(text: Mapping[str, str]) -> Task:
-    return "classification" if text["label"] else "caption" if text["caption"] else "vqa"
 
 
 def _labels(text: str, where: str) -> dict[str, str]:

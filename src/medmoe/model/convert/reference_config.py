@@ -194,7 +194,6 @@ def setting(raw: Mapping[str, Any], name: str, default: Any, path: Path) -> Any:
 
 
 def _moe(moe: Any, path: Path) -> tuple[tuple[int, ...], int, int]:
-    """Return layers, experts and k of a config's MoE part."""
     moe = moe if isinstance(moe, dict) else {}
     layers, counts, top_k = (moe.get(k) for k in ("moe_layers_idx", "num_experts", "top_k_experts"))
     if not _whole(layers) or not _whole(counts) or not _whole([top_k]):
