@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import cast
 
 from medmoe.data.phantom import ct, mri, pathology, questions, xray
 from medmoe.data.phantom.anatomy import SPLITS, Split
@@ -86,4 +85,4 @@ def _checked(split: str, count: int, seed: int, size: int) -> Split:
             f"phantom size ({size}) must be at least {_SMALLEST} pixels to show its findings; "
             f"use size={_SMALLEST} or more"
         )
-    return cast(Split, split)
+    return split
