@@ -42,7 +42,8 @@ def read_json(data: bytes) -> Any:
             text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_int=_integer
         )
         if "\\u" in text:  # half of a character can only come by an escape
-            json.dumps(content, ensure_ascii=False).encode()
+            for piece in json.JSONEncoder(ensure_ascii=False).iterencode(content):
+                piece.encode()
     except ValueError as error:
         reason = str(error) if isinstance(error, _JsonError) else "see RFC 8259"
         raise ProblemError(
