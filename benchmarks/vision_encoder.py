@@ -24,7 +24,8 @@ def plain_layer(conv: SameConv, x: Tensor, *, relu: bool = True) -> Tensor:
     """Return a convolution, its batch norm and its activation, one after the other."""
     kernel, stride, side = conv.kernel_size[0], conv.stride[0], x.shape[-1]
     total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
-    x = functional.pad(x, (total // 2, total - total // 2) * 2)
+    if total:
+        x = functional.pad(x, (total // 2, total - total // 2) * 2)
     x = functional.conv2d(x, conv.weight.contiguous(), None, stride, groups=conv.groups)
     zero, one = torch.zeros(x.shape[1]), torch.ones(x.shape[1])
     x = functional.batch_norm(x, zero, one - EPSILON, one, conv.bias, eps=EPSILON)
