@@ -107,20 +107,20 @@ def test_score_rows_of_a_multi_label_task_equal_the_evaluator(
         records.append(record)
         predictions.append(Prediction(record.id, "yes" if scores[1] > 0 else "no", None, scores))
     rows = {
-        (row.subset, row.metric): row
+        (row["subset"], row["metric"]): row
         for row in score_task(
             system="moe", task="chestmnist", split="test", records=records,
             predictions=predictions, train_records=(), seed=1,
         )
     }  # fmt: skip
     official = evaluator("chestmnist", truth).evaluate(1 / (1 + np.exp(-logits)))
-    assert rows["all", "auc"].value == pytest.approx(100 * official.AUC, abs=1e-6)
-    assert rows["all", "accuracy"].value == pytest.approx(100 * official.ACC, abs=1e-6)
+    assert rows["all", "auc"]["value"] == pytest.approx(100 * official.AUC, abs=1e-6)
+    assert rows["all", "accuracy"]["value"] == pytest.approx(100 * official.ACC, abs=1e-6)
     side = cells_of(score_table(records, predictions, wanted=("label_score",), multi_label=True))
     cells = side["protocols"]["label_score"]["all"]
-    assert cells["auc"]["value"] == rows["all", "auc"].value
-    means = [rows[name, "auc"].value for name in names]
-    assert rows["all", "auc"].value == pytest.approx(np.mean(means), abs=1e-5)
+    assert cells["auc"]["value"] == rows["all", "auc"]["value"]
+    means = [rows[name, "auc"]["value"] for name in names]
+    assert rows["all", "auc"]["value"] == pytest.approx(np.mean(means), abs=1e-5)
 
 
 def test_recorded_predictions_on_pneumoniamnist_equal_the_evaluator(

@@ -165,7 +165,7 @@ def test_predictions_on_disk_score_to_the_same_rows(run: Run) -> None:
                 if (row["system"], row["task"], row["control"]) == (system, name, control)
             ]
             assert again
-            assert all(row.to_dict() in rows for row in again)
+            assert all(row in rows for row in again)
 
 
 def test_eval_of_the_model_asks_and_scores_what_the_report_did(run: Run, tmp_path: Path) -> None:

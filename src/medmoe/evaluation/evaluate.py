@@ -79,7 +79,7 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
         **({"corruptions": worse} if worse else {}),
         **({"pairs": pairs} if pairs else {}),
         "notes": [*circumstances["notes"], *unasked(pairs)],
-        "scores": [row.to_dict() for row in rows],
+        "scores": rows,
     }
     write_json(plan.out / "summary.json", summary)
     asked = [record for task in plan.tasks for record in task.records]
@@ -129,7 +129,7 @@ def _score_rows(
     )
     scored = f"{task.spec.dataset}/{task.split}"
     shared = (provenance(plan.model).get("shared_images") or {}).get(scored)
-    return [replace(row, shared_images=shared) for row in rows]
+    return rows if shared is None else [row | {"shared_images": shared} for row in rows]
 
 
 def _control_rows(plan: EvalPlan, task: TaskRecords, asker: Asker) -> list[ScoreRow]:

@@ -209,7 +209,7 @@ def score_summary(results: Sequence[Mapping[str, Any]], rows: Sequence[ScoreRow]
     return {
         "data": ", ".join(dict.fromkeys(str(result["truth"]) for result in results)),
         "seed": results[0]["seed"],
-        "scores": [row.to_dict() for row in rows],
+        "scores": list(rows),
         "reliability": {
             str(result["predictions"]): result["reliability"]
             for result in results

@@ -147,8 +147,8 @@ def test_predictions_can_be_scored_as_they_are(engine: MedMoe, features: Tensor)
             train_records=[],
             seed=1,
         )
-        assert protocol in {row.protocol for row in rows}
-        assert max(row.n for row in rows) == len(records)
+        assert protocol in {row["protocol"] for row in rows}
+        assert max(row["n"] for row in rows) == len(records)
 
 
 def test_an_image_that_was_not_encoded_is_our_own_mistake(engine: MedMoe, features: Tensor) -> None:

@@ -98,9 +98,9 @@ def test_metrics_are_those_of_the_file_and_their_means_our_scores(at: Path, name
         predictions=[Prediction(r.id, text) for r, text in zip(records, said, strict=True)],
     )  # fmt: skip
     ours = {
-        f"{row.protocol}_{row.subset}_{row.metric}": row.value
+        "{protocol}_{subset}_{metric}".format_map(row): row["value"]
         for row in rows
-        if row.subset in ("closed", "open", "all")
+        if row["subset"] in ("closed", "open", "all")
     }
     assert {metric: means[metric](each) for metric, each in scores.items()} == ours
     assert means.keys() == ours.keys()

@@ -57,11 +57,12 @@ def test_rows_of_a_breakdown_have_their_own_n_and_table(records: list[Record]) -
         predictions=[Prediction(r.id, r.answer) for r in records],
         train_records=records, seed=7, subsets=breakdowns(records),
     )  # fmt: skip
-    found = {(row.subset, row.metric): row for row in rows if row.protocol == "strict"}
-    assert (found["modality:ct", "accuracy"].n, found["modality:ct", "accuracy"].value) == (2, 100)
-    assert found["answer_length:2-3", "accuracy"].n == 1
-    assert found["modality:ct", "accuracy"].constant_baseline is not None
-    tables = dict(results([row.to_dict() for row in rows]).tables)
+    found = {(r["subset"], r["metric"]): r for r in rows if r["protocol"] == "strict"}
+    of_ct = found["modality:ct", "accuracy"]
+    assert (of_ct["n"], of_ct["value"]) == (2, 100)
+    assert found["answer_length:2-3", "accuracy"]["n"] == 1
+    assert of_ct["constant_baseline"] is not None
+    tables = dict(results(rows).tables)
     parts = tables["By modality, organ and length of the answer"].rows
     named = {row[1].split()[0] for row in parts}
     assert named == {name.split()[0] for name in breakdowns(records)}
@@ -79,5 +80,5 @@ def test_a_classification_is_broken_down_too(make_record: Make) -> None:
         predictions=[Prediction(r.id, "ill", None, (0.0, 1.0)) for r in records],
         train_records=(), seed=7, subsets=breakdowns(records),
     )  # fmt: skip
-    counts = {row.subset: row.n for row in rows if row.metric == "accuracy"}
+    counts = {row["subset"]: row["n"] for row in rows if row["metric"] == "accuracy"}
     assert counts == {"all": 3, "modality:ct": 2, "modality:mri": 1}

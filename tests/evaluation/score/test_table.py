@@ -10,16 +10,23 @@ from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, DataError
 from medmoe.evaluation.files.predictions import Prediction, by_image
 from medmoe.evaluation.protocols import PROTOCOLS
-from medmoe.evaluation.score.rows import ScoreRow, score_task
+from medmoe.evaluation.score.rows import score_task
 from medmoe.evaluation.statistics import clustered_bootstrap, wilson
 
 Make = Callable[..., Record]
 Key = tuple[str, str, str]
 
 
+class Row(dict[str, Any]):
+    """A score row whose values are attributes too, None where the row leaves one out."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self.get(name)
+
+
 def score(
     records: Sequence[Record], texts: Sequence[str], train: Sequence[Record] = (), **more: Any
-) -> dict[Key, ScoreRow]:
+) -> dict[Key, Row]:
     arguments: dict[str, Any] = {
         "system": "moe",
         "task": "hand_made_vqa",
@@ -29,7 +36,7 @@ def score(
         "train_records": train,
         "seed": 7,
     }
-    rows = score_task(**arguments | more)
+    rows = [Row(row) for row in score_task(**arguments | more)]
     found = {(row.subset, row.protocol, row.metric): row for row in rows}
     assert len(found) == len(rows)
     return found
@@ -104,7 +111,7 @@ def test_rows_of_a_vqa_task(records: list[Record]) -> None:
 
 
 def test_rows_are_those_of_the_summary_file(records: list[Record]) -> None:
-    row = score(records, TEXTS, control="blank")["closed", "strict", "accuracy"].to_dict()
+    row = score(records, TEXTS, control="blank")["closed", "strict", "accuracy"]
     identity = {"system", "task", "split", "subset", "protocol", "metric", "control"}
     baselines = {"constant_baseline", "constant_chosen_on", "question_only_baseline", "blind_twin"}
     assert set(row) == identity | {"value", "low", "high", "n", "share"} | baselines
@@ -154,7 +161,7 @@ def test_one_image_gives_a_value_without_an_interval(make_record: Make) -> None:
     records = [make_record("a", "yes", image="x"), make_record("b", "no", image="x")]
     row = score(records, ["yes", "yes"])["closed", "strict", "accuracy"]
     assert (row.value, row.low, row.high) == (50.0, None, None)
-    assert row.note == row.to_dict()["note"] == "one image only: no interval"
+    assert row.note == "one image only: no interval"
 
 
 def test_baselines_stand_beside_each_score(records: list[Record], train: list[Record]) -> None:
@@ -266,7 +273,7 @@ def test_wrong_use_is_refused(records: list[Record], make_record: Make) -> None:
 
 def classify(
     records: Sequence[Record], scores: Sequence[tuple[float, ...]], train: Sequence[Record] = ()
-) -> dict[Key, ScoreRow]:
+) -> dict[Key, Row]:
     predictions = [
         Prediction(r.id, "", option_scores=s) for r, s in zip(records, scores, strict=True)
     ]
@@ -302,7 +309,7 @@ def test_one_class_only_gives_accuracy_and_a_null_auc_with_the_reason(items: lis
     assert found["all", "label_score", "accuracy"].value == 100.0
     auc = found["all", "label_score", "auc"]
     assert (auc.value, auc.low, auc.constant_baseline, auc.n) == (None, None, None, 30)
-    assert auc.to_dict()["note"] == ("one class only in the truth (label 1): AUC is not defined")
+    assert auc.note == ("one class only in the truth (label 1): AUC is not defined")
 
 
 def test_several_findings_are_scored_apart_where_their_options_differ(

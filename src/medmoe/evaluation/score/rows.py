@@ -7,7 +7,6 @@ percent. Nothing is computed here: `medmoe.evaluation.score.table` does.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from medmoe.data.schema import Record
@@ -22,51 +21,9 @@ from medmoe.evaluation.tasks import TASKS
 
 _HEADLINE = ("strict", "reference")
 #: Keys of a row that stand in the file only where they say something.
-_OPTIONAL = ("constant_chosen_on", "note", "shared_images")
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreRow:
-    """One score with all that is needed to judge it; numbers in percent.
-
-    Attributes:
-        subset: ``closed``, ``open``, ``all``, a question type or another part of the questions.
-        value: None where the metric is not defined; ``note`` then says why.
-        low: Lower end of the interval, ``high`` the upper one; None where there is none.
-        constant_baseline: The best constant answer as chosen on the training records.
-        question_only_baseline: The most frequent training answer to the question's words.
-        blind_twin: Score of the same recipe trained without pictures; None where there is none.
-        share: ``{value, low, high}`` of the score − its twin's, None as ``blind_twin``.
-        control: None, or what was done to the images: a name of `CONTROLS`.
-        constant_chosen_on: ``scored answers`` where there were no training answers of the subset:
-            the constant baseline is then an upper bound. None elsewhere.
-        shared_images: Scored pictures that were also trained on, where that was allowed by name or
-            by ``--allow-leak``.
-    """
-
-    system: str
-    task: str
-    split: str
-    subset: str
-    protocol: str
-    metric: str
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
-    constant_baseline: float | None = None
-    question_only_baseline: float | None = None
-    blind_twin: float | None = None
-    share: Mapping[str, float | None] | None = None
-    control: str | None = None
-    constant_chosen_on: str | None = None
-    note: str | None = None
-    shared_images: int | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the row of ``summary.json``."""
-        row = asdict(self)
-        return {k: v for k, v in row.items() if v is not None or k not in _OPTIONAL}
+_OPTIONAL = ("constant_chosen_on", "note")
+#: One score with all that is needed to judge it, as `rows_of` returns it.
+ScoreRow = dict[str, Any]
 
 
 def score_task(
@@ -134,34 +91,46 @@ def rows_of(
     control: str | None = None,
     places: Sequence[Place] = ("summary",),
 ) -> list[ScoreRow]:
-    """Return the cells of a table as rows.
+    """Return the cells of a table as rows of ``summary.json``; numbers in percent.
 
     Args:
+        control: None, or what was done to the images: a name of `CONTROLS`.
         places: The cells to return, by the place of their measure.
+
+    Returns:
+        ``system``, ``task``, ``split``, ``control``, and of each `Cell` ``subset``, ``protocol``,
+        ``metric``, ``value``, ``low``, ``high``, ``n`` and ``blind_twin``;
+        ``constant_baseline``: the best constant answer as chosen on the training records;
+        ``question_only_baseline``: the most frequent training answer to the question's words;
+        ``share``: ``{value, low, high}`` of the score − its twin's, None as ``blind_twin``. Only
+        where they say something: ``note``, why a value is not defined, and
+        ``constant_chosen_on``, ``scored answers`` where there were no training answers of the
+        subset: the constant baseline is then an upper bound.
     """
-    return [
-        ScoreRow(
-            system=system,
-            task=task,
-            split=split,
-            subset=cell.subset,
-            protocol=cell.measure.protocol,
-            metric=cell.measure.metric,
-            value=cell.value,
-            low=cell.low,
-            high=cell.high,
-            n=cell.n,
-            constant_baseline=None if cell.constant is None else cell.constants[cell.constant],
-            question_only_baseline=cell.question_only,
-            blind_twin=cell.blind_twin,
-            share=_share(cell),
-            control=control,
-            constant_chosen_on=None if cell.on_train else "scored answers",
-            note=cell.note,
-        )
+    rows: list[ScoreRow] = [
+        {
+            "system": system,
+            "task": task,
+            "split": split,
+            "subset": cell.subset,
+            "protocol": cell.measure.protocol,
+            "metric": cell.measure.metric,
+            "value": cell.value,
+            "low": cell.low,
+            "high": cell.high,
+            "n": cell.n,
+            "constant_baseline": None if cell.constant is None else cell.constants[cell.constant],
+            "question_only_baseline": cell.question_only,
+            "blind_twin": cell.blind_twin,
+            "share": _share(cell),
+            "control": control,
+            "constant_chosen_on": None if cell.on_train else "scored answers",
+            "note": cell.note,
+        }
         for cell in table.cells
         if cell.measure.place in places
     ]
+    return [{k: v for k, v in row.items() if v is not None or k not in _OPTIONAL} for row in rows]
 
 
 def cells_of(table: ScoreTable) -> dict[str, Any]:
