@@ -284,3 +284,19 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_weights_load_without_bars_but_a_download_has_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.utils import logging
+
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
+    monkeypatch.setattr(logging, "_tqdm_active", True)
+    assert cli.main(["weights", "list"]) == 0
+    assert logging.is_progress_bar_enabled()
+    assert "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ
+    assert cli.main(["cost", "no-such-model"]) == 2
+    assert not logging.is_progress_bar_enabled()
+    assert os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "1"
+    capsys.readouterr()

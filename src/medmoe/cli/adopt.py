@@ -38,11 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Adopt, and print what was checked, left out and written."""
-    from transformers.utils.logging import disable_progress_bar
-
     from medmoe.model.adopt import adopt
 
-    disable_progress_bar()
     done = adopt(args.source, args.out, processor=args.processor, base=args.base)
     kind = f"a Med-MoE of {', '.join(done.domains)}" if done.domains else "a dense model"
     tell(f"checked: {kind}, {done.tensors} tensors, none missing and none left over")

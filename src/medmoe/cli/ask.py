@@ -20,8 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the answer, its confidence, the router's domain and what is known of the image."""
-    from transformers.utils.logging import disable_progress_bar
-
     from medmoe.data.images import open_picture
     from medmoe.inference.answer import told_confidence, warnings_of
     from medmoe.inference.engine import MedMoe
@@ -29,7 +27,6 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.question.strip():
         raise ConfigError("the question is empty; give one in quotes")
-    disable_progress_bar()
     picture = open_picture(args.image, window=args.window, frame=args.frame, plane=args.plane)
     engine = MedMoe.load(find_seeing(args.model))
     answer = engine.answer(picture.image, args.question, evidence=True)

@@ -42,8 +42,6 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: A window or frame is given without a picture.
         ImageError: The picture to begin with cannot be used.
     """
-    from transformers.utils.logging import disable_progress_bar
-
     from medmoe.cli.chat_session import Session
     from medmoe.inference.engine import MedMoe
     from medmoe.model.locate import find_seeing, name_of
@@ -51,7 +49,6 @@ def run(args: argparse.Namespace) -> int:
     view = args.window, args.frame, args.plane
     if args.image is None and view != (None, None, None):
         raise ConfigError("--window, --frame and --plane need a picture; give IMAGE too")
-    disable_progress_bar()
     model = find_seeing(args.model)
     session = Session(name_of(model), args.max_new_tokens)
     if args.image is not None:

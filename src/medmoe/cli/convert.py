@@ -53,7 +53,6 @@ def run(args: argparse.Namespace) -> int:
     """Convert, and print what was found, filled and dropped."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
     loud = logging.get_verbosity()
     logging.set_verbosity_error()  # what a loader reports stands in our own line or account
     try:

@@ -40,14 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demonstration, then print where it went and how it scored."""
-    from transformers.utils.logging import disable_progress_bar
-
     from medmoe.cli.demo_display import closing, opening
     from medmoe.cli.train_display import Display
     from medmoe.data.registry import find_data
     from medmoe.experiments.demo import blind_plan, plan_demo, score_demo, train_demo
 
-    disable_progress_bar()
     plan = plan_demo(
         find_data(args.data),
         args.out,

@@ -84,8 +84,6 @@ def _add_tests(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask, score, print and write; a run that was cut off is taken up where it stopped."""
-    from transformers.utils.logging import disable_progress_bar
-
     from medmoe.cli.tables import Screen
     from medmoe.evaluation.ask.controls import CONTROLS
     from medmoe.evaluation.ask.corruptions import CORRUPTIONS, SEVERITIES
@@ -97,7 +95,6 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.model.locate import find_model
     from medmoe.training.saving.run_dir import git_commit
 
-    disable_progress_bar()
     protocols = check_names(args.protocol or ["all"], ALL_PROTOCOLS, "protocol")
     controls = check_names(args.control, CONTROLS, "control")
     corruptions = check_names(args.corruption, CORRUPTIONS, "corruption")

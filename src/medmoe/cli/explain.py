@@ -27,8 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write ``evidence.html`` and ``evidence.json``, and print what stands first on the card."""
-    from transformers.utils.logging import disable_progress_bar
-
     from medmoe.data.images import open_picture
     from medmoe.evaluation.pages.evidence_page import write_evidence
     from medmoe.inference.answer import warnings_of
@@ -37,7 +35,6 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.model.locate import find_seeing, name_of
 
     check_question(args.question, args.options)
-    disable_progress_bar()
     picture = open_picture(args.image, window=args.window, frame=args.frame, plane=args.plane)
     model = find_seeing(args.model)
     engine = MedMoe.load(model)

@@ -45,6 +45,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "doctor": ("medmoe.cli.doctor", "show versions, hardware and data, and what is missing"),
 }
 
+#: Verbs that download for long, and show how far they are by the hub's own bars.
+_FETCHING = ("weights", "data")
 INTERRUPTED = 130
 
 
@@ -111,6 +113,13 @@ def _accept_any_text() -> None:
             stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "replace")
 
 
+def _without_foreign_bars() -> None:
+    """Keep transformers and the hub from drawing bars where weights are loaded."""
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read by both when they are imported
+    if loaded := sys.modules.get("transformers.utils.logging"):
+        loaded.disable_progress_bar()
+
+
 def _fail(error: MedMoeError) -> int:
     from medmoe.cli.console import tell
     from medmoe.cli.flags import remove_empty_folders
@@ -139,4 +148,6 @@ def _dispatch(words: list[str]) -> int:
         print(f"medmoe {__version__}")
         return 0
     args = parser_of(verb).parse_strictly(rest)
+    if verb not in _FETCHING:
+        _without_foreign_bars()
     return int(import_module(VERBS[verb][0]).run(args))

@@ -37,15 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer, print what could not be read, and say where the answers are."""
-    from transformers.utils.logging import disable_progress_bar
-
     from medmoe.data.bad_rows import BadRows
     from medmoe.data.registry import find_data
     from medmoe.evaluation.predict_set import predict_set
     from medmoe.model.checkpoint import verify
     from medmoe.model.locate import find_seeing
 
-    disable_progress_bar()
     model = find_seeing(args.model)
     verify(model)
     with asking_bar() as update:

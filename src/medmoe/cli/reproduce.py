@@ -35,8 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run what is missing, print the table, and say where the result is."""
-    from transformers.utils.logging import disable_progress_bar
-
     from medmoe.cli.tables import Screen
     from medmoe.cli.train import train_shown
     from medmoe.cli.train_display import Display
@@ -45,7 +43,6 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.experiments.finished import FinishedPhases
     from medmoe.experiments.reproduce import experiments, reproduce, table_of
 
-    disable_progress_bar()
     if args.name not in (known := experiments()):
         raise ConfigError(one_of(args.name, known, "table or figure"))
     out = args.out if args.dry_run else flags.make_out_dir(args.out)

@@ -41,8 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Observe, draw and write; print what the page says first."""
-    from transformers.utils.logging import disable_progress_bar
-
     from medmoe.data.registry import find_data
     from medmoe.evaluation.ask.records import as_trained, task_records
     from medmoe.evaluation.routing_report import (
@@ -56,7 +54,6 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.model.checkpoint import read_config
     from medmoe.model.locate import find_model, find_seeing
 
-    disable_progress_bar()
     specs = {spec.name: spec for spec in map(task_spec, args.task)}.values()
     before, learned = (
         None if folder is None else find_model(folder) for folder in (args.before, args.learned)

@@ -129,8 +129,6 @@ def run(args: argparse.Namespace) -> int:
         drop_system=args.system_messages == "drop",
     )  # fmt: skip
     _hide_token(args, settings.token)
-    from transformers.utils.logging import disable_progress_bar
-
     from medmoe.model.checkpoint import verify
     from medmoe.model.locate import find_seeing
     from medmoe.serving.audit import AuditLog
@@ -141,7 +139,6 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"{error.name} is not installed; run pip install 'medmoe[serve]'"
         ) from None
-    disable_progress_bar()
     args.model = find_seeing(args.model)
     verify(args.model)
     _check_port(settings.host, settings.port)

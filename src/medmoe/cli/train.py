@@ -63,14 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, or with `--plan` estimate; print where the results went."""
-    from transformers.utils.logging import disable_progress_bar
-
     from medmoe.cli.train_display import Display, show_plan
     from medmoe.data.registry import find_data
     from medmoe.experiments.plan import plan_train
     from medmoe.experiments.recipe import blind_twin, load_recipe, origin_settings, twin_key
 
-    disable_progress_bar()
     settings = flags.own_settings(args)
     recipe = load_recipe(args.config, settings, records=args.records)
     if args.origin is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Any
 
 from rich import box
@@ -29,10 +28,11 @@ from medmoe.training.meter import Measured, Validated
 _BAR = "▏▎▍▌▋▊▉█"
 
 
-class Display:
-    """Terminal output of one training run."""
+class Display(ExitStack):
+    """Terminal output of one training run; as a context it shows the log, and the live view."""
 
     def __init__(self, plan: TrainPlan, console: Console | None = None) -> None:
+        super().__init__()
         self._plan = plan
         self._console = console or Console()
         self._steps: dict[PhaseName, tuple[int, int]] = {}
@@ -41,7 +41,6 @@ class Display:
         self._outlook: Outlook | None = None
         self._now: PhaseName | None = None
         self._begun = time.monotonic()
-        self._stack = ExitStack()
 
     def opening(self) -> None:
         """Print what will be trained, on what, and where it goes."""
@@ -63,7 +62,7 @@ class Display:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def __enter__(self) -> Display:
-        self._stack.enter_context(log_to(self._console))
+        self.enter_context(log_to(self._console))
         if self._console.is_terminal:
             view = Live(
                 console=self._console,
@@ -72,16 +71,8 @@ class Display:
                 redirect_stdout=False,
                 redirect_stderr=False,
             )
-            self._stack.enter_context(view)
+            self.enter_context(view)
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
 
     def progress(self, phase: PhaseName, step: int, steps: int, loss: float | None) -> None:
         """Take note of a step."""

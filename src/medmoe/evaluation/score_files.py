@@ -18,8 +18,7 @@ from medmoe.evaluation.files.predictions import Prediction, read_predictions, wi
 from medmoe.evaluation.files.run_files import read_side
 from medmoe.evaluation.files.truth import UNNAMED, check_same_truth, own_truth, read_truth
 from medmoe.evaluation.pages.report import ReportData, write_report
-from medmoe.evaluation.pages.sections.paper import paper_section
-from medmoe.evaluation.pages.sections.reliability import reliability_section
+from medmoe.evaluation.pages.run_report import sections_of
 from medmoe.evaluation.protocols import ALL_PROTOCOLS
 from medmoe.evaluation.reliability.measure import answered_by_kind, reliability
 from medmoe.evaluation.score.rows import ScoreRow, cells_of, rows_of
@@ -223,11 +222,10 @@ def write_score_report(
     path: Path, results: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
 ) -> None:
     """Write the page of a `score_summary`, as `write_report` does."""
-    sections = (reliability_section(summary), paper_section(summary["scores"]))
     data = ReportData(
         title=f"Scores of {', '.join(str(result['predictions']) for result in results)}",
         summary=summary,
-        sections=[section for section in sections if section is not None],
+        sections=sections_of(summary),
         notes=[note[0].upper() + note[1:] + "." for note in summary["notes"]],
     )
     write_report(path, data)

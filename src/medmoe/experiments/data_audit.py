@@ -10,7 +10,6 @@ import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from medmoe.data.images import open_image
 from medmoe.data.leakage import Overlap, find_overlaps
 from medmoe.data.schema import Record, images_of
 from medmoe.errors import DataError
+from medmoe.evaluation.pages.page import render_page
 from medmoe.evaluation.score.answer_audit import audit_answers
 
 NOTE = "Research use only, not a medical device."
@@ -120,12 +120,6 @@ def clean_split(found: Audit, seed: int) -> dict[str, Any]:
 
 def page(found: Audit) -> str:
     """Return the report as one HTML page, pictures included."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = files("medmoe.experiments").joinpath("templates", "data_audit.html.j2")
     images = {r.image.id: r.image for records in found.parts.values() for r in records}
     shown = [
         {
@@ -139,8 +133,12 @@ def page(found: Audit) -> str:
         for overlap in found.overlaps
         if overlap.pairs
     ]
-    return environment.from_string(template.read_text(encoding="utf-8")).render(
-        parts=found.parts, overlaps=found.overlaps, shown=shown, result=found.result
+    return render_page(
+        "data_audit",
+        parts=found.parts,
+        overlaps=found.overlaps,
+        shown=shown,
+        result=found.result,
     )
 
 

@@ -19,6 +19,7 @@ from medmoe.data.pixels import pixel_table
 from medmoe.data.schema import ImageRecord, images_of
 from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.experiments.data import TrainData, steps_of
+from medmoe.experiments.plan import TrainPlan
 from medmoe.experiments.validation import spread, strict_score
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.pretrained import vision_of
@@ -32,31 +33,27 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One phase to run.
+    """One phase of a plan to run.
 
     Attributes:
-        out: The phase's run directory.
         inputs: Model directory of each phase it starts from, checked.
         facts: Provenance that goes into the model directory.
-        cache: Folder of the images' kept features, which the phases share.
-        label_counts: Sizes of the router's label-count curve; only ``phase2_router`` looks at it.
-        saves: Whether this process writes: the first one of several.
         found: Further results for ``run.json``, filled by the phase.
     """
 
-    spec: TrainSpec
+    plan: TrainPlan
     phase: PhaseName
-    out: Path
     inputs: Mapping[PhaseName, Path]
     data: TrainData
-    seed: int
     settings: RunSettings
     progress: Progress
     facts: Mapping[str, Any]
-    cache: Path | None = None
-    label_counts: Sequence[int] = ()
-    saves: bool = True
     found: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> TrainSpec:
+        """The recipe."""
+        return self.plan.recipe.spec
 
     @property
     def values(self) -> TrainPhaseSpec:
@@ -66,7 +63,7 @@ class Job:
     @property
     def model(self) -> Path:
         """Where the phase's result goes."""
-        return self.out / "model"
+        return self.plan.out / self.phase / "model"
 
     def provenance(self, result: PhaseResult) -> dict[str, Any]:
         """Return what the model directory says of its training, this phase's steps included."""
@@ -79,7 +76,7 @@ class Job:
             "phase": self.phase,
             "spec": self.values,
             "steps": steps_of(self.values, samples),
-            "seed": self.seed,
+            "seed": self.plan.seed,
             "progress": self.progress,
             "settings": self.settings,
         }
@@ -135,9 +132,9 @@ def _validation(job: Job, context: PhaseContext) -> Validation | None:
             *(job.phase, ", ".join(spec.data), " or ".join(tasks)),
         )
         return None
-    drawn = spread(known, spec.questions, job.seed)
+    drawn = spread(known, spec.questions, job.plan.seed)
     questions = [record for record in known if record.task != "caption" and spec.score]
-    asked = spread(questions, spec.questions, job.seed)
+    asked = spread(questions, spec.questions, job.plan.seed)
     processor = context.processor
     table, rows = features_of(job, context.model, processor, images_of([*drawn, *asked]))
     features = table[torch.arange(len(rows))]
@@ -177,7 +174,9 @@ def features_of(
     if job.values.keep_features:
         table = pixel_table(images, processor.image_processor)
         autocast = autocast and job.settings.precision == "bf16"
-        encode = partial(encode_images, encoder, cache=job.cache, autocast=autocast)
+        # The phases share the kept features.
+        cache = job.plan.out / "features"
+        encode = partial(encode_images, encoder, cache=cache, autocast=autocast)
         tables = [replace(table, view=v, strength=job.values.augment) for v in range(views)]
         versions = [encode(table=version, vision=vision) for version in tables]
         return versions[0] if views == 1 else Views(versions), table.rows

@@ -73,11 +73,9 @@ def measure(directory: Path, repeats: int) -> Measured:
 def _measure(directory: Path, repeats: int) -> Measured:
     import psutil
     import torch
-    from transformers.utils.logging import disable_progress_bar
 
     from medmoe.inference.engine import MedMoe
 
-    disable_progress_bar()
     process = psutil.Process()
     before = process.memory_info().rss
     engine = MedMoe.load(directory)

@@ -28,6 +28,7 @@ from medmoe.experiments.data import sources_of
 from medmoe.experiments.handover import load_check, load_router, save_part, save_router
 from medmoe.experiments.job import Job, context_of, features_of
 from medmoe.experiments.label_curve import label_curve
+from medmoe.experiments.plan import is_main
 from medmoe.model.blueprint import config_of_moe
 from medmoe.model.build import build_dense, build_processor, match_embeddings
 from medmoe.model.checkpoint import load_model, save_model
@@ -85,7 +86,7 @@ def run_encoder(job: Job) -> PhaseResult:
     )
     if accuracy:
         job.found["attributes"] = accuracy
-    if job.saves:
+    if is_main():
         save_part(job.model, job.provenance(result), encoder.save_pretrained)
     return result
 
@@ -95,7 +96,7 @@ def run_language(job: Job) -> PhaseResult:
     _, language, processor = _stand_ins(job)
     run = PhaseRun(**job.run(job.data.samples(job.phase)))
     words, result = train_language_model(run, language, job.data.records(job.phase), processor)
-    if job.saves:
+    if is_main():
         parts = (words.save_pretrained, processor.tokenizer.save_pretrained)
         save_part(job.model, job.provenance(result), *parts)
     return result
@@ -128,7 +129,7 @@ def _put_together(job: Job) -> tuple[MedMoeForConditionalGeneration, Any]:
             tokenizer, language_backbone(model.language_model), model.language_source
         )
     processor = build_processor(tokenizer, vision, template)
-    return build_dense(tower, words, processor.tokenizer, vision, job.seed), processor
+    return build_dense(tower, words, processor.tokenizer, vision, job.plan.seed), processor
 
 
 def run_dense(job: Job) -> PhaseResult:
@@ -148,16 +149,16 @@ def run_router(job: Job) -> PhaseResult:
     router, domains = job.spec.router, job.spec.model.domains
     dense, processor = load_model(job.inputs["phase2_instruction"])
     pool = job.data.images(job.phase)
-    most = max([router.labels, *job.label_counts])
-    chosen = choose_labelled(pool, domains, router.labels, job.seed)
-    widest = choose_labelled(pool, domains, most, job.seed)
+    most = max([router.labels, *job.plan.label_counts])
+    chosen = choose_labelled(pool, domains, router.labels, job.plan.seed)
+    widest = choose_labelled(pool, domains, most, job.plan.seed)
     held_out = job.data.router_test()
     context = context_of(job, dense, processor, [*widest, *held_out], len(chosen))
     config = config_of_moe(dense.config, job.spec.model)
     states = labelled_states(context, config, widest)
     state, result = fit_router(context, config, states.of(chosen), router.loss, router.per_layer)
     check = _domain_check(job, dense, processor, chosen)
-    if job.saves:
+    if is_main():
         known = {"domains": list(domains), "labels": len(chosen)}
         facts = job.provenance(result) | known
         save_router(job.model, state, job.spec.model.moe_layers, facts, check)
@@ -166,11 +167,11 @@ def run_router(job: Job) -> PhaseResult:
         score = partial(_router_score, job, config, held_out, test.states)
         told = check.facts if isinstance(check, DomainCheck) else check
         job.found["router"] = score(state) | {"out_of_domain": told}
-        if job.label_counts:  # every process trains them, the first one writes
+        if job.plan.label_counts:  # every process trains them, the first one writes
             plain = replace(context, settings=RunSettings())
-            folder = job.out if job.saves else None
+            folder = job.model.parent if is_main() else None
             job.found["label_curve"] = label_curve(
-                plain, config, router, pool, states, score, job.label_counts, folder
+                plain, config, router, pool, states, score, job.plan.label_counts, folder
             )
     return result
 
@@ -194,7 +195,7 @@ def _domain_check(
     labels = torch.tensor([domain_index(image.modality, domains) for image in taught])
     check = fit_domain_check(states(taught), labels, held_out)
     if isinstance(check, DomainCheck):
-        asked = {"test": job.data.router_test(), **far_pictures(job.seed)}
+        asked = {"test": job.data.router_test(), **far_pictures(job.plan.seed)}
         for image in job.data.strangers():
             asked.setdefault(str(image.modality), []).append(image)
         check.facts["measured"] = {
@@ -220,7 +221,9 @@ def _router_score(
         RoutedPicture.of(image, domains[found]) for image, found in zip(images, chosen, strict=True)
     ]
     per_domain, sources = job.spec.router.test_per_domain, sources_of(job.spec)
-    score = router_score(pictures, domains, per_domain=per_domain, seed=job.seed, sources=sources)
+    score = router_score(
+        pictures, domains, per_domain=per_domain, seed=job.plan.seed, sources=sources
+    )
     tested = job.data.tested()
     shared = sum(k for name, k in job.facts["shared_images"].items() if name in tested)
     return score | ({"shared_images": shared} if shared else {})
@@ -247,7 +250,7 @@ def run_moe(job: Job) -> PhaseResult:
     moe, processor = _upcycled(job)
     context = context_of(job, moe, processor)
     if job.values.lora is not None:
-        adapted = attach_lora(moe, job.values.lora, job.seed)
+        adapted = attach_lora(moe, job.values.lora, job.plan.seed)
         result = train_packed(context, moe)
         moe = merge_lora(adapted)
     elif job.spec.learns_router():
@@ -278,7 +281,7 @@ def _upcycled(job: Job) -> tuple[MedMoeForConditionalGeneration, Any]:
         router=router,
         router_layers=model.router_layers,
         meta_expert=model.meta_expert,
-        seed=job.seed,
+        seed=job.plan.seed,
     )
     if "phase3_experts" in job.inputs:
         take_experts(moe, load_model(job.inputs["phase3_experts"])[0])
@@ -318,7 +321,7 @@ def _stand_ins(job: Job) -> tuple[VisionBackbone, LanguageBackbone, Any]:
 def _calibrate(job: Job, context: PhaseContext, model: MedMoeForConditionalGeneration) -> None:
     """Set right on validation answers how readily a model's answers end and are yes, if asked."""
     watched, spec = context.validation, job.spec.validation
-    if watched is None or spec is None or not spec.calibrate or not job.saves:
+    if watched is None or spec is None or not spec.calibrate or not is_main():
         return
     size, samples = job.values.batch_size, watched.samples
     parts = (samples[start : start + size] for start in range(0, len(samples), size))
@@ -332,5 +335,5 @@ def _calibrate(job: Job, context: PhaseContext, model: MedMoeForConditionalGener
 def _save(
     job: Job, model: MedMoeForConditionalGeneration, processor: Any, result: PhaseResult
 ) -> None:
-    if job.saves:
+    if is_main():
         save_model(model, processor, job.model, job.provenance(result))

@@ -13,7 +13,6 @@ import yaml
 
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
-from medmoe.config.train_schema import TrainSpec
 from medmoe.errors import ConfigError
 from medmoe.experiments.handover import check_input, is_finished
 from medmoe.experiments.recipe import Recipe
@@ -143,7 +142,7 @@ def _check_folder(plan: TrainPlan, phase: PhaseName) -> None:
         raise ConfigError(
             f"{folder}: its config.yaml or run.json cannot be read; delete the folder to train anew"
         ) from None
-    now = relevant(plan.recipe.spec, phase) | {"seed": plan.seed}
+    now = relevant_of(plan.recipe.config, phase) | {"seed": plan.seed}
     before = relevant_of(then, phase) | {"seed": seed}
     keys = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
     if keys and not plan.allow_changed:
@@ -154,13 +153,8 @@ def _check_folder(plan: TrainPlan, phase: PhaseName) -> None:
         )
 
 
-def relevant(spec: TrainSpec, phase: PhaseName) -> dict[str, Any]:
-    """Return, flat, the values of a recipe that shape what a phase learns."""
-    return relevant_of(spec.model_dump(mode="json"), phase)
-
-
 def relevant_of(config: Mapping[str, Any], phase: PhaseName) -> dict[str, Any]:
-    """Return the same of a resolved configuration as it was written."""
+    """Return, flat, the values of a resolved configuration that shape what a phase learns."""
     validation, model = config.get("validation"), config.get("model") or {}
     experts = PHASE_TABLE[phase].leaves in ("router", "moe")
     groups = {

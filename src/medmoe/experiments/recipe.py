@@ -360,12 +360,8 @@ def _read(config: str) -> tuple[str, dict[str, Any]]:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigError(
             f"{config}: not readable as a recipe ({reason}); give a YAML file, or one of: "
-            f"{_choices()}"
+            f"{', '.join(recipe_names('experiments'))}"
         ) from None
-
-
-def _choices() -> str:
-    return ", ".join(recipe_names("experiments"))
 
 
 def _with_model(data: Mapping[str, Any]) -> dict[str, Any]:

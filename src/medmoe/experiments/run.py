@@ -127,20 +127,8 @@ def _run_phase(
     modalities = {r.image.id: r.image.modality for r in data.records(phase)}
     meter = Meter(phase, out / "metrics.jsonl", modalities, spec.model.domains, listener)
     settings = _settings(plan, phase, (meter,), hashes)
-    job = Job(
-        spec=spec,
-        phase=phase,
-        out=out,
-        inputs=inputs,
-        data=data,
-        seed=plan.seed,
-        settings=settings,
-        progress=progress,
-        facts=_provenance(plan, phase, facts, data, note, inputs),
-        cache=plan.out / "features",
-        label_counts=plan.label_counts,
-        saves=is_main(),
-    )
+    told = _provenance(plan, phase, facts, data, note, inputs)
+    job = Job(plan, phase, inputs, data, settings, progress, told)
     start = time.perf_counter()
     try:
         with (

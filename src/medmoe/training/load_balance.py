@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from medmoe.data.collate import IGNORE
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
+from medmoe.routing.hooks import hooked
 
 
 def load_balance_loss(logits: Tensor) -> Tensor:
@@ -83,15 +84,11 @@ class BalancedMoe(MoeWrapper):
             answers_only: Run the head on the answers' positions only; the loss is the same.
         """
         logits: list[Tensor] = []
-        handles = [
+        with hooked(
             block.gate.register_forward_hook(lambda _, __, out: logits.append(out[0]))
             for block in self.model.moe_blocks.values()
-        ]
-        try:
+        ):
             out = self.model(attention_mask=attention_mask, answers_only=answers_only, **inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
         real = None if attention_mask is None else is_token(attention_mask)
         parts = [load_balance_loss(x.flatten(0, 1) if real is None else x[real]) for x in logits]
         balance = torch.stack(parts).mean()

@@ -12,7 +12,6 @@ import yaml
 
 from medmoe.errors import DataError
 from medmoe.evaluation.pages.cards import (
-    RunFacts,
     applied_card,
     read_facts,
     results_section,
@@ -47,8 +46,8 @@ def summary(**other: Any) -> dict[str, Any]:
     } | other  # fmt: skip
 
 
-def facts(**other: Any) -> RunFacts:
-    return RunFacts(summary(**other), {}, {}, ("ct", "mri"))
+def facts(of: dict[str, Any] | None = None, **other: Any) -> dict[str, Any]:
+    return {"summary": of or summary(**other), "run": {}, "config": {}, "domains": ("ct", "mri")}
 
 
 def numbers(text: str) -> set[str]:
@@ -116,7 +115,7 @@ def test_names_of_data_cannot_break_out_of_the_markdown() -> None:
     assert columns == {7}
 
 
-@pytest.mark.parametrize("render", [applied_card, lambda f: results_section(f.summary)])
+@pytest.mark.parametrize("render", [applied_card, lambda summary, **_: results_section(summary)])
 def test_no_number_is_typed_by_hand(render: Any) -> None:
     # Change every number of the run: no number of the card may stay, but the level of confidence.
     def changed(value: Any) -> Any:
@@ -128,8 +127,8 @@ def test_no_number_is_typed_by_hand(render: Any) -> None:
             return value
         return value * 0.5 + 0.77 if isinstance(value, float) else value * 3 + 2
 
-    before = numbers(visible(render(facts())))
-    after = numbers(visible(render(RunFacts(changed(summary()), {}, {}, ("ct", "mri")))))
+    before = numbers(visible(render(**facts())))
+    after = numbers(visible(render(**facts(changed(summary())))))
     assert before & after <= {"95", "2404.10237"}
     assert {"58.8", "51.8", "65.7", "272"} <= before
 
@@ -151,11 +150,11 @@ def test_the_template_holds_no_digit_but_the_level_of_confidence(source: Path) -
     ],
 )  # fmt: skip
 def test_applied_card_has_the_parts_of_the_outline(words: str) -> None:
-    assert words in visible(applied_card(facts()))
+    assert words in visible(applied_card(**facts()))
 
 
 def test_what_data_is_called_is_escaped() -> None:
-    html = applied_card(facts(data="A <b>lab</b>"))
+    html = applied_card(**facts(data="A <b>lab</b>"))
     assert "A &lt;b&gt;lab&lt;/b&gt;" in html
     assert "<b>lab" not in html
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +39,8 @@ _SIZES = ("total", "activated")
 _MAIN_METRICS = ("accuracy", "exact_match", "auc")
 
 
-@dataclass(frozen=True)
-class RunFacts:
-    """What ``summary.json``, ``run.json``, ``config.yaml`` and the model's domains of a run say.
-
-    Empty where a file is missing.
-    """
-
-    summary: Mapping[str, Any]
-    run: Mapping[str, Any] = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=dict)
-    domains: Sequence[str] = ()
-
-
-def read_facts(folder: Path) -> RunFacts:
-    """Return what a run folder holds.
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Return what a run folder says, as `applied_card` takes it; empty where a file is missing.
 
     Raises:
         DataError: There is no summary, or a file cannot be read.
@@ -72,12 +58,12 @@ def read_facts(folder: Path) -> RunFacts:
     summary = read("summary.json", json.loads)
     if not summary:
         raise DataError(f"{folder} holds no summary.json; give the folder of a run that has ended")
-    return RunFacts(
-        summary,
-        read("run.json", json.loads),
-        read("config.yaml", yaml.safe_load),
-        tuple(read("model/medmoe.json", json.loads).get("domains", ())),
-    )
+    return {
+        "summary": summary,
+        "run": read("run.json", json.loads),
+        "config": read("config.yaml", yaml.safe_load),
+        "domains": read("model/medmoe.json", json.loads).get("domains", ()),
+    }
 
 
 def write_applied_card(folder: Path) -> Path:
@@ -91,7 +77,7 @@ def write_applied_card(folder: Path) -> Path:
         MedMoeError: A card cannot be written, as `write_text` says.
     """
     path = folder / APPLIED_CARD
-    write_text(path, applied_card(read_facts(folder)))
+    write_text(path, applied_card(**read_facts(folder)))
     return path
 
 
@@ -190,21 +176,31 @@ def _escaped(text: str) -> str:
 # --- CHAI -------------------------------------------------------------------------------------
 
 
-def applied_card(facts: RunFacts) -> str:
-    """Return the applied model card as a page, from what the run's files say."""
-    summary = facts.summary
+def applied_card(
+    summary: Mapping[str, Any],
+    run: Mapping[str, Any],
+    config: Mapping[str, Any],
+    domains: Sequence[str],
+) -> str:
+    """Return the applied model card as a page.
+
+    Args:
+        summary: The object of ``summary.json``; ``run`` and ``config`` are those of ``run.json``
+            and ``config.yaml``.
+        domains: Of the model.
+    """
     arranged = results(summary.get("scores", []), summary.get("comparisons", []))
-    model = facts.config.get("model") or {}
+    model = config.get("model") or {}
     sizes = summary.get("parameters") or {}
     return render_page(
         "applied_card",
         title=f"Applied model card: Med-MoE ({summary.get('data', 'run')})",
         commit=summary.get("commit"),
-        dirty=facts.run.get("dirty", False),
+        dirty=run.get("dirty", False),
         data=summary.get("data") or "not named by the run",
         notes=summary.get("notes", []),
-        versions=facts.run.get("versions") or {},
-        domains=list(facts.domains or model.get("domains", [])),
+        versions=run.get("versions") or {},
+        domains=list(domains or model.get("domains", [])),
         top_k=model.get("num_experts_per_tok"),
         parts=[model[key] for key in ("language_model", "vision_encoder") if key in model],
         parameters={k: f"{sizes[k]:,}".replace(",", " ") for k in _SIZES} if sizes else {},
@@ -212,7 +208,7 @@ def applied_card(facts: RunFacts) -> str:
         ours=arranged.tables.get(OUR_PROTOCOL),
         parts_of_questions=[arranged.tables[k] for k in (BY_TYPE, BY_PART) if k in arranged.tables],
         router=router_lines(summary.get("router")),
-        hashes=sorted(((facts.run.get("data") or {}).get("sha256") or {}).items()),
+        hashes=sorted(((run.get("data") or {}).get("sha256") or {}).items()),
         paper=PAPER,
         sets=sorted({place(row["task"], row["split"]) for row in summary.get("scores", [])}),
     )

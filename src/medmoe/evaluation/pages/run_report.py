@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from medmoe.evaluation.files.known_records import picture_of, with_question
 from medmoe.evaluation.files.predictions import Prediction, pair, read_predictions
 from medmoe.evaluation.files.run_files import read_side
 from medmoe.evaluation.files.truth import own_truth
-from medmoe.evaluation.pages.report import Example, ReportData
+from medmoe.evaluation.pages.report import Example, ReportData, Section
 from medmoe.evaluation.pages.sections.corruptions import corruptions_section
 from medmoe.evaluation.pages.sections.pairs import pairs_section
 from medmoe.evaluation.pages.sections.paper import paper_section
@@ -49,21 +49,25 @@ def report_of_run(
         DataError: There is no summary, or a file of the run cannot be read.
     """
     summary = _summary(folder)
-    scores = summary.get("scores", [])
-    further = (
-        reliability_section(summary), corruptions_section(summary), pairs_section(summary),
-        paper_section(scores),
-    )  # fmt: skip
     return ReportData(
         title=title or f"{summary.get('data', 'Run')}: {folder.resolve().name}",
         summary=summary,
         curves=_points(folder, "loss"),
         validation=_points(folder, "validation_loss"),
         strict=_points(folder, "strict_score"),
-        sections=[section for section in further if section is not None],
+        sections=sections_of(summary),
         examples=_examples(folder, records, int(summary.get("seed") or 0)),
         notes=[str(note) for note in summary.get("notes", [])],
     )
+
+
+def sections_of(summary: Mapping[str, Any]) -> list[Section]:
+    """Return the parts of a report that a summary has something for, in their order."""
+    sections = (
+        reliability_section(summary), corruptions_section(summary), pairs_section(summary),
+        paper_section(summary.get("scores", [])),
+    )  # fmt: skip
+    return [section for section in sections if section is not None]
 
 
 def _summary(folder: Path) -> dict[str, Any]:
