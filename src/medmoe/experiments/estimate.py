@@ -1,6 +1,7 @@
-"""`medmoe train --plan`: phases, weights, steps, memory and time, without training anything.
+"""What a training run takes: `medmoe train --plan`, and how far it is while it runs.
 
-Weights are counted on the meta device, so real sizes cost no memory. Memory is that of
+A plan has phases, weights, steps, memory and time, without training anything. Weights are counted
+on the meta device, so real sizes cost no memory. Memory is that of
 `medmoe.training.memory`, which `medmoe cost` shows too; time is an estimate by `step_flops`. The
 plan says what they leave out.
 """
@@ -9,8 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,6 @@ from medmoe.config.train_schema import TrainSpec
 from medmoe.data.schema import images_of
 from medmoe.errors import DataError
 from medmoe.experiments.data import TrainData, read_data, steps_of
-from medmoe.experiments.outlook import Outlook
 from medmoe.experiments.plan import phases_of
 from medmoe.experiments.recipe import Recipe
 from medmoe.model.blueprint import config_of_moe, dense_twin, recipe_config
@@ -170,6 +170,59 @@ def step_memory(spec: TrainSpec, phase: PhaseName) -> TrainingMemory:
         autocast=autocast,
     )
     return rows[-1]
+
+
+@dataclass(slots=True)
+class Outlook:
+    """How far a whole training run is, and about how long it still takes.
+
+    Each phase has its own speed, measured while it runs. A phase that has not begun is taken to do
+    its operations (`step_flops`) as fast as the phases so far did theirs, so the time is about
+    right only; what passes between phases is not counted.
+
+    Attributes:
+        steps: Optimiser steps of each phase.
+        flops: Operations of one of its steps.
+    """
+
+    steps: Mapping[PhaseName, int]
+    flops: Mapping[PhaseName, float]
+    _first: dict[PhaseName, tuple[int, float]] = field(default_factory=dict)
+    _last: dict[PhaseName, tuple[int, float]] = field(default_factory=dict)
+
+    def note(self, phase: PhaseName, step: int, now: float | None = None) -> None:
+        """Take note of a step done, now or at a time in seconds."""
+        point = (step, time.monotonic() if now is None else now)
+        self._first.setdefault(phase, point)
+        self._last[phase] = point
+
+    def seconds_left(self) -> float | None:
+        """Return the seconds still to come, None where nothing has been measured."""
+        paces = self._paces()
+        done = {phase: self._last.get(phase, (0, 0.0))[0] for phase in self.steps}
+        left = (paces[phase] * (self.steps[phase] - done[phase]) for phase in paces)
+        return sum(left) if paces else None
+
+    def share(self) -> float:
+        """Return the share 0–1 of the run's time that has passed."""
+        paces = self._paces()
+        whole = sum(pace * self.steps[phase] for phase, pace in paces.items())
+        done = sum(paces[phase] * step for phase, (step, _) in self._last.items() if paces)
+        return done / whole if whole else 0.0
+
+    def _paces(self) -> dict[PhaseName, float]:
+        """Return the seconds of a step of every phase, nothing where none was measured."""
+        known: dict[PhaseName, float] = {}
+        seconds = flops = 0.0
+        for phase, (first, begun) in self._first.items():
+            last, now = self._last[phase]
+            if last > first:
+                known[phase] = (now - begun) / (last - first)
+                seconds += now - begun
+                flops += self.flops[phase] * (last - first)
+        if not known:
+            return {}
+        return {p: known.get(p, self.flops[p] * seconds / flops) for p in self.steps}
 
 
 def outlook(spec: TrainSpec, phases: Sequence[PhaseName], data: TrainData, seed: int) -> Outlook:

@@ -1,30 +1,40 @@
-"""One phase to run, and what it is given: features, context, and what is measured on the way."""
+"""One phase to run, and what it is given: features, context, and what is measured on the way.
+
+Training knows no scoring and scoring no training; here they meet.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainPhaseSpec, TrainSpec
 from medmoe.data.collate import PackingCollator
 from medmoe.data.pixels import pixel_table
-from medmoe.data.schema import ImageRecord, images_of
+from medmoe.data.readers.common import hash_share
+from medmoe.data.schema import ImageRecord, Record, images_of
 from medmoe.data.tokenize import ConversationTokenizer
+from medmoe.evaluation.ask.asker import predict, unfit
+from medmoe.evaluation.ask.records import turn_by_turn
+from medmoe.evaluation.score.measures import is_right
 from medmoe.experiments.data import TrainData, steps_of
 from medmoe.experiments.plan import TrainPlan
-from medmoe.experiments.validation import spread, strict_score
+from medmoe.inference.engine import MedMoe
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.pretrained import vision_of
 from medmoe.training.context import PhaseContext, Progress, RunSettings, Validation
 from medmoe.training.features import FeaturesOnDemand, Views, encode_images
+from medmoe.training.load_balance import BalancedMoe
 from medmoe.training.packed import packed_once
 from medmoe.training.trainer import PhaseResult
 
@@ -145,6 +155,44 @@ def _validation(job: Job, context: PhaseContext) -> Validation | None:
         score=strict_score(processor, asked, features, rows) if asked else None,
         keep_best=spec.keep_best,
     )
+
+
+def spread(records: Sequence[Record], count: int, seed: int) -> list[Record]:
+    """Return at most so many records, on as many pictures as there are; the seed draws them."""
+    by_image: dict[str, list[Record]] = defaultdict(list)
+    for record in sorted(records, key=lambda r: hash_share(f"{r.dataset}/{r.id}", seed)):
+        by_image[record.image.id].append(record)
+    images = sorted(by_image, key=lambda name: hash_share(name, seed))
+    most = max(map(len, by_image.values()), default=0)
+    turns = (by_image[name][turn : turn + 1] for turn in range(most) for name in images)
+    return [record for turn in turns for record in turn][:count]
+
+
+def strict_score(
+    processor: Any, records: Sequence[Record], features: Tensor, rows: Mapping[str, int]
+) -> Callable[[nn.Module], float]:
+    """Return what asks a model the questions and gives the percentage answered right.
+
+    Of a conversation every question is asked, with the true turns before it. What is longer than
+    the model can read is not asked, and counts as wrong.
+
+    Args:
+        features: (N, P, D_vision) of the pictures.
+        rows: Row of each image id in ``features``.
+    """
+    # Ids are unique within their set only.
+    asked = [turn for record in records for turn in turn_by_turn(record)]
+    numbered = [replace(record, id=str(number)) for number, record in enumerate(asked)]
+
+    def score(model: nn.Module) -> float:
+        whole: Any = model.model if isinstance(model, BalancedMoe) else model
+        engine = MedMoe(whole, processor)
+        refused = {record.id for record, _ in unfit(engine, numbered)}
+        fitting = [record for record in numbered if record.id not in refused]
+        answers = predict(engine, fitting, features, dict(rows))
+        return 100 * sum(map(is_right, fitting, answers)) / len(numbered)
+
+    return score
 
 
 def features_of(

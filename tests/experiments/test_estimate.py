@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medmoe.experiments.outlook import Outlook
+from medmoe.experiments.estimate import Outlook
 
 
 def outlook() -> Outlook:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.evaluation.files.predictions import Prediction
-from medmoe.experiments import validation
+from medmoe.experiments import job
 
 IMAGE = ImageRecord("set/a", b"", "ct")
 
@@ -31,10 +31,10 @@ def test_the_later_questions_of_a_conversation_count(monkeypatch: pytest.MonkeyP
         seen.extend(records)
         return [Prediction(r.id, "lung" if r.earlier else "yes") for r in records]
 
-    monkeypatch.setattr(validation, "predict", answers)
+    monkeypatch.setattr(job, "predict", answers)
     records = [record(1, ("Which organ is this?", "lung")), record(2)]
     features: Tensor = torch.zeros(1, 1, 1)
-    score = validation.strict_score(processor(), records, features, {"set/a": 0})
+    score = job.strict_score(processor(), records, features, {"set/a": 0})
     assert score(dense_model("stablelm")) == pytest.approx(100 / 3)
     assert [r.question for r in seen] == [
         "Is there a mass?",
