@@ -8,7 +8,6 @@ held against the first one of its family by `medmoe compare`, question by questi
 
 from __future__ import annotations
 
-import csv
 import json
 import subprocess
 import sys
@@ -16,10 +15,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from record_results import RESULTS, line, write_table
+
 from medmoe.config import load
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "results"
 FAMILIES = ("tiny_phantom", "tiny_real")
 COLUMNS = (
     "recipe", "trained_commit", "scored_commit", "seed", "task", "subset", "metric", "n", "value",
@@ -87,8 +86,8 @@ def page(rows: list[Row]) -> str:
         own = [row for row in rows if row["recipe"].startswith(family)]
         scores = list(dict.fromkeys((r["task"], r["subset"], r["metric"], r["n"]) for r in own))
         titles = [f"{task} {subset} (n {n})" for task, subset, _, n in scores]
-        lines += ["", f"## {family}", "", _line(["recipe", "what differs", *titles])]
-        lines.append(_line(["---"] * (len(titles) + 2)))
+        lines += ["", f"## {family}", "", line(["recipe", "what differs", *titles])]
+        lines.append(line(["---"] * (len(titles) + 2)))
         for recipe in dict.fromkeys(row["recipe"] for row in own):
             by = {
                 (r["task"], r["subset"], r["metric"], r["n"]): r
@@ -97,16 +96,12 @@ def page(rows: list[Row]) -> str:
             }
             description = load.recipe("experiments", recipe)["description"]
             cells = [_cell(by.get(score)) for score in scores]
-            lines.append(_line([f"`{recipe}`", description.rstrip("."), *cells]))
+            lines.append(line([f"`{recipe}`", description.rstrip("."), *cells]))
         first = {(r["task"], r["subset"], r["metric"], r["n"]): r for r in own}
         for name in ("constant_baseline", "question_only_baseline"):
             cells = [f"{first[score][name]:.1f}" for score in scores]
-            lines.append(_line([name.replace("_", " "), "no picture is looked at", *cells]))
+            lines.append(line([name.replace("_", " "), "no picture is looked at", *cells]))
     return "\n".join(lines) + "\n"
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _cell(row: Row | None) -> str:
@@ -128,12 +123,7 @@ def main(evals: Path) -> None:
         for folder in sorted(evals.glob(f"{family}*/summary.json"))
         for row in rows_of(evals, family, folder.parent.name)
     ]
-    with (RESULTS / "ablations.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            plain = {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()}
-            writer.writerow(plain)
+    write_table("ablations.csv", COLUMNS, rows)
     (RESULTS / "ablations.md").write_text(page(rows), encoding="utf-8")
 
 

@@ -93,13 +93,12 @@ def rows_of(run: Path) -> list[Row]:
     """Return one row per score of a run directory."""
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     about = json.loads((run / "phase3_moe" / "run.json").read_text(encoding="utf-8"))
-    machine = about["hardware"]
     common = {
         "commit": about["commit"],
         "dirty": about["dirty"],
         "config_sha256": summary["config_sha256"][:12],
         "seed": summary["seed"],
-        "hardware": f"{machine['cores']} cores {machine['cpu_capability']}",
+        "hardware": _machine(about),
         "plan_minutes": summary["minutes"],
         "measured_minutes": f"{sum(summary['seconds'].values()) / 60:.1f}",
         "data_split": "phantom" if summary["data"] == "phantom" else summary["split"],
@@ -111,6 +110,10 @@ def rows_of(run: Path) -> list[Row]:
     ]
     rows = [common | row | _share(row) for row in [*summary["scores"], *routers]]
     return [{name: _plain(row.get(name)) for name in COLUMNS} for row in rows]
+
+
+def _machine(about: dict[str, Any]) -> str:
+    return "{cores} cores {cpu_capability}".format_map(about["hardware"])
 
 
 def _share(row: dict[str, Any]) -> dict[str, Any]:
@@ -137,9 +140,8 @@ def record_reproduction(folder: Path) -> None:
     """Write the rows of every reproduction, and the scores and answers that they rest on."""
     for path in sorted(folder.glob("*.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
-        machine = found["hardware"]
         how = {name: found[name] for name in ("name", "size", "commit", "dirty")}
-        how["hardware"] = f"{machine['cores']} cores {machine['cpu_capability']}"
+        how["hardware"] = _machine(found)
         how["seeds"] = " ".join(map(str, found["seeds"]))
         every = [how | row | _share(row) for row in found["rows"]]
         rows = [{name: _plain(row.get(name)) for name in REPRODUCED} for row in every]
@@ -147,10 +149,9 @@ def record_reproduction(folder: Path) -> None:
     for path in sorted(folder.glob("*/summary.json")):
         summary = json.loads(path.read_text(encoding="utf-8"))
         about = json.loads((Path(summary["model"]).parent / "run.json").read_text("utf-8"))
-        machine = about["hardware"]
         common = {name: about[name] for name in ("commit", "dirty", "seed")}
         common |= {"config_sha256": about["config_sha256"][:12], "data_split": about["recipe"]}
-        common["hardware"] = f"{machine['cores']} cores {machine['cpu_capability']}"
+        common["hardware"] = _machine(about)
         scores = summary["scores"]
         rows = [{n: _plain((common | r | _share(r)).get(n)) for n in COLUMNS} for r in scores]
         _keep("measured.csv", COLUMNS, (*RUN, "task"), rows)
@@ -171,10 +172,15 @@ def _keep(table: str, columns: Iterable[str], which: Iterable[str], rows: list[R
     """Put rows in the place of those that are of the same run."""
     RESULTS.mkdir(exist_ok=True)
     kept = [row for row in read(table, columns) if any(row[key] != rows[0][key] for key in which)]
+    write_table(table, columns, [*kept, *rows])
+
+
+def write_table(table: str, columns: Iterable[str], rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as a table of results/; numbers with four decimals."""
     with (RESULTS / table).open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(columns), lineterminator="\n")
         writer.writeheader()
-        writer.writerows([*kept, *rows])
+        writer.writerows({name: _plain(row.get(name)) for name in columns} for row in rows)
 
 
 def _copy_compact(source: Path, target: Path) -> None:
@@ -246,8 +252,8 @@ def reproduce_page(rows: list[Row]) -> str:
             drawn = table_of(found | {"rows": [_parsed(row) for row in own]})
             lines += ["", f"## {name}, {size}: {about['title']}", ""]
             lines += [about["note"], ""] if "note" in about else []
-            lines += [_line(drawn.columns), _line(["---"] * len(drawn.columns))]
-            lines += [_line(cells) for cells in drawn.rows]
+            lines += [line(drawn.columns), line(["---"] * len(drawn.columns))]
+            lines += [line(cells) for cells in drawn.rows]
             first = own[0]
             lines += ["", f"Commit `{first['commit'][:12]}`, {first['hardware']}, seeds "
                       f"{first['seeds'].replace(' ', ', ')}."]  # fmt: skip
@@ -273,7 +279,7 @@ def _number(text: str) -> float | int | str | None:
     return int(number) if text.isdigit() else number
 
 
-def _line(cells: Iterable[str]) -> str:
+def line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
