@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from tests.cli.running import in_a_process, refused_by
 from tests.data.samples import dicom, nifti, ramp
 from tests.model.tiny import DOMAINS, MOE_LAYERS, dense_model, moe_model, processor
 
@@ -48,15 +46,7 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
-def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    """Run `ask`, which must end with 2 and one line; return that line."""
-    assert main(["ask", *map(str, words)]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("medmoe: error: ")
-    assert err.count("\n") == 1
-    assert "Traceback" not in err
-    return err
+refused = refused_by("ask")
 
 
 def test_answer_confidence_domain_and_research_use_are_printed(
@@ -299,14 +289,7 @@ def test_a_json_file_that_cannot_be_written_is_refused(
 
 def test_a_user_sees_one_line_and_exit_code_2(tmp_path: Path, picture: Path) -> None:
     """Through a process of its own: no library may add warnings or a traceback on the way out."""
-    done = subprocess.run(
-        [sys.executable, "-m", "medmoe", "ask", str(tmp_path), str(picture), QUESTION],
-        env=os.environ.copy(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    done = in_a_process("ask", tmp_path, picture, QUESTION)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"medmoe: error: {tmp_path}: no MANIFEST.json")
     assert done.stderr.count("\n") == 1

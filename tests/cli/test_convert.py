@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.cli.running import in_a_process, refused_by
 from tests.model.convert.reference_checkpoint import write_reference
 from tests.model.convert.stock_llava import saved, stock
 
@@ -25,14 +23,7 @@ def source(tmp_path: Path) -> Path:
     return write_reference(tmp_path / "source")
 
 
-def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    """Run `convert`, which must end with 2 and one line; return that line."""
-    assert main(["convert", *map(str, words)]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("medmoe: error: ")
-    assert err.count("\n") == 1
-    return err
+refused = refused_by("convert")
 
 
 def test_all_that_was_found_filled_and_dropped_is_printed(
@@ -123,14 +114,7 @@ def test_a_user_sees_one_line_and_exit_code_2(tmp_path: Path) -> None:
     state = load_file(folder / "model.safetensors")
     state[name] = torch.ones(3, 2)
     save_file(state, folder / "model.safetensors")
-    done = subprocess.run(
-        [sys.executable, "-m", "medmoe", "convert", "llava", str(folder), str(tmp_path / "model")],
-        env=os.environ.copy(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    done = in_a_process("convert", "llava", folder, tmp_path / "model")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     assert "layers.1.mlp.fc1.weight is (3, 2), its config needs (" in done.stderr
@@ -138,13 +122,6 @@ def test_a_user_sees_one_line_and_exit_code_2(tmp_path: Path) -> None:
 
 
 def test_a_conversion_writes_nothing_to_stderr(source: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "medmoe", "convert", "reference", str(source), str(tmp_path / "m")],
-        env=os.environ.copy(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    done = in_a_process("convert", "reference", source, tmp_path / "m")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith(f"written: {tmp_path / 'm'}\n{FOOTER}\n")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from tests.cli.running import refused_by
 from tests.experiments.micro import PHASES, SETTINGS, micro_plan
 
 from medmoe.cli import demo_display, tables
@@ -28,15 +29,7 @@ def no_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 MICRO = [word for setting in SETTINGS for word in ("--set", setting)]
 
 
-def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    """Run `demo`, which must end with 2 and one line; return that line."""
-    assert main(["demo", *map(str, words)]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("medmoe: error: ")
-    assert err.count("\n") == 1
-    assert "Traceback" not in err
-    return err
+refused = refused_by("demo")
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "ten", ""])

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.cli.running import refused_by
 from tests.experiments.own_set import write_pictures
 from tests.model.tiny import dense_model, moe_model, processor
 
@@ -20,13 +21,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    """Run `eval`, which must end with 2 and one line; return that line."""
-    assert main(["eval", *map(str, words)]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    return err
+refused = refused_by("eval")
 
 
 def test_dense_and_moe_models_are_scored_and_can_be_compared(

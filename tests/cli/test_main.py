@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tests.cli.running import in_a_process
 
 from medmoe import __version__
 from medmoe.cli import main as cli
@@ -225,14 +225,7 @@ def test_a_word_that_the_terminal_cannot_show_is_still_one_line(
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 def test_a_full_disk_under_stdout_ends_with_3_and_one_line() -> None:
     with Path("/dev/full").open("w", encoding="utf-8") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "medmoe", "--help"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-            timeout=60,
-        )
+        done = in_a_process("--help", stdout=full)
     assert done.returncode == 3
     assert done.stderr.startswith("medmoe: error: No space left on device; free some space")
     assert done.stderr.count("\n") == 1
@@ -274,14 +267,7 @@ def test_our_own_bug_keeps_its_traceback(
 def test_a_reader_that_leaves_early_is_no_error() -> None:
     read, write = os.pipe()
     os.close(read)
-    done = subprocess.run(
-        [sys.executable, "-m", "medmoe", "--help"],
-        stdout=write,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    done = in_a_process("--help", stdout=write)
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
 

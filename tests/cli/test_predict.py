@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tests.cli.running import refused_by
 from tests.experiments.miniature import PNEUMONIA, write_arrays
 from tests.experiments.own_set import write_classes, write_pictures
 from tests.model.tiny import moe_model, processor
@@ -38,12 +39,7 @@ def table(tmp_path: Path) -> Path:
     return path
 
 
-def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    assert main(["predict", *map(str, words)]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    return err
+refused = refused_by("predict")
 
 
 def test_a_table_keeps_its_columns_and_gets_prediction_and_confidence(

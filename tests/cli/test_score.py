@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cli.running import refused_by
 
 from medmoe.cli.main import main
 
@@ -36,14 +37,7 @@ def predictions(tmp_path: Path) -> Path:
     return written(tmp_path / "pred.jsonl", ROWS)
 
 
-def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    """Run `score`, which must end with 2 and one line and print no score; return that line."""
-    assert main(["score", *map(str, words)]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("medmoe: error: ")
-    assert err.count("\n") == 1
-    return err
+refused = refused_by("score")
 
 
 def test_json_has_the_shape_of_the_contract(
