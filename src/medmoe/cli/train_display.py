@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -130,8 +129,8 @@ class Display(ExitStack):
         for line in router_lines(summary["router"]):
             self._say(line)
         for row in summary["phases"].get("phase2_router", {}).get("label_curve", []):
-            line = f"  {row['labels']:>5} labels: {accuracy(row)}"
-            self._console.print(line, highlight=False)
+            line = "  {labels:>5} labels: {accuracy:.1f} % [{low:.1f}, {high:.1f}] of {n}"
+            self._console.print(line.format_map(row), highlight=False)
         minutes = (time.monotonic() - self._begun) / 60
         model = self._plan.out / summary["model"]
         self._console.print(f"done in {minutes:.1f} minutes; model: {model}", soft_wrap=True)
@@ -179,11 +178,6 @@ def validation(point: Validated) -> tuple[str, str]:
     """Return a validation's loss and its strict score, in words."""
     score = "" if point.strict_score is None else f"{point.strict_score:.0f} % right"
     return f"validation {point.validation_loss:.3f}", score
-
-
-def accuracy(found: Mapping[str, Any]) -> str:
-    """Return an accuracy in percent with its interval and n."""
-    return "{accuracy:.1f} % [{low:.1f}, {high:.1f}] of {n}".format_map(found)
 
 
 def experts_table(point: Measured, domains: tuple[str, ...]) -> Table:

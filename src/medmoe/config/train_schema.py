@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import (
@@ -29,6 +29,9 @@ def _sets(names: tuple[str, ...]) -> tuple[str, ...]:
     if bad or not names:
         raise ValueError("must list sets as set/split or by path, e.g. [vqa_rad/train]")
     return names
+
+
+Sets = Annotated[tuple[str, ...], AfterValidator(_sets)]
 
 
 class LoraSpec(Strict):
@@ -64,7 +67,7 @@ class TrainPhaseSpec(PhaseSpec):
         load_balance: Weight of the auxiliary load-balancing loss; ``learned_router`` only.
     """
 
-    data: tuple[str, ...]
+    data: Sets
     tasks: tuple[Task, ...] | None = Field(default=None, exclude_if=lambda value: value is None)
     epochs: Positive | None = None
     steps: Positive | None = None
@@ -74,11 +77,6 @@ class TrainPhaseSpec(PhaseSpec):
     views: Positive = Field(default=1, exclude_if=lambda value: value == 1)
     lora: LoraSpec | None = None
     load_balance: Annotated[float, Field(ge=0)] = 0.0
-
-    @field_validator("data")
-    @classmethod
-    def _named_sets(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return _sets(names)
 
     @field_validator("tasks")
     @classmethod
@@ -177,7 +175,7 @@ class ValidationSpec(Strict):
             records (`medmoe.training.answer_bias`).
     """
 
-    data: tuple[str, ...]
+    data: Sets
     every: Positive
     questions: Positive = 64
     score: bool = True
@@ -188,11 +186,6 @@ class ValidationSpec(Strict):
     def shapes(self) -> bool:
         """Whether what is measured changes the model, or only looks on."""
         return self.keep_best or self.calibrate
-
-    @field_validator("data")
-    @classmethod
-    def _named_sets(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return _sets(names)
 
 
 class RunSpec(Strict):

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from medmoe.backbones.registry import language_backbone
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainSpec
@@ -139,7 +138,7 @@ def memory_bytes(spec: TrainSpec, phase: PhaseName, labelled: int = 0) -> int:
     checkpointing = spec.run.gradient_checkpointing and not PHASE_TABLE[phase].whole_batch
     held = row.sharded() if checkpointing else row.total
     if phase == "phase2_router":
-        width = _text_config(spec).hidden_size
+        width = _config(spec, phase).text_config.hidden_size
         held += 4 * labelled * len(spec.model.moe_layers) * TOKENS_KEPT * width
     return held
 
@@ -326,15 +325,8 @@ def _backbone(
         ids = torch.zeros(batch, _tokens(spec, phase), dtype=torch.int64)
         return {"input_ids": ids, "labels": ids}
 
-    return partial(AutoModelForCausalLM.from_config, _text_config(spec)), texts
-
-
-def _text_config(spec: TrainSpec) -> Any:
-    backbone = language_backbone(spec.model.language_model)
-    values = dict(backbone.config)
-    if "vocab_size" not in values:
-        values["vocab_size"] = spec.vocab_size
-    return AutoConfig.for_model(backbone.model_type, **values)
+    config = recipe_config(spec.model, spec.vocab_size).text_config
+    return partial(AutoModelForCausalLM.from_config, config), texts
 
 
 def samples_of(spec: TrainSpec, phase: PhaseName, data: TrainData | None, seed: int) -> int | None:
