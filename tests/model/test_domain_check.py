@@ -24,9 +24,17 @@ def features(count: int, seed: int, shift: float = 0.0, spread: float = 1.0) -> 
     return means[torch.arange(count) % 2] + own + shift + spread * patches
 
 
+def noise(count: int, seed: int) -> torch.Tensor:
+    """Return features (N, P, W) of pictures of noise: all alike."""
+    draw = torch.Generator().manual_seed(seed)
+    mean = 4.0 * torch.randn(1, 1, WIDTH, generator=torch.Generator().manual_seed(20))
+    return mean + 0.1 * torch.randn(count, IMAGE_TOKENS, WIDTH, generator=draw)
+
+
 def fitted(held_out: int = 400) -> DomainCheck | dict[str, str]:
     states = pooled(features(600, 1))
-    return fit_domain_check(states, torch.arange(600) % 2, pooled(features(held_out, 2)))
+    known = pooled(features(held_out, 2))
+    return fit_domain_check(states, torch.arange(600) % 2, known, pooled(noise(40, 10)))
 
 
 def test_at_most_the_stated_share_of_held_out_pictures_is_warned_of() -> None:
@@ -42,9 +50,26 @@ def test_pictures_away_from_all_domains_and_pictures_without_detail_are_warned_o
     assert isinstance(check, DomainCheck)
     assert check.warns(pooled(features(50, 4, shift=4.0))).all()
     assert check.warns(pooled(features(50, 5, spread=0.01))).all()
+    means = pooled(features(600, 1))[:, :WIDTH].unflatten(0, (300, 2)).mean(0)  # of each domain
     between = pooled(features(50, 6))
-    between[:, :WIDTH] -= check.means[torch.arange(50) % 2, :WIDTH] - check.means[:, :WIDTH].mean(0)
+    between[:, :WIDTH] -= (means - means.mean(0))[torch.arange(50) % 2]
     assert check.warns(between).all(), "the mean of two domains is none of them"
+
+
+def test_noise_is_warned_of_although_it_is_no_farther_than_a_domain_reaches() -> None:
+    check = fitted()
+    assert isinstance(check, DomainCheck)
+    check.facts["distance"] = 1e6
+    assert not check.warns(pooled(features(50, 4, shift=4.0))).any()
+    check.facts["spread"] = 0.0
+    assert check.warns(pooled(noise(50, 11))).all()
+
+
+def test_an_encoder_that_tells_no_picture_from_noise_has_no_check() -> None:
+    states = pooled(features(600, 1))
+    found = fit_domain_check(states, torch.arange(600) % 2, states[:200], states[:200:2])
+    assert isinstance(found, dict)
+    assert found["missing"] == "the encoder takes more than 0 held-out pictures for noise"
 
 
 @pytest.mark.parametrize("n", [149, 400, 1000])
@@ -62,7 +87,9 @@ def test_too_few_held_out_pictures_are_said_and_nothing_is_guessed() -> None:
 
 def test_an_encoder_that_sees_nothing_has_no_check() -> None:
     same = torch.ones(400, 2 * WIDTH)
-    assert "same of every picture" in fit_domain_check(same, torch.zeros(400), same)["missing"]
+    found = fit_domain_check(same, torch.zeros(400), same, same)
+    assert isinstance(found, dict)
+    assert "same of every picture" in found["missing"]
 
 
 def test_it_is_saved_and_loaded_with_the_model_and_changes_no_answer(tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def save_router(
 def load_check(directory: Path) -> DomainCheck | dict[str, Any]:
     """Return the out-of-domain check that lies beside a router, or why there is none."""
     facts: dict[str, Any] = provenance(directory).get("domain_check") or {}
-    if "width" not in facts:
+    if "pooled_width" not in facts:
         return facts
     check = DomainCheck(facts)
     check.load_state_dict(load_file(directory / _CHECK))

@@ -193,7 +193,9 @@ def _domain_check(
     known = [i for i in images_of(job.data.validation) if domain_of(i.modality, domains)]
     held_out = states(known) if known else torch.empty(0)
     labels = torch.tensor([domain_index(image.modality, domains) for image in taught])
-    check = fit_domain_check(states(taught), labels, held_out)
+    # Noise of another seed than that which the check is measured on.
+    noise = states([replace(i, id=f"fit/{i.id}") for i in far_pictures(job.plan.seed + 1)["noise"]])
+    check = fit_domain_check(states(taught), labels, held_out, noise)
     if isinstance(check, DomainCheck):
         asked = {"test": job.data.router_test(), **far_pictures(job.plan.seed)}
         for image in job.data.strangers():

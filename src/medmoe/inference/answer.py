@@ -101,12 +101,14 @@ def read_check(model: MedMoeForConditionalGeneration, features: Tensor) -> list[
     states = pooled(features)
     limit, least = facts["distance"], facts["spread"]
     found: list[OutOfDomain] = []
-    for distance, spread in check(states).tolist():
+    for distance, to_noise, spread in check(states).tolist():
         flat, told = spread < least, f"distance {distance:.1f}, usual is at most {limit:.1f}"
-        warning = flat or distance > limit
+        noise = to_noise < distance
+        warning = flat or noise or distance > limit
         text = f"not out of domain by the check ({told})"
         if warning:
-            why = "it has hardly any detail" if flat else told
+            why = "it looks like noise" if noise else told
+            why = "it has hardly any detail" if flat else why
             text = (
                 "out of domain: the picture is unlike those that the router was taught on "
                 f"({why}); do not rely on the answer"

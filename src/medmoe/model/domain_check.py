@@ -1,10 +1,11 @@
 """The out-of-domain check: is a picture unlike those that the router was taught on?
 
 Of the vision encoder's states, which no later phase changes, the mean and the spread over the
-patches are held against those of the taught pictures: Mahalanobis distance to the nearest domain's
-mean, under the covariance that the domains share. A picture as good as without any detail has a
-small spread and, under some encoders, a small distance too: its mean spread alone is a second
-reason. Both limits are set on pictures that nothing was trained on.
+patches, each scaled to length 1, are held against those of the taught pictures: Mahalanobis
+distance to the nearest domain's mean, under the covariance that the domains share. What says
+nothing to an encoder can lie near a domain all the same: a picture nearer to noise than to any
+domain is a second reason, and one as good as without any detail, of a small mean spread, a third.
+The limits are set on pictures that nothing was trained on.
 
 Shapes: N pictures, P patches, W encoder width, E domains.
 """
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 #: Share of pictures like the held-out ones that may be warned of, and how sure that is.
 FALSE_ALARMS, CONFIDENCE = 0.02, 0.95
@@ -27,30 +29,32 @@ class DomainCheck(nn.Module):
     """The check of one model, as buffers that are saved with its weights.
 
     Args:
-        facts: ``width`` of `pooled` and number of ``domains``; ``distance`` and ``spread``, the
-            limits; ``held_out`` pictures and how many of them were ``warned`` of.
+        facts: ``pooled_width`` and number of ``domains``; ``distance`` and ``spread``, the limits;
+            ``held_out`` pictures and how many of them were ``warned`` of.
     """
 
-    means: Tensor  # (E, 2W)
+    means: Tensor  # (E + 1, 2W), the last one of noise
     whitening: Tensor  # (2W, 2W)
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
         super().__init__()
         self.facts = dict(facts)
-        width = facts["width"]
-        self.register_buffer("means", torch.zeros(facts["domains"], width))
+        width = facts["pooled_width"]
+        self.register_buffer("means", torch.zeros(facts["domains"] + 1, width))
         self.register_buffer("whitening", torch.zeros(width, width))
 
     def forward(self, states: Tensor) -> Tensor:
-        """Return the distance and the mean spread (N, 2) of `pooled` states (N, 2W)."""
+        """Return (N, 3) of `pooled` states (N, 2W): distance, distance to noise, mean spread."""
         states = states.to(self.means.device).float()
-        away = (states[:, None] - self.means.float()) @ self.whitening.float()
-        return torch.stack([away.norm(dim=-1).amin(1), _spread(states)], dim=1)
+        away = (_scaled(states)[:, None] - self.means.float()) @ self.whitening.float()
+        distances = away.norm(dim=-1)
+        return torch.stack([distances[:, :-1].amin(1), distances[:, -1], _spread(states)], dim=1)
 
     def warns(self, states: Tensor) -> Tensor:
         """Return (N,) bool, whether each picture is warned of, from `pooled` states (N, 2W)."""
-        distance, spread = self(states).unbind(1)
-        warned: Tensor = (distance > self.facts["distance"]) | (spread < self.facts["spread"])
+        distance, to_noise, spread = self(states).unbind(1)
+        near = (distance <= self.facts["distance"]) & (distance <= to_noise)
+        warned: Tensor = ~near | (spread < self.facts["spread"])
         return warned
 
 
@@ -60,6 +64,11 @@ def pooled(features: Tensor) -> Tensor:
     return torch.cat([features.mean(1), features.std(1, correction=0)], dim=1)
 
 
+def _scaled(states: Tensor) -> Tensor:
+    """Return mean and spread, each scaled to length 1: how much there is of either says little."""
+    return functional.normalize(states.unflatten(1, (2, -1)), dim=-1).flatten(1)
+
+
 def _spread(states: Tensor) -> Tensor:
     spread: Tensor = states[:, states.shape[1] // 2 :].mean(1)
     return spread
@@ -67,8 +76,10 @@ def _spread(states: Tensor) -> Tensor:
 
 def check_sentence(facts: Mapping[str, Any]) -> str:
     """Return what is known of a check from its facts: how it was set, and what it warned of."""
-    if "width" not in facts:
-        return f"none: {facts.get('missing', 'the router was taught without one')}"
+    if "pooled_width" not in facts:
+        return (
+            f"none: {facts.get('missing', 'the router was taught without one that is read here')}"
+        )
     measured = "".join(
         f", {found['warned']} of {found['n']} ({name})"
         for name, found in facts.get("measured", {}).items()
@@ -91,7 +102,7 @@ def allowed_warnings(held_out: int) -> int:
 
 
 def fit_domain_check(
-    taught: Tensor, domains: Tensor, held_out: Tensor
+    taught: Tensor, domains: Tensor, held_out: Tensor, noise: Tensor
 ) -> DomainCheck | dict[str, str]:
     """Return the check of a router's pictures, or in words, as ``missing``, why there is none.
 
@@ -99,6 +110,7 @@ def fit_domain_check(
         taught: `pooled` states (N, 2W) of the pictures that the router was taught on.
         domains: Their domains (N,) int64.
         held_out: `pooled` states of pictures of these domains that nothing was trained on.
+        noise: Those of pictures of noise.
     """
     allowed = allowed_warnings(len(held_out))
     if allowed < 0:
@@ -108,19 +120,24 @@ def fit_domain_check(
             f"limit of {FALSE_ALARMS:.0%} false alarms; {least} are needed"
         }
     names, place = domains.unique(return_inverse=True)
-    means = torch.stack([taught[place == i].double().mean(0) for i in range(len(names))])
-    away = taught.double() - means[place]
+    scaled = _scaled(taught.double())
+    means = torch.stack([scaled[place == i].mean(0) for i in range(len(names))])
+    away = scaled - means[place]
     variances, directions = torch.linalg.eigh(away.T @ away / len(away))
     floor = _SHRINKAGE * variances.mean()
-    if floor <= 0:
+    if floor < 1e-12:  # of directions whose length is 1
         return {"missing": "the encoder says the same of every picture"}
-    facts = {"width": taught.shape[1], "domains": len(names), "distance": 0.0, "spread": 0.0}
+    facts = {"pooled_width": taught.shape[1], "domains": len(names), "distance": 0.0, "spread": 0.0}
     check = DomainCheck(facts)
-    check.means.copy_(means)
+    check.means.copy_(torch.cat([means, _scaled(noise.double()).mean(0, keepdim=True)]))
     check.whitening.copy_(directions * (variances.clamp(min=0) + floor).rsqrt())
-    distance, _ = check(held_out).unbind(1)
+    distance, to_noise, _ = check(held_out).unbind(1)
+    distance[to_noise < distance] = torch.inf  # warned of by any limit
+    limit = float(distance.sort(descending=True).values[allowed])
+    if limit == torch.inf:
+        return {"missing": f"the encoder takes more than {allowed} held-out pictures for noise"}
     check.facts |= {
-        "distance": float(distance.sort(descending=True).values[allowed]),
+        "distance": limit,
         "spread": float(torch.cat([_spread(held_out), _spread(taught)]).min()),
         "held_out": len(held_out),
     }

@@ -257,7 +257,7 @@ class MedMoeForConditionalGeneration(_MedMoePreTrained, LlavaForConditionalGener
         text = config.text_config
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=config.lm_head_bias)
         facts = config.domain_check or {}
-        self.domain_check = DomainCheck(facts) if "width" in facts else None
+        self.domain_check = DomainCheck(facts) if "pooled_width" in facts else None
         self.post_init()
 
     def take_check(self, check: DomainCheck | Mapping[str, Any]) -> None:
