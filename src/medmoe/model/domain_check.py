@@ -77,9 +77,7 @@ def _spread(states: Tensor) -> Tensor:
 def check_sentence(facts: Mapping[str, Any]) -> str:
     """Return what is known of a check from its facts: how it was set, and what it warned of."""
     if "pooled_width" not in facts:
-        return (
-            f"none: {facts.get('missing', 'the router was taught without one that is read here')}"
-        )
+        return f"none: {facts.get('missing', 'the model was saved without one')}"
     measured = "".join(
         f", {found['warned']} of {found['n']} ({name})"
         for name, found in facts.get("measured", {}).items()
