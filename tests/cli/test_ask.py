@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from tests.cli.running import in_a_process, refused_by
 from tests.data.samples import dicom, nifti, ramp
-from tests.model.tiny import DOMAINS, MOE_LAYERS, dense_model, moe_model, processor
+from tests.model.tiny import DOMAINS, MOE_LAYERS, dense_model, processor
 
 from medmoe.cli.main import main
 from medmoe.data.intake.facts import WARNINGS
@@ -22,13 +22,6 @@ from medmoe.model.checkpoint import MANIFEST, save_model
 from medmoe.numbers import probability
 
 QUESTION = "Is there a mass?"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("moe") / "model"
-    save_model(moe_model("stablelm"), processor(), folder, {})
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.data.samples import dicom, nifti, ramp
-from tests.model.tiny import DOMAINS, dense_model, moe_model, processor
+from tests.model.tiny import DOMAINS, dense_model, processor
 
 from medmoe.cli.chat_session import printable
 from medmoe.cli.main import main
@@ -29,13 +29,6 @@ from medmoe.numbers import probability
 QUESTION = "Is there a mass?"
 NOTE = "Research use only, not a medical device."
 NAME = "SMITH JOHN"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("moe") / "model"
-    save_model(moe_model("stablelm"), processor(), folder, {})
-    return folder
 
 
 @pytest.fixture

@@ -8,18 +8,10 @@ from pathlib import Path
 import pytest
 from tests.cli.running import refused_by
 from tests.experiments.own_set import write_pictures
-from tests.model.tiny import dense_model, moe_model, processor
+from tests.model.tiny import dense_model, processor
 
 from medmoe.cli.main import main
 from medmoe.model.checkpoint import save_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("eval") / "model"
-    save_model(moe_model("stablelm"), processor(), folder, {})
-    return folder
-
 
 refused = refused_by("eval")
 

@@ -11,21 +11,12 @@ from PIL import Image
 from tests.cli.running import refused_by
 from tests.experiments.miniature import PNEUMONIA, write_arrays
 from tests.experiments.own_set import write_classes, write_pictures
-from tests.model.tiny import moe_model, processor
 
 from medmoe.cli.main import main
 from medmoe.data import registry
 from medmoe.evaluation.ask import asker as module
 from medmoe.evaluation.files.predictions import Prediction
 from medmoe.evaluation.predict_set import _table
-from medmoe.model.checkpoint import save_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("predict") / "model"
-    save_model(moe_model("stablelm"), processor(), folder, {})
-    return folder
 
 
 @pytest.fixture
