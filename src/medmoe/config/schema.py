@@ -6,7 +6,7 @@ defaults: a phase states them all.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -36,6 +36,11 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+def unsaid(default: Any, **rules: Any) -> Any:
+    """Return a value that the dump leaves out where nothing is said, so that older hashes hold."""
+    return Field(default=default, exclude_if=lambda value: value == default, **rules)
+
+
 class ModelSpec(Strict):
     """The parts of a model and its MoE layers (paper, section 3.3 and Table 9).
 
@@ -63,15 +68,12 @@ class ModelSpec(Strict):
     num_experts_per_tok: Positive
     router_layers: Annotated[int, Field(ge=1, le=3)]
     upcycle_init: Literal["copy", "function_preserving"]
-    # Left out of the dump where nothing is said, so that the hashes of older runs hold.
-    meta_expert: bool = Field(default=True, exclude_if=lambda value: value is True)
-    experts: Literal["copies", "per_domain"] = Field(
-        default="copies", exclude_if=lambda value: value == "copies"
-    )
-    language_layers: Positive | None = Field(default=None, exclude_if=lambda value: value is None)
-    language_source: str | None = Field(default=None, exclude_if=lambda value: value is None)
-    vision_source: str | None = Field(default=None, exclude_if=lambda value: value is None)
-    blind: bool = Field(default=False, exclude_if=lambda value: value is False)
+    meta_expert: bool = unsaid(True)
+    experts: Literal["copies", "per_domain"] = unsaid("copies")
+    language_layers: Positive | None = unsaid(None)
+    language_source: str | None = unsaid(None)
+    vision_source: str | None = unsaid(None)
+    blind: bool = unsaid(False)
 
     @model_validator(mode="after")
     def _rules_between_values(self) -> Self:
@@ -119,8 +121,8 @@ class PhaseSpec(Strict):
     max_grad_norm: Annotated[float, Field(gt=0)]
     augment: Share = 0.0
     label_smoothing: Share = 0.0
-    trains: Trains = Field(default="paper", exclude_if=lambda value: value == "paper")
-    sides: tuple[Positive, ...] = Field(default=(), exclude_if=lambda value: not value)
-    layer_decay: Share = Field(default=1.0, gt=0, exclude_if=lambda value: value == 1)
-    projector_factor: float = Field(default=1.0, gt=0, exclude_if=lambda value: value == 1)
-    average: Share = Field(default=0.0, exclude_if=lambda value: value == 0)
+    trains: Trains = unsaid("paper")
+    sides: tuple[Positive, ...] = unsaid(())
+    layer_decay: Share = unsaid(1.0, gt=0)
+    projector_factor: float = unsaid(1.0, gt=0)
+    average: Share = unsaid(0.0)

@@ -19,6 +19,7 @@ from medmoe.config.schema import (
     Share,
     Strict,
     Task,
+    unsaid,
 )
 from medmoe.domains import MODALITIES, modality_name
 from medmoe.errors import one_of
@@ -68,13 +69,13 @@ class TrainPhaseSpec(PhaseSpec):
     """
 
     data: Sets
-    tasks: tuple[Task, ...] | None = Field(default=None, exclude_if=lambda value: value is None)
+    tasks: tuple[Task, ...] | None = unsaid(None)
     epochs: Positive | None = None
     steps: Positive | None = None
     samples: Positive | None = None
     max_questions: Positive = 8
     keep_features: bool = True
-    views: Positive = Field(default=1, exclude_if=lambda value: value == 1)
+    views: Positive = unsaid(1)
     lora: LoraSpec | None = None
     load_balance: Annotated[float, Field(ge=0)] = 0.0
 
@@ -124,11 +125,11 @@ class DataSpec(Strict):
     phantom_test_images: Positive = 200
     apart_from: tuple[str, ...] = ()
     drop_near_duplicates: bool = True
-    shared: tuple[str, ...] = Field(default=(), exclude_if=lambda value: not value)
-    held_out: dict[str, Share] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    shared: tuple[str, ...] = unsaid(())
+    held_out: dict[str, Share] = unsaid({})
     repeats: dict[str, Positive] = Field(default_factory=dict)
     limits: dict[str, Positive] = Field(default_factory=dict)
-    modality: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    modality: str | None = unsaid(None)
 
     @field_validator("modality")
     @classmethod
@@ -155,7 +156,7 @@ class RouterSpec(Strict):
     loss: Literal["token", "pooled"]
     per_layer: bool
     test: tuple[str, ...] = ()
-    test_per_domain: Positive | None = Field(default=None, exclude_if=lambda value: value is None)
+    test_per_domain: Positive | None = unsaid(None)
     label_counts: tuple[Annotated[int, Field(ge=0)], ...] = ()
 
 
@@ -180,7 +181,7 @@ class ValidationSpec(Strict):
     questions: Positive = 64
     score: bool = True
     keep_best: bool = False
-    calibrate: bool = Field(default=False, exclude_if=lambda value: not value)
+    calibrate: bool = unsaid(False)
 
     @property
     def shapes(self) -> bool:
@@ -242,12 +243,11 @@ class TrainSpec(Strict):
     model: ModelSpec
     vocab_size: Positive | None = None
     max_length: Positive = 2048
-    notes: tuple[str, ...] = Field(default=(), exclude_if=lambda value: not value)
-    scored: dict[str, str] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    notes: tuple[str, ...] = unsaid(())
+    scored: dict[str, str] = unsaid({})
     data: DataSpec = Field(default_factory=DataSpec)
     router: RouterSpec | None = None
-    # Left out of the dump where there is none, so that the hashes of older runs hold.
-    validation: ValidationSpec | None = Field(default=None, exclude_if=lambda value: value is None)
+    validation: ValidationSpec | None = unsaid(None)
     starts: dict[PhaseName, str] = Field(default_factory=dict)
     phases: dict[PhaseName, TrainPhaseSpec]
     run: RunSpec = Field(default_factory=RunSpec)

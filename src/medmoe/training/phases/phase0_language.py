@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from medmoe.backbones.spec import LanguageBackbone
@@ -51,12 +52,9 @@ def train_language_model(
         return conversations[index]
 
     def collate(samples: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
-        length = max(len(sample) for sample in samples)
-        ids = torch.full((len(samples), length), tokenizer.pad_token_id)
-        labels = torch.full((len(samples), length), IGNORE)
-        for row, sample in enumerate(samples):
-            ids[row, : len(sample)] = labels[row, : len(sample)] = torch.tensor(sample)
-        return {"input_ids": ids, "labels": labels}
+        rows = [torch.tensor(sample) for sample in samples]
+        ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
+        return {"input_ids": ids, "labels": pad_sequence(rows, True, IGNORE)}
 
     schedule = Schedule(draw, len(conversations), run.steps * run.spec.batch_size, run.seed)
     return model, run_phase(run, model, schedule, collate)
