@@ -83,7 +83,7 @@ def test_several_labels_at_once(evaluator: Callable[[str, Any], Any], seed: int)
     truth = rng.integers(0, 2, size=(83, 14))
     probabilities = np.clip(np.round(0.3 * truth + rng.uniform(0, 0.7, truth.shape), 1), 0, 1)
     official = evaluator("chestmnist", truth.astype(np.uint8)).evaluate(probabilities)
-    found = classification.multi_label_auc(truth, probabilities, range(83), seed=0, resamples=50)
+    found = classification.auc_with_interval(truth, probabilities, range(83), seed=0, resamples=50)
     assert found.value == pytest.approx(official.AUC, abs=1e-12)
     assert found.low is not None
     assert found.high is not None

@@ -58,7 +58,7 @@ def label_auc(
     if len(place) != len(pairs) or len(pairs) != len(names) * len(labels):
         return Auc(None, reason="not one record per image and label: no common AUC")
     order = np.asarray([[place[name, label] for label in labels] for name in names])
-    return multi_label_auc(truth[order], probabilities[:, -1][order], names, seed=seed)
+    return auc_with_interval(truth[order], probabilities[:, -1][order], names, seed=seed)
 
 
 def label_probabilities(option_scores: Sequence[Sequence[float]] | Floats) -> Floats:
@@ -89,13 +89,19 @@ def auc_with_interval(
     seed: int,
     resamples: int = 2000,
 ) -> Auc:
-    """Return the AUC of one label among options, with an interval by a bootstrap over clusters.
+    """Return the AUC of one label among options, or the mean of several labels' at once.
 
     Args:
-        truth: (N,) indices of the true options.
-        probabilities: (N, options).
-        clusters: The image of each row.
+        truth: (N,) indices of the true options, or (N, L) 1 where an image has a label, else 0.
+        probabilities: (N, options), or (N, L) of having each label.
+        clusters: The image of each row, of the bootstrap that the interval is from.
     """
+    if truth.ndim == 2:
+        constant = [str(i) for i, column in enumerate(truth.T) if np.unique(column).size < 2]
+        if constant:
+            return Auc(None, reason=f"one class only of label {', '.join(constant)}: no AUC")
+        columns = [(t == 1, p) for t, p in zip(truth.T, probabilities.T, strict=True)]
+        return _mean_auc(columns, clusters, seed, resamples)
     options = probabilities.shape[1]
     absent = sorted(set(range(options)) - set(truth.tolist()))
     if len(absent) == options - 1:
@@ -107,28 +113,6 @@ def auc_with_interval(
     # Two classes: MedMNIST scores the last one only; more: each against the rest.
     scored = range(1, 2) if options == 2 else range(options)
     columns = [(truth == c, probabilities[:, c]) for c in scored]
-    return _mean_auc(columns, clusters, seed, resamples)
-
-
-def multi_label_auc(
-    truth: Indices,
-    probabilities: Floats,
-    clusters: Sequence[Hashable],
-    *,
-    seed: int,
-    resamples: int = 2000,
-) -> Auc:
-    """Return the mean over labels of each label's AUC, with an interval over clusters.
-
-    Args:
-        truth: (N, L) 1 where an image has a label, else 0.
-        probabilities: (N, L) of having it.
-        clusters: The image of each row.
-    """
-    constant = [str(i) for i, column in enumerate(truth.T) if np.unique(column).size < 2]
-    if constant:
-        return Auc(None, reason=f"one class only of label {', '.join(constant)}: no AUC")
-    columns = [(t == 1, p) for t, p in zip(truth.T, probabilities.T, strict=True)]
     return _mean_auc(columns, clusters, seed, resamples)
 
 
