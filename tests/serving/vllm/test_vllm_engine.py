@@ -89,7 +89,7 @@ async def live(engine: VllmEngine) -> Seen:
             seen.under_way.append(engine.load().running)
         seen.under_way.append(engine.load().running)
         seen.errors["late"] = await _error(answer(engine, REQUESTS[0], deadline=0.0))
-        seen.errors["long"] = await _error(answer(engine, asked(None, "yes", tokens=1000)))
+        seen.errors["long"] = await _error(answer(engine, asked(None, "yes " * 300)))
         seen.errors["explain"] = await _error(engine.explain(picture(1), "What organ is this?"))
         results = await asyncio.gather(
             *(answer(engine, each) for each in (*REQUESTS, *REQUESTS)), return_exceptions=True
