@@ -154,11 +154,13 @@ def record_reproduction(folder: Path) -> None:
         common["hardware"] = _machine(about)
         scores = summary["scores"]
         rows = [{n: _plain((common | r | _share(r)).get(n)) for n in COLUMNS} for r in scores]
-        _keep("measured.csv", COLUMNS, (*RUN, "task"), rows)
+        _keep("measured.csv", COLUMNS, (*RUN, "task", "system"), rows)
         task = scores[0]["task"]
         target, asked = RESULTS / "predictions", path.parent / task
         target.mkdir(exist_ok=True)
         name = f"{common['config_sha256']}-{task}-{about['seed']}"
+        if scores[0]["system"] != "moe":  # a phase before it, of the same recipe
+            name += f"-{scores[0]['system']}"
         _copy_compact(asked / "predictions.jsonl", target / f"{name}.jsonl")
         for source in asked.glob("blind_twin/*.jsonl"):
             _copy_compact(source, target / f"{name}-blind_twin.jsonl")
@@ -353,30 +355,34 @@ def summary_table(rows: list[Row]) -> str:
             for (_, name), by in scores.items()
             if name == called and next(iter(by.values()))["task"] == task
         ]
-        system = "moe" if all("moe" in by for by in found) else "dense"
-        by_run = [by[system] for by in found if system in by]
-        if not by_run:
-            continue
-        values = [float(row["value"]) for row in by_run]
-        asked = [float(row["question_only_baseline"] or row["constant_baseline"]) for row in by_run]
-        above = all(
-            float(row["low"]) > max(float(row[name]) for name in BASELINES if row[name])
-            for row in by_run
-        )
-        shown = (
-            _score(by_run[0])
-            if len(values) == 1
-            else f"{sum(values) / len(values):.1f}, worst of {len(values)} seeds {min(values):.1f}"
-        )
-        verdict = _verdict(by_run, above)
-        model = MODELS.get(split, f"`medmoe train {split}`")
-        lines.append(
-            f"| {model}{', phase 2' if system == 'dense' else ''} "
-            f"| {_place(by_run[0])} {called} (n {by_run[0]['n']}) | {shown} "
-            f"| {_mean([row['blind_twin'] for row in by_run])} | {sum(asked) / len(asked):.1f} "
-            f"| {verdict} |"
-        )
+        lines += [
+            _summary_row(split, called, system, by_run)
+            for system in ("moe", "dense")
+            if (by_run := [by[system] for by in found if system in by])
+        ]
     return "\n".join(lines)
+
+
+def _summary_row(split: str, called: str, system: str, by_run: list[Row]) -> str:
+    """Return the results table's line of one score of one model, by seed."""
+    values = [float(row["value"]) for row in by_run]
+    asked = [float(row["question_only_baseline"] or row["constant_baseline"]) for row in by_run]
+    above = all(
+        float(row["low"]) > max(float(row[name]) for name in BASELINES if row[name])
+        for row in by_run
+    )
+    shown = (
+        _score(by_run[0])
+        if len(values) == 1
+        else f"{sum(values) / len(values):.1f}, worst of {len(values)} seeds {min(values):.1f}"
+    )
+    model = MODELS.get(split, f"`medmoe train {split}`")
+    return (
+        f"| {model}{', phase 2' if system == 'dense' else ''} "
+        f"| {_place(by_run[0])} {called} (n {by_run[0]['n']}) | {shown} "
+        f"| {_mean([row['blind_twin'] for row in by_run])} | {sum(asked) / len(asked):.1f} "
+        f"| {_verdict(by_run, above)} |"
+    )
 
 
 def _seeds_of(rows: list[Row], split: str) -> list[list[Row]]:

@@ -431,7 +431,9 @@ def test_recorded_answers_give_the_recorded_scores(
         for row in rows:
             if row["metric"] != "accuracy" or row["protocol"] not in ("strict", "reference"):
                 continue
-            path = results / "predictions" / f"{config}-{row['task']}-{row['seed']}.jsonl"
+            system = "" if row["system"] == "moe" else f"-{row['system']}"
+            name = f"{config}-{row['task']}-{row['seed']}{system}.jsonl"
+            path = results / "predictions" / name
             out = tmp_path / "score.json"
             # Of a single model on real data the bootstrap's seed is not that of its training.
             seed = row["seed"] if row["plan_minutes"] else "7"
