@@ -191,10 +191,10 @@ def _domain_check(
         return torch.cat([pooled(features[part]).cpu() for part in places.split(64)])
 
     known = [i for i in images_of(job.data.validation) if domain_of(i.modality, domains)]
-    held_out = states(known) if known else torch.empty(0)
-    labels = torch.tensor([domain_index(image.modality, domains) for image in taught])
     # Noise of another seed than that which the check is measured on.
-    noise = states([replace(i, id=f"fit/{i.id}") for i in far_pictures(job.plan.seed + 1)["noise"]])
+    drawn = [replace(i, id=f"fit/{i.id}") for i in far_pictures(job.plan.seed + 1)["noise"]]
+    held_out, noise = (states(images) if known else torch.empty(0) for images in (known, drawn))
+    labels = torch.tensor([domain_index(image.modality, domains) for image in taught])
     check = fit_domain_check(states(taught), labels, held_out, noise)
     if isinstance(check, DomainCheck):
         asked = {"test": job.data.router_test(), **far_pictures(job.plan.seed)}
