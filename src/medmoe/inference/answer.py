@@ -107,8 +107,8 @@ def read_check(model: MedMoeForConditionalGeneration, features: Tensor) -> list[
         warning = flat or noise or distance > limit
         text = f"not out of domain by the check ({told})"
         if warning:
-            why = "it looks like noise" if noise else told
-            why = "it has hardly any detail" if flat else why
+            other = "it looks like noise" if noise else told
+            why = "it has hardly any detail" if flat else other
             text = (
                 "out of domain: the picture is unlike those that the router was taught on "
                 f"({why}); do not rely on the answer"

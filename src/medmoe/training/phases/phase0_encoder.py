@@ -57,7 +57,7 @@ class EncoderSample:
 class SideSchedule(Schedule[EncoderSample]):
     """The samples of a phase whose pictures have one side after another, each for as many steps.
 
-    Small pictures first cost less, and at their own side the encoder ends.
+    Small pictures first cost less; the last side should be the one that the encoder is used at.
     """
 
     def __init__(self, sides: Sequence[int], batch_size: int, *schedule: Any) -> None:
