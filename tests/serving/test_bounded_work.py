@@ -56,13 +56,19 @@ def test_the_work_grows_no_faster_than_the_input(name: str) -> None:
 
 
 def peak_of(data: bytes) -> int:
-    """Return the most bytes that reading takes beside the body itself."""
-    tracemalloc.start()
-    try:
-        reads(lambda: read_chat(data))
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    """Return the most bytes that reading takes beside the body itself.
+
+    The least of three readings: what other threads of the process take meanwhile is counted too.
+    """
+    peaks = []
+    for _ in range(3):
+        tracemalloc.start()
+        try:
+            reads(lambda: read_chat(data))
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    return min(peaks)
 
 
 SIZE = 8 * 2**20
