@@ -233,6 +233,7 @@ def test_no_hyperparameter_of_the_paper_has_a_hidden_default() -> None:
         "label_smoothing",
         "trains",
         "sides",
+        "answers",
         "layer_decay",
         "projector_factor",
         "average",
@@ -253,9 +254,11 @@ def test_broken_yaml_is_one_line_that_names_file_and_line(text: str, place: str)
     assert "unicode string" not in str(caught.value)
 
 
-def test_only_an_encoder_that_is_adapted_sees_pictures_of_several_sides() -> None:
-    message = refusal(TrainSpec, RECIPE, "phases.phase2_instruction.sides=[64, 128]")
-    assert "phases.phase2_instruction.sides: only phase0_adapt sees pictures of several" in message
+@pytest.mark.parametrize("value", ["sides=[64, 128]", "answers=true"])
+def test_only_an_encoder_that_is_adapted_has_sides_and_answers(value: str) -> None:
+    message = refusal(TrainSpec, RECIPE, f"phases.phase2_instruction.{value}")
+    name = value.partition("=")[0]
+    assert f"phases.phase2_instruction.{name}: only phase0_adapt has {name}" in message
 
 
 @pytest.mark.parametrize(
@@ -278,4 +281,6 @@ def test_views_are_kept_augmented_and_of_phases_that_read_pictures(
 
 def test_new_values_of_a_phase_are_not_in_the_dump_of_a_recipe_that_does_not_name_them() -> None:
     dumped = check(TrainSpec, RECIPE, "x").model_dump(mode="json")["phases"]["sft"]
-    assert not {"views", "sides", "layer_decay", "projector_factor", "average"} & set(dumped)
+    assert not {"views", "sides", "answers", "layer_decay", "projector_factor", "average"} & set(
+        dumped
+    )

@@ -19,7 +19,7 @@ from medmoe.backbones.templates import chat_template
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import ValidationSpec
 from medmoe.data.pixels import PixelTable, pixel_table
-from medmoe.data.schema import ImageRecord, images_of
+from medmoe.data.schema import AnswerType, ImageRecord, Record, images_of
 from medmoe.model.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteModel
 from medmoe.training.context import PhaseRun
 from medmoe.training.phases.phase0_encoder import (
@@ -32,6 +32,7 @@ from medmoe.training.phases.phase0_encoder import (
     _texts,
     accuracies,
     attribute_classes,
+    labelled_by_answers,
     train_encoder,
 )
 from medmoe.training.phases.phase0_language import new_language_model, train_language_model
@@ -89,6 +90,26 @@ def test_rare_values_and_attributes_of_one_value_are_no_classes() -> None:
 
 def test_unlabelled_images_give_no_classes() -> None:
     assert attribute_classes([image(n) for n in range(50)]) == {}
+
+
+def test_answers_are_labels_where_a_picture_has_one() -> None:
+    def asked(question: str, answer: str, kind: AnswerType, number: int = 1) -> Record:
+        picture = image(number, modality="ct", labels={"plane": "axial"})
+        named = f"{question} {answer}"
+        return Record(
+            named, picture, question, answer, kind, "type", "vqa", "set", "train", licence=""
+        )
+
+    records = [
+        asked("Is this a CT?", "Yes", "closed"),
+        asked("What type?", "CT with contrast", "open"),
+        asked("Where?", "left", "open", 2),
+        asked("What?", "a mass", "open", 2),
+        replace(asked("", "A CT.", "open", 3), task="caption"),
+    ]
+    labels = [record.image.labels for record in labelled_by_answers(records)]
+    first = {"plane": "axial", "set: is this a ct?": "yes", "set: type": "ct with contrast"}
+    assert labels == [first, first, *3 * [{"plane": "axial"}]]
 
 
 def new_encoder(classes: tuple[int, ...] = (3, 2)) -> EncoderPretraining:

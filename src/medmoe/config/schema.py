@@ -109,6 +109,7 @@ class PhaseSpec(Strict):
         trains: Which parts train; what each name means stands in `medmoe.config.phases`.
         sides: Sides in pixels that pictures have in the parts of phase 0, equal in length; the
             encoder's own throughout where there are none.
+        answers: Phase 0 also learns to answer what is asked of enough pictures.
         layer_decay: Each layer learns at this part of the rate of the one above it.
         projector_factor: Of the projector's rate, and of the heads' that phase 0 throws away.
         average: Part of the steps, at the end, whose weights' mean the phase ends with.
@@ -123,6 +124,7 @@ class PhaseSpec(Strict):
     label_smoothing: Share = 0.0
     trains: Trains = unsaid("paper")
     sides: tuple[Positive, ...] = unsaid(())
+    answers: bool = unsaid(False)
     layer_decay: Share = unsaid(1.0, gt=0)
     projector_factor: float = unsaid(1.0, gt=0)
     average: Share = unsaid(0.0)

@@ -273,10 +273,10 @@ class TrainSpec(Strict):
                     f"phases.{phase}.views is {spec.views}: that is of kept features in phases 1 "
                     "to 3 and sft, with augment above 0; set both, or leave views out"
                 )
-            if spec.sides and phase != "phase0_adapt":
+            if phase != "phase0_adapt" and (spec.sides or spec.answers):
+                name = "sides" if spec.sides else "answers"
                 raise ValueError(
-                    f"phases.{phase}.sides: only phase0_adapt sees pictures of several sides; "
-                    "leave sides out"
+                    f"phases.{phase}.{name}: only phase0_adapt has {name}; leave it out"
                 )
         return self
 

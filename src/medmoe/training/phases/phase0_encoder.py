@@ -207,6 +207,28 @@ def attribute_classes(images: Sequence[ImageRecord]) -> dict[str, list[str]]:
     return {name: values for name, values in kept.items() if len(values) > 1}
 
 
+def labelled_by_answers(records: Sequence[Record]) -> list[Record]:
+    """Return the records, with what their pictures' questions say among the pictures' labels.
+
+    The label of a closed question is named by the question, that of an open one by its data set and
+    type: "ct with iv contrast" tells more than the modality. Two answers to one name are no label.
+    """
+    answers: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for record in records:
+        if record.task == "vqa":
+            closed = record.answer_type == "closed"
+            asked = record.question.lower() if closed else record.question_type
+            answers[record.image.id][f"{record.dataset}: {asked}"].add(record.answer.lower())
+    labels = {
+        name: {asked: said for asked, (said, *more) in of.items() if not more}
+        for name, of in answers.items()
+    }
+    return [
+        replace(r, image=replace(r.image, labels={**r.image.labels, **labels.get(r.image.id, {})}))
+        for r in records
+    ]
+
+
 def _attributes(image: ImageRecord) -> dict[str, str]:
     values = dict(image.labels)
     if image.modality:
@@ -243,6 +265,8 @@ def train_encoder(
         The encoder, its learning curve, and what `accuracies` gives.
     """
     texts = _texts([*records, *measured], answers=encoder is not None)
+    if run.spec.answers:
+        records, measured = labelled_by_answers(records), labelled_by_answers(measured)
     dataset = {record.image.id: record.dataset for record in records}
     images = [
         image for image in images_of(records) for _ in range(repeats.get(dataset[image.id], 1))
