@@ -148,6 +148,12 @@ def test_llava_med_reads_fewer_tokens_at_224_pixels() -> None:
     assert counts["domain_experts"] == counts["routers"] == 0
 
 
+def test_a_model_behind_siglip_is_counted() -> None:
+    """Its weights are drawn by a function that cannot be run on shapes alone."""
+    phases = {row.phase for row in cost_report("qwen3_0_6b_medsiglip").systems[0].training}
+    assert {"phase1_alignment", "phase2_instruction", "phase3_moe"} <= phases
+
+
 @pytest.mark.parametrize(
     ("model", "flags", "message"),
     [

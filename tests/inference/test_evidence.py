@@ -12,7 +12,12 @@ import torch
 from tests.model.tiny import DOMAINS, bare_model, dense_model, moe_model, processor
 
 from medmoe.errors import ConfigError, ImageError, MedMoeError
-from medmoe.inference.attribution import answer_log_probability, attribute, region_masks
+from medmoe.inference.attribution import (
+    DeletionTest,
+    answer_log_probability,
+    attribute,
+    region_masks,
+)
 from medmoe.inference.engine import MedMoe
 from medmoe.inference.evidence import Evidence, explain
 from medmoe.routing.hooks import meta_expert_off
@@ -222,3 +227,13 @@ def test_the_map_finds_the_region_and_the_deletion_test_passes(one_region_counts
     assert found.deletion.most_important == 1
     assert found.deletion.random < 0.6
     assert found.deletion.passed
+
+
+@pytest.mark.parametrize(
+    ("most_important", "random", "passed"),
+    [(1.0, 0.5, True), (0.5, 1.0, False), (-0.05, -0.06, False), (0.0, -1.0, False)],
+)
+def test_regions_whose_loss_costs_nothing_do_not_pass(
+    most_important: float, random: float, passed: bool
+) -> None:
+    assert DeletionTest(most_important, random).passed is passed

@@ -39,8 +39,8 @@ class DeletionTest:
 
     @property
     def passed(self) -> bool:
-        """Whether the regions named cost the answer more than random ones."""
-        return self.most_important > self.random
+        """Whether the regions named cost the answer something, and more than random ones."""
+        return self.most_important > max(0.0, self.random)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.initialization import no_init_weights
 
 from medmoe.config.schema import PhaseName, Trains
 from medmoe.model.blueprint import by_layer, dense_twin, first_layers, meta_model
@@ -252,11 +253,11 @@ class _GroupedProducts(TorchDispatchMode):
 
 @contextmanager
 def _fake(autocast: bool) -> Iterator[None]:
-    """Compute with shapes instead of numbers."""
+    """Compute with shapes instead of numbers; SigLIP's way of drawing weights asks for numbers."""
     # Autocast keeps its copies of weights until it ends: it begins and ends with a forward pass.
     precision = torch.autocast("cpu", torch.bfloat16, enabled=autocast)
     grouped: Any = _GroupedProducts  # whose base class is not typed
-    with FakeTensorMode(), grouped(), precision:
+    with FakeTensorMode(), grouped(), no_init_weights(), precision:
         yield
 
 

@@ -44,9 +44,9 @@ def write_evidence(
 def _deletion_in_words(evidence: Evidence) -> str:
     test = evidence.attribution.deletion
     figures = (
-        f"greying out the regions of the highest shares (10, 20 and 30 % of them) lowers the "
-        f"answer’s log-probability by {test.most_important:.3g} on average, as many random regions "
-        f"by {test.random:.3g}"
+        f"greying out the regions of the highest shares (10, 20 and 30 % of them) changes the "
+        f"answer’s log-probability by {-test.most_important:+.3g} on average, as many random "
+        f"regions by {-test.random:+.3g}"
     )
     if test.passed:
         return f"Passed: {figures}."
