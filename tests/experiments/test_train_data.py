@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tests.experiments.miniature import write_all
 
 from medmoe.config.train_schema import TrainPhaseSpec
 from medmoe.errors import ConfigError, DataError
-from medmoe.experiments.data import read_data, steps_of
+from medmoe.experiments.data import read_data, read_sets, steps_of
 from medmoe.experiments.recipe import load_recipe
 
 
@@ -59,6 +60,23 @@ def test_a_recipe_may_name_a_phases_tasks() -> None:
     assert {record.task for record in data.records("phase3_moe")} == {"vqa", "classification"}
     with pytest.raises(ConfigError, match="must name at least one task, and each once"):
         micro_recipe("phases.phase3_moe.tasks=[]")
+
+
+def test_answers_are_taught_in_lower_case_and_scored_as_they_are_written(tmp_path: Path) -> None:
+    root, sets = write_all(tmp_path), "[vqa_rad/train, mednist/train]"
+    trained = f"phases.phase1_alignment.data={sets}", "phases.phase1_alignment.tasks=[caption, vqa]"
+    plain, folded = (
+        read_data(micro_recipe(*trained, *more).spec, ["phase1_alignment"], root, 7)
+        for more in ((), ("data.lower_case=true",))
+    )
+    pairs = [*zip(*(d.records("phase1_alignment") for d in (plain, folded)), strict=True)]
+    assert {before.task for before, _ in pairs} == {"caption", "vqa"}
+    assert any(a.answer != b.answer for a, b in pairs)
+    for before, after in pairs:
+        taught = before.answer.lower() if before.task == "vqa" else before.answer
+        assert after == replace(before, answer=taught, image=after.image)
+    scored = read_sets(micro_recipe("data.lower_case=true").spec, ["vqa_rad/test"], root, 7)
+    assert any(r.answer != r.answer.lower() for r in scored["vqa_rad/test"])
 
 
 def test_without_captions_phase_1_aligns_on_the_questions_and_says_so(tmp_path: Path) -> None:

@@ -119,6 +119,9 @@ class DataSpec(Strict):
         repeats: How often a data set's images come in one epoch (1 where not named).
         limits: At most so many training images of a data set.
         modality: That of all pictures of a set that names none.
+        lower_case: Teach the answers to questions (not captions, not classes) in lower case. Sets
+            write Yes and yes at will, no protocol tells them apart, and a model that does divides
+            one answer's probability between them.
     """
 
     phantom_images: Positive = 480
@@ -130,6 +133,7 @@ class DataSpec(Strict):
     repeats: dict[str, Positive] = Field(default_factory=dict)
     limits: dict[str, Positive] = Field(default_factory=dict)
     modality: str | None = unsaid(None)
+    lower_case: bool = unsaid(False)
 
     @field_validator("modality")
     @classmethod

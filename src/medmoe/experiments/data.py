@@ -216,6 +216,8 @@ def read_data(
     names = {(use, name): sets.read(name, use) for use, given in used.items() for name in given}
     sets.refuse_missing()
     records = _labelled(sets.records, spec.data.modality)
+    if spec.data.lower_case:
+        records = {name: [*map(_in_lower_case, read)] for name, read in records.items()}
     data = TrainData(spec, records, names)
     trained, apart, tested, measured = (
         list(dict.fromkeys(label for name in given for label in names[use, name]))
@@ -262,6 +264,13 @@ def _labelled(sets: dict[str, list[Record]], modality: str | None) -> dict[str, 
         return replace(record, image=images[image.id])
 
     return {name: [labelled(record) for record in records] for name, records in sets.items()}
+
+
+def _in_lower_case(record: Record) -> Record:
+    if record.task != "vqa":
+        return record
+    further = tuple((question, answer.lower()) for question, answer in record.further)
+    return replace(record, answer=record.answer.lower(), further=further)
 
 
 def _keep_apart(
