@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,7 +73,7 @@ def test_answers_are_taught_in_lower_case_and_scored_as_they_are_written(tmp_pat
     assert any(a.answer != b.answer for a, b in pairs)
     for before, after in pairs:
         taught = before.answer.lower() if before.task == "vqa" else before.answer
-        assert after == replace(before, answer=taught, image=after.image)
+        assert (after.id, after.question, after.answer) == (before.id, before.question, taught)
     scored = read_sets(micro_recipe("data.lower_case=true").spec, ["vqa_rad/test"], root, 7)
     assert any(r.answer != r.answer.lower() for r in scored["vqa_rad/test"])
 
