@@ -339,6 +339,10 @@ def test_moe_against_sft_claims_a_winner_only_where_the_interval_leaves_zero_out
 def test_control_says_how_much_of_the_score_needs_the_picture() -> None:
     (needs,) = results([score(), score(value=53.5, control="blank")]).control_sentences
     assert "53.5 (51.5–55.5, n = 613) with blank image. 42.8 points of the score need" in needs
+    share = {"value": 4.0, "low": -1.0, "high": 9.0}
+    twin = score(blind_twin=60.0, share=share)
+    (lost,) = results([twin, score(value=53.5, control="blank")]).control_sentences
+    assert "42.8 points are lost; what the picture gave, its twin says" in lost
     (same,) = results([score(), score(value=95.0, control="shuffled")]).control_sentences
     assert "with shuffled images. This does not show that the score needs the picture" in same
     (odd,) = results([score(value=60.0), score(control="blank")]).control_sentences

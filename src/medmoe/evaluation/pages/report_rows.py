@@ -372,6 +372,8 @@ def _control_line(score: Score, table: Scores) -> str | None:
     if apart:
         if score["value"] < full["value"]:
             lost = percent(full["value"] - score["value"])
+            if full.get("share"):  # a model that always had a picture may be lost without one
+                return f"{name}. {lost} points are lost; what the picture gave, its twin says."
             return f"{name}. {lost} points of the score need the picture."
         return f"{name}. The score is better without the picture: something is wrong."
     return f"{name}. This does not show that the score needs the picture."
