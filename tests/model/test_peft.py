@@ -69,6 +69,15 @@ def test_lora_attaches_to_every_expert_and_to_nothing_else(family: Family) -> No
     assert len(names) == 2 * 2 * len(MOE_LAYERS)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_linear_misses_the_stacked_experts_as_the_docs_say(family: Family) -> None:
+    model = peft.get_peft_model(moe_model(family), peft.LoraConfig(target_modules="all-linear"))
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert not [name for name in names if ".mlp.experts." in name]
+    for part in ("vision_tower", "multi_modal_projector", ".mlp.meta_expert.", ".mlp.gate."):
+        assert any(part in name for name in names), part
+
+
 @pytest.mark.parametrize("targets", TARGETS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_fresh_adapter_changes_nothing(family: Family, targets: str) -> None:
