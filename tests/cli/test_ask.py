@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tests.cli.running import in_a_process, refused_by
 from tests.data.samples import dicom, nifti, ramp
@@ -18,7 +19,7 @@ from medmoe.cli.main import main
 from medmoe.data.intake.facts import WARNINGS
 from medmoe.domains import domain_of
 from medmoe.inference.engine import MedMoe
-from medmoe.model.checkpoint import MANIFEST, save_model
+from medmoe.model.checkpoint import MANIFEST, load_model, save_model
 from medmoe.numbers import probability
 
 QUESTION = "Is there a mass?"
@@ -55,6 +56,26 @@ def test_answer_confidence_domain_and_research_use_are_printed(
         "Research use only, not a medical device.",
     ]
     assert "\n".join(lines[:-3]) == answer.text
+
+
+def test_a_dtype_that_is_given_is_that_of_the_weights(
+    model: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+    answer = MedMoe.answer
+    monkeypatch.setattr(
+        MedMoe, "answer", lambda self, *a, **k: asked.append(self) or answer(self, *a, **k)
+    )
+    half = tmp_path / "half"
+    save_model(load_model(model)[0], processor(), half, {}, torch.bfloat16)
+    assert main(["ask", str(model), str(picture), QUESTION, "--dtype", "bfloat16"]) == 0
+    assert main(["ask", str(half), str(picture), QUESTION]) == 0
+    assert main(["ask", str(half), str(picture), QUESTION, "--dtype", "float32"]) == 0
+    types = [engine.model.dtype for engine in asked]
+    assert types == [torch.bfloat16, torch.bfloat16, torch.float32]
+    given, saved = (dict(engine.model.named_parameters()) for engine in asked[:2])
+    assert all(torch.equal(given[name], saved[name]) for name in given)
+    assert {w.dtype for n, w in given.items() if ".mlp.gate." in n} == {torch.float32}
 
 
 def test_json_holds_answer_question_and_the_experts_of_every_moe_layer(

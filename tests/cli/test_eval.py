@@ -137,6 +137,8 @@ def test_the_folder_of_another_run_is_refused(
     assert main(["eval", str(model), *words, "--limit", "3"]) == 0
     capsys.readouterr()
     assert "holds another run (its tasks: " in refused(capsys, model, *words, "--limit", "4")
+    other = refused(capsys, model, *words, "--limit", "3", "--dtype", "bfloat16")
+    assert "holds another run (its dtype: None; now: bfloat16)" in other
 
 
 def test_real_questions_stand_beside_the_papers_figures(

@@ -290,6 +290,28 @@ def test_an_ablation_starts_from_another_runs_phase_2(  # type: ignore[no-untype
     assert not [name for name in model.state_dict() if "lora" in name]
 
 
+def test_weights_are_saved_in_the_recipes_dtype_and_train_in_float32(  # type: ignore[no-untyped-def]
+    run, tmp_path: Path
+) -> None:
+    out, _, _ = run
+    changes = [
+        "run.save_dtype=bf16",
+        "run.answers_only=false",
+        *(f"phases.{phase}=null" for phase in PHASES_OF_TINY if phase not in ANSWERING),
+        *(f"starts.{phase}={out / phase}" for phase in ("phase1_alignment", "phase2_router")),
+    ]
+    run_train(plan_train(micro_recipe(*changes), (), None, tmp_path, 7), silent, None)
+    dense = Path("phase2_instruction") / "model"
+    whole, rounded = weights(out / dense), weights(tmp_path / dense)
+    assert all(torch.equal(rounded[name], whole[name].bfloat16()) for name in whole)
+    tuned = weights(tmp_path / "phase3_moe" / "model")
+    gates = {name for name in tuned if ".mlp.gate." in name}
+    assert {tensor.dtype for name, tensor in tuned.items() if name in gates} == {torch.float32}
+    assert {t.dtype for n, t in tuned.items() if n not in gates} == {torch.bfloat16}
+    kept = load_file(tmp_path / "phase3_moe" / "checkpoints" / "step-3" / "weights.safetensors")
+    assert {tensor.dtype for tensor in kept.values()} == {torch.float32}
+
+
 def test_sft_trains_the_dense_model(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     out, _, _ = run
     start = f"starts.phase2_instruction={out / 'phase2_instruction'}"

@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `ask`."""
     flags.add_model(parser)
     flags.add_image_question(parser)
+    flags.add_dtype(parser)
     flags.add_json(parser)
 
 
@@ -28,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.question.strip():
         raise ConfigError("the question is empty; give one in quotes")
     picture = open_picture(args.image, window=args.window, frame=args.frame, plane=args.plane)
-    engine = MedMoe.load(find_seeing(args.model))
+    engine = MedMoe.load(find_seeing(args.model), dtype=args.dtype)
     answer = engine.answer(picture.image, args.question, evidence=True)
     warnings = warnings_of(picture.facts, answer.routing)
     tell(answer.text)

@@ -23,11 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="domain experts per token (default: the model's own)",
     )
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="of weights and cache (default: bfloat16; of a folder the one it was saved in)",
-    )
+    flags.add_dtype(parser, "bfloat16; of a folder the one it was saved in")
     flags.add_count(parser, "--batch", 1, "prompts at once, and conversations per training step")
     parser.add_argument(
         "--context",

@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_protocol(parser)
     _add_tests(parser)
     flags.add_count(parser, "--batch-size", 64, "questions answered together")
+    flags.add_dtype(parser)
     flags.add_data(parser)
     flags.add_allow_outside(parser)
     flags.add_out(parser, "runs/eval")
@@ -117,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
         target_risk=args.target_risk or 0.1,
         seed=seed,
         batch_size=args.batch_size,
+        dtype=args.dtype,
         commit=git_commit()[0],
         twin=twin,
     )

@@ -133,6 +133,15 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_dtype(parser: argparse.ArgumentParser, default: str = "the one it was saved in") -> None:
+    """Add `--dtype TYPE`, of weights and states, by PyTorch's name."""
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help=f"of weights and states (default: {default})",
+    )
+
+
 def add_out(parser: argparse.ArgumentParser, default: str) -> None:
     """Add `--out DIR`, the folder that the verb writes to."""
     parser.add_argument(

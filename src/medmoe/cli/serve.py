@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from medmoe.cli import flags
@@ -72,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="read them as the user's first words, or drop them; either is warned of "
         "(default: keep)",
     )
+    flags.add_dtype(parser)
     _add_vllm_arguments(parser.add_argument_group("with --engine vllm (docs/serving_vllm.md)"))
     flags.add_switch(parser, "--no-page", "only the interface, no page at /")
 
@@ -102,7 +104,6 @@ def _add_vllm_arguments(group: argparse._ArgumentGroup) -> None:
         metavar="SHARE",
         help="of the GPU's memory, 0 to 1",
     )
-    group.add_argument("--dtype", metavar="TYPE", help="of weights and states, e.g. bfloat16")
     group.add_argument(
         "--vllm",
         action="append",
@@ -172,14 +173,17 @@ def _engine(args: argparse.Namespace) -> ChatEngine:
             args.model, name=args.name, max_batch=args.max_batch, max_waiting=args.max_waiting,
             options=options,
         )  # fmt: skip
+    dtype = options.pop("dtype", None)
     if options:
         flag = next(iter(options)).replace("_", "-")
         raise ConfigError(f"--{flag} is for vLLM; add --engine vllm, or leave it out")
+    from medmoe.inference.engine import MedMoe
     from medmoe.serving.local_engine import LocalEngine
 
     return LocalEngine(
-        args.model, name=args.name, max_batch=args.max_batch, max_waiting=args.max_waiting
-    )
+        args.model, name=args.name, max_batch=args.max_batch, max_waiting=args.max_waiting,
+        load_model=partial(MedMoe.load, args.model, dtype=dtype),
+    )  # fmt: skip
 
 
 def _vllm_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -57,6 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     flags.add_path(parser, "--out", "DIR", "folder to write to (default: runs/CONFIG)")
     flags.add_seed(parser)
+    parser.add_argument(
+        "--save-dtype",
+        choices=("float32", "bf16"),
+        help="of the trained model's files (default: the recipe's run.save_dtype)",
+    )
     flags.add_set(parser)
     flags.add_json(parser)
 
@@ -69,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.experiments.recipe import blind_twin, load_recipe, origin_settings, twin_key
 
     settings = flags.own_settings(args)
+    if args.save_dtype is not None:
+        settings.append(f"run.save_dtype={args.save_dtype}")
     recipe = load_recipe(args.config, settings, records=args.records)
     if args.origin is not None:
         settings += origin_settings(recipe, args.origin, args.phases)

@@ -202,6 +202,8 @@ class RunSpec(Strict):
     Attributes:
         precision: ``bf16`` computes in bfloat16, kept features too, and keeps trained weights in
             float32. ``auto`` is one of the two by the machine, and the resolved recipe says which.
+        save_dtype: Of the weights in ``model/``, but for router and out-of-domain check; a later
+            phase goes on with what was rounded. Checkpoints are float32.
         save_every: Steps between two checkpoints; the last step is always saved.
         keep: How many checkpoints stay; at least two, since the newest may be damaged.
         loader_workers: Processes that prepare batches; 0 does it in the training process.
@@ -216,6 +218,7 @@ class RunSpec(Strict):
     """
 
     precision: Literal["float32", "bf16", "auto"] = "float32"
+    save_dtype: Literal["float32", "bf16"] = unsaid("float32")
     save_every: Positive = 500
     keep: Annotated[int, Field(ge=2)] = 2
     loader_workers: Annotated[int, Field(ge=0)] = 0

@@ -62,6 +62,8 @@ from medmoe.training.trainer import PhaseResult
 
 logger = logging.getLogger(__name__)
 
+#: The type of weights while they train, in whatever type they were saved.
+TRAINED = "float32"
 #: Size of the vocabulary of captions and answers that an adapted encoder learns from.
 _CAPTION_WORDS = 8192
 
@@ -105,7 +107,7 @@ def run_language(job: Job) -> PhaseResult:
 def run_alignment(job: Job) -> PhaseResult:
     """Phase 1: put the backbones together and train the projector."""
     own = job.inputs.get(job.phase)
-    dense, processor = load_model(own) if own else _put_together(job)
+    dense, processor = load_model(own, TRAINED) if own else _put_together(job)
     context = context_of(job, dense, processor)
     if own is None:
         match_embeddings(dense, context.features[torch.arange(min(64, len(context.rows)))])
@@ -135,7 +137,7 @@ def _put_together(job: Job) -> tuple[MedMoeForConditionalGeneration, Any]:
 def run_dense(job: Job) -> PhaseResult:
     """Phase 2 and its SFT twin: train projector and language model."""
     (source,) = job.inputs.values()
-    dense, processor = load_model(source)
+    dense, processor = load_model(source, TRAINED)
     context = context_of(job, dense, processor)
     result = train_packed(context)
     _calibrate(job, context, dense)
@@ -147,7 +149,7 @@ def run_router(job: Job) -> PhaseResult:
     """The router: learn the domain of labelled images, score it, and draw the label-count curve."""
     assert job.spec.router is not None
     router, domains = job.spec.router, job.spec.model.domains
-    dense, processor = load_model(job.inputs["phase2_instruction"])
+    dense, processor = load_model(job.inputs["phase2_instruction"], TRAINED)
     pool = job.data.images(job.phase)
     most = max([router.labels, *job.plan.label_counts])
     chosen = choose_labelled(pool, domains, router.labels, job.plan.seed)
@@ -267,9 +269,9 @@ def run_moe(job: Job) -> PhaseResult:
 def _upcycled(job: Job) -> tuple[MedMoeForConditionalGeneration, Any]:
     """Return the Med-MoE to go on with, or that made of dense model, router and tuned experts."""
     if own := job.inputs.get(job.phase):
-        return load_model(own)
+        return load_model(own, TRAINED)
     model = job.spec.model_of(job.phase)
-    dense, processor = load_model(job.inputs["phase2_instruction"])
+    dense, processor = load_model(job.inputs["phase2_instruction"], TRAINED)
     router, check = None, None
     if "phase2_router" in job.inputs:
         router = load_router(job.inputs["phase2_router"], model.moe_layers, model.domains)
@@ -286,7 +288,7 @@ def _upcycled(job: Job) -> tuple[MedMoeForConditionalGeneration, Any]:
         seed=job.plan.seed,
     )
     if "phase3_experts" in job.inputs:
-        take_experts(moe, load_model(job.inputs["phase3_experts"])[0])
+        take_experts(moe, load_model(job.inputs["phase3_experts"], TRAINED)[0])
     if check:
         moe.take_check(check)
     return moe, processor
@@ -338,4 +340,5 @@ def _save(
     job: Job, model: MedMoeForConditionalGeneration, processor: Any, result: PhaseResult
 ) -> None:
     if is_main():
-        save_model(model, processor, job.model, job.provenance(result))
+        dtype = torch.bfloat16 if job.spec.run.save_dtype == "bf16" else None
+        save_model(model, processor, job.model, job.provenance(result), dtype)

@@ -63,19 +63,21 @@ class MedMoe:
         self._max_new_tokens = max_new_tokens
 
     @classmethod
-    def load(cls, directory: Path | str, *, batch_size: int = 64, max_new_tokens: int = 24) -> Self:
+    def load(cls, directory: Path | str, *, dtype: str | None = None, **limits: int) -> Self:
         """Load a model directory, verified against its manifest; a GPU is used if there is one.
 
         Args:
             directory: As MODEL is named: see `medmoe.model.locate.find_model`.
+            dtype: Of the weights, as of `load_model`.
+            limits: ``batch_size`` and ``max_new_tokens``.
 
         Raises:
             CheckpointError: It is incomplete, altered or not a model.
         """
-        model, processor = load_model(find_model(directory))
+        model, processor = load_model(find_model(directory), dtype)
         if torch.cuda.is_available():
             model.to("cuda")
-        return cls(model, processor, batch_size=batch_size, max_new_tokens=max_new_tokens)
+        return cls(model, processor, **limits)
 
     def answer(self, image: ImageInput | None, question: str, *, evidence: bool = False) -> Answer:
         """Answer one question about one image (None: a question in words only).

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from jinja2 import TemplateError
 from safetensors import SafetensorError, safe_open
@@ -60,6 +61,7 @@ def save_model(
     processor: MedMoeProcessor | None,
     directory: Path,
     provenance: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write a complete model directory, replacing an older one only once the new one is whole.
 
@@ -69,11 +71,15 @@ def save_model(
             checkpoint has no tokenizer (`load_model` then refuses it, `from_pretrained` does not).
         directory: Where the model stands afterwards; its parents are made.
         provenance: What the model was trained on and how; written beside the domains.
+        dtype: What the weights are cast to first, in place; router and check stay in float32.
 
     Raises:
         CheckpointError: The directory holds something that is no model: it is left alone.
     """
     check_replaceable(directory)
+    for name, parameter in model.named_parameters() if dtype else ():
+        if not any(part in name for part in model._keep_in_fp32_modules_strict):
+            parameter.data = parameter.data.to(dtype)
     with committed(directory) as staging:
         model.save_pretrained(staging)
         if processor is not None:
@@ -97,22 +103,30 @@ def check_replaceable(directory: Path) -> None:
         )
 
 
-def load_model(directory: Path) -> tuple[MedMoeForConditionalGeneration, MedMoeProcessor]:
+def load_model(
+    directory: Path, dtype: str | None = None
+) -> tuple[MedMoeForConditionalGeneration, MedMoeProcessor]:
     """Return the model (eval mode) and processor of a verified model directory.
 
     An adapter's folder gives its base, with the adapter merged in.
+
+    Args:
+        dtype: Of the weights, by PyTorch's name; None is the one they were saved in. Router and
+            out-of-domain check are float32 in any case.
 
     Raises:
         CheckpointError: The directory fails `verify`, or a tensor is missing or left over.
         ConfigError: An adapter needs PEFT, which is not installed.
     """
     if is_adapter(directory):
-        model, processor = load_model(base_of(directory))
+        model, processor = load_model(base_of(directory), dtype)
         return with_adapter(model, directory), processor
     verify(directory)
     processor = read_processor(directory)
     try:
-        model = MedMoeForConditionalGeneration.from_pretrained(directory, local_files_only=True)
+        model = MedMoeForConditionalGeneration.from_pretrained(
+            directory, local_files_only=True, dtype=dtype or "auto"
+        )
     except _BROKEN as error:
         reason = " ".join(str(error).split())[:_MAX_REASON]
         raise CheckpointError(

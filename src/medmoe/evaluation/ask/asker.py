@@ -43,9 +43,8 @@ class Asker:
     def engine(self) -> MedMoe:
         """The model, loaded once."""
         plan = self._plan
-        return MedMoe.load(
-            plan.model, batch_size=plan.batch_size, max_new_tokens=plan.max_new_tokens
-        )
+        limits = {"batch_size": plan.batch_size, "max_new_tokens": plan.max_new_tokens}
+        return MedMoe.load(plan.model, dtype=plan.dtype, **limits)
 
     def ask(
         self,

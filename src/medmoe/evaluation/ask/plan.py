@@ -36,6 +36,7 @@ class EvalPlan:
         calibration: Task name → other records of it, on which temperature and threshold are
             chosen; empty for none.
         target_risk: Of `choose_threshold`.
+        dtype: Of the weights, None for the one they were saved in.
         commit: Of the code, None outside a checkout.
         twin: Folder of the blind twin, verified; None where there is none.
     """
@@ -53,6 +54,7 @@ class EvalPlan:
     seed: int = 7
     batch_size: int = 64
     max_new_tokens: int = 24
+    dtype: str | None = None
     commit: str | None = None
     twin: Path | None = None
 
@@ -149,6 +151,7 @@ def _settings_of(plan: EvalPlan) -> dict[str, Any]:
         "seed": plan.seed,
         "batch_size": plan.batch_size,
         "max_new_tokens": plan.max_new_tokens,
+        **({"dtype": plan.dtype} if plan.dtype else {}),
         "tasks": tasks,
         "model": identity(plan.model),
     }
