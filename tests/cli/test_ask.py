@@ -46,16 +46,18 @@ refused = refused_by("ask")
 def test_answer_confidence_domain_and_research_use_are_printed(
     model: Path, picture: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["ask", str(model), str(picture), QUESTION]) == 0
+    assert main(["ask", str(model), str(picture), QUESTION, "--max-new-tokens", "9"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    answer = MedMoe.load(model).answer(picture, QUESTION)
+    answer = MedMoe.load(model, max_new_tokens=9).answer(picture, QUESTION)
     assert answer.routing is not None
-    assert lines[-3:] == [
+    assert answer.cut
+    assert lines[-4:] == [
+        "cut at the longest answer, 9 tokens at most (--max-new-tokens)",
         f"confidence {probability(answer.confidence)} (not calibrated)",
         f"router: {answer.routing.domain} ({probability(answer.routing.domain_probability)})",
         "Research use only, not a medical device.",
     ]
-    assert "\n".join(lines[:-3]) == answer.text
+    assert "\n".join(lines[:-4]) == answer.text
 
 
 def test_a_dtype_that_is_given_is_that_of_the_weights(
@@ -84,7 +86,7 @@ def test_json_holds_answer_question_and_the_experts_of_every_moe_layer(
     path = tmp_path / "new" / "answer.json"
     assert main(["ask", str(model), str(picture), QUESTION, "--json", str(path)]) == 0
     found = json.loads(path.read_text(encoding="utf-8"))
-    assert set(found) == {"text", "confidence", "routing", "question", "image", "note"}
+    assert set(found) == {"text", "confidence", "routing", "cut", "question", "image", "note"}
     assert found["image"]["format"] == "png"
     assert found["image"]["warnings"] == []
     assert found["question"] == QUESTION

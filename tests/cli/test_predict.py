@@ -37,7 +37,7 @@ def test_a_table_keeps_its_columns_and_gets_prediction_and_confidence(
     model: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "answers.csv"
-    words = ["predict", str(model), str(table), "--out", str(out)]
+    words = ["predict", str(model), str(table), "--out", str(out), "--max-new-tokens", "2"]
     assert main([*words, "--json", str(tmp_path / "done.json")]) == 0
     with out.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -49,10 +49,12 @@ def test_a_table_keeps_its_columns_and_gets_prediction_and_confidence(
         else:
             assert 0 <= float(row["confidence"]) <= 1
     done = json.loads((tmp_path / "done.json").read_text())
-    assert done["answered"] == 3
+    assert (done["answered"], done["cut_answers"]) == (3, 3)
     (reason,) = done["bad_rows"]
     assert "questions.csv row 4: unreadable image" in reason
-    assert reason in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert reason in printed
+    assert "cut at the longest answer (--max-new-tokens): 3 answers" in printed
     assert not (tmp_path / "answers.csv.part").exists()
 
 
@@ -79,7 +81,8 @@ def test_json_lines_hold_predictions_without_a_truth(
     assert main(["predict", str(model), str(table), "--out", str(out)]) == 0
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [row["id"] for row in rows] == ["questions/2", "questions/3", "questions/5"]
-    assert all(set(row) == {"id", "prediction", "confidence", "routing"} for row in rows)
+    keys = {"id", "prediction", "confidence", "routing"}
+    assert all(set(row) - {"cut"} == keys for row in rows)
 
 
 def test_every_question_of_a_conversation_is_answered(model: Path, tmp_path: Path) -> None:

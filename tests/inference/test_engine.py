@@ -20,7 +20,7 @@ from tests.model.tiny import (
 )
 
 import medmoe
-from medmoe.errors import CheckpointError, ImageError
+from medmoe.errors import CheckpointError, ConfigError, ImageError
 from medmoe.inference.engine import Answer, ChosenTokens, MedMoe
 from medmoe.model.checkpoint import MANIFEST, save_model
 
@@ -135,7 +135,9 @@ def test_confidence_ends_with_the_end_token() -> None:
         assert chosen(sequences, step) is step
     assert torch.equal(logits, before)
     spoken = [2, 4, 4, 1]
-    for row, found in enumerate(chosen.confidences(sequences, end)):
+    confidences, cut = chosen.told(sequences, [end])
+    assert cut == [False, False, True, False]
+    for row, found in enumerate(confidences):
         expected = 1.0
         for step in range(spoken[row]):
             expected *= float(probabilities[row, step, sequences[row, step]])
@@ -269,6 +271,28 @@ def test_routing_is_that_of_the_images_tokens() -> None:
     assert_same(Answer("", 1, ours.route(table)[0]), Answer("", 1, routing))
 
 
+def test_an_answer_is_cut_where_the_longest_ends_it_and_not_the_model() -> None:
+    ours = engine()
+    assert ours.answer(picture(0), "why?").cut
+    end = processor().tokenizer.eos_token_id
+    ours.model.generation_config.sequence_bias = [[[end], 1e4]]
+    ended = ours.answer(picture(0), "why?")
+    assert (ended.text, ended.cut) == ("", False)
+
+
+def test_a_long_answer_ends_where_the_model_can_read_no_more() -> None:
+    ours = engine()
+    prompt = ours.prompt("why?")
+    ours.limit = len(prompt) + 70
+    ours.max_new_tokens = 70
+    whole = ours.answer(picture(0), "why?")
+    ours.max_new_tokens = 10_000
+    assert ours.answer(picture(0), "why?") == whole
+    ours.limit = len(prompt) + 63
+    with pytest.raises(ConfigError, match=f"the model reads at most {ours.limit}"):
+        ours.answer(picture(0), "why?")
+
+
 def test_evidence_is_given_only_where_asked_for() -> None:
     plain = engine().answer(picture(0), "why?").routing
     assert plain is not None
@@ -287,7 +311,7 @@ def test_a_loaded_model_answers_as_the_saved_one(family: Family, tmp_path: Path)
     save_model(moe_model(family, 2), processor(), tmp_path / "model", {})
     loaded = medmoe.MedMoe.load(tmp_path / "model")
     assert not loaded.model.training
-    loaded._max_new_tokens = 6
+    loaded.max_new_tokens = 6
     found = loaded.answer(picture(0), "why?", evidence=True)
     assert_same(found, engine(family, top_k=2).answer(picture(0), "why?", evidence=True))
 

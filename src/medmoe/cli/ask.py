@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_model(parser)
     flags.add_image_question(parser)
     flags.add_dtype(parser)
+    flags.add_longest(parser, "512")
     flags.add_json(parser)
 
 
@@ -23,16 +24,19 @@ def run(args: argparse.Namespace) -> int:
     """Print the answer, its confidence, the router's domain and what is known of the image."""
     from medmoe.data.images import open_picture
     from medmoe.inference.answer import told_confidence, warnings_of
-    from medmoe.inference.engine import MedMoe
+    from medmoe.inference.engine import LONG_ANSWER, MedMoe
     from medmoe.model.locate import find_seeing
 
     if not args.question.strip():
         raise ConfigError("the question is empty; give one in quotes")
     picture = open_picture(args.image, window=args.window, frame=args.frame, plane=args.plane)
-    engine = MedMoe.load(find_seeing(args.model), dtype=args.dtype)
+    longest = args.max_new_tokens or LONG_ANSWER
+    engine = MedMoe.load(find_seeing(args.model), dtype=args.dtype, max_new_tokens=longest)
     answer = engine.answer(picture.image, args.question, evidence=True)
     warnings = warnings_of(picture.facts, answer.routing)
     tell(answer.text)
+    if answer.cut:
+        tell(f"cut at the longest answer, {longest} tokens at most (--max-new-tokens)")
     confidence = told_confidence(answer.confidence, picture.facts)
     tell_answer(confidence, answer.routing)
     if picture.facts.format in ("dicom", "nifti"):

@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_tests(parser)
     flags.add_count(parser, "--batch-size", 64, "questions answered together")
     flags.add_dtype(parser)
+    flags.add_longest(parser, "32 for sets that the model was trained on, else 512")
     flags.add_data(parser)
     flags.add_allow_outside(parser)
     flags.add_out(parser, "runs/eval")
@@ -119,6 +120,7 @@ def run(args: argparse.Namespace) -> int:
         seed=seed,
         batch_size=args.batch_size,
         dtype=args.dtype,
+        max_new_tokens=args.max_new_tokens,
         commit=git_commit()[0],
         twin=twin,
     )

@@ -74,6 +74,16 @@ def add_count(parser: argparse.ArgumentParser, flag: str, default: int, what: st
     )
 
 
+def add_longest(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add `--max-new-tokens N`, whose default is said in words."""
+    parser.add_argument(
+        "--max-new-tokens",
+        type=positive_int,
+        metavar="N",
+        help=f"longest answer, in tokens (default: {default})",
+    )
+
+
 def add_path(parser: argparse.ArgumentParser, name: str, metavar: str, what: str) -> None:
     """Add a flag, or a positional, that takes the path of a file or folder."""
     parser.add_argument(name, type=Path, metavar=metavar, help=what)

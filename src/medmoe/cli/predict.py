@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     flags.add_allow_outside(parser)
     flags.add_count(parser, "--batch-size", 64, "questions answered together")
+    flags.add_longest(parser, "32 for sets that the model was trained on, else 512")
     flags.add_data(parser)
     flags.add_json(parser)
 
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
             allow_outside=args.allow_outside,
             bad=BadRows(args.on_bad_row),
             batch_size=args.batch_size,
+            max_new_tokens=args.max_new_tokens,
         )
     if done["bad_rows"]:
         print(f"without an answer: {len(done['bad_rows']):,} rows")
@@ -62,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"  {reason}")
     if done["flat_pictures"]:
         print(f"flat pictures, without a confidence: {done['flat_pictures']:,} questions")
+    if done["cut_answers"]:
+        print(f"cut at the longest answer (--max-new-tokens): {done['cut_answers']:,} answers")
     print(f"{done['out']}: {done['answered']:,} questions answered")
     print(FOOTER)
     flags.write_json(args.json, done)

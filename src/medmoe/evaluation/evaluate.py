@@ -23,7 +23,13 @@ from PIL import Image
 from medmoe.evaluation.ask.asker import Asker, Progress
 from medmoe.evaluation.ask.controls import controlled
 from medmoe.evaluation.ask.corruptions import corrupted
-from medmoe.evaluation.ask.plan import EvalPlan, hold_settings, protocols_of, settings_sha256
+from medmoe.evaluation.ask.plan import (
+    EvalPlan,
+    hold_settings,
+    longest_answer,
+    protocols_of,
+    settings_sha256,
+)
 from medmoe.evaluation.ask.records import TaskRecords
 from medmoe.evaluation.files.predictions import Prediction, pair
 from medmoe.evaluation.pages.report import write_report
@@ -49,6 +55,8 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
     for task in plan.tasks:
         protocols_of(plan, task)
     settings = hold_settings(plan)
+    if isinstance(settings["max_new_tokens"], int):
+        plan = replace(plan, max_new_tokens=settings["max_new_tokens"])
     asker = Asker(plan, progress)
     twin = Asker(replace(plan, model=plan.twin), progress) if plan.twin else None
     start = time.perf_counter()
@@ -57,10 +65,12 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
     worse: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
     routed: dict[str, RoutedPicture] = {}
+    cut: dict[str, int] = {}
     for task in plan.tasks:
         path = plan.out / task.spec.name / "predictions.jsonl"
         predictions = asker.ask(task.spec.name, task.records, path)
         routed |= _routed(task, predictions)
+        cut[task.spec.name] = sum(prediction.cut for prediction in predictions)
         blind = _blind_answers(plan, task, twin)
         rows += _score_rows(plan, task, predictions, twin=blind)
         trusted[task.spec.name] = _reliability_of(plan, task, predictions, asker)
@@ -78,7 +88,8 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
         "reliability": trusted,
         **({"corruptions": worse} if worse else {}),
         **({"pairs": pairs} if pairs else {}),
-        "notes": [*circumstances["notes"], *unasked(pairs)],
+        "cut_answers": cut,
+        "notes": [*circumstances["notes"], *_cut(plan, cut), *unasked(pairs)],
         "scores": rows,
     }
     write_json(plan.out / "summary.json", summary)
@@ -214,6 +225,17 @@ def _circumstances(
         "notes": [note for task in plan.tasks for note in task.notes] + _leaks(shared),
         **({"shared_images": shared} if shared else {}),
     }
+
+
+def _cut(plan: EvalPlan, counts: Mapping[str, int]) -> list[str]:
+    """Return what is said of answers that the longest answer ended."""
+    return [
+        f"{task.spec.name}, {_system(plan.model)}: {counts[task.spec.name]:,} of "
+        f"{len(task.records):,} answers were cut at {longest_answer(plan, task.records)} tokens "
+        "(`medmoe eval --max-new-tokens`)."
+        for task in plan.tasks
+        if counts[task.spec.name]
+    ]
 
 
 def _leaks(shared: Mapping[str, int]) -> list[str]:

@@ -24,7 +24,7 @@ from medmoe.data.readers.own import Own
 from medmoe.data.readers.own_set import OwnSet
 from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, DataError
-from medmoe.evaluation.ask.asker import Asker, Progress, unfit
+from medmoe.evaluation.ask.asker import Asker, Progress
 from medmoe.evaluation.ask.plan import EvalPlan, hold_settings
 from medmoe.evaluation.ask.records import TaskRecords, turn_by_turn
 from medmoe.evaluation.files.json_lines import read_rows
@@ -33,7 +33,7 @@ from medmoe.evaluation.reliability.measure import confidence_of
 from medmoe.evaluation.tasks import TaskSpec
 
 SUFFIXES = (".csv", ".jsonl")
-_KEPT = ("id", "prediction", "confidence", "option_scores", "options", "routing")
+_KEPT = ("id", "prediction", "confidence", "option_scores", "options", "routing", "cut")
 
 
 def predict_set(
@@ -46,6 +46,7 @@ def predict_set(
     allow_outside: bool = False,
     bad: BadRows | None = None,
     batch_size: int = 64,
+    max_new_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Answer every row of a set and write the answers; return what was done as one JSON object.
 
@@ -56,6 +57,7 @@ def predict_set(
             confidence also where the picture is flat. Of a conversation every question is answered,
             with the turns before it as the set has them.
         bad: Receives what cannot be read or asked; without it the first is an error.
+        max_new_tokens: Longest answer, None as `longest_answer` says.
 
     Raises:
         ConfigError: The file is there already or has another suffix, or another run has begun it.
@@ -70,7 +72,8 @@ def predict_set(
     known = readable(_records(reader, split, root, bad), bad, flat_images)
     records = [turn for record in known for turn in turn_by_turn(record)]
     part = out.with_name(f"{out.name}.part")
-    asker = Asker(EvalPlan(model, part, [], batch_size=batch_size), progress)
+    plan = EvalPlan(model, part, [], batch_size=batch_size, max_new_tokens=max_new_tokens)
+    asker = Asker(plan, progress)
     records = _that_fit(asker, records, bad)
     flat = {record.id for record in records if record.image.id in flat_images}
     bad.settle()
@@ -78,7 +81,7 @@ def predict_set(
         raise DataError(f"{name}: no row that can be answered: {bad.first_reasons()}")
     part.mkdir(parents=True, exist_ok=True)
     task = TaskRecords(TaskSpec(reader.NAME, reader.NAME), split or "all", None, records, ())
-    hold_settings(EvalPlan(model, part, [task], batch_size=batch_size))
+    hold_settings(replace(plan, tasks=[task]))
     predictions = asker.ask(reader.NAME, records, part / "predictions.jsonl")
     is_table = out.suffix.lower() == ".csv"
     text = _table(reader, records, predictions, flat) if is_table else _lines(part, flat)
@@ -94,6 +97,7 @@ def predict_set(
         "answered": len(records),
         "asked": asker.asked,
         "flat_pictures": len(flat),
+        "cut_answers": sum(prediction.cut for prediction in predictions),
         "bad_rows": bad.reasons,
     }
 
@@ -107,7 +111,7 @@ def _check_out(out: Path) -> None:
 
 def _that_fit(asker: Asker, records: list[Record], bad: BadRows) -> list[Record]:
     """Return the records that the model can read; the others are bad rows."""
-    refused = unfit(asker.engine, records) if records else []
+    refused = asker.unfit(records) if records else []
     bad.reasons += [f"{record.place or record.id}: {reason}" for record, reason in refused]
     return [r for r in records if all(r is not record for record, _ in refused)]
 

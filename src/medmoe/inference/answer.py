@@ -59,11 +59,13 @@ class Answer:
     Attributes:
         confidence: Probability, 0–1, the model gave to exactly this answer; not calibrated.
         routing: None for a dense model or a question without an image.
+        cut: Whether the longest answer ended it, not the model.
     """
 
     text: str
     confidence: float
     routing: Routing | None
+    cut: bool = False
 
 
 def told_confidence(confidence: float, facts: ImageFacts | None) -> float | None:

@@ -23,11 +23,9 @@ from transformers import DynamicCache, GenerationConfig
 from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.errors import ConfigError
 from medmoe.inference.answer import Answer, Routing
-from medmoe.inference.engine import MedMoe, check_length
+from medmoe.inference.engine import MedMoe, room_for
 
 Finish = Literal["stop", "length"]
-#: Tokens that an answer has room for at least, unless fewer are asked for.
-_ENOUGH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +134,7 @@ def prepare(
     """
     turns = [(turn.role, turn.text) for turn in request.turns]
     ids = tokenizer.conversation(turns, with_image=request.image is not None)
-    wanted = request.max_new_tokens
-    check_length(len(ids) + min(wanted, _ENOUGH), limit)
-    room = wanted if limit is None else min(wanted, limit - len(ids))
+    room = room_for(request.max_new_tokens, len(ids), limit)
     return ChatRow(ids, features, room, request.stop)
 
 
@@ -162,7 +158,7 @@ def take_token(row: ChatRow, token: int, log_prob: float, tokenizer: Any) -> Cha
         new = "" if text.endswith("\ufffd") else text[len(row.shown) :]
         row.shown += new
         return ChatChunk(new)
-    answer = Answer(text, math.exp(row.log_probability), row.routing)
+    answer = Answer(text, math.exp(row.log_probability), row.routing, finish == "length")
     said = len(row.said) + ended
     return ChatChunk(text[len(row.shown) :], finish, answer, len(row.ids), said)
 

@@ -34,6 +34,10 @@ __all__ = ["Answer", "ImageInput", "MedMoe", "Routing"]
 
 #: Answer tokens whose logits are held together.
 _AT_ONCE = 256
+#: Longest answers: to a set whose short answers a model has learned, and to any other question.
+SHORT_ANSWER, LONG_ANSWER = 32, 512
+#: Tokens that an answer has room for at least, unless fewer are asked for.
+_ENOUGH = 64
 ImageInput = Path | str | bytes | Pixels | Image.Image
 
 
@@ -42,7 +46,7 @@ class MedMoe:
 
     Args:
         batch_size: Prompts answered together.
-        max_new_tokens: Longest answer.
+        max_new_tokens: Longest answer; shorter where the model can read no more.
     """
 
     def __init__(
@@ -51,7 +55,7 @@ class MedMoe:
         processor: Any,
         *,
         batch_size: int = 64,
-        max_new_tokens: int = 24,
+        max_new_tokens: int = SHORT_ANSWER,
     ) -> None:
         self.model = model.eval()
         self.processor = processor
@@ -59,8 +63,8 @@ class MedMoe:
         self.domains = tuple(model.config.domains or ())
         #: Tokens that the model reads at most, None where its config does not say.
         self.limit: int | None = getattr(model.config.text_config, "max_position_embeddings", None)
+        self.max_new_tokens = max_new_tokens
         self._batch_size = batch_size
-        self._max_new_tokens = max_new_tokens
 
     @classmethod
     def load(cls, directory: Path | str, *, dtype: str | None = None, **limits: int) -> Self:
@@ -114,7 +118,7 @@ class MedMoe:
             ConfigError: It is longer than the model can read, its answer included.
         """
         ids = self.tokenizer.prompt(question, earlier, with_image=with_image)
-        check_length(len(ids) + self._max_new_tokens, self.limit)
+        room_for(self.max_new_tokens, len(ids), self.limit)
         return ids
 
     def segment(self, question: str, answer: str) -> Segment:
@@ -197,7 +201,7 @@ class MedMoe:
         out = self.model.generate(
             inputs_embeds=self.model.model.embed(ids, features),
             attention_mask=mask,
-            max_new_tokens=self._max_new_tokens,
+            max_new_tokens=room_for(self.max_new_tokens, len(prompt), self.limit),
             do_sample=False,
             num_beams=count,
             num_return_sequences=count,
@@ -303,21 +307,19 @@ class MedMoe:
         model, tokenizer = self.model, self.processor.tokenizer
         ids, mask = self.left_padded(prompts)
         vision = None if features is None else features.to(model.device)
-        chosen = ChosenTokens()
+        chosen, longest = ChosenTokens(), room_for(self.max_new_tokens, ids.shape[1], self.limit)
         with self.routed(ids, vision, experts=experts) as routings:
             sequences = model.generate(
                 inputs_embeds=model.model.embed(ids, vision),
                 attention_mask=mask,
-                max_new_tokens=self._max_new_tokens,
+                max_new_tokens=longest,
                 do_sample=False,
                 logits_processor=LogitsProcessorList([chosen]),
             )
         texts = tokenizer.batch_decode(sequences, skip_special_tokens=True)
-        confidences = chosen.confidences(sequences, tokenizer.eos_token_id)
-        return [
-            Answer(text.strip(), confidence, routing)
-            for text, confidence, routing in zip(texts, confidences, routings, strict=True)
-        ]
+        confidences, cut = chosen.told(sequences, [tokenizer.eos_token_id])
+        stripped = [text.strip() for text in texts]
+        return list(map(Answer, stripped, confidences, routings, cut))
 
     def _token_log_likelihood(
         self, batch: dict[str, Tensor], features: Tensor
@@ -360,6 +362,16 @@ def check_length(tokens: int, limit: int | None) -> None:
         )
 
 
+def room_for(wanted: int, tokens: int, limit: int | None) -> int:
+    """Return how long the answer to so many tokens may be: as wanted, or as there is room for.
+
+    Raises:
+        ConfigError: There is room for none, or for little of a long one.
+    """
+    check_length(tokens + min(wanted, _ENOUGH), limit)
+    return wanted if limit is None else min(wanted, limit - tokens)
+
+
 class ChosenTokens:
     """Keeps the log-probability of each greedy token, instead of all logits of all steps.
 
@@ -374,11 +386,17 @@ class ChosenTokens:
         self._log_probs.append(scores.float().log_softmax(-1).amax(-1))
         return scores
 
-    def confidences(self, sequences: Tensor, end: int) -> list[float]:
-        """Return the probability of each greedy answer (B, T) up to and with its end token."""
-        ended = (sequences == end).cumsum(1)
-        counted = (ended == 0) | ((ended == 1) & (sequences == end))
-        return [float(p) for p in (torch.stack(self._log_probs, 1) * counted).sum(1).exp()]
+    def told(self, sequences: Tensor, ends: Sequence[int]) -> tuple[list[float], list[bool]]:
+        """Return the probability of each greedy answer (B, T), and whether it has no end.
+
+        Args:
+            ends: Tokens that end an answer; the first of them belongs to it.
+        """
+        is_end = torch.isin(sequences, torch.tensor(ends, device=sequences.device))
+        ended = is_end.cumsum(1)
+        counted = (ended == 0) | ((ended == 1) & is_end)
+        probabilities = (torch.stack(self._log_probs, 1) * counted).sum(1).exp()
+        return probabilities.tolist(), (ended[:, -1] == 0).tolist()
 
 
 def _segment_sums(packed: Sequence[Packed], log_likelihood: Tensor) -> Iterable[tuple[float, ...]]:

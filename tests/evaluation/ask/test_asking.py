@@ -20,10 +20,10 @@ from medmoe.errors import ConfigError, DataError
 from medmoe.evaluation.ask import asker as module
 from medmoe.evaluation.ask.answers import AnswerFile, chunks_by_image
 from medmoe.evaluation.ask.controls import CONTROLS, controlled
-from medmoe.evaluation.ask.plan import EvalPlan
+from medmoe.evaluation.ask.plan import EvalPlan, longest_answer
 from medmoe.evaluation.ask.records import task_records
 from medmoe.evaluation.evaluate import evaluate
-from medmoe.evaluation.files.predictions import Prediction, by_image
+from medmoe.evaluation.files.predictions import Prediction, by_image, read_predictions
 from medmoe.evaluation.tasks import task_spec
 from medmoe.model.checkpoint import save_model
 
@@ -190,6 +190,43 @@ def test_another_run_in_the_folder_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         evaluate(plan_of(model, whole, **changes), silent)
+
+
+def test_the_longest_answer_follows_from_what_the_model_was_trained_on(
+    tmp_path: Path, make_record: Make
+) -> None:
+    asked = [make_record(dataset="slake")]
+    cases = {None: 32, "slake/train, vqa_rad/train": 32, "vqa_rad/train, slake_zh/train": 512}
+    for number, (sets, longest) in enumerate(cases.items()):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        training = {} if sets is None else {"data": sets}
+        (folder / "medmoe.json").write_text(json.dumps({"training": training}))
+        assert longest_answer(EvalPlan(folder, tmp_path, []), asked) == longest
+        assert longest_answer(EvalPlan(folder, tmp_path, [], max_new_tokens=5), asked) == 5
+    caption = [make_record(dataset="slake", task="caption")]
+    assert longest_answer(EvalPlan(tmp_path / "0", tmp_path, []), caption) == 512
+
+
+def test_cut_answers_are_counted_and_said(whole: Path) -> None:
+    summary = json.loads((whole / "summary.json").read_text(encoding="utf-8"))
+    lines = (whole / "phantom_vqa" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    cut = sum("cut" in json.loads(line) for line in lines)
+    assert summary["cut_answers"] == {"phantom_vqa": cut, "phantom_classification": 0}
+    note = f"phantom_vqa, moe: {cut} of 12 answers were cut at 3 tokens"
+    assert cut > 0
+    assert any(line.startswith(note) for line in summary["notes"])
+    assert note in (whole / "report.html").read_text(encoding="utf-8")
+    assert sum(p.cut for p in read_predictions(whole / "phantom_vqa" / "predictions.jsonl")) == cut
+
+
+def test_a_run_with_another_longest_answer_is_gone_on_with_or_refused(
+    model: Path, whole: Path
+) -> None:
+    again = evaluate(plan_of(model, whole, max_new_tokens=None), silent)
+    assert again["asked"] == 0
+    with pytest.raises(ConfigError, match="its max_new_tokens: 3; now: 4"):
+        evaluate(plan_of(model, whole, max_new_tokens=4), silent)
 
 
 def test_another_model_is_refused(whole: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from medmoe.evaluation.files.predictions import Prediction
 from medmoe.evaluation.lmms_eval import TASKS, task
 from medmoe.evaluation.score.rows import score_task
 from medmoe.evaluation.tasks import task_spec
+from medmoe.inference.engine import SHORT_ANSWER
 
 NAMES = ("path_vqa", "vqa_rad", "vqa_rad_disjoint")
 
@@ -67,7 +68,7 @@ def test_a_tasks_file_names_what_exists(name: str) -> None:
     assert config["task"] == f"medmoe_{name}"
     assert task_spec(config["process_docs"].args[0]).name == name
     assert (TASKS / config["dataset_kwargs"]["data_files"]["test"]).is_file()
-    assert config["generation_kwargs"]["max_new_tokens"] == 24
+    assert config["generation_kwargs"]["max_new_tokens"] == SHORT_ANSWER
     for key, function in (("doc_to_visual", task.doc_to_visual), ("doc_to_text", task.doc_to_text)):
         assert config[key] is function
 

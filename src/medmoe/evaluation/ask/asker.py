@@ -18,7 +18,7 @@ from medmoe.data.images import open_record
 from medmoe.data.schema import Record, images_of, question_text
 from medmoe.errors import ConfigError, DataError
 from medmoe.evaluation.ask.answers import BATCHES, AnswerFile, chunks_by_image
-from medmoe.evaluation.ask.plan import EvalPlan
+from medmoe.evaluation.ask.plan import EvalPlan, longest_answer
 from medmoe.evaluation.files.json_lines import named
 from medmoe.evaluation.files.predictions import Prediction, read_predictions
 from medmoe.inference.answer import Routing
@@ -43,8 +43,12 @@ class Asker:
     def engine(self) -> MedMoe:
         """The model, loaded once."""
         plan = self._plan
-        limits = {"batch_size": plan.batch_size, "max_new_tokens": plan.max_new_tokens}
-        return MedMoe.load(plan.model, dtype=plan.dtype, **limits)
+        return MedMoe.load(plan.model, dtype=plan.dtype, batch_size=plan.batch_size)
+
+    def unfit(self, records: Sequence[Record]) -> list[tuple[Record, str]]:
+        """Return the records that the model cannot be asked, each with the reason."""
+        self.engine.max_new_tokens = longest_answer(self._plan, records)
+        return unfit(self.engine, records)
 
     def ask(
         self,
@@ -68,7 +72,7 @@ class Asker:
         file = AnswerFile(path, chunks, questions=questions)
         whole = file.resume()
         done = sum(len(chunk) for chunk in chunks[:whole])
-        if whole < len(chunks) and (refused := unfit(self.engine, records)):
+        if whole < len(chunks) and (refused := self.unfit(records)):
             raise DataError(
                 f"{name}: {len(refused)} of {len(records)} questions cannot be asked: "
                 f"{named(record.id for record, _ in refused)}; the first: {refused[0][1]}"
@@ -159,7 +163,11 @@ def predict(
             answers = engine.answer_features(features, places, questions, earlier=earlier)
             for record, answer in zip(asked, answers, strict=True):
                 predictions[record.id] = Prediction(
-                    record.id, answer.text, answer.confidence, routing=_summary(answer.routing)
+                    record.id,
+                    answer.text,
+                    answer.confidence,
+                    routing=_summary(answer.routing),
+                    cut=answer.cut,
                 )
     return [predictions[record.id] for record in records]
 

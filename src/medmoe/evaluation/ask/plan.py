@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, one_of
 from medmoe.evaluation.ask.corruptions import SEVERITIES
 from medmoe.evaluation.ask.records import TaskRecords
 from medmoe.evaluation.protocols import ALL_PROTOCOLS, LABEL_SCORE
 from medmoe.files import write_json
-from medmoe.model.checkpoint import identity
+from medmoe.inference.engine import LONG_ANSWER, SHORT_ANSWER
+from medmoe.model.checkpoint import identity, provenance
 
 SETTINGS = "settings.json"
 
@@ -37,6 +39,7 @@ class EvalPlan:
             chosen; empty for none.
         target_risk: Of `choose_threshold`.
         dtype: Of the weights, None for the one they were saved in.
+        max_new_tokens: Longest answer, None by `longest_answer`.
         commit: Of the code, None outside a checkout.
         twin: Folder of the blind twin, verified; None where there is none.
     """
@@ -53,10 +56,24 @@ class EvalPlan:
     target_risk: float = 0.1
     seed: int = 7
     batch_size: int = 64
-    max_new_tokens: int = 24
+    max_new_tokens: int | None = None
     dtype: str | None = None
     commit: str | None = None
     twin: Path | None = None
+
+
+def longest_answer(plan: EvalPlan, records: Sequence[Record]) -> int:
+    """Return the longest answer in tokens: the plan's, else by what is asked.
+
+    A caption, or an answer of a model whose training names other sets only, is as long as it likes.
+    """
+    if plan.max_new_tokens is not None:
+        return plan.max_new_tokens
+    trained = str(provenance(plan.model).get("data") or "")
+    sets = {name.partition("/")[0] for name in trained.split(", ")}
+    if any(r.task == "caption" or (trained and r.dataset not in sets) for r in records):
+        return LONG_ANSWER
+    return SHORT_ANSWER
 
 
 def check_names(names: Sequence[str], known: Sequence[str], what: str) -> tuple[str, ...]:
@@ -111,7 +128,8 @@ def hold_settings(plan: EvalPlan) -> dict[str, Any]:
     """Write the settings of a new run, or check that those in its folder are the same.
 
     Returns:
-        What a resumed run must have in common, as it stands in the file: the model as its hash.
+        What a resumed run must have in common, as it stands in the file: the model as its hash. One
+        number for the longest answers is that run's, where the plan names none.
 
     Raises:
         ConfigError: The folder holds other files, or a run with other settings; one is named.
@@ -119,8 +137,7 @@ def hold_settings(plan: EvalPlan) -> dict[str, Any]:
     wanted, out = _settings_of(plan), plan.out
     path = out / SETTINGS
     if path.is_file() and any(out.rglob("*.jsonl")):  # a start that answered nothing binds nobody
-        _check_same(path, wanted)
-        return wanted
+        return _same(path, wanted, any_length=plan.max_new_tokens is None)
     others = sorted(file.name for file in out.iterdir() if not file.name.startswith("."))
     others = [name for name in others if name != SETTINGS]
     if others:
@@ -150,26 +167,30 @@ def _settings_of(plan: EvalPlan) -> dict[str, Any]:
         **({"calibration": calibration} if calibration else {}),
         "seed": plan.seed,
         "batch_size": plan.batch_size,
-        "max_new_tokens": plan.max_new_tokens,
+        "max_new_tokens": plan.max_new_tokens
+        or {task.spec.name: longest_answer(plan, task.records) for task in plan.tasks},
         **({"dtype": plan.dtype} if plan.dtype else {}),
         "tasks": tasks,
         "model": identity(plan.model),
     }
 
 
-def _check_same(path: Path, wanted: Mapping[str, Any]) -> None:
+def _same(path: Path, wanted: dict[str, Any], *, any_length: bool) -> dict[str, Any]:
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         known = None
     if not isinstance(known, dict):
         raise ConfigError(f"{path} is not readable as JSON; give another --out")
+    if any_length and isinstance(known.get("max_new_tokens"), int):
+        wanted["max_new_tokens"] = known["max_new_tokens"]
     for key, value in wanted.items():
         if known.get(key) != value:
             raise ConfigError(
                 f"{path.parent} holds another run (its {key}: {_shown(key, known.get(key))}; now: "
                 f"{_shown(key, value)}); give another --out, or that run's flags to resume it"
             )
+    return wanted
 
 
 def _shown(key: str, value: object) -> str:

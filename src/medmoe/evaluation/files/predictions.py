@@ -36,6 +36,7 @@ class Prediction:
         confidence: From 0 to 1, None where the system gives none.
         option_scores: Summed label log-likelihood of each of the record's options, in their order.
         routing: The router's ``domain`` and ``domain_probability`` for the image; scores need none.
+        cut: Whether the longest answer ended it, not the system.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Prediction:
     confidence: float | None = None
     option_scores: tuple[float, ...] | None = None
     routing: Mapping[str, Any] | None = field(default=None, compare=False)
+    cut: bool = False
 
 
 def by_image(records: Sequence[Record]) -> list[Record]:
@@ -103,6 +105,8 @@ def prediction_row(record: Record, prediction: Prediction) -> dict[str, Any]:
         row["options"] = list(record.options)
     if prediction.routing is not None:
         row["routing"] = dict(prediction.routing)
+    if prediction.cut:
+        row["cut"] = True
     row |= {"answer": record.answer, "answer_type": record.answer_type}
     if record.references:
         row["references"] = list(record.references)
@@ -144,4 +148,5 @@ def _prediction(row: Mapping[str, Any], where: str) -> Prediction:
         if scores is None
         else tuple(number(score, "option_scores", where) for score in scores),
         routing=routing if isinstance(routing := row.get("routing"), dict) else None,
+        cut=row.get("cut") is True,
     )

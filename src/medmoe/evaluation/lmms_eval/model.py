@@ -21,10 +21,7 @@ from tqdm import tqdm
 from medmoe.data.images import to_rgb
 from medmoe.errors import ConfigError
 from medmoe.evaluation.ask.answers import BATCHES, chunks_by_image
-from medmoe.inference.engine import MedMoe
-
-#: As `medmoe eval` has it, where a task does not say.
-_MAX_NEW_TOKENS = 24
+from medmoe.inference.engine import SHORT_ANSWER, MedMoe
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +94,11 @@ class MedMoeModel(lmms):
         texts: dict[int, str] = {}
         with tqdm(total=len(requests), desc="medmoe", disable=self.rank != 0) as bar:
             for (_, _, tokens), questions in groups.items():
-                engine = MedMoe(  # the same model with another longest answer
-                    self._engine.model,
-                    self._engine.processor,
-                    batch_size=self._batch_size,
-                    max_new_tokens=tokens,
-                )
+                self._engine.max_new_tokens = tokens
                 for chunk in chunks_by_image(
                     questions, lambda each: each.image, BATCHES * self._batch_size
                 ):
-                    texts |= _asked(engine, chunk)
+                    texts |= _asked(self._engine, chunk)
                     bar.update(len(chunk))
         return [_until(texts[place], stop) for place, stop in enumerate(stops)]
 
@@ -189,7 +181,7 @@ def _max_new_tokens(settings: Mapping[str, Any], task: str) -> int:
             f"task {task!r} asks for sampling or beams (temperature {temperature}, num_beams "
             f"{beams}); medmoe answers greedily: --gen_kwargs do_sample=False,num_beams=1"
         )
-    return int(settings.get("max_new_tokens") or _MAX_NEW_TOKENS)
+    return int(settings.get("max_new_tokens") or SHORT_ANSWER)
 
 
 def _stops(settings: Mapping[str, Any]) -> tuple[str, ...]:
