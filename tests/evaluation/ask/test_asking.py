@@ -223,7 +223,7 @@ def test_cut_answers_are_counted_and_said(whole: Path) -> None:
 def test_a_run_with_another_longest_answer_is_gone_on_with_or_refused(
     model: Path, whole: Path
 ) -> None:
-    again = evaluate(plan_of(model, whole, max_new_tokens=None), silent)
+    again = evaluate(plan_of(model, whole, max_new_tokens=None, controls=("blank",)), silent)
     assert again["asked"] == 0
     with pytest.raises(ConfigError, match="its max_new_tokens: 3; now: 4"):
         evaluate(plan_of(model, whole, max_new_tokens=4), silent)
