@@ -335,8 +335,8 @@ def test_a_plan_is_printed_and_nothing_is_trained(
 def test_a_plan_of_real_size_needs_no_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "phi2", "--plan", "--phase", "phase1_alignment"]) == 0
     out = capsys.readouterr().out
-    # 500,000 pairs, batches of 128, one epoch; the projector alone trains
-    assert "3,907" in out
+    # 500,000 pairs, batches of 64, one epoch; the projector alone trains
+    assert "7,813" in out
     assert f"{1024 * 2560 + 2560 + 2560 * 2560 + 2560:,}" in out
     assert "steps follow from the recipe's samples, since the recipe reads llava_med_align" in out
 

@@ -229,6 +229,7 @@ def test_no_hyperparameter_of_the_paper_has_a_hidden_default() -> None:
         "vision_source",
     }
     assert optional["PhaseSpec"] == {
+        "batch_of",
         "augment",
         "label_smoothing",
         "trains",
@@ -254,11 +255,20 @@ def test_broken_yaml_is_one_line_that_names_file_and_line(text: str, place: str)
     assert "unicode string" not in str(caught.value)
 
 
-@pytest.mark.parametrize("value", ["sides=[64, 128]", "answers=true"])
-def test_only_an_encoder_that_is_adapted_has_sides_and_answers(value: str) -> None:
-    message = refusal(TrainSpec, RECIPE, f"phases.phase2_instruction.{value}")
-    name = value.partition("=")[0]
-    assert f"phases.phase2_instruction.{name}: only phase0_adapt has {name}" in message
+@pytest.mark.parametrize(
+    ("setting", "home"),
+    [
+        ("phase2_instruction.sides=[64, 128]", "phase0_adapt"),
+        ("phase2_instruction.answers=true", "phase0_adapt"),
+        ("phase2_instruction.prompt=plain", "phase1_alignment"),
+        ("phase2_router.batch_of=questions", "a phase that packs questions"),
+    ],
+)
+def test_what_only_other_phases_have_is_refused(setting: str, home: str) -> None:
+    place = setting.partition("=")[0]
+    name = place.partition(".")[2]
+    message = refusal(TrainSpec, RECIPE, f"phases.{setting}")
+    assert f"phases.{place}: only {home} has {name}; leave it out" in message
 
 
 @pytest.mark.parametrize(
@@ -281,6 +291,14 @@ def test_views_are_kept_augmented_and_of_phases_that_read_pictures(
 
 def test_new_values_of_a_phase_are_not_in_the_dump_of_a_recipe_that_does_not_name_them() -> None:
     dumped = check(TrainSpec, RECIPE, "x").model_dump(mode="json")["phases"]["sft"]
-    assert not {"views", "sides", "answers", "layer_decay", "projector_factor", "average"} & set(
-        dumped
-    )
+    new = {
+        "views",
+        "sides",
+        "answers",
+        "layer_decay",
+        "projector_factor",
+        "average",
+        "batch_of",
+        "prompt",
+    }
+    assert not new & set(dumped)

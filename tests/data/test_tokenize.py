@@ -11,7 +11,7 @@ from tests.model.tiny import IMAGE_TOKENS, TEXTS, processor
 from medmoe.backbones.templates import NO_THINKING, chatml_template
 from medmoe.data import tokenize
 from medmoe.data.schema import ImageRecord, Record, question_text
-from medmoe.data.tokenize import ConversationTokenizer, train_tokenizer
+from medmoe.data.tokenize import ConversationTokenizer, PlainTokenizer, train_tokenizer
 from medmoe.errors import DataError
 
 QUESTIONS = ("?", "Is there a mass?", "what\norgan — is it?", "", "  spaces  ", "x" * 300)
@@ -211,3 +211,13 @@ def test_a_question_with_a_choice_is_asked_with_its_options() -> None:
         chosen = Record(task=task, **shared)
         assert question_text(chosen) == "What is seen? Options: normal, pneumonia."
     assert question_text(Record(task="vqa", **shared | {"options": ()})) == "What is seen?"
+
+
+def test_the_plain_prompt_is_a_picture_its_caption_and_the_end_of_a_line() -> None:
+    plain = PlainTokenizer(processor(), IMAGE_TOKENS)
+    assert plain.prefix() == (processor().image_token_id,) * IMAGE_TOKENS
+    (caption,) = plain.segments([("Describe the image.", "a chest <image>.")])
+    assert decoded(caption.ids) == "a chest < image >.\n"
+    assert (caption.answer_length, caption.earlier) == (len(caption.ids), ())
+    with pytest.raises(DataError, match=r"a caption of 2 turns \('so'\): the prompt plain is"):
+        plain.segments([("why?", "so"), ("where?", "left")])

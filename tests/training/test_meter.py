@@ -125,3 +125,33 @@ def test_a_dense_model_has_no_shares(tmp_path: Path) -> None:
     train_packed(replace(context, settings=settings))
     assert [point.experts for point in points] == [{}, {}]
     assert all(point.images_per_second > 0 for point in points)
+
+
+def test_a_batch_of_questions_is_counted_by_the_pictures_of_its_rows(tmp_path: Path) -> None:
+    model = toy.moe()
+    context = toy.context(model, steps=3)
+    spec = context.spec.model_copy(update={"batch_of": "questions", "batch_size": 6})
+    modality = {r.image.id: r.image.modality for r in context.records}
+    ids = {row: name for name, row in context.rows.items()}
+    seen: list[list[str | None]] = []
+
+    def before(module: object, args: object, kwargs: dict[str, torch.Tensor]) -> None:
+        rows = [
+            next(i for i, table in enumerate(context.features) if torch.equal(table, row))
+            for row in kwargs["vision_features"]
+        ]
+        seen.append([modality[ids[row]] for row in rows])
+
+    model.register_forward_pre_hook(before, with_kwargs=True)
+    meter = Meter("phase3_moe", tmp_path / "m.jsonl", modality, DOMAINS)
+    told: list[list[str]] = []
+
+    def after(*_: object) -> None:
+        assert meter._batch_rows is not None
+        told.append([DOMAINS[row] for row in meter._batch_rows.tolist()])
+
+    model.register_forward_hook(after)
+    settings = RunSettings(callbacks=(meter,), log_every=1)
+    train_packed(replace(context, spec=spec, settings=settings))
+    assert told == seen
+    assert any(len(rows) < 6 for rows in seen)

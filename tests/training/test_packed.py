@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.model.tiny import IMAGE_TOKENS, processor
 from tests.training import toy
 from tests.training.toy import SPEC, record
 
-from medmoe.data.collate import Packed
+from medmoe.data.collate import IGNORE, Packed, packed_length, packed_together
 from medmoe.data.schema import ImageRecord, Record, Task, turns_of
 from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.errors import DataError
-from medmoe.training.packed import packed_length, packed_schedule
+from medmoe.training.context import RunSettings
+from medmoe.training.packed import packed_schedule, train_packed
 from medmoe.training.schedule import Schedule
 
 IMAGES = [ImageRecord(f"i{n}", Path("none.png")) for n in range(3)]
@@ -219,3 +221,81 @@ def test_views_change_which_features_are_read_and_nothing_else(
     assert min(shifts.values()) > 50
     again = samples(tokenizer, steps=60, views=3)
     assert [again[i] for i in range(len(again))] == [b for _, b in pairs]
+
+
+# ---- batches of questions ----
+
+
+def of_questions(
+    tokenizer: ConversationTokenizer, batch_size: int = 4, **changes: Any
+) -> Schedule[Packed]:
+    spec = SPEC.model_copy(update={"batch_of": "questions", "batch_size": batch_size})
+    return samples(tokenizer, spec=spec, **changes)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("most", [1, 3, 8])
+def test_an_epoch_has_every_question_once_and_ends_with_a_whole_step(
+    tokenizer: ConversationTokenizer, most: int, grouped: bool
+) -> None:
+    schedule = of_questions(tokenizer, steps=6, max_questions=most)
+    schedule = schedule.grouped(4) if grouped else schedule
+    assert len(schedule) == 6 * 4
+    for epoch in range(3):  # six questions in two steps
+        drawn = [schedule[8 * epoch + i] for i in range(8)]
+        assert {len(sample.segments) for sample in drawn} == {1}
+        counts = Counter(sample.segments for sample in drawn)
+        assert (len(counts), max(counts.values())) == (6, 2)
+        assert grouped or drawn[6:] == drawn[:2]
+
+
+def test_questions_of_an_image_stand_side_by_side_as_many_as_may(
+    tokenizer: ConversationTokenizer,
+) -> None:
+    images = [ImageRecord(f"m{n}", Path("none.png")) for n in range(8)]
+    records = [
+        record(f"{i.id}-{n}", i, question=f"question {n}?") for i in images for n in range(7)
+    ]
+    rows = {image.id: n for n, image in enumerate(images)}
+    schedule = of_questions(tokenizer, steps=14, max_questions=3, records=records, rows=rows)
+    packed = packed_together([schedule[i] for i in range(56)], 3)
+    # Of seven questions 3, 3 and 1; two that come to stand side by side by chance are joined.
+    assert {len(row.segments) for row in packed} <= {1, 2, 3}
+    assert sum(len(row.segments) for row in packed) == 56
+    assert 20 <= len(packed) <= 24
+    random = of_questions(tokenizer, steps=14, max_questions=1, records=records, rows=rows)
+    assert len(packed_together([random[i] for i in range(56)], 3)) > 40
+
+
+def test_a_row_holds_what_fits_and_no_question_waits(tokenizer: ConversationTokenizer) -> None:
+    one = max(len(segment.ids) for r in RECORDS for segment in tokenizer.segments(turns_of(r)))
+    limit = len(tokenizer.prefix()) + 2 * one
+    schedule = of_questions(tokenizer, batch_size=8, steps=1, max_length=limit)
+    packed = packed_together([schedule[i] for i in range(8)], 8, limit)
+    assert max(packed_length(row) for row in packed) <= limit
+    assert sum(len(row.segments) for row in packed) == 8
+    assert schedule.rows(0, 8) == [f"i{row.image - 10}" for row in packed]
+
+
+def trained(**settings: Any) -> tuple[list[float], list[int]]:
+    """Train two steps of four questions; return their losses and the answers of each part."""
+    model = toy.moe()
+    context = toy.context(model, steps=2)
+    spec = SPEC.model_copy(update={"batch_of": "questions"})
+    answers: list[int] = []
+
+    def count(module: object, args: object, kwargs: dict[str, torch.Tensor]) -> None:
+        labels = kwargs["labels"]
+        answers.append(int(((labels != IGNORE) & (labels.roll(1, 1) == IGNORE)).sum()))
+
+    model.register_forward_pre_hook(count, with_kwargs=True)
+    run = RunSettings(log_every=1, **settings)
+    result = train_packed(replace(context, spec=spec, settings=run))
+    return [loss for _, loss in result.curve], answers
+
+
+def test_a_step_has_so_many_answers_in_however_many_parts() -> None:
+    whole, answers = trained()
+    parts, of_parts = trained(gradient_accumulation=2)
+    assert (answers, of_parts) == ([4, 4], [2, 2, 2, 2])
+    assert parts == pytest.approx(whole, abs=1e-5)

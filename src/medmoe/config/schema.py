@@ -103,6 +103,9 @@ class PhaseSpec(Strict):
 
     Attributes:
         batch_size: Images per step (questions are packed behind their image).
+        batch_of: Of ``questions`` a step has exactly ``batch_size``, captions and conversations
+            among them, packed behind as many images as they are about: steps, samples and warm-up
+            are those of the reference.
         warmup_ratio: Share of the steps with rising learning rate.
         augment: Strength 0–1 of shifts, zooms and exposure changes of training pictures.
         label_smoothing: Of the encoder's attribute heads.
@@ -117,6 +120,7 @@ class PhaseSpec(Strict):
 
     learning_rate: Annotated[float, Field(gt=0)]
     batch_size: Positive
+    batch_of: Literal["images", "questions"] = unsaid("images")
     warmup_ratio: Share
     weight_decay: Annotated[float, Field(ge=0)]
     max_grad_norm: Annotated[float, Field(gt=0)]

@@ -60,6 +60,8 @@ class TrainPhaseSpec(PhaseSpec):
         samples: How many samples the paper counts (Table 12); gives the steps of a plan where the
             data is not there.
         max_questions: Questions packed behind one image in a step.
+        prompt: ``plain`` is the reference's of phase 1, an image and its caption without question
+            and template; captions only.
         keep_features: Encode every image once and keep the result on disk; false encodes a batch
             when it is needed, for more images than the disk can hold.
         views: Versions of each training picture whose features are kept, the others than the first
@@ -74,6 +76,7 @@ class TrainPhaseSpec(PhaseSpec):
     steps: Positive | None = None
     samples: Positive | None = None
     max_questions: Positive = 8
+    prompt: Literal["chat", "plain"] = unsaid("chat")
     keep_features: bool = True
     views: Positive = unsaid(1)
     lora: LoraSpec | None = None
@@ -280,11 +283,16 @@ class TrainSpec(Strict):
                     f"phases.{phase}.views is {spec.views}: that is of kept features in phases 1 "
                     "to 3 and sft, with augment above 0; set both, or leave views out"
                 )
-            if phase != "phase0_adapt" and (spec.sides or spec.answers):
-                name = "sides" if spec.sides else "answers"
-                raise ValueError(
-                    f"phases.{phase}.{name}: only phase0_adapt has {name}; leave it out"
-                )
+            packs = PHASE_TABLE[phase].leaves in ("dense", "moe")
+            homes = {
+                "sides": "phase0_adapt",
+                "answers": "phase0_adapt",
+                "prompt": "phase1_alignment",
+                "batch_of": phase if packs else "a phase that packs questions",
+            }
+            for name, home in homes.items():
+                if phase != home and name in spec.model_dump():
+                    raise ValueError(f"phases.{phase}.{name}: only {home} has {name}; leave it out")
         return self
 
     @model_validator(mode="after")

@@ -9,8 +9,8 @@ Shapes: B images of the batch, S packed length, P prefix length.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -34,6 +34,32 @@ class Packed:
     image: int
     prefix: tuple[int, ...]
     segments: tuple[Segment, ...]
+
+
+def packed_length(sample: Packed) -> int:
+    """Return how many tokens a packed sample has."""
+    return len(sample.prefix) + sum(len(segment.ids) for segment in sample.segments)
+
+
+def packed_together(
+    samples: Sequence[Packed], most: int, max_length: int | None = None
+) -> list[Packed]:
+    """Return questions about one image that stand side by side behind one prefix.
+
+    Args:
+        most: Questions behind one prefix.
+        max_length: Tokens of a row.
+    """
+    rows: list[Packed] = []
+    for sample in samples:
+        if rows and rows[-1].image == sample.image:
+            joined = replace(sample, segments=rows[-1].segments + sample.segments)
+            fits = max_length is None or packed_length(joined) <= max_length
+            if fits and len(joined.segments) <= most:
+                rows[-1] = joined
+                continue
+        rows.append(sample)
+    return rows
 
 
 def pack_batch(samples: Sequence[Packed], pad_token_id: int) -> dict[str, Tensor]:
@@ -104,18 +130,26 @@ class PackingCollator:
             gives those of some rows (B,) when indexed by them.
         pad_token_id: Fills the right end of shorter rows.
         experts: (N,) int64, the expert that each image's records are for.
+        rows: Makes the rows of a batch out of its samples; each is a row of its own where None.
     """
 
     def __init__(
-        self, features: Features, pad_token_id: int, experts: Tensor | None = None
+        self,
+        features: Features,
+        pad_token_id: int,
+        experts: Tensor | None = None,
+        rows: Callable[[Sequence[Packed]], Sequence[Packed]] | None = None,
     ) -> None:
         self._features, self._pad, self._experts = features, pad_token_id, experts
+        self._rows = rows
 
     def __call__(self, samples: Sequence[Packed]) -> dict[str, Any]:
         """Return `pack_batch`'s tensors and ``vision_features`` (B, P, D_vision).
 
         With experts also ``experts`` (B,).
         """
+        if self._rows is not None:
+            samples = self._rows(samples)
         rows = torch.tensor([sample.image for sample in samples])
         batch = pack_batch(samples, self._pad) | {"vision_features": self._features[rows]}
         return batch if self._experts is None else batch | {"experts": self._experts[rows]}

@@ -176,6 +176,32 @@ class ConversationTokenizer:
         return len(ids) - tuple(reversed(ids)).index(self._image_id)
 
 
+class PlainTokenizer(ConversationTokenizer):
+    """The reference's prompt of phase 1, ``plain``: an image, its caption, and the end of a line.
+
+    There is no question, no template and no end token: the projector alone learns from it.
+    """
+
+    def prefix(self) -> tuple[int, ...]:
+        """Return the ids of the image."""
+        return (self._image_id,) * self._image_tokens
+
+    def segments(self, turns: Sequence[tuple[str, str]]) -> tuple[Segment, ...]:
+        """Return the ids of a caption, all of which is trained on.
+
+        Raises:
+            DataError: It is a conversation.
+        """
+        if len(turns) > 1:
+            raise DataError(
+                f"a caption of {len(turns)} turns ({turns[0][1]!r:.60}): the prompt plain is for "
+                "one; use --set phases.phase1_alignment.prompt=chat"
+            )
+        text = self._plain(turns[0][1]) + "\n"
+        ids = tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
+        return (Segment(ids, len(ids)),)
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> TokenizersBackend:
     """Train a lower-casing byte-level BPE tokenizer on the training texts; no token is unknown.
 

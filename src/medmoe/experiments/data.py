@@ -166,7 +166,10 @@ class TrainData:
         return notes
 
     def samples(self, phase: PhaseName) -> int:
-        """Return how many samples one epoch of a phase has: images, repeated as the recipe says."""
+        """Return how many samples one epoch of a phase has, repeated as the recipe says.
+
+        Those that its batches are made of: images, or questions.
+        """
         records = self.records(phase)
         if not records:
             raise DataError(
@@ -175,9 +178,9 @@ class TrainData:
             )
         if PHASE_TABLE[phase].leaves == "language_model":  # it reads texts, not pictures
             return len(records)
-        repeats = self.spec.data.repeats
-        dataset = {record.image.id: record.dataset for record in records}
-        return sum(repeats.get(name, 1) for name in dataset.values())
+        if self.spec.phases[phase].batch_of == "images":
+            records = list({record.image.id: record for record in records}.values())
+        return sum(self.spec.data.repeats.get(record.dataset, 1) for record in records)
 
     def hashes(self, phase: PhaseName) -> dict[str, str]:
         """Return a SHA-256 of each of a phase's sets, over texts and pictures."""
@@ -341,10 +344,15 @@ def sources_of(spec: TrainSpec) -> dict[str, str]:
 
 
 def steps_of(spec: TrainPhaseSpec, samples: int) -> int:
-    """Return the optimiser steps of a phase; the last, smaller batch of the last epoch counts."""
+    """Return the optimiser steps of a phase; the last, smaller batch of the last epoch counts.
+
+    In batches of questions that of every epoch does: it is filled up, as in the reference.
+    """
     if spec.steps is not None:
         return spec.steps
     assert spec.epochs is not None
+    if spec.batch_of == "questions":
+        return spec.epochs * math.ceil(samples / spec.batch_size)
     return math.ceil(samples * spec.epochs / spec.batch_size)
 
 

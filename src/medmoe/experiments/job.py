@@ -23,7 +23,7 @@ from medmoe.data.collate import PackingCollator
 from medmoe.data.pixels import pixel_table
 from medmoe.data.readers.common import hash_share
 from medmoe.data.schema import ImageRecord, Record, images_of
-from medmoe.data.tokenize import ConversationTokenizer
+from medmoe.data.tokenize import ConversationTokenizer, PlainTokenizer
 from medmoe.evaluation.ask.asker import predict, unfit
 from medmoe.evaluation.ask.records import turn_by_turn
 from medmoe.evaluation.score.measures import is_right
@@ -110,11 +110,14 @@ def context_of(
     views = 1 if job.spec.model.blind else job.values.views
     pictures = images or job.data.images(job.phase)
     features, rows = features_of(job, model, processor, pictures, views)
+    # Of data without captions phase 1 takes the questions, and asks them.
+    plain = job.values.prompt == "plain" and job.data.tasks(job.phase) == ("caption",)
+    tokenizer = PlainTokenizer if plain else ConversationTokenizer
     context = PhaseContext(
         **job.run(job.data.samples(job.phase) if samples is None else samples),
         model=model,
         processor=processor,
-        tokenizer=ConversationTokenizer(processor, model.config.image_seq_length),
+        tokenizer=tokenizer(processor, model.config.image_seq_length),
         features=features,
         rows=rows,
         records=job.data.records(job.phase),

@@ -106,7 +106,7 @@ class Meter(TrainerCallback):
         self._batch_rows: Tensor | None = None
         self._counts: Tensor | None = None
         self._names: Callable[[int, int], list[str]] | None = None
-        self._seen = 0
+        self._seen = self._size = 0
         self._begun = self._last = 0.0
 
     # ---- the Trainer's events ----
@@ -121,10 +121,10 @@ class Meter(TrainerCallback):
         self._begun = self._last = time.perf_counter()
         # The samples of each process are only known where there is one.
         schedule: Any = getattr(kwargs.get("train_dataloader"), "dataset", None)
-        if args.world_size == 1 and hasattr(schedule, "names"):
-            self._names = schedule.names
-        size = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        self._seen = state.global_step * size
+        if args.world_size == 1 and hasattr(schedule, "rows"):
+            self._names = schedule.rows
+        self._size = args.per_device_train_batch_size
+        self._seen = state.global_step * self._size * args.gradient_accumulation_steps
         self._handles = [
             model.register_forward_pre_hook(self._before, with_kwargs=True),
             model.register_forward_hook(self._after),
@@ -205,12 +205,12 @@ class Meter(TrainerCallback):
         elif ids is not None:
             self._tokens = self._tokens + (kwargs.get("labels", ids) != IGNORE).sum()
         self._batch_rows = self._domains_of(rows)
-        self._seen += rows
+        self._seen += self._size
 
     def _domains_of(self, count: int) -> Tensor:
         """Return the domain row of each picture of the batch."""
         none = len(self._domains)
-        names = self._names(self._seen, self._seen + count) if self._names else []
+        names = self._names(self._seen, self._seen + self._size) if self._names else []
         rows = [none if (i := self._rows.get(name)) is None else i for name in names]
         return torch.tensor(rows or [none] * count)
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from torch import Tensor, nn
 
-from medmoe.data.collate import Packed, PackingCollator
+from medmoe.data.collate import Packed, PackingCollator, packed_length, packed_together
 from medmoe.data.schema import Record, turns_of
 from medmoe.data.tokenize import ConversationTokenizer, Segment
 from medmoe.errors import DataError
 from medmoe.training.context import PhaseContext
 from medmoe.training.features import FeaturesOnDemand
-from medmoe.training.schedule import Schedule
+from medmoe.training.schedule import QuestionSchedule, Schedule
 from medmoe.training.trainer import PhaseResult, run_phase
 
 
@@ -23,7 +24,8 @@ def packed_schedule(context: PhaseContext) -> Schedule[Packed]:
 
     Questions that do not fit behind the image within ``max_length`` wait for another epoch; a
     conversation too long for a sample of its own ends with its last turn that fits, and of an
-    answer too long for one the end is cut.
+    answer too long for one the end is cut. In batches of questions each is a sample of its own,
+    which `row_maker` packs.
 
     Raises:
         DataError: A question alone is longer than a sample.
@@ -37,6 +39,11 @@ def packed_schedule(context: PhaseContext) -> Schedule[Packed]:
         for image, questions in by_image.items()
         for _ in range(context.repeats.get(questions[0].dataset, 1))
     ]
+    rows = row_maker(context)
+    pictures = [number for number, (_, questions) in enumerate(groups) for _ in questions]
+    if rows is not None:
+        groups = [(image, [question]) for image, questions in groups for question in questions]
+    names = [image for image, _ in groups]
     prefix = tokenizer.prefix()
     room = None if max_length is None else max_length - len(prefix)
     # Each question is tokenised once, not once an epoch.
@@ -58,14 +65,22 @@ def packed_schedule(context: PhaseContext) -> Schedule[Packed]:
             row += int(rng.integers(context.views)) * len(context.rows)
         return Packed(row, prefix, _fitting(drawn, room))
 
-    return Schedule(
-        draw,
-        len(groups),
-        context.steps * context.spec.batch_size,
-        context.seed,
-        names=[image for image, _ in groups],
-        length=packed_length,
+    size, seed = context.spec.batch_size, context.seed
+    total = context.steps * size
+    if rows is None:
+        return Schedule(draw, len(groups), total, seed, names, packed_length)
+    most, shared = context.max_questions, len(prefix)
+    return QuestionSchedule(
+        *(draw, pictures, most, size, rows, total, seed, names),
+        lambda sample: packed_length(sample) - shared,
     )
+
+
+def row_maker(context: PhaseContext) -> Callable[[Sequence[Packed]], list[Packed]] | None:
+    """Return what packs the questions of a batch; None where its samples are packed already."""
+    if context.spec.batch_of == "images":
+        return None
+    return partial(packed_together, most=context.max_questions, max_length=context.max_length)
 
 
 def packed_once(
@@ -126,11 +141,6 @@ def _fitting(segments: Sequence[Segment], room: int | None) -> tuple[Segment, ..
     return tuple(s for s, end in zip(segments, ends.tolist(), strict=True) if end <= room)
 
 
-def packed_length(sample: Packed) -> int:
-    """Return how many tokens a packed sample has."""
-    return len(sample.prefix) + sum(len(segment.ids) for segment in sample.segments)
-
-
 def train_packed(
     context: PhaseContext, trained: nn.Module | None = None, experts: Tensor | None = None
 ) -> PhaseResult:
@@ -142,7 +152,7 @@ def train_packed(
     """
     schedule = packed_schedule(context)
     pad = context.processor.tokenizer.pad_token_id
-    collate = PackingCollator(context.features, pad, experts)
+    collate = PackingCollator(context.features, pad, experts, row_maker(context))
     model = context.model if trained is None else trained
     lazy = context.features if isinstance(context.features, FeaturesOnDemand) else None
     begin = (lambda sample: lazy.begin(sample.image)) if lazy else None

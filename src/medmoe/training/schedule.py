@@ -6,6 +6,7 @@ process, which is what an exact resume, several loader processes and drawing ahe
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +14,8 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 from torch.utils.data import Dataset
+
+from medmoe.data.collate import Packed
 
 Sample = TypeVar("Sample")
 Order = np.ndarray[Any, np.dtype[np.int64]]
@@ -60,14 +63,18 @@ class Schedule(Dataset[Sample], Generic[Sample]):
         """
         if self._length is None:
             return self
-        copy = Schedule(self._draw, self._count, self._total, self._seed, self._names, self._length)
-        copy._group = batch_size
-        return copy
+        grouped = copy.copy(self)
+        grouped._group, grouped._orders = batch_size, {}
+        return grouped
 
     def names(self, first: int, last: int) -> list[str]:
         """Return what the samples at the positions from ``first`` to before ``last`` are called."""
         samples = [self._at(i)[1] for i in range(first, min(last, self._total))]
         return [self._names[i] if self._names else f"sample {i}" for i in samples]
+
+    def rows(self, first: int, last: int) -> list[str]:
+        """Return what the rows of a batch of the samples at some positions are called."""
+        return self.names(first, last)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what must be equal in a resumed run for the order of samples to be the same."""
@@ -88,8 +95,16 @@ class Schedule(Dataset[Sample], Generic[Sample]):
 
     def _order(self, epoch: int) -> Order:
         rng = np.random.default_rng((self._seed, epoch))
-        order = rng.permutation(self._count)
+        order = self._shuffled(rng)
         return self._sorted_in_batches(order, epoch, rng) if self._group else order
+
+    def _shuffled(self, rng: np.random.Generator) -> Order:
+        return rng.permutation(self._count)
+
+    def _lengths(self, order: Order, epoch: int) -> Order:
+        """Return what samples are sorted by when they are grouped by length."""
+        assert self._length is not None
+        return np.array([self._length(self._drawn(epoch, int(i))) for i in order])
 
     def _sorted_in_batches(self, order: Order, epoch: int, rng: np.random.Generator) -> Order:
         """Return a permuted epoch with like lengths in one batch, the batches in random order.
@@ -97,9 +112,7 @@ class Schedule(Dataset[Sample], Generic[Sample]):
         Batches are cut from the stream of all epochs: the first samples complete the batch that
         the epoch before began, and stay where they are.
         """
-        assert self._length is not None
-        size = self._group
-        lengths = np.array([self._length(self._drawn(epoch, int(i))) for i in order])
+        size, lengths = self._group, self._lengths(order, epoch)
         head = -epoch * self._count % size
         whole = (len(order) - head) // size * size if head < len(order) else 0
         places = np.arange(head, head + whole)
@@ -114,6 +127,55 @@ class Schedule(Dataset[Sample], Generic[Sample]):
         start = np.arange(min(head, len(order)))
         sorted_order: Order = order[np.concatenate([start, *shuffled, rest])]
         return sorted_order
+
+
+class QuestionSchedule(Schedule[Packed]):
+    """Questions in training order, some of an image side by side, so that a batch can pack them.
+
+    An epoch has every question once and ends with a whole batch: what is missing of its last one
+    are its first questions again, as processes that share an epoch fill it up in the reference.
+
+    Args:
+        draw, total, seed, names, length: As of a schedule; a sample is one question.
+        images: Number of each question's image.
+        most: Questions of an image that stand side by side; with 1 the order is as random as the
+            reference's.
+        batch_size: Questions of a step.
+        rows: Makes the rows of a batch out of its questions.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[[int, np.random.Generator], Packed],
+        images: Sequence[int],
+        most: int,
+        batch_size: int,
+        rows: Callable[[Sequence[Packed]], Sequence[Packed]],
+        *schedule: Any,
+    ) -> None:
+        super().__init__(draw, -(-len(images) // batch_size) * batch_size, *schedule)
+        self._images, self._most, self._rows_of = np.array(images), most, rows
+
+    def rows(self, first: int, last: int) -> list[str]:
+        """Return the names of the rows of a batch, each that of its image's questions."""
+        samples = [self[i] for i in range(first, min(last, self._total))]
+        names = dict(zip((s.image for s in samples), self.names(first, last), strict=True))
+        return [names[row.image] for row in self._rows_of(samples)]
+
+    def _shuffled(self, rng: np.random.Generator) -> Order:
+        places = np.arange(len(self._images))
+        order = np.lexsort((rng.random(len(places)), self._images))
+        begins = np.diff(self._images[order], prepend=-1) != 0
+        inside = places - np.maximum.accumulate(np.where(begins, places, 0))
+        row = np.cumsum(inside % self._most == 0) - 1
+        drawn = rng.permutation(row[-1] + 1)[row]
+        return np.resize(order[np.argsort(drawn, kind="stable")], self._count)
+
+    def _lengths(self, order: Order, epoch: int) -> Order:
+        """Return for each question the length of all that stand side by side with it."""
+        own = super()._lengths(order, epoch)
+        starts = np.flatnonzero(np.diff(self._images[order], prepend=-1))
+        return np.repeat(np.add.reduceat(own, starts), np.diff(starts, append=len(order)))
 
 
 def _by_length(places: Order, lengths: Order) -> Order:
@@ -156,6 +218,10 @@ class Ahead(Dataset[Any]):
     def names(self, first: int, last: int) -> list[str]:
         """Return the schedule's names of the samples from ``first`` to before ``last``."""
         return self._schedule.names(first, last)
+
+    def rows(self, first: int, last: int) -> list[str]:
+        """Return the schedule's names of the rows of a batch of these samples."""
+        return self._schedule.rows(first, last)
 
     def close(self) -> None:
         """Draw no more."""
