@@ -98,6 +98,7 @@ def _list(args: argparse.Namespace) -> dict[str, Any]:
             "name": name,
             "there": root is not None and is_there(reader, root),
             "splits": list(reader.SPLITS),
+            "tried": reader.TRIED,
             "licence": reader.LICENCE,
             "hub": reader.SOURCE.hub,
             "revision": reader.SOURCE.revision,
@@ -106,16 +107,20 @@ def _list(args: argparse.Namespace) -> dict[str, Any]:
         for name, reader in READERS.items()
     ]
     _table(
-        ("set", "here", "fetched by", "licence"),
+        ("set", "here", "tried", "fetched by", "licence"),
         [
             (
                 r["name"],
                 "yes" if r["there"] else "–",
+                "yes" if r["tried"] else "layout only",
                 "data get" if r["hub"] else "hand",
                 r["licence"].removeprefix("LicenseRef-"),
             )
             for r in rows
         ],
+    )
+    print(
+        "tried: whether the real files were read, or the reader knows the documented layout only."
     )
     print("Your own data: give the path of a CSV, JSONL or Parquet file, or a folder of classes.")
     return {"version": 1, "sets": rows}
@@ -264,7 +269,7 @@ def _print_met(bad: Any) -> None:
         if len(bad.reasons) > 20:
             print(f"  … and {len(bad.reasons) - 20} more (all of them in --json FILE)")
     for what, count in bad.known_faults.items():
-        print(f"left out: {count} rows for a fault of the set itself: {what}")
+        print(f"left out: {count} rows of the official set: {what}")
 
 
 def _few(values: Mapping[str, int]) -> str:

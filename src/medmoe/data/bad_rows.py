@@ -34,9 +34,9 @@ class BadRows:
         policy: ``fail``: `settle` raises; ``skip``: the rows are left out and counted; ``first``:
             the first is an error at once, as where no collection is given.
         reasons: One line each, which begins with file and row.
-        known_faults: What is wrong in an official set itself, and in how many rows: counted, never
+        known_faults: What of an official set cannot be used, and in how many rows: counted, never
             an error (LLaVA-Med's pictures are fetched one by one and some are gone; a SLAKE row has
-            no answer).
+            no answer; some questions of MMMU are about several pictures).
         notes: How a user's own files were read (encoding, separator, parts, what is not read), one
             sentence each.
         quiet: Keep the notes out of the log, for a collection that another one takes.
@@ -67,9 +67,9 @@ class BadRows:
                 yield make(row, where)
 
     def leave_out(self, what: str, rows: int = 1) -> None:
-        """Count rows that are left out for a fault of the official set."""
+        """Count rows of an official set that are left out."""
         self.known_faults[what] += rows
-        _log.warning("left out for a fault of the set itself: %s: %d rows", what, rows)
+        _log.warning("left out of the official set: %s: %d rows", what, rows)
 
     def say(self, note: str) -> None:
         """Keep a sentence on how the set was read, once."""

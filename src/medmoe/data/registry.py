@@ -14,6 +14,7 @@ from typing import Any
 
 from medmoe.data.bad_rows import BadRows
 from medmoe.data.readers import (
+    choice_sets,
     common,
     folder_per_class,
     lc25000,
@@ -66,6 +67,9 @@ _READERS: tuple[KnownSet, ...] = (
     path_vqa.SET,
     vqa_med_2019.SET,
     pmc_vqa.SET,
+    choice_sets.OMNIMED_VQA,
+    choice_sets.MMMU_MED,
+    choice_sets.MEDXPERTQA_MM,
     llava_med.ALIGNMENT,
     llava_med.INSTRUCT,
     rocov2.SET,

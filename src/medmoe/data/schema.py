@@ -8,7 +8,7 @@ modality. This is the form in a process; `medmoe.data.exchange` is the same on d
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -86,6 +86,21 @@ def question_text(record: Record) -> str:
     if record.options:
         return f"{record.question} Options: {', '.join(record.options)}."
     return record.question
+
+
+def lettered(record: Record) -> Record:
+    """Return a multiple-choice record that asks for, and is answered by, the option's letter."""
+    letters = "ABCDEFGHIJ"[: len(record.options)]
+    lines = (f"{letter}. {option}" for letter, option in zip(letters, record.options, strict=True))
+    request = "Answer with the option's letter from the given choices directly."
+    return replace(
+        record,
+        question="\n".join((record.question, *lines, request)),
+        answer=letters[record.options.index(record.answer)],
+        references=(record.answer,),
+        task="vqa",
+        options=(),
+    )
 
 
 def turns_of(record: Record) -> tuple[tuple[str, str], ...]:

@@ -1,11 +1,10 @@
 """`medmoe eval` without its printing: asks a model every question of some tasks and scores them.
 
 The folder holds ``settings.json`` (what is asked of which model: a resumed run must be the same),
-``<task>/predictions.jsonl``, beside it those of the blind twin (``blind_twin``), the answers to
-other pictures (``controls``, ``corruptions``), in other words (``pairs``) and to the calibration
-split, ``summary.json`` and
-``report.html``. Answers that stand there are not asked again, so a finished run is scored anew
-without loading the model.
+``<task>/predictions.jsonl`` (of multiple choice also ``<task>_letters``), beside it those of the
+blind twin (``blind_twin``), the answers to other pictures (``controls``, ``corruptions``), in other
+words (``pairs``) and to the calibration split, ``summary.json`` and ``report.html``. Answers that
+stand there are not asked again, so a finished run is scored anew without loading the model.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from medmoe.evaluation.ask.plan import (
     EvalPlan,
     hold_settings,
     longest_answer,
+    parts_of,
     protocols_of,
     settings_sha256,
 )
@@ -52,8 +52,7 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
         ConfigError: The folder holds another run, or a task has no protocol.
         DataError: A picture or an answer file cannot be used.
     """
-    for task in plan.tasks:
-        protocols_of(plan, task)
+    parts = parts_of(plan)
     settings = hold_settings(plan)
     if isinstance(settings["max_new_tokens"], int):
         plan = replace(plan, max_new_tokens=settings["max_new_tokens"])
@@ -66,7 +65,7 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
     pairs: list[dict[str, Any]] = []
     routed: dict[str, RoutedPicture] = {}
     cut: dict[str, int] = {}
-    for task in plan.tasks:
+    for task in parts:
         path = plan.out / task.spec.name / "predictions.jsonl"
         predictions = asker.ask(task.spec.name, task.records, path)
         routed |= _routed(task, predictions)
@@ -127,7 +126,7 @@ def _score_rows(
     """Return the rows of every protocol that applies, with breakdowns where no control is named."""
     rows = score_task(
         system=_system(plan.model),
-        task=task.spec.name,
+        task=task.spec.name.removesuffix("_letters"),
         split=task.split,
         records=task.records,
         predictions=predictions,
@@ -233,7 +232,7 @@ def _cut(plan: EvalPlan, counts: Mapping[str, int]) -> list[str]:
         f"{task.spec.name}, {_system(plan.model)}: {counts[task.spec.name]:,} of "
         f"{len(task.records):,} answers were cut at {longest_answer(plan, task.records)} tokens "
         "(`medmoe eval --max-new-tokens`)."
-        for task in plan.tasks
+        for task in parts_of(plan)
         if counts[task.spec.name]
     ]
 

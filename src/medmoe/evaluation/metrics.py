@@ -132,6 +132,30 @@ def closed_match(prediction: str, answer: str) -> float:
     return exact_match(prediction, answer)
 
 
+#: Where an answer says a letter: alone or first, behind such words, or in brackets.
+_SAID_LETTER = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"^\W*(?:([A-Ja-j])\W*$|([A-J])[.:)](?!,? *(?:and|or)\b))",
+        r"(?i:\b(?:answer|option|choice)(?: is)?:?)\W*([A-J])\b(?! (?!is\b)[a-z])",
+        r"\(([A-J])\)|\\boxed\{([A-J])\}",
+    )
+)
+
+
+def option_letter(text: str) -> str | None:
+    """Return the letter of the option that an answer names, None where it names none or several.
+
+    The first of these that the answer holds: a letter alone or first (``B``, ``(B)``, ``B. Focal
+    uptake``), behind "answer", "option" or "choice" (``The answer is B``), in brackets.
+    """
+    for pattern in _SAID_LETTER:
+        said = {"".join(match.groups("")).upper() for match in pattern.finditer(text)}
+        if said:
+            return said.pop() if len(said) == 1 else None
+    return None
+
+
 def token_overlap(prediction: str, answer: str) -> tuple[float, float, float]:
     """Return F1, precision and recall over the multisets of normalised words."""
     said, true = Counter(words(prediction)), Counter(words(answer))

@@ -1,7 +1,8 @@
 """The scoring protocols, each under its own name, for one pair of prediction and truth.
 
 ``reference`` is the scorer of the paper's released code (tables 1 and 2), ``llava_med`` that of
-LLaVA-Med v1.0, ``token_f1`` the MedGemma style, ``strict`` ours and the headline. Scores of
+LLaVA-Med v1.0, ``token_f1`` the MedGemma style, ``strict`` ours and the headline. ``letter`` reads
+the letter of a multiple-choice answer. Scores of
 different protocols are never averaged or compared. Averages, intervals and the choice among
 several references are made in `medmoe.evaluation.score`, not here.
 """
@@ -14,6 +15,9 @@ from types import MappingProxyType
 
 from medmoe.errors import ConfigError, DataError, one_of
 from medmoe.evaluation import metrics
+
+#: The letter that answers a multiple-choice question, read from an answer in words.
+LETTER = "letter"
 
 
 def _reference_words(prediction: str, answer: str) -> dict[str, float]:
@@ -51,11 +55,18 @@ def _token_f1(prediction: str, answer: str, answer_type: str) -> dict[str, float
     return scores
 
 
+def _letter(prediction: str, answer: str) -> dict[str, float]:
+    said = metrics.option_letter(prediction)
+    right = said == answer if said else metrics.exact_match(prediction, answer)
+    return {"accuracy": float(right)}
+
+
 _SCORERS: Mapping[str, Callable[[str, str, str], dict[str, float]]] = {
     "reference": lambda prediction, answer, _: _reference_words(prediction, answer),
     "llava_med": lambda prediction, answer, _: _llava_med_words(prediction, answer),
     "strict": _strict,
     "token_f1": _token_f1,
+    LETTER: lambda prediction, answer, _: _letter(prediction, answer),
 }
 _WITH_BLEU = frozenset({"reference", "llava_med"})
 BLEU = ("bleu1", "bleu2", "bleu3")
@@ -92,7 +103,8 @@ def score_pair(protocol: str, prediction: str, answer: str, answer_type: str) ->
     Returns:
         ``reference`` and ``llava_med`` (both answer types): ``exact_match, f1, precision, recall,
         bleu1, bleu2, bleu3, closed_correct``. ``strict``: ``accuracy`` for closed, ``exact_match,
-        f1, recall`` for open. ``token_f1``: ``f1``, and ``accuracy`` for closed.
+        f1, recall`` for open. ``token_f1``: ``f1``, and ``accuracy`` for closed. ``letter``:
+        ``accuracy``.
 
     Raises:
         ConfigError: The protocol is unknown.

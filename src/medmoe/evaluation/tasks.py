@@ -18,7 +18,7 @@ from typing import Literal
 from medmoe.data import registry
 from medmoe.errors import ConfigError, DataError, one_of
 
-Kind = Literal["vqa", "classification", "multi_label"]
+Kind = Literal["vqa", "multiple_choice", "letters", "classification", "multi_label"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +28,10 @@ class TaskSpec:
     Attributes:
         dataset: Name of the data set; ``phantom`` is the embedded one.
         split: The split that is scored.
-        train_split: Where the baselines' answers come from.
-        kind: ``vqa`` (answers in words), ``classification`` (one of the options) or ``multi_label``
-            (each label present or not).
+        train_split: Where the baselines' answers come from; None where the set is for testing only.
+        kind: ``vqa`` (answers in words), ``multiple_choice`` (options of its own in each question,
+            scored by their likelihood and, as ``letters``, by letter), ``classification`` (one of
+            the options) or ``multi_label`` (each label present or not).
         reader: Of a set given by its path; None where its name says it all.
         paper_name: The paper's name of the same records, None where it reports nothing on them.
     """
@@ -38,7 +39,7 @@ class TaskSpec:
     name: str
     dataset: str
     split: str = "test"
-    train_split: str = "train"
+    train_split: str | None = "train"
     kind: Kind = "vqa"
     paper_name: str | None = None
     reader: registry.Reader | None = None
@@ -78,7 +79,10 @@ TASKS: Mapping[str, TaskSpec] = {
         TaskSpec("slake_zh", "slake_zh"),
         TaskSpec("path_vqa", "path_vqa", paper_name="PathVQA"),
         TaskSpec("vqa_med_2019", "vqa_med_2019", split="validation"),
-        TaskSpec("pmc_vqa", "pmc_vqa"),
+        TaskSpec("pmc_vqa", "pmc_vqa", kind="multiple_choice"),
+        TaskSpec("omnimed_vqa", "omnimed_vqa", train_split=None, kind="multiple_choice"),
+        TaskSpec("mmmu_med", "mmmu_med", "validation", kind="multiple_choice"),
+        TaskSpec("medxpertqa_mm", "medxpertqa_mm", kind="multiple_choice"),
         _medmnist("pathmnist"),
         _medmnist("chestmnist", "multi_label"),
         _medmnist("dermamnist"),

@@ -227,7 +227,9 @@ def test_only_the_wanted_protocols_are_scored(records: list[Record]) -> None:
     assert list(found["protocols"]) == ["strict"]
     with pytest.raises(ConfigError, match=r"unknown protocol 'strickt'.*did you mean 'strict'"):
         score_records(records, predictions(records), wanted=("strickt",))
-    assert set(ALL_PROTOCOLS) == {"strict", "reference", "llava_med", "token_f1", "label_score"}
+    assert set(ALL_PROTOCOLS) == {
+        *("strict", "reference", "llava_med", "token_f1", "label_score", "letter")
+    }
 
 
 @pytest.mark.parametrize(

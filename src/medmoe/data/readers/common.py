@@ -183,6 +183,26 @@ def fields(raw: Any, names: Sequence[str], where: str) -> dict[str, str]:
     return texts
 
 
+def by_letter(letter: str, options: Sequence[str], where: str) -> str:
+    """Return the option that a letter names, A the first."""
+    place = "ABCDEFGHIJ".find(letter.strip().upper()) if len(letter.strip()) == 1 else -1
+    if not 0 <= place < len(options):
+        raise DataError(
+            f"{where}: answer {letter.strip()!r} is no letter of the {len(options)} options"
+        )
+    return options[place].strip()
+
+
+def choices(options: Sequence[str], answer: str, kind: object, where: str) -> dict[str, Any]:
+    """Return what a multiple-choice record says besides, with its kind; empty options are none."""
+    offered = tuple(filter(None, map(str.strip, options)))
+    if len(offered) < 2 or answer not in offered:
+        raise DataError(f"{where}: answer {answer!r} must be one of the choices {offered}")
+    kind = str(kind or "other").strip().lower()
+    facts = {"answer_type": "closed", "options": offered, "question_type": kind}
+    return facts | {"place": where}
+
+
 def image_file(folder: Path, name: str, where: str, allow_outside: bool = False) -> Path:
     r"""Return the path of an image file that must be there, inside its set's folder.
 

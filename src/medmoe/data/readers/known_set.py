@@ -22,6 +22,7 @@ class KnownSet(ABC):
 
     Attributes:
         MARKERS: Files or folders under the data folder; the first that is there is read.
+        TRIED: Whether the set's real files were read, and not only its layout as documented.
     """
 
     NAME: str
@@ -29,6 +30,7 @@ class KnownSet(ABC):
     LICENCE: str
     SOURCE: common.Source
     SPLITS: tuple[str, ...] = common.SPLITS
+    TRIED: bool = False
 
     def read(self, root: Path, split: str, bad: BadRows | None = None) -> list[Record]:
         """Return the records of a split.

@@ -29,6 +29,7 @@ class Lc25000(KnownSet):
 
     NAME = "lc25000"
     MARKERS = ("lc25000-lung/lung_aca",)
+    TRIED = True
     LICENCE = "LicenseRef-LC25000-free-for-AI-researchers"
     SOURCE = common.Source("https://github.com/tampapath/lung_colon_image_set", "lc25000-lung")
 

@@ -37,6 +37,7 @@ class MedMnist(KnownSet):
     def __post_init__(self) -> None:
         """Name the npz files, of any size."""
         self.MARKERS = tuple(f"{self.NAME}{size}.npz" for size in _SIZES)
+        self.TRIED = self.NAME == "pneumoniamnist"
 
     def records(self, marker: Path, split: str, bad: BadRows) -> list[Record]:
         """Return the classification records of a split, in the order of the file."""

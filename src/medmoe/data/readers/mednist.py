@@ -32,6 +32,7 @@ class MedNist(KnownSet):
 
     NAME = "mednist"
     MARKERS = ("mednist-6k.npz",)
+    TRIED = True
     LICENCE = "CC-BY-SA-4.0"
     SOURCE = common.Source("https://github.com/Project-MONAI/MONAI-extra-test-data/releases")
 

@@ -32,8 +32,8 @@ class PmcVqa(KnownSet):
         "https://github.com/xiaoman-zhang/PMC-VQA",
         "pmc-vqa",
         hub="RadGenome/PMC-VQA",
-        files=("*.csv", "images.zip"),
-        archives=("images.zip",),
+        files=("*.csv", "images.zip", "images_2.zip"),
+        archives=("images.zip", "images_2.zip"),
     )
 
     def records(self, marker: Path, split: str, bad: BadRows) -> list[Record]:
@@ -47,22 +47,15 @@ class PmcVqa(KnownSet):
             number = next(numbers)
             choices = [f"Choice {letter}" for letter in _LETTERS]
             text = common.fields(row, ("Figure_path", "Question", *choices), where)
-            options = tuple(_choice(text[f"Choice {c}"], c, where) for c in _LETTERS)
+            options = [_choice(text[f"Choice {c}"], c, where) for c in _LETTERS]
             name = text["Figure_path"]
             if name not in figures:
                 raise DataError(f"{where}: image file {name!r} is missing; add it")
-            image = ImageRecord(f"{self.NAME}/{name}", figures[name])
-            return self.record(
-                f"{self.NAME}/{split}/{number}",
-                images.setdefault(name, image),
-                text["Question"],
-                _answer(row, options, where),
-                split,
-                answer_type="closed",
-                question_type="multiple_choice",
-                options=options,
-                place=where,
-            )
+            image = images.setdefault(name, ImageRecord(f"{self.NAME}/{name}", figures[name]))
+            answer = _answer(row, options, where)
+            facts = common.choices(options, answer, "multiple_choice", where)
+            asked = (f"{self.NAME}/{split}/{number}", image, text["Question"], answer, split)
+            return self.record(*asked, **facts)
 
         return common.usable(bad.made(tables.rows(path, bad), record), path, bad)
 
@@ -88,16 +81,11 @@ def _choice(text: str, letter: str, where: str) -> str:
     return choice
 
 
-def _answer(row: tables.Row, options: tuple[str, ...], where: str) -> str:
+def _answer(row: tables.Row, options: list[str], where: str) -> str:
     """Return the text of the right choice: by its letter, which either of two columns holds."""
-    for column in ("Answer_label", "Answer"):
-        letter = str(row.get(column) or "").strip().upper()
-        if len(letter) == 1 and letter in _LETTERS:
-            return options[_LETTERS.index(letter)]
-    answer = str(row.get("Answer") or "").strip()
-    if answer not in options:
-        raise DataError(f"{where}: answer {answer!r} must be one of the choices or their letters")
-    return answer
+    texts = [str(row.get(column) or "").strip() for column in ("Answer_label", "Answer")]
+    letter = next((text for text in texts if text in tuple(_LETTERS.lower() + _LETTERS)), None)
+    return texts[1] if letter is None else common.by_letter(letter, options, where)
 
 
 SET = PmcVqa()

@@ -38,6 +38,7 @@ class Rocov2(KnownSet):
         *("rocov2/train/captions.csv", "rocov2/train_captions.csv"),
         *("rocov2-sample/train/captions.csv", "ROCOv2/train_captions.csv"),
     )
+    TRIED = True
     LICENCE = "LicenseRef-ROCOv2-per-image-CC-BY-or-CC-BY-NC"
     SOURCE = common.Source("https://zenodo.org/records/10821435", "rocov2")
 

@@ -66,6 +66,7 @@ class VqaMed2019(KnownSet):
 
     NAME = "vqa_med_2019"
     MARKERS = ("vqa-med-2019/train/All_QA_Pairs_train.txt",)
+    TRIED = True
     LICENCE = "CC-BY-4.0"
     SOURCE = common.Source("https://zenodo.org/records/10499039", "vqa-med-2019")
 

@@ -82,6 +82,7 @@ class VqaRad(KnownSet):
     NAME = _NAME
     SPLITS = ("train", "test", "disjoint_train", "disjoint_validation", "disjoint_test")
     MARKERS = ("vqa-rad/trainset.json", f"vqa-rad/{_OSF_FILE}", "vqa-rad/data")
+    TRIED = True
     LICENCE = "CC0-1.0"
     SOURCE = common.Source(
         "https://osf.io/89kps/",

@@ -16,8 +16,8 @@ from typing import Any
 from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, one_of
 from medmoe.evaluation.ask.corruptions import SEVERITIES
-from medmoe.evaluation.ask.records import TaskRecords
-from medmoe.evaluation.protocols import ALL_PROTOCOLS, LABEL_SCORE
+from medmoe.evaluation.ask.records import TaskRecords, by_letter
+from medmoe.evaluation.protocols import ALL_PROTOCOLS, LABEL_SCORE, LETTER, PROTOCOLS
 from medmoe.files import write_json
 from medmoe.inference.engine import LONG_ANSWER, SHORT_ANSWER
 from medmoe.model.checkpoint import identity, provenance
@@ -76,6 +76,14 @@ def longest_answer(plan: EvalPlan, records: Sequence[Record]) -> int:
     return SHORT_ANSWER
 
 
+#: The protocols of each kind of task, the others are scored by label; the first is the headline.
+_OF_KIND: Mapping[str, Sequence[str]] = {
+    "vqa": ("strict", *(n for n in PROTOCOLS if n not in ("strict", LETTER))),
+    "multiple_choice": (LABEL_SCORE, LETTER),
+    "letters": (LETTER,),
+}
+
+
 def check_names(names: Sequence[str], known: Sequence[str], what: str) -> tuple[str, ...]:
     """Return names once each, ``all`` as all of them.
 
@@ -108,20 +116,35 @@ def check_apart(task: TaskRecords, calibration: TaskRecords) -> None:
 
 
 def protocols_of(plan: EvalPlan, task: TaskRecords) -> list[str]:
-    """Return the protocols that apply to a task's answers in words; none for its labels.
+    """Return the protocols of the plan that apply to a task.
 
     Raises:
-        ConfigError: None of the plan's applies to the task.
+        ConfigError: None of them does.
     """
-    by_label = task.spec.kind != "vqa"
-    fitting = [name for name in plan.protocols if (name == LABEL_SCORE) == by_label]
+    known = _OF_KIND.get(task.spec.kind, (LABEL_SCORE,))
+    fitting = [name for name in plan.protocols if name in known]
     if not fitting:
         raise ConfigError(
             f"task {task.spec.name!r} ({task.spec.kind}) is not scored under "
-            f"{', '.join(plan.protocols)}; add --protocol "
-            f"{LABEL_SCORE if by_label else 'strict'}"
+            f"{', '.join(plan.protocols)}; add --protocol {known[0]}"
         )
-    return [] if by_label else fitting
+    return fitting
+
+
+def parts_of(plan: EvalPlan) -> list[TaskRecords]:
+    """Return the plan's tasks, a multiple-choice one for each of its protocols: each asks anew.
+
+    Raises:
+        ConfigError: None of the plan's protocols applies to a task.
+    """
+    parts = []
+    for task in plan.tasks:
+        protocols = protocols_of(plan, task)
+        if LETTER not in protocols or LABEL_SCORE in protocols:
+            parts.append(task)
+        if LETTER in protocols:
+            parts.append(by_letter(task))
+    return parts
 
 
 def hold_settings(plan: EvalPlan) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from medmoe.data import registry
 from medmoe.data.bad_rows import BadRows
 from medmoe.data.phantom import read_phantom
 from medmoe.data.readers.common import hash_share, question_word, split_name, yes_no_type
-from medmoe.data.schema import Record, turns_of
+from medmoe.data.schema import Record, lettered, turns_of
 from medmoe.errors import DataError
 from medmoe.evaluation.files.known_records import PHANTOM
 from medmoe.evaluation.tasks import TaskSpec
@@ -92,13 +92,17 @@ def task_records(
     """
     chosen = split or spec.split
     images, taught = (
-        (phantom_images or {}).get(name, PHANTOM_IMAGES) for name in (chosen, spec.train_split)
+        (phantom_images or {}).get(name or "", PHANTOM_IMAGES)
+        for name in (chosen, spec.train_split)
     )
     images = images if limit is None else min(images, limit)
     bad = BadRows()  # of both parts, so that a note on the set is said once
     records = _read(spec, root, chosen, images, seed, bad)
+    left_out = tuple(f"Left out: {count} rows: {what}." for what, count in bad.known_faults.items())
     train, missing = [], ""
     try:
+        if spec.train_split is None:
+            raise DataError("the set is for testing only")
         train = _read(spec, root, spec.train_split, taught, seed, bad)
     except DataError as error:
         missing = (
@@ -106,7 +110,7 @@ def task_records(
             "records, an upper bound."
         )
     task = task_of(spec, chosen, records, train, limit=limit, seed=seed)
-    return replace(task, notes=(*task.notes, missing)) if missing else task
+    return replace(task, notes=(*task.notes, *left_out, *filter(None, [missing])))
 
 
 def task_of(
@@ -132,6 +136,8 @@ def task_of(
     notes = []
     if len(records) < len(every) and spec.dataset != PHANTOM:
         notes.append(f"{spec.name}: {len(records)} of {len(every)} questions, drawn by the seed.")
+    if spec.kind == "multiple_choice" and (others := len(content) - len(_of_kind(spec, content))):
+        notes.append(f"{spec.name}: {others} questions without options are not asked.")
     classes = sum(record.task == "classification" for record in content)
     if spec.reader is not None and spec.kind == "vqa" and classes:
         notes.append(
@@ -146,6 +152,13 @@ def task_of(
     if split == spec.train_split:
         notes.append(f"{spec.name}: the training split is scored; its baselines know the answers.")
     return TaskRecords(spec, split, limit, records, _of_kind(spec, train), tuple(notes))
+
+
+def by_letter(task: TaskRecords) -> TaskRecords:
+    """Return a multiple-choice task whose questions are answered by the option's letter."""
+    spec = replace(task.spec, name=f"{task.spec.name}_letters", kind="letters")
+    asked, taught = ([lettered(r) for r in records] for records in (task.records, task.train))
+    return replace(task, spec=spec, records=asked, train=taught, notes=())
 
 
 def _read(
@@ -187,7 +200,12 @@ def turn_by_turn(record: Record) -> list[Record]:
 
 
 def _of_kind(spec: TaskSpec, records: Sequence[Record]) -> list[Record]:
-    """Return the questions of a task's kind; of a conversation each of its own."""
+    """Return the questions of a task's kind; of a conversation each of its own.
+
+    A multiple-choice question is one of classes, which are its own.
+    """
+    if spec.kind == "multiple_choice":
+        return [replace(r, task="classification") for r in records if r.task == "vqa" and r.options]
     task = "vqa" if spec.kind == "vqa" else "classification"
     return [turn for record in records if record.task == task for turn in turn_by_turn(record)]
 

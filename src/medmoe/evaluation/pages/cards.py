@@ -22,6 +22,7 @@ from medmoe.evaluation.pages.report_rows import (
     BY_TYPE,
     OTHER_PROTOCOLS,
     OUR_PROTOCOL,
+    OURS,
     interval,
     lead_system,
     place,
@@ -116,7 +117,7 @@ def _main_rows(summary: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     rows = [row for row in summary.get("scores", []) if row.get("control") is None]
     lead = lead_system(rows)
     for row in rows:
-        told = row["protocol"] in ("strict", "label_score") and row["metric"] in _MAIN_METRICS
+        told = row["protocol"] in OURS and row["metric"] in _MAIN_METRICS
         main = row["subset"] in ("closed", "open", "all")
         if row["system"] == lead and told and main and row["value"] is not None:
             yield row

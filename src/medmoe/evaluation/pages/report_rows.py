@@ -25,7 +25,7 @@ _BASELINES = {"constant_baseline": "constant-answer", "question_only_baseline": 
 _SHARE = "Picture's share"
 _SYSTEMS = {"moe": "MoE", "sft": "SFT", "dense": "dense", "blind_twin": "blind twin"}
 _CONTROLS = {"blank": "blank image", "noise": "noise images", "shuffled": "shuffled images"}
-OURS = ("strict", "label_score")  # the protocols that our headline scores use
+OURS = ("strict", "label_score", "letter")  # the protocols that our headline scores use
 _LEADING_METRICS = ("accuracy", "exact_match")
 _BREAKDOWNS = ("modality:", "organ:", "answer_length:")
 #: The tables by what they hold; the last two under our protocols only.
@@ -198,6 +198,7 @@ def _system_order(system: str) -> tuple[bool, bool, str]:
 def _what(score: Score) -> str:
     metric = str(score["metric"]).replace("_", " ")
     if score["protocol"] == "label_score":
+        metric += " (label_score)"
         return metric if score["subset"] == "all" else f"{score['subset']} {metric}"
     return f"{score['subset']} {metric} ({score['protocol']})"
 

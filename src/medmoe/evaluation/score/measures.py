@@ -18,7 +18,7 @@ from medmoe.data.schema import AnswerType, Record
 from medmoe.errors import DataError
 from medmoe.evaluation.files.predictions import Prediction
 from medmoe.evaluation.metrics import reference_bleu
-from medmoe.evaluation.protocols import BLEU, LABEL_SCORE, word_scores
+from medmoe.evaluation.protocols import BLEU, LABEL_SCORE, LETTER, word_scores
 from medmoe.evaluation.statistics import Floats
 
 Place = Literal["summary", "table", "json"]
@@ -26,11 +26,13 @@ Mask = NDArray[np.bool_]
 
 
 class Kinds:
-    """Of some records, which are closed questions, and which have options."""
+    """Of some records, which are closed, have options, or are answered by an option's letter."""
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.closed: Mask = np.array([r.answer_type == "closed" for r in records], dtype=bool)
         self.has_options: Mask = np.array([bool(r.options) for r in records], dtype=bool)
+        lettered = [r.answer in tuple("ABCDEFGHIJ") for r in records]
+        self.by_letter: Mask = self.closed & np.array(lettered, dtype=bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ class Measure:
         """Return for each record whether it is measured."""
         if self.protocol == LABEL_SCORE:
             return kinds.has_options
+        if self.protocol == LETTER:
+            return kinds.by_letter
         return (kinds.closed & (self.closed is not None)) | (
             ~kinds.closed & (self.open is not None)
         )
@@ -70,6 +74,7 @@ class Measure:
 #: The share of questions answered right: the one definition of right in words.
 RIGHT = Measure("strict", "accuracy", closed="accuracy", open="exact_match")
 BY_LABEL = Measure(LABEL_SCORE, "accuracy")
+_BY_LETTER = Measure(LETTER, "accuracy", closed="accuracy")
 _PUBLISHED = ("reference", "llava_med")
 
 
@@ -104,13 +109,14 @@ _OPEN = (
 #: Of a part of the questions, e.g. a question type: what is right, and each answer type's metrics.
 _PART = (
     RIGHT,
+    _BY_LETTER,
     *(measure for measure in _CLOSED if measure.protocol != "strict"),
     *(replace(m, place="json") if m.protocol == "strict" else m for m in _OPEN),
 )
 _BY_SUBSET: Mapping[str, tuple[Measure, ...]] = {
     "closed": _CLOSED + _WORDS,
     "open": _OPEN,
-    "all": (RIGHT, *_WORDS),
+    "all": (RIGHT, _BY_LETTER, *_WORDS),
 }
 #: The subsets that every task may have; every other one is a part of the questions.
 MAIN_SUBSETS = tuple(_BY_SUBSET)
@@ -132,11 +138,11 @@ def measures(
 def record_scores(protocol: str, record: Record, answer: str) -> Mapping[str, float]:
     """Return what `score_pair` returns for a record, BLEU excepted, each from 0 to 1.
 
-    ``strict`` takes the best over the record's answer and its further ``references``; the
-    published protocols know one true answer only.
+    ``strict`` and ``letter`` take the best over the record's answer and its further ``references``
+    (of a letter: the option's text); the published protocols know one true answer only.
     """
     kind = record.answer_type
-    if protocol != "strict" or not record.references:
+    if protocol not in ("strict", LETTER) or not record.references:
         return word_scores(protocol, answer, record.answer, kind)
     each = [word_scores(protocol, answer, t, kind) for t in (record.answer, *record.references)]
     return {key: max(scores[key] for scores in each) for key in each[0]}

@@ -13,7 +13,7 @@ from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, DataError, one_of
 from medmoe.evaluation.ask.controls import CONTROLS
 from medmoe.evaluation.files.predictions import Prediction
-from medmoe.evaluation.protocols import LABEL_SCORE, PROTOCOLS
+from medmoe.evaluation.protocols import ALL_PROTOCOLS, LABEL_SCORE
 from medmoe.evaluation.score.breakdowns import Belongs
 from medmoe.evaluation.score.measures import Place
 from medmoe.evaluation.score.table import Cell, ScoreTable, score_table
@@ -58,8 +58,8 @@ def score_task(
         ConfigError: A protocol or the control is unknown.
     """
     for protocol in protocols:
-        if protocol not in PROTOCOLS:
-            raise ConfigError(one_of(protocol, PROTOCOLS, "protocol"))
+        if protocol not in ALL_PROTOCOLS:
+            raise ConfigError(one_of(protocol, ALL_PROTOCOLS, "protocol"))
     if control is not None and control not in CONTROLS:
         raise ConfigError(one_of(control, CONTROLS, "control"))
     kinds = sorted({record.task for record in records})

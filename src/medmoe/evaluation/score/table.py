@@ -253,6 +253,9 @@ class _Scorer:
         self._train = train
         self._seed = seed
         self._kinds, self._taught = Kinds(self._records), Kinds(train)
+        # Options of a multiple-choice question are its own: there is no common AUC.
+        lists = {(r.question_type, r.options) for r in self._records if r.options}
+        self._ranked = len(lists) == len({question_type for question_type, _ in lists})
         self._answers = _values(pairs, by_label)
         self._twin = None if twin is None else _values(pair(self._records, twin), by_label)
         self._blind_on_test, self._blind_on_train = _blind(train, self._records)
@@ -279,7 +282,7 @@ class _Scorer:
         by_label = [
             self._pairs[i] for i in np.flatnonzero(chosen & self._kinds.has_options).tolist()
         ]
-        if BY_LABEL in wanted and by_label:
+        if BY_LABEL in wanted and by_label and self._ranked:
             yield _auc_cell(subset, by_label, self._seed, multi_label=multi_label)
 
     def _of_group(

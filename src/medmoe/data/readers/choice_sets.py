@@ -1,0 +1,181 @@
+"""Multiple-choice benchmarks that the field reports: OmniMedVQA, MMMU-Med, MedXpertQA MM.
+
+A question about several pictures is left out and counted: a record has one.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+from medmoe.data.bad_rows import BadRows
+from medmoe.data.exchange import read_rows
+from medmoe.data.readers import common, tables
+from medmoe.data.readers.known_set import KnownSet
+from medmoe.data.schema import ImageRecord, Record
+from medmoe.domains import modality_name
+from medmoe.errors import DataError
+
+_SUBJECTS = (
+    *("Basic_Medical_Science", "Clinical_Medicine", "Diagnostics_and_Laboratory_Medicine"),
+    *("Pharmacy", "Public_Health"),
+)
+_IMAGE = r"<image \d+>"
+Row = dict[str, Any]
+
+
+class OmniMedVqa(KnownSet):
+    """OmniMedVQA (Hu et al. 2024), its open part: 88,996 questions of 42 data sets, for testing.
+
+    ``QA_information/Open-access/<data set>.json`` beside ``Images/``.
+    """
+
+    NAME = "omnimed_vqa"
+    SPLITS = ("test",)
+    MARKERS = tuple(
+        f"{folder}/QA_information/Open-access"
+        for folder in ("omnimed-vqa", "omnimed-vqa/OmniMedVQA", "OmniMedVQA")
+    )
+    LICENCE = "LicenseRef-OmniMedVQA-per-data-set"
+    SOURCE = common.Source(
+        "https://github.com/OpenGVLab/Multi-Modality-Arena",
+        "omnimed-vqa", "foreverbeliever/OmniMedVQA", None, ("OmniMedVQA.zip",), ("OmniMedVQA.zip",)
+    )  # fmt: skip
+
+    def records(self, marker: Path, split: str, bad: BadRows) -> list[Record]:
+        """Return the questions of all files; an image's modality is that of its first row."""
+        images: dict[str, ImageRecord] = {}
+
+        def record(row: Row, where: str) -> Record:
+            names = ("question_id", "question", "gt_answer", "image_path")
+            name, question, answer, path = common.fields(row, names, where).values()
+            if path not in images:
+                # One file has another key; "CT(Computed Tomography)", "Microscopy Images".
+                raw = str(row.get("modality_type") or row.get("modality") or "")
+                known = re.sub(r"\(.*|(?<=Fundus) Photography| Images", "", raw).strip()
+                source = common.image_file(marker.parents[1], path, where)
+                modality = modality_name(known) or None
+                images[path] = ImageRecord(f"{self.NAME}/{path}", source, modality)
+            options = [str(row.get(f"option_{letter}") or "") for letter in "ABCD"]
+            facts = common.choices(options, answer, row.get("question_type"), where)
+            name = f"{self.NAME}/{name}"
+            return self.record(name, images[path], question, answer, split, **facts)
+
+        rows = (row for path in sorted(marker.glob("*.json")) for row in common.json_rows(path))
+        return common.usable(bad.made(rows, record), marker, bad)
+
+
+class MmmuMed(KnownSet):
+    """The five medical subjects of MMMU (Yue et al. 2024): ``<subject>/<split>-*.parquet``.
+
+    Its ``dev`` is ``train`` here; ``validation`` (30 questions a subject) is what everyone scores;
+    the answers of its test are not public. ``<image 1>`` in a sentence becomes "the image".
+    """
+
+    NAME = "mmmu_med"
+    SPLITS = ("train", "validation")
+    MARKERS = ("mmmu/Clinical_Medicine",)
+    LICENCE = "Apache-2.0"
+    SOURCE = common.Source(
+        "https://mmmu-benchmark.github.io", "mmmu", "MMMU/MMMU",
+        files=tuple(f"{s}/{part}-*.parquet" for s in _SUBJECTS for part in ("dev", "validation")),
+    )  # fmt: skip
+
+    def records(self, marker: Path, split: str, bad: BadRows) -> list[Record]:
+        """Return the questions of all subjects; those without options are open."""
+        folder, part = marker.parent, "dev" if split == "train" else split
+        files = [path for s in _SUBJECTS for path in sorted((folder / s).glob(f"{part}-*.parquet"))]
+        if {path.parent.name for path in files} != {*_SUBJECTS}:
+            raise common.MissingPart(
+                f"{folder}: not each of {', '.join(_SUBJECTS)} has its {part}-*.parquet; add it"
+            )
+
+        def record(row: Row, where: str) -> Record | None:
+            name, question, right = common.fields(row, ("id", "question", "answer"), where).values()
+            pictures = [row[key] for n in range(1, 8) if row.get(key := f"image_{n}")]
+            if not _one_picture(self.NAME, pictures, where, bad):
+                return None
+            image = ImageRecord(f"{self.NAME}/{name}", pictures[0]["bytes"])
+            question = re.sub(rf"^(\s*{_IMAGE})+|({_IMAGE}\s*)+$", "", question)
+            question = re.sub(_IMAGE, "the image", question).strip()
+            options = _listed(row.get("options"), where)
+            kind = Path(where).parent.name.replace("_", " ").lower()
+            if options:
+                answer = common.by_letter(right, options, where)
+                facts = common.choices(options, answer, kind, where)
+            else:
+                answer, *more = _listed(right, where) or [right]
+                facts = {"question_type": kind, "references": tuple(more), "place": where}
+            return self.record(f"{self.NAME}/{name}", image, question, answer, split, **facts)
+
+        rows = (
+            (f"{path} row {n}", row) for path in files for n, row in enumerate(read_rows(path), 1)
+        )
+        return common.usable(bad.made(rows, record), folder, bad)
+
+
+class MedXpertQaMm(KnownSet):
+    """MedXpertQA MM (Zuo et al. 2025): ``MM/dev.jsonl`` (``train`` here) and ``MM/test.jsonl``.
+
+    The options also stand at the end of the question and are cut off there.
+    """
+
+    NAME = "medxpertqa_mm"
+    SPLITS = ("train", "test")
+    MARKERS = ("medxpertqa/MM",)
+    LICENCE = "MIT"
+    SOURCE = common.Source(
+        "https://github.com/TsinghuaC3I/MedXpertQA", "medxpertqa", "TsinghuaC3I/MedXpertQA",
+        files=("MM/*.jsonl", "images.zip"), archives=("images.zip",),
+    )  # fmt: skip
+
+    def records(self, marker: Path, split: str, bad: BadRows) -> list[Record]:
+        """Return the questions of a split."""
+        part = "dev" if split == "train" else split
+        path = common.require_part(marker, f"{part}.jsonl", self.NAME)
+        folder = common.image_folder(marker.parent, ("images", "images/images"))
+        images: dict[str, ImageRecord] = {}
+
+        def record(row: Row, where: str) -> Record | None:
+            name, question, right = common.fields(row, ("id", "question", "label"), where).values()
+            pictures, by_letter = row.get("images"), row.get("options")
+            if not isinstance(pictures, list) or not isinstance(by_letter, dict):
+                raise DataError(f"{where}: needs a list of images and options by letter")
+            if not _one_picture(self.NAME, pictures, where, bad):
+                return None
+            key = str(pictures[0])
+            if key not in images:
+                source = common.image_file(folder, key, where)
+                images[key] = ImageRecord(f"{self.NAME}/{key}", source)
+            question = question.partition("\nAnswer Choices:")[0]
+            options = [str(by_letter[letter]) for letter in sorted(by_letter)]
+            answer = common.by_letter(right, options, where)
+            facts = common.choices(options, answer, row.get("medical_task"), where)
+            name = f"{self.NAME}/{name}"
+            return self.record(name, images[key], question, answer, split, **facts)
+
+        return common.usable(bad.made(tables.rows(path, bad), record), path, bad)
+
+
+def _one_picture(name: str, pictures: list[Any], where: str, bad: BadRows) -> bool:
+    """Return whether a question is about one picture; one about several is counted."""
+    if not pictures:
+        raise DataError(f"{where}: no image in the row; fetch the file again")
+    if len(pictures) > 1:
+        bad.known_faults[f"{name}: question about several pictures"] += 1
+    return len(pictures) == 1
+
+
+def _listed(value: object, where: str) -> list[str]:
+    """Return a list that the set holds as its Python text; empty where it is none."""
+    try:
+        return [str(each) for each in ast.literal_eval(str(value))]
+    except (SyntaxError, ValueError, TypeError):
+        if str(value).startswith("["):
+            raise DataError(f"{where}: {value!r:.40} is no list; fetch the file again") from None
+        return []
+
+
+OMNIMED_VQA, MMMU_MED, MEDXPERTQA_MM = OmniMedVqa(), MmmuMed(), MedXpertQaMm()
