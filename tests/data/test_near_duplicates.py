@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 from tests.data.pictures import copied, images, next_slice, picture
 
-from medmoe.data import near_duplicates
+from medmoe.data import near_duplicates, picture_index
 from medmoe.data.cache import ImageCache
 from medmoe.data.intake.sandbox import DecoderPool
 from medmoe.data.near_duplicates import Pair, fingerprints, repeated_pictures, same_pictures
+from medmoe.data.picture_index import CROPPED, WHOLE, descriptors
 from medmoe.data.schema import ImageRecord, Pixels
 from medmoe.errors import ImageError
 
@@ -59,10 +60,10 @@ def test_next_slice_of_a_scan_is_another_picture() -> None:
     left = [picture(seed) for seed in range(12)]
     right = [next_slice(pixels, 100 + i) for i, pixels in enumerate(left)]
     of_left, of_right = (
-        near_duplicates._descriptors(fingerprints(images("x", side)).grey, (0, 0, 1), 16, 4.0)
+        descriptors(fingerprints(images("x", side)).grey[:], CROPPED, (WHOLE,))[0]
         for side in (left, right)
     )
-    assert (np.diag(of_left @ of_right.T) > near_duplicates.CANDIDATE).all()
+    assert (np.diag(of_left @ of_right.T) > CROPPED.limit).all()
     assert pairs(left, right) == []
 
 
@@ -93,7 +94,9 @@ def test_repeats_come_once_each_and_in_blocks_too(monkeypatch: pytest.MonkeyPatc
         ("a/1", "a/7", "exact"),
         ("a/2", "a/8", "near"),
     }
-    monkeypatch.setattr(near_duplicates, "_BLOCK", 2)
+    monkeypatch.setattr(picture_index, "_BLOCK", 2)
+    monkeypatch.setattr(picture_index, "_ROWS", 3)
+    monkeypatch.setattr(picture_index, "_HELD", 1)
     monkeypatch.setattr(near_duplicates, "_CHUNK", 1)
     assert repeated_pictures(prints) == whole
 
@@ -168,7 +171,7 @@ def test_a_kept_fingerprint_is_that_of_the_file(
         again = fingerprints(files, cache=cache)
     for found in (first, again):
         assert (found.ids, found.digests) == (plain.ids, plain.digests)
-        assert np.array_equal(found.grey, plain.grey)
+        assert np.array_equal(found.grey[:], plain.grey[:])
         assert found.small.tolist() == plain.small.tolist() == [False, True]
 
     Image.fromarray(picture(3)).save(tmp_path / "1.png")  # another picture under the same name
