@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +16,14 @@ from tests.data.pictures import copied, images, next_slice, picture
 from medmoe.data import near_duplicates, picture_index
 from medmoe.data.cache import ImageCache
 from medmoe.data.intake.sandbox import DecoderPool
-from medmoe.data.near_duplicates import Pair, fingerprints, repeated_pictures, same_pictures
-from medmoe.data.picture_index import CROPPED, WHOLE, descriptors
+from medmoe.data.near_duplicates import (
+    Fingerprints,
+    Pair,
+    fingerprints,
+    repeated_pictures,
+    same_pictures,
+)
+from medmoe.data.picture_index import CROPPED, WHOLE, Floats, Pictures, descriptors
 from medmoe.data.schema import ImageRecord, Pixels
 from medmoe.errors import ImageError
 
@@ -99,6 +108,57 @@ def test_repeats_come_once_each_and_in_blocks_too(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(picture_index, "_HELD", 1)
     monkeypatch.setattr(near_duplicates, "_CHUNK", 1)
     assert repeated_pictures(prints) == whole
+
+
+def held(name: str, arrays: list[Pixels]) -> Fingerprints:
+    """Return fingerprints of pictures of 128 x 128 pixels, which are their own grey squares."""
+    ids = tuple(f"{name}/{i}" for i in range(len(arrays)))
+    grey = Pictures(io.BytesIO(b"".join(a.tobytes() for a in arrays)), np.arange(len(ids)))
+    return Fingerprints(ids, grey, ids, np.zeros(len(ids), np.bool_))
+
+
+def test_the_index_gives_the_pairs_of_comparing_all_with_less_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Windows meet 8 of 98 clusters; crops, resizing and compression are found all the same."""
+    originals = [picture(seed, 128) for seed in range(150)]
+    changes = [*COPIES.values()] * 20
+    copies = [
+        np.asarray(Image.fromarray(copied(a, **c)).resize((128, 128)))  # type: ignore[arg-type]
+        for a, c in zip(originals, changes, strict=False)
+    ]
+    left, right = held("a", originals), held("b", copies)
+    together = held("c", [*originals, *copies])
+    compared: list[int] = []
+    plain = picture_index._Index._alike
+
+    def counted(index: picture_index._Index, asking: Floats) -> Iterator[Any]:
+        near = picture_index._nearest(asking, index._centres, picture_index._MET)
+        compared.append(int(np.diff(index._starts)[near].sum()))
+        return plain(index, asking)
+
+    monkeypatch.setattr(picture_index._Index, "_alike", counted)
+    all_compared = same_pictures(left, right), repeated_pictures(together)
+    assert [len(pairs) for pairs in all_compared] == [120, 120]
+    work = sum(compared)
+    compared.clear()
+    monkeypatch.setattr(picture_index, "_ALL_COMPARED", 1)
+    monkeypatch.setattr(picture_index, "_MET", 8)
+    assert (same_pictures(left, right), repeated_pictures(together)) == all_compared
+    assert sum(compared) < work / 4
+
+
+def test_many_pictures_lie_in_a_file_that_leaves_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays = [picture(seed) for seed in (1, 2, 1)]
+    in_memory = fingerprints(images("a", arrays))
+    monkeypatch.setattr(near_duplicates, "_IN_MEMORY", 2)
+    in_file = fingerprints(images("a", arrays), cache=ImageCache(tmp_path / "cache"))
+    assert not isinstance(in_file.grey._file, io.BytesIO)
+    assert np.array_equal(in_file.grey[:], in_memory.grey[:])
+    assert repeated_pictures(in_file) == repeated_pictures(in_memory)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "cache"]
 
 
 def test_a_selection_of_fingerprints_keeps_its_images() -> None:

@@ -20,10 +20,34 @@ from torch.nn import functional
 _LEVELS = ((32, 8), (64, 5))
 _STEP = 0.1  # longest step of a scale or shift
 #: Gaussian widths in pixels between which detail lies: finer is noise of the compression.
-_FINE, _SLOW = 1.0, 4.0
+_BAND = (1.0, 4.0)
+#: Side of small copies, steps to align them, and the band in which they are compared.
+SMALL, _SMALL_STEPS, _SMALL_BAND = 32, 3, (0.0, 1.5)
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+
+
+def promising(left: Bytes, right: Bytes, place: Floats, limit: float, frame: float) -> Rows:
+    """Return the rows of the pairs that are worth `confirm`, by copies of 32 x 32 pixels.
+
+    Args:
+        left: (P, 32, 32) uint8.
+        right: The same.
+        place: Where to begin, (P, 4).
+        limit: Correlation of what detail such copies hold.
+        frame: As in `confirm`.
+    """
+    of_left, of_right = (torch.from_numpy(side).float() for side in (left, right))
+    aligned, _ = _aligned(of_left, of_right, torch.from_numpy(place), _SMALL_STEPS)
+    return np.flatnonzero(_detail(left, right, aligned, frame, _SMALL_BAND) >= limit)
+
+
+def small_copies(pictures: Bytes) -> Bytes:
+    """Return copies of 32 x 32 pixels, (P, 32, 32), for `promising`."""
+    copies: Bytes = _pooled(pictures, SMALL).round().byte().numpy()
+    return copies
 
 
 def confirm(
@@ -49,7 +73,7 @@ def confirm(
         rows, current = rows[kept.numpy()], current[kept]
         if not len(rows):
             return likeness
-    likeness[rows] = _detail(left[rows], right[rows], current, frame)
+    likeness[rows] = _detail(left[rows], right[rows], current, frame, _BAND)
     return likeness
 
 
@@ -127,20 +151,22 @@ def _slopes(warped: Tensor, place: Tensor, inside: Tensor) -> tuple[Tensor, Tens
     return along, down * half / place[:, 2, None, None] * inside
 
 
-def _detail(left: Bytes, right: Bytes, place: Tensor, frame: float) -> Floats:
-    """Return the correlation of the band between `_FINE` and `_SLOW`, away from the edges."""
+def _detail(
+    left: Bytes, right: Bytes, place: Tensor, frame: float, band: tuple[float, float]
+) -> Floats:
+    """Return the correlation of the band between two Gaussian widths, away from the edges."""
     warped, inside = _warped(torch.from_numpy(left).float(), place, frame)
     x, y = _grid(left.shape[1])
     kept = inside * ((x.abs() <= 1 - frame) & (y.abs() <= 1 - frame))
     mask = kept.numpy()
     from_left, from_right = (
-        _band(picture) * mask for picture in (warped.numpy(), right.astype(np.float32))
+        _band(picture, *band) * mask for picture in (warped.numpy(), right.astype(np.float32))
     )
     both = (from_left * from_right).sum(axis=(1, 2))
     power = (from_left**2).sum(axis=(1, 2)) * (from_right**2).sum(axis=(1, 2))
     return np.asarray(both / np.sqrt(power + 1e-6), np.float32)
 
 
-def _band(pictures: Floats) -> Floats:
-    fine = ndimage.gaussian_filter(pictures, (0, _FINE, _FINE))
-    return np.asarray(fine - ndimage.gaussian_filter(pictures, (0, _SLOW, _SLOW)), np.float32)
+def _band(pictures: Floats, fine: float, slow: float) -> Floats:
+    sharp = ndimage.gaussian_filter(pictures, (0, fine, fine))
+    return np.asarray(sharp - ndimage.gaussian_filter(pictures, (0, slow, slow)), np.float32)

@@ -43,9 +43,10 @@ from medmoe.data.picture_index import (
 from medmoe.data.schema import ImageRecord, Pixels
 from medmoe.errors import ImageError
 
-#: Correlation from which a candidate is looked at on at 32 and 64 pixels, and from which its fine
-#: detail says that it is one picture.
-COARSE, MEDIUM, DETAIL = 0.90, 0.94, 0.95
+#: Correlation of small copies' detail from which a candidate is aligned, that at 32 and 64 pixels
+#: from which it is looked at on, and that of fine detail which says that it is one picture.
+#: The first refuses 92 % of the candidates of real sets, and none of 913 made-up copies.
+PROMISING, COARSE, MEDIUM, DETAIL = 0.75, 0.90, 0.94, 0.95
 #: Pictures with a side below it are compared as a whole.
 SMALL_SIDE = 96
 
@@ -232,12 +233,22 @@ def _large_pairs(
     left: Pictures, right: Pictures, within: bool
 ) -> Iterator[tuple[Rows, Rows, Floats]]:
     """Yield row, row and correlation of the detail of pictures that are one."""
-    from medmoe.data.alignment import confirm
+    from medmoe.data import alignment
 
+    def small(side: Pictures) -> npt.NDArray[np.uint8]:
+        copies = np.empty((len(side), alignment.SMALL, alignment.SMALL), np.uint8)
+        for start, block in side.blocks():
+            copies[start : start + len(block)] = alignment.small_copies(block)
+        return copies
+
+    small_left = small(left)
+    small_right = small_left if within else small(right)
     for pairs in candidates(left, right, CROPPED, within=within):
         for start in range(0, len(pairs.left), _CHUNK):
             piece = slice(start, start + _CHUNK)
-            i, j = pairs.left[piece], pairs.right[piece]
-            likeness = confirm(left[i], right[j], pairs.place[piece], (COARSE, MEDIUM), _FRAME)
+            i, j, place = pairs.left[piece], pairs.right[piece], pairs.place[piece]
+            likely = alignment.promising(small_left[i], small_right[j], place, PROMISING, _FRAME)
+            i, j, place = i[likely], j[likely], place[likely]
+            likeness = alignment.confirm(left[i], right[j], place, (COARSE, MEDIUM), _FRAME)
             same = likeness >= DETAIL
             yield i[same], j[same], likeness[same]

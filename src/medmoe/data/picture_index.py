@@ -31,7 +31,7 @@ _ALL_COMPARED = 4096
 _CLUSTERS, _MET = 6, 32
 _SAMPLE_PER_CLUSTER, _ROUNDS = 24, 4
 _BLOCK = 1024  # pictures whose windows are compared at once, bounds the memory
-_ROWS = 2048  # descriptors held against all centres, or against one cluster, at once
+_ROWS = 512  # descriptors held against all centres, or one cluster, at once
 _HELD = 2**23  # alike windows and wholes that are kept until their pairs are handed on
 
 Bytes = npt.NDArray[np.uint8]
