@@ -144,6 +144,17 @@ def test_a_setting_that_breaks_a_rule_is_one_line(
     assert message in refused(capsys, "tiny_phantom", "--set", setting)
 
 
+def test_matrices_of_4_bits_are_not_divided(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = (
+        "phases.phase2_instruction.trains=lora",
+        "phases.phase2_instruction.lora={rank: 2, alpha: 4, bits: 4}",
+        "run.sharding=fsdp2",
+    )
+    words = [word for setting in settings for word in ("--set", setting)]
+    said = refused(capsys, "tiny_phantom", *words)
+    assert "phases.phase2_instruction.lora.bits is 4 and run.sharding fsdp2: matrices of 4" in said
+
+
 def test_phases_out_of_order_in_a_recipe(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

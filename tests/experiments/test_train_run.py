@@ -14,7 +14,8 @@ import yaml
 from safetensors.torch import load_file
 from tests.experiments.micro_train import SMALL, micro_plan, micro_recipe, silent
 
-from medmoe.config.schema import PHASES
+from medmoe.config.phases import PHASE_TABLE
+from medmoe.config.schema import PHASES, PhaseName
 from medmoe.data.leakage import drop_near_duplicates, images_of
 from medmoe.data.phantom import read_phantom
 from medmoe.experiments import phases as running
@@ -26,7 +27,7 @@ from medmoe.experiments.recipe import load_recipe
 from medmoe.experiments.run import run_train
 from medmoe.inference.chat import token_biases
 from medmoe.inference.engine import MedMoe
-from medmoe.model.checkpoint import provenance, verify
+from medmoe.model.checkpoint import load_model, provenance, verify
 from medmoe.training.meter import Measured, Validated
 
 PHASES_OF_TINY = tuple(load_recipe("tiny_phantom").spec.phases)
@@ -42,6 +43,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, list[Any]
     settings = ("run.answers_only=false", VALIDATION)
     summary = run_train(micro_plan(out, *settings, label_counts=(0, 4, 16)), silent, points.append)
     return out, summary, points
+
+
+def weights_of(model: Path) -> dict[str, torch.Tensor]:
+    """Return the weights of a model or of an adapter on its base."""
+    found: dict[str, torch.Tensor] = load_model(model)[0].state_dict()
+    return found
 
 
 def weights(model: Path) -> dict[str, torch.Tensor]:
@@ -310,6 +317,33 @@ def test_weights_are_saved_in_the_recipes_dtype_and_train_in_float32(  # type: i
     assert {t.dtype for n, t in tuned.items() if n not in gates} == {torch.bfloat16}
     kept = load_file(tmp_path / "phase3_moe" / "checkpoints" / "step-3" / "weights.safetensors")
     assert {tensor.dtype for tensor in kept.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("bits", ["null", "4"])
+@pytest.mark.parametrize("phase", ["phase2_instruction", "phase3_moe"])
+def test_a_kept_adapter_on_its_base_answers_like_the_merged_model(  # type: ignore[no-untyped-def]
+    run, phase: PhaseName, bits: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft", reason="peft is not installed: pip install 'medmoe[train]'")
+    if bits == "4":
+        reason = "bitsandbytes is not installed: pip install 'medmoe[qlora]'"
+        pytest.importorskip("bitsandbytes", reason=reason)
+    out, _, _ = run
+    others = [f"phases.{other}=null" for other in PHASES_OF_TINY if other != phase]
+    starts = [f"starts.{other}={out / other}" for other in PHASE_TABLE[phase].inputs
+              if other in PHASES_OF_TINY and other != "phase3_experts"]  # fmt: skip
+    lora = f"phases.{phase}.lora={{rank: 2, alpha: 4, keep: true, bits: {bits}}}"
+    recipe = micro_recipe(*others, *starts, f"phases.{phase}.trains=lora", lora)
+    run_train(plan_train(recipe, (), None, tmp_path / "trained", 7), silent, None)
+    folder = (tmp_path / "trained").rename(tmp_path / "elsewhere") / phase
+    assert json.loads((folder / "adapter" / "adapter_config.json").read_text())["r"] == 2
+    verify(folder / "base")
+    merged, base, kept = (weights_of(folder / name) for name in ("model", "base", "adapter"))
+    assert merged.keys() == base.keys() == kept.keys()
+    assert any(not torch.equal(merged[name], base[name]) for name in base)
+    for name, weight in merged.items():
+        assert torch.equal(kept[name], weight), name
+    assert MedMoe.load(folder / "adapter").answer(np.zeros((64, 64), np.uint8), "what is it?")
 
 
 def test_sft_trains_the_dense_model(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

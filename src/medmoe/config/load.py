@@ -137,9 +137,9 @@ def like_phase3(phase: str, phases: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         phases: Those of the recipe, phases 2 and 3 among them.
     """
-    trains = phases["phase2_instruction"].get("trains") if phase == "sft" else None
-    plain = {"trains": trains or "paper", "lora": None, "load_balance": 0.0}
-    return {**phases["phase3_moe"], **plain}
+    dense: Mapping[str, Any] = phases["phase2_instruction"] if phase == "sft" else {}
+    plain = {"trains": dense.get("trains") or "paper", "lora": dense.get("lora")}
+    return {**phases["phase3_moe"], **plain, "load_balance": 0.0}
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,8 @@ class Phase:
         trains: The parts that train, by variant; everything else is frozen. ``paper`` is the rule;
             ``decoder_layers`` leaves word embeddings and head as they were pretrained;
             ``reference`` is what the reference code's name matching trains in phase 3;
-            ``learned_router`` is Table 6's alternative; ``lora`` is Table 7's.
+            ``learned_router`` is Table 6's alternative; ``lora`` is Table 7's, and what peers do
+            in phase 2.
         leaves: What its run directory holds at the end.
     """
 
@@ -73,6 +74,7 @@ _EVERYTHING: dict[Trains, tuple[Part, ...]] = {"paper": ("everything",)}
 _DENSE: dict[Trains, tuple[Part, ...]] = {
     "paper": ("projector", "language_model", "lm_head"),
     "decoder_layers": ("projector", "decoder_layers"),
+    "lora": ("lora_adapters",),
 }
 
 PHASE_TABLE: dict[PhaseName, Phase] = {

@@ -36,17 +36,25 @@ Sets = Annotated[tuple[str, ...], AfterValidator(_sets)]
 
 
 class LoraSpec(Strict):
-    """Low-rank adapters on the domain and meta experts (paper, Table 7), merged at the end.
+    """Low-rank adapters, merged at the end.
+
+    In phase 3 on the domain and meta experts (paper, Table 7); in phase 2 and its SFT twin on the
+    projector and on all matrices of the decoder's layers.
 
     Attributes:
         rank: Of the two factors; the paper tries 128 and 256.
         alpha: The adapter is scaled by alpha / rank.
         dropout: On the adapters' input; PEFT has none for stacked experts, so it must be 0.
+        bits: Hold the frozen matrices of the decoder's layers in so many bits while the adapters
+            train (QLoRA, NF4); stacked experts keep theirs. None for the weights' own.
+        keep: Leave the adapter beside the merged model too, with the base that it was trained on.
     """
 
     rank: Positive
     alpha: Positive
     dropout: Annotated[float, Field(ge=0, le=0)] = 0.0
+    bits: Literal[4] | None = unsaid(None)
+    keep: bool = unsaid(False)
 
 
 class TrainPhaseSpec(PhaseSpec):
@@ -282,6 +290,11 @@ class TrainSpec(Strict):
                 raise ValueError(
                     f"phases.{phase}.views is {spec.views}: that is of kept features in phases 1 "
                     "to 3 and sft, with augment above 0; set both, or leave views out"
+                )
+            if spec.lora and spec.lora.bits and self.run.sharding != "none":
+                raise ValueError(
+                    f"phases.{phase}.lora.bits is {spec.lora.bits} and run.sharding "
+                    f"{self.run.sharding}: matrices of 4 bits cannot be divided; leave one out"
                 )
             packs = PHASE_TABLE[phase].leaves in ("dense", "moe")
             homes = {

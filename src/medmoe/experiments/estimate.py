@@ -167,6 +167,7 @@ def step_memory(spec: TrainSpec, phase: PhaseName) -> TrainingMemory:
         trains="paper" if values.lora else values.trains,
         answers=batch * answers if spec.run.answers_only else None,
         autocast=autocast,
+        bits=values.lora.bits if values.lora else None,
     )
     return rows[-1]
 

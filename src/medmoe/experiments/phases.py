@@ -7,6 +7,7 @@ how, stands in `medmoe.training`; in what order, and what is skipped, in `run`.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,9 +30,11 @@ from medmoe.experiments.handover import load_check, load_router, save_part, save
 from medmoe.experiments.job import Job, context_of, features_of
 from medmoe.experiments.label_curve import label_curve
 from medmoe.experiments.plan import is_main
+from medmoe.model.adapter import with_adapter
 from medmoe.model.blueprint import config_of_moe
 from medmoe.model.build import build_dense, build_processor, match_embeddings
 from medmoe.model.checkpoint import load_model, save_model
+from medmoe.model.committed import committed
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.domain_check import DomainCheck, fit_domain_check, pooled
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
@@ -48,7 +51,7 @@ from medmoe.training.answer_bias import fit_answer_bias
 from medmoe.training.by_domain import ByDomain
 from medmoe.training.context import PhaseContext, PhaseRun, RunSettings
 from medmoe.training.load_balance import BalancedMoe
-from medmoe.training.lora import attach_lora, merge_lora
+from medmoe.training.lora import attach_lora, hold_in_4_bits, merge_lora, release_from_4_bits
 from medmoe.training.packed import train_packed
 from medmoe.training.phases.phase0_encoder import train_encoder
 from medmoe.training.phases.phase0_language import train_language_model
@@ -139,6 +142,8 @@ def run_dense(job: Job) -> PhaseResult:
     (source,) = job.inputs.values()
     dense, processor = load_model(source, TRAINED)
     context = context_of(job, dense, processor)
+    if job.values.lora is not None:
+        return _train_adapters(job, context)
     result = train_packed(context)
     _calibrate(job, context, dense)
     _save(job, dense, processor, result)
@@ -254,15 +259,38 @@ def run_moe(job: Job) -> PhaseResult:
     moe, processor = _upcycled(job)
     context = context_of(job, moe, processor)
     if job.values.lora is not None:
-        adapted = attach_lora(moe, job.values.lora, job.plan.seed)
-        result = train_packed(context, moe)
-        moe = merge_lora(adapted)
-    elif job.spec.learns_router():
-        result = train_packed(context, BalancedMoe(moe, job.values.load_balance))
-    else:
-        result = train_packed(context)
+        return _train_adapters(job, context)
+    balanced = BalancedMoe(moe, job.values.load_balance) if job.spec.learns_router() else None
+    result = train_packed(context, balanced)
     _calibrate(job, context, moe)
     _save(job, moe, processor, result)
+    return result
+
+
+def _train_adapters(job: Job, context: PhaseContext) -> PhaseResult:
+    """Train adapters in the context's model, and merge them; where asked, keep them apart too."""
+    lora, model, processor = job.values.lora, context.model, context.processor
+    assert lora is not None
+    if lora.bits:
+        held = hold_in_4_bits(model)
+        stacked = sum(p.numel() for p in model.parameters() if p.dim() == 3)
+        rest = f"; {stacked:,} of stacked experts stay in {model.dtype}" if stacked else ""
+        logger.info("%s: %s weights are held in 4 bits%s", job.phase, f"{held:,}", rest)
+    adapted = attach_lora(model, lora, job.plan.seed)
+    result = train_packed(context, model)
+    release_from_4_bits(adapted)
+    _calibrate(job, context, model)
+    if lora.keep and is_main():
+        folder = job.model.parent
+        adapted.peft_config["default"].base_model_name_or_path = "../base"
+        with committed(folder / "adapter") as staging, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT looks for the base from where it runs
+            adapted.save_pretrained(staging, save_embedding_layers=False)
+        save_model(adapted.unload(), processor, folder / "base", job.facts)
+        merged = with_adapter(model, folder / "adapter")
+    else:
+        merged = merge_lora(adapted)
+    _save(job, merged, processor, result)
     return result
 
 

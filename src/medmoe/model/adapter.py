@@ -32,7 +32,9 @@ def base_of(folder: Path) -> Path:
     if not named:
         raise CheckpointError(f"{folder / ADAPTER}: does not name the adapter's base model; {fix}")
     try:
-        return find_model(str(named))
+        # A path is meant from where the adapter lies, as training leaves it, or from here.
+        near = folder / str(named)
+        return find_model(near if near.is_dir() else str(named))
     except CheckpointError as error:
         raise CheckpointError(
             f"{folder / ADAPTER}: the adapter's base model cannot be used ({error}); {fix}"

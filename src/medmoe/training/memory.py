@@ -31,6 +31,7 @@ from medmoe.model.blueprint import by_layer, dense_twin, first_layers, meta_mode
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.cost.parameters import count_by_part, load_bytes
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
+from medmoe.training.lora import NF4_BYTES, frozen_matrices
 from medmoe.training.trainable import set_trainable
 
 #: Float32 copy and two float32 moments per trained weight; in float32 the weight is its own copy.
@@ -101,6 +102,7 @@ def training_memory(
     trains: Trains = "paper",
     answers: int | None = None,
     autocast: bool = False,
+    bits: int | None = None,
 ) -> list[TrainingMemory]:
     """Estimate the memory of a phase: full tuning first, then LoRA at each rank.
 
@@ -117,6 +119,7 @@ def training_memory(
         lora_ranks: Ranks to estimate besides full tuning.
         answers: Positions of the whole batch that the head is run on; None runs it on all.
         autocast: Compute in bfloat16 with weights of ``dtype``.
+        bits: With LoRA the decoder's matrices are held in 4 bits; None for ``dtype``.
     """
     cut, alike = first_layers(config)
     with _fake(autocast):
@@ -136,6 +139,9 @@ def training_memory(
     trained, weights = set_trainable(model, phase, trains).trainable, load_bytes(model, dtype)
     stacks = sum(p.numel() * dtype.itemsize for p in model.parameters() if _is_adapted_stack(p))
     rows = [TrainingMemory.of(phase, trained, weights, dtype, (kept, checkpointed))]
+    if bits:
+        held_small = sum(m.weight.numel() for m in frozen_matrices(model).values())
+        weights -= round(held_small * (dtype.itemsize - NF4_BYTES))
     for rank in lora_ranks:
         adapters = adapter_parameters(model, rank)
         held = weights + adapters * dtype.itemsize
