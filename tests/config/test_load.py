@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from medmoe.config.load import apply_overrides, check, config_hash, parse_yaml, recipe
+from medmoe.config.load import apply_overrides, check, config_hash, like_phase3, parse_yaml, recipe
 from medmoe.config.schema import PHASES, ModelSpec, PhaseSpec
 from medmoe.config.train_schema import TrainSpec
 from medmoe.errors import ConfigError
@@ -302,3 +302,14 @@ def test_new_values_of_a_phase_are_not_in_the_dump_of_a_recipe_that_does_not_nam
         "prompt",
     }
     assert not new & set(dumped)
+
+
+def test_an_sft_twin_trains_what_phase_2_does_on_phase_3s_data() -> None:
+    lora = {"rank": 2, "alpha": 4}
+    phases = {
+        "phase2_instruction": {"trains": "lora", "lora": lora, "data": ["own/train"]},
+        "phase3_moe": {"data": ["own/questions"], "load_balance": 0.1, "trains": "learned_router"},
+    }
+    expected = {"data": ["own/questions"], "trains": "lora", "lora": lora, "load_balance": 0.0}
+    assert like_phase3("sft", phases) == expected
+    assert like_phase3("phase3_experts", phases) == expected | {"trains": "paper", "lora": None}
