@@ -281,13 +281,13 @@ def _train_adapters(job: Job, context: PhaseContext) -> PhaseResult:
     release_from_4_bits(adapted)
     _calibrate(job, context, model)
     if lora.keep and is_main():
-        folder = job.model.parent
+        adapter = job.model.with_name("adapter")
         adapted.peft_config["default"].base_model_name_or_path = "../base"
-        with committed(folder / "adapter") as staging, warnings.catch_warnings():
+        with committed(adapter) as staging, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT looks for the base from where it runs
             adapted.save_pretrained(staging, save_embedding_layers=False)
-        save_model(adapted.unload(), processor, folder / "base", job.facts)
-        merged = with_adapter(model, folder / "adapter")
+        _save(job, adapted.unload(), processor, None)
+        merged = with_adapter(model, adapter)
     else:
         merged = merge_lora(adapted)
     _save(job, merged, processor, result)
@@ -365,8 +365,11 @@ def _calibrate(job: Job, context: PhaseContext, model: MedMoeForConditionalGener
 
 
 def _save(
-    job: Job, model: MedMoeForConditionalGeneration, processor: Any, result: PhaseResult
+    job: Job, model: MedMoeForConditionalGeneration, processor: Any, result: PhaseResult | None
 ) -> None:
+    """Save a phase's model; with no result the ``base`` beside it that its adapter belongs to."""
     if is_main():
         dtype = torch.bfloat16 if job.spec.run.save_dtype == "bf16" else None
-        save_model(model, processor, job.model, job.provenance(result), dtype)
+        folder = job.model if result else job.model.with_name("base")
+        facts = job.provenance(result) if result else job.facts
+        save_model(model, processor, folder, facts, dtype)
