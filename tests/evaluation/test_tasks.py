@@ -24,7 +24,7 @@ def test_every_promised_task_is_there() -> None:
     named = "phantom_vqa phantom_classification vqa_rad vqa_rad_disjoint slake slake_zh path_vqa"
     assert set(TASKS) >= {
         *(*named.split(), *MEDMNIST.split(), "vqa_med_2019", "pmc_vqa"),
-        *("omnimed_vqa", "mmmu_med", "medxpertqa_mm"),
+        *("omnimed_vqa", "mmmu_med", "medxpertqa_mm", "iu_xray"),
     }
     assert all(name == task.name for name, task in TASKS.items())
 

@@ -172,6 +172,8 @@ def _reliability_of(
     plan: EvalPlan, task: TaskRecords, predictions: Sequence[Prediction], asker: Asker
 ) -> dict[str, Any]:
     """Return what is said of a task's confidences, asking the calibration records if there are."""
+    if task.spec.kind == "report":  # none is right as a whole
+        return {}
     other = plan.calibration.get(task.spec.name)
     chosen = None
     if other is not None:

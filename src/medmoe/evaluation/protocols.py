@@ -2,7 +2,7 @@
 
 ``reference`` is the scorer of the paper's released code (tables 1 and 2), ``llava_med`` that of
 LLaVA-Med v1.0, ``token_f1`` the MedGemma style, ``strict`` ours and the headline. ``letter`` reads
-the letter of a multiple-choice answer. Scores of
+the letter of a multiple-choice answer, ``report`` is for written reports. Scores of
 different protocols are never averaged or compared. Averages, intervals and the choice among
 several references are made in `medmoe.evaluation.score`, not here.
 """
@@ -15,9 +15,12 @@ from types import MappingProxyType
 
 from medmoe.errors import ConfigError, DataError, one_of
 from medmoe.evaluation import metrics
+from medmoe.evaluation.written_reports import report_scores
 
 #: The letter that answers a multiple-choice question, read from an answer in words.
 LETTER = "letter"
+#: A written report, held against the true one without a model.
+REPORT = "report"
 
 
 def _reference_words(prediction: str, answer: str) -> dict[str, float]:
@@ -67,6 +70,7 @@ _SCORERS: Mapping[str, Callable[[str, str, str], dict[str, float]]] = {
     "strict": _strict,
     "token_f1": _token_f1,
     LETTER: lambda prediction, answer, _: _letter(prediction, answer),
+    REPORT: lambda prediction, answer, _: report_scores(prediction, answer),
 }
 _WITH_BLEU = frozenset({"reference", "llava_med"})
 BLEU = ("bleu1", "bleu2", "bleu3")
@@ -104,7 +108,7 @@ def score_pair(protocol: str, prediction: str, answer: str, answer_type: str) ->
         ``reference`` and ``llava_med`` (both answer types): ``exact_match, f1, precision, recall,
         bleu1, bleu2, bleu3, closed_correct``. ``strict``: ``accuracy`` for closed, ``exact_match,
         f1, recall`` for open. ``token_f1``: ``f1``, and ``accuracy`` for closed. ``letter``:
-        ``accuracy``.
+        ``accuracy``. ``report``: of `report_scores`.
 
     Raises:
         ConfigError: The protocol is unknown.

@@ -18,7 +18,7 @@ from typing import Literal
 from medmoe.data import registry
 from medmoe.errors import ConfigError, DataError, one_of
 
-Kind = Literal["vqa", "multiple_choice", "letters", "classification", "multi_label"]
+Kind = Literal["vqa", "multiple_choice", "letters", "report", "classification", "multi_label"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class TaskSpec:
         split: The split that is scored.
         train_split: Where the baselines' answers come from; None where the set is for testing only.
         kind: ``vqa`` (answers in words), ``multiple_choice`` (options of its own in each question,
-            scored by their likelihood and, as ``letters``, by letter), ``classification`` (one of
-            the options) or ``multi_label`` (each label present or not).
+            scored by their likelihood and, as ``letters``, by letter), ``report`` (one is written),
+            ``classification`` (one of the options) or ``multi_label`` (each label present or not).
         reader: Of a set given by its path; None where its name says it all.
         paper_name: The paper's name of the same records, None where it reports nothing on them.
     """
@@ -83,6 +83,7 @@ TASKS: Mapping[str, TaskSpec] = {
         TaskSpec("omnimed_vqa", "omnimed_vqa", train_split=None, kind="multiple_choice"),
         TaskSpec("mmmu_med", "mmmu_med", "validation", kind="multiple_choice"),
         TaskSpec("medxpertqa_mm", "medxpertqa_mm", kind="multiple_choice"),
+        TaskSpec("iu_xray", "iu_xray", kind="report"),
         _medmnist("pathmnist"),
         _medmnist("chestmnist", "multi_label"),
         _medmnist("dermamnist"),

@@ -228,7 +228,7 @@ def test_only_the_wanted_protocols_are_scored(records: list[Record]) -> None:
     with pytest.raises(ConfigError, match=r"unknown protocol 'strickt'.*did you mean 'strict'"):
         score_records(records, predictions(records), wanted=("strickt",))
     assert set(ALL_PROTOCOLS) == {
-        *("strict", "reference", "llava_med", "token_f1", "label_score", "letter")
+        *("strict", "reference", "llava_med", "token_f1", "label_score", "letter", "report")
     }
 
 

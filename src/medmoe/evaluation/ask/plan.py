@@ -17,7 +17,7 @@ from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, one_of
 from medmoe.evaluation.ask.corruptions import SEVERITIES
 from medmoe.evaluation.ask.records import TaskRecords, by_letter
-from medmoe.evaluation.protocols import ALL_PROTOCOLS, LABEL_SCORE, LETTER, PROTOCOLS
+from medmoe.evaluation.protocols import ALL_PROTOCOLS, LABEL_SCORE, LETTER, PROTOCOLS, REPORT
 from medmoe.files import write_json
 from medmoe.inference.engine import LONG_ANSWER, SHORT_ANSWER
 from medmoe.model.checkpoint import identity, provenance
@@ -78,9 +78,10 @@ def longest_answer(plan: EvalPlan, records: Sequence[Record]) -> int:
 
 #: The protocols of each kind of task, the others are scored by label; the first is the headline.
 _OF_KIND: Mapping[str, Sequence[str]] = {
-    "vqa": ("strict", *(n for n in PROTOCOLS if n not in ("strict", LETTER))),
+    "vqa": ("strict", *(n for n in PROTOCOLS if n not in ("strict", LETTER, REPORT))),
     "multiple_choice": (LABEL_SCORE, LETTER),
     "letters": (LETTER,),
+    "report": (REPORT,),
 }
 
 

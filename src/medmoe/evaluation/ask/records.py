@@ -206,7 +206,7 @@ def _of_kind(spec: TaskSpec, records: Sequence[Record]) -> list[Record]:
     """
     if spec.kind == "multiple_choice":
         return [replace(r, task="classification") for r in records if r.task == "vqa" and r.options]
-    task = "vqa" if spec.kind == "vqa" else "classification"
+    task = {"vqa": "vqa", "report": "caption"}.get(spec.kind, "classification")
     return [turn for record in records if record.task == task for turn in turn_by_turn(record)]
 
 

@@ -25,7 +25,7 @@ _BASELINES = {"constant_baseline": "constant-answer", "question_only_baseline": 
 _SHARE = "Picture's share"
 _SYSTEMS = {"moe": "MoE", "sft": "SFT", "dense": "dense", "blind_twin": "blind twin"}
 _CONTROLS = {"blank": "blank image", "noise": "noise images", "shuffled": "shuffled images"}
-OURS = ("strict", "label_score", "letter")  # the protocols that our headline scores use
+OURS = ("strict", "label_score", "letter", "report")  # the protocols that our headline scores use
 _LEADING_METRICS = ("accuracy", "exact_match")
 _BREAKDOWNS = ("modality:", "organ:", "answer_length:")
 #: The tables by what they hold; the last two under our protocols only.

@@ -18,7 +18,7 @@ from medmoe.data.schema import AnswerType, Record
 from medmoe.errors import DataError
 from medmoe.evaluation.files.predictions import Prediction
 from medmoe.evaluation.metrics import reference_bleu
-from medmoe.evaluation.protocols import BLEU, LABEL_SCORE, LETTER, word_scores
+from medmoe.evaluation.protocols import BLEU, LABEL_SCORE, LETTER, REPORT, word_scores
 from medmoe.evaluation.statistics import Floats
 
 Place = Literal["summary", "table", "json"]
@@ -26,11 +26,12 @@ Mask = NDArray[np.bool_]
 
 
 class Kinds:
-    """Of some records, which are closed, have options, or are answered by an option's letter."""
+    """Of some records, which are closed, have options, are answered by a letter, or a report."""
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.closed: Mask = np.array([r.answer_type == "closed" for r in records], dtype=bool)
         self.has_options: Mask = np.array([bool(r.options) for r in records], dtype=bool)
+        self.reports: Mask = np.array([r.question_type == "report" for r in records], dtype=bool)
         lettered = [r.answer in tuple("ABCDEFGHIJ") for r in records]
         self.by_letter: Mask = self.closed & np.array(lettered, dtype=bool)
 
@@ -61,6 +62,8 @@ class Measure:
             return kinds.has_options
         if self.protocol == LETTER:
             return kinds.by_letter
+        if self.protocol == REPORT:
+            return ~kinds.closed & kinds.reports
         return (kinds.closed & (self.closed is not None)) | (
             ~kinds.closed & (self.open is not None)
         )
@@ -116,7 +119,10 @@ _PART = (
 _BY_SUBSET: Mapping[str, tuple[Measure, ...]] = {
     "closed": _CLOSED + _WORDS,
     "open": _OPEN,
-    "all": (RIGHT, _BY_LETTER, *_WORDS),
+    "all": (
+        *(RIGHT, _BY_LETTER, *_WORDS),
+        *(_open(REPORT, key) for key in ("rouge_l", "f1", "finding_f1")),
+    ),
 }
 #: The subsets that every task may have; every other one is a part of the questions.
 MAIN_SUBSETS = tuple(_BY_SUBSET)

@@ -13,7 +13,7 @@ from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, DataError, one_of
 from medmoe.evaluation.ask.controls import CONTROLS
 from medmoe.evaluation.files.predictions import Prediction
-from medmoe.evaluation.protocols import ALL_PROTOCOLS, LABEL_SCORE
+from medmoe.evaluation.protocols import ALL_PROTOCOLS, LABEL_SCORE, REPORT
 from medmoe.evaluation.score.breakdowns import Belongs
 from medmoe.evaluation.score.measures import Place
 from medmoe.evaluation.score.table import Cell, ScoreTable, score_table
@@ -63,10 +63,10 @@ def score_task(
     if control is not None and control not in CONTROLS:
         raise ConfigError(one_of(control, CONTROLS, "control"))
     kinds = sorted({record.task for record in records})
-    if kinds not in ([], ["vqa"], ["classification"]):
+    if kinds not in ([], ["vqa"], ["classification"]) and protocols != [REPORT]:
         raise DataError(
             f"task {task!r} holds records of {', '.join(kinds)}; score vqa and classification "
-            "records apart, and no captions"
+            "records apart, and no captions but reports"
         )
     table = score_table(
         records,
