@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from tests.cli.running import refused_by
 from tests.experiments.own_set import write_pictures
 from tests.model.tiny import dense_model, processor
+from tests.torchrun import in_two_processes
 
 from medmoe.cli.main import main
 from medmoe.model.checkpoint import save_model
@@ -139,6 +141,27 @@ def test_the_folder_of_another_run_is_refused(
     assert "holds another run (its tasks: " in refused(capsys, model, *words, "--limit", "4")
     other = refused(capsys, model, *words, "--limit", "3", "--dtype", "bfloat16")
     assert "holds another run (its dtype: None; now: bfloat16)" in other
+
+
+@pytest.mark.slow
+def test_two_processes_answer_and_score_as_one_does(model: Path, tmp_path: Path) -> None:
+    words = ["eval", str(model), "--task", "phantom_vqa", "--limit", "30", "--batch-size", "2"]
+    words += ["--pairs", "negated", "--out"]
+    torch.set_num_threads(1)
+    assert main([*words, str(tmp_path / "one")]) == 0
+    printed = in_two_processes("-m", "medmoe", *words, str(tmp_path / "two"))
+    assert printed.count("Research use only") == 1
+    files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.jsonl"))
+    assert len(files) == 2
+    for file in files:
+        assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "one" / file).read_bytes()
+    one, two = (
+        json.loads((tmp_path / name / "summary.json").read_text(encoding="utf-8"))
+        for name in ("one", "two")
+    )
+    assert one["asked"] > 30
+    for key in ("asked", "scores", "pairs", "config_sha256", "router"):
+        assert two[key] == one[key], key
 
 
 def test_real_questions_stand_beside_the_papers_figures(

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
@@ -14,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.training import distributed, faults, toy
+from tests.torchrun import in_two_processes
+from tests.training import distributed, faults, shares, toy
 from torch import nn
 
 from medmoe.config.schema import PhaseName
@@ -22,8 +20,6 @@ from medmoe.errors import ConfigError
 from medmoe.training.context import PhaseRun, RunSettings
 from medmoe.training.parallel import all_finite, refuse_deepspeed, trained_parameters
 from medmoe.training.trainer import training_arguments
-
-PROCESSES = 2
 
 
 @cache
@@ -34,16 +30,21 @@ def alone() -> dict[str, Any]:
 def together(tmp_path: Path, changes: dict[str, Any], stop_at: int) -> dict[str, Any]:
     """Train in two processes that talk over gloo, as ``torchrun`` starts them."""
     out = tmp_path / "out.json"
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone",
-        "--nproc-per-node", str(PROCESSES), distributed.__file__,
-        str(out), json.dumps(changes), str(stop_at),
-    ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    in_two_processes(distributed.__file__, str(out), json.dumps(changes), str(stop_at))
     content: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     return content
+
+
+@pytest.mark.slow
+def test_features_and_router_states_are_shared_out_and_equal_to_the_last_bit(
+    tmp_path: Path,
+) -> None:
+    in_two_processes(shares.__file__, str(tmp_path))
+    alone = shares.worked_out(None)
+    assert len(alone["features"]) == shares.COUNT
+    for number in range(2):
+        each = torch.load(tmp_path / f"{number}.pt")
+        assert all(torch.equal(each[name], alone[name]) for name in alone)
 
 
 @pytest.mark.slow

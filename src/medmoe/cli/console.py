@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from medmoe.numbers import probability
+from medmoe.processes import is_main
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -110,7 +111,8 @@ def asking_bar() -> Iterator[Callable[[str, int, int], None]]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    hidden = not (console.is_terminal and is_main())
+    with Progress(*columns, console=console, disable=hidden) as progress:
 
         def update(name: str, done: int, total: int) -> None:
             if name not in lines:

@@ -11,6 +11,7 @@ from medmoe.cli import flags
 from medmoe.cli.console import asking_bar
 from medmoe.cli.parser import FOOTER
 from medmoe.errors import ConfigError
+from medmoe.processes import is_main
 
 if TYPE_CHECKING:
     from medmoe.evaluation.ask.records import TaskRecords
@@ -126,6 +127,8 @@ def run(args: argparse.Namespace) -> int:
     )
     with flags.alone_in(args.out), asking_bar() as update:
         summary = evaluate(plan, update)
+    if not is_main():  # of several processes one speaks
+        return 0
     calibrated = {
         task: kept
         for task, kept in summary["reliability"].items()

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from medmoe.domains import MEMBERS, MODALITIES, modality_name
 from medmoe.errors import ConfigError, GuardError, MedMoeError, one_of
 from medmoe.files import FULL, refused, write_text
+from medmoe.processes import is_main
 
 Value = TypeVar("Value")
 MAX_SEED = 2**32 - 1  # what numpy's legacy seeding takes, and therefore transformers' set_seed
@@ -321,7 +322,7 @@ def alone_in(path: Path) -> Iterator[Path]:
     make_out_dir(path)
     handle = os.open(path, os.O_RDONLY)
     try:
-        if int(os.environ.get("RANK", "0")) == 0:
+        if is_main():
             _lock(handle, path)
         yield path
     finally:

@@ -8,6 +8,7 @@ from pathlib import Path
 from medmoe.cli import flags
 from medmoe.cli.console import asking_bar
 from medmoe.cli.parser import FOOTER
+from medmoe.processes import is_main
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
             batch_size=args.batch_size,
             max_new_tokens=args.max_new_tokens,
         )
+    if not is_main():  # of several processes one speaks
+        return 0
     if done["bad_rows"]:
         print(f"without an answer: {len(done['bad_rows']):,} rows")
     for reason in done["bad_rows"][:20]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medmoe.cli import flags
+from medmoe.processes import is_main
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,7 +114,6 @@ def run(args: argparse.Namespace) -> int:
 
 def train_shown(plan: Any, display: Any) -> dict[str, Any]:
     """Run a plan with a display, which the first of several processes has; return its summary."""
-    from medmoe.experiments.plan import is_main
     from medmoe.experiments.run import run_train
 
     if not is_main():  # of several processes one speaks

@@ -43,6 +43,7 @@ from medmoe.evaluation.score.rows import ScoreRow, score_task
 from medmoe.files import write_json
 from medmoe.model.checkpoint import identity, provenance, read_config
 from medmoe.model.cost.parameters import activated_parameters, total_parameters
+from medmoe.processes import from_main, is_main
 
 
 def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
         DataError: A picture or an answer file cannot be used.
     """
     parts = parts_of(plan)
-    settings = hold_settings(plan)
+    settings = from_main(partial(hold_settings, plan))
     if isinstance(settings["max_new_tokens"], int):
         plan = replace(plan, max_new_tokens=settings["max_new_tokens"])
     asker = Asker(plan, progress)
@@ -91,6 +92,8 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
         "notes": [*circumstances["notes"], *_cut(plan, cut), *unasked(pairs)],
         "scores": rows,
     }
+    if not is_main():
+        return summary
     write_json(plan.out / "summary.json", summary)
     asked = [record for task in plan.tasks for record in task.records]
     write_report(plan.out / "report.html", report_of_run(plan.out, records=asked))

@@ -31,6 +31,7 @@ from medmoe.evaluation.files.json_lines import read_rows
 from medmoe.evaluation.files.predictions import Prediction
 from medmoe.evaluation.reliability.measure import confidence_of
 from medmoe.evaluation.tasks import TaskSpec
+from medmoe.processes import from_main, is_main
 
 SUFFIXES = (".csv", ".jsonl")
 _KEPT = ("id", "prediction", "confidence", "option_scores", "options", "routing", "cut")
@@ -81,14 +82,15 @@ def predict_set(
         raise DataError(f"{name}: no row that can be answered: {bad.first_reasons()}")
     part.mkdir(parents=True, exist_ok=True)
     task = TaskRecords(TaskSpec(reader.NAME, reader.NAME), split or "all", None, records, ())
-    hold_settings(replace(plan, tasks=[task]))
+    from_main(lambda: hold_settings(replace(plan, tasks=[task])))
     predictions = asker.ask(reader.NAME, records, part / "predictions.jsonl")
-    is_table = out.suffix.lower() == ".csv"
-    text = _table(reader, records, predictions, flat) if is_table else _lines(part, flat)
-    staged = part / out.name
-    staged.write_text(text, encoding="utf-8", newline="")
-    os.replace(staged, out)
-    shutil.rmtree(part)
+    if is_main():
+        is_table = out.suffix.lower() == ".csv"
+        text = _table(reader, records, predictions, flat) if is_table else _lines(part, flat)
+        staged = part / out.name
+        staged.write_text(text, encoding="utf-8", newline="")
+        os.replace(staged, out)
+        shutil.rmtree(part)
     return {
         "version": 1,
         "model": str(model),

@@ -6,7 +6,6 @@ Training knows no scoring and scoring no training; here they meet.
 from __future__ import annotations
 
 import logging
-import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,6 +31,7 @@ from medmoe.experiments.plan import TrainPlan
 from medmoe.inference.engine import MedMoe
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.pretrained import vision_of
+from medmoe.processes import own_gpu
 from medmoe.training.context import PhaseContext, Progress, RunSettings, Validation
 from medmoe.training.features import FeaturesOnDemand, Views, encode_images
 from medmoe.training.load_balance import BalancedMoe
@@ -106,7 +106,7 @@ def context_of(
         samples: In an epoch, instead of the phase's records.
     """
     if torch.cuda.is_available():
-        model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+        model.to(own_gpu())
     views = 1 if job.spec.model.blind else job.values.views
     pictures = images or job.data.images(job.phase)
     features, rows = features_of(job, model, processor, pictures, views)

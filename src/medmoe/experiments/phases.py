@@ -29,7 +29,6 @@ from medmoe.experiments.data import sources_of
 from medmoe.experiments.handover import load_check, load_router, save_part, save_router
 from medmoe.experiments.job import Job, context_of, features_of
 from medmoe.experiments.label_curve import label_curve
-from medmoe.experiments.plan import is_main
 from medmoe.model.adapter import with_adapter
 from medmoe.model.blueprint import config_of_moe
 from medmoe.model.build import build_dense, build_processor, match_embeddings
@@ -47,6 +46,7 @@ from medmoe.model.pretrained import (
 )
 from medmoe.model.processing_medmoe import square_image_processor
 from medmoe.model.upcycle import RouterState, take_experts, upcycle
+from medmoe.processes import is_main
 from medmoe.training.answer_bias import fit_answer_bias
 from medmoe.training.by_domain import ByDomain
 from medmoe.training.context import PhaseContext, PhaseRun, RunSettings

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from medmoe.errors import ConfigError
 from medmoe.experiments.handover import check_input, is_finished
 from medmoe.experiments.recipe import Recipe
 from medmoe.model.pretrained import check_sources
+from medmoe.processes import is_main
 from medmoe.training.trackers import check_trackers
 
 #: How the values of a model begin that its phases before router and experts know.
@@ -118,11 +118,6 @@ def plan_train(
                 if source not in chosen or source == phase:
                     check_input(plan.where(source, phase), source, phase, recipe.name)
     return plan
-
-
-def is_main() -> bool:
-    """Return whether this process writes: the first of several that train together."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _check_folder(plan: TrainPlan, phase: PhaseName) -> None:

@@ -29,7 +29,7 @@ from medmoe.experiments.estimate import Outlook, outlook
 from medmoe.experiments.handover import check_input, is_finished, publish_model
 from medmoe.experiments.job import Job
 from medmoe.experiments.phases import PHASE_FUNCTIONS
-from medmoe.experiments.plan import TrainPlan, is_main
+from medmoe.experiments.plan import TrainPlan
 from medmoe.experiments.recipe import twin_key
 from medmoe.files import write_json
 from medmoe.model.adapter import merged_note
@@ -39,6 +39,7 @@ from medmoe.model.checkpoint import check_replaceable, provenance, read_config
 from medmoe.model.cost.parameters import activated_parameters, total_parameters
 from medmoe.model.locate import is_adapter
 from medmoe.model.pretrained import language_of, vision_of
+from medmoe.processes import is_main
 from medmoe.training.context import Progress, RunSettings
 from medmoe.training.guards import named_out_of_memory
 from medmoe.training.meter import Measured, Meter, Validated

@@ -28,6 +28,7 @@ from medmoe.inference.answer import Answer, Routing, read_check, read_routings
 from medmoe.model.checkpoint import load_model
 from medmoe.model.locate import find_model
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
+from medmoe.processes import own_gpu
 from medmoe.routing.trace import record_routing
 
 __all__ = ["Answer", "ImageInput", "MedMoe", "Routing"]
@@ -80,7 +81,7 @@ class MedMoe:
         """
         model, processor = load_model(find_model(directory), dtype)
         if torch.cuda.is_available():
-            model.to("cuda")
+            model.to(own_gpu())
         return cls(model, processor, **limits)
 
     def answer(self, image: ImageInput | None, question: str, *, evidence: bool = False) -> Answer:

@@ -15,17 +15,20 @@ import json
 import logging
 import math
 import shutil
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather
 from safetensors import safe_open
 from torch import Tensor
+from torch.nn import functional
 
 from medmoe.backbones.spec import VisionBackbone
 from medmoe.data.intake.sandbox import default_pool
@@ -33,6 +36,7 @@ from medmoe.data.pixels import PixelTable, normalise, read_pixels
 from medmoe.data.schema import ImageRecord, Pixels
 from medmoe.errors import CheckpointError
 from medmoe.model.committed import check_files, committed, read_manifest
+from medmoe.processes import from_main, is_main, joined, process, processes
 
 logger = logging.getLogger(__name__)
 
@@ -68,18 +72,23 @@ def encode_images(
         return torch.cat(list(parts))
     cache.mkdir(parents=True, exist_ok=True)
     directory = cache / _key(encoder, table, vision, autocast)
-    with _alone(directory):
-        if not _is_whole(directory):
+    with _alone(directory) if is_main() else nullcontext():
+        if not from_main(lambda: _is_whole(directory)):
             first = next(parts)
             shape = (len(table.pixels), *first.shape[1:])
-            if not _fits(shape, cache):
+            if not from_main(lambda: _fits(shape, cache)):
                 logger.warning("%s: the features of %d images do not fit", cache, shape[0])
                 return torch.cat([first, *parts])
+            fault = None
             try:
-                with committed(directory) as staging:
-                    _write(staging / _FILE, shape, first, parts)
+                with committed(directory) if is_main() else nullcontext() as staging:
+                    if staging is not None:
+                        _write(staging / _FILE, shape, first, parts)
             except OSError as error:
-                logger.warning("%s: features are not kept (%s)", cache, error.strerror)
+                fault = error.strerror
+            deque(parts if processes() > 1 else (), maxlen=0)  # all take part to the end
+            if fault := from_main(lambda: fault):
+                logger.warning("%s: features are not kept (%s)", cache, fault)
                 return torch.cat(list(_parts(encoder, table, vision, autocast)))
     with safe_open(directory / _FILE, framework="pt") as file:
         features: Tensor = file.get_tensor(_TENSOR)
@@ -100,10 +109,17 @@ def selected_states(
 def _parts(
     encoder: Any, table: PixelTable, vision: VisionBackbone, autocast: bool
 ) -> Iterator[Tensor]:
+    """Yield the features batch by batch, in every process; each encodes its share."""
     count = len(table.pixels)
-    for start in range(0, count, _BATCH):
-        rows = torch.arange(start, min(start + _BATCH, count))
-        yield selected_states(encoder, table.normalised(rows), vision, autocast)
+    for start in range(0, count, _BATCH * processes()):
+        # Whoever has none left encodes the last image: all take part in the exchange.
+        first = min(start + _BATCH * process(), count - 1)
+        rows = torch.arange(first, min(first + _BATCH, count))
+        states = selected_states(encoder, table.normalised(rows), vision, autocast)
+        if processes() > 1:
+            padded = functional.pad(states, (0, 0, 0, 0, 0, _BATCH - len(states)))
+            states = gather(padded.to(joined().device)).cpu()[: count - start]
+        yield states
 
 
 def _key(encoder: Any, table: PixelTable, vision: VisionBackbone, autocast: bool) -> str:

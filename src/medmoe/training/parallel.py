@@ -34,11 +34,6 @@ _FROM_THE_TRAINER = (
 _WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.", "_fsdp_wrapped_module.")
 
 
-def processes() -> int:
-    """Return how many processes train together (``torchrun``, ``accelerate launch``)."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def shards_weights(settings: RunSettings) -> bool:
     """Return whether FSDP2 is asked for, by the settings or by ``accelerate launch``."""
     launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in _TRUE

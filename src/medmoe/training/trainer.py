@@ -25,11 +25,11 @@ from transformers import PrinterCallback, TrainingArguments
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName, PhaseSpec
 from medmoe.errors import ConfigError, StoppedError
+from medmoe.processes import processes
 from medmoe.training.context import LOSS, SCORE, PhaseRun, RunSettings
 from medmoe.training.engine import PhaseTrainer
 from medmoe.training.guards import StopRequest, sigterm_asks
 from medmoe.training.parallel import (
-    processes,
     refuse_deepspeed,
     sharding_arguments,
     shards_weights,

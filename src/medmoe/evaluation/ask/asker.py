@@ -6,7 +6,7 @@ An image is encoded once for all its questions. Scoring the answers is another m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from medmoe.evaluation.files.predictions import Prediction, read_predictions
 from medmoe.inference.answer import Routing
 from medmoe.inference.engine import MedMoe
 from medmoe.model.blind import BlindConfig
+from medmoe.processes import from_main, is_main, shared_out
 
 _PROBABILITY_DECIMALS = 6
 Progress = Callable[[str, int, int], None]  # what is asked, questions done, questions in all
@@ -70,20 +71,23 @@ class Asker:
         """
         chunks = chunks_by_image(records, lambda r: r.image.id, BATCHES * self._plan.batch_size)
         file = AnswerFile(path, chunks, questions=questions)
-        whole = file.resume()
+        whole = from_main(file.resume)
         done = sum(len(chunk) for chunk in chunks[:whole])
         if whole < len(chunks) and (refused := self.unfit(records)):
             raise DataError(
                 f"{name}: {len(refused)} of {len(records)} questions cannot be asked: "
                 f"{named(record.id for record, _ in refused)}; the first: {refused[0][1]}"
             )
-        for chunk in chunks[whole:]:
-            self._progress(name, done, len(records))
-            file.append(chunk, ask_chunk(self.engine, chunk, change))
+        left = chunks[whole:]
+        self._progress(name, done, len(records))
+        answers = shared_out(left, lambda chunk: ask_chunk(self.engine, chunk, change))
+        for chunk, given in zip(left, answers, strict=True):
+            if is_main():
+                file.append(chunk, given)
             done += len(chunk)
             self.asked += len(chunk)
-        self._progress(name, done, len(records))
-        return read_predictions(path)
+            self._progress(name, done, len(records))
+        return from_main(partial(read_predictions, path))
 
 
 def unfit(engine: MedMoe, records: Sequence[Record]) -> list[tuple[Record, str]]:

@@ -28,6 +28,7 @@ from medmoe.errors import ConfigError, DataError
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.moe import Router
 from medmoe.model.upcycle import RouterState
+from medmoe.processes import shared_out
 from medmoe.routing.hooks import ffn_inputs
 from medmoe.training.context import PhaseContext
 from medmoe.training.schedule import Schedule
@@ -35,6 +36,8 @@ from medmoe.training.trainer import PhaseResult, run_phase
 
 #: Tokens kept of one image and layer; neighbouring patches tell the router little new.
 TOKENS_KEPT = 32
+#: Images whose states are taken together.
+_BATCH = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,22 +85,25 @@ def collect_states(
     rng = np.random.default_rng(context.seed)
     samples = _one_question_each(context, images, rng)
     pad = context.processor.tokenizer.pad_token_id
-    rows = []
     model = context.model.eval()
     first = context.tokenizer.prefix().index(context.processor.image_token_id)
-    for start in range(0, len(samples), 32):
-        part = samples[start : start + 32]
+    lengths = [len(sample.prefix) + len(sample.segments[0].ids) for sample in samples]
+    kept = [torch.from_numpy(rng.integers(first, n, size=TOKENS_KEPT)) for n in lengths]
+
+    def states_of(start: int) -> Tensor:
+        part = samples[start : start + _BATCH]
         batch: dict[str, Any] = dict(pack_batch(part, pad))
         batch.pop("labels")
         batch["vision_features"] = context.features[torch.tensor([s.image for s in part])]
         with ffn_inputs(model, layers) as seen:
             model.model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
-        for i, sample in enumerate(part):
-            length = len(sample.prefix) + len(sample.segments[0].ids)
-            kept = torch.from_numpy(rng.integers(first, length, size=TOKENS_KEPT))
-            rows.append(torch.stack([states[i].cpu()[kept].float() for states in seen]))
+        chosen = enumerate(kept[start : start + _BATCH])
+        rows = [torch.stack([s[i].cpu()[places].float() for s in seen]) for i, places in chosen]
+        return torch.stack(rows)
+
     width = model.config.text_config.hidden_size
-    return torch.stack(rows) if rows else torch.empty(0, len(layers), TOKENS_KEPT, width)
+    none = torch.empty(0, len(layers), TOKENS_KEPT, width)
+    return torch.cat([none, *shared_out(range(0, len(samples), _BATCH), states_of)])
 
 
 def _one_question_each(
