@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from medmoe.data.bad_rows import BadRows
-from medmoe.data.readers.pmc_vqa import SET as pmc_vqa
+from medmoe.data.readers.choice_sets import PMC_VQA as pmc_vqa
 from medmoe.data.schema import question_text
 from medmoe.errors import DataError
 

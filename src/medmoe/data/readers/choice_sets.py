@@ -1,4 +1,4 @@
-"""Multiple-choice benchmarks that the field reports: OmniMedVQA, MMMU-Med, MedXpertQA MM.
+"""Multiple-choice benchmarks: PMC-VQA, OmniMedVQA, MMMU-Med, MedXpertQA MM.
 
 A question about several pictures is left out and counted: a record has one.
 """
@@ -6,6 +6,7 @@ A question about several pictures is left out and counted: a record has one.
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,63 @@ _SUBJECTS = (
     *("Basic_Medical_Science", "Clinical_Medicine", "Diagnostics_and_Laboratory_Medicine"),
     *("Pharmacy", "Public_Health"),
 )
+_PMC_FOLDERS = ("images", "figures", "images/images", "figures/figures", "images_2")
+_PMC_ZIPS = ("images.zip", "images_2.zip")
 _IMAGE = r"<image \d+>"
 Row = dict[str, Any]
+
+
+class PmcVqa(KnownSet):
+    """PMC-VQA (Zhang et al. 2023), figures of PubMed Central: the CSV files and folders of figures.
+
+    ``train_2`` and ``test_2`` are the second version, without compound figures; ``test_clean`` is
+    the checked test. A choice may begin with its letter (`` B:Focal uptake ``).
+    """
+
+    NAME = "pmc_vqa"
+    SPLITS = ("train", "test", "test_clean", "train_2", "test_2")
+    MARKERS = tuple(f"pmc-vqa/{n}.csv" for n in ("train", "test", "test_clean", "test_2"))
+    LICENCE = "CC-BY-SA-4.0"
+    SOURCE = common.Source(
+        "https://github.com/xiaoman-zhang/PMC-VQA", "pmc-vqa", "RadGenome/PMC-VQA",
+        files=("*.csv", *_PMC_ZIPS), archives=_PMC_ZIPS,
+    )  # fmt: skip
+
+    def records(self, marker: Path, split: str, bad: BadRows) -> list[Record]:
+        """Return the questions of a split."""
+        path = common.require_part(marker.parent, f"{split}.csv", self.NAME)
+        folders = [marker.parent / name for name in _PMC_FOLDERS if (marker.parent / name).is_dir()]
+        figures = {name: folder / name for folder in folders for name in common.file_names(folder)}
+        if not figures:
+            looked = ", ".join(_PMC_FOLDERS)
+            raise DataError(
+                f"{marker.parent}: no folder of images, looked for {looked}; unpack images.zip"
+            )
+        images: dict[str, ImageRecord] = {}
+        numbers = itertools.count(1)
+
+        def record(row: Row, where: str) -> Record:
+            number, names = next(numbers), [f"Choice {letter}" for letter in "ABCD"]
+            name, question, *texts = common.fields(
+                row, ("Figure_path", "Question", *names), where
+            ).values()
+            lettered = zip("ABCD", texts, strict=True)
+            options = [text.removeprefix(f"{letter}:").strip() for letter, text in lettered]
+            if "" in options:
+                empty = names[options.index("")]
+                raise DataError(f"{where}: empty {empty}; fill it in or remove the row")
+            if name not in figures:
+                raise DataError(f"{where}: image file {name!r} is missing; add it")
+            image = images.setdefault(name, ImageRecord(f"{self.NAME}/{name}", figures[name]))
+            # A letter in either of two columns, else the text.
+            given = [str(row.get(c) or "").strip() for c in ("Answer_label", "Answer")]
+            letters = [text for text in given if text.upper() in tuple("ABCD")]
+            answer = common.by_letter(letters[0], options, where) if letters else given[1]
+            facts = common.choices(options, answer, "multiple_choice", where)
+            name = f"{self.NAME}/{split}/{number}"
+            return self.record(name, image, question, answer, split, **facts)
+
+        return common.usable(bad.made(tables.rows(path, bad), record), path, bad)
 
 
 class OmniMedVqa(KnownSet):
@@ -178,4 +234,5 @@ def _listed(value: object, where: str) -> list[str]:
         return []
 
 
-OMNIMED_VQA, MMMU_MED, MEDXPERTQA_MM = OmniMedVqa(), MmmuMed(), MedXpertQaMm()
+PMC_VQA, OMNIMED_VQA = PmcVqa(), OmniMedVqa()
+MMMU_MED, MEDXPERTQA_MM = MmmuMed(), MedXpertQaMm()
