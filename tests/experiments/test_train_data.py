@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from tests.experiments.micro_train import micro_recipe
-from tests.experiments.miniature import write_all
+from PIL import Image
+from tests.experiments.micro_train import micro_plan, micro_recipe, silent
+from tests.experiments.miniature import picture, write_all
 
 from medmoe.config.train_schema import TrainPhaseSpec
+from medmoe.data.bad_rows import BadRows
 from medmoe.errors import ConfigError, DataError
 from medmoe.experiments.data import read_data, read_sets, steps_of
 from medmoe.experiments.recipe import load_recipe
+from medmoe.experiments.run import run_train
 
 
 def phase(**values: object) -> TrainPhaseSpec:
@@ -161,3 +165,55 @@ def test_the_real_sets_are_read(shared: Path) -> None:
     data.check(list(spec.phases), (), 7)
     assert len({r.image.id for r in data.sets["vqa_rad/disjoint_train"]}) == 220
     assert len(data.router_test()) == 230
+
+
+# Rows and pictures that cannot be used
+
+
+@pytest.mark.parametrize("scored", ["[]", "[vqa_rad/disjoint_test]"])
+def test_a_picture_that_cannot_be_read_is_refused_or_left_out_and_counted(
+    tmp_path: Path, scored: str
+) -> None:
+    root = write_all(tmp_path)
+    settings = (
+        "phases.phase1_alignment.data=[vqa_med_2019/train]",
+        f"data.apart_from={scored}",
+        "scored={}",
+    )
+    spec = micro_recipe(*settings).spec
+    whole = read_data(spec, ["phase1_alignment"], root, 7).sets["vqa_med_2019/train"]
+    (root / "vqa-med-2019" / "train" / "images" / "synpic5.jpg").write_bytes(b"cut off")
+    if scored != "[]":
+        with pytest.raises(DataError, match=r"unreadable image: .*synpic5.* --on-bad-row skip"):
+            read_data(spec, ["phase1_alignment"], root, 7)
+    bad = BadRows("skip")
+    data = read_data(spec, ["phase1_alignment"], root, 7, bad=bad)
+    lost = [r for r in whole if r.image.id.endswith("synpic5.jpg")]
+    kept = [r.id for r in whole if r not in lost]
+    assert [r.id for r in data.sets["vqa_med_2019/train"]] == kept
+    assert len(bad.reasons) == len(lost) == 5  # four questions and a caption
+    assert all("unreadable image" in reason for reason in bad.reasons)
+
+
+def test_a_run_says_what_it_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "set").mkdir()
+    for number in range(6):
+        Image.fromarray(picture(number)).save(tmp_path / "set" / f"{number}.png")
+    (tmp_path / "set" / "5.png").write_bytes(b"cut off")
+    rows = [f"{n}.png,Is it large?,{('yes', 'no')[n % 2]},ct,train" for n in range(6)]
+    header = "image,question,answer,modality,split"
+    (tmp_path / "set" / "data.csv").write_text("\n".join([header, *rows]) + "\n")
+    data = f"[{tmp_path / 'set' / 'data.csv'}]"
+    plan = micro_plan(
+        tmp_path / "run",
+        f"phases.phase0_language.data={data}",
+        "data.apart_from=[]",
+        "scored={}",
+        phases=("phase0_language",),
+        on_bad_row="skip",
+    )
+    run_train(plan, silent, None)
+    facts = json.loads((tmp_path / "run" / "phase0_language" / "run.json").read_text())
+    (reason,) = facts["data"]["bad_rows"]
+    assert "row 7: unreadable image" in reason
+    assert "left out: 1 rows" in caplog.text

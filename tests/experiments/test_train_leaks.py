@@ -47,6 +47,18 @@ def test_a_copy_of_a_scored_picture_that_is_not_dropped_is_refused(tmp_path: Pat
     assert data.shared_images(PHASE) == {"vqa_rad/disjoint_test": 1}
 
 
+def test_as_in_the_literature_every_row_is_trained_on_and_what_is_scored_is_counted(
+    tmp_path: Path,
+) -> None:
+    root = write_all(tmp_path, COPY)
+    kept = read(spec_of("vqa_med_2019/train"), root)
+    data = read(spec_of("vqa_med_2019/train", settings=("data.literature=true",)), root)
+    assert data.dropped == {}
+    assert len(data.sets["vqa_med_2019/train"]) == len(kept.sets["vqa_med_2019/train"]) + 5
+    assert data.shared_images(PHASE) == {"vqa_rad/disjoint_test": 1}
+    assert str(data.leaks["vqa_rad/disjoint_test"]) == "1 of 4 test pictures are also trained on"
+
+
 def test_a_set_that_is_trained_on_and_scored_is_refused_not_dropped(tmp_path: Path) -> None:
     root = write_all(tmp_path, COPY)
     spec = spec_of("vqa_med_2019/train", "vqa_rad/disjoint_test")
@@ -85,7 +97,9 @@ def test_the_embedded_pictures_of_the_tiny_twin_are_kept_apart() -> None:
         read_data(load_recipe("tiny_phantom", ["data.apart_from=[]"]).spec, phases, None, 7)
 
 
-def test_an_allowed_leak_stands_in_run_models_card_and_score(tmp_path: Path) -> None:
+def test_an_allowed_leak_stands_in_run_models_card_and_score(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     leaky = "phases.phase2_instruction.data=[phantom/train,phantom/test]"
     with pytest.raises(DataError, match="--allow-leak"):
         run_train(micro_plan(tmp_path / "refused", leaky), silent, None)
@@ -93,6 +107,7 @@ def test_an_allowed_leak_stands_in_run_models_card_and_score(tmp_path: Path) -> 
 
     out = tmp_path / "run"
     summary = run_train(micro_plan(out, leaky, allow_leak=True, label_counts=(0, 4)), silent, None)
+    assert "phantom/test: 12 of 12 test pictures are also trained on" in caplog.text
     shared = {"phantom/test": 12}
     seen = {p: provenance(out / p / "model")["shared_images"] for p in summary["phases"]}
     clean = ("phase0_encoder", "phase0_language", "phase1_alignment")

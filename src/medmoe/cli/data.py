@@ -40,12 +40,7 @@ def _add_action(name: str, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("sets", nargs="+", metavar="SET", help=what)
     flags.add_data(parser)
     if name in ("info", "show", "audit", "export"):
-        parser.add_argument(
-            "--on-bad-row",
-            choices=("fail", "skip"),
-            default="fail",
-            help="a row that cannot be used ends the command (fail), or is left out and counted",
-        )
+        flags.add_on_bad_row(parser)
         flags.add_allow_outside(parser)
     if name in ("show", "audit", "export"):
         flags.add_out(parser, f"runs/{_FOLDERS[name]}")

@@ -215,6 +215,17 @@ def add_own_data(parser: argparse.ArgumentParser) -> None:
     add_allow_outside(parser)
 
 
+def add_on_bad_row(parser: argparse.ArgumentParser) -> None:
+    """Add `--on-bad-row`, of a row or picture that cannot be used."""
+    parser.add_argument(
+        "--on-bad-row",
+        choices=("fail", "skip"),
+        default="fail",
+        help="a row or picture that cannot be used ends the command (fail), or is left out and "
+        "counted",
+    )
+
+
 def add_allow_outside(parser: argparse.ArgumentParser) -> None:
     """Add `--allow-outside`: what a table names is otherwise read from its own folder only."""
     add_switch(parser, "--allow-outside", "let your own table name pictures outside its folder")

@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with phase2_router: also its accuracy at these numbers of labelled images",
     )
     flags.add_data(parser)
+    flags.add_on_bad_row(parser)
     flags.add_own_data(parser)
     parser.add_argument(
         "--from",
@@ -89,7 +90,14 @@ def run(args: argparse.Namespace) -> int:
     if args.plan:
         from medmoe.experiments.estimate import estimate
 
-        found = estimate(recipe, args.phases, root, args.seed, allow_outside=args.allow_outside)
+        found = estimate(
+            recipe,
+            args.phases,
+            root,
+            args.seed,
+            allow_outside=args.allow_outside,
+            on_bad_row=args.on_bad_row,
+        )
         show_plan(recipe.name, found)
         flags.write_json(args.json, found)
         return 0
@@ -105,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
         label_counts=args.label_counts,
         allow_leak=args.allow_leak,
         allow_outside=args.allow_outside,
+        on_bad_row=args.on_bad_row,
     )
     with flags.alone_in(out):
         summary = train_shown(plan, Display(plan))

@@ -123,6 +123,8 @@ class DataSpec(Strict):
         apart_from: Sets that will be scored: a training picture that nearly equals one of theirs
             is dropped, and counted in ``run.json``. Without a split: validation and test.
         drop_near_duplicates: Switched off, such a picture is refused instead of dropped.
+        literature: Train on exactly the rows that the literature trains on: nothing is dropped or
+            refused, and what is also scored is counted and stands in every score.
         shared: Scored sets that have pictures in common with other splits of their own data set:
             these are trained on, counted, and stand in every score.
         held_out: Set → share of its images that are not trained on but make up
@@ -139,6 +141,7 @@ class DataSpec(Strict):
     phantom_test_images: Positive = 200
     apart_from: tuple[str, ...] = ()
     drop_near_duplicates: bool = True
+    literature: bool = unsaid(False)
     shared: tuple[str, ...] = unsaid(())
     held_out: dict[str, Share] = unsaid({})
     repeats: dict[str, Positive] = Field(default_factory=dict)

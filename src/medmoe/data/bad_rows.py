@@ -99,8 +99,8 @@ class BadRows:
         """
         if self.reasons and self.policy == "fail":
             raise DataError(
-                f"{self.first_reasons()}; `medmoe data info` lists all (and the actions of `data` "
-                "leave them out by --on-bad-row skip)"
+                f"{self.first_reasons()}; `medmoe data info` lists all (and `train` and the "
+                "actions of `data` leave them out by --on-bad-row skip)"
             )
 
 

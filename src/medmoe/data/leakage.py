@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from medmoe.data.near_duplicates import (
-    Fingerprints,
     Pair,
     fingerprints,
     repeated_pictures,
@@ -45,12 +44,12 @@ class Leak:
 
 
 def find_leak(
-    train: Sequence[Record], test: Sequence[Record], known: Fingerprints | None = None
+    train: Sequence[Record], test: Sequence[Record], alike: Sequence[Pair] | None = None
 ) -> Leak:
     """Return the pictures that stand on both sides.
 
     Args:
-        known: Fingerprints of all the images, where they are at hand.
+        alike: Pairs of train and test images among others, where they are at hand.
 
     Raises:
         ImageError: A picture cannot be opened.
@@ -58,22 +57,25 @@ def find_leak(
     left, right = images_of(train), images_of(test)
     if not left or not right:
         return Leak((), len(right))
-    known = known or fingerprints(images_of([*train, *test]))
-    pairs = same_pictures(known.of([i.id for i in left]), known.of([i.id for i in right]))
+    if alike is None:
+        known = fingerprints(images_of([*train, *test]))
+        alike = same_pictures(known.of([i.id for i in left]), known.of([i.id for i in right]))
+    of_left, of_right = {i.id for i in left}, {i.id for i in right}
+    pairs = [pair for pair in alike if pair.left_id in of_left and pair.right_id in of_right]
     return Leak(tuple(pairs), len(right))
 
 
 def drop_near_duplicates(
     train_records: Sequence[Record],
     test_records: Sequence[Record],
-    known: Fingerprints | None = None,
+    alike: Sequence[Pair] | None = None,
 ) -> tuple[list[Record], int]:
     """Return the train records without those on a test picture, and their number.
 
     Raises:
         ImageError: A picture cannot be opened.
     """
-    banned = {pair.left_id for pair in find_leak(train_records, test_records, known).pairs}
+    banned = {pair.left_id for pair in find_leak(train_records, test_records, alike).pairs}
     kept = [record for record in train_records if record.image.id not in banned]
     return kept, len(train_records) - len(kept)
 
@@ -82,19 +84,19 @@ def refuse_leaks(
     train: Sequence[Record],
     test: Sequence[Record],
     allow: bool = False,
-    known: Fingerprints | None = None,
+    alike: Sequence[Pair] | None = None,
 ) -> Leak:
     """Return the leak between two sets of records, which must be empty unless it is allowed.
 
     Args:
         allow: The user's ``--allow-leak``; the leak returned belongs into the run and the scores.
-        known: Fingerprints of all the images, where they are at hand.
+        alike: Pairs of train and test images among others, where they are at hand.
 
     Raises:
         DataError: A training picture is a test picture, and that is not allowed.
         ImageError: A picture cannot be opened.
     """
-    leak = find_leak(train, test, known)
+    leak = find_leak(train, test, alike)
     if leak.pairs and not allow:
         first = leak.pairs[0]
         what = "equals" if first.kind == "exact" else "nearly equals"

@@ -19,9 +19,9 @@ from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainPhaseSpec, TrainSpec
 from medmoe.data import registry
-from medmoe.data.bad_rows import BadRows
+from medmoe.data.bad_rows import BadRows, unreadable
 from medmoe.data.leakage import Leak, drop_near_duplicates, refuse_leaks
-from medmoe.data.near_duplicates import fingerprints
+from medmoe.data.near_duplicates import Pair, fingerprints, same_pictures
 from medmoe.data.phantom import read_phantom
 from medmoe.data.readers.common import hash_share
 from medmoe.data.schema import ImageRecord, Record, Task, images_of
@@ -49,6 +49,7 @@ class TrainData:
         spec: The recipe.
         sets: Records by the set's name and split, e.g. ``vqa_rad/train``.
         names: The same names by what the recipe calls a set, and for what: see `_SPLITS_FOR`.
+        bad: The rows that were left out, and what is wrong with the official sets.
         dropped: Training records dropped since their picture nearly equals a scored one, and
             validation records dropped since theirs nearly equals a trained one, by name.
         validation: The records to measure on while training.
@@ -58,6 +59,7 @@ class TrainData:
     spec: TrainSpec
     sets: dict[str, list[Record]]
     names: dict[tuple[Use, str], list[str]] = field(default_factory=dict)
+    bad: BadRows = field(default_factory=BadRows)
     dropped: dict[str, int] = field(default_factory=dict)
     leaks: dict[str, Leak] = field(default_factory=dict)
     validation: list[Record] = field(default_factory=list)
@@ -196,6 +198,7 @@ def read_data(
     clean: bool = True,
     allow_leak: bool = False,
     allow_outside: bool = False,
+    bad: BadRows | None = None,
 ) -> TrainData:
     """Read what some phases of a recipe train on, and what they must be kept apart from.
 
@@ -204,12 +207,15 @@ def read_data(
         clean: Open the pictures to keep them apart from scored ones; a plan does without.
         allow_leak: Train on scored pictures that the recipe does not drop.
         allow_outside: Let a table name pictures outside its folder.
+        bad: Receives the rows and pictures that cannot be used and says whether they may be left
+            out; without it they may not.
 
     Raises:
         DataError: A set needs a folder and there is none, or it is missing or malformed; or a
             picture is trained on and scored, and that is not allowed.
     """
-    sets = _Sets(spec, root, seed, allow_outside)
+    bad = BadRows() if bad is None else bad
+    sets = _Sets(spec, root, seed, allow_outside, bad)
     used: dict[Use, list[str]] = {
         "train": [name for phase in phases for name in spec.phases[phase].data],
         "apart": list(spec.apart_from()) if phases else [],
@@ -221,16 +227,17 @@ def read_data(
     records = _labelled(sets.records, spec.data.modality)
     if spec.data.lower_case:
         records = {name: [*map(_in_lower_case, read)] for name, read in records.items()}
-    data = TrainData(spec, records, names)
+    data = TrainData(spec, records, names, bad)
     trained, apart, tested, measured = (
         list(dict.fromkeys(label for name in given for label in names[use, name]))
         for use, given in used.items()
     )
     for name in trained:
         data.sets[name] = limited(data.sets[name], spec.data.limits, seed)
-    if clean and (apart or tested or measured):
-        scored = list(dict.fromkeys([*apart, *tested]))
-        _keep_apart(data, trained, apart, scored, measured, allow_leak)
+    scored = list(dict.fromkeys([*apart, *tested]))
+    if clean and (scored or measured or bad.policy == "skip"):
+        alike = _alike(data, trained, [*scored, *measured])
+        _keep_apart(data, trained, apart, scored, measured, allow_leak, alike)
     return data
 
 
@@ -245,7 +252,7 @@ def read_sets(
     Raises:
         DataError: A set needs a folder and there is none, or it is missing or malformed.
     """
-    sets = _Sets(spec, root, seed, outside)
+    sets = _Sets(spec, root, seed, outside, BadRows())
     parts = {name: sets.read(name, "test") for name in names}
     sets.refuse_missing()
     records = _labelled(sets.records, spec.data.modality)
@@ -276,6 +283,23 @@ def _in_lower_case(record: Record) -> Record:
     return replace(record, answer=record.answer.lower(), further=further)
 
 
+def _alike(data: TrainData, trained: Sequence[str], others: Sequence[str]) -> list[Pair]:
+    """Open all pictures, leave out those that cannot be, and return the pairs of both sides."""
+    names = list(dict.fromkeys([*trained, *others]))
+    faults: dict[str, str] = {}
+    known = fingerprints(images_of([r for name in names for r in data.sets[name]]), faults)
+    for name in names if faults else ():
+        lost = [r for r in data.sets[name] if r.image.id in faults]
+        data.bad.reasons += [unreadable(r, faults[r.image.id]) for r in lost]
+        data.sets[name] = [r for r in data.sets[name] if r.image.id not in faults]
+    data.bad.settle()
+    left, right = (
+        known.of([i.id for i in images_of([r for name in side for r in data.sets[name]])])
+        for side in (trained, others)
+    )
+    return same_pictures(left, right)
+
+
 def _keep_apart(
     data: TrainData,
     trained: Sequence[str],
@@ -283,34 +307,38 @@ def _keep_apart(
     scored: Sequence[str],
     measured: Sequence[str],
     allow: bool,
+    alike: Sequence[Pair],
 ) -> None:
     """Drop what the recipe drops; refuse, or count where it is allowed, what is left.
 
     For what is only measured while training no training record is dropped, but its own are.
+
+    Args:
+        alike: Pairs of a trained picture and one that is scored or measured on.
     """
     # As they are scored: a limit is on what is trained on.
     tests = {name: list(data.sets[name]) for name in scored}
-    everything = [r for name in (*trained, *scored, *measured) for r in data.sets[name]]
-    known = fingerprints(images_of(everything))
-    if data.spec.data.drop_near_duplicates:
+    literature = data.spec.data.literature
+    if data.spec.data.drop_near_duplicates and not literature:
         for name in trained:
             # A set that is itself scored would be dropped whole: that is left to be refused.
             others = [test for test in apart if test != name and not _may_share(data, name, test)]
             kept, dropped = drop_near_duplicates(
-                data.sets[name], [r for test in others for r in tests[test]], known
+                data.sets[name], [r for test in others for r in tests[test]], alike
             )
             data.sets[name], data.dropped[name] = kept, dropped
     left = [record for name in trained for record in data.sets[name]]
     for test in scored:
         own = [name for name in trained if _may_share(data, name, test)]
         foreign = [r for name in trained if name not in own for r in data.sets[name]]
-        found = refuse_leaks(foreign, tests[test], allow, known)
+        found = refuse_leaks(foreign, tests[test], allow or literature, alike)
         counted = [r for name in own for r in data.sets[name]]
-        shared = refuse_leaks(counted, tests[test], True, known)
+        shared = refuse_leaks(counted, tests[test], True, alike)
         if found.pairs or shared.pairs:
             data.leaks[test] = Leak((*found.pairs, *shared.pairs), found.test_images)
+    turned = [Pair(p.right_id, p.left_id, p.kind, p.distance) for p in alike]
     for name in measured:
-        kept, dropped = drop_near_duplicates(data.sets[name], left, known)
+        kept, dropped = drop_near_duplicates(data.sets[name], left, turned)
         data.validation += kept
         data.dropped[name] = data.dropped.get(name, 0) + dropped
 
@@ -359,11 +387,13 @@ def steps_of(spec: TrainPhaseSpec, samples: int) -> int:
 class _Sets:
     """Reads sets as a recipe names them, each split once."""
 
-    def __init__(self, spec: TrainSpec, root: Path | None, seed: int, outside: bool) -> None:
+    def __init__(
+        self, spec: TrainSpec, root: Path | None, seed: int, outside: bool, bad: BadRows
+    ) -> None:
         self._spec, self._root, self._seed, self._outside = spec, root, seed, outside
+        self._bad = bad
         self._readers: dict[registry.Reader, registry.Reader] = {}
         self._missing: list[str] = []
-        self._bad = BadRows()
         self.records: dict[str, list[Record]] = {}
 
     def read(self, given: str, use: Use) -> list[str]:

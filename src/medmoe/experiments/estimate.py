@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainSpec
+from medmoe.data.bad_rows import BadRows, Policy
 from medmoe.data.schema import images_of
 from medmoe.errors import DataError
 from medmoe.experiments.data import TrainData, read_data, steps_of
@@ -74,6 +75,7 @@ def estimate(
     seed: int,
     *,
     allow_outside: bool = False,
+    on_bad_row: Policy = "fail",
 ) -> dict[str, Any]:
     """Return the plan as one JSON object: ``phases`` by name, and ``notes`` on the estimates.
 
@@ -82,6 +84,7 @@ def estimate(
         root: Folder of the data, None where there is none: then steps follow from the recipe's
             ``samples``.
         allow_outside: Let a table name pictures outside its folder.
+        on_bad_row: Whether rows that cannot be used are left out.
 
     Raises:
         ConfigError: A phase is not of the recipe.
@@ -90,7 +93,10 @@ def estimate(
     notes = []
     data: TrainData | None = None
     try:
-        data = read_data(spec, chosen, root, seed, clean=False, allow_outside=allow_outside)
+        bad = BadRows(on_bad_row)
+        data = read_data(
+            spec, chosen, root, seed, clean=False, allow_outside=allow_outside, bad=bad
+        )
     except DataError as error:
         notes.append(f"steps follow from the recipe's samples, since {error}")
     speed = matmul_speed(spec.run.precision)

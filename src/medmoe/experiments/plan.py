@@ -12,6 +12,7 @@ import yaml
 
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
+from medmoe.data.bad_rows import Policy
 from medmoe.errors import ConfigError
 from medmoe.experiments.handover import check_input, is_finished
 from medmoe.experiments.recipe import Recipe
@@ -35,6 +36,7 @@ class TrainPlan:
         allow_leak: Train on pictures that are scored; the run and every score then say so.
         label_counts: Sizes of the router's label-count curve.
         allow_outside: Let a table name pictures outside its folder.
+        on_bad_row: Whether rows and pictures that cannot be used are left out and counted.
     """
 
     recipe: Recipe
@@ -47,6 +49,7 @@ class TrainPlan:
     label_counts: tuple[int, ...] = ()
     allow_leak: bool = False
     allow_outside: bool = False
+    on_bad_row: Policy = "fail"
 
     def where(self, source: PhaseName, phase: PhaseName) -> Path:
         """Return the run directory that a phase starts from: of an earlier phase, or its own."""
@@ -82,6 +85,7 @@ def plan_train(
     label_counts: Sequence[int] = (),
     allow_leak: bool = False,
     allow_outside: bool = False,
+    on_bad_row: Policy = "fail",
 ) -> TrainPlan:
     """Return what to do, once everything that needs no data is checked.
 
@@ -108,7 +112,7 @@ def plan_train(
     if not label_counts and spec.router and "phase2_router" in chosen:
         label_counts = spec.router.label_counts
     counts = tuple(label_counts)
-    allowed = (allow_leak, allow_outside)
+    allowed = (allow_leak, allow_outside, on_bad_row)
     plan = TrainPlan(recipe, chosen, root, out, seed, resume, allow_changed, counts, *allowed)
     for phase in chosen:
         if is_main():  # the others may come when the first one has begun to write

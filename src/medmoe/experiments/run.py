@@ -22,6 +22,7 @@ from medmoe.backbones.published import PUBLISHED
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainSpec
+from medmoe.data.bad_rows import BadRows
 from medmoe.evaluation.pages.report import write_report
 from medmoe.evaluation.pages.run_report import report_of_run
 from medmoe.experiments.data import PHANTOM, TrainData, read_data
@@ -80,7 +81,12 @@ def run_train(plan: TrainPlan, progress: Progress, listener: RunListener | None)
         plan.seed,
         allow_leak=plan.allow_leak,
         allow_outside=plan.allow_outside,
+        bad=BadRows(plan.on_bad_row),
     )
+    for name, leak in data.leaks.items():
+        logger.warning("%s: %s", name, leak)
+    if data.bad.reasons:
+        logger.warning("left out: %d rows: %s", len(data.bad.reasons), data.bad.first_reasons())
     notes = data.check(todo, plan.label_counts, plan.seed)
     for phase, note in notes.items():
         logger.warning("%s: %s", phase, note)
@@ -185,7 +191,9 @@ def _apart(
             shared[name] = max(count, shared.get(name, 0))
     return {
         "dropped_near_duplicates": data.dropped,
-        "allow_leak": plan.allow_leak,
+        "allow_leak": plan.allow_leak or plan.recipe.spec.data.literature,
+        "bad_rows": data.bad.reasons,
+        "known_faults": dict(data.bad.known_faults),
         "shared_images": shared,
     }
 
@@ -212,6 +220,8 @@ def _provenance(
         notes.append(
             f"{dropped} training records dropped: their pictures nearly equal scored ones."
         )
+    if data.bad.reasons:
+        notes.append(f"{len(data.bad.reasons)} rows left out: they or their pictures are unusable.")
     twin = twin_key(plan.recipe)
     twin = twin or next((known["blind_twin"] for known in before if "blind_twin" in known), None)
     kept = ("recipe", "config_sha256", "seed", "commit", "dirty", "starts")
