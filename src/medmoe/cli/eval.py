@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from medmoe.cli import flags
 from medmoe.cli.console import asking_bar
@@ -14,6 +17,7 @@ from medmoe.errors import ConfigError
 from medmoe.processes import is_main
 
 if TYPE_CHECKING:
+    from medmoe.evaluation.ask.plan import Other
     from medmoe.evaluation.ask.records import TaskRecords
     from medmoe.evaluation.tasks import TaskSpec
 
@@ -21,6 +25,13 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `eval`."""
     flags.add_model(parser)
+    parser.add_argument(
+        "--model-api",
+        type=_address,
+        metavar="URL",
+        help="ask the MODEL of an OpenAI-compatible endpoint, which is sent the pictures, e.g. "
+        "http://localhost:8000/v1; its key stands in $MEDMOE_API_KEY",
+    )
     flags.add_tasks(parser)
     flags.add_protocol(parser)
     _add_tests(parser)
@@ -38,6 +49,11 @@ _severities = flags.reader(
     lambda text: tuple(sorted(set(flags.whole_numbers(text)))),
     lambda each: set(each) <= {1, 2, 3, 4, 5},
     "a list of 1 to 5, e.g. 1,3,5",
+)
+_address = flags.reader(
+    str,
+    lambda url: url.startswith(("http://", "https://")) and not set(url) & set("@?# "),
+    "the address of an endpoint, e.g. http://localhost:8000/v1",
 )
 #: A flag that takes names parted by commas.
 _NAMES: dict[str, Any] = {
@@ -103,9 +119,15 @@ def run(args: argparse.Namespace) -> int:
     corruptions = check_names(args.corruption, CORRUPTIONS, "corruption")
     pairs = check_names(args.pairs, PAIRS, "kind of pair")
     _check_flags(args)
-    model = find_model(args.model)
-    verify(model)
-    twin = _twin(args, model)
+    other = _other(args)
+    if other is None:
+        model = find_model(args.model)
+        verify(model)
+        twin = _twin(args, model)
+    elif args.blind_twin is not None:
+        raise ConfigError(f"{other.name} can have no blind twin; leave --blind-twin out")
+    else:
+        model, twin = args.model, None
     seed, tasks, calibration = _records(args, model)
     plan = EvalPlan(
         model=model,
@@ -124,7 +146,10 @@ def run(args: argparse.Namespace) -> int:
         max_new_tokens=args.max_new_tokens,
         commit=git_commit()[0],
         twin=twin,
+        other=other,
     )
+    for note in other.notes if other and is_main() else ():
+        print(note, flush=True)
     with flags.alone_in(args.out), asking_bar() as update:
         summary = evaluate(plan, update)
     if not is_main():  # of several processes one speaks
@@ -139,6 +164,27 @@ def run(args: argparse.Namespace) -> int:
     print(FOOTER)
     flags.write_json(args.json, summary)
     return 0
+
+
+def _other(args: argparse.Namespace) -> Other | None:
+    """Return what is asked where MODEL is no model of ours: of an endpoint, or one of the hub's."""
+    from medmoe.evaluation.ask.plan import Other
+    from medmoe.inference.endpoint import Endpoint
+    from medmoe.inference.other_model import OtherModel
+    from medmoe.model.locate import find_other, name_of
+
+    name, size, url = str(args.model), args.batch_size, args.model_api
+    if url is not None:
+        key = os.environ.get("MEDMOE_API_KEY")
+        here = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
+        note = f"Pictures and questions {'go to' if here else 'leave this machine for'} {url}."
+        return Other(name, f"{name} of {url}", partial(Endpoint, url, name, key, size), (note,))
+    folder = find_other(args.model)
+    if folder is None:
+        return None
+    files = [(path.name, *path.stat()[6:9:2]) for path in sorted(folder.iterdir())]  # size, time
+    identity = hashlib.sha256(repr(files).encode()).hexdigest()
+    return Other(name_of(folder), identity, partial(OtherModel, folder, size, args.dtype))
 
 
 def _twin(args: argparse.Namespace, model: Path) -> Path | None:
@@ -207,5 +253,10 @@ def _check_flags(args: argparse.Namespace) -> None:
     """Refuse a flag that means nothing without another."""
     if args.severity is not None and not args.corruption:
         raise ConfigError("--severity needs worse pictures; add --corruption all")
+    if args.model_api is not None and (args.calibrate or args.corruption or args.dtype):
+        raise ConfigError(
+            "--calibrate and --corruption need confidences, which an endpoint does not give, and "
+            "--dtype is its own matter; leave them out"
+        )
     if args.target_risk is not None and args.calibrate is None:
         raise ConfigError("--target-risk needs a split to choose on; add --calibrate validation")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -65,20 +65,21 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
     worse: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
     routed: dict[str, RoutedPicture] = {}
-    cut: dict[str, int] = {}
+    given: dict[str, Sequence[Prediction]] = {}
     for task in parts:
         path = plan.out / task.spec.name / "predictions.jsonl"
         predictions = asker.ask(task.spec.name, task.records, path)
         routed |= _routed(task, predictions)
-        cut[task.spec.name] = sum(prediction.cut for prediction in predictions)
+        given[task.spec.name] = predictions
         blind = _blind_answers(plan, task, twin)
         rows += _score_rows(plan, task, predictions, twin=blind)
-        trusted[task.spec.name] = _reliability_of(plan, task, predictions, asker)
+        if plan.other is None or all(p.confidence is not None for p in predictions):
+            trusted[task.spec.name] = _reliability_of(plan, task, predictions, asker)
         worse += _robustness_of(plan, task, predictions, asker)
         pairs += _pairs_of(plan, task, predictions, asker)
         rows += _control_rows(plan, task, asker)
     seconds = round(time.perf_counter() - start, 1)
-    domains = read_config(plan.model).domains or ()
+    domains = read_config(plan.model).domains or () if routed else ()
     router = router_score(list(routed.values()), domains) if routed else None
     circumstances = _circumstances(plan, asker, router)
     summary = {
@@ -88,8 +89,11 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
         "reliability": trusted,
         **({"corruptions": worse} if worse else {}),
         **({"pairs": pairs} if pairs else {}),
-        "cut_answers": cut,
-        "notes": [*circumstances["notes"], *_cut(plan, cut), *unasked(pairs)],
+        "cut_answers": {name: sum(p.cut for p in said) for name, said in given.items()},
+        "failed_answers": {
+            name: sum(p.failed is not None for p in said) for name, said in given.items()
+        },
+        "notes": [*circumstances["notes"], *_ends(plan, given), *unasked(pairs)],
         "scores": rows,
     }
     if not is_main():
@@ -110,8 +114,11 @@ def _blind_answers(
     return twin.ask(f"{task.spec.name}, blind twin", task.records, path)
 
 
-def _system(model: Path) -> str:
-    """Return what the scores call a model."""
+def _system(plan: EvalPlan) -> str:
+    """Return what the scores call what is asked."""
+    if plan.other is not None:
+        return plan.other.name
+    model = plan.model
     if provenance(model).get("blind"):
         return "blind_twin"
     if read_config(model).moe_layers:
@@ -128,7 +135,7 @@ def _score_rows(
 ) -> list[ScoreRow]:
     """Return the rows of every protocol that applies, with breakdowns where no control is named."""
     rows = score_task(
-        system=_system(plan.model),
+        system=_system(plan),
         task=task.spec.name.removesuffix("_letters"),
         split=task.split,
         records=task.records,
@@ -222,24 +229,28 @@ def _circumstances(
         "seed": plan.seed,
         "data": ", ".join(dict.fromkeys(task.spec.dataset for task in plan.tasks)),
         "commit": plan.commit,
-        **_counted(plan.out, asker),
+        **(_counted(plan.out, asker) if plan.other is None else {}),
         "router": router,
         "model": str(plan.model),
         "asked": asker.asked,
-        "notes": [note for task in plan.tasks for note in task.notes] + _leaks(shared),
+        "notes": [
+            *(plan.other.notes if plan.other else ()),
+            *(note for task in plan.tasks for note in task.notes),
+            *_leaks(shared),
+        ],
         **({"shared_images": shared} if shared else {}),
     }
 
 
-def _cut(plan: EvalPlan, counts: Mapping[str, int]) -> list[str]:
-    """Return what is said of answers that the longest answer ended."""
-    return [
-        f"{task.spec.name}, {_system(plan.model)}: {counts[task.spec.name]:,} of "
-        f"{len(task.records):,} answers were cut at {longest_answer(plan, task.records)} tokens "
-        "(`medmoe eval --max-new-tokens`)."
-        for task in parts_of(plan)
-        if counts[task.spec.name]
-    ]
+def _ends(plan: EvalPlan, given: Mapping[str, Sequence[Prediction]]) -> Iterator[str]:
+    """Yield what is said of answers that the longest answer ended, and of those that failed."""
+    for task in parts_of(plan):
+        said, who = given[task.spec.name], f"{task.spec.name}, {_system(plan)}"
+        if cut := sum(prediction.cut for prediction in said):
+            longest = f"{longest_answer(plan, task.records)} tokens (`eval --max-new-tokens`)"
+            yield f"{who}: {cut:,} of {len(said):,} answers were cut at {longest}."
+        if failed := [prediction.failed for prediction in said if prediction.failed]:
+            yield f"{who}: {len(failed):,} of {len(said):,} answers failed, e.g.: {failed[0]}."
 
 
 def _leaks(shared: Mapping[str, int]) -> list[str]:

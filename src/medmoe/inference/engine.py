@@ -382,6 +382,10 @@ class ChosenTokens:
     def __init__(self) -> None:
         self._log_probs: list[Tensor] = []
 
+    def __len__(self) -> int:
+        """Return how many tokens were chosen, one of each row."""
+        return len(self._log_probs)
+
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Take a step's likeliest tokens; the logits (B, V) stay what they are."""
         self._log_probs.append(scores.float().log_softmax(-1).amax(-1))

@@ -51,6 +51,16 @@ def find_seeing(source: Path | str) -> Path:
     return folder
 
 
+def find_other(source: Path | str) -> Path | None:
+    """Return the folder of a model of another kind that transformers can ask; None of any else."""
+    from transformers.models.auto import modeling_auto
+
+    folder = folder_of(source)
+    kind = read_or_empty(folder / CONFIG).get("model_type")
+    known = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return folder if kind in known and kind != MODEL_TYPE else None
+
+
 def folder_of(source: Path | str) -> Path:
     """Return the folder that a source names, whatever it holds: a model of the hub is fetched.
 

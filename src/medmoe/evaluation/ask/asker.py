@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property, partial
 from hashlib import sha256
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from medmoe.data.images import open_record
-from medmoe.data.schema import Record, images_of, question_text
+from medmoe.data.schema import Record, images_of, question_text, spoken
 from medmoe.errors import ConfigError, DataError
 from medmoe.evaluation.ask.answers import BATCHES, AnswerFile, chunks_by_image
 from medmoe.evaluation.ask.plan import EvalPlan, longest_answer
 from medmoe.evaluation.files.json_lines import named
 from medmoe.evaluation.files.predictions import Prediction, read_predictions
-from medmoe.inference.answer import Routing
+from medmoe.inference.answer import Answer, Routing
+from medmoe.inference.endpoint import Reply
 from medmoe.inference.engine import MedMoe
 from medmoe.model.blind import BlindConfig
 from medmoe.processes import from_main, is_main, shared_out
@@ -41,15 +43,17 @@ class Asker:
         self.asked = 0
 
     @cached_property
-    def engine(self) -> MedMoe:
-        """The model, loaded once."""
+    def engine(self) -> Any:
+        """The model, or what is asked in its place, loaded once."""
+        if self._plan.other is not None:
+            return self._plan.other.begin()
         plan = self._plan
         return MedMoe.load(plan.model, dtype=plan.dtype, batch_size=plan.batch_size)
 
     def unfit(self, records: Sequence[Record]) -> list[tuple[Record, str]]:
         """Return the records that the model cannot be asked, each with the reason."""
         self.engine.max_new_tokens = longest_answer(self._plan, records)
-        return unfit(self.engine, records)
+        return [] if self._plan.other else unfit(self.engine, records)
 
     def ask(
         self,
@@ -112,11 +116,11 @@ def unfit(engine: MedMoe, records: Sequence[Record]) -> list[tuple[Record, str]]
 
 
 def ask_chunk(
-    engine: MedMoe,
+    engine: Any,
     records: Sequence[Record],
     change: Change | None = None,
 ) -> list[Prediction]:
-    """Answer records, each picture encoded once for all its questions.
+    """Answer records; a model of ours encodes each picture once for all its questions.
 
     Raises:
         ImageError: A picture cannot be used; the record is named.
@@ -125,6 +129,11 @@ def ask_chunk(
     pictures = [open_record(image) for image in images]
     if change is not None:
         pictures = [change(i.id, picture) for i, picture in zip(images, pictures, strict=True)]
+    if not isinstance(engine, MedMoe):
+        by_image = dict(zip((image.id for image in images), pictures, strict=True))
+        talks = [[*spoken(r.earlier), ("user", question_text(r))] for r in records]
+        answers = engine.answers([by_image[record.image.id] for record in records], talks)
+        return list(map(_prediction, records, answers))
     # A control shows the same picture in the place of many, and to a blind twin all are the same.
     blind = engine.model.config.vision_config.model_type == BlindConfig.model_type
     shown = [b"" if blind else _digest(picture) for picture in pictures]
@@ -166,14 +175,19 @@ def predict(
             earlier = [record.earlier for record in asked]
             answers = engine.answer_features(features, places, questions, earlier=earlier)
             for record, answer in zip(asked, answers, strict=True):
-                predictions[record.id] = Prediction(
-                    record.id,
-                    answer.text,
-                    answer.confidence,
-                    routing=_summary(answer.routing),
-                    cut=answer.cut,
-                )
+                predictions[record.id] = _prediction(record, answer)
     return [predictions[record.id] for record in records]
+
+
+def _prediction(record: Record, answer: Answer) -> Prediction:
+    return Prediction(
+        record.id,
+        answer.text,
+        None if isnan(answer.confidence) else answer.confidence,
+        routing=_summary(answer.routing),
+        cut=answer.cut,
+        failed=answer.failed if isinstance(answer, Reply) else None,
+    )
 
 
 def _summary(routing: Routing | None) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,16 @@ from medmoe.inference.engine import LONG_ANSWER, SHORT_ANSWER
 from medmoe.model.checkpoint import identity, provenance
 
 SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """A system that is no model of ours; ``begin`` gives an `OtherModel` or an `Endpoint`."""
+
+    name: str
+    identity: str
+    begin: Callable[[], Any]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +52,7 @@ class EvalPlan:
         max_new_tokens: Longest answer, None by `longest_answer`.
         commit: Of the code, None outside a checkout.
         twin: Folder of the blind twin, verified; None where there is none.
+        other: What is asked instead of the model, whose folder or name then stands in files only.
     """
 
     model: Path
@@ -60,15 +71,18 @@ class EvalPlan:
     dtype: str | None = None
     commit: str | None = None
     twin: Path | None = None
+    other: Other | None = None
 
 
 def longest_answer(plan: EvalPlan, records: Sequence[Record]) -> int:
     """Return the longest answer in tokens: the plan's, else by what is asked.
 
-    A caption, or an answer of a model whose training names other sets only, is as long as it likes.
+    A caption, or an answer of a model whose training does not name the set, is as long as it likes.
     """
     if plan.max_new_tokens is not None:
         return plan.max_new_tokens
+    if plan.other is not None:
+        return LONG_ANSWER
     trained = str(provenance(plan.model).get("data") or "")
     sets = {name.partition("/")[0] for name in trained.split(", ")}
     if any(r.task == "caption" or (trained and r.dataset not in sets) for r in records):
@@ -123,6 +137,13 @@ def protocols_of(plan: EvalPlan, task: TaskRecords) -> list[str]:
         ConfigError: None of them does.
     """
     known = _OF_KIND.get(task.spec.kind, (LABEL_SCORE,))
+    if plan.other is not None:
+        known = [name for name in known if name != LABEL_SCORE]
+        if not known:
+            raise ConfigError(
+                f"task {task.spec.name!r} is scored by likelihoods, for which only models of ours "
+                f"are asked; leave it out for {plan.other.name}"
+            )
     fitting = [name for name in plan.protocols if name in known]
     if not fitting:
         raise ConfigError(
@@ -195,7 +216,7 @@ def _settings_of(plan: EvalPlan) -> dict[str, Any]:
         or {task.spec.name: longest_answer(plan, task.records) for task in plan.tasks},
         **({"dtype": plan.dtype} if plan.dtype else {}),
         "tasks": tasks,
-        "model": identity(plan.model),
+        "model": identity(plan.model) if plan.other is None else plan.other.identity,
     }
 
 

@@ -37,6 +37,7 @@ class Prediction:
         option_scores: Summed label log-likelihood of each of the record's options, in their order.
         routing: The router's ``domain`` and ``domain_probability`` for the image; scores need none.
         cut: Whether the longest answer ended it, not the system.
+        failed: Why the system gave no answer, None where it gave one.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Prediction:
     option_scores: tuple[float, ...] | None = None
     routing: Mapping[str, Any] | None = field(default=None, compare=False)
     cut: bool = False
+    failed: str | None = None
 
 
 def by_image(records: Sequence[Record]) -> list[Record]:
@@ -107,6 +109,8 @@ def prediction_row(record: Record, prediction: Prediction) -> dict[str, Any]:
         row["routing"] = dict(prediction.routing)
     if prediction.cut:
         row["cut"] = True
+    if prediction.failed is not None:
+        row["failed"] = prediction.failed
     row |= {"answer": record.answer, "answer_type": record.answer_type}
     if record.references:
         row["references"] = list(record.references)
@@ -149,4 +153,5 @@ def _prediction(row: Mapping[str, Any], where: str) -> Prediction:
         else tuple(number(score, "option_scores", where) for score in scores),
         routing=routing if isinstance(routing := row.get("routing"), dict) else None,
         cut=row.get("cut") is True,
+        failed=failed if isinstance(failed := row.get("failed"), str) else None,
     )
