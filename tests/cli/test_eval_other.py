@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from tests.inference.other_checkpoints import idefics3, llava
 
 from medmoe.cli.eval import _other
 from medmoe.cli.main import main
+from medmoe.inference.endpoint import Endpoint, Reply
 from medmoe.inference.other_model import OtherModel
 from medmoe.model.locate import find_other
 
@@ -85,6 +88,30 @@ def test_bad_flags_are_one_line_and_write_nothing(
     assert message in line
     assert "secret" not in line.replace("me:secret@somewhere", "")
     assert not out.exists()
+
+
+def test_failed_answers_are_counted_and_said_and_not_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answers(self: Endpoint, pictures: object, talks: Sequence[object]) -> list[Reply]:
+        failed = Reply("", math.nan, None, failed="HTTP 413: too large")
+        return [failed, *(Reply("yes", math.nan, None) for _ in talks[1:])]
+
+    monkeypatch.setattr(Endpoint, "answers", answers)
+    out = tmp_path / "out"
+    words = ["eval", "name", "--model-api", "http://127.0.0.1:9/v1", *WORDS, "--out", str(out)]
+    assert main(words) == 0
+    note = "phantom_vqa, name: 1 of 6 answers failed, e.g.: HTTP 413: too large."
+    assert note in capsys.readouterr().out
+    monkeypatch.setattr(Endpoint, "answers", None)
+    assert main(words) == 0
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    assert (summary["asked"], summary["failed_answers"]) == (0, {"phantom_vqa": 1})
+    assert note in summary["notes"]
+    assert "HTTP 413: too large" in (out / "report.html").read_text(encoding="utf-8")
+    assert summary["reliability"] == {}
+    assert main(["score", str(out)]) == 0
+    capsys.readouterr()
 
 
 def test_tasks_by_likelihood_are_refused_before_anything_is_asked(

@@ -15,6 +15,7 @@ from tests.model.tiny import moe_model, processor
 
 from medmoe.cli.main import main
 from medmoe.data.schema import Record, lettered
+from medmoe.evaluation.ask.plan import EvalPlan, Other, parts_of
 from medmoe.evaluation.ask.records import task_records
 from medmoe.evaluation.files.predictions import Prediction
 from medmoe.evaluation.metrics import option_letter
@@ -164,3 +165,9 @@ def test_what_a_set_leaves_out_is_said_with_its_scores(tmp_path: Path) -> None:
     assert "Left out: 1 rows: medxpertqa_mm: question about several pictures." in task.notes
     task = task_records(task_spec("omnimed_vqa"), omnimed(tmp_path), split=None, limit=None, seed=7)
     assert any("no training answers (the set is for testing only)" in note for note in task.notes)
+
+
+def test_what_gives_no_likelihoods_is_asked_by_letter_only(data: Path, tmp_path: Path) -> None:
+    task = task_records(task_spec("pmc_vqa"), data, split=None, limit=None, seed=1)
+    plan = EvalPlan(tmp_path, tmp_path, [task], other=Other("name", "name", lambda: None))
+    assert [part.spec.name for part in parts_of(plan)] == ["pmc_vqa_letters"]
