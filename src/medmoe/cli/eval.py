@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_model(parser)
     parser.add_argument(
         "--model-api",
-        type=_address,
+        type=flags.address,
         metavar="URL",
         help="ask the MODEL of an OpenAI-compatible endpoint, which is sent the pictures, e.g. "
         "http://localhost:8000/v1; its key stands in $MEDMOE_API_KEY",
@@ -49,11 +49,6 @@ _severities = flags.reader(
     lambda text: tuple(sorted(set(flags.whole_numbers(text)))),
     lambda each: set(each) <= {1, 2, 3, 4, 5},
     "a list of 1 to 5, e.g. 1,3,5",
-)
-_address = flags.reader(
-    str,
-    lambda url: url.startswith(("http://", "https://")) and not set(url) & set("@?# "),
-    "the address of an endpoint, e.g. http://localhost:8000/v1",
 )
 #: A flag that takes names parted by commas.
 _NAMES: dict[str, Any] = {

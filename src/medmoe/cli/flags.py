@@ -277,6 +277,11 @@ def whole_numbers(text: str) -> tuple[int, ...]:
 seed = reader(int, lambda n: 0 <= n <= MAX_SEED, f"a whole number from 0 to {MAX_SEED}")
 positive_int = reader(int, lambda n: n >= 1, "a whole number of at least 1")
 positive_float = reader(float, lambda x: 0 < x < math.inf, "a number above 0")
+address = reader(
+    str,
+    lambda url: url.startswith(("http://", "https://")) and not set(url) & set("@?# "),
+    "the address of an endpoint, e.g. http://localhost:8000/v1",
+)
 share = reader(float, lambda x: 0 < x < 1, "a number between 0 and 1")
 counts = reader(
     whole_numbers, lambda each: min(each) >= 0, "a list of whole numbers, e.g. 0,50,100"

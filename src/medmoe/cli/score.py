@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from medmoe.cli.parser import FOOTER
 from medmoe.errors import ConfigError
 
 if TYPE_CHECKING:
+    from medmoe.evaluation.judge import Judge
     from medmoe.evaluation.score.rows import ScoreRow
     from medmoe.evaluation.score_files import Answers
 
@@ -53,6 +55,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what was answered, e.g. vqa_rad: also show what the paper reports on it",
     )
     _add_reliability(parser)
+    parser.add_argument(
+        "--judge",
+        type=flags.address,
+        metavar="URL",
+        help="also let a language model judge the answers: an OpenAI-compatible endpoint, which is "
+        "sent questions and answers; its key stands in $MEDMOE_API_KEY",
+    )
+    parser.add_argument("--judge-model", metavar="NAME", help="the model of --judge")
+    flags.add_data(parser)
     flags.add_path(parser, "--report", "FILE", "also write an HTML report")
     flags.add_seed(parser)
     flags.add_json(parser)
@@ -116,12 +127,25 @@ def _check_flags(args: argparse.Namespace) -> None:
     """Refuse a flag that means nothing without another."""
     if args.calibrate is not None and not args.reliability:
         raise ConfigError("--calibrate is about confidences; add --reliability")
+    if (args.judge is None) != (args.judge_model is None):
+        raise ConfigError("--judge needs the name of its model and the other way; give both")
     for flag, value in (
         ("--calibrate-truth", args.calibrate_truth),
         ("--target-risk", args.target_risk),
     ):
         if value is not None and args.calibrate is None:
             raise ConfigError(f"{flag} needs answers to choose on; add --calibrate FILE")
+
+
+def _judge(args: argparse.Namespace) -> Judge:
+    """Return the judge, once what it is told is printed."""
+    from medmoe.data.registry import find_data
+    from medmoe.evaluation.judge import PROMPT, Judge
+    from medmoe.inference.endpoint import Endpoint
+
+    print(f"Questions and answers, no pictures, go to {args.judge}, with:\n{PROMPT}\n", flush=True)
+    endpoint = Endpoint(args.judge, args.judge_model, os.environ.get("MEDMOE_API_KEY"), 8)
+    return Judge(endpoint, args.judge_model, find_data(args.data))
 
 
 def _scored(
@@ -136,6 +160,7 @@ def _scored(
     wanted = ALL_PROTOCOLS if "all" in chosen else tuple(dict.fromkeys(chosen))
     train = read_truth(args.train) if args.train else ()
     twin = Answers(args.blind_twin, None, args.without_thinking) if args.blind_twin else None
+    judge = _judge(args) if args.judge else None
     others = calibrations(args.calibrate, args.calibrate_truth, answers)
     return [
         score_answers(
@@ -147,6 +172,7 @@ def _scored(
             wanted=wanted,
             seed=args.seed,
             judged=args.reliability,
+            judge=judge,
             calibration=others[name],
             target=args.target_risk or 0.1,
         )

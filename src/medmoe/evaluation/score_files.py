@@ -17,6 +17,7 @@ from medmoe.evaluation.files.json_lines import named
 from medmoe.evaluation.files.predictions import Prediction, read_predictions, without_thinking
 from medmoe.evaluation.files.run_files import read_side
 from medmoe.evaluation.files.truth import UNNAMED, check_same_truth, own_truth, read_truth
+from medmoe.evaluation.judge import Judge, cost_and_agreement
 from medmoe.evaluation.pages.report import ReportData, write_report
 from medmoe.evaluation.pages.run_report import sections_of
 from medmoe.evaluation.protocols import ALL_PROTOCOLS
@@ -92,6 +93,7 @@ def score_answers(
     wanted: Sequence[str] = ALL_PROTOCOLS,
     seed: int = 7,
     judged: bool = False,
+    judge: Judge | None = None,
     calibration: Answers | None = None,
     target: float = 0.1,
 ) -> tuple[dict[str, Any], list[ScoreRow]]:
@@ -102,6 +104,7 @@ def score_answers(
         task: What was answered; the paper's rows of it are added.
         train: Of `score_table`, as ``twin`` and ``wanted``.
         judged: Also add ``reliability``, as a run's ``summary.json`` has it for one task.
+        judge: A model that also judges the answers.
         calibration: Other answers, for what is chosen on them to reach the ``target``.
 
     Raises:
@@ -141,6 +144,13 @@ def score_answers(
         result["reliability"] = reliability(reported, chosen, target=target, seed=seed)
     called = task or named_task or truth
     shown = rows_of(table, system=system, task=called, split="", places=("summary", "table"))
+    if judge is not None:
+        cells, result["judge"] = judge.scores(records, predictions, seed)
+        result["protocols"]["judge"] = cells
+        result["notes"].append(cost_and_agreement(result["judge"]))
+        row = {"system": system, "task": called, "split": "", "protocol": "judge", "control": None}
+        for subset, cell in cells.items():
+            shown.append(row | {"subset": subset, "metric": "accuracy"} | cell["accuracy"])
     return result, shown
 
 

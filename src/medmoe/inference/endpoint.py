@@ -35,9 +35,15 @@ _AGAIN = (408, 409, 425, 429)
 
 @dataclass(frozen=True, slots=True)
 class Reply(Answer):
-    """An answer whose confidence nobody knows; ``failed`` says why there is none."""
+    """An answer whose confidence nobody knows.
+
+    Attributes:
+        failed: Why there is none.
+        tokens: Read and written, as the endpoint counts them; 0 where it does not.
+    """
 
     failed: str | None = None
+    tokens: tuple[int, int] = (0, 0)
 
 
 class Endpoint:
@@ -57,8 +63,10 @@ class Endpoint:
         self._batch_size = batch_size
         self._opener = build_opener(_NoRedirect)
 
-    def answers(self, pictures: Sequence[Image.Image], talks: Sequence[Turns]) -> list[Reply]:
-        """Go on with conversations about a picture each; if all fail, it is a `ConfigError`."""
+    def answers(
+        self, pictures: Sequence[Image.Image | None], talks: Sequence[Turns]
+    ) -> list[Reply]:
+        """Go on with conversations, about a picture each or none; if all fail: `ConfigError`."""
         pool = ThreadPoolExecutor(self._batch_size)
         try:
             replies = list(pool.map(self._reply, pictures, talks))
@@ -71,10 +79,13 @@ class Endpoint:
             )
         return replies
 
-    def _reply(self, picture: Image.Image, talk: Turns) -> Reply:
-        picture.save(png := io.BytesIO(), "PNG")
-        url = f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
-        messages = conversation(talk, {"type": "image_url", "image_url": {"url": url}})
+    def _reply(self, picture: Image.Image | None, talk: Turns) -> Reply:
+        shown = []
+        if picture is not None:
+            picture.save(png := io.BytesIO(), "PNG")
+            url = f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
+            shown.append({"type": "image_url", "image_url": {"url": url}})
+        messages = conversation(talk, *shown)
         body = {"model": self._name, "messages": messages, "max_tokens": self.max_new_tokens}
         content = json.dumps(body | {"temperature": 0}).encode()
         for wait in (*_WAITS, None):
@@ -103,7 +114,9 @@ class _NoRedirect(HTTPRedirectHandler):
 
 def _read(data: bytes) -> Reply:
     """Return the answer in a reply's body; what is no chat completion raises what it may."""
-    choice = json.loads(data)["choices"][0]
+    content = json.loads(data)
+    choice, used = content["choices"][0], content.get("usage") or {}
     text, finish = choice["message"]["content"] or "", choice.get("finish_reason")
     failed = finish if finish == "content_filter" else None
-    return Reply("".join(text).strip(), math.nan, None, finish == "length", failed)
+    tokens = int(used.get("prompt_tokens") or 0), int(used.get("completion_tokens") or 0)
+    return Reply("".join(text).strip(), math.nan, None, finish == "length", failed, tokens)

@@ -106,7 +106,7 @@ def _loaded(folder: Path, dtype: str) -> tuple[Any, Any]:
     return model, processor
 
 
-def conversation(turns: Turns, picture: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a conversation as messages; the picture stands first."""
+def conversation(turns: Turns, *pictures: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a conversation as messages; the pictures stand first."""
     first, *others = ({"role": r, "content": [{"type": "text", "text": t}]} for r, t in turns)
-    return [first | {"content": [picture, *first["content"]]}, *others]
+    return [first | {"content": [*pictures, *first["content"]]}, *others]
