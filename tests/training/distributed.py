@@ -32,7 +32,8 @@ class _Sharded(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
         named = dict(model.named_parameters())
-        self.trained = all(isinstance(p, DTensor) for p in named.values() if p.requires_grad)
+        trained = [p for p in named.values() if p.requires_grad]
+        self.trained = all(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in trained)
         self.router = any(isinstance(p, DTensor) for n, p in named.items() if ".mlp.gate." in n)
 
 

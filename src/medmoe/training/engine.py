@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from medmoe.errors import GuardError
 from medmoe.training.averaging import WeightMean
@@ -180,7 +181,8 @@ class PhaseTrainer(Trainer):
         return best_step(self.state.log_history)
 
     def close(self) -> None:
-        """End the thread that prepares samples."""
+        """End the thread that prepares samples; the next model is loaded as without sharding."""
+        unset_hf_deepspeed_config()
         if self.ahead is not None:
             self.ahead.close()
 
@@ -286,6 +288,18 @@ class PhaseTrainer(Trainer):
         before = self.saved if self.saved is not None else self.resumed.get("step")
         error = cannot_save(fault, step, str(self.folder.path), before)
         return GuardError(f"{self.phase}: {error}")
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
+        """Prepare as the Trainer does, which reads DeepSpeed's own checkpoints where it shards."""
+        ours = self.is_deepspeed_enabled and resume_from_checkpoint is not None
+        given = None if ours else resume_from_checkpoint
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, given)
+        if ours and resume_from_checkpoint is not None:
+            self._load_from_checkpoint(resume_from_checkpoint)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None

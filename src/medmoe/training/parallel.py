@@ -1,7 +1,8 @@
 """Weights and optimiser state over several processes: whole tensors out, shares in.
 
-FSDP2 keeps a share of each tensor in each process (a ``DTensor``). A checkpoint holds whole ones,
-so a run may be resumed with another number of processes. Accelerate shards; nothing here does.
+FSDP2 keeps a share of each tensor in each process (a ``DTensor``), and DeepSpeed's ZeRO a share of
+the optimiser's state (stage 2) and of each weight (stage 3). A checkpoint holds whole ones, so a
+run may be resumed with another number of processes. Accelerate shards; nothing here does.
 """
 
 from __future__ import annotations
@@ -34,10 +35,16 @@ _FROM_THE_TRAINER = (
 _WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.", "_fsdp_wrapped_module.")
 
 
-def shards_weights(settings: RunSettings) -> bool:
-    """Return whether FSDP2 is asked for, by the settings or by ``accelerate launch``."""
-    launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in _TRUE
-    return settings.sharding == "fsdp2" or launched
+def shards(settings: RunSettings) -> bool:
+    """Return whether the settings or ``accelerate launch`` ask for sharding."""
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in _TRUE
+    return settings.sharding == "fsdp2" or fsdp or by_deepspeed(settings)
+
+
+def by_deepspeed(settings: RunSettings) -> bool:
+    """Return whether the settings or ``accelerate launch`` ask for DeepSpeed."""
+    launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in _TRUE
+    return settings.sharding in {"zero2", "zero3"} or launched
 
 
 def sharding_arguments(settings: RunSettings) -> dict[str, Any]:
@@ -52,32 +59,34 @@ def sharding_arguments(settings: RunSettings) -> dict[str, Any]:
         return {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}}
     refuse_deepspeed(settings)
     stage = int(settings.sharding[-1])
+    # PyTorch's autocast, as without sharding: weights and a router's decision stay in float32.
+    autocast = {"enabled": settings.precision == "bf16", "dtype": "bfloat16"}
     return {
+        "bf16": False,
         "deepspeed": {
             "zero_optimization": {"stage": stage, "overlap_comm": True},
-            "bf16": {"enabled": "auto"},
+            "torch_autocast": autocast,
             **dict.fromkeys(_FROM_THE_TRAINER, "auto"),
-        }
+        },
     }
 
 
-def refuse_deepspeed(settings: RunSettings) -> None:
+def refuse_deepspeed(settings: RunSettings, average: float = 0) -> None:
     """Refuse what DeepSpeed cannot do, whether the settings or ``accelerate launch`` ask for it.
 
     Raises:
-        ConfigError: It is not installed, or checkpoints are to be saved.
+        ConfigError: It is not installed, or a mean of weights is asked for.
     """
-    launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in _TRUE
-    if settings.sharding not in {"zero2", "zero3"} and not launched:
+    if not by_deepspeed(settings):
         return
-    if settings.checkpoints is not None:
+    if average:
         raise ConfigError(
-            "DeepSpeed writes checkpoints of its own kind, which cannot be verified and resumed "
-            "exactly; use sharding fsdp2, or train without checkpoints"
+            f"average ({average}) takes the mean of weights that DeepSpeed keeps in parts; use "
+            "sharding fsdp2, or average: 0"
         )
     if find_spec("deepspeed") is None:
         raise ConfigError(
-            "DeepSpeed is not installed: pip install deepspeed, or use sharding fsdp2"
+            "DeepSpeed is not installed: pip install 'medmoe[deepspeed]', or use sharding fsdp2"
         )
 
 
@@ -100,11 +109,10 @@ def whole(tensor: Tensor) -> Tensor:
     """Return a tensor as it is without sharding, on the CPU; every process must call this."""
     if isinstance(tensor, DTensor):
         tensor = tensor.full_tensor()
-    if hasattr(tensor, "ds_id"):  # ZeRO-3
-        from deepspeed.zero import GatheredParameters
+    if is_of_deepspeed(tensor):
+        from deepspeed.utils import safe_get_full_fp32_param
 
-        with GatheredParameters([tensor]):
-            return tensor.detach().cpu().clone()
+        tensor = safe_get_full_fp32_param(tensor)
     return tensor.detach().cpu().contiguous()
 
 
@@ -116,9 +124,68 @@ def share(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor.to(like.device)
 
 
+@torch.no_grad()
+def put(parameter: Tensor, value: Tensor) -> None:
+    """Set a parameter to a whole tensor; every process must call this."""
+    if not is_of_deepspeed(parameter):
+        parameter.copy_(share(value, parameter))
+        return
+    import deepspeed
+    from deepspeed.utils import safe_set_full_fp32_param
+
+    value = value.to(parameter.device)
+    # First what the model computes with, then what the optimiser changes.
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        parameter.copy_(value)
+    safe_set_full_fp32_param(parameter, value)
+
+
+def optimizer_state(optimizer: Any, parameter: Tensor) -> dict[str, Tensor]:
+    """Return the optimiser's state of a parameter; every process must call this."""
+    if not is_of_deepspeed(parameter):
+        return dict(optimizer.state.get(parameter, {}))
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    known = next(iter(optimizer.optimizer.optimizer.state.values()))
+    return {
+        kind: safe_get_full_optimizer_state(parameter, kind) if value.dim() else value.clone()
+        for kind, value in known.items()
+    }
+
+
+def put_optimizer_state(optimizer: Any, parameter: Tensor, state: dict[str, Tensor]) -> None:
+    """Set the state that DeepSpeed's optimiser has of a parameter.
+
+    Args:
+        state: Whole, as `optimizer_state` returns it.
+    """
+    from deepspeed.utils import safe_set_full_optimizer_state
+
+    zero = optimizer.optimizer
+    if not zero.optimizer.state:  # before its first step
+        stage3 = hasattr(zero, "fp32_partitioned_groups_flat")
+        name = "fp32_partitioned_groups_flat" if stage3 else "single_partition_of_fp32_groups"
+        for flat in getattr(zero, name):
+            zero.optimizer.state[flat] = {
+                kind: torch.zeros_like(flat) if value.dim() else value.to(flat.device, copy=True)
+                for kind, value in state.items()
+            }
+        if not stage3:
+            zero._lazy_init_hp_params_optimizer_state()
+    for kind, value in state.items():
+        if value.dim():
+            safe_set_full_optimizer_state(parameter, value.to(parameter.device), kind)
+
+
+def is_of_deepspeed(tensor: Tensor) -> bool:
+    """Return whether a tensor is a weight that DeepSpeed trains: of stage 3, or of stage 2."""
+    return hasattr(tensor, "ds_id") or hasattr(tensor, "_hp_mapping")
+
+
 def local(tensor: Tensor) -> Tensor:
     """Return this process's share of a tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    shard: Tensor = getattr(tensor, "ds_tensor", tensor)
+    return shard.to_local() if isinstance(shard, DTensor) else shard
 
 
 def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -32,7 +32,7 @@ from medmoe.training.guards import StopRequest, sigterm_asks
 from medmoe.training.parallel import (
     refuse_deepspeed,
     sharding_arguments,
-    shards_weights,
+    shards,
     trained_parameters,
     whole,
 )
@@ -85,7 +85,7 @@ def run_phase(
         StoppedError: SIGTERM was received; a checkpoint of the last step is saved.
     """
     phase, settings = run.phase, run.settings
-    refuse_deepspeed(settings)
+    refuse_deepspeed(settings, run.spec.average)
     _check(run)
     counts = set_trainable(model, phase, run.spec.trains)
     logger.info("%s", counts.line())
@@ -94,8 +94,8 @@ def run_phase(
     folder = _folder(settings)
     facts = _facts(run, model, samples) if folder else {}
     resumed = _resumable(folder, facts, settings)
-    # FSDP2 shards a model for good; the caller's stays whole.
-    working = copy.deepcopy(model) if shards_weights(settings) else model
+    # A model is sharded for good; the caller's stays whole.
+    working = copy.deepcopy(model) if shards(settings) else model
     stop = StopRequest()
     with tempfile.TemporaryDirectory() as scratch, sigterm_asks(stop, listen=folder is not None):
         trainer = PhaseTrainer(
@@ -132,7 +132,7 @@ def _check(run: PhaseRun) -> None:
         return
     if validation.keep_best and settings.checkpoints is None:
         raise ConfigError("the best step is kept as a checkpoint; train with checkpoints")
-    if validation.score is not None and (settings.sharding != "none" or shards_weights(settings)):
+    if validation.score is not None and shards(settings):
         raise ConfigError(
             "a model whose weights are spread over processes cannot answer while it trains; use "
             "--set validation.score=false, which leaves the validation loss"
@@ -203,7 +203,8 @@ def training_arguments(run: PhaseRun, model: nn.Module, scratch: str) -> Trainin
         ConfigError: The batch cannot be divided, or the machine lacks what the settings ask for.
     """
     spec, settings = run.spec, run.settings
-    return TrainingArguments(
+    # What sharding says of the arguments goes last.
+    arguments = dict[str, Any](
         output_dir=scratch,
         max_steps=run.steps,
         per_device_train_batch_size=_batch_size(run.phase, spec, settings),
@@ -227,8 +228,8 @@ def training_arguments(run: PhaseRun, model: nn.Module, scratch: str) -> Trainin
         dataloader_num_workers=settings.loader_workers,
         bf16=settings.precision == "bf16",
         **_checkpointing(model, settings),
-        **sharding_arguments(settings),
     )
+    return TrainingArguments(**(arguments | sharding_arguments(settings)))
 
 
 def _warmup_steps(spec: PhaseSpec, steps: int) -> int:

@@ -22,7 +22,15 @@ from torch import Tensor, nn
 from medmoe.errors import GuardError
 from medmoe.model.committed import write_json
 from medmoe.training.features import take_in
-from medmoe.training.parallel import share, trained_parameters, whole
+from medmoe.training.parallel import (
+    is_of_deepspeed,
+    optimizer_state,
+    put,
+    put_optimizer_state,
+    share,
+    trained_parameters,
+    whole,
+)
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 AVERAGE = "average.safetensors"
@@ -39,7 +47,7 @@ def optimizer_tensors(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
     return {
         f"{kind}/{name}": whole(value)
         for name, parameter in trained_parameters(model)
-        for kind, value in optimizer.state.get(parameter, {}).items()
+        for kind, value in optimizer_state(optimizer, parameter).items()
     }
 
 
@@ -57,14 +65,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def load_weights(model: nn.Module, directory: Path, file_name: str = WEIGHTS) -> None:
     """Put a checkpoint's weights into a model of the same trained parameters."""
-    with torch.no_grad(), safe_open(directory / file_name, framework="pt") as file:
+    with safe_open(directory / file_name, framework="pt") as file:
         for name, parameter in trained_parameters(model):
-            parameter.copy_(share(file.get_tensor(name), parameter))
+            put(parameter, file.get_tensor(name))
 
 
 def load_optimizer(model: nn.Module, optimizer: Any, directory: Path) -> None:
     """Put a checkpoint's optimiser state into an optimiser of the same parameters."""
-    names = {id(parameter): name for name, parameter in trained_parameters(model)}
+    trained = list(trained_parameters(model))
+    names = {id(parameter): name for name, parameter in trained}
     groups = optimizer.param_groups
     order = [parameter for group in groups for parameter in group["params"]]
     index = {id(parameter): number for number, parameter in enumerate(order)}
@@ -73,6 +82,11 @@ def load_optimizer(model: nn.Module, optimizer: Any, directory: Path) -> None:
         for key in file.keys():  # noqa: SIM118  (the file is no mapping)
             kind, _, name = key.partition("/")
             kinds.setdefault(name, []).append(kind)
+        if is_of_deepspeed(trained[0][1]):
+            for name, parameter in trained:
+                whole_state = {kind: file.get_tensor(f"{kind}/{name}") for kind in kinds[name]}
+                put_optimizer_state(optimizer, parameter, whole_state)
+            return
         state = {
             index[id(parameter)]: {
                 kind: share(file.get_tensor(f"{kind}/{names[id(parameter)]}"), parameter)
