@@ -344,12 +344,19 @@ def test_a_plan_is_printed_and_nothing_is_trained(
 
 
 def test_a_plan_of_real_size_needs_no_data(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "phi2", "--plan", "--phase", "phase1_alignment"]) == 0
-    out = capsys.readouterr().out
+    words = ["train", "phi2", "--plan", "--phase", "phase1_alignment", "--hardware", "8x24GB"]
+    assert main(words) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "published for 8x24GB (568,000 GFLOP/s)" in out
     # 500,000 pairs, batches of 64, one epoch; the projector alone trains
     assert "7,813" in out
     assert f"{1024 * 2560 + 2560 + 2560 * 2560 + 2560:,}" in out
     assert "steps follow from the recipe's samples, since the recipe reads llava_med_align" in out
+
+
+def test_hardware_is_of_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "phi2", "--hardware", "1xH100"]) == 2
+    assert "--hardware belongs to --plan; add it" in capsys.readouterr().err
 
 
 def test_a_phase_of_a_recipe_file_runs_and_says_where_it_went(

@@ -219,5 +219,5 @@ def test_the_plain_prompt_is_a_picture_its_caption_and_the_end_of_a_line() -> No
     (caption,) = plain.segments([("Describe the image.", "a chest <image>.")])
     assert decoded(caption.ids) == "a chest < image >.\n"
     assert (caption.answer_length, caption.earlier) == (len(caption.ids), ())
-    with pytest.raises(DataError, match=r"a caption of 2 turns \('so'\): the prompt plain is"):
-        plain.segments([("why?", "so"), ("where?", "left")])
+    (said,) = plain.segments([("why?", "so"), ("where?", "left")])
+    assert (decoded(said.ids), said.answer_length) == ("so\nleft\n", len(said.ids))

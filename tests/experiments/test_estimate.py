@@ -1,8 +1,32 @@
-"""A run's remaining time follows from its steps and the speed of each phase."""
+"""What a run takes: steps, operations, memory, and how long it still is."""
 
 from __future__ import annotations
 
-from medmoe.experiments.estimate import Outlook
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.model.tiny import language_model, processor
+from tests.training import toy
+from torch.utils.flop_counter import FlopCounterMode
+
+from medmoe.config.schema import PhaseName
+from medmoe.config.train_schema import TrainSpec
+from medmoe.data.schema import ImageRecord
+from medmoe.errors import ConfigError
+from medmoe.experiments.data import TrainData
+from medmoe.experiments.estimate import (
+    Outlook,
+    _meta_model,
+    _tokens,
+    estimate,
+    memory_bytes,
+    phase_shape,
+)
+from medmoe.experiments.recipe import load_recipe
+from medmoe.training.memory import _hidden_states
+from medmoe.training.trainable import set_trainable
 
 
 def outlook() -> Outlook:
@@ -44,3 +68,120 @@ def test_a_resumed_phase_counts_what_it_did_before() -> None:
     for step in (7, 9):
         run.note("phase1_alignment", step, 1.0 * step)
     assert run.seconds_left() == 1 + 20 * 4
+
+
+# ---- what a step takes ----
+
+SMALL = ("model={base: smollm2_135m}", "run.gradient_accumulation=4")
+
+
+def counted(spec: TrainSpec, phase: PhaseName) -> int:
+    """Count a forward and a backward pass of one step by torch's own counter, without numbers."""
+    with torch.device("meta"):
+        model: Any = _meta_model(spec, phase)
+        model.set_attn_implementation("eager")
+        model.set_experts_implementation({"": "batched_mm"})
+        set_trainable(model, phase, "paper")
+        batch = spec.phases[phase].batch_size
+        with FlopCounterMode(display=False) as counter:
+            states = _hidden_states(model, batch, _tokens(spec, phase))
+            model.lm_head(states).sum().backward()
+    return int(counter.get_total_flops())
+
+
+@pytest.mark.parametrize("phase", ["phase1_alignment", "phase2_instruction", "phase3_moe"])
+def test_operations_are_those_that_torch_counts(phase: PhaseName) -> None:
+    plain = ("run.gradient_checkpointing=false", "run.answers_only=false")
+    kept = (f"phases.{phase}.keep_features=true", f"phases.{phase}.batch_size=4")
+    spec = load_recipe("stablelm2", [*SMALL, *plain, *kept]).spec
+    assert phase_shape(spec, phase).flops == pytest.approx(counted(spec, phase), rel=0.03)
+
+
+def test_what_is_computed_anew_or_on_demand_counts_and_a_shared_picture_counts_once() -> None:
+    def flops(*settings: str, data: TrainData | None = None) -> float:
+        spec = load_recipe("stablelm2", [*SMALL, *settings]).spec
+        return phase_shape(spec, "phase3_moe", data).flops
+
+    whole = flops()
+    assert flops("run.gradient_checkpointing=false") < whole
+    assert flops("phases.phase3_moe.keep_features=false") > whole
+    spec = load_recipe("stablelm2", SMALL).spec
+    images = [ImageRecord(f"i{n}", Path("none.png")) for n in range(4)]
+    records = [toy.record(f"{i.id}-{n}", i) for i in images for n in range(12)]
+    data = TrainData(spec, {"vqa_rad/train": records, "slake/train": [], "path_vqa/train": []})
+    # Rows of 8 and 4: of 64 questions in four parts, (64 - 4) x (1 - 8 / 48) read no image.
+    tokens = 64 * (576 + 32) - 50 * 576
+    ratio = flops(data=data) / whole
+    assert ratio == pytest.approx(tokens / (64 * (576 + 32)), rel=0.02)
+
+
+def test_a_plan_for_other_hardware_says_hours_and_bytes_of_each_gpu() -> None:
+    recipe = load_recipe("stablelm2", SMALL)
+    phases = ("phase2_instruction",)
+    plans = {
+        name: estimate(recipe, phases, None, 1, hardware=name)["phases"]["phase2_instruction"]
+        for name in ("1xH100", "8xA100")
+    }
+    one, eight = plans.values()
+    assert one["steps"] == eight["steps"] == 1407
+    assert one["seconds"] == pytest.approx(one["pflop"] * 1e15 / (0.4 * 989e12), rel=1e-3)
+    assert one["seconds"] / eight["seconds"] == pytest.approx(8 * 312 / 989, rel=1e-3)
+    assert eight["memory_gib"] < one["memory_gib"]  # an eighth of a batch
+    sharded = load_recipe("stablelm2", [*SMALL, "run.sharding=zero2"])
+    less = memory_bytes(sharded.spec, "phase2_instruction", devices=8)
+    spared = 12 * one["trainable"] * 7 // 8
+    whole = memory_bytes(recipe.spec, "phase2_instruction", devices=8)
+    assert whole - less == pytest.approx(spared, rel=1e-6)
+    # Two checkpoints of what trains with two moments, and the model in bfloat16.
+    total = one["trainable"] + one["frozen"]
+    saved = 2 * 12 * one["trainable"] + 2 * total
+    assert one["disk_gib"] == pytest.approx(saved / 2**30, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["H100", "0xH100", "1xT4", "x", "1.5xA100"])
+def test_hardware_nobody_knows_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"--hardware .* must read COUNTxGPU, .* 24GB, A100"):
+        estimate(load_recipe("stablelm2"), (), None, 1, hardware=name)
+
+
+def test_what_does_not_fit_is_said() -> None:
+    plan = estimate(load_recipe("phi2"), ("phase3_moe",), None, 1, hardware="8x24GB")
+    assert any(n.startswith("phase3_moe does not fit into 22 GiB: shard") for n in plan["notes"])
+
+
+# ---- the folder of a backbone ----
+
+
+def test_a_folder_is_held_against_the_recipe(tmp_path: Path) -> None:
+    def plan() -> list[str]:
+        given = f"model.language_source={tmp_path}"
+        changes = [given, "model.moe_layers=[0]"]
+        recipe = load_recipe("phi2", changes)
+        notes: list[str] = estimate(recipe, ("phase1_alignment",), None, 1, hardware="1xA100")[
+            "notes"
+        ]
+        return notes
+
+    other = language_model("stablelm", len(processor().tokenizer))
+    other.config.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"holds no weights \(\.safetensors, \.bin\)"):
+        plan()
+    other.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=f"cannot load {tmp_path}"):
+        plan()
+    processor().tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"'stablelm' model and has no chat template, and that of"
+    ):
+        plan()
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content[-1].text }} {% endfor %}"
+    (tmp_path / "chat_template.jinja").write_text(template, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"chat template that does not end an answer"):
+        plan()
+    language_model("phi", len(processor().tokenizer)).save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    first, *_ = plan()
+    assert first == (
+        f"model.language_source {tmp_path} is a phi (hidden_size 32, num_hidden_layers 3), and "
+        "phi2_2_7b is a phi (hidden_size 2560, num_hidden_layers 32)"
+    )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medmoe.cli import flags
+from medmoe.errors import ConfigError
 from medmoe.processes import is_main
 
 
@@ -23,6 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     flags.add_switch(
         parser, "--plan", "print phases, weights, steps, memory and time, and train nothing"
+    )
+    parser.add_argument(
+        "--hardware",
+        metavar="COUNTxGPU",
+        help="with --plan: memory and time on these GPUs, e.g. 1xH100 or 8x24GB, not here",
     )
     flags.add_switch(parser, "--resume", "skip finished phases, go on with a broken one")
     flags.add_switch(
@@ -75,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.experiments.plan import plan_train
     from medmoe.experiments.recipe import blind_twin, load_recipe, origin_settings, twin_key
 
+    if args.hardware and not args.plan:
+        raise ConfigError("--hardware belongs to --plan; add it")
     settings = flags.own_settings(args)
     if args.save_dtype is not None:
         settings.append(f"run.save_dtype={args.save_dtype}")
@@ -97,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
             args.seed,
             allow_outside=args.allow_outside,
             on_bad_row=args.on_bad_row,
+            hardware=args.hardware,
         )
         show_plan(recipe.name, found)
         flags.write_json(args.json, found)

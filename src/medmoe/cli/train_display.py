@@ -213,11 +213,14 @@ def show_plan(name: str, plan: dict[str, Any]) -> None:
         )
         for phase, row in plan["phases"].items()
     ]
+    times = [row["seconds"] for row in plan["phases"].values()]
+    whole = None if None in times else sum(times)
+    rows.append(("all", "", "", "", "", _duration(whole)))
     Screen().draw("", ("phase", "trainable", "frozen", "steps", "memory", "time"), rows)
     for phase, row in plan["phases"].items():
-        size = row["features_gib"]
-        kept = f"; features take {size:,.2f} GiB of the disk" if size else ""
-        console.print(f"  {phase} trains {', '.join(row['trains'])}{kept}", highlight=False)
+        kept = f"checkpoints, model and features take {row['disk_gib']:,.2f} GiB of the disk"
+        trains = ", ".join(row["trains"])
+        console.print(f"  {phase} trains {trains}; {kept}", highlight=False, soft_wrap=True)
     for line in plan["notes"]:
         console.print(f"  - {line}", highlight=False, markup=False)
     console.print(FOOTER)

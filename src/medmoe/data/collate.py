@@ -44,12 +44,7 @@ def packed_length(sample: Packed) -> int:
 def packed_together(
     samples: Sequence[Packed], most: int, max_length: int | None = None
 ) -> list[Packed]:
-    """Return questions about one image that stand side by side behind one prefix.
-
-    Args:
-        most: Questions behind one prefix.
-        max_length: Tokens of a row.
-    """
+    """Return the rows of a batch: up to ``most`` questions side by side about one image in one."""
     rows: list[Packed] = []
     for sample in samples:
         if rows and rows[-1].image == sample.image:

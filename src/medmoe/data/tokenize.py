@@ -187,17 +187,8 @@ class PlainTokenizer(ConversationTokenizer):
         return (self._image_id,) * self._image_tokens
 
     def segments(self, turns: Sequence[tuple[str, str]]) -> tuple[Segment, ...]:
-        """Return the ids of a caption, all of which is trained on.
-
-        Raises:
-            DataError: It is a conversation.
-        """
-        if len(turns) > 1:
-            raise DataError(
-                f"a caption of {len(turns)} turns ({turns[0][1]!r:.60}): the prompt plain is for "
-                "one; use --set phases.phase1_alignment.prompt=chat"
-            )
-        text = self._plain(turns[0][1]) + "\n"
+        """Return the ids of a caption, or of the answers of a conversation: all is trained on."""
+        text = "".join(f"{self._plain(answer)}\n" for _, answer in turns)
         ids = tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
         return (Segment(ids, len(ids)),)
 

@@ -2,7 +2,7 @@
 
 A plan has phases, weights, steps, memory and time, without training anything. Weights are counted
 on the meta device, so real sizes cost no memory. Memory is that of
-`medmoe.training.memory`, which `medmoe cost` shows too; time is an estimate by `step_flops`. The
+`medmoe.training.memory`, which `medmoe cost` shows too; time is an estimate by `_flops`. The
 plan says what they leave out.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,7 +27,7 @@ from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainSpec
 from medmoe.data.bad_rows import BadRows, Policy
 from medmoe.data.schema import images_of
-from medmoe.errors import DataError
+from medmoe.errors import ConfigError, DataError
 from medmoe.experiments.data import TrainData, read_data, steps_of
 from medmoe.experiments.plan import phases_of
 from medmoe.experiments.recipe import Recipe
@@ -34,7 +35,7 @@ from medmoe.model.blueprint import config_of_moe, dense_twin, recipe_config
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.cost.parameters import activated_parameters
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
-from medmoe.model.pretrained import vision_of
+from medmoe.model.pretrained import check_sources, vision_of
 from medmoe.training.lora import attach_lora
 from medmoe.training.memory import (
     TrainingMemory,
@@ -45,12 +46,20 @@ from medmoe.training.memory import (
 from medmoe.training.phases.phase2_router import TOKENS_KEPT, RouterTraining, choose_labelled
 from medmoe.training.trainable import set_trainable
 
-#: Tokens that one question with its answer is taken to have.
-_QUESTION_TOKENS = 32
+#: Tokens that one question with its answer is taken to have, a caption, and a conversation.
+_QUESTION_TOKENS, _CAPTION_TOKENS, _CONVERSATION_TOKENS = 32, 96, 256
 #: Share of a question's tokens that are its answer. Captions are answers, instructions may be.
 _ANSWER_SHARE = 0.25
-#: Share of the measured matrix-product speed that training is taken to reach.
+#: Share of the measured or published matrix-product speed that training is taken to reach.
 _UTILISATION = 0.4
+#: What `--hardware` names -> memory in bytes, dense bfloat16 operations per second (published).
+#: A card of 24 GB is taken to be an RTX 3090, as fast as the slowest of those the paper can mean.
+GPUS = {
+    "24GB": (24e9, 71e12),
+    "A100": (80e9, 312e12),
+    "H100": (80e9, 989e12),
+    "H200": (141e9, 989e12),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +68,13 @@ class Shape:
 
     Attributes:
         total, trainable, activated: Numbers of weights; a token passes the activated ones.
-        tokens: Of one sample, image tokens included.
+        flops: Operations of a step.
     """
 
     total: int
     trainable: int
     activated: int
-    tokens: int
+    flops: float
 
 
 def estimate(
@@ -76,6 +85,7 @@ def estimate(
     *,
     allow_outside: bool = False,
     on_bad_row: Policy = "fail",
+    hardware: str | None = None,
 ) -> dict[str, Any]:
     """Return the plan as one JSON object: ``phases`` by name, and ``notes`` on the estimates.
 
@@ -85,12 +95,15 @@ def estimate(
             ``samples``.
         allow_outside: Let a table name pictures outside its folder.
         on_bad_row: Whether rows that cannot be used are left out.
+        hardware: Count and GPU to plan for, e.g. ``8x24GB``; this machine where None.
 
     Raises:
-        ConfigError: A phase is not of the recipe.
+        ConfigError: There is no such phase or hardware, or the folder of a backbone cannot serve.
     """
     spec, chosen = recipe.spec, phases_of(recipe, phases)
-    notes = []
+    devices, room, speed = _machine(hardware, spec.run.precision)
+    given = [p for p in spec.pretrained() if getattr(spec.model, f"{p}_source") is not None]
+    notes = check_sources(spec.model, given)
     data: TrainData | None = None
     try:
         bad = BadRows(on_bad_row)
@@ -99,28 +112,50 @@ def estimate(
         )
     except DataError as error:
         notes.append(f"steps follow from the recipe's samples, since {error}")
-    speed = matmul_speed(spec.run.precision)
     rows = {}
     for phase in chosen:
-        shape = phase_shape(spec, phase)
+        shape = phase_shape(spec, phase, data)
         values = spec.phases[phase]
         samples = samples_of(spec, phase, data, seed)
         labelled = samples or 0
         if phase == "phase2_router" and data is not None:
             labelled += len(data.router_test())
         steps = steps_of(values, samples or 0) if samples or values.steps else None
-        flops = step_flops(shape, values.batch_size)
+        features = _kept_features(spec, phase, data)
+        # A checkpoint has what trains and AdamW's two moments in float32.
+        saved = 12 * spec.run.keep * shape.trainable
+        saved += shape.total * (2 if spec.run.save_dtype == "bf16" else 4)
+        memory = memory_bytes(spec, phase, labelled, devices)
+        if memory > room:
+            fix = "shard it (run.sharding), or compute less at once (run.gradient_accumulation)"
+            notes.append(f"{phase} does not fit into {room / 2**30:.0f} GiB: {fix}")
         rows[phase] = {
             "trains": list(PHASE_TABLE[phase].trains[values.trains]),
             "trainable": shape.trainable,
             "frozen": shape.total - shape.trainable,
             "samples": samples,
             "steps": steps,
-            "features_gib": round(_kept_features(spec, phase, data) / 2**30, 4),
-            "memory_gib": round(memory_bytes(spec, phase, labelled) / 2**30, 2),
-            "seconds": None if steps is None else round(steps * flops / speed, 1),
+            "features_gib": round(features / 2**30, 4),
+            "disk_gib": round((features + saved) / 2**30, 4),
+            "memory_gib": round(memory / 2**30, 2),
+            "pflop": None if steps is None else round(steps * shape.flops / 1e15, 3),
+            "seconds": None if steps is None else round(steps * shape.flops / speed, 1),
         }
-    return {"description": spec.description, "phases": rows, "notes": [*notes, *_notes(speed)]}
+    notes += _notes(speed, hardware)
+    return {"description": spec.description, "phases": rows, "notes": notes}
+
+
+def _machine(hardware: str | None, precision: str) -> tuple[int, float, float]:
+    """Return devices, the bytes of each, and the operations per second they are taken to reach."""
+    if hardware is None:
+        return 1, math.inf, matmul_speed(precision)
+    count, _, name = hardware.partition("x")
+    if not count.isdecimal() or int(count) == 0 or name not in GPUS:
+        raise ConfigError(
+            f"--hardware {hardware!r} must read COUNTxGPU, e.g. 8x24GB; GPU: {', '.join(GPUS)}"
+        )
+    room, peak = GPUS[name]
+    return int(count), room, _UTILISATION * int(count) * peak
 
 
 def _kept_features(spec: TrainSpec, phase: PhaseName, data: TrainData | None) -> int:
@@ -133,26 +168,32 @@ def _kept_features(spec: TrainSpec, phase: PhaseName, data: TrainData | None) ->
     return 4 * numbers * values.views * len(data.images(phase))
 
 
-def memory_bytes(spec: TrainSpec, phase: PhaseName, labelled: int = 0) -> int:
-    """Return the memory of a step: weights, gradients, AdamW's two moments, activations.
+def memory_bytes(spec: TrainSpec, phase: PhaseName, labelled: int = 0, devices: int = 1) -> int:
+    """Return the memory of a step on each device: weights, gradients, two moments, activations.
 
     Args:
         labelled: Images of ``phase2_router``, taught and tested, whose hidden states are all held.
     """
-    row = step_memory(spec, phase)
+    row = step_memory(spec, phase, devices)
     # As `training/trainer.py` has it: an encoder with its heads is not checkpointed.
     checkpointing = spec.run.gradient_checkpointing and not PHASE_TABLE[phase].whole_batch
-    held = row.sharded() if checkpointing else row.total
+    shares = 1 if spec.run.sharding == "none" else devices
+    held = row.weights // (1 if spec.run.sharding == "zero2" else shares)
+    held += (row.gradients + row.optimizer) // shares
+    held += row.checkpointed if checkpointing else row.activations
     if phase == "phase2_router":
         width = _config(spec, phase).text_config.hidden_size
         held += 4 * labelled * len(spec.model.moe_layers) * TOKENS_KEPT * width
     return held
 
 
-def step_memory(spec: TrainSpec, phase: PhaseName) -> TrainingMemory:
-    """Return the memory of the part of a phase's batch that is computed at once."""
+def step_memory(spec: TrainSpec, phase: PhaseName, devices: int = 1) -> TrainingMemory:
+    """Return the memory of the part of a phase's batch that a device computes at once.
+
+    Of a batch of questions as if no two were about one image, which takes most.
+    """
     values, autocast = spec.phases[phase], spec.run.precision == "bf16"
-    batch = max(1, values.batch_size // spec.run.gradient_accumulation)
+    batch = max(1, values.batch_size // (spec.run.gradient_accumulation * devices))
     if PHASE_TABLE[phase].backbone:
         build, inputs = _backbone(spec, phase, batch)
         return backbone_memory(phase, build, inputs, autocast)
@@ -161,8 +202,7 @@ def step_memory(spec: TrainSpec, phase: PhaseName) -> TrainingMemory:
         assert spec.router is not None
         return router_memory(config, torch.float32, per_layer=spec.router.per_layer)
     context = _tokens(spec, phase)
-    share = 1.0 if "caption" in spec.tasks(phase) else _ANSWER_SHARE
-    answers = math.ceil((context - config.image_seq_length) * share)
+    answers = math.ceil((context - config.image_seq_length) * _answer_share(spec, phase))
     rows = training_memory(
         config,
         phase,
@@ -183,7 +223,7 @@ class Outlook:
     """How far a whole training run is, and about how long it still takes.
 
     Each phase has its own speed, measured while it runs. A phase that has not begun is taken to do
-    its operations (`step_flops`) as fast as the phases so far did theirs, so the time is about
+    its operations as fast as the phases so far did theirs, so the time is about
     right only; what passes between phases is not counted.
 
     Attributes:
@@ -234,18 +274,7 @@ class Outlook:
 def outlook(spec: TrainSpec, phases: Sequence[PhaseName], data: TrainData, seed: int) -> Outlook:
     """Return the steps of a run's phases and what each step costs."""
     steps = {p: steps_of(spec.phases[p], samples_of(spec, p, data, seed) or 0) for p in phases}
-    shapes = {phase: phase_shape(spec, phase) for phase in phases}
-    flops = {p: step_flops(shape, spec.phases[p].batch_size) for p, shape in shapes.items()}
-    return Outlook(steps, flops)
-
-
-def step_flops(shape: Shape, batch_size: int) -> float:
-    """Return the operations of a step.
-
-    2 a weight and token forward, 2 backward to reach what trains, 2 more for trained weights.
-    """
-    trained = min(shape.trainable, shape.activated)
-    return float(batch_size * shape.tokens * (4 * shape.activated + 2 * trained))
+    return Outlook(steps, {phase: phase_shape(spec, phase, data).flops for phase in phases})
 
 
 def matmul_speed(precision: str) -> float:
@@ -267,18 +296,60 @@ def matmul_speed(precision: str) -> float:
     return _UTILISATION * 2 * side**3 / best
 
 
-def phase_shape(spec: TrainSpec, phase: PhaseName) -> Shape:
+def phase_shape(spec: TrainSpec, phase: PhaseName, data: TrainData | None = None) -> Shape:
     """Return the sizes of what a phase trains, counted on the meta device."""
     with torch.device("meta"):
         model = _meta_model(spec, phase)
     counts = set_trainable(model, phase, spec.phases[phase].trains)
-    tokens, total = _tokens(spec, phase), counts.trainable + counts.frozen
-    activated = total
+    total = activated = counts.trainable + counts.frozen
     if isinstance(model, MedMoeForConditionalGeneration) and model.moe_blocks:
         activated = activated_parameters(model)
     vision = sum(p.numel() for n, p in model.named_parameters() if "vision_tower." in n)
-    # Encoded once, not in every step.
-    return Shape(total, counts.trainable, activated - vision, tokens)
+    return Shape(total, counts.trainable, activated - vision, _flops(spec, phase, model, data))
+
+
+def _flops(spec: TrainSpec, phase: PhaseName, model: Any, data: TrainData | None) -> float:
+    """Return the operations of a step of a model whose trained weights are marked.
+
+    2 a weight and token forward, 2 more where that is computed anew, 2 backward to reach what
+    trains, 2 more for trained weights; attention, over the full square, as weights that train.
+    Words are looked up, and the head may run on answers only.
+    """
+    values, run, sample = spec.phases[phase], spec.run, _tokens(spec, phase)
+    tokens, shares, square, encoded = float(values.batch_size * sample), {}, 0, 0.0
+    if isinstance(model, MedMoeForConditionalGeneration):
+        config, text = model.config, model.config.text_config
+        image = config.image_seq_length
+        images = values.batch_size - _shared(spec, phase, data)
+        tokens -= (values.batch_size - images) * image
+        answers = values.batch_size * (sample - image) * _answer_share(spec, phase) / tokens
+        head = "embed_tokens." if text.tie_word_embeddings else "lm_head."
+        shares = {"vision_tower.": 0.0, head: answers if run.answers_only else 1.0, ".embed_": 0.0}
+        if config.moe_layers:
+            shares[".mlp.experts."] = config.num_experts_per_tok / config.num_experts
+        square = 2 * sample * text.hidden_size * text.num_hidden_layers
+        if not values.keep_features:
+            tower = sum(p.numel() for p in model.model.vision_tower.parameters())
+            encoded = 2.0 * tower * images * image
+    passed = trained = float(square)
+    for name, weight in model.named_parameters():
+        share = next((share for piece, share in shares.items() if piece in name), 1.0)
+        passed += share * weight.numel()
+        trained += share * weight.numel() * weight.requires_grad
+    again = 2 if run.gradient_checkpointing and PHASE_TABLE[phase].recomputes else 0
+    return tokens * ((4 + again) * passed + 2 * trained) + encoded
+
+
+def _shared(spec: TrainSpec, phase: PhaseName, data: TrainData | None) -> float:
+    """Return how many images fewer than questions a step reads, as some share one."""
+    values = spec.phases[phase]
+    if data is None or values.batch_of == "images" or not (records := data.records(phase)):
+        return 0.0
+    counts = Counter(record.image.id for record in records).values()
+    rows = sum(math.ceil(count / values.max_questions) for count in counts)
+    # Between two parts of a batch the questions of an image are parted.
+    parts = min(spec.run.gradient_accumulation, values.batch_size)
+    return (values.batch_size - parts) * (1 - rows / len(records))
 
 
 def _tokens(spec: TrainSpec, phase: PhaseName) -> int:
@@ -294,7 +365,16 @@ def _tokens(spec: TrainSpec, phase: PhaseName) -> int:
         return 2 * _QUESTION_TOKENS
     if phase == "phase2_router":
         return len(spec.model.moe_layers) * TOKENS_KEPT
-    return min(spec.max_length, image + spec.phases[phase].max_questions * _QUESTION_TOKENS)
+    text, tasks = _QUESTION_TOKENS, spec.tasks(phase)
+    if spec.phases[phase].batch_of == "images":
+        text *= spec.phases[phase].max_questions
+    elif "caption" in tasks:
+        text = _CAPTION_TOKENS if len(tasks) == 1 else _CONVERSATION_TOKENS
+    return min(spec.max_length, image + text)
+
+
+def _answer_share(spec: TrainSpec, phase: PhaseName) -> float:
+    return 1.0 if "caption" in spec.tasks(phase) else _ANSWER_SHARE
 
 
 def _meta_model(spec: TrainSpec, phase: PhaseName) -> nn.Module:
@@ -349,11 +429,13 @@ def samples_of(spec: TrainSpec, phase: PhaseName, data: TrainData | None, seed: 
     return data.samples(phase)
 
 
-def _notes(speed: float) -> list[str]:
+def _notes(speed: float, hardware: str | None) -> list[str]:
+    where = f"published for {hardware}" if hardware else "measured here"
     return [
-        f"time: {_UTILISATION:.0%} of the matrix-product speed measured here "
-        f"({speed / _UTILISATION / 1e9:,.0f} GFLOP/s), {_QUESTION_TOKENS} tokens a question, every "
-        "sample as full as max_questions allows; encoding the images is not counted",
+        f"time: {_UTILISATION:.0%} of the matrix-product speed {where} "
+        f"({speed / _UTILISATION / 1e9:,.0f} GFLOP/s), {_QUESTION_TOKENS} tokens a question "
+        f"({_CAPTION_TOKENS} a caption, {_CONVERSATION_TOKENS} a conversation), every sample as "
+        "full as max_questions allows; encoding images whose features are kept is not counted",
         "memory: of one process that holds all of it; kept features of the images, the loader's "
         "batches and tensors that live shorter than a layer's pass are not counted",
     ]

@@ -52,6 +52,10 @@ from medmoe.model.strange_template import check_template
 
 logger = logging.getLogger(__name__)
 
+#: Suffixes of files of weights, and what tells backbones of one architecture apart.
+_WEIGHTS = (".safetensors", ".bin")
+_SIZES = ("hidden_size", "num_hidden_layers")
+
 
 def vision_of(spec: ModelSpec) -> VisionBackbone:
     """Return the vision encoder of a recipe: its entry, or what the user's own folder says.
@@ -146,24 +150,46 @@ def _named(source: str) -> dict[str, Any]:
     }
 
 
-def check_sources(spec: ModelSpec, parts: Sequence[str]) -> None:
+def check_sources(spec: ModelSpec, parts: Sequence[str]) -> list[str]:
     """Refuse backbones whose weights are not to be had, before anything is read or written.
 
     Args:
         parts: Those to look for: ``vision``, ``language``.
 
+    Returns:
+        Where a folder's model is not the one that the recipe names, a line on each.
+
     Raises:
-        ConfigError: A source cannot be reached; the line says how to get it.
+        ConfigError: A source cannot be reached, or a folder has no weights, no tokenizer or no
+            chat template that can be used; the line says what to do.
     """
+    others = []
     for part in parts:
-        backbone = vision_of(spec) if part == "vision" else language_of(spec)
+        entry: Any = language_backbone(spec.language_model)
+        backbone: Any = language_of(spec)
+        if part == "vision":
+            entry, backbone = vision_backbone(spec.vision_encoder), vision_of(spec)
         if backbone.model_type == BlindConfig.model_type:
             continue
         key = f"{part}_source"
         source = getattr(spec, key)
         where, extra = _origin(backbone, source, key)
-        if "gguf_file" not in extra and file_of(where, ".pth") is None:
-            _config(where, extra, key)
+        if "gguf_file" in extra or file_of(where, ".pth") is not None:
+            continue
+        _config(where, extra, key)
+        if source is None:
+            continue
+        if Path(where).is_dir() and not any(p.suffix in _WEIGHTS for p in Path(where).iterdir()):
+            raise ConfigError(f"{where} holds no weights ({', '.join(_WEIGHTS)}); complete it")
+        if part == "language":
+            template_of(_tokenizer(where, extra), entry, where)
+        own, named = (
+            f"{one.model_type} ({', '.join(f'{size} {one.config.get(size)}' for size in _SIZES)})"
+            for one in (backbone, entry)
+        )
+        if own != named:
+            others.append(f"model.{key} {where} is a {own}, and {entry.name} is a {named}")
+    return others
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase, entry: LanguageBackbone, where: str) -> str:
@@ -242,11 +268,14 @@ def load_language_model(
     if "gguf_file" in extra:  # dequantised: as it says it is quantised, it could not be saved
         model.config.__dict__.pop("quantization_config", None)
         model.hf_quantizer, model.is_quantized = None, False
+    return model, _tokenizer(where, extra)
+
+
+def _tokenizer(where: str, extra: dict[str, Any]) -> PreTrainedTokenizerBase:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, **extra)
+        return AutoTokenizer.from_pretrained(where, **extra)
     except (OSError, ValueError, TypeError) as error:
         raise _unreachable(where, "language_source", error) from None
-    return model, tokenizer
 
 
 def load_vision_encoder(backbone: VisionBackbone, source: str | None = None) -> PreTrainedModel:

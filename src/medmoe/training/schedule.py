@@ -130,18 +130,15 @@ class Schedule(Dataset[Sample], Generic[Sample]):
 
 
 class QuestionSchedule(Schedule[Packed]):
-    """Questions in training order, some of an image side by side, so that a batch can pack them.
+    """Questions in training order, up to ``most`` of an image side by side for a batch to pack.
 
-    An epoch has every question once and ends with a whole batch: what is missing of its last one
-    are its first questions again, as processes that share an epoch fill it up in the reference.
+    An epoch has every question once and ends with a whole batch: its last one is filled up with
+    its first questions, as in the reference, whose order is as random as this with ``most`` 1.
 
     Args:
-        draw, total, seed, names, length: As of a schedule; a sample is one question.
         images: Number of each question's image.
-        most: Questions of an image that stand side by side; with 1 the order is as random as the
-            reference's.
-        batch_size: Questions of a step.
         rows: Makes the rows of a batch out of its questions.
+        schedule: What else a schedule takes, from ``total`` on.
     """
 
     def __init__(
@@ -172,7 +169,6 @@ class QuestionSchedule(Schedule[Packed]):
         return np.resize(order[np.argsort(drawn, kind="stable")], self._count)
 
     def _lengths(self, order: Order, epoch: int) -> Order:
-        """Return for each question the length of all that stand side by side with it."""
         own = super()._lengths(order, epoch)
         starts = np.flatnonzero(np.diff(self._images[order], prepend=-1))
         return np.repeat(np.add.reduceat(own, starts), np.diff(starts, append=len(order)))

@@ -211,7 +211,10 @@ def training_arguments(run: PhaseRun, model: nn.Module, scratch: str) -> Trainin
         gradient_accumulation_steps=settings.gradient_accumulation,
         learning_rate=spec.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=_warmup_steps(spec, run.steps),
+        # The reference rounds up.
+        warmup_steps=(math.ceil if spec.batch_of == "questions" else round)(
+            spec.warmup_ratio * run.steps
+        ),
         weight_decay=spec.weight_decay,
         max_grad_norm=spec.max_grad_norm,
         logging_steps=settings.log_every or max(1, run.steps // 50),
@@ -230,12 +233,6 @@ def training_arguments(run: PhaseRun, model: nn.Module, scratch: str) -> Trainin
         **_checkpointing(model, settings),
     )
     return TrainingArguments(**(arguments | sharding_arguments(settings)))
-
-
-def _warmup_steps(spec: PhaseSpec, steps: int) -> int:
-    """Return the steps with rising learning rate; the reference rounds them up."""
-    rounded = math.ceil if spec.batch_of == "questions" else round
-    return rounded(spec.warmup_ratio * steps)
 
 
 def _batch_size(phase: PhaseName, spec: PhaseSpec, settings: RunSettings) -> int:
