@@ -185,8 +185,8 @@ class MedMoeModel(_MedMoePreTrained, LlavaModel):
         embeds: Tensor = self.get_input_embeddings()(input_ids)
         if vision_features is None:
             return embeds
-        # Kept features are float32 whatever the model's dtype.
-        image = self.multi_modal_projector(vision_features.to(embeds.dtype)).to(embeds.device)
+        # Features are float32 whatever the weights; under autocast the projector gives bfloat16.
+        image = self.multi_modal_projector(vision_features.to(embeds.dtype)).to(embeds)
         mask = self.get_placeholder_mask(input_ids, inputs_embeds=embeds, image_features=image)
         return embeds.masked_scatter(mask, image)
 
