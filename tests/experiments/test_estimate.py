@@ -185,3 +185,17 @@ def test_a_folder_is_held_against_the_recipe(tmp_path: Path) -> None:
         f"model.language_source {tmp_path} is a phi (hidden_size 32, num_hidden_layers 3), and "
         "phi2_2_7b is a phi (hidden_size 2560, num_hidden_layers 32)"
     )
+
+
+def test_the_document_says_what_the_plan_counts() -> None:
+    text = Path("docs/reproduce.md").read_text(encoding="utf-8")
+    cells = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()]
+    table = {row[0]: row[1:] for row in cells if row and row[0].startswith("phase") and row[1:]}
+    recipe = load_recipe("stablelm2")
+    plan = estimate(recipe, (), None, 1, hardware="1xH100")["phases"]
+    for phase, row in plan.items():
+        seconds = row["seconds"]
+        said = [row["steps"], row["pflop"], seconds / 3600, seconds * 989 / 312 / 3600]
+        said += [row["memory_gib"], row["disk_gib"]]
+        shown = [f"{n:,.0f}" for n in said[:2]] + [f"{n:.1f}" for n in said[2:]]
+        assert table[phase] == shown, phase

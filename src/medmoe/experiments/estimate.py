@@ -436,6 +436,6 @@ def _notes(speed: float, hardware: str | None) -> list[str]:
         f"({speed / _UTILISATION / 1e9:,.0f} GFLOP/s), {_QUESTION_TOKENS} tokens a question "
         f"({_CAPTION_TOKENS} a caption, {_CONVERSATION_TOKENS} a conversation), every sample as "
         "full as max_questions allows; encoding images whose features are kept is not counted",
-        "memory: of one process that holds all of it; kept features of the images, the loader's "
+        "memory: of each process; kept features of the images, the loader's "
         "batches and tensors that live shorter than a layer's pass are not counted",
     ]

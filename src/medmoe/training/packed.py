@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from torch import Tensor, nn
 
-from medmoe.data.collate import Packed, PackingCollator, packed_length, packed_together
+from medmoe.data.collate import Packed, PackingCollator, packed_length
 from medmoe.data.schema import Record, turns_of
 from medmoe.data.tokenize import ConversationTokenizer, Segment
 from medmoe.errors import DataError
@@ -25,7 +24,7 @@ def packed_schedule(context: PhaseContext) -> Schedule[Packed]:
     Questions that do not fit behind the image within ``max_length`` wait for another epoch; a
     conversation too long for a sample of its own ends with its last turn that fits, and of an
     answer too long for one the end is cut. In batches of questions each is a sample of its own,
-    which `row_maker` packs.
+    which the schedule packs.
 
     Raises:
         DataError: A question alone is longer than a sample.
@@ -39,9 +38,8 @@ def packed_schedule(context: PhaseContext) -> Schedule[Packed]:
         for image, questions in by_image.items()
         for _ in range(context.repeats.get(questions[0].dataset, 1))
     ]
-    rows = row_maker(context)
     pictures = [number for number, (_, questions) in enumerate(groups) for _ in questions]
-    if rows is not None:
+    if context.spec.batch_of == "questions":
         groups = [(image, [question]) for image, questions in groups for question in questions]
     names = [image for image, _ in groups]
     prefix = tokenizer.prefix()
@@ -65,22 +63,14 @@ def packed_schedule(context: PhaseContext) -> Schedule[Packed]:
             row += int(rng.integers(context.views)) * len(context.rows)
         return Packed(row, prefix, _fitting(drawn, room))
 
-    size, seed = context.spec.batch_size, context.seed
+    size, seed, shared = context.spec.batch_size, context.seed, len(prefix)
     total = context.steps * size
-    if rows is None:
+    if context.spec.batch_of == "images":
         return Schedule(draw, len(groups), total, seed, names, packed_length)
-    most, shared = context.max_questions, len(prefix)
     return QuestionSchedule(
-        *(draw, pictures, most, size, rows, total, seed, names),
+        *(draw, pictures, context.max_questions, max_length, size, total, seed, names),
         lambda sample: packed_length(sample) - shared,
     )
-
-
-def row_maker(context: PhaseContext) -> Callable[[Sequence[Packed]], list[Packed]] | None:
-    """Return what packs the questions of a batch; None where its samples are packed already."""
-    if context.spec.batch_of == "images":
-        return None
-    return partial(packed_together, most=context.max_questions, max_length=context.max_length)
 
 
 def packed_once(
@@ -152,7 +142,7 @@ def train_packed(
     """
     schedule = packed_schedule(context)
     pad = context.processor.tokenizer.pad_token_id
-    collate = PackingCollator(context.features, pad, experts, row_maker(context))
+    collate = PackingCollator(context.features, pad, experts, getattr(schedule, "pack", None))
     model = context.model if trained is None else trained
     lazy = context.features if isinstance(context.features, FeaturesOnDemand) else None
     begin = (lambda sample: lazy.begin(sample.image)) if lazy else None

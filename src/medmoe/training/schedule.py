@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from torch.utils.data import Dataset
 
-from medmoe.data.collate import Packed
+from medmoe.data.collate import Packed, packed_together
 
 Sample = TypeVar("Sample")
 Order = np.ndarray[Any, np.dtype[np.int64]]
@@ -137,7 +137,7 @@ class QuestionSchedule(Schedule[Packed]):
 
     Args:
         images: Number of each question's image.
-        rows: Makes the rows of a batch out of its questions.
+        max_length: Longest row of a batch in tokens.
         schedule: What else a schedule takes, from ``total`` on.
     """
 
@@ -146,18 +146,22 @@ class QuestionSchedule(Schedule[Packed]):
         draw: Callable[[int, np.random.Generator], Packed],
         images: Sequence[int],
         most: int,
+        max_length: int | None,
         batch_size: int,
-        rows: Callable[[Sequence[Packed]], Sequence[Packed]],
         *schedule: Any,
     ) -> None:
         super().__init__(draw, -(-len(images) // batch_size) * batch_size, *schedule)
-        self._images, self._most, self._rows_of = np.array(images), most, rows
+        self._images, self._most, self._max_length = np.array(images), most, max_length
+
+    def pack(self, samples: Sequence[Packed]) -> list[Packed]:
+        """Return the rows of a batch of questions."""
+        return packed_together(samples, self._most, self._max_length)
 
     def rows(self, first: int, last: int) -> list[str]:
         """Return the names of the rows of a batch, each that of its image's questions."""
         samples = [self[i] for i in range(first, min(last, self._total))]
         names = dict(zip((s.image for s in samples), self.names(first, last), strict=True))
-        return [names[row.image] for row in self._rows_of(samples)]
+        return [names[row.image] for row in self.pack(samples)]
 
     def _shuffled(self, rng: np.random.Generator) -> Order:
         places = np.arange(len(self._images))
