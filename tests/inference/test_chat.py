@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from tests.model.tiny import FAMILIES, Family, dense_model, moe_model, processor
+from tests.model.tiny import FAMILIES, IMAGE_TOKENS, Family, dense_model, moe_model, processor
 
 from medmoe.errors import ConfigError
 from medmoe.inference.chat import (
+    ChatBatch,
     ChatChunk,
     ChatRequest,
     ChatRow,
@@ -21,6 +23,7 @@ from medmoe.inference.chat import (
     take_token,
 )
 from medmoe.inference.engine import MedMoe
+from medmoe.routing.trace import record_routing
 
 QUESTION = "Is there a mass?"
 
@@ -102,8 +105,6 @@ def test_an_answer_that_ends_by_itself_stops_and_a_long_one_is_cut(
 
 
 def _greedy(engine: MedMoe, count: int) -> list[int]:
-    import torch
-
     features = engine.encode([picture()])
     ids = torch.tensor([engine.tokenizer.prompt(QUESTION)])
     inner: Any = engine.model.model
@@ -188,6 +189,75 @@ def test_the_prompt_is_the_templates_rendering_with_the_image_first(engine: MedM
     assert engine.tokenizer.conversation(turns[:1], with_image=False) == engine.tokenizer.prompt(
         QUESTION, with_image=False
     )
+
+
+def shade(seed: int) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def about(*images: Image.Image) -> ChatRequest:
+    """Return a conversation whose first turn has one picture, and whose third has the others."""
+    further = tuple((2, image) for image in images[1:])
+    return replace(request(QUESTION, "yes", "Where?"), image=images[0], further=further)
+
+
+def by_transformers(engine: MedMoe, images: list[Image.Image]) -> tuple[Any, str]:
+    """Return the inputs of such a conversation and its answer, as users of transformers ask."""
+    parts: list[list[dict[str, Any]]] = [[{"type": "image", "image": i}] for i in images]
+    first = [*parts[0], {"type": "text", "text": QUESTION}]
+    last = [*(part[0] for part in parts[1:]), {"type": "text", "text": "Where?"}]
+    said = [{"type": "text", "text": "yes"}]
+    turns = [("user", first), ("assistant", said), ("user", last)]
+    inputs = engine.processor.apply_chat_template(
+        [{"role": role, "content": content} for role, content in turns],
+        tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="pt",
+    )  # fmt: skip
+    out = engine.model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    new = out[0, inputs["input_ids"].shape[1] :]
+    return inputs, str(engine.processor.tokenizer.decode(new, skip_special_tokens=True)).strip()
+
+
+def test_pictures_of_later_turns_are_read_where_they_were_sent(engine: MedMoe) -> None:
+    images = [shade(1), shade(2), shade(3)]
+    inputs, expected = by_transformers(engine, images)
+    counts = [about(*images), about(*images[::-1])]
+    rows = [prepare(r, engine.encode(r.images), engine.tokenizer, engine.limit) for r in counts]
+    assert list(rows[0].ids) == inputs["input_ids"][0].tolist()
+    assert list(stream_chat(engine, counts[0]))[-1].answer.text == expected  # type: ignore[union-attr]
+    backwards = list(stream_chat(engine, counts[1]))[-1].answer
+    assert backwards is not None
+    assert backwards.text == by_transformers(engine, images[::-1])[1] != expected
+
+
+def test_each_picture_of_a_conversation_has_the_routers_decision_on_its_own_tokens(
+    engine: MedMoe,
+) -> None:
+    images = [shade(1), shade(2)]
+    inputs, _ = by_transformers(engine, images)
+    alone = request(QUESTION)
+    batch = ChatBatch(engine)
+    together = [about(*images), alone]
+    rows = [prepare(r, engine.encode(r.images), engine.tokenizer, engine.limit) for r in together]
+    batch.join(rows)
+    assert [len(row.routings) for row in rows] == [2, 1]
+    with torch.no_grad(), record_routing(engine.model) as trace:
+        trace.token_mask = inputs["input_ids"] == engine.processor.image_token_id
+        engine.model(**inputs)
+    for number, routing in enumerate(rows[0].routings):
+        tokens = slice(number * IMAGE_TOKENS, (number + 1) * IMAGE_TOKENS)
+        means = [trace.probabilities(layer)[tokens].mean(0) for layer in trace.layers]
+        assert routing is not None
+        assert list(routing.probabilities.values()) == pytest.approx(sum(means) / 2, abs=1e-6)
+    first, second = rows[0].routings
+    assert first != second
+    # What stands before a picture is all that its tokens see.
+    told = engine.answer(images[0], QUESTION).routing
+    assert told is not None
+    assert first is not None
+    assert first.probabilities == pytest.approx(told.probabilities, abs=1e-6)
+    assert rows[1].routings[0] is not None
+    assert rows[1].routings[0].domain == engine.answer(picture(), QUESTION).routing.domain  # type: ignore[union-attr]
 
 
 def test_a_conversation_is_trained_on_exactly_as_it_is_asked(engine: MedMoe) -> None:

@@ -101,7 +101,7 @@ def test_answers_are_the_same_with_a_cache_and_without_one_past_the_window() -> 
     rows = [
         prepare(
             ChatRequest((Turn("user", question),), picture(), 5),
-            image[0],
+            image,
             engine.tokenizer,
             engine.limit,
         )

@@ -13,7 +13,7 @@ from PIL import Image
 
 from medmoe.errors import CheckpointError, ConfigError
 from medmoe.inference.chat import ChatRequest, Turn
-from medmoe.inference.engine import MedMoe
+from medmoe.inference.engine import SHORT_ANSWER, MedMoe
 from medmoe.serving.chat_engine import EngineError, busy
 from medmoe.serving.local_engine import LocalEngine
 
@@ -24,7 +24,7 @@ IMAGES = [
 QUESTIONS = ["Is there a mass?", "What organ is this?", "In the left lung?", "Is it liver, yes no?"]
 
 
-def request(text: str, image: Image.Image | None = None, tokens: int = 24) -> ChatRequest:
+def request(text: str, image: Image.Image | None = None, tokens: int = SHORT_ANSWER) -> ChatRequest:
     return ChatRequest((Turn("user", text),), image, tokens)
 
 

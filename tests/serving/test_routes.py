@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tests.data.readers.parquet import png as grey_png
 from tests.data.samples import nifti
+from tests.model.tiny import IMAGE_TOKENS
 from tests.serving.support import Inside, data_url, png, question
 
 from medmoe.data.intake.facts import WARNINGS
@@ -279,10 +280,50 @@ def test_bad_conversations_are_refused(talk: Any, messages: list[Any], code: str
     assert refused(talk("POST", CHAT, json={"model": "tiny", "messages": messages})) == (400, code)
 
 
-def test_more_images_than_one_are_refused(talk: Any) -> None:
-    urls = [{"type": "image_url", "image_url": {"url": data_url(png(seed=i))}} for i in (0, 1)]
-    body = parts({"type": "text", "text": "What?"}, *urls)
+def pictures(count: int) -> list[dict[str, Any]]:
+    """Return so many different pictures as parts of a message."""
+    urls = [data_url(png(seed=i)) for i in range(count)]
+    return [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+
+
+def test_more_images_than_an_engine_takes_are_refused(
+    inside: Inside, talk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = inside.app.state.service.engine
+    body = parts({"type": "text", "text": "What?"}, *pictures(engine.most_images + 1))
     assert refused(talk("POST", CHAT, json=body)) == (400, "too_many_images")
+    monkeypatch.setattr(engine, "most_images", 1)  # as of vLLM
+    body = parts({"type": "text", "text": "What?"}, *pictures(2))
+    assert refused(talk("POST", CHAT, json=body)) == (400, "too_many_images")
+
+
+def test_each_picture_of_a_conversation_is_told_apart_in_the_order_sent(talk: Any) -> None:
+    first, second = pictures(2)
+    texts = [{"type": "text", "text": text} for text in ("What?", "Where?")]
+    between = {"role": "assistant", "content": "liver"}
+
+    def ask(one: dict[str, Any], two: dict[str, Any], **more: Any) -> Any:
+        turns = [{"role": "user", "content": [texts[0], one]}, between]
+        turns += [{"role": "user", "content": [one, two, texts[1]]}]
+        return talk("POST", CHAT, json={"model": "tiny", "messages": turns, **more})
+
+    alone, both = ask(first, first).json(), ask(first, second).json()
+    image = both["usage"]["prompt_tokens"] - alone["usage"]["prompt_tokens"]
+    assert image >= IMAGE_TOKENS
+    assert "further" not in alone["medmoe"]
+    assert both["medmoe"]["picture"] == alone["medmoe"]["picture"]
+    assert both["medmoe"]["routing"]["probabilities"] == pytest.approx(
+        alone["medmoe"]["routing"]["probabilities"], abs=1e-6
+    )
+    (further,) = both["medmoe"]["further"]
+    assert further["routing"]["probabilities"] != both["medmoe"]["routing"]["probabilities"]
+    assert any(
+        w.startswith("2 images: the model was trained on") for w in both["medmoe"]["warnings"]
+    )
+    backwards = ask(second, first).json()["medmoe"]
+    assert backwards["routing"]["probabilities"] != both["medmoe"]["routing"]["probabilities"]
+    for field in ({"evidence": True}, {"window": "lung"}):
+        assert refused(ask(first, second, medmoe=field))[0] == 400
 
 
 def test_a_picture_that_is_sent_again_in_later_turns_is_one(talk: Any) -> None:

@@ -116,15 +116,20 @@ class ConversationTokenizer:
         return tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
 
     def conversation(
-        self, turns: Sequence[tuple[str, str]], *, with_image: bool
+        self,
+        turns: Sequence[tuple[str, str]],
+        *,
+        with_image: bool,
+        further: Sequence[int] = (),
     ) -> tuple[int, ...]:
         """Return the ids of a conversation that waits for the assistant; of one turn: `prompt`.
 
         Args:
             turns: Role (``user`` or ``assistant``) and text of each; the image, if there is one,
                 stands before the first.
+            further: Of each further image the turn before whose words it stands.
         """
-        text = self._rendered(turns, with_image=with_image)
+        text = self._rendered(turns, with_image=with_image, further=further)
         text = text.replace(IMAGE, IMAGE * self._image_tokens)
         return tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
 
@@ -145,13 +150,14 @@ class ConversationTokenizer:
         *,
         with_image: bool = True,
         answered: bool = False,
+        further: Sequence[int] = (),
     ) -> str:
         messages: list[dict[str, Any]] = [
             {"role": role, "content": [{"type": "text", "text": self._plain(text)}]}
             for role, text in turns
         ]
-        if with_image:
-            messages[0]["content"].insert(0, {"type": "image"})
+        for turn in (*([0] if with_image else []), *further):
+            messages[turn]["content"].insert(0, {"type": "image"})
         text: str = self._processor.apply_chat_template(
             messages, add_generation_prompt=not answered, tokenize=False
         )

@@ -60,12 +60,14 @@ class Answer:
         confidence: Probability, 0–1, the model gave to exactly this answer; not calibrated.
         routing: None for a dense model or a question without an image.
         cut: Whether the longest answer ended it, not the model.
+        further: Routings of a conversation's further images; each image is decided on apart.
     """
 
     text: str
     confidence: float
     routing: Routing | None
     cut: bool = False
+    further: tuple[Routing | None, ...] = ()
 
 
 def told_confidence(confidence: float, facts: ImageFacts | None) -> float | None:
@@ -126,23 +128,25 @@ def read_routings(
     *,
     experts: bool,
 ) -> list[Routing]:
-    """Return the routing of the first rows of a trace, one image each.
+    """Return the routing of each image of a trace, in order: a row may have several.
 
     Args:
-        trace: Of image tokens only.
+        trace: Of image tokens only, of which all images have equally many.
         checks: Of the images.
         domains: In the order of the experts.
         experts: Also give each expert's share of the tokens, layer by layer.
     """
-    mean = np.mean([trace.row_probabilities(layer) for layer in trace.layers], axis=0)
-    counts = {layer: trace.row_counts(layer) for layer in trace.layers} if experts else {}
+    images, layers = len(checks), trace.layers
+    means = [trace.probabilities(i).reshape(images, -1, len(domains)).mean(1) for i in layers]
+    mean = np.mean(means, axis=0)
+    chosen = {i: trace.experts(i).reshape(images, -1) for i in layers} if experts else {}
     routings: list[Routing] = []
-    for row, check in enumerate(checks):
-        best = int(mean[row].argmax())
+    for image, check in enumerate(checks):
+        best = int(mean[image].argmax())
         shares = {
-            layer: dict(zip(domains, (c[row] / c[row].sum()).tolist(), strict=True))
-            for layer, c in counts.items()
+            layer: {name: float((of[image] == e).mean()) for e, name in enumerate(domains)}
+            for layer, of in chosen.items()
         }
-        named = dict(zip(domains, mean[row].tolist(), strict=True))
-        routings.append(Routing(domains[best], float(mean[row, best]), named, shares, check))
+        named = dict(zip(domains, mean[image].tolist(), strict=True))
+        routings.append(Routing(domains[best], float(mean[image, best]), named, shares, check))
     return routings

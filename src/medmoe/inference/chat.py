@@ -1,4 +1,4 @@
-"""Conversations about one picture, answered token by token: streamed, batched, stopped any time.
+"""Conversations about pictures, answered token by token: streamed, batched, stopped any time.
 
 `ChatBatch` decodes several conversations together. Between two tokens rows join and leave, so that
 nobody waits for the longest answer of others, and a row that is left costs nothing from the next
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -43,6 +44,7 @@ class ChatRequest:
     Attributes:
         turns: Of user and assistant in turn; the first and the last are the user's.
         image: The picture that it is about, as `open_picture` gives it; None for words only.
+        further: Further pictures, each with the turn before whose words it stands, in order.
         stop: Texts that end the answer, none empty: it is cut before the first of them.
     """
 
@@ -50,6 +52,13 @@ class ChatRequest:
     image: Image.Image | None = None
     max_new_tokens: int = 64
     stop: tuple[str, ...] = ()
+    further: tuple[tuple[int, Image.Image], ...] = ()
+
+    @property
+    def images(self) -> tuple[Image.Image, ...]:
+        """All pictures, in the order in which they stand."""
+        first = () if self.image is None else (self.image,)
+        return (*first, *(image for _, image in self.further))
 
     def __post_init__(self) -> None:
         """Refuse turns that make no conversation.
@@ -91,7 +100,8 @@ class ChatRow:
     """A conversation that is ready to be decoded: its prompt, its picture, and what was said.
 
     Attributes:
-        features: (P, D_vision) of the picture, None without one.
+        features: (N, P, D_vision) of the pictures, None without one.
+        routings: Of the pictures.
     """
 
     ids: tuple[int, ...]
@@ -101,7 +111,7 @@ class ChatRow:
     said: list[int] = field(default_factory=list)
     shown: str = ""
     log_probability: float = 0.0
-    routing: Routing | None = None
+    routings: tuple[Routing | None, ...] = ()
 
 
 def stream_chat(engine: MedMoe, request: ChatRequest) -> Generator[ChatChunk]:
@@ -110,7 +120,7 @@ def stream_chat(engine: MedMoe, request: ChatRequest) -> Generator[ChatChunk]:
     Raises:
         ConfigError: The conversation does not fit the model.
     """
-    features = engine.encode([request.image])[0] if request.image is not None else None
+    features = engine.encode(request.images) if request.images else None
     batch = ChatBatch(engine)
     batch.join([prepare(request, features, engine.tokenizer, engine.limit)])
     while batch.rows:
@@ -126,14 +136,15 @@ def prepare(
     """Return a conversation as a row; its answer may be as long as there is room for.
 
     Args:
-        features: (P, D_vision) of its picture, as `MedMoe.encode` gives them.
+        features: (N, P, D_vision) of its pictures, as `MedMoe.encode` gives them.
         limit: Tokens that the model reads at most.
 
     Raises:
         ConfigError: It is longer than the model can read.
     """
     turns = [(turn.role, turn.text) for turn in request.turns]
-    ids = tokenizer.conversation(turns, with_image=request.image is not None)
+    further = [turn for turn, _ in request.further]
+    ids = tokenizer.conversation(turns, with_image=request.image is not None, further=further)
     room = room_for(request.max_new_tokens, len(ids), limit)
     return ChatRow(ids, features, room, request.stop)
 
@@ -158,7 +169,9 @@ def take_token(row: ChatRow, token: int, log_prob: float, tokenizer: Any) -> Cha
         new = "" if text.endswith("\ufffd") else text[len(row.shown) :]
         row.shown += new
         return ChatChunk(new)
-    answer = Answer(text, math.exp(row.log_probability), row.routing, finish == "length")
+    first, *others = row.routings or (None,)
+    cut_off = finish == "length"
+    answer = Answer(text, math.exp(row.log_probability), first, cut_off, tuple(others))
     said = len(row.said) + ended
     return ChatChunk(text[len(row.shown) :], finish, answer, len(row.ids), said)
 
@@ -238,14 +251,15 @@ class ChatBatch:
         model, engine = self._engine.model, self._engine
         ids, mask = engine.left_padded([row.ids for row in rows])
         pictures = [row.features for row in rows if row.features is not None]
-        vision = torch.stack(pictures).to(model.device) if pictures else None
+        vision = torch.cat(pictures).to(model.device) if pictures else None
         cache = DynamicCache()
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         with engine.routed(ids, vision, experts=True) as routings:
             embedded = model.model.embed(ids, vision)
             logits = self._next_logits(cache, mask, positions, inputs_embeds=embedded)
-        for row, routing in zip(rows, routings, strict=True):
-            row.routing = routing
+        told = iter(routings)
+        for row in rows:
+            row.routings = tuple(islice(told, 0 if row.features is None else len(row.features)))
         self._take_in(rows, cache, mask, logits)
 
     def _take_in(self, rows: list[ChatRow], cache: Any, mask: Tensor, logits: Tensor) -> None:

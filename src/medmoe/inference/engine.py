@@ -253,14 +253,15 @@ class MedMoe:
         """Record where the routers send the images of the one batch that runs inside.
 
         Args:
-            ids: Of the batch (B, S); the image's tokens are told by them.
-            vision: The images' features (B, P, D_vision), None for a batch without images.
+            ids: Of the batch (B, S); the images' tokens are told by them.
+            vision: The images' features (N, P, D_vision), None for a batch without images.
             experts: Also record which expert takes which share of an image, layer by layer.
 
         Yields:
-            A list of B; afterwards it holds the routings, None each without router or image.
+            A list of N, or of B without images; afterwards it holds the routings, None each
+            without router or image.
         """
-        routings: list[Routing | None] = [None] * len(ids)
+        routings: list[Routing | None] = [None] * len(ids if vision is None else vision)
         if vision is None or not self.model.config.moe_layers:
             yield routings
             return

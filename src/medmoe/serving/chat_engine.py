@@ -111,9 +111,10 @@ class ChatEngine(ABC):
     Attributes:
         facts: Of the model; they are known before it is loaded.
         explains: Whether `explain` can answer: a fact of the engine, known as early.
+        most_images: How many pictures a conversation may have.
     """
 
-    explains = False
+    explains, most_images = False, 1
 
     def __init__(
         self, directory: Path, name: str | None, *, max_batch: int = 16, max_waiting: int = 32

@@ -8,17 +8,19 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from medmoe.data.images import Picture
+from medmoe.data.intake.facts import ImageFacts
 from medmoe.errors import MedMoeError
 from medmoe.inference.answer import Answer, told_confidence, warnings_of
 from medmoe.inference.chat import ChatChunk, ChatRequest, Turn
 from medmoe.serving.chat_engine import no_evidence
-from medmoe.serving.pictures import picture_of
+from medmoe.serving.pictures import pictures_of
 from medmoe.serving.problems import ProblemError, check_type, problem_of
 from medmoe.serving.schema import ChatBody, Message, TextPart, read_chat
 from medmoe.serving.service import Record, Service
@@ -36,7 +38,7 @@ class _Call:
     id: str
     body: ChatBody
     request: ChatRequest
-    picture: Picture | None
+    pictures: tuple[Picture, ...]
     record: Record
     started: float
     ends: float  # by the event loop's clock
@@ -73,23 +75,36 @@ async def _read(service: Service, request: Request, data: bytes) -> _Call:
     if body.medmoe.evidence and not service.engine.explains:
         raise no_evidence()
     settings = service.settings
-    turns = turns_of(body.messages, settings)
+    turns, turn_of = turns_of(body.messages, settings)
     wanted = body.max_completion_tokens or body.max_tokens or settings.usual_new_tokens
     warnings = _warnings(body, wanted, settings)
     wanted = min(wanted, settings.max_new_tokens)
-    source = await asyncio.to_thread(picture_of, body.messages, service.uploads)
-    picture, view = None, body.medmoe.view()
-    if source is not None:
-        picture = await service.decoding.open(source.data, hint=source.hint, **view)
-    elif any(wanted is not None for wanted in view.values()):
+    most, view = service.engine.most_images, body.medmoe.view()
+    sent = await asyncio.to_thread(pictures_of, body.messages, service.uploads, most)
+    if len(sent) != 1 and any(wanted is not None for wanted in view.values()):
         raise ProblemError(
-            400, "bad_window", "window, frame and plane need an image", param="medmoe"
+            400, "bad_window", "window, frame and plane need one image", param="medmoe"
         )  # fmt: skip
-    chat = ChatRequest(turns, picture.image if picture else None, wanted, tuple(body.stop))
+    if len(sent) > 1:
+        if body.medmoe.evidence:
+            raise ProblemError(400, "bad_parameter", "evidence is on one image", param="medmoe")
+        warnings.append(
+            f"{len(sent)} images: the model was trained on conversations about one, and its "
+            "answer may be worse"
+        )
+    open_one = service.decoding.open
+    pictures = [await open_one(source.data, hint=source.hint, **view) for _, source in sent]
+    images = [picture.image for picture in pictures]
+    # The first stands before the first words, as in training; the others before those sent along.
+    further = [(turn_of[message], image) for (message, _), image in zip(sent, images, strict=True)]
+    chat = ChatRequest(
+        turns, images[0] if images else None, wanted, tuple(body.stop), tuple(further[1:])
+    )
     record: Record = request.state.record
-    record.image = service.image_hash(chat.image)
+    record.image = service.image_hash(chat.images)
     name = request.state.request_id.replace("req-", "chatcmpl-")
-    return _Call(service, name, body, chat, picture, record, started, request.state.ends, warnings)
+    ends = request.state.ends
+    return _Call(service, name, body, chat, tuple(pictures), record, started, ends, warnings)
 
 
 def _warnings(body: ChatBody, wanted: int, settings: ServerSettings) -> list[str]:
@@ -183,21 +198,32 @@ async def _unless_left(request: Request, work: Any) -> Any:
 
 async def _behind(call: _Call, answer: Answer | None) -> dict[str, Any]:
     """Return our extra field: what is behind the answer, and what it is not."""
-    facts = call.picture.facts if call.picture else None
-    routing = answer.routing if answer else None
+    facts: list[ImageFacts | None] = [picture.facts for picture in call.pictures] or [None]
+    routings = [answer.routing, *answer.further] if answer else []
+    confidence = answer.confidence if answer else None
+    told: list[dict[str, Any]] = []
+    warnings = list(call.warnings)
+    for number, (fact, routing) in enumerate(zip_longest(facts, routings), 1):
+        if confidence is not None:
+            confidence = told_confidence(confidence, fact)
+        of = f"image {number}: " if len(facts) > 1 else ""
+        warnings += [of + warning for warning in warnings_of(fact, routing)]
+        told.append({"routing": asdict(routing) if routing else None})
+        told[-1]["picture"] = fact.to_json() if fact else None
     behind: dict[str, Any] = {
         "notice": NOTICE,
         "decoding": "greedy",
-        "confidence": told_confidence(answer.confidence, facts) if answer else None,
-        "routing": asdict(routing) if routing else None,
-        "picture": facts.to_json() if facts else None,
-        "warnings": call.warnings + warnings_of(facts, routing),
+        "confidence": confidence,
+        **told[0],
+        "warnings": warnings,
     }
+    if told[1:]:
+        behind["further"] = told[1:]
     if call.body.medmoe.evidence:
         behind["evidence"] = None
-        if call.picture is not None:
+        if call.pictures:
             question = call.request.turns[-1].text
-            behind["evidence"] = await call.service.explain(call.picture.image, question)
+            behind["evidence"] = await call.service.explain(call.pictures[0].image, question)
     return behind
 
 
@@ -226,28 +252,35 @@ def _usage(last: ChatChunk) -> dict[str, int]:
     }
 
 
-def turns_of(messages: Sequence[Message], settings: ServerSettings) -> tuple[Turn, ...]:
-    """Return the turns; what system messages say stands before the user's first words, or nowhere.
+def turns_of(
+    messages: Sequence[Message], settings: ServerSettings
+) -> tuple[tuple[Turn, ...], list[int]]:
+    """Return the turns, and of each message the turn that its images stand in: one of the user's.
+
+    What system messages say stands before the user's first words, or nowhere.
 
     The models are trained without system messages of a user's, so theirs are words like others.
     Messages of one role in a row are one turn, and so are those around an answer without a word;
-    the image's place in the text does not matter, as it stands before the first.
+    an image's place in its message does not matter, as it stands before the words.
 
     Raises:
         ProblemError: There are no words, too many, or the user is not first and last.
     """
     turns: list[tuple[str, list[str]]] = []
     before: list[str] = []
+    turn_of: list[int] = []
     for message in messages:
         words = _words(message)
         if message.role in _SYSTEM:
             before += [] if settings.drop_system else words
         elif message.role == "assistant" and not "".join(words).strip():
-            continue  # an answer without a word, sent back
+            pass  # an answer without a word, sent back
         elif turns and turns[-1][0] == message.role:
             turns[-1][1].extend(words)
         else:
             turns.append((message.role, words))
+        place = max(len(turns) - 1, 0)
+        turn_of.append(place + place % 2)
     if not turns or turns[0][0] != "user" or turns[-1][0] != "user":
         raise _bad("bad_conversation", "the user's messages must be the first and the last")
     turns[0] = ("user", before + turns[0][1])
@@ -255,7 +288,7 @@ def turns_of(messages: Sequence[Message], settings: ServerSettings) -> tuple[Tur
         Turn("user" if role == "user" else "assistant", "\n".join(words)) for role, words in turns
     )
     _check(joined, settings)
-    return joined
+    return joined, turn_of
 
 
 def _check(turns: Sequence[Turn], settings: ServerSettings) -> None:

@@ -20,9 +20,11 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -62,7 +64,7 @@ class LocalEngine(ChatEngine):
         load_model: Returns the model, in the thread; by default `MedMoe.load` of the folder.
     """
 
-    explains = True
+    explains, most_images = True, 4
 
     def __init__(
         self,
@@ -219,11 +221,13 @@ class _Answers:
         """Read the prompts of new conversations."""
         if not jobs:
             return
-        features = self._encoded([job.request.image for job in jobs])
+        encoded = iter(self._encoded([image for job in jobs for image in job.request.images]))
         rows: list[ChatRow] = []
-        for job, picture in zip(jobs, features, strict=True):
+        for job in jobs:
+            pictures = list(islice(encoded, len(job.request.images)))
+            features = torch.stack(pictures) if pictures else None
             try:
-                row = prepare(job.request, picture, self._model.tokenizer, self._model.limit)
+                row = prepare(job.request, features, self._model.tokenizer, self._model.limit)
             except MedMoeError as error:
                 job.give(error)
                 continue
@@ -247,20 +251,15 @@ class _Answers:
         self.jobs.clear()
         self._batch = ChatBatch(self._model)
 
-    def _encoded(self, images: Sequence[Image.Image | None]) -> list[Tensor | None]:
-        keys = [_content(image) if image is not None else None for image in images]
-        new = {
-            key: image
-            for key, image in zip(keys, images, strict=True)
-            if key is not None and image is not None and key not in self._features
-        }
+    def _encoded(self, images: Sequence[Image.Image]) -> list[Tensor]:
+        pictures = dict(zip(keys := [_content(image) for image in images], images, strict=True))
+        new = {key: image for key, image in pictures.items() if key not in self._features}
         if new:
             encoded = self._model.encode(list(new.values()))
             self._features.update(zip(new, encoded, strict=True))
-        features = [self._features[key] if key is not None else None for key in keys]
+        features = [self._features[key] for key in keys]
         for key in keys:
-            if key is not None:
-                self._features.move_to_end(key)
+            self._features.move_to_end(key)
         while len(self._features) > KEPT_PICTURES:
             self._features.popitem(last=False)
         return features

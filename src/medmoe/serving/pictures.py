@@ -1,4 +1,4 @@
-"""The picture of a conversation: from a data URL or an upload, decoded off the event loop.
+"""The pictures of a conversation: from a data URL or an upload, decoded off the event loop.
 
 Uploads are kept in memory, bounded, and gone after a while; nothing is written to disk. The
 client's name of the file is dropped before anything is kept; the id is random, so that knowing one
@@ -103,7 +103,6 @@ class UploadStore:
             self._bytes -= len(self._files.popitem(last=False)[1].data)
 
 
-MAX_IMAGES = 1
 #: Pictures that may wait for a decoder or be in one.
 MOST_WAITING = 32
 #: The decoders of all servers of this program. They leave a core to those who ask in words only.
@@ -149,29 +148,31 @@ class Source:
     hint: Hint | None = field(compare=False)
 
 
-def picture_of(messages: Sequence[Message], uploads: UploadStore) -> Source | None:
-    """Return the picture of a conversation; None where it has none.
+def pictures_of(
+    messages: Sequence[Message], uploads: UploadStore, most: int
+) -> list[tuple[int, Source]]:
+    """Return the pictures of a conversation in order, each with the message that first has it.
 
     Args:
         uploads: Those that may be named by id.
+        most: How many it may have.
 
     Raises:
         ProblemError: It has too many, or the upload is not there.
         ImageError: It is an address, or no data URL.
     """
     # Clients that keep no state send a picture again in each turn: equal ones are one.
-    sources = {
-        _source(part, uploads)
-        for message in messages
-        for part in message.content
-        if isinstance(part, ImagePart | FilePart)
-    }
-    if len(sources) > MAX_IMAGES:
+    places: dict[Source, int] = {}
+    for place, message in enumerate(messages):
+        for part in message.content:
+            if isinstance(part, ImagePart | FilePart):
+                places.setdefault(_source(part, uploads), place)
+    if len(places) > most:
         raise ProblemError(
             400, "too_many_images",
-            f"{len(sources)} images; a conversation is about {MAX_IMAGES}", param="messages",
+            f"{len(places)} images; here a conversation has at most {most}", param="messages",
         )  # fmt: skip
-    return next(iter(sources), None)
+    return [(place, source) for source, place in places.items()]
 
 
 def _source(part: ImagePart | FilePart, uploads: UploadStore) -> Source:

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from math import inf
@@ -90,11 +90,11 @@ class Service:
             raise not_ready(self.state)
         self.engine.check_room()
 
-    def image_hash(self, image: Image.Image | None) -> str | None:
-        """Return the keyed hash of a picture's pixels, for the log."""
-        if self._audit is None or image is None:
+    def image_hash(self, images: Sequence[Image.Image]) -> str | None:
+        """Return the keyed hash of the pixels of a conversation's pictures, for the log."""
+        if self._audit is None or not images:
             return None
-        return self._audit.image_hash(f"{image.size}".encode() + image.tobytes())
+        return self._audit.image_hash(b"".join(f"{i.size}".encode() + i.tobytes() for i in images))
 
     async def stream(
         self, request: ChatRequest, started: float, deadline: float
@@ -120,7 +120,7 @@ class Service:
         """Answer a conversation of the page, and write that down."""
         self.check_open()
         with self.audited(f"page-{secrets.token_hex(12)}") as record:
-            record.image = self.image_hash(request.image)
+            record.image = self.image_hash(request.images)
             stream = self.stream(request, time.perf_counter(), self.settings.deadline_seconds)
             async with aclosing(stream) as chunks:
                 async for chunk in chunks:
