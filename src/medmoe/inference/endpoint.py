@@ -119,4 +119,5 @@ def _read(data: bytes) -> Reply:
     text, finish = choice["message"]["content"] or "", choice.get("finish_reason")
     failed = finish if finish == "content_filter" else None
     tokens = int(used.get("prompt_tokens") or 0), int(used.get("completion_tokens") or 0)
-    return Reply("".join(text).strip(), math.nan, None, finish == "length", failed, tokens)
+    cut, text = finish == "length", "".join(text).strip()
+    return Reply(text, math.nan, None, cut, failed=failed, tokens=tokens)
