@@ -13,6 +13,7 @@ from PIL import Image
 from tests.data.readers.test_slake import write
 
 from medmoe.data import fetch, registry
+from medmoe.data.bad_rows import BadRows
 from medmoe.errors import DataError
 
 
@@ -20,13 +21,13 @@ def test_offline_is_one_line_with_the_way_out(tmp_path: Path) -> None:
     """The suite runs with HF_HUB_OFFLINE=1: the real client is asked and refuses."""
     source = registry.READERS["path_vqa"].SOURCE
     with pytest.raises(DataError, match=r"hub cannot be reached; fetch flaviagiammarino/path-vqa"):
-        fetch.fetch("path_vqa", source, tmp_path)
+        fetch.fetch("path_vqa", source, tmp_path, BadRows())
 
 
 def test_a_set_that_is_not_on_the_hub_names_its_home(tmp_path: Path) -> None:
     source = registry.READERS["rocov2"].SOURCE
     with pytest.raises(DataError, match=r"not on the hub: get it from https://zenodo\.org"):
-        fetch.fetch("rocov2", source, tmp_path)
+        fetch.fetch("rocov2", source, tmp_path, BadRows())
 
 
 def test_what_is_fetched_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +46,7 @@ def test_what_is_fetched_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", transfer)
     reader = registry.READERS["slake"]
-    assert fetch.fetch("slake", reader.SOURCE, tmp_path) == tmp_path / "slake"
+    assert fetch.fetch("slake", reader.SOURCE, tmp_path, BadRows()) == tmp_path / "slake"
     assert len(registry.read("slake", tmp_path, "test")) == 3
     assert asked["repo"] == "BoKelvin/SLAKE"
     assert asked["repo_type"] == "dataset"

@@ -53,7 +53,9 @@ def test_table_3_names_no_protocol_and_is_nearest_to_label_score() -> None:
     assert {(r.protocol, r.our_protocol) for r in rows.values()} == {("unstated", "label_score")}
 
 
-@pytest.mark.parametrize("name", ["vqa_rad_disjoint", "slake_zh", "phantom_vqa", "pathmnist"])
+@pytest.mark.parametrize(
+    "name", ["vqa_rad_disjoint", "vqa_rad_hub", "slake_zh", "phantom_vqa", "pathmnist"]
+)
 def test_nothing_is_said_where_the_paper_reports_nothing(name: str) -> None:
     assert paper_rows(name) == []
 

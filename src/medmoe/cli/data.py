@@ -108,7 +108,7 @@ def _list(args: argparse.Namespace) -> dict[str, Any]:
                 r["name"],
                 "yes" if r["there"] else "–",
                 "yes" if r["tried"] else "layout only",
-                "data get" if r["hub"] else "hand",
+                "data get" if r["hub"] or READERS[r["name"]].SOURCE.web else "hand",
                 r["licence"].removeprefix("LicenseRef-"),
             )
             for r in rows
@@ -147,20 +147,26 @@ def _info(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _get(args: argparse.Namespace) -> dict[str, Any]:
-    """Fetch known sets from the Hugging Face hub into the folder of --data."""
+    """Fetch known sets from the hub, or where they are published, into the folder of --data."""
+    from medmoe.data.bad_rows import BadRows
     from medmoe.data.fetch import fetch
     from medmoe.data.registry import READERS
     from medmoe.errors import DataError, one_of
 
     if args.data is None:
         raise ConfigError("data get needs --data DIR, the folder to put the set into")
-    folders = {}
-    for name in args.sets:
-        if name not in READERS:
-            raise DataError(one_of(name, READERS, "data set"))
-        folders[name] = str(fetch(name, READERS[name].SOURCE, flags.make_out_dir(args.data)))
-        print(f"{name}: {folders[name]}")
-    return {"version": 1, "folders": folders}
+    folders, bad = {}, BadRows()
+    for given in args.sets:
+        # One published set may be several here: llava_med is its captions and its instructions.
+        names = [given] if given in READERS else [n for n in READERS if n.startswith(f"{given}_")]
+        if not names:
+            raise DataError(one_of(given, READERS, "data set"))
+        for name in names:
+            source = READERS[name].SOURCE
+            folders[name] = str(fetch(name, source, flags.make_out_dir(args.data), bad))
+            print(f"{name}: {folders[name]}")
+    _print_met(bad)
+    return {"version": 1, "folders": folders, "known_faults": dict(bad.known_faults)}
 
 
 def _show(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,24 +1,32 @@
-"""Fetching a data set from the Hugging Face hub into the data folder; the one place that downloads.
+"""Fetching a data set into the data folder, from the Hugging Face hub or where it is published.
 
-Only sets whose official home is on the hub, by id and, where one is pinned, by commit. Archives are
-unpacked where they lie. Nothing is run: the files are read by the set's own reader afterwards.
+From the hub by id and, where one is pinned, by commit. Archives are unpacked where they lie.
+Nothing is run: the files are read by the set's own reader afterwards.
 """
 
 from __future__ import annotations
 
 import zipfile
+from collections import Counter
 from pathlib import Path
 
-from medmoe.data.readers.common import Source
+from medmoe.data.bad_rows import BadRows
+from medmoe.data.download import Gone, download, fetch_pictures
+from medmoe.data.readers.common import Source, fields, json_rows
 from medmoe.errors import DataError, first_line
 
 
-def fetch(name: str, source: Source, root: Path) -> Path:
+def fetch(name: str, source: Source, root: Path, bad: BadRows) -> Path:
     """Fetch a set into ``root`` and return its folder.
 
+    Args:
+        bad: Receives how many pictures are not to be had.
+
     Raises:
-        DataError: The set is not on the hub, or cannot be fetched (offline, gated, gone).
+        DataError: The set can be fetched from nowhere, or not now (offline, gated, gone).
     """
+    if source.web is not None:
+        return _from_web(name, source, root / source.folder, bad)
     if source.hub is None:
         raise DataError(
             f"{name} is not on the hub: get it from {source.home} and put it under {root}; "
@@ -48,6 +56,25 @@ def fetch(name: str, source: Source, root: Path) -> Path:
         ) from error
     for archive in source.archives:
         unpack(folder / archive)
+    return folder
+
+
+def _from_web(name: str, source: Source, folder: Path, bad: BadRows) -> Path:
+    """Fetch the files of a set and then the pictures that their rows name."""
+    wanted: set[str] = set()
+    for file in (source.pictures, *source.files):
+        path = folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            try:
+                download(f"{source.web}{file}", path)
+            except Gone as error:
+                raise DataError(f"{name}: {error}; see {source.home}") from None
+        if file != source.pictures:
+            wanted |= {fields(row, ("image",), where)["image"] for where, row in json_rows(path)}
+    missing = fetch_pictures(folder / source.pictures, wanted, folder / "images")
+    for reason, count in Counter(missing.values()).items():
+        bad.leave_out(f"{name}: picture {reason}", count)
     return folder
 
 

@@ -62,6 +62,7 @@ Reader = KnownSet | _Located | OwnSet
 
 _READERS: tuple[KnownSet, ...] = (
     vqa_rad.SET,
+    vqa_rad.HUB,
     slake.ENGLISH,
     slake.CHINESE,
     path_vqa.SET,

@@ -75,6 +75,8 @@ TASKS: Mapping[str, TaskSpec] = {
         TaskSpec("vqa_rad", "vqa_rad", paper_name="VQA-RAD"),
         # Another test set than the paper's: nothing published is comparable.
         TaskSpec("vqa_rad_disjoint", "vqa_rad", "disjoint_test", "disjoint_train"),
+        # The hub's copy: other training rows, and closed is what yes or no answers.
+        TaskSpec("vqa_rad_hub", "vqa_rad_hub"),
         TaskSpec("slake", "slake", paper_name="SLAKE"),
         TaskSpec("slake_zh", "slake_zh"),
         TaskSpec("path_vqa", "path_vqa", paper_name="PathVQA"),

@@ -58,6 +58,15 @@ def test_a_chat_is_one_record_with_all_its_turns(tmp_path: Path) -> None:
     assert record.id == "llava_med_instruct/2"
 
 
+@pytest.mark.parametrize("inside", ["", "alignment"])
+def test_the_references_file_is_read_by_its_name(tmp_path: Path, inside: str) -> None:
+    root = write(tmp_path, "llava_med_alignment_500k_filter.json", [CAPTION], inside)
+    assert [r.id for r in ALIGNMENT.read(root, "train")] == ["llava_med_alignment/1"]
+    # The reference's own folder, ``data/``, is what holds them there.
+    (inner,) = ALIGNMENT.read(root / "llava-med", "train")
+    assert inner.image.source == root / "llava-med" / "images" / "1.jpg"
+
+
 def test_missing_pictures_are_counted_and_no_error(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -13,6 +13,7 @@ from medmoe.data.bad_rows import BadRows
 from medmoe.data.images import open_image
 from medmoe.data.readers import hub
 from medmoe.data.readers.path_vqa import SET as path_vqa
+from medmoe.data.readers.vqa_rad import HUB as VQA_RAD_HUB
 from medmoe.data.readers.vqa_rad import SET as vqa_rad
 from medmoe.errors import DataError
 
@@ -36,12 +37,15 @@ def test_parquet_rows_share_an_image_by_its_bytes(tmp_path: Path) -> None:
     assert (first.image.modality, first.id) == ("pathology", "path_vqa/test/1")
 
 
-def test_vqa_rad_of_the_hub_is_read_where_the_official_files_are_not(tmp_path: Path) -> None:
+def test_the_hubs_vqa_rad_is_a_set_of_its_own_name(tmp_path: Path) -> None:
     write_hub(tmp_path / "vqa-rad", "train", ROWS)
-    records = vqa_rad.read(tmp_path, "train")
-    assert [r.dataset for r in records] == ["vqa_rad"] * 3
-    with pytest.raises(DataError, match=r"unknown split of .* 'disjoint_train'"):
-        vqa_rad.read(tmp_path, "disjoint_train")
+    met = BadRows()
+    records = VQA_RAD_HUB.read(tmp_path, "train", met)
+    assert {r.dataset for r in records} == {"vqa_rad_hub"}
+    assert [r.id for r in records] == [f"vqa_rad_hub/train/{n}" for n in (1, 2, 3)]
+    assert "not the paper's" in met.notes[0]
+    with pytest.raises(DataError, match=r"no vqa-rad/trainset\.json"):
+        vqa_rad.read(tmp_path, "train")
 
 
 @pytest.mark.parametrize(

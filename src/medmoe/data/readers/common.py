@@ -59,6 +59,8 @@ class Source:
         revision: Commit on the hub; None until one is truly known: the newest is then fetched.
         files: What of the repository is fetched.
         archives: Archives among them that are unpacked where they lie.
+        web: Address of its files where it is on no hub.
+        pictures: The file there that lists the archives of the pictures named in `files`.
     """
 
     home: str
@@ -67,6 +69,8 @@ class Source:
     revision: str | None = None
     files: tuple[str, ...] = ("*",)
     archives: tuple[str, ...] = ()
+    web: str | None = None
+    pictures: str = ""
 
 
 def require_part(folder: Path, part: str, name: str) -> Path:

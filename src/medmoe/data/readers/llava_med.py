@@ -1,6 +1,7 @@
 """LLaVA-Med (Li et al. 2023): 500 K captions for alignment, 60 K instructions with inline mentions.
 
-The paper's data of phase 1 and phase 2. JSON files beside a folder ``images``. Its pictures are
+The paper's data of phase 1 and phase 2. JSON files beside a folder ``images``, as published or as
+the reference reads them (``…_filter.json``: less the rows without a picture). Its pictures are
 fetched one by one from PubMed Central and some are gone: rows without their picture are left out,
 counted in `BadRows.known_faults` and logged, never an error. A row of several turns is one record,
 a conversation.
@@ -25,9 +26,9 @@ class LlavaMed(KnownSet):
     NAME: str
     task: Task
     MARKERS: tuple[str, ...]
+    SOURCE: common.Source
     SPLITS = ("train",)
     LICENCE = "CC-BY-NC-4.0"
-    SOURCE = common.Source("https://github.com/microsoft/LLaVA-Med", "llava-med")
 
     def records(self, marker: Path, split: str, bad: BadRows) -> list[Record]:
         """Return the records of all rows whose picture is there; one at least must be."""
@@ -62,15 +63,20 @@ class LlavaMed(KnownSet):
         return common.usable(records, marker, bad)
 
 
-def _places(name: str, folder: str) -> tuple[str, ...]:
-    return (f"llava-med/{name}", f"llava-med/{folder}/{name}")
+def _set(name: str, task: Task, file: str) -> LlavaMed:
+    """Return the set of a published file, or of the one that the reference made of it."""
+    folder = name.rpartition("_")[2]
+    files = (f"{file}.json", f"{file}_filter.json")
+    places = (f"llava-med/{where}{one}" for one in files for where in ("", f"{folder}/"))
+    source = common.Source(
+        "https://github.com/microsoft/LLaVA-Med",
+        "llava-med",
+        files=(f"{folder}/{files[0]}",),
+        web="https://hanoverprod.z21.web.core.windows.net/med_llava/",
+        pictures="llava_med_image_urls.jsonl",
+    )
+    return LlavaMed(name, task, tuple(places), source)
 
 
-ALIGNMENT = LlavaMed(
-    "llava_med_alignment", "caption", _places("llava_med_alignment_500k.json", "alignment")
-)
-INSTRUCT = LlavaMed(
-    "llava_med_instruct",
-    "vqa",
-    _places("llava_med_instruct_60k_inline_mention.json", "instruct"),
-)
+ALIGNMENT = _set("llava_med_alignment", "caption", "llava_med_alignment_500k")
+INSTRUCT = _set("llava_med_instruct", "vqa", "llava_med_instruct_60k_inline_mention")

@@ -4,8 +4,11 @@ Splits: ``train`` and ``test`` are the standard ones (3,064 and 451 questions), 
 image also stands in train; ``disjoint_train``, ``disjoint_validation`` and ``disjoint_test`` share
 no image. Train splits end with caption records made of the answered facts (paper, phase 1).
 Read from the two JSON files of the standard split, else from the one of OSF, which holds the same
-questions (its test rows are the test split, its framed questions belong to train), else from the
-hub's Parquet files, which know neither answer type nor image name (see `medmoe.data.readers.hub`).
+questions (its test rows are the test split, its framed questions belong to train).
+
+The hub's copy is a set of its own, `HUB`: 1,793 training questions, no answer types (of its 451
+test questions 200 are closed, being yes or no; by the labels of the paper's split 272 are), so no
+score on one is a score on the other.
 
 It carves no validation questions out of ``train`` (`medmoe.data.registry.hold_out` does), and it
 decodes no picture.
@@ -81,21 +84,16 @@ class VqaRad(KnownSet):
 
     NAME = _NAME
     SPLITS = ("train", "test", "disjoint_train", "disjoint_validation", "disjoint_test")
-    MARKERS = ("vqa-rad/trainset.json", f"vqa-rad/{_OSF_FILE}", "vqa-rad/data")
+    MARKERS = ("vqa-rad/trainset.json", f"vqa-rad/{_OSF_FILE}")
     TRIED = True
     LICENCE = "CC0-1.0"
     SOURCE = common.Source(
-        "https://osf.io/89kps/",
-        "vqa-rad",
-        hub="flaviagiammarino/vqa-rad",
-        files=("data/*.parquet",),
+        "https://osf.io/89kps/ (the hub's copy is another set, vqa_rad_hub)", "vqa-rad"
     )
 
     def records(self, marker: Path, split: str, bad: BadRows) -> list[Record]:
         """Return the questions of a split and, for train splits, the captions of its images."""
         folder = marker.parent
-        if marker.name == "data":
-            return hub.read(self, folder, split, bad)
         images_dir = common.image_folder(folder, _IMAGE_FOLDERS)
         by_file = _rows_by_file(images_dir, folder, bad)
         union: dict[str, Record] = {}
@@ -223,4 +221,28 @@ def _planes_in(answer: str) -> set[str]:
     return {"pa" if name == "posteroanterior" else name for name in names}
 
 
+class VqaRadOfHub(KnownSet):
+    """The hub's copy, in the folder ``vqa-rad/data/``: other rows and another ruling of closed."""
+
+    NAME = f"{_NAME}_hub"
+    SPLITS = ("train", "test")
+    MARKERS = ("vqa-rad/data",)
+    LICENCE = VqaRad.LICENCE
+    SOURCE = common.Source(
+        "https://osf.io/89kps/",
+        "vqa-rad",
+        hub="flaviagiammarino/vqa-rad",
+        files=("data/*.parquet",),
+    )
+
+    def records(self, marker: Path, split: str, bad: BadRows) -> list[Record]:
+        """Return the questions of a split, and say whose they are."""
+        bad.say(
+            f"{self.NAME}: the hub's rows, not the paper's (those are vqa_rad, from OSF); closed "
+            "is what yes or no answers"
+        )
+        return hub.read(self, marker.parent, split, bad)
+
+
 SET = VqaRad()
+HUB = VqaRadOfHub()

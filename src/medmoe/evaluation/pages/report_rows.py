@@ -209,7 +209,7 @@ def _place(score: Score) -> str:
 
 def place(task: str, split: str) -> str:
     """Return the printed name of a task's split; that of VQA-RAD's standard test warns."""
-    shared = " (shared images)" if (task, split) == ("vqa_rad", "test") else ""
+    shared = " (shared images)" if task in ("vqa_rad", "vqa_rad_hub") and split == "test" else ""
     return f"{task}{shared} {split}".rstrip()
 
 
