@@ -64,7 +64,8 @@ def test_the_references_file_is_read_by_its_name(tmp_path: Path, inside: str) ->
     assert [r.id for r in ALIGNMENT.read(root, "train")] == ["llava_med_alignment/1"]
     # The reference's own folder, ``data/``, is what holds them there.
     (inner,) = ALIGNMENT.read(root / "llava-med", "train")
-    assert inner.image.source == root / "llava-med" / "images" / "1.jpg"
+    assert isinstance(inner.image.source, Path)
+    assert inner.image.source.resolve() == root / "llava-med" / "images" / "1.jpg"
 
 
 def test_missing_pictures_are_counted_and_no_error(
