@@ -237,11 +237,12 @@ class VqaRadOfHub(KnownSet):
 
     def records(self, marker: Path, split: str, bad: BadRows) -> list[Record]:
         """Return the questions of a split, and say whose they are."""
+        records = hub.read(self, marker.parent, split, bad)
         bad.say(
             f"{self.NAME}: the hub's rows, not the paper's (those are vqa_rad, from OSF); closed "
             "is what yes or no answers"
         )
-        return hub.read(self, marker.parent, split, bad)
+        return records
 
 
 SET = VqaRad()
