@@ -116,7 +116,7 @@ def _pickle(folder: Path) -> None:
             return Path.touch, (folder.parent / "harmed",)
 
     (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": Harmful()}))
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": Harmful()}, protocol=2))
 
 
 def _video(folder: Path) -> None:

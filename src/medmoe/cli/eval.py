@@ -105,8 +105,6 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.evaluation.evaluate import evaluate
     from medmoe.evaluation.pairs.rewriting import PAIRS
     from medmoe.evaluation.protocols import ALL_PROTOCOLS
-    from medmoe.model.checkpoint import verify
-    from medmoe.model.locate import find_model
     from medmoe.training.saving.run_dir import git_commit
 
     protocols = check_names(args.protocol or ["all"], ALL_PROTOCOLS, "protocol")
@@ -115,14 +113,7 @@ def run(args: argparse.Namespace) -> int:
     pairs = check_names(args.pairs, PAIRS, "kind of pair")
     _check_flags(args)
     other = _other(args)
-    if other is None:
-        model = find_model(args.model)
-        verify(model)
-        twin = _twin(args, model)
-    elif args.blind_twin is not None:
-        raise ConfigError(f"{other.name} can have no blind twin; leave --blind-twin out")
-    else:
-        model, twin = args.model, None
+    model, twin = (args.model, None) if other else _ours(args)
     seed, tasks, calibration = _records(args, model)
     plan = EvalPlan(
         model=model,
@@ -161,6 +152,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _ours(args: argparse.Namespace) -> tuple[Path, Path | None]:
+    """Return the folders of a model of ours, verified, and of its blind twin."""
+    from medmoe.model.checkpoint import verify
+    from medmoe.model.locate import find_model
+
+    model = find_model(args.model)
+    verify(model)
+    return model, _twin(args, model)
+
+
 def _other(args: argparse.Namespace) -> Other | None:
     """Return what is asked where MODEL is no model of ours: of an endpoint, or one of the hub's."""
     from medmoe.evaluation.ask.plan import Other
@@ -177,6 +178,8 @@ def _other(args: argparse.Namespace) -> Other | None:
     folder = find_other(args.model)
     if folder is None:
         return None
+    if args.blind_twin is not None:
+        raise ConfigError(f"{name} can have no blind twin; leave --blind-twin out")
     files = [(path.name, *path.stat()[6:9:2]) for path in sorted(folder.iterdir())]  # size, time
     identity = hashlib.sha256(repr(files).encode()).hexdigest()
     return Other(name_of(folder), identity, partial(OtherModel, folder, size, args.dtype))
@@ -248,10 +251,11 @@ def _check_flags(args: argparse.Namespace) -> None:
     """Refuse a flag that means nothing without another."""
     if args.severity is not None and not args.corruption:
         raise ConfigError("--severity needs worse pictures; add --corruption all")
-    if args.model_api is not None and (args.calibrate or args.corruption or args.dtype):
+    unfit = (args.calibrate, args.corruption, args.dtype, args.blind_twin)
+    if args.model_api is not None and any(unfit):
         raise ConfigError(
-            "--calibrate and --corruption need confidences, which an endpoint does not give, and "
-            "--dtype is its own matter; leave them out"
+            "--calibrate and --corruption need confidences, which an endpoint does not give; it "
+            "can have no blind twin, and --dtype is its own matter; leave them out"
         )
     if args.target_risk is not None and args.calibrate is None:
         raise ConfigError("--target-risk needs a split to choose on; add --calibrate validation")

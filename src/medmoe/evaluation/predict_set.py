@@ -74,8 +74,7 @@ def predict_set(
     records = [turn for record in known for turn in turn_by_turn(record)]
     part = out.with_name(f"{out.name}.part")
     plan = EvalPlan(model, part, [], batch_size=batch_size, max_new_tokens=max_new_tokens)
-    asker = Asker(plan, progress)
-    records = _that_fit(asker, records, bad)
+    records = _that_fit(asker := Asker(plan, progress), records, bad)
     flat = {record.id for record in records if record.image.id in flat_images}
     bad.settle()
     if not records:
@@ -85,12 +84,7 @@ def predict_set(
     from_main(lambda: hold_settings(replace(plan, tasks=[task])))
     predictions = asker.ask(reader.NAME, records, part / "predictions.jsonl")
     if is_main():
-        is_table = out.suffix.lower() == ".csv"
-        text = _table(reader, records, predictions, flat) if is_table else _lines(part, flat)
-        staged = part / out.name
-        staged.write_text(text, encoding="utf-8", newline="")
-        os.replace(staged, out)
-        shutil.rmtree(part)
+        _put(out, part, reader, records, predictions, flat)
     return {
         "version": 1,
         "model": str(model),
@@ -102,6 +96,22 @@ def predict_set(
         "cut_answers": sum(prediction.cut for prediction in predictions),
         "bad_rows": bad.reasons,
     }
+
+
+def _put(
+    out: Path,
+    part: Path,
+    reader: registry.Reader,
+    records: Sequence[Record],
+    predictions: Sequence[Prediction],
+    flat: Collection[str],
+) -> None:
+    is_table = out.suffix.lower() == ".csv"
+    text = _table(reader, records, predictions, flat) if is_table else _lines(part, flat)
+    staged = part / out.name
+    staged.write_text(text, encoding="utf-8", newline="")
+    os.replace(staged, out)
+    shutil.rmtree(part)
 
 
 def _check_out(out: Path) -> None:

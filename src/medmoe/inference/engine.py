@@ -24,7 +24,7 @@ from medmoe.data.images import open_image
 from medmoe.data.schema import Pixels
 from medmoe.data.tokenize import ConversationTokenizer, Segment
 from medmoe.errors import ConfigError
-from medmoe.inference.answer import Answer, Routing, read_check, read_routings
+from medmoe.inference.answer import Answer, ChosenTokens, Routing, read_check, read_routings
 from medmoe.model.checkpoint import load_model
 from medmoe.model.locate import find_model
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
@@ -372,37 +372,6 @@ def room_for(wanted: int, tokens: int, limit: int | None) -> int:
     """
     check_length(tokens + min(wanted, _ENOUGH), limit)
     return wanted if limit is None else min(wanted, limit - tokens)
-
-
-class ChosenTokens:
-    """Keeps the log-probability of each greedy token, instead of all logits of all steps.
-
-    Of 64 answers of 24 tokens from a vocabulary of 262,144 these would be 1.6 GB.
-    """
-
-    def __init__(self) -> None:
-        self._log_probs: list[Tensor] = []
-
-    def __len__(self) -> int:
-        """Return how many tokens were chosen, one of each row."""
-        return len(self._log_probs)
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Take a step's likeliest tokens; the logits (B, V) stay what they are."""
-        self._log_probs.append(scores.float().log_softmax(-1).amax(-1))
-        return scores
-
-    def told(self, sequences: Tensor, ends: Sequence[int]) -> tuple[list[float], list[bool]]:
-        """Return the probability of each greedy answer (B, T), and whether it has no end.
-
-        Args:
-            ends: Tokens that end an answer; the first of them belongs to it.
-        """
-        is_end = torch.isin(sequences, torch.tensor(ends, device=sequences.device))
-        ended = is_end.cumsum(1)
-        counted = (ended == 0) | ((ended == 1) & is_end)
-        probabilities = (torch.stack(self._log_probs, 1) * counted).sum(1).exp()
-        return probabilities.tolist(), (ended[:, -1] == 0).tolist()
 
 
 def _segment_sums(packed: Sequence[Packed], log_likelihood: Tensor) -> Iterable[tuple[float, ...]]:

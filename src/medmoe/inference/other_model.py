@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -16,9 +15,9 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, LogitsProcessorList
 
 from medmoe.errors import CheckpointError, first_line
-from medmoe.inference.answer import Answer
-from medmoe.inference.engine import LONG_ANSWER, ChosenTokens, room_for
-from medmoe.model.checkpoint import BROKEN, check_content
+from medmoe.inference.answer import Answer, ChosenTokens
+from medmoe.inference.engine import LONG_ANSWER, room_for
+from medmoe.model.checkpoint import check_content
 from medmoe.model.strange_template import check_template
 from medmoe.processes import own_gpu
 
@@ -44,7 +43,7 @@ class OtherModel:
             check_content(path)
         try:
             self._model, self._processor = _loaded(folder, dtype or "auto")
-        except (*BROKEN, CheckpointError, UnpicklingError) as error:
+        except Exception as error:  # of transformers, tokenizers, PyTorch: whatever they raise
             reason, fix = first_line(error).partition(". ")[0], "copy it again"
             if "torchvision" in str(error).lower():
                 reason, fix = "its processor needs torchvision", "install that of this torch"
@@ -93,13 +92,12 @@ class OtherModel:
 
 
 def _loaded(folder: Path, dtype: str) -> tuple[Any, Any]:
-    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    processor = AutoProcessor.from_pretrained(folder, **local)
+    processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
     if not processor.chat_template:
         raise ValueError("its processor has no chat template, which says how to ask it")
     check_template(str(processor.chat_template))
     model, found = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=dtype, weights_only=True, output_loading_info=True, **local
+        folder, dtype=dtype, weights_only=True, output_loading_info=True, local_files_only=True
     )
     if missing := sorted(found["missing_keys"]):
         raise ValueError(f"{len(missing)} weights are missing, such as {missing[0]}")

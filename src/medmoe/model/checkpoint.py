@@ -47,7 +47,7 @@ _FIX = "copy the model directory again"
 PROCESSOR, _TOKENIZER = "processor_config.json", "tokenizer.json"
 _SAFETENSORS, _INDEX = ".safetensors", ".safetensors.index.json"
 #: What transformers raises on values that fit nothing: names it does not know, sizes beyond memory.
-BROKEN = (
+_BROKEN = (
     *(OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError),
     *(IndexError, MemoryError, OverflowError, ZeroDivisionError, RecursionError),
 )
@@ -127,7 +127,7 @@ def load_model(
         model = MedMoeForConditionalGeneration.from_pretrained(
             directory, local_files_only=True, dtype=dtype or "auto"
         )
-    except BROKEN as error:
+    except _BROKEN as error:
         reason = " ".join(str(error).split())[:_MAX_REASON]
         raise CheckpointError(
             f"{directory}: its config and weights give no model ({type(error).__name__}: "
@@ -157,7 +157,7 @@ def read_processor(directory: Path) -> MedMoeProcessor:
         if processor.chat_template:
             check_template(processor.chat_template)
             processor.apply_chat_template(conversation, add_generation_prompt=True)
-    except (*BROKEN, CheckpointError, TemplateError) as error:
+    except (*_BROKEN, CheckpointError, TemplateError) as error:
         raise CheckpointError(
             f"{directory}: no usable processor ({first_line(error)}); save the model with its "
             "processor"
