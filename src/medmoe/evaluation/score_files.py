@@ -145,13 +145,22 @@ def score_answers(
     called = task or named_task or truth
     shown = rows_of(table, system=system, task=called, split="", places=("summary", "table"))
     if judge is not None:
-        cells, result["judge"] = judge.scores(records, predictions, seed)
-        result["protocols"]["judge"] = cells
-        result["notes"].append(cost_and_agreement(result["judge"]))
         row = {"system": system, "task": called, "split": "", "protocol": "judge", "control": None}
-        for subset, cell in cells.items():
-            shown.append(row | {"subset": subset, "metric": "accuracy"} | cell["accuracy"])
+        shown += _judged_rows(judge.scores(records, predictions, seed), result, row)
     return result, shown
+
+
+def _judged_rows(
+    judged: tuple[dict[str, Any], dict[str, Any]], result: dict[str, Any], row: ScoreRow
+) -> list[ScoreRow]:
+    """Put what a judge says into a result, and return its rows."""
+    cells, result["judge"] = judged
+    result["protocols"]["judge"] = cells
+    result["notes"].append(cost_and_agreement(result["judge"]))
+    return [
+        row | {"subset": subset, "metric": "accuracy"} | cell["accuracy"]
+        for subset, cell in cells.items()
+    ]
 
 
 def _system_and_task(name: str) -> tuple[str, str]:
