@@ -136,11 +136,8 @@ def score_answers(
     }
     result["notes"] += answers.notes()
     if judged:
-        reported, chosen = answered_by_kind(records, predictions), None
-        if calibration is not None:
-            others = calibration.records()
-            _check_apart(records, others, calibration.predictions)
-            chosen = answered_by_kind(others, calibration.read())
+        chosen = _to_choose_on(calibration, records)
+        reported = answered_by_kind(records, predictions)
         result["reliability"] = reliability(reported, chosen, target=target, seed=seed)
     called = task or named_task or truth
     shown = rows_of(table, system=system, task=called, split="", places=("summary", "table"))
@@ -148,6 +145,15 @@ def score_answers(
         row = {"system": system, "task": called, "split": "", "protocol": "judge", "control": None}
         shown += _judged_rows(judge.scores(records, predictions, seed), result, row)
     return result, shown
+
+
+def _to_choose_on(calibration: Answers | None, reported: Sequence[Record]) -> Any:
+    """Return the answers of a calibration by kind, None without one, once they are seen apart."""
+    if calibration is None:
+        return None
+    others = calibration.records()
+    _check_apart(reported, others, calibration.predictions)
+    return answered_by_kind(others, calibration.read())
 
 
 def _judged_rows(
