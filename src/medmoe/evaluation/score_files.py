@@ -136,18 +136,16 @@ def score_answers(
     }
     result["notes"] += answers.notes()
     if judged:
-        chosen = _to_choose_on(calibration, records)
-        reported = answered_by_kind(records, predictions)
+        reported, chosen = answered_by_kind(records, predictions), _chosen_on(calibration, records)
         result["reliability"] = reliability(reported, chosen, target=target, seed=seed)
     called = task or named_task or truth
     shown = rows_of(table, system=system, task=called, split="", places=("summary", "table"))
     if judge is not None:
-        row = {"system": system, "task": called, "split": "", "protocol": "judge", "control": None}
-        shown += _judged_rows(judge.scores(records, predictions, seed), result, row)
+        shown += _judged_rows(judge.scores(records, predictions, seed), result, system, called)
     return result, shown
 
 
-def _to_choose_on(calibration: Answers | None, reported: Sequence[Record]) -> Any:
+def _chosen_on(calibration: Answers | None, reported: Sequence[Record]) -> Any:
     """Return the answers of a calibration by kind, None without one, once they are seen apart."""
     if calibration is None:
         return None
@@ -157,10 +155,11 @@ def _to_choose_on(calibration: Answers | None, reported: Sequence[Record]) -> An
 
 
 def _judged_rows(
-    judged: tuple[dict[str, Any], dict[str, Any]], result: dict[str, Any], row: ScoreRow
+    judged: tuple[dict[str, Any], dict[str, Any]], result: dict[str, Any], system: str, task: str
 ) -> list[ScoreRow]:
     """Put what a judge says into a result, and return its rows."""
     cells, result["judge"] = judged
+    row = {"system": system, "task": task, "split": "", "protocol": "judge", "control": None}
     result["protocols"]["judge"] = cells
     result["notes"].append(cost_and_agreement(result["judge"]))
     return [
