@@ -19,7 +19,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from medmoe.experiments.reproduce import experiments, table_of
+from medmoe.experiments.reproduce import experiments
+from medmoe.experiments.verdicts import table_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"

@@ -19,14 +19,9 @@ from medmoe.evaluation.files.predictions import Prediction
 from medmoe.experiments.finished import FinishedPhases
 from medmoe.experiments.plan import TrainPlan
 from medmoe.experiments.recipe import load_recipe
-from medmoe.experiments.reproduce import (
-    experiments,
-    gain_verdict,
-    reproduce,
-    score_verdict,
-    table_of,
-)
+from medmoe.experiments.reproduce import experiments, reproduce
 from medmoe.experiments.run import run_train
+from medmoe.experiments.verdicts import gain_verdict, score_verdict, table_of
 
 PHASES = ("phase0_encoder", "phase0_language", "phase1_alignment", "phase2_instruction")
 SHORT = [

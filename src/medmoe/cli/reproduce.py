@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.data.registry import find_data
     from medmoe.errors import ConfigError, one_of
     from medmoe.experiments.finished import FinishedPhases
-    from medmoe.experiments.reproduce import experiments, reproduce, table_of
+    from medmoe.experiments.reproduce import experiments, reproduce
+    from medmoe.experiments.verdicts import table_of
 
     if args.name not in (known := experiments()):
         raise ConfigError(one_of(args.name, known, "table or figure"))

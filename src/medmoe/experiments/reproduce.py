@@ -28,8 +28,6 @@ from medmoe.evaluation.compare import Difference, pooled
 from medmoe.evaluation.evaluate import evaluate
 from medmoe.evaluation.files.known_records import PHANTOM
 from medmoe.evaluation.files.predictions import Prediction, read_predictions
-from medmoe.evaluation.pages.report_rows import share_cell
-from medmoe.evaluation.pages.table import Table
 from medmoe.evaluation.protocols import LABEL_SCORE
 from medmoe.evaluation.routing_report import RoutesPlan, check_records, read_label_curve, routes
 from medmoe.evaluation.score.rows import cells_of
@@ -38,18 +36,16 @@ from medmoe.evaluation.tasks import paper_figures, paper_rows, task_spec
 from medmoe.experiments.cost import PAPER_TABLE_8, cost_report, counted
 from medmoe.experiments.finished import FinishedPhases
 from medmoe.experiments.measure import measure
+from medmoe.experiments.verdicts import Row, gain_verdict, judged
 from medmoe.files import write_json
 from medmoe.model.checkpoint import identity
 from medmoe.model.locate import find_twin
-from medmoe.numbers import NONE
 from medmoe.training.saving.run_dir import git_commit, run_facts
 
 #: Counts equal the paper's where they differ by no more than this share.
 _NEAR = 0.1
 #: Of what is drawn on real data: the bootstrap. Embedded pictures are drawn by the run's seed.
 _SEED = 7
-_NO_FIGURE = "the paper gives no figure"
-Row = dict[str, Any]
 Answers = list[list[Prediction]]
 Asking = Callable[[], AbstractContextManager[Asked]]
 
@@ -191,32 +187,6 @@ def reproduce(
     return result
 
 
-def table_of(result: Mapping[str, Any]) -> Table:
-    """Return a result as a table."""
-    rows = [
-        (
-            f"{row['family']}: {row['what']}",
-            row["verdict"],
-            _text(row["paper"]) + (f" to {_text(row['highest'])}" if row.get("highest") else ""),
-            _text(row["value"])
-            + (f" ({_text(row['low'])} to {_text(row['high'])})" if "low" in row else ""),
-            _text(row.get("difference")),
-            _text(row.get("n")),
-            share_cell(row),
-        )
-        for row in result["rows"]
-    ]
-    columns = ("", "verdict", "paper", "ours", "difference", "n", "picture's share")
-    title = f"{result['name']} ({result['size']}): {result['title']}"
-    return Table(columns, rows, title, text_columns=2, notes=list(filter(None, [result["note"]])))
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3g}".replace("-", "−")
-    return NONE if value is None else str(value)
-
-
 def _tried(function: Callable[..., Any], *args: Any) -> tuple[Any, str]:
     """Return what a function gives, and empty; or None and why it gives nothing."""
     try:
@@ -225,28 +195,6 @@ def _tried(function: Callable[..., Any], *args: Any) -> tuple[Any, str]:
         return None, str(error)
     except (CheckpointError, ConfigError, DataError) as error:
         return None, f"not run because {' '.join(str(error).split())}"
-
-
-def score_verdict(paper: float | None, value: float, high: float | None) -> str:
-    """Say whether a score is as high as the paper's; below it the interval may hold the paper's."""
-    if paper is None or value >= paper:
-        return _NO_FIGURE if paper is None else "reproduced"
-    return "not reproduced" if high is None or high < paper else "inside the noise"
-
-
-def gain_verdict(least: float | None, low: float | None, high: float | None) -> str:
-    """Say whether a gain is there; it is absent where it must be below the paper's smallest."""
-    if least is None or low is None or high is None:
-        return _NO_FIGURE if least is None else "inside the noise"
-    return "reproduced" if low > 0 else "not reproduced" if high < least else "inside the noise"
-
-
-def _row(what: str, verdict: str, paper: Any = None, value: Any = None, **more: Any) -> Row:
-    """Return a row; an empty verdict is that of a score beside the paper's."""
-    row = {"what": what, "verdict": verdict, "paper": paper, "value": value, **more}
-    if isinstance(paper, float) and isinstance(value, float):
-        row["difference"] = value - paper
-    return row if verdict else row | {"verdict": score_verdict(paper, value, more.get("high"))}
 
 
 def _scores(job: _Job) -> Iterable[Row]:
@@ -263,7 +211,7 @@ def _scores(job: _Job) -> Iterable[Row]:
                 paper = figures.get((*theirs, subset, protocol, metric))
                 what = f"{system}, {task} {subset} {protocol} {metric}"
                 found = {} if reason else _mean([run[protocol][subset][metric] for run in runs])
-                yield _row(what, reason, paper, **found)
+                yield judged(what, reason, paper, **found)
 
 
 def _mean(scores: Sequence[Mapping[str, Any]]) -> Row:
@@ -284,7 +232,7 @@ def _differences(job: _Job) -> Iterable[Row]:
     def gain(what: str, row: Difference) -> Row:
         ends = {"low": row.low, "high": row.high}
         found = {"paper": least, "highest": most, "value": row.difference, "n": row.n, **ends}
-        return _row(f"{what}, {row.name} {row.subset}", gain_verdict(least, **ends), **found)
+        return judged(f"{what}, {row.name} {row.subset}", gain_verdict(least, **ends), **found)
 
     for name, (a, b) in job.about["pairs"].items():
         for variant in job.of["lora"] if b == "lora" else [b]:
@@ -293,7 +241,7 @@ def _differences(job: _Job) -> Iterable[Row]:
             for task in job.tasks():
                 own, reason = _tried(job.paired, a, variant, task)
                 if reason:
-                    yield _row(f"{what}, {task}", reason, least, highest=most)
+                    yield judged(f"{what}, {task}", reason, least, highest=most)
                 else:
                     yield from (gain(what, row) for row in pooled(task, own, _SEED))
                     sets += own
@@ -307,7 +255,7 @@ def _values(job: _Job) -> Iterable[Row]:
         value: Any = job.phases.recipe(job.family).config
         for part in key.split("."):
             value = (value or {}).get(part)
-        yield _row(key, "reproduced" if value == paper else "not reproduced", paper, value)
+        yield judged(key, "reproduced" if value == paper else "not reproduced", paper, value)
 
 
 def _costs(job: _Job) -> Iterable[Row]:
@@ -317,30 +265,30 @@ def _costs(job: _Job) -> Iterable[Row]:
     paper, other = PAPER_TABLE_8[name or "stablelm2_1_6b"], "" if name else "another size"
     if name or model:
         system = cost_report(name or str(model)).systems[0]
-        yield _row("weights in all, 10⁹", other, value=system.total / 1e9)
+        yield judged("weights in all, 10⁹", other, value=system.total / 1e9)
         for what, (key, ours) in counted(system).items():
             near = abs(ours / paper[key] - 1) <= _NEAR
             verdict = other or ("reproduced" if near else "not reproduced")
-            yield _row(f"{what}, 10⁹, counted", verdict, paper[key] / 1e9, ours / 1e9)
+            yield judged(f"{what}, 10⁹, counted", verdict, paper[key] / 1e9, ours / 1e9)
     if job.about.get("measured"):
         found = measure(model, 3) if model and not job.dry else None
         load, seconds = (found.load_bytes / 1e9, found.seconds(32)) if found else (None, None)
         verdict = reason or other
-        yield _row("load, 10⁹ bytes, measured", verdict, paper["load_bytes"] / 1e9, load)
-        yield _row("seconds an answer, measured", verdict, paper["seconds_per_answer"], seconds)
+        yield judged("load, 10⁹ bytes, measured", verdict, paper["load_bytes"] / 1e9, load)
+        yield judged("seconds an answer, measured", verdict, paper["seconds_per_answer"], seconds)
 
 
 def _routes(job: _Job) -> Iterable[Row]:
     """Draw the routing figures, and give a number that each shows."""
     result, reason = _tried(_routed, job)
     if reason:
-        yield _row(job.about["rows"], reason)
+        yield judged(job.about["rows"], reason)
     elif "paper" in job.about:
         for every in result["silhouettes"][:1]:
             verdict = gain_verdict(0.0, every["difference_low"], every["difference_high"])
             for key, paper in job.about["paper"].items():
                 ends = {"low": every[f"{key}_low"], "high": every[f"{key}_high"]}
-                yield _row(f"silhouette, {key}", verdict, paper, every[key], **ends)
+                yield judged(f"silhouette, {key}", verdict, paper, every[key], **ends)
     else:
         of: dict[str, list[tuple[bool, int]]] = {}
         for row in result["figures"][job.about["rows"]]:
@@ -349,7 +297,7 @@ def _routes(job: _Job) -> Iterable[Row]:
             of.setdefault(row.get("router", "this router"), []).append(weighed)
         for router, cells in of.items():
             own_share = sum(n for own, n in cells if own) / sum(n for _, n in cells)
-            yield _row(router, "", value=100 * own_share)
+            yield judged(router, "", value=100 * own_share)
 
 
 def _routed(job: _Job) -> Row:
@@ -382,10 +330,10 @@ def _curve(job: _Job) -> Iterable[Row]:
 
     found, reason = _tried(curves)
     if reason:
-        yield _row("router accuracy", reason, 98.1)
+        yield judged("router accuracy", reason, 98.1)
     for each in zip(*found or [], strict=True):
         labels, paper = each[0]["labels"], job.about["paper"].get(each[0]["labels"])
-        yield _row(
+        yield judged(
             f"{labels:,} labels", "", paper, **_mean([{**p, "value": p["accuracy"]} for p in each])
         )
 
