@@ -51,6 +51,21 @@ def test_a_phase_to_come_is_taken_to_compute_as_fast_as_those_before() -> None:
     assert run.share() == 5 * 2 / (10 * 2 + 20 * 8)
 
 
+def test_a_router_tells_nothing_of_the_phases_of_a_model() -> None:
+    names: tuple[PhaseName, ...] = ("phase2_router", "phase3_moe")
+    run = Outlook(dict.fromkeys(names, 10), {"phase2_router": 1.0, "phase3_moe": 1000.0})
+    for step in (1, 10):
+        run.note("phase2_router", step, 3.0 * step)
+    assert (run.seconds_left(), run.share()) == (None, 0.0)
+    for step in (1, 6):
+        run.note("phase3_moe", step, 100.0 + 5 * step)
+    assert run.seconds_left() == 4 * 5
+    alone = Outlook({"phase2_router": 10}, {"phase2_router": 1.0})
+    for step in (1, 5):
+        alone.note("phase2_router", step, 3.0 * step)
+    assert alone.seconds_left() == 5 * 3
+
+
 def test_each_phase_has_its_own_speed_once_it_runs() -> None:
     run = outlook()
     for step in (1, 10):

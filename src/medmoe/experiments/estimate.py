@@ -264,11 +264,12 @@ class Outlook:
             last, now = self._last[phase]
             if last > first:
                 known[phase] = (now - begun) / (last - first)
-                seconds += now - begun
-                flops += self.flops[phase] * (last - first)
-        if not known:
+                if PHASE_TABLE[phase].leaves != "router":  # a layer: it tells of no other phase
+                    seconds += now - begun
+                    flops += self.flops[phase] * (last - first)
+        if not known or (not flops and len(known) < len(self.steps)):
             return {}
-        return {p: known.get(p, self.flops[p] * seconds / flops) for p in self.steps}
+        return {p: known[p] if p in known else self.flops[p] * seconds / flops for p in self.steps}
 
 
 def outlook(spec: TrainSpec, phases: Sequence[PhaseName], data: TrainData, seed: int) -> Outlook:
