@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from pathlib import Path
 
 from medmoe.cli import flags
 from medmoe.cli.console import asking_bar
@@ -27,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     flags.add_switch(parser, "--dry-run", "say what is there and what would run; run nothing")
     flags.add_switch(parser, "--no-train", "only of what is trained already; train nothing")
+    flags.add_switch(
+        parser,
+        "--rehearse",
+        "table1 at the paper's size on copies of its data and backbones, a thousandth as large, "
+        "written to OUT/rehearsal: shows that the road is open; its scores mean nothing",
+    )
     flags.add_data(parser)
     flags.add_out(parser, "runs")
     flags.add_set(parser)
@@ -46,7 +54,13 @@ def run(args: argparse.Namespace) -> int:
 
     if args.name not in (known := experiments()):
         raise ConfigError(one_of(args.name, known, "table or figure"))
+    if args.rehearse and (args.name, args.size, args.data) != ("table1", "paper", None):
+        raise ConfigError(
+            "--rehearse brings its own data: medmoe reproduce table1 --size paper --rehearse"
+        )
     out = args.out if args.dry_run else flags.make_out_dir(args.out)
+    if args.rehearse:
+        out = _prepare_rehearsal(args, out)
     phases = FinishedPhases(
         out, find_data(args.data), args.settings, lambda plan: train_shown(plan, Display(plan))
     )
@@ -57,3 +71,15 @@ def run(args: argparse.Namespace) -> int:
     print(FOOTER)
     flags.write_json(args.json, result)
     return 0
+
+
+def _prepare_rehearsal(args: argparse.Namespace, out: Path) -> Path:
+    """Write what is rehearsed with, point the arguments at it, and return its folder."""
+    from medmoe.backbones.published import HOME_VARIABLE
+    from medmoe.experiments.rehearsal import SETTINGS, write_sources
+
+    folder = out / "rehearsal"
+    args.data, weights = write_sources(folder)
+    os.environ[HOME_VARIABLE] = str(weights)
+    args.settings, args.size = [*SETTINGS, *args.settings], "rehearsal"
+    return folder

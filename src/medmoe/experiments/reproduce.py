@@ -163,6 +163,8 @@ def reproduce(
     """Run what is missing of an experiment, judge it, and write ``OUT/reproduce/NAME-SIZE.json``.
 
     Args:
+        size: ``rehearsal`` runs the recipes of the paper's size on whatever there is, and gives no
+            verdict on a score.
         asking: Opened around what is asked; what it gives is told every answer.
         dry: Train, ask and write nothing; the verdicts then say what would be.
         train: What is missing; else its rows are not run.
@@ -174,11 +176,15 @@ def reproduce(
     tiny = "tiny_phantom" if phases.root is None else "tiny_real"
     rows: list[Row] = []
     for family, of in recipe("reproduce", "experiments")["families"].items():
-        if of["size"] == size and (size != "tiny" or family == tiny):
-            job = _Job(number, about, family, of, seeds, phases, asking, dry, train)
+        wanted = of["size"] == ("paper" if size == "rehearsal" else size)
+        if wanted and (size != "tiny" or family == tiny):
+            named = {**of, "size": size}
+            job = _Job(number, about, family, named, seeds, phases, asking, dry, train)
             rows += [{"family": family, **row} for row in _KINDS[about["kind"]](job)]
     for row in rows:  # which are passed on
         row["verdict"] = row["verdict"].replace(str(phases.root), "DIR")
+        if size == "rehearsal" and "value" in row and row["value"] is not None:
+            row["verdict"] = "rehearsed"
     said = {"name": name, "size": size, "title": about["title"], "note": about.get("note", "")}
     facts = run_facts(seeds[0], git_commit(), {})
     result = {"version": 1, **said, **facts, "seeds": list(seeds), "rows": rows}
