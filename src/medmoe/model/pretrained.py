@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
@@ -29,7 +28,6 @@ from transformers import (
 )
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import cached_file
-from transformers.utils import logging as foreign
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from medmoe.backbones.published import PUBLISHED, kept_weights
@@ -384,18 +382,6 @@ def _config(where: str, extra: dict[str, Any], key: str) -> Any:
         raise _unreachable(where, key, error) from None
 
 
-@contextmanager
-def _without_report() -> Iterator[None]:
-    """Keep transformers from listing a CLIP's other tower; what is missing is refused by us."""
-    loud = foreign.get_verbosity()
-    foreign.set_verbosity_error()
-    try:
-        yield
-    finally:
-        foreign.set_verbosity(loud)
-
-
-@_without_report()
 def _load(auto: Any, where: str, extra: dict[str, Any], config: Any, key: str) -> PreTrainedModel:
     wanted = {"config": config, "output_loading_info": True, "dtype": "float32"}
     try:
