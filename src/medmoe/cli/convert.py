@@ -51,14 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, and print what was found, filled and dropped."""
-    from transformers.utils import logging
-
-    loud = logging.get_verbosity()
-    logging.set_verbosity_error()  # what a loader reports stands in our own line or account
-    try:
-        done = convert(args)
-    finally:
-        logging.set_verbosity(loud)
+    done = convert(args)
     show(done, args.destination)
     flags.write_json(
         args.json, done.as_dict() | {"destination": str(args.destination), "note": FOOTER}

@@ -114,8 +114,10 @@ def _accept_any_text() -> None:
 
 
 def _without_foreign_bars() -> None:
-    """Keep transformers and the hub from drawing bars where weights are loaded."""
+    """Keep transformers and the hub from drawing bars, and from reports on what is loaded."""
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read by both when they are imported
+    # What is missing in a folder is refused by us; a CLIP's other tower need not be listed.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if loaded := sys.modules.get("transformers.utils.logging"):
         loaded.disable_progress_bar()
 
