@@ -26,7 +26,7 @@ from medmoe.cli.main import main
 from medmoe.cli.train_display import Display, bar
 from medmoe.config.schema import PhaseName
 from medmoe.experiments import phases as running
-from medmoe.experiments.estimate import Outlook
+from medmoe.experiments.outlook import Outlook
 from medmoe.experiments.plan import is_main
 from medmoe.model.checkpoint import provenance, save_model
 from medmoe.training.meter import Measured, Validated

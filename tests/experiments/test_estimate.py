@@ -17,13 +17,13 @@ from medmoe.data.schema import ImageRecord
 from medmoe.errors import ConfigError
 from medmoe.experiments.data import TrainData
 from medmoe.experiments.estimate import (
-    Outlook,
     _meta_model,
     _tokens,
     estimate,
     memory_bytes,
     phase_shape,
 )
+from medmoe.experiments.outlook import Outlook
 from medmoe.experiments.recipe import load_recipe
 from medmoe.training.memory import _hidden_states
 from medmoe.training.trainable import set_trainable

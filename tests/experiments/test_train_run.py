@@ -19,9 +19,10 @@ from medmoe.config.schema import PHASES, PhaseName
 from medmoe.data.leakage import drop_near_duplicates, images_of
 from medmoe.data.phantom import read_phantom
 from medmoe.experiments import phases as running
-from medmoe.experiments.estimate import Outlook, estimate
+from medmoe.experiments.estimate import estimate
 from medmoe.experiments.handover import check_input, load_router, save_router
 from medmoe.experiments.job import spread, strict_score
+from medmoe.experiments.outlook import Outlook
 from medmoe.experiments.plan import plan_train
 from medmoe.experiments.recipe import load_recipe
 from medmoe.experiments.run import run_train

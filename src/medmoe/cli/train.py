@@ -31,9 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --plan: memory and time on these GPUs, e.g. 1xH100 or 8x24GB, not here",
     )
     flags.add_switch(parser, "--resume", "skip finished phases, go on with a broken one")
-    flags.add_switch(
-        parser, "--allow-changed", "resume although values differ from those of the run"
-    )
+    flags.add_switch(parser, "--allow-changed", "resume although values differ from the run's")
     flags.add_switch(
         parser,
         "--allow-leak",

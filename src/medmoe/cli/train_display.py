@@ -20,7 +20,7 @@ from medmoe.cli.tables import Screen
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.evaluation.pages.sections.router import router_lines
-from medmoe.experiments.estimate import Outlook
+from medmoe.experiments.outlook import Outlook
 from medmoe.experiments.plan import TrainPlan
 from medmoe.training.meter import Measured, Validated
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -114,35 +114,44 @@ def estimate(
         notes.append(f"steps follow from the recipe's samples, since {error}")
     rows = {}
     for phase in chosen:
-        shape = phase_shape(spec, phase, data)
-        values = spec.phases[phase]
-        samples = samples_of(spec, phase, data, seed)
-        labelled = samples or 0
-        if phase == "phase2_router" and data is not None:
-            labelled += len(data.router_test())
-        steps = steps_of(values, samples or 0) if samples or values.steps else None
-        features = _kept_features(spec, phase, data)
-        # A checkpoint has what trains and AdamW's two moments in float32.
-        saved = 12 * spec.run.keep * shape.trainable
-        saved += shape.total * (2 if spec.run.save_dtype == "bf16" else 4)
-        memory = memory_bytes(spec, phase, labelled, devices)
-        if memory > room:
+        rows[phase] = _row(spec, phase, data, seed, devices, speed)
+        if rows[phase]["memory_gib"] > room / 2**30:
             fix = "shard it (run.sharding), or compute less at once (run.gradient_accumulation)"
             notes.append(f"{phase} does not fit into {room / 2**30:.0f} GiB: {fix}")
-        rows[phase] = {
-            "trains": list(PHASE_TABLE[phase].trains[values.trains]),
-            "trainable": shape.trainable,
-            "frozen": shape.total - shape.trainable,
-            "samples": samples,
-            "steps": steps,
-            "features_gib": round(features / 2**30, 4),
-            "disk_gib": round((features + saved) / 2**30, 4),
-            "memory_gib": round(memory / 2**30, 2),
-            "pflop": None if steps is None else round(steps * shape.flops / 1e15, 3),
-            "seconds": None if steps is None else round(steps * shape.flops / speed, 1),
-        }
     notes += _notes(speed, hardware)
     return {"description": spec.description, "phases": rows, "notes": notes}
+
+
+def _row(
+    spec: TrainSpec,
+    phase: PhaseName,
+    data: TrainData | None,
+    seed: int,
+    devices: int,
+    speed: float,
+) -> dict[str, Any]:
+    shape, values = phase_shape(spec, phase, data), spec.phases[phase]
+    samples = samples_of(spec, phase, data, seed)
+    labelled = samples or 0
+    if phase == "phase2_router" and data is not None:
+        labelled += len(data.router_test())
+    steps = steps_of(values, samples or 0) if samples or values.steps else None
+    features = _kept_features(spec, phase, data)
+    # A checkpoint has what trains and AdamW's two moments in float32.
+    saved = 12 * spec.run.keep * shape.trainable
+    saved += shape.total * (2 if spec.run.save_dtype == "bf16" else 4)
+    return {
+        "trains": list(PHASE_TABLE[phase].trains[values.trains]),
+        "trainable": shape.trainable,
+        "frozen": shape.total - shape.trainable,
+        "samples": samples,
+        "steps": steps,
+        "features_gib": round(features / 2**30, 4),
+        "disk_gib": round((features + saved) / 2**30, 4),
+        "memory_gib": round(memory_bytes(spec, phase, labelled, devices) / 2**30, 2),
+        "pflop": None if steps is None else round(steps * shape.flops / 1e15, 3),
+        "seconds": None if steps is None else round(steps * shape.flops / speed, 1),
+    }
 
 
 def _machine(hardware: str | None, precision: str) -> tuple[int, float, float]:
@@ -216,66 +225,6 @@ def step_memory(spec: TrainSpec, phase: PhaseName, devices: int = 1) -> Training
         bits=values.lora.bits if values.lora else None,
     )
     return rows[-1]
-
-
-@dataclass(slots=True)
-class Outlook:
-    """How far a whole training run is, and about how long it still takes.
-
-    Each phase has its own speed, measured while it runs. A phase that has not begun is taken to do
-    its operations as fast as the phases so far did theirs, so the time is about
-    right only; what passes between phases is not counted.
-
-    Attributes:
-        steps: Optimiser steps of each phase.
-        flops: Operations of one of its steps.
-    """
-
-    steps: Mapping[PhaseName, int]
-    flops: Mapping[PhaseName, float]
-    _first: dict[PhaseName, tuple[int, float]] = field(default_factory=dict)
-    _last: dict[PhaseName, tuple[int, float]] = field(default_factory=dict)
-
-    def note(self, phase: PhaseName, step: int, now: float | None = None) -> None:
-        """Take note of a step done, now or at a time in seconds."""
-        point = (step, time.monotonic() if now is None else now)
-        self._first.setdefault(phase, point)
-        self._last[phase] = point
-
-    def seconds_left(self) -> float | None:
-        """Return the seconds still to come, None where nothing has been measured."""
-        paces = self._paces()
-        done = {phase: self._last.get(phase, (0, 0.0))[0] for phase in self.steps}
-        left = (paces[phase] * (self.steps[phase] - done[phase]) for phase in paces)
-        return sum(left) if paces else None
-
-    def share(self) -> float:
-        """Return the share 0–1 of the run's time that has passed."""
-        paces = self._paces()
-        whole = sum(pace * self.steps[phase] for phase, pace in paces.items())
-        done = sum(paces[phase] * step for phase, (step, _) in self._last.items() if paces)
-        return done / whole if whole else 0.0
-
-    def _paces(self) -> dict[PhaseName, float]:
-        """Return the seconds of a step of every phase, nothing where none was measured."""
-        known: dict[PhaseName, float] = {}
-        seconds = flops = 0.0
-        for phase, (first, begun) in self._first.items():
-            last, now = self._last[phase]
-            if last > first:
-                known[phase] = (now - begun) / (last - first)
-                if PHASE_TABLE[phase].leaves != "router":  # a layer: it tells of no other phase
-                    seconds += now - begun
-                    flops += self.flops[phase] * (last - first)
-        if not known or (not flops and len(known) < len(self.steps)):
-            return {}
-        return {p: known[p] if p in known else self.flops[p] * seconds / flops for p in self.steps}
-
-
-def outlook(spec: TrainSpec, phases: Sequence[PhaseName], data: TrainData, seed: int) -> Outlook:
-    """Return the steps of a run's phases and what each step costs."""
-    steps = {p: steps_of(spec.phases[p], samples_of(spec, p, data, seed) or 0) for p in phases}
-    return Outlook(steps, {phase: phase_shape(spec, phase, data).flops for phase in phases})
 
 
 def matmul_speed(precision: str) -> float:

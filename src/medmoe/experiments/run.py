@@ -26,9 +26,9 @@ from medmoe.data.bad_rows import BadRows
 from medmoe.evaluation.pages.report import write_report
 from medmoe.evaluation.pages.run_report import report_of_run
 from medmoe.experiments.data import PHANTOM, TrainData, read_data
-from medmoe.experiments.estimate import Outlook, outlook
 from medmoe.experiments.handover import check_input, is_finished, publish_model
 from medmoe.experiments.job import Job
+from medmoe.experiments.outlook import Outlook, outlook
 from medmoe.experiments.phases import PHASE_FUNCTIONS
 from medmoe.experiments.plan import TrainPlan
 from medmoe.experiments.recipe import twin_key
