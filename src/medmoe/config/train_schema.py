@@ -307,7 +307,8 @@ class TrainSpec(Strict):
                 "batch_of": phase if packs else "a phase that packs questions",
             }
             for name, home in homes.items():
-                if phase != home and name in spec.model_dump():
+                default = TrainPhaseSpec.model_fields[name].default
+                if phase != home and getattr(spec, name) != default:
                     raise ValueError(f"phases.{phase}.{name}: only {home} has {name}; leave it out")
         return self
 
