@@ -30,7 +30,9 @@ def refused_by(verb: str) -> Refused:
     return refused
 
 
-def in_a_process(*words: object, stdout: Any = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+def in_a_process(
+    *words: object, stdout: Any = subprocess.PIPE, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
     """Run `medmoe` in a process of its own: no library may add lines or a traceback at its end."""
     return subprocess.run(
         [sys.executable, "-m", "medmoe", *map(str, words)],
@@ -38,5 +40,5 @@ def in_a_process(*words: object, stdout: Any = subprocess.PIPE) -> subprocess.Co
         stderr=subprocess.PIPE,
         text=True,
         check=False,
-        timeout=120,
+        timeout=timeout,
     )

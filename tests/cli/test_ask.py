@@ -86,7 +86,9 @@ def test_json_holds_answer_question_and_the_experts_of_every_moe_layer(
     path = tmp_path / "new" / "answer.json"
     assert main(["ask", str(model), str(picture), QUESTION, "--json", str(path)]) == 0
     found = json.loads(path.read_text(encoding="utf-8"))
-    assert set(found) == {"text", "confidence", "routing", "cut", "question", "image", "note"}
+    said = {"text", "confidence", "routing", "further", "cut"}
+    assert set(found) == said | {"question", "image", "note"}
+    assert found["further"] == []
     assert found["image"]["format"] == "png"
     assert found["image"]["warnings"] == []
     assert found["question"] == QUESTION

@@ -20,7 +20,7 @@ from transformers import Trainer, TrainingArguments
 from medmoe.cli.chat_session import printable
 from medmoe.cli.main import main
 from medmoe.errors import CheckpointError, ConfigError, MedMoeError
-from medmoe.inference.engine import MedMoe
+from medmoe.inference.engine import LONG_ANSWER, MedMoe
 from medmoe.model.adopt import adopt
 from medmoe.model.checkpoint import (
     identity,
@@ -124,7 +124,9 @@ def test_lora_merged_saved_and_adopted_is_asked(
     assert "none missing and none left over" in capsys.readouterr().out
     assert_equal_but_for_one_sum(load_model(folder)[0], tuned, base)
     assert main(["ask", str(folder), str(picture), "is there a mass?"]) == 0
-    wanted = MedMoe.load(folder).answer(picture, "is there a mass?").text
+    wanted = (
+        MedMoe.load(folder, max_new_tokens=LONG_ANSWER).answer(picture, "is there a mass?").text
+    )
     assert capsys.readouterr().out.splitlines()[0] == wanted
 
 

@@ -9,7 +9,7 @@ import pytest
 from pydicom.data import get_testdata_file
 from tests.serving.support import Running, data_url, png
 
-from medmoe.inference.engine import MedMoe
+from medmoe.inference.engine import SHORT_ANSWER, MedMoe
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def messages(text: str, image: bytes | None, kind: str = "image/png") -> list[di
 
 def ask(client: openai.OpenAI, text: str, image: bytes | None, **more):  # type: ignore[no-untyped-def]
     return client.chat.completions.create(
-        model="tiny", messages=messages(text, image), max_tokens=24, **more
+        model="tiny", messages=messages(text, image), max_tokens=SHORT_ANSWER, **more
     )
 
 
@@ -89,7 +89,7 @@ def test_an_upload_can_be_asked_about_until_it_is_deleted(client: openai.OpenAI)
     parts = [{"type": "text", "text": "Is there a mass?"},
              {"type": "file", "file": {"file_id": upload.id}}]  # fmt: skip
     turns = [{"role": "user", "content": parts}]
-    reply = client.chat.completions.create(model="tiny", messages=turns, max_tokens=24)
+    reply = client.chat.completions.create(model="tiny", messages=turns, max_tokens=SHORT_ANSWER)
     direct = ask(client, "Is there a mass?", png())
     assert reply.choices[0].message.content == direct.choices[0].message.content
     client.files.delete(upload.id)
