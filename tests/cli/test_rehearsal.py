@@ -20,7 +20,7 @@ def test_table_1_is_trained_asked_and_scored_at_the_papers_shape(tmp_path: Path)
     fewer = ("phase2_instruction.epochs=1", "phase2_router.steps=10", "phase3_moe.epochs=1")
     settings = [word for text in fewer for word in ("--set", f"phases.{text}")]
     words = ("reproduce", "table1", "--size", "paper", "--rehearse", "--out", tmp_path)
-    done = in_a_process(*words, *settings, timeout=1800)
+    done = in_a_process(*words, *settings, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     path = tmp_path / "rehearsal" / "reproduce" / "table1-rehearsal.json"
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]

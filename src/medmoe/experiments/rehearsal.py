@@ -29,12 +29,15 @@ RECIPES = ("stablelm2", "phi2")
 LANGUAGE, VISION = ("stablelm2_1_6b", "phi2_2_7b"), "clip_large_336"
 #: Widths are divided by this; layers, heads' proportions and pictures are not.
 _NARROWER = 32
+#: A picture's 576 tokens and some words: a model that has learned nothing answers till it is full.
+_POSITIONS = 832
 #: bf16 is emulated, and a hundred times slower, on processors without units for it; processes that
 #: load pictures take longer to start than these few pictures to load. Steps are small as the sets.
 SETTINGS = (
     "run.precision=float32",
     "run.loader_workers=0",
     "run.gradient_accumulation=2",
+    f"max_length={_POSITIONS}",
     *(f"phases.{phase}.batch_size=8" for phase in ("phase1_alignment", "phase2_instruction")),
     "phases.phase3_moe.batch_size=8",
 )
@@ -158,10 +161,11 @@ def _write_path_vqa(folder: Path) -> Iterable[str]:
 def _write_language(entry: LanguageBackbone, folder: Path, texts: Sequence[str]) -> None:
     """Write a language model of an entry's architecture, a thousandth as large, and a tokenizer."""
     tokenizer, known = train_tokenizer(texts, 512), entry.config
-    tokenizer.model_max_length = known["max_position_embeddings"]
+    tokenizer.model_max_length = _POSITIONS
     small = {name: known[name] // _NARROWER for name in ("hidden_size", "intermediate_size")}
     heads = dict.fromkeys(("num_attention_heads", "num_key_value_heads"), 4)
     tokens = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    tokens["max_position_embeddings"] = _POSITIONS
     tokens |= dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eos_token_id)
     config = AutoConfig.for_model(entry.model_type, **(known | small | heads | tokens))
     torch.manual_seed(1)
