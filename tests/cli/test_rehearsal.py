@@ -45,7 +45,9 @@ def test_the_backbones_have_the_published_files_and_keys(tmp_path: Path, shared:
     assert "text_model.final_layer_norm.bias" in clip
 
 
-@pytest.mark.parametrize("words", [["table4", "--size", "paper"], ["table1"]])
+@pytest.mark.parametrize(
+    "words", [["table4", "--size", "paper"], ["table1"], ["table1", "--size", "paper", "--dry-run"]]
+)
 def test_only_table_1_at_the_papers_size_is_rehearsed(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -54,9 +54,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.name not in (known := experiments()):
         raise ConfigError(one_of(args.name, known, "table or figure"))
-    if args.rehearse and (args.name, args.size, args.data) != ("table1", "paper", None):
+    wanted = ("table1", "paper", None, False)
+    if args.rehearse and (args.name, args.size, args.data, args.dry_run) != wanted:
         raise ConfigError(
-            "--rehearse brings its own data: medmoe reproduce table1 --size paper --rehearse"
+            "--rehearse brings its own data and is a run: medmoe reproduce table1 --size paper "
+            "--rehearse"
         )
     out = args.out if args.dry_run else flags.make_out_dir(args.out)
     if args.rehearse:
