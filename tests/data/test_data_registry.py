@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from medmoe.data import registry
 from medmoe.data.bad_rows import BadRows
-from medmoe.data.schema import ImageRecord, Record
+from medmoe.data.schema import ImageRecord, Record, images_of
 from medmoe.errors import DataError
 
 
@@ -176,3 +177,15 @@ def test_a_folder_that_holds_several_known_sets_must_be_narrowed_down(tmp_path: 
 def test_a_name_without_a_data_folder_says_where_it_can_be_given() -> None:
     with pytest.raises(DataError, match=r"vqa_rad: where is it\? give the data folder with --data"):
         registry.read_splits(*registry.parse_set("vqa_rad"), None)
+
+
+def test_pictures_of_one_record_are_held_out_together() -> None:
+    single = records(60)
+    pairs = [
+        replace(r, further_images=((1, single[(n + 30) % 60].image),)) for n, r in enumerate(single)
+    ][:30]
+    parts = registry.hold_out([*pairs, *single], 0.3, seed=1)
+    train, held = ({i.id for i in images_of(part)} for part in parts)
+    assert train.isdisjoint(held)
+    assert min(len(train), len(held)) > 0
+    assert len(train | held) == len({r.image.id for r in single})

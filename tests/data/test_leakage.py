@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tests.data.pictures import copied, images, picture, records
 
@@ -51,3 +53,15 @@ def test_no_leak_is_empty_with_and_without_known_pairs() -> None:
     assert pairs
     assert refuse_leaks(train, test).pairs == find_leak(train, test, pairs).pairs == ()
     assert find_leak(train, records(COPY), pairs) == find_leak(train, records(COPY))
+
+
+def test_a_record_is_dropped_for_any_of_its_pictures() -> None:
+    pair, other = (
+        replace(records(TRAIN)[0], id=name, further_images=((turn, TRAIN[image]),))
+        for name, turn, image in (("pair", 1, 3), ("other", 0, 2))
+    )
+    assert drop_near_duplicates([pair, other], records(COPY)) == ([other], 1)
+    with pytest.raises(DataError, match="'train/3' nearly equals test image 'test/0'"):
+        refuse_leaks([pair], records(COPY))
+    asked = replace(records(COPY)[-1], further_images=((0, COPY[0]),))
+    assert refuse_leaks(records(TRAIN), [asked], allow=True).shared == 1

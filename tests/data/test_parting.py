@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tests.data.pictures import copied, picture, record
 from medmoe.data.bad_rows import BadRows
 from medmoe.data.parting import part
 from medmoe.data.readers.common import hash_share
-from medmoe.data.schema import ImageRecord, Record
+from medmoe.data.schema import ImageRecord, Record, images_of
 
 
 def records_of(pictures: dict[str, int], each: int = 2) -> list[Record]:
@@ -85,3 +86,28 @@ def test_a_picture_that_cannot_be_opened_is_a_bad_row(tmp_path: Path) -> None:
     assert [r.id for found in parts.values() for r in found] == ["set/y/set/y"]
     assert len(bad.reasons) == 1
     assert bad.reasons[0].startswith("t.csv row 0: unreadable image: ")
+
+
+def test_pictures_of_one_record_are_never_torn_apart() -> None:
+    images = [ImageRecord(f"set/{n}", picture(n, 40)) for n in range(40)]
+    everything = [
+        replace(record(images[n], str(n), split=""), further_images=((0, images[n + 1]),))
+        for n in range(0, 40, 2)
+    ]
+    everything += [record(images[n], str(n), split="") for n in range(1, 40, 2)]
+    parts, _ = part(everything, {}, BadRows())
+    seen = {name: {i.id for i in images_of(found)} for name, found in parts.items()}
+    assert len(seen) == 3
+    assert sum(map(len, seen.values())) == 40
+
+
+def test_a_record_with_one_broken_picture_belongs_to_no_part() -> None:
+    images = [ImageRecord(f"set/{n}", picture(n, 40)) for n in range(5)]
+    broken = ImageRecord("set/broken", b"no picture")
+    lost = replace(record(images[4], "lost", split=""), further_images=((1, broken),))
+    bad = BadRows()
+    parts, said = part([*(record(i, i.id, split="") for i in images[:4]), lost], {}, bad)
+    assert [reason.split(": ")[0] for reason in bad.reasons] == [lost.place or lost.id]
+    assert all(parts.values())
+    assert sum(map(len, parts.values())) == 4
+    assert "2 train" in said

@@ -10,15 +10,22 @@ from typing import Any
 
 import pytest
 import torch
-from tests.model.tiny import IMAGE_TOKENS, processor
+from tests.model.tiny import IMAGE_TOKENS, WIDTH, processor
 from tests.training import toy
 from tests.training.toy import SPEC, record
 
-from medmoe.data.collate import IGNORE, Packed, packed_length, packed_together
+from medmoe.data.collate import (
+    IGNORE,
+    Packed,
+    PackingCollator,
+    packed_length,
+    packed_together,
+)
 from medmoe.data.schema import ImageRecord, Record, Task, turns_of
-from medmoe.data.tokenize import ConversationTokenizer
+from medmoe.data.tokenize import ConversationTokenizer, PlainTokenizer
 from medmoe.errors import DataError
 from medmoe.training.context import RunSettings
+from medmoe.training.features import FeaturesOnDemand
 from medmoe.training.packed import packed_schedule, train_packed
 from medmoe.training.schedule import Schedule
 
@@ -299,3 +306,145 @@ def test_a_step_has_so_many_answers_in_however_many_parts() -> None:
     parts, of_parts = trained(gradient_accumulation=2)
     assert (answers, of_parts) == ([4, 4], [2, 2, 2, 2])
     assert parts == pytest.approx(whole, abs=1e-5)
+
+
+# ---- several pictures ----
+
+SEVERAL = record(
+    "several",
+    IMAGES[0],
+    question="which is older?",
+    answer="the first",
+    further=(("and this?", "older still"), ("sure?", "yes")),
+    further_images=((0, IMAGES[1]), (1, IMAGES[2]), (1, IMAGES[0])),
+)
+
+
+def test_pictures_of_a_record_stand_where_its_turns_have_them(
+    tokenizer: ConversationTokenizer,
+) -> None:
+    sample = samples(tokenizer, records=[SEVERAL])[0]
+    assert sample.images == (10, 11, 12, 10)
+    (segment,) = sample.segments
+    assert (sample.prefix, segment.images) == (tokenizer.prefix(2), (12, 10))
+    image = processor().image_token
+    shown = text(sample.prefix + segment.ids).replace(image * IMAGE_TOKENS, "[picture]")
+    assert shown.count("[picture]") == 4
+    first, second, third = shown.split("user:")[1:]
+    assert first.count("[picture]") == second.count("[picture]") == 2
+    assert first.index("[picture]") < first.index("which") < first.index("the first")
+    assert second.rindex("[picture]") < second.index("and this?")
+    assert "[picture]" not in third
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2)])
+def test_the_loss_of_several_pictures_is_that_of_the_conversation_read_at_once(
+    tokenizer: ConversationTokenizer, order: tuple[int, ...]
+) -> None:
+    one, two, three = (IMAGES[i] for i in order)
+    talk = replace(SEVERAL, image=one, further_images=((0, two), (1, three), (1, one)))
+    model = toy.moe().eval()
+    rows = {image.id: n for n, image in enumerate(IMAGES)}
+    context = replace(toy.context(model, records=[talk]), rows=rows)
+    packed = packed_schedule(context)[0]
+    beside = packed_schedule(replace(context, records=RECORDS[1:3]))[0]
+    collate = PackingCollator(context.features, processor().tokenizer.pad_token_id)
+    said = [
+        part for turn in turns_of(talk) for part in zip(("user", "assistant"), turn, strict=True)
+    ]
+    ids = tokenizer.conversation(said[:-1], with_image=True, further=[0, 2, 2])
+    assert packed.prefix + packed.segments[0].ids[: len(ids) - len(packed.prefix)] == ids
+    whole = torch.tensor([packed.prefix + packed.segments[0].ids])
+    shown = torch.as_tensor(context.features)[[*order, order[0]]]
+    scores = model(input_ids=whole, vision_features=shown).logits[0, :-1].log_softmax(-1)
+    losses = -scores.gather(-1, whole[0, 1:, None])[:, 0]
+    end, at = len(packed.segments[0].ids), len(packed.prefix) - 1
+    spans = [*packed.segments[0].earlier, (end - packed.segments[0].answer_length, end)]
+    wanted = sum(float(losses[at + first : at + after].sum()) for first, after in spans)
+    assert len(spans) == 3
+    alone = float(model(**collate([packed]), num_items_in_batch=1).loss)
+    assert alone == pytest.approx(wanted, rel=1e-5)
+    more = float(model(**collate([beside]), num_items_in_batch=1).loss)
+    both = float(model(**collate([beside, packed]), num_items_in_batch=1).loss)
+    assert both == pytest.approx(wanted + more, rel=1e-5)
+
+
+@torch.no_grad()
+def test_two_pictures_swapped_are_another_conversation() -> None:
+    model = toy.moe().eval()
+    rows = {image.id: n for n, image in enumerate(IMAGES)}
+    losses = []
+    for one, two in ((0, 1), (1, 0), (0, 1)):
+        asked = record("q", IMAGES[one], further_images=((0, IMAGES[two]),))
+        context = replace(toy.context(model, records=[asked]), rows=rows)
+        sample = packed_schedule(context)[0]
+        assert sample.images == (one, two)
+        collate = PackingCollator(
+            torch.randn(3, IMAGE_TOKENS, WIDTH, generator=torch.manual_seed(1)), 0
+        )
+        losses.append(float(model(**collate([sample])).loss))
+    assert losses[0] == losses[2] != losses[1]
+
+
+def test_questions_on_the_same_pictures_in_the_same_order_share_a_sample(
+    tokenizer: ConversationTokenizer,
+) -> None:
+    pair, turned = ((0, IMAGES[1]),), ((0, IMAGES[0]),)
+    asked = [
+        *(record(f"p{n}", IMAGES[0], question=f"{n}?", further_images=pair) for n in range(2)),
+        record("t", IMAGES[1], further_images=turned),
+        *RECORDS[1:3],
+    ]
+    schedule = samples(tokenizer, records=asked, steps=3)
+    sizes = {schedule[i].images: len(schedule[i].segments) for i in range(12)}
+    assert sizes == {(10, 11): 2, (11, 10): 1, (10,): 2}
+    batches = of_questions(tokenizer, batch_size=5, steps=1, records=asked)
+    rows = packed_together([batches[i] for i in range(5)], 8)
+    assert {row.images: len(row.segments) for row in rows} == sizes
+    names = {(10, 11): "i0 + i1", (11, 10): "i1 + i0", (10,): "i0"}
+    assert batches.rows(0, 5) == [names[row.images] for row in rows]
+
+
+def test_turns_that_are_cut_take_their_pictures_along(tokenizer: ConversationTokenizer) -> None:
+    (first,) = tokenizer.segments(turns_of(SEVERAL)[:1], [0])
+    limit = len(tokenizer.prefix(2)) + len(first.ids) + 3
+    sample = samples(tokenizer, records=[SEVERAL], max_length=limit)[0]
+    assert (sample.segments, sample.images) == ((first,), (10, 11))
+
+
+def test_all_pictures_of_a_sample_are_of_one_view(tokenizer: ConversationTokenizer) -> None:
+    schedule = samples(tokenizer, records=[SEVERAL], steps=10, views=3)
+    shown = {schedule[i].images for i in range(40)}
+    assert shown == {(10, 11, 12, 10), (13, 14, 15, 13), (16, 17, 18, 16)}
+
+
+def test_pictures_read_on_demand_are_all_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = toy.moe()
+    context = toy.context(model, records=[SEVERAL], steps=1)
+    table, begun = context.features, set[int]()
+
+    class OnDemand(FeaturesOnDemand):
+        def __init__(self) -> None:
+            pass
+
+        def begin(self, row: int) -> None:
+            begun.add(row)
+
+        def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
+            return table[rows]
+
+    rows = {image.id: n for n, image in enumerate(IMAGES)}
+    table = torch.randn(3, IMAGE_TOKENS, WIDTH)
+    train_packed(replace(context, features=OnDemand(), rows=rows))
+    assert begun == {0, 1, 2}
+
+
+def test_the_plain_prompt_has_pictures_before_its_caption_only() -> None:
+    plain = PlainTokenizer(processor(), IMAGE_TOKENS)
+    caption = record("c", IMAGES[0], task="caption", further_images=((0, IMAGES[1]),))
+    sample = samples(plain, ("caption",), records=[caption])[0]
+    assert text(sample.prefix) == processor().image_token * IMAGE_TOKENS * 2
+    assert (sample.images, text(sample.segments[0].ids)) == ((10, 11), "yes\n")
+    with pytest.raises(DataError, match="`plain` has images before the caption only"):
+        plain.segments(turns_of(SEVERAL), [0, 1])

@@ -19,7 +19,7 @@ from tests.model.tiny import (
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName, PhaseSpec
 from medmoe.data.phantom import read_phantom
-from medmoe.data.schema import ImageRecord, Record
+from medmoe.data.schema import ImageRecord, Record, images_of
 from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.upcycle import upcycle
@@ -79,7 +79,7 @@ def context(
     """
     phase = phase or ("phase3_moe" if model.config.moe_layers else "phase1_alignment")
     records = phantom_records() if records is None else records
-    ids = list(dict.fromkeys(r.image.id for r in records))
+    ids = [image.id for image in images_of(records)]
     generator = torch.Generator().manual_seed(2)
     return PhaseContext(
         model=model,

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from medmoe.data.images import open_picture
-from medmoe.data.schema import Record
+from medmoe.data.schema import Record, images_of
 from medmoe.errors import DataError, ImageError
 
 _log = logging.getLogger(__name__)
@@ -105,37 +105,36 @@ class BadRows:
 
 
 def readable(records: Iterable[Record], bad: BadRows, flat: set[str] | None = None) -> list[Record]:
-    """Return the records whose picture can be opened; each picture is decoded once.
+    """Return the records whose pictures can be opened; each picture is decoded once.
 
     The others are bad rows, with the place of the record and the reason of the decoder.
 
     Args:
         flat: Receives the ids of the images that show nothing.
     """
-    reasons: dict[str, str | None] = {}
+    records, faults = list(records), dict[str, str]()
+    for image in images_of(records):
+        try:
+            facts = open_picture(image.source).facts
+            if flat is not None and "flat_picture" in facts.warnings:
+                flat.add(image.id)
+        except ImageError as error:
+            faults[image.id] = str(error)
+    return without_faults(records, faults, bad)
+
+
+def without_faults(
+    records: Iterable[Record], faults: Mapping[str, str], bad: BadRows
+) -> list[Record]:
+    """Return the records all of whose pictures can be opened; the others are bad rows.
+
+    Args:
+        faults: Why an image cannot be opened, by its id.
+    """
     kept = []
     for record in records:
-        image = record.image
-        if image.id not in reasons:
-            reasons[image.id] = _fault(record, flat)
-        reason = reasons[image.id]
-        if reason is None:
-            kept.append(record)
+        if reason := next((faults[i.id] for i in record.images if i.id in faults), None):
+            bad.reasons.append(f"{record.place or record.id}: unreadable image: {reason}")
         else:
-            bad.reasons.append(unreadable(record, reason))
+            kept.append(record)
     return kept
-
-
-def unreadable(record: Record, reason: object) -> str:
-    """Return the line for a record whose picture cannot be opened."""
-    return f"{record.place or record.id}: unreadable image: {reason}"
-
-
-def _fault(record: Record, flat: set[str] | None) -> str | None:
-    try:
-        facts = open_picture(record.image.source).facts
-        if flat is not None and "flat_picture" in facts.warnings:
-            flat.add(record.image.id)
-    except ImageError as error:
-        return str(error)
-    return None

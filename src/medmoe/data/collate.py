@@ -4,7 +4,7 @@ Each question attends to the prefix and to itself only, and its positions restar
 so the loss equals that of unpacked questions while the image is read once, not once per question. A
 conversation is packed as one question is: its turns see each other in order, and nothing else.
 
-Shapes: B images of the batch, S packed length, P prefix length.
+Shapes: B rows of the batch, N images of all, S packed length, P prefix length.
 """
 
 from __future__ import annotations
@@ -23,17 +23,24 @@ IGNORE = -100
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """One image's prefix and the questions behind it.
+    """The prefix of an image, or of several, and the questions behind it.
 
     Attributes:
         image: Row of the image in the feature or pixel table.
         prefix: Token ids of the prefix, image placeholders included.
         segments: The questions, with or without answers.
+        further: Rows of the prefix's further images.
     """
 
     image: int
     prefix: tuple[int, ...]
     segments: tuple[Segment, ...]
+    further: tuple[int, ...] = ()
+
+    @property
+    def images(self) -> tuple[int, ...]:
+        """Rows of all images, in the order of their tokens."""
+        return (self.image, *self.further, *(row for s in self.segments for row in s.images))
 
 
 def packed_length(sample: Packed) -> int:
@@ -44,10 +51,10 @@ def packed_length(sample: Packed) -> int:
 def packed_together(
     samples: Sequence[Packed], most: int, max_length: int | None = None
 ) -> list[Packed]:
-    """Return the rows of a batch: up to ``most`` questions side by side about one image in one."""
+    """Return the rows of a batch: up to ``most`` questions side by side behind one prefix each."""
     rows: list[Packed] = []
     for sample in samples:
-        if rows and rows[-1].image == sample.image:
+        if rows and (rows[-1].image, rows[-1].further) == (sample.image, sample.further):
             joined = replace(sample, segments=rows[-1].segments + sample.segments)
             fits = max_length is None or packed_length(joined) <= max_length
             if fits and len(joined.segments) <= most:
@@ -124,7 +131,7 @@ class PackingCollator:
         features: (N, P, D_vision) float32, the frozen encoder's output for all images, or what
             gives those of some rows (B,) when indexed by them.
         pad_token_id: Fills the right end of shorter rows.
-        experts: (N,) int64, the expert that each image's records are for.
+        experts: By image, int64, the expert that the records which begin with it are for.
         rows: Makes the rows of a batch out of its samples; each is a row of its own where None.
     """
 
@@ -139,12 +146,14 @@ class PackingCollator:
         self._rows = rows
 
     def __call__(self, samples: Sequence[Packed]) -> dict[str, Any]:
-        """Return `pack_batch`'s tensors and ``vision_features`` (B, P, D_vision).
+        """Return `pack_batch`'s tensors and ``vision_features`` (N, P, D_vision).
 
         With experts also ``experts`` (B,).
         """
         if self._rows is not None:
             samples = self._rows(samples)
-        rows = torch.tensor([sample.image for sample in samples])
+        rows = torch.tensor([row for sample in samples for row in sample.images])
         batch = pack_batch(samples, self._pad) | {"vision_features": self._features[rows]}
-        return batch if self._experts is None else batch | {"experts": self._experts[rows]}
+        if self._experts is None:
+            return batch
+        return batch | {"experts": self._experts[[sample.image for sample in samples]]}

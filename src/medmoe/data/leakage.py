@@ -76,7 +76,7 @@ def drop_near_duplicates(
         ImageError: A picture cannot be opened.
     """
     banned = {pair.left_id for pair in find_leak(train_records, test_records, alike).pairs}
-    kept = [record for record in train_records if record.image.id not in banned]
+    kept = [r for r in train_records if banned.isdisjoint(image.id for image in r.images)]
     return kept, len(train_records) - len(kept)
 
 

@@ -1,7 +1,7 @@
 """The parts of a user's own set that names no split: 80 / 10 / 10, the same on every machine.
 
 A patient goes by a hash of the patient's name where a column gives it, else a picture by a hash of
-its pixels; pictures that show one picture, and pictures of one patient, stay together. No seed and
+its pixels; pictures that show one picture, of one patient or of one row stay together. No seed and
 no file name takes part, so a set can be moved, and `eval` never scores a picture that `train` saw.
 """
 
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from medmoe.data.bad_rows import BadRows, unreadable
+from medmoe.data.bad_rows import BadRows, without_faults
 from medmoe.data.disjoint import groups_of
 from medmoe.data.near_duplicates import fingerprints, repeated_pictures
 from medmoe.data.readers.common import SPLITS, hash_share, hash_split
@@ -33,17 +33,19 @@ def part(
     """
     faults: dict[str, str] = {}
     known = fingerprints(images_of(records), faults)
-    bad.reasons += [unreadable(r, faults[r.image.id]) for r in records if r.image.id in faults]
+    records = without_faults(records, faults, bad)
+    known = known.of([image.id for image in images_of(records)])
     patients = {name: patients[name] for name in known.ids if name in patients}
     keys = dict(zip(known.ids, known.digests, strict=True))
     keys |= {name: f"patient {patient}" for name, patient in patients.items()}
     alike = [(pair.left_id, pair.right_id) for pair in repeated_pictures(known)]
     first_of: dict[str, str] = {}
     alike += [(first_of.setdefault(patient, name), name) for name, patient in patients.items()]
+    alike += [(r.image.id, other.id) for r in records for _, other in r.further_images]
     groups = {min(keys[name] for name in names): names for names in groups_of(keys, alike)}
     part_of = {name: part for key, part in _dealt(groups).items() for name in groups[key]}
     parts: dict[str, list[Record]] = {split: [] for split in SPLITS}
-    for record in (record for record in records if record.image.id in part_of):
+    for record in records:
         split = part_of[record.image.id]
         parts[split].append(replace(record, split=split))
     counts = ", ".join(f"{len(images_of(members))} {split}" for split, members in parts.items())

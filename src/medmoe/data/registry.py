@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medmoe.data.bad_rows import BadRows
+from medmoe.data.disjoint import groups_of
 from medmoe.data.readers import (
     choice_sets,
     common,
@@ -31,7 +32,7 @@ from medmoe.data.readers import (
 )
 from medmoe.data.readers.known_set import KnownSet
 from medmoe.data.readers.own_set import OwnSet
-from medmoe.data.schema import Record
+from medmoe.data.schema import Record, images_of
 from medmoe.errors import DataError, one_of
 
 ENVIRONMENT_VARIABLE = "MEDMOE_DATA"
@@ -256,7 +257,8 @@ def hold_out(
     """Split off about ``fraction`` of the images, with all their records, for validation.
 
     An image goes by a hash of its id and the seed, so the choice does not depend on the order or
-    on the other records. Hyperparameters are chosen on these images, never on a test split.
+    on the other records; images of one record stay together. Hyperparameters are chosen on these
+    images, never on a test split.
 
     Returns:
         The training and the validation records, in their order; ``split`` of the latter still
@@ -267,9 +269,9 @@ def hold_out(
     """
     if not 0.0 <= fraction < 1.0:
         raise DataError(f"hold_out fraction ({fraction}) must be at least 0 and below 1")
-    train: list[Record] = []
-    validation: list[Record] = []
-    for record in records:
-        held = common.hash_share(record.image.id, seed) < fraction
-        (validation if held else train).append(record)
-    return train, validation
+    together = [(r.image.id, other.id) for r in records for _, other in r.further_images]
+    held: set[str] = set()
+    for names in groups_of((image.id for image in images_of(records)), together):
+        held.update(names if common.hash_share(names[0], seed) < fraction else ())
+    train = [record for record in records if record.image.id not in held]
+    return train, [record for record in records if record.image.id in held]

@@ -7,7 +7,7 @@ modality. This is the form in a process; `medmoe.data.exchange` is the same on d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -45,7 +45,7 @@ class ImageRecord:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Record:
-    """One question (or caption request) about one image, or a conversation that begins with it.
+    """One question (or caption request) about an image, or a conversation that begins with it.
 
     A turn of a conversation that is scored is a record of its own.
 
@@ -57,6 +57,8 @@ class Record:
         references: Further accepted answers besides ``answer``.
         place: File and row it was read from, for reports; empty where there is none.
         earlier: The turns that were said before the question, as `further`.
+        further_images: Further images in order, each with the number of the turn before whose
+            question it stands: 0 the first, whose images are read before all that is said.
     """
 
     id: str
@@ -74,11 +76,28 @@ class Record:
     place: str = ""
     further: tuple[tuple[str, str], ...] = ()
     earlier: tuple[tuple[str, str], ...] = ()
+    further_images: tuple[tuple[int, ImageRecord], ...] = ()
+
+    @property
+    def images(self) -> tuple[ImageRecord, ...]:
+        """All images, in the order in which they are read."""
+        return (self.image, *(image for _, image in self.further_images))
+
+    @property
+    def first_images(self) -> tuple[str, ...]:
+        """Ids of the images before the first question: records with the same share a sample."""
+        return (self.image.id, *(image.id for turn, image in self.further_images if turn == 0))
 
 
 def images_of(records: Iterable[Record]) -> list[ImageRecord]:
     """Return the images of records, each once and in order of appearance."""
-    return list({record.image.id: record.image for record in records}.values())
+    return list({image.id: image for record in records for image in record.images}.values())
+
+
+def with_images(record: Record, change: Callable[[ImageRecord], ImageRecord]) -> Record:
+    """Return a record with other images in the places of its own."""
+    further = tuple((turn, change(image)) for turn, image in record.further_images)
+    return replace(record, image=change(record.image), further_images=further)
 
 
 def question_text(record: Record) -> str:

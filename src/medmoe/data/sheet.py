@@ -63,6 +63,7 @@ def _tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, record: Record, x: int,
     lines = _wrapped(f"Q: {record.question}", 2)
     lines += _wrapped(f"A: {record.answer}", _LINES - 1 - len(lines))
     turns = f" · {1 + len(record.further)} turns" if record.further else ""
+    turns += f" · 1 of {len(record.images)} pictures" if record.further_images else ""
     lines.append(f"{record.image.modality or 'unknown modality'} · {record.answer_type}{turns}")
     for number, line in enumerate(lines[:_LINES]):
         draw.text((x, y + _SIDE + 2 + number * _LINE), line, "#1b1b1f", _font(line))

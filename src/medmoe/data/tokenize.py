@@ -1,8 +1,8 @@
 """Conversations to token ids: one path for training, inference and scoring.
 
 The prompt is the chat template's rendering, so a model is trained on exactly what it is asked with.
-A prompt is cut after its last image token: what stands before (the prefix) is the same for all
-questions about one image, which is what packing rests on.
+A prompt is cut after the last image token of its first turn: what stands before (the prefix) is the
+same for all questions about one image, which is what packing rests on.
 """
 
 from __future__ import annotations
@@ -29,15 +29,17 @@ class Segment:
     Attributes:
         answer_length: How many of them, at the end, are the last answer.
         earlier: First place of each earlier answer of a conversation, and the place after it.
+        images: Rows of the images that stand among the ids, in order.
     """
 
     ids: tuple[int, ...]
     answer_length: int
     earlier: tuple[tuple[int, int], ...] = ()
+    images: tuple[int, ...] = ()
 
 
 class ConversationTokenizer:
-    """Renders and tokenises conversations about one image with a processor's template.
+    """Renders and tokenises conversations about images with a processor's template.
 
     Args:
         processor: Gives the chat template and the tokenizer.
@@ -52,7 +54,12 @@ class ConversationTokenizer:
         self._prompts: dict[tuple[object, ...], tuple[int, ...]] = {}
 
     def prompt(
-        self, question: str, earlier: Sequence[tuple[str, str]] = (), *, with_image: bool = True
+        self,
+        question: str,
+        earlier: Sequence[tuple[str, str]] = (),
+        *,
+        with_image: bool = True,
+        further: Sequence[int] = (),
     ) -> tuple[int, ...]:
         """Return the ids of a whole prompt, the image as ``image_tokens`` placeholders.
 
@@ -60,18 +67,20 @@ class ConversationTokenizer:
 
         Args:
             earlier: Question and answer of each turn before it.
+            further: Of each further image the number of the turn before whose question it stands.
         """
-        key = (question, tuple(earlier), with_image)
+        key = (question, tuple(earlier), with_image, tuple(further))
         if key not in self._prompts:
             if len(self._prompts) >= _MAX_KEPT_PROMPTS:  # a server is asked without end
                 self._prompts.clear()
             asked = [*spoken(earlier), ("user", question)]
-            self._prompts[key] = self.conversation(asked, with_image=with_image)
+            places = [2 * turn for turn in further]
+            self._prompts[key] = self.conversation(asked, with_image=with_image, further=places)
         return self._prompts[key]
 
-    def prefix(self) -> tuple[int, ...]:
-        """Return the ids up to the last image token: the same for every question."""
-        ids = self.prompt("?")
+    def prefix(self, images: int = 1) -> tuple[int, ...]:
+        """Return the ids up to the last token of the first images: the same for every question."""
+        ids = self.prompt("?", further=[0] * (images - 1))
         return ids[: self._prefix_length(ids)]
 
     def segment(self, question: str, answer: str | None) -> Segment:
@@ -83,7 +92,9 @@ class ConversationTokenizer:
         ids = self._answer([("user", question)], answer)
         return Segment(tail + ids, len(ids))
 
-    def segments(self, turns: Sequence[tuple[str, str]]) -> tuple[Segment, ...]:
+    def segments(
+        self, turns: Sequence[tuple[str, str]], further: Sequence[int] = ()
+    ) -> tuple[Segment, ...]:
         """Return the ids after the prefix of a conversation in which every answer is trained on.
 
         Before each answer stand the ids that `conversation` gives for the turns so far: what a
@@ -93,12 +104,16 @@ class ConversationTokenizer:
 
         Args:
             turns: Question and answer of each.
+            further: Of each further image the number of the turn before whose question it stands;
+                those of the first belong to the prefix.
         """
         done: list[Segment] = []
         said: list[tuple[str, str]] = []
-        for question, answer in turns:
+        begin = len(self.prefix(1 + further.count(0)))
+        for number, (question, answer) in enumerate(turns):
             said.append(("user", question))
-            asked = self.conversation(said, with_image=True)[len(self.prefix()) :]
+            places = [2 * turn for turn in further if turn <= number]
+            asked = self.conversation(said, with_image=True, further=places)[begin:]
             ids = self._answer(said, answer)
             said.append(("assistant", answer))
             earlier: tuple[tuple[int, int], ...] = ()
@@ -178,6 +193,10 @@ class ConversationTokenizer:
             text = text.replace(token, f"{token[0]} {token[1:-1]} {token[-1]}")
         return text
 
+    def images_in(self, ids: Sequence[int]) -> int:
+        """Return of how many images the tokens stand among ids."""
+        return ids.count(self._image_id) // self._image_tokens
+
     def _prefix_length(self, ids: Sequence[int]) -> int:
         return len(ids) - tuple(reversed(ids)).index(self._image_id)
 
@@ -188,12 +207,23 @@ class PlainTokenizer(ConversationTokenizer):
     There is no question, no template and no end token: the projector alone learns from it.
     """
 
-    def prefix(self) -> tuple[int, ...]:
-        """Return the ids of the image."""
-        return (self._image_id,) * self._image_tokens
+    def prefix(self, images: int = 1) -> tuple[int, ...]:
+        """Return the ids of the images."""
+        return (self._image_id,) * self._image_tokens * images
 
-    def segments(self, turns: Sequence[tuple[str, str]]) -> tuple[Segment, ...]:
-        """Return the ids of a caption, or of the answers of a conversation: all is trained on."""
+    def segments(
+        self, turns: Sequence[tuple[str, str]], further: Sequence[int] = ()
+    ) -> tuple[Segment, ...]:
+        """Return the ids of a caption, or of the answers of a conversation: all is trained on.
+
+        Raises:
+            DataError: An image stands before a later turn.
+        """
+        if any(further):
+            raise DataError(
+                "the prompt `plain` has images before the caption only, none before a later turn; "
+                "use prompt: chat, or leave the record out"
+            )
         text = "".join(f"{self._plain(answer)}\n" for _, answer in turns)
         ids = tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
         return (Segment(ids, len(ids)),)

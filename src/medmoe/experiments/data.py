@@ -19,12 +19,12 @@ from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainPhaseSpec, TrainSpec
 from medmoe.data import registry
-from medmoe.data.bad_rows import BadRows, unreadable
+from medmoe.data.bad_rows import BadRows, without_faults
 from medmoe.data.leakage import Leak, drop_near_duplicates, refuse_leaks
 from medmoe.data.near_duplicates import Pair, fingerprints, same_pictures
 from medmoe.data.phantom import read_phantom
 from medmoe.data.readers.common import hash_share
-from medmoe.data.schema import ImageRecord, Record, Task, images_of
+from medmoe.data.schema import ImageRecord, Record, Task, images_of, with_images
 from medmoe.domains import domain_of
 from medmoe.errors import DataError
 from medmoe.model.pretrained import vision_of
@@ -76,7 +76,7 @@ class TrainData:
         tasks, domains = self.tasks(phase), self.spec.model.domains
         records = [record for record in self._everything(phase) if record.task in tasks]
         if phase == "phase3_experts":  # each expert reads its own domain
-            return [r for r in records if domain_of(r.image.modality, domains)]
+            return [r for r in records if _is_of_one_domain(r, domains)]
         return records
 
     def images(self, phase: PhaseName) -> list[ImageRecord]:
@@ -106,7 +106,7 @@ class TrainData:
         order = list(self.spec.phases)
         before = order[: order.index(phase) + 1]
         names = {name for earlier in before for name in self.trained(earlier)}
-        seen = {r.image.id for name in names for r in self.sets.get(name, ())}
+        seen = {i.id for i in images_of(r for name in names for r in self.sets.get(name, ()))}
         found = {
             name: len({pair.right_id for pair in leak.pairs if pair.left_id in seen})
             for name, leak in self.leaks.items()
@@ -181,7 +181,7 @@ class TrainData:
         if PHASE_TABLE[phase].leaves == "language_model":  # it reads texts, not pictures
             return len(records)
         if self.spec.phases[phase].batch_of == "images":
-            records = list({record.image.id: record for record in records}.values())
+            records = list({record.first_images: record for record in records}.values())
         return sum(self.spec.data.repeats.get(record.dataset, 1) for record in records)
 
     def hashes(self, phase: PhaseName) -> dict[str, str]:
@@ -259,19 +259,23 @@ def read_sets(
     return {name: [r for label in parts[name] for r in records[label]] for name in parts}
 
 
+def _is_of_one_domain(record: Record, domains: Sequence[str]) -> bool:
+    found = {domain_of(image.modality, domains) for image in record.images}
+    return len(found) == 1 and None not in found
+
+
 def _labelled(sets: dict[str, list[Record]], modality: str | None) -> dict[str, list[Record]]:
     """Give a modality to all pictures of the data sets that name none in any of their splits."""
     if modality is None:
         return sets
-    named = {r.dataset for records in sets.values() for r in records if r.image.modality}
-    images: dict[str, ImageRecord] = {}
+    every = [record for records in sets.values() for record in records]
+    named = {r.dataset for r in every if any(image.modality for image in r.images)}
+    images = {image.id: replace(image, modality=modality) for image in images_of(every)}
 
     def labelled(record: Record) -> Record:
         if record.dataset in named:
             return record
-        image = record.image
-        images.setdefault(image.id, replace(image, modality=modality))
-        return replace(record, image=images[image.id])
+        return with_images(record, lambda image: images[image.id])
 
     return {name: [labelled(record) for record in records] for name, records in sets.items()}
 
@@ -289,9 +293,7 @@ def _alike(data: TrainData, trained: Sequence[str], others: Sequence[str]) -> li
     faults: dict[str, str] = {}
     known = fingerprints(images_of([r for name in names for r in data.sets[name]]), faults)
     for name in names if faults else ():
-        lost = [r for r in data.sets[name] if r.image.id in faults]
-        data.bad.reasons += [unreadable(r, faults[r.image.id]) for r in lost]
-        data.sets[name] = [r for r in data.sets[name] if r.image.id not in faults]
+        data.sets[name] = without_faults(data.sets[name], faults, data.bad)
     data.bad.settle()
     left, right = (
         known.of([i.id for i in images_of([r for name in side for r in data.sets[name]])])
@@ -450,7 +452,10 @@ class _Sets:
 
 
 def limited(records: Sequence[Record], limits: Mapping[str, int], seed: int) -> list[Record]:
-    """Keep at most so many images of a data set, by hash: files may be sorted by class."""
+    """Keep at most so many images of a data set, by hash: files may be sorted by class.
+
+    A record of several goes by its first.
+    """
     kept: dict[str, set[str]] = {}
     for name, limit in limits.items():
         ids = {record.image.id for record in records if record.dataset == name}
@@ -463,11 +468,13 @@ def _digest(records: Iterable[Record]) -> str:
     pictures: dict[str, str] = {}
     lines = []
     for record in records:
-        image = record.image
-        if image.id not in pictures:
-            pictures[image.id] = hashlib.sha256(_raw(image)).hexdigest()
+        for image in record.images:
+            if image.id not in pictures:
+                pictures[image.id] = hashlib.sha256(_raw(image)).hexdigest()
         said = [record.question, record.answer, *(text for turn in record.further for text in turn)]
-        lines.append("\t".join([record.id, *said, pictures[image.id]]) + "\n")
+        shown = [pictures[record.image.id]]
+        shown += [f"{turn} {pictures[image.id]}" for turn, image in record.further_images]
+        lines.append("\t".join([record.id, *said, *shown]) + "\n")
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 

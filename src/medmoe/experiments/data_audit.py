@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from medmoe.data import registry
-from medmoe.data.bad_rows import BadRows, unreadable
+from medmoe.data.bad_rows import BadRows, without_faults
 from medmoe.data.disjoint import disjoint_split, split_content
 from medmoe.data.images import open_image
 from medmoe.data.leakage import Overlap, find_overlaps
@@ -73,10 +73,8 @@ def audit(parts: Mapping[str, Sequence[Record]], bad: BadRows) -> Audit:
         DataError: A picture cannot be opened, and its rows may not be skipped.
     """
     overlaps, faults = find_overlaps(parts)
-    rows = [record for records in parts.values() for record in records]
-    bad.reasons += [unreadable(r, faults[r.image.id]) for r in rows if r.image.id in faults]
+    parts = {name: without_faults(records, faults, bad) for name, records in parts.items()}
     bad.settle()
-    parts = {n: [r for r in records if r.image.id not in faults] for n, records in parts.items()}
     result = {
         "version": 1,
         "overlaps": [overlap.to_dict() for overlap in overlaps],
@@ -120,7 +118,8 @@ def clean_split(found: Audit, seed: int) -> dict[str, Any]:
 
 def page(found: Audit) -> str:
     """Return the report as one HTML page, pictures included."""
-    images = {r.image.id: r.image for records in found.parts.values() for r in records}
+    every = images_of(record for records in found.parts.values() for record in records)
+    images = {image.id: image for image in every}
     shown = [
         {
             "overlap": overlap,

@@ -295,7 +295,7 @@ def _shared(spec: TrainSpec, phase: PhaseName, data: TrainData | None) -> float:
     values = spec.phases[phase]
     if data is None or values.batch_of == "images" or not (records := data.records(phase)):
         return 0.0
-    counts = Counter(record.image.id for record in records).values()
+    counts = Counter(record.first_images for record in records).values()
     rows = sum(math.ceil(count / values.max_questions) for count in counts)
     # Between two parts of a batch the questions of an image are parted.
     parts = min(spec.run.gradient_accumulation, values.batch_size)

@@ -23,6 +23,7 @@ from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainSpec
 from medmoe.data.bad_rows import BadRows
+from medmoe.data.schema import images_of
 from medmoe.evaluation.pages.report import write_report
 from medmoe.evaluation.pages.run_report import report_of_run
 from medmoe.experiments.data import PHANTOM, TrainData, read_data
@@ -130,7 +131,7 @@ def _run_phase(
     }
     if is_main():
         open_run(out, plan.recipe.config, facts)
-    modalities = {r.image.id: r.image.modality for r in data.records(phase)}
+    modalities = {image.id: image.modality for image in images_of(data.records(phase))}
     meter = Meter(phase, out / "metrics.jsonl", modalities, spec.model.domains, listener)
     settings = _settings(plan, phase, (meter,), hashes)
     told = _provenance(plan, phase, facts, data, note, inputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from medmoe.training.trainer import PhaseResult, run_phase
 def packed_schedule(context: PhaseContext) -> Schedule[Packed]:
     """Return a phase's samples: one image with up to ``max_questions`` of its questions.
 
+    Several images before one question are a prefix of their own; those before a later turn stand
+    in the conversation.
+
     Questions that do not fit behind the image within ``max_length`` wait for another epoch; a
     conversation too long for a sample of its own ends with its last turn that fits, and of an
     answer too long for one the end is cut. In batches of questions each is a sample of its own,
@@ -30,46 +34,41 @@ def packed_schedule(context: PhaseContext) -> Schedule[Packed]:
         DataError: A question alone is longer than a sample.
     """
     tokenizer, max_length = context.tokenizer, context.max_length
-    by_image: dict[str, list[Record]] = defaultdict(list)
+    by_images: dict[tuple[str, ...], list[Record]] = defaultdict(list)
     for record in context.records:
-        by_image[record.image.id].append(record)
+        by_images[record.first_images].append(record)
     groups = [
-        (image, questions)
-        for image, questions in by_image.items()
+        (images, questions)
+        for images, questions in by_images.items()
         for _ in range(context.repeats.get(questions[0].dataset, 1))
     ]
     pictures = [number for number, (_, questions) in enumerate(groups) for _ in questions]
     if context.spec.batch_of == "questions":
-        groups = [(image, [question]) for image, questions in groups for question in questions]
-    names = [image for image, _ in groups]
-    prefix = tokenizer.prefix()
-    room = None if max_length is None else max_length - len(prefix)
+        groups = [(images, [question]) for images, questions in groups for question in questions]
+    names = [" + ".join(images) for images, _ in groups]
     # Each question is tokenised once, not once an epoch.
     tokenised: dict[tuple[str, str, str], tuple[Segment, ...]] = {}
 
     def segments(record: Record) -> tuple[Segment, ...]:
         key = (record.dataset, record.split, record.id)
         if key not in tokenised:
-            whole = tokenizer.segments(turns_of(record))
-            tokenised[key] = _cut(whole, room, f"{record.dataset}: question {record.id}")
+            tokenised[key] = _segments(record, context.rows, tokenizer, max_length)
         return tokenised[key]
 
     def draw(index: int, rng: np.random.Generator) -> Packed:
-        image, questions = groups[index]
+        images, questions = groups[index]
         chosen = rng.permutation(len(questions))[: context.max_questions]
         drawn = [segment for i in chosen for segment in segments(questions[i])]
-        row = context.rows[image]
-        if context.views > 1:
-            row += int(rng.integers(context.views)) * len(context.rows)
-        return Packed(row, prefix, _fitting(drawn, room))
+        view = int(rng.integers(context.views)) if context.views > 1 else 0
+        return _packed(images, drawn, context.rows, tokenizer, max_length, view)
 
-    size, seed, shared = context.spec.batch_size, context.seed, len(prefix)
+    size, seed = context.spec.batch_size, context.seed
     total = context.steps * size
     if context.spec.batch_of == "images":
         return Schedule(draw, len(groups), total, seed, names, packed_length)
     return QuestionSchedule(
         *(draw, pictures, context.max_questions, max_length, size, total, seed, names),
-        lambda sample: packed_length(sample) - shared,
+        lambda sample: packed_length(sample) - len(sample.prefix),
     )
 
 
@@ -84,13 +83,50 @@ def packed_once(
     Raises:
         DataError: A question alone is longer than a sample.
     """
-    prefix = tokenizer.prefix()
-    room = None if max_length is None else max_length - len(prefix)
-    by_image: dict[str, list[Segment]] = defaultdict(list)
+    by_images: dict[tuple[str, ...], list[Segment]] = defaultdict(list)
     for record in records:
-        name = f"{record.dataset}: question {record.id}"
-        by_image[record.image.id] += _cut(tokenizer.segments(turns_of(record)), room, name)
-    return [Packed(rows[i], prefix, _fitting(parts, room)) for i, parts in by_image.items()]
+        by_images[record.first_images] += _segments(record, rows, tokenizer, max_length)
+    return [
+        _packed(images, parts, rows, tokenizer, max_length) for images, parts in by_images.items()
+    ]
+
+
+def _segments(
+    record: Record,
+    rows: Mapping[str, int],
+    tokenizer: ConversationTokenizer,
+    max_length: int | None,
+) -> tuple[Segment, ...]:
+    """Return what of a record fits into a sample of its own, with the rows of its later images."""
+    turns = [turn for turn, _ in record.further_images]
+    later = [rows[image.id] for turn, image in record.further_images if turn > 0]
+    room = _room(tokenizer.prefix(1 + turns.count(0)), max_length)
+    whole = tokenizer.segments(turns_of(record), turns)
+    cut = _cut(whole, room, f"{record.dataset}: question {record.id}")
+    return tuple(replace(s, images=tuple(later[: tokenizer.images_in(s.ids)])) for s in cut)
+
+
+def _packed(
+    images: Sequence[str],
+    segments: Sequence[Segment],
+    rows: Mapping[str, int],
+    tokenizer: ConversationTokenizer,
+    max_length: int | None,
+    view: int = 0,
+) -> Packed:
+    """Return a sample: the first images and the segments that fit behind them, in one view."""
+    prefix, shift = tokenizer.prefix(len(images)), view * len(rows)
+    kept = [
+        replace(segment, images=tuple(row + shift for row in segment.images))
+        for segment in _fitting(segments, _room(prefix, max_length))
+    ]
+    first, *further = (rows[name] + shift for name in images)
+    return Packed(first, prefix, tuple(kept), tuple(further))
+
+
+def _room(prefix: Sequence[int], max_length: int | None) -> int | None:
+    """Return how many tokens there is room for behind a prefix, None for no limit."""
+    return None if max_length is None else max_length - len(prefix)
 
 
 def _cut(segments: Sequence[Segment], room: int | None, name: str) -> tuple[Segment, ...]:
@@ -144,6 +180,12 @@ def train_packed(
     pad = context.processor.tokenizer.pad_token_id
     collate = PackingCollator(context.features, pad, experts, getattr(schedule, "pack", None))
     model = context.model if trained is None else trained
-    lazy = context.features if isinstance(context.features, FeaturesOnDemand) else None
-    begin = (lambda sample: lazy.begin(sample.image)) if lazy else None
+    features = context.features
+    if not isinstance(features, FeaturesOnDemand):
+        return run_phase(context, model, schedule, collate)
+
+    def begin(sample: Packed) -> None:
+        for row in sample.images:
+            features.begin(row)
+
     return run_phase(context, model, schedule, collate, begin)

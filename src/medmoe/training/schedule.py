@@ -160,8 +160,9 @@ class QuestionSchedule(Schedule[Packed]):
     def rows(self, first: int, last: int) -> list[str]:
         """Return the names of the rows of a batch, each that of its image's questions."""
         samples = [self[i] for i in range(first, min(last, self._total))]
-        names = dict(zip((s.image for s in samples), self.names(first, last), strict=True))
-        return [names[row.image] for row in self.pack(samples)]
+        images = ((sample.image, sample.further) for sample in samples)
+        names = dict(zip(images, self.names(first, last), strict=True))
+        return [names[row.image, row.further] for row in self.pack(samples)]
 
     def _shuffled(self, rng: np.random.Generator) -> Order:
         places = np.arange(len(self._images))

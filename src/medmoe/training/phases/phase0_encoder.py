@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoModel
 from medmoe.backbones.spec import VisionBackbone
 from medmoe.config.train_schema import ValidationSpec
 from medmoe.data.pixels import PixelTable, augmented, normalise
-from medmoe.data.schema import ImageRecord, Record, images_of
+from medmoe.data.schema import ImageRecord, Record, images_of, with_images
 from medmoe.training.context import PhaseRun, Validation
 from medmoe.training.schedule import Schedule
 from medmoe.training.trainer import PhaseResult, run_phase
@@ -215,7 +215,7 @@ def labelled_by_answers(records: Sequence[Record]) -> list[Record]:
     """
     answers: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for record in records:
-        if record.task == "vqa":
+        if record.task == "vqa" and not record.further_images:  # else it is no one picture's
             closed = record.answer_type == "closed"
             asked = record.question.lower() if closed else record.question_type
             answers[record.image.id][f"{record.dataset}: {asked}"].add(record.answer.lower())
@@ -223,10 +223,11 @@ def labelled_by_answers(records: Sequence[Record]) -> list[Record]:
         name: {asked: said for asked, (said, *more) in of.items() if not more}
         for name, of in answers.items()
     }
-    return [
-        replace(r, image=replace(r.image, labels={**r.image.labels, **labels.get(r.image.id, {})}))
-        for r in records
-    ]
+
+    def labelled(image: ImageRecord) -> ImageRecord:
+        return replace(image, labels={**image.labels, **labels.get(image.id, {})})
+
+    return [with_images(record, labelled) for record in records]
 
 
 def _attributes(image: ImageRecord) -> dict[str, str]:
@@ -267,7 +268,7 @@ def train_encoder(
     texts = _texts([*records, *measured], answers=encoder is not None)
     if run.spec.answers:
         records, measured = labelled_by_answers(records), labelled_by_answers(measured)
-    dataset = {record.image.id: record.dataset for record in records}
+    dataset = {image.id: record.dataset for record in records for image in record.images}
     images = [
         image for image in images_of(records) for _ in range(repeats.get(dataset[image.id], 1))
     ]
@@ -335,6 +336,8 @@ def _texts(records: Sequence[Record], *, answers: bool) -> dict[str, list[str]]:
     texts: dict[str, list[str]] = defaultdict(list)
     said: dict[str, list[str]] = defaultdict(list)
     for record in records:
+        if record.further_images:  # what is said of several names none
+            continue
         if record.task == "caption":
             texts[record.image.id].append(record.answer)
         elif answers and record.task == "vqa" and record.answer_type == "open":

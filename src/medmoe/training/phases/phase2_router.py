@@ -112,7 +112,8 @@ def _one_question_each(
     """Return each image with one of its questions, or a plain one where it has none."""
     questions: dict[str, list[str]] = {}
     for record in context.records:
-        questions.setdefault(record.image.id, []).append(question_text(record))
+        for image in record.images:
+            questions.setdefault(image.id, []).append(question_text(record))
     prefix = context.tokenizer.prefix()
     samples = []
     for image in images:
