@@ -61,6 +61,25 @@ def test_a_batch_of_three_equals_one_by_one(family: Family, top_k: int) -> None:
         assert_same(found, ours.answer(image, question, evidence=True))
 
 
+def test_an_image_is_read_once_for_all_its_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = engine()
+    alone = [engine().answer(picture(0), question, evidence=True) for question in QUESTIONS]
+    read: list[int] = []
+    embed = ours.model.model.embed
+    image = ours.processor.image_token_id
+
+    def counted(ids: torch.Tensor, features: torch.Tensor | None) -> torch.Tensor:
+        read.append(0 if features is None else int((ids == image).sum()))
+        return embed(ids, features)
+
+    monkeypatch.setattr(ours.model.model, "embed", counted)
+    table = ours.encode([picture(0)])
+    found = ours.answer_features(table, [0] * len(QUESTIONS), QUESTIONS, experts=True)
+    for one, expected in zip(found, alone, strict=True):
+        assert_same(one, expected)
+    assert sum(read) == ours.model.config.image_seq_length
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 def test_answers_come_in_order_whatever_the_batches(batch_size: int) -> None:
     """Pictures, no pictures and lengths mixed: each is answered as if it were alone."""

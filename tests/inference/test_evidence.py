@@ -19,7 +19,7 @@ from medmoe.inference.attribution import (
     region_masks,
 )
 from medmoe.inference.engine import MedMoe
-from medmoe.inference.evidence import Evidence, explain
+from medmoe.inference.evidence import Evidence, candidates, explain
 from medmoe.routing.hooks import meta_expert_off
 
 QUESTION = "Is there a mass?"
@@ -73,7 +73,7 @@ def test_a_candidates_probability_is_that_of_its_tokens(engine: MedMoe) -> None:
     ids = torch.tensor([short.tokenizer.prompt(QUESTION)])
     logits = short.model(input_ids=ids, vision_features=features).logits[0, -1]
     top = logits.softmax(-1).topk(5)
-    found = short.candidates(features, QUESTION, 5)
+    found = candidates(short, features, QUESTION, 5)
     texts = [
         processor().tokenizer.decode([i], skip_special_tokens=True).strip() for i in top.indices
     ]

@@ -14,6 +14,7 @@ from PIL import Image
 from medmoe.errors import CheckpointError, ConfigError
 from medmoe.inference.chat import ChatRequest, Turn
 from medmoe.inference.engine import SHORT_ANSWER, MedMoe
+from medmoe.inference.kept import PictureCache
 from medmoe.serving.chat_engine import EngineError, busy
 from medmoe.serving.local_engine import LocalEngine
 
@@ -26,6 +27,12 @@ QUESTIONS = ["Is there a mass?", "What organ is this?", "In the left lung?", "Is
 
 def request(text: str, image: Image.Image | None = None, tokens: int = SHORT_ANSWER) -> ChatRequest:
     return ChatRequest((Turn("user", text),), image, tokens)
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept(tiny: MedMoe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each test begin with pictures that nobody has shown."""
+    monkeypatch.setattr(tiny, "pictures", PictureCache(lambda images: tiny.encode(images)))
 
 
 def run(

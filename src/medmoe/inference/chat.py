@@ -11,7 +11,7 @@ Shapes: B rows, S padded length, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.errors import ConfigError
 from medmoe.inference.answer import Answer, Routing
 from medmoe.inference.engine import MedMoe, room_for
+from medmoe.inference.kept import Prefix, digests
 
 Finish = Literal["stop", "length"]
 
@@ -102,6 +103,7 @@ class ChatRow:
     Attributes:
         features: (N, P, D_vision) of the pictures, None without one.
         routings: Of the pictures.
+        pictures: A digest of each.
     """
 
     ids: tuple[int, ...]
@@ -112,6 +114,7 @@ class ChatRow:
     shown: str = ""
     log_probability: float = 0.0
     routings: tuple[Routing | None, ...] = ()
+    pictures: tuple[bytes, ...] = ()
 
 
 def stream_chat(engine: MedMoe, request: ChatRequest) -> Generator[ChatChunk]:
@@ -120,7 +123,7 @@ def stream_chat(engine: MedMoe, request: ChatRequest) -> Generator[ChatChunk]:
     Raises:
         ConfigError: The conversation does not fit the model.
     """
-    features = engine.encode(request.images) if request.images else None
+    features = engine.pictures.features(request.images)
     batch = ChatBatch(engine)
     batch.join([prepare(request, features, engine.tokenizer, engine.limit)])
     while batch.rows:
@@ -199,6 +202,7 @@ class ChatBatch:
         self.rows: list[ChatRow] = []
         self._engine = engine
         self._cache: Any = None
+        self._kept = engine.prefixes
         self._mask = torch.empty(0)  # (B, S)
         self._logits = torch.empty(0)  # (B, V), of each row's next token
         self._biases = token_biases(engine.model.generation_config)
@@ -207,12 +211,33 @@ class ChatBatch:
     def join(self, rows: Sequence[ChatRow]) -> None:
         """Read the prompts of rows, and answer them from the next step on.
 
-        Rows with and without a picture may join together.
+        Rows with and without a picture may join together. What was read before is taken over, and
+        a picture that several of them are about is read once.
         """
-        for kind in (True, False):
-            part = [row for row in rows if (row.features is not None) == kind]
-            if part:
-                self._join(part)
+        pictures = {row: digests(row.features) for row in rows}
+        known = {row: self._kept.longest(row.ids, pictures[row]) for row in rows}
+        # One row of each picture goes first; the others take over what it has read of it.
+        of_picture = {pictures[row]: row for row in reversed(rows)}
+        first = [r for r in rows if known[r].ids or not pictures[r] or of_picture[pictures[r]] is r]
+        for part in self._parts(first, known):
+            self._join(part, known, pictures)
+        rest = [row for row in rows if row not in first]
+        known = {row: self._kept.longest(row.ids, pictures[row]) for row in rest}
+        for part in self._parts(rest, known):
+            self._join(part, known, pictures)
+
+    def _parts(
+        self, rows: Sequence[ChatRow], known: Mapping[ChatRow, Prefix]
+    ) -> Iterator[list[ChatRow]]:
+        """Yield rows that can be read together: with and without new pictures, or a known part."""
+        groups: dict[Hashable, list[ChatRow]] = {}
+        for row in rows:
+            new = row.features is not None and len(row.features) > len(known[row].pictures)
+            total = len(row.ids) + row.max_new_tokens
+            alone = known[row].ids and not self._engine.reads_apart(total)
+            key = row if alone else (new, bool(known[row].ids))
+            groups.setdefault(key, []).append(row)
+        yield from groups.values()
 
     @torch.inference_mode()
     def step(self) -> list[tuple[ChatRow, ChatChunk]]:
@@ -237,6 +262,8 @@ class ChatBatch:
                 chunks.append((row, chunk))
             if chunk.finish is None:
                 going.append(place)
+            else:
+                self._keep_read(place, len(row.ids) + len(row.said))
         self._keep(going)
         if going:
             self._forward(tokens[going])
@@ -247,20 +274,43 @@ class ChatBatch:
         """Stop answering rows."""
         self._keep([place for place, row in enumerate(self.rows) if row not in rows])
 
-    def _join(self, rows: list[ChatRow]) -> None:
+    def _join(
+        self,
+        rows: list[ChatRow],
+        known: Mapping[ChatRow, Prefix],
+        pictures: Mapping[ChatRow, tuple[bytes, ...]],
+    ) -> None:
+        """Read the prompts of rows behind what is known of each, and put them in the batch."""
         model, engine = self._engine.model, self._engine
-        ids, mask = engine.left_padded([row.ids for row in rows])
-        pictures = [row.features for row in rows if row.features is not None]
-        vision = torch.cat(pictures).to(model.device) if pictures else None
-        cache = DynamicCache()
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        ids, read = engine.left_padded([row.ids[len(known[row].ids) :] for row in rows])
+        cache, before = _taken_over([known[row] for row in rows], model.device)
+        mask = torch.cat([before, read], dim=1)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, before.shape[1] :]
+        new = [row.features[len(known[row].pictures) :] for row in rows if row.features is not None]
+        vision = torch.cat(new).to(model.device) if any(map(len, new)) else None
         with engine.routed(ids, vision, experts=True) as routings:
             embedded = model.model.embed(ids, vision)
             logits = self._next_logits(cache, mask, positions, inputs_embeds=embedded)
         told = iter(routings)
         for row in rows:
-            row.routings = tuple(islice(told, 0 if row.features is None else len(row.features)))
+            before_it = known[row].routings
+            row.routings = (*before_it, *islice(told, len(pictures[row]) - len(before_it)))
+            row.pictures = pictures[row]
         self._take_in(rows, cache, mask, logits)
+        for place, row in enumerate(rows, len(self.rows) - len(rows)):
+            if len(known[row].pictures) < len(row.pictures):
+                self._keep_read(place, len(row.ids) - 1)
+
+    def _keep_read(self, place: int, tokens: int) -> None:
+        """Keep what was read of a row, up to so many tokens."""
+        row = self.rows[place]
+        columns = self._mask[place].nonzero()[:tokens, 0]
+        states = tuple(
+            (layer.keys[place, :, columns][None], layer.values[place, :, columns][None])
+            for layer in self._cache.layers
+        )
+        ids = (*row.ids, *row.said)[: len(columns)]
+        self._kept.keep(Prefix(ids, row.pictures, row.routings, states))
 
     def _take_in(self, rows: list[ChatRow], cache: Any, mask: Tensor, logits: Tensor) -> None:
         """Put rows that have been read beside those that are there."""
@@ -309,6 +359,19 @@ class ChatBatch:
             **given,
         )
         return out.logits[:, -1]  # type: ignore[no-any-return]
+
+
+def _taken_over(known: Sequence[Prefix], device: torch.device) -> tuple[DynamicCache, Tensor]:
+    """Return a cache that holds what is known of each row, and its mask (B, S), left-padded."""
+    length = max(len(prefix.ids) for prefix in known)
+    cache = DynamicCache()
+    for number, states in enumerate(zip(*(prefix.states for prefix in known), strict=True)):
+        keys, values = (
+            torch.cat([_widened(s, length) for s in kind]) for kind in zip(*states, strict=True)
+        )
+        cache.update(keys, values, number)
+    mask = [[0] * (length - len(prefix.ids)) + [1] * len(prefix.ids) for prefix in known]
+    return cache, torch.tensor(mask, dtype=torch.long, device=device).reshape(len(known), length)
 
 
 def _widened(states: Tensor, length: int) -> Tensor:

@@ -1,7 +1,7 @@
 """One engine for asking, scoring and serving: `MedMoe.load(dir).answer(image, question)`.
 
-An image is encoded once for all its questions; questions are answered in batches. What it does not
-do: sampling, sessions, queues.
+An image is encoded once for all its questions, and read once by the language model where they are
+asked together; questions are answered in batches. What it does not do: sampling, sessions, queues.
 
 Shapes: N images, P patches, B prompts of a batch, S padded prompt length.
 """
@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import LogitsProcessorList
+from transformers import DynamicCache, LogitsProcessorList
 
 import medmoe.model  # noqa: F401  (registers the experts' names on disk)
 from medmoe.data.collate import IGNORE, Packed, pack_batch
@@ -25,9 +25,10 @@ from medmoe.data.schema import Pixels
 from medmoe.data.tokenize import ConversationTokenizer, Segment
 from medmoe.errors import ConfigError
 from medmoe.inference.answer import Answer, ChosenTokens, Routing, read_check, read_routings
+from medmoe.inference.kept import PictureCache, PrefixCache
 from medmoe.model.checkpoint import load_model
 from medmoe.model.locate import find_model
-from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
+from medmoe.model.modeling_medmoe import CACHE, MedMoeForConditionalGeneration
 from medmoe.processes import own_gpu
 from medmoe.routing.trace import record_routing
 
@@ -66,6 +67,9 @@ class MedMoe:
         self.limit: int | None = getattr(model.config.text_config, "max_position_embeddings", None)
         self.max_new_tokens = max_new_tokens
         self._batch_size = batch_size
+        #: What conversations have shown and read, for those that come later.
+        self.pictures = PictureCache(lambda images: self.encode(images))
+        self.prefixes = PrefixCache(processor.image_token_id, model.config.image_seq_length)
 
     @classmethod
     def load(cls, directory: Path | str, *, dtype: str | None = None, **limits: int) -> Self:
@@ -149,8 +153,7 @@ class MedMoe:
     def encode_pixels(self, pixel_values: Tensor) -> Tensor:
         """Return the vision features (N, P, D_vision) of what `pixel_values` gives."""
         encode, device = self.model.model.encode_images, self.model.device
-        parts = pixel_values.split(self._batch_size)
-        return torch.cat([encode(part.to(device)) for part in parts])
+        return torch.cat([encode(part.to(device)) for part in pixel_values.split(self._batch_size)])
 
     @torch.no_grad()
     def answer_features(
@@ -179,42 +182,10 @@ class MedMoe:
         different = list(dict.fromkeys(asked))  # what is asked twice is answered once
         answers: dict[tuple[int | None, tuple[int, ...]], Answer] = {}
         for batch in self._batches(different):
-            chosen = None
-            if batch[0][0] is not None and features is not None:
-                chosen = features[[row for row, _ in batch]]
-            given = self._generate([prompt for _, prompt in batch], chosen, experts)
+            prompts, shown = [p for _, p in batch], [row for row, _ in batch if row is not None]
+            given = self._generate(prompts, shown, features, experts)
             answers.update(zip(batch, given, strict=True))
         return [answers[one] for one in asked]
-
-    @torch.no_grad()
-    def candidates(
-        self, features: Tensor | None, question: str, count: int
-    ) -> list[tuple[str, float]]:
-        """Return the likeliest answers that a beam search finds, with their probabilities, 0–1.
-
-        Args:
-            features: (1, P, D_vision), None for a question in words only.
-            count: Width of the beam, and answers at most; two that read alike are one, with the
-                sum of their probabilities.
-        """
-        prompt = self.prompt(question, with_image=features is not None)
-        ids, mask = self.left_padded([prompt])
-        out = self.model.generate(
-            inputs_embeds=self.model.model.embed(ids, features),
-            attention_mask=mask,
-            max_new_tokens=room_for(self.max_new_tokens, len(prompt), self.limit),
-            do_sample=False,
-            num_beams=count,
-            num_return_sequences=count,
-            length_penalty=0.0,  # the score is then the sum of log-probabilities itself
-            return_dict_in_generate=True,
-            output_scores=True,
-        )
-        probabilities: dict[str, float] = {}
-        texts = self.processor.tokenizer.batch_decode(out.sequences, skip_special_tokens=True)
-        for text, score in zip(texts, out.sequences_scores.exp().tolist(), strict=True):
-            probabilities[text.strip()] = probabilities.get(text.strip(), 0.0) + score
-        return sorted(probabilities.items(), key=lambda item: -item[1])
 
     @torch.no_grad()
     def scored_options(
@@ -296,32 +267,93 @@ class MedMoe:
     def _batches(
         self, asked: Iterable[tuple[int | None, tuple[int, ...]]]
     ) -> Iterable[list[tuple[int | None, tuple[int, ...]]]]:
-        """Yield rows and prompts of like length, with and without image apart."""
-        order = sorted(asked, key=lambda one: (one[0] is None, len(one[1])))
-        for kind in (False, True):
-            group = [one for one in order if (one[0] is None) == kind]
+        """Yield rows and prompts of like length: those of one image together, of none apart."""
+        asked, longest = list(asked), dict[int | None, int]()
+        for row, prompt in asked:
+            longest[row] = max(longest.get(row, 0), len(prompt))
+        of_images = [one for one in asked if one[0] is not None]
+        of_images.sort(key=lambda one: (longest[one[0]], one[0], len(one[1])))
+        in_words = sorted((one for one in asked if one[0] is None), key=lambda one: len(one[1]))
+        for group in (of_images, in_words):
             for start in range(0, len(group), self._batch_size):
                 yield group[start : start + self._batch_size]
 
+    def reads_apart(self, tokens: int) -> bool:
+        """Return whether prompts may be read in two parts each, with padding between.
+
+        Args:
+            tokens: Of the longest, its answer included: it must lie within a sliding window, which
+                counts padding.
+        """
+        text = self.model.config.text_config
+        if "sliding_attention" not in (getattr(text, "layer_types", None) or ()):
+            return True
+        return tokens <= int(text.sliding_window)
+
     def _generate(
-        self, prompts: Sequence[tuple[int, ...]], features: Tensor | None, experts: bool
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        rows: Sequence[int],
+        features: Tensor | None,
+        experts: bool,
     ) -> list[Answer]:
-        model, tokenizer = self.model, self.processor.tokenizer
+        """Answer prompts.
+
+        Args:
+            rows: The image of each, a row of the features; empty where they are in words only.
+        """
+        tokens = max(map(len, prompts)) + self.max_new_tokens
+        if features is not None and len(set(rows)) < len(rows) and self.reads_apart(tokens):
+            return self._generate_shared(prompts, rows, features, experts)
         ids, mask = self.left_padded(prompts)
-        vision = None if features is None else features.to(model.device)
-        chosen, longest = ChosenTokens(), room_for(self.max_new_tokens, ids.shape[1], self.limit)
+        vision = features[rows].to(self.model.device) if rows and features is not None else None
         with self.routed(ids, vision, experts=experts) as routings:
-            sequences = model.generate(
-                inputs_embeds=model.model.embed(ids, vision),
-                attention_mask=mask,
-                max_new_tokens=longest,
-                do_sample=False,
-                logits_processor=LogitsProcessorList([chosen]),
+            generated = self._generated(self.model.model.embed(ids, vision), mask)
+        return list(map(_answer, *generated, routings))
+
+    def _generate_shared(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        rows: Sequence[int],
+        features: Tensor,
+        experts: bool,
+    ) -> list[Answer]:
+        """Answer as `_generate` does; an image that several prompts are about is read once."""
+        prefix, cache = self.tokenizer.prefix(), DynamicCache()
+        images = list(dict.fromkeys(rows))
+        ids = torch.tensor([prefix] * len(images), device=self.model.device)
+        vision = features[images].to(self.model.device)
+        with self.routed(ids, vision, experts=experts) as of_images:
+            self.model(
+                input_ids=ids, vision_features=vision, use_cache=True, logits_to_keep=1, cache=cache
             )
+        places = [images.index(row) for row in rows]
+        cache.batch_select_indices(torch.tensor(places, device=self.model.device))
+        tails, seen = self.left_padded([prompt[len(prefix) :] for prompt in prompts])
+        ids = torch.cat([ids[places], tails], dim=1)
+        mask = torch.cat([torch.ones_like(ids[:, : len(prefix)]), seen], dim=1)
+        # What the cache holds is not embedded again: only its length counts.
+        embedded = self.model.model.embed(ids, None)
+        generated = self._generated(embedded, mask, **{CACHE: cache})
+        return list(map(_answer, *generated, [of_images[place] for place in places]))
+
+    def _generated(
+        self, embedded: Tensor, mask: Tensor, **cache: Any
+    ) -> tuple[list[str], list[float], list[bool]]:
+        """Return the answers to embedded prompts (B, S, D), their confidences, which were cut."""
+        chosen, tokenizer = ChosenTokens(), self.processor.tokenizer
+        sequences = self.model.generate(
+            inputs_embeds=embedded,
+            attention_mask=mask,
+            max_new_tokens=room_for(self.max_new_tokens, mask.shape[1], self.limit),
+            do_sample=False,
+            logits_processor=LogitsProcessorList([chosen]),
+            **cache,
+        )
         texts = tokenizer.batch_decode(sequences, skip_special_tokens=True)
         confidences, cut = chosen.told(sequences, [tokenizer.eos_token_id])
         stripped = [text.strip() for text in texts]
-        return list(map(Answer, stripped, confidences, routings, cut))
+        return stripped, confidences, cut
 
     def _token_log_likelihood(
         self, batch: dict[str, Tensor], features: Tensor
@@ -372,6 +404,10 @@ def room_for(wanted: int, tokens: int, limit: int | None) -> int:
     """
     check_length(tokens + min(wanted, _ENOUGH), limit)
     return wanted if limit is None else min(wanted, limit - tokens)
+
+
+def _answer(text: str, confidence: float, cut: bool, routing: Routing | None) -> Answer:
+    return Answer(text, confidence, routing, cut)
 
 
 def _segment_sums(packed: Sequence[Packed], log_likelihood: Tensor) -> Iterable[tuple[float, ...]]:

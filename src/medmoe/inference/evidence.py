@@ -20,7 +20,7 @@ from medmoe.data.images import open_picture
 from medmoe.errors import ConfigError
 from medmoe.inference.answer import told_confidence
 from medmoe.inference.attribution import Attribution, attribute
-from medmoe.inference.engine import ImageInput, MedMoe, Routing
+from medmoe.inference.engine import ImageInput, MedMoe, Routing, room_for
 from medmoe.routing.hooks import forced_expert, meta_expert_off
 
 NOTE = "Research use only, not a medical device."
@@ -102,7 +102,7 @@ def explain(
         alternatives = ()
     elif not options:
         alternatives = _with_answer(
-            engine.candidates(features, question, BEAM), Alternative(answer, confidence)
+            candidates(engine, features, question, BEAM), Alternative(answer, confidence)
         )
     return Evidence(
         question=question,
@@ -116,6 +116,37 @@ def explain(
             for change, hook, seen in _changes(engine, pixels, features)
         ),
     )
+
+
+@torch.no_grad()
+def candidates(
+    engine: MedMoe, features: Tensor | None, question: str, count: int
+) -> list[tuple[str, float]]:
+    """Return the likeliest answers that a beam search finds, with their probabilities, 0–1.
+
+    Args:
+        features: (1, P, D_vision), None for a question in words only.
+        count: Width of the beam, and answers at most; two that read alike are one, with the sum of
+            their probabilities.
+    """
+    prompt = engine.prompt(question, with_image=features is not None)
+    ids, mask = engine.left_padded([prompt])
+    out = engine.model.generate(
+        inputs_embeds=engine.model.model.embed(ids, features),
+        attention_mask=mask,
+        max_new_tokens=room_for(engine.max_new_tokens, len(prompt), engine.limit),
+        do_sample=False,
+        num_beams=count,
+        num_return_sequences=count,
+        length_penalty=0.0,  # the score is then the sum of log-probabilities itself
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    probabilities: dict[str, float] = {}
+    texts = engine.processor.tokenizer.batch_decode(out.sequences, skip_special_tokens=True)
+    for text, score in zip(texts, out.sequences_scores.exp().tolist(), strict=True):
+        probabilities[text.strip()] = probabilities.get(text.strip(), 0.0) + score
+    return sorted(probabilities.items(), key=lambda item: -item[1])
 
 
 def check_question(question: str, options: Sequence[str] = ()) -> None:
@@ -146,10 +177,10 @@ def _answer(
 
 
 def _with_answer(
-    candidates: Sequence[tuple[str, float]], answer: Alternative
+    found: Sequence[tuple[str, float]], answer: Alternative
 ) -> tuple[Alternative, ...]:
     """Return the beam's answers, and the given one too if the beam has lost it."""
-    alternatives = [Alternative(*pair) for pair in candidates]
+    alternatives = [Alternative(*pair) for pair in found]
     if all(alternative.text != answer.text for alternative in alternatives):
         alternatives.append(answer)
     return tuple(sorted(alternatives, key=lambda alternative: -alternative.probability))

@@ -10,23 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import sys
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
-from torch import Tensor
 
 from medmoe.errors import MedMoeError
 from medmoe.inference.chat import ChatBatch, ChatChunk, ChatRequest, ChatRow, prepare
@@ -36,8 +32,6 @@ from medmoe.serving.chat_engine import ChatEngine, EngineError, Load, failed, la
 from medmoe.serving.evidence_thread import EvidenceThread, LeftError, Question
 
 _log = logging.getLogger(__name__)
-#: Pictures whose encoding is kept (about 2.4 MB each at CLIP-L's size, float32).
-KEPT_PICTURES = 64
 _SWITCH_SECONDS = 0.0002
 
 
@@ -200,13 +194,12 @@ class LocalEngine(ChatEngine):
 
 
 class _Answers:
-    """The thread's side: the batch, whose row is whose, and the pictures that were encoded."""
+    """The thread's side: the batch, and whose row is whose."""
 
     def __init__(self, model: MedMoe) -> None:
         self.jobs: dict[ChatRow, _Job] = {}
         self._model = model
         self._batch = ChatBatch(model)
-        self._features: OrderedDict[bytes, Tensor] = OrderedDict()
 
     def let_go(self) -> None:
         """Leave the conversations that nobody waits for."""
@@ -221,11 +214,12 @@ class _Answers:
         """Read the prompts of new conversations."""
         if not jobs:
             return
-        encoded = iter(self._encoded([image for job in jobs for image in job.request.images]))
+        pictures = [job.request.images for job in jobs]
+        encoded = self._model.pictures.features([image for images in pictures for image in images])
+        parts = iter(() if encoded is None else encoded.split([len(i) for i in pictures if i]))
         rows: list[ChatRow] = []
         for job in jobs:
-            pictures = list(islice(encoded, len(job.request.images)))
-            features = torch.stack(pictures) if pictures else None
+            features = next(parts) if job.request.images else None
             try:
                 row = prepare(job.request, features, self._model.tokenizer, self._model.limit)
             except MedMoeError as error:
@@ -250,21 +244,3 @@ class _Answers:
             job.give(error)
         self.jobs.clear()
         self._batch = ChatBatch(self._model)
-
-    def _encoded(self, images: Sequence[Image.Image]) -> list[Tensor]:
-        pictures = dict(zip(keys := [_content(image) for image in images], images, strict=True))
-        new = {key: image for key, image in pictures.items() if key not in self._features}
-        if new:
-            encoded = self._model.encode(list(new.values()))
-            self._features.update(zip(new, encoded, strict=True))
-        features = [self._features[key] for key in keys]
-        for key in keys:
-            self._features.move_to_end(key)
-        while len(self._features) > KEPT_PICTURES:
-            self._features.popitem(last=False)
-        return features
-
-
-def _content(image: Image.Image) -> bytes:
-    head = f"{image.mode} {image.size}".encode()
-    return hashlib.sha256(head + image.tobytes()).digest()
