@@ -23,10 +23,8 @@ from medmoe.errors import ConfigError, GuardError
 @pytest.fixture
 def parser() -> Parser:
     made = Parser(prog="medmoe probe")
-    flags.add_data(made)
-    flags.add_out(made, "runs/probe")
-    flags.add_seed(made)
-    flags.add_json(made)
+    made.add_shared("--data", "--seed", "--json")
+    made.add_shared("--out", default=Path("runs/probe"))
     return made
 
 

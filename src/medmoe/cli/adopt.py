@@ -4,36 +4,29 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from pathlib import Path
 
 from medmoe.cli import flags
 from medmoe.cli.console import tell
-from medmoe.cli.parser import FOOTER
+from medmoe.cli.parser import FOOTER, Parser
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the arguments of `adopt`."""
-    parser.add_argument(
-        "source",
-        metavar="DIR",
-        help="folder that save_pretrained, the Trainer or PEFT has left, or a hub id",
+    parser.add_value(
+        "source DIR", "folder that save_pretrained, the Trainer or PEFT has left, or a hub id"
     )
-    flags.add_path(
-        parser,
-        "--out",
-        "DIR",
+    parser.add_value(
+        "--out DIR",
         "model folder to write (default: DIR itself; an adapter and a hub id need one)",
+        Path,
     )
-    parser.add_argument(
-        "--processor",
-        metavar="MODEL",
-        help="take the processor of this model, if DIR has none",
+    parser.add_value("--processor MODEL", "take the processor of this model, if DIR has none")
+    parser.add_value(
+        "--base MODEL",
+        "of an adapter: the model it was trained on (default: what adapter_config.json names)",
     )
-    parser.add_argument(
-        "--base",
-        metavar="MODEL",
-        help="of an adapter: the model it was trained on (default: what adapter_config.json names)",
-    )
-    flags.add_json(parser)
+    parser.add_shared("--json")
 
 
 def run(args: argparse.Namespace) -> int:

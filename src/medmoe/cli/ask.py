@@ -7,17 +7,15 @@ from dataclasses import asdict
 
 from medmoe.cli import flags
 from medmoe.cli.console import tell, tell_answer
-from medmoe.cli.parser import FOOTER
+from medmoe.cli.parser import FOOTER, Parser
 from medmoe.errors import ConfigError
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the arguments of `ask`."""
-    flags.add_model(parser)
-    flags.add_image_question(parser)
-    flags.add_dtype(parser)
-    flags.add_longest(parser, "512")
-    flags.add_json(parser)
+    parser.add_shared("model", "image", "question", *flags.VIEW, "--dtype")
+    parser.add_shared("--max-new-tokens", help="longest answer, in tokens (default: 512)")
+    parser.add_shared("--json")
 
 
 def run(args: argparse.Namespace) -> int:

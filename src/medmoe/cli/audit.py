@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from medmoe.cli import flags
 from medmoe.cli.console import tell
+from medmoe.cli.parser import Parser
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the arguments of `audit`."""
-    parser.add_argument(
+    parser.add_choice(
         "action",
-        choices=("verify", "head"),
-        help="verify the log, or also print its last line's number and MAC, an anchor",
+        ("verify", "head"),
+        "verify the log, or also print its last line's number and MAC, an anchor",
+        default=None,
     )
-    flags.add_path(parser, "log", "LOG", "file given to serve --audit-log")
-    parser.add_argument(
-        "--anchor",
-        metavar="NUMBER:MAC",
-        help="what `head` printed earlier and was noted elsewhere: the log must still hold that "
+    parser.add_value("log LOG", "file given to serve --audit-log", Path)
+    parser.add_value(
+        "--anchor NUMBER:MAC",
+        "what `head` printed earlier and was noted elsewhere: the log must still hold that "
         "line, so that an earlier state that was put back is found",
     )
-    flags.add_json(parser)
+    parser.add_shared("--json")
 
 
 def run(args: argparse.Namespace) -> int:

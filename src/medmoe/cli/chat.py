@@ -9,26 +9,25 @@ from typing import TYPE_CHECKING
 
 from medmoe.cli import flags
 from medmoe.cli.console import tell
-from medmoe.cli.parser import FOOTER
+from medmoe.cli.parser import FOOTER, Parser
 from medmoe.errors import ConfigError, MedMoeError
 
 if TYPE_CHECKING:
     from medmoe.cli.chat_session import Session
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the arguments of `chat`."""
-    flags.add_model(parser)
-    parser.add_argument(
-        "image",
-        type=Path,
+    parser.add_shared("model")
+    parser.add_value(
+        "image IMAGE",
+        "picture to begin with, as of `ask` (default: none; /image PATH opens one)",
+        Path,
         nargs="?",
-        metavar="IMAGE",
-        help="picture to begin with, as of `ask` (default: none; /image PATH opens one)",
     )
-    flags.add_view(parser)
-    flags.add_count(parser, "--max-new-tokens", 64, "longest answer, in tokens")
-    flags.add_json(parser)
+    parser.add_shared(*flags.VIEW)
+    parser.add_count("--max-new-tokens", 64, "longest answer, in tokens")
+    parser.add_shared("--json")
 
 
 def run(args: argparse.Namespace) -> int:

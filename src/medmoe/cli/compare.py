@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medmoe.cli import flags
-from medmoe.cli.parser import FOOTER
+from medmoe.cli.parser import FOOTER, Parser
 
 if TYPE_CHECKING:
     from medmoe.evaluation.compare import Comparison, Flip
@@ -16,27 +16,21 @@ if TYPE_CHECKING:
 WORSE = 1
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the arguments of `compare`."""
-    parser.add_argument(
-        "a",
-        metavar="A",
-        help="the baseline: a prediction file or run folder; several seeds parted by commas",
+    parser.add_value(
+        "a A", "the baseline: a prediction file or run folder; several seeds parted by commas"
     )
-    parser.add_argument("b", metavar="B", help="what is held against it, given in the same way")
-    flags.add_path(
-        parser, "--truth", "FILE", "truth of the predictions (default: what A's own files hold)"
+    parser.add_value("b B", "what is held against it, given in the same way")
+    parser.add_value(
+        "--truth FILE", "truth of the predictions (default: what A's own files hold)", Path
     )
-    flags.add_switch(
-        parser,
-        "--fail-if-worse",
-        "end with 1 if the interval of B − A lies below zero in a deciding row",
+    parser.add_switch(
+        "--fail-if-worse", "end with 1 if the interval of B − A lies below zero in a deciding row"
     )
-    flags.add_path(parser, "--report", "FILE", "write a page with the flipped answers")
-    flags.add_path(parser, "--images", "DIR", "pictures of the page, by their image names")
-    flags.add_data(parser)
-    flags.add_seed(parser)
-    flags.add_json(parser)
+    parser.add_value("--report FILE", "write a page with the flipped answers", Path)
+    parser.add_value("--images DIR", "pictures of the page, by their image names", Path)
+    parser.add_shared("--data", "--seed", "--json")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from medmoe.cli import flags
 from medmoe.cli.console import tell
-from medmoe.cli.parser import FOOTER
+from medmoe.cli.parser import FOOTER, Parser
 from medmoe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 KINDS = ("reference", "llava")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the arguments of `convert`."""
     parser.add_argument(
         "kind",
@@ -25,28 +25,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KIND",
         help="reference (the paper's code, stage 2 or 3) or llava (a stock Llava of transformers)",
     )
-    flags.add_path(parser, "source", "SRC", "folder of the checkpoint")
-    flags.add_path(parser, "destination", "DST", "model folder to write, e.g. runs/x/model")
-    flags.add_path(
-        parser,
-        "--vision-tower",
-        "DIR",
+    parser.add_value("source SRC", "folder of the checkpoint", Path)
+    parser.add_value("destination DST", "model folder to write, e.g. runs/x/model", Path)
+    parser.add_value(
+        "--vision-tower DIR",
         "reference: folder of the CLIP vision tower, where SRC neither holds nor names one",
+        Path,
     )
-    flags.add_path(
-        parser,
-        "--router",
-        "FILE",
+    parser.add_value(
+        "--router FILE",
         "reference: router for every MoE layer (.safetensors or .pth); with a stage-2 SRC it "
         "makes the model that stage 3 starts from",
+        Path,
     )
-    parser.add_argument(
-        "--top-k",
-        type=flags.positive_int,
-        metavar="K",
-        help="reference: experts per token beside the meta expert (default: what SRC says)",
+    parser.add_value(
+        "--top-k K",
+        "reference: experts per token beside the meta expert (default: what SRC says)",
+        flags.positive_int,
     )
-    flags.add_json(parser)
+    parser.add_shared("--json")
 
 
 def run(args: argparse.Namespace) -> int:

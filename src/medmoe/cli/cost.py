@@ -7,39 +7,36 @@ from dataclasses import asdict
 from pathlib import Path
 
 from medmoe.cli import flags
+from medmoe.cli.parser import Parser
 from medmoe.errors import ConfigError
 
 REPEATS = 5
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the arguments of `cost`."""
-    parser.add_argument(
-        "model", metavar="MODEL", help="name of a model recipe, e.g. phi2_2_7b, or a model folder"
+    parser.add_value("model MODEL", "name of a model recipe, e.g. phi2_2_7b, or a model folder")
+    parser.add_value(
+        "--top-k K", "domain experts per token (default: the model's own)", flags.positive_int
     )
-    parser.add_argument(
-        "--top-k",
-        type=flags.positive_int,
-        metavar="K",
-        help="domain experts per token (default: the model's own)",
+    parser.add_shared(
+        "--dtype",
+        help="of weights and states (default: bfloat16; of a folder the one it was saved in)",
     )
-    flags.add_dtype(parser, "bfloat16; of a folder the one it was saved in")
-    flags.add_count(parser, "--batch", 1, "prompts at once, and conversations per training step")
-    parser.add_argument(
-        "--context",
-        type=flags.positive_int,
-        metavar="N",
-        help="tokens of prompt and answer, the image's too (default: 2048, or the model's longest)",
+    parser.add_count("--batch", 1, "prompts at once, and conversations per training step")
+    parser.add_value(
+        "--context N",
+        "tokens of prompt and answer, the image's too (default: 2048, or the model's longest)",
+        flags.positive_int,
     )
-    parser.add_argument(
-        "--measure",
-        type=flags.positive_int,
+    parser.add_value(
+        "--measure REPEATS",
+        f"also load a model folder as it was saved, and time it (default: {REPEATS} repeats)",
+        flags.positive_int,
         nargs="?",
         const=REPEATS,
-        metavar="REPEATS",
-        help=f"also load a model folder as it was saved, and time it (default: {REPEATS} repeats)",
     )
-    flags.add_json(parser)
+    parser.add_shared("--json")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,57 +16,40 @@ from medmoe.errors import ConfigError
 from medmoe.files import write_json, write_text
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the arguments of `data`: an action, and behind it those of the action."""
-    actions = parser.add_subparsers(
-        dest="action", metavar="ACTION", required=True, parser_class=Parser, help="what to do:"
-    )
-    for name, action in _ACTIONS.items():
-        line = (action.__doc__ or "").splitlines()[0].rstrip(".")
-        inner = actions.add_parser(name, help=line[0].lower() + line[1:], description=f"{line}.")
+    lines = {name: str(action.__doc__).rstrip(".") for name, action in _ACTIONS.items()}
+    for name, inner in parser.add_actions(lines).items():
         _add_action(name, inner)
 
 
-def _add_action(name: str, parser: argparse.ArgumentParser) -> None:
+def _add_action(name: str, parser: Parser) -> None:
     if name != "list":
-        what = (
-            "a name of `data list`"
-            if name == "get"
-            else (
-                "a name of `data list`, or the path of a table, JSON, Parquet or folder; one "
-                "split of it as vqa_rad/test or clinic/data.csv:test"
-            )
+        or_path = (
+            ", or the path of a table, JSON, Parquet or folder; one split of it as vqa_rad/test or "
+            "clinic/data.csv:test"
         )
-        parser.add_argument("sets", nargs="+", metavar="SET", help=what)
-    flags.add_data(parser)
+        what = f"a name of `data list`{or_path if name != 'get' else ''}"
+        parser.add_value("sets SET", what, nargs="+")
+    parser.add_shared("--data")
     if name in ("info", "show", "audit", "export"):
-        flags.add_on_bad_row(parser)
-        flags.add_allow_outside(parser)
+        parser.add_shared("--on-bad-row", "--allow-outside")
     if name in ("show", "audit", "export"):
-        flags.add_out(parser, f"runs/{_FOLDERS[name]}")
+        parser.add_shared("--out", default=Path(f"runs/{_FOLDERS[name]}"))
     if name in ("show", "audit"):
-        flags.add_seed(parser)
+        parser.add_shared("--seed")
     if name == "info":
-        flags.add_switch(parser, "--check-images", "also decode every picture once")
+        parser.add_switch("--check-images", "also decode every picture once")
     elif name == "show":
-        parser.add_argument(
-            "--count", type=flags.positive_int, default=20, metavar="N", help="pictures (20)"
-        )
+        parser.add_value("--count N", "pictures (20)", flags.positive_int, default=20)
     elif name == "audit":
-        parser.add_argument(
-            "--fix", choices=("image-disjoint",), help="write a split without shared pictures"
+        parser.add_choice(
+            "--fix", ("image-disjoint",), "write a split without shared pictures", default=None
         )
     elif name == "export":
-        parser.add_argument(
-            "--format", choices=("jsonl", "parquet"), default="jsonl", help="file format"
-        )
-        parser.add_argument(
-            "--target",
-            choices=("llama_factory", "swift", "trl"),
-            default="llama_factory",
-            help="whose chat form",
-        )
-    flags.add_json(parser)
+        parser.add_choice("--format", ("jsonl", "parquet"), "file format")
+        parser.add_choice("--target", ("llama_factory", "swift", "trl"), "whose chat form")
+    parser.add_shared("--json")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,38 +4,34 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 from typing import Any
 
 from medmoe.cli import flags
 from medmoe.cli.console import asking_bar
+from medmoe.cli.parser import Parser
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the flags of `demo`."""
-    flags.add_data(parser)
-    flags.add_own_data(parser)
-    flags.add_out(parser, "runs/demo")
-    parser.add_argument(
-        "--minutes",
-        type=flags.positive_int,
+    parser.add_shared("--data", *flags.OWN_DATA)
+    parser.add_shared("--out", default=Path("runs/demo"))
+    parser.add_value(
+        "--minutes M",
+        "pick the largest preset for M minutes on two cores (default: 10); never a clock",
+        flags.positive_int,
         default=10,
-        metavar="M",
-        help="pick the largest preset for M minutes on two cores (default: 10); never a clock",
     )
-    parser.add_argument(
+    parser.add_choice(
         "--split",
-        choices=("standard", "disjoint", "validation"),
-        default="standard",
-        help="VQA-RAD's split; validation scores held-out training images (default: standard)",
+        ("standard", "disjoint", "validation"),
+        "VQA-RAD's split; validation scores held-out training images (default: standard)",
     )
-    flags.add_switch(
-        parser,
+    parser.add_switch(
         "--blind",
         "also train the blind twin, which sees no picture, and hold every score against it",
     )
-    flags.add_seed(parser)
-    flags.add_set(parser)
-    flags.add_json(parser)
+    parser.add_shared("--seed", "--set", "--json")
 
 
 def run(args: argparse.Namespace) -> int:

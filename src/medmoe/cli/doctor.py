@@ -12,15 +12,15 @@ from pathlib import Path
 
 from medmoe.cli import flags
 from medmoe.cli.machine import Check, check_machine
+from medmoe.cli.parser import Parser
 from medmoe.errors import DataError
 
 MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "missing": "[bold red]missing[/]"}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the flags of `doctor`."""
-    flags.add_data(parser)
-    flags.add_json(parser)
+    parser.add_shared("--data", "--json")
 
 
 def run(args: argparse.Namespace) -> int:

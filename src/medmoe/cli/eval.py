@@ -7,12 +7,12 @@ import hashlib
 import os
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from medmoe.cli import flags
 from medmoe.cli.console import asking_bar
-from medmoe.cli.parser import FOOTER
+from medmoe.cli.parser import FOOTER, Parser
 from medmoe.errors import ConfigError
 from medmoe.processes import is_main
 
@@ -22,27 +22,24 @@ if TYPE_CHECKING:
     from medmoe.evaluation.tasks import TaskSpec
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the arguments of `eval`."""
-    flags.add_model(parser)
-    parser.add_argument(
-        "--model-api",
-        type=flags.address,
-        metavar="URL",
-        help="ask the MODEL of an OpenAI-compatible endpoint, which is sent the pictures, e.g. "
+    parser.add_shared("model")
+    parser.add_value(
+        "--model-api URL",
+        "ask the MODEL of an OpenAI-compatible endpoint, which is sent the pictures, e.g. "
         "http://localhost:8000/v1; its key stands in $MEDMOE_API_KEY",
+        flags.address,
     )
-    flags.add_tasks(parser)
-    flags.add_protocol(parser)
+    parser.add_shared(*flags.TASKS, "--protocol")
     _add_tests(parser)
-    flags.add_count(parser, "--batch-size", 64, "questions answered together")
-    flags.add_dtype(parser)
-    flags.add_longest(parser, "32 for sets that the model was trained on, else 512")
-    flags.add_data(parser)
-    flags.add_allow_outside(parser)
-    flags.add_out(parser, "runs/eval")
-    flags.add_seed(parser, of_model=True)
-    flags.add_json(parser)
+    parser.add_count("--batch-size", 64, "questions answered together")
+    parser.add_shared("--dtype")
+    parser.add_shared("--max-new-tokens")
+    parser.add_shared("--data", "--allow-outside")
+    parser.add_shared("--out", default=Path("runs/eval"))
+    parser.add_shared("--seed", **flags.OF_MODEL)
+    parser.add_shared("--json")
 
 
 _severities = flags.reader(
@@ -50,49 +47,37 @@ _severities = flags.reader(
     lambda each: set(each) <= {1, 2, 3, 4, 5},
     "a list of 1 to 5, e.g. 1,3,5",
 )
-#: A flag that takes names parted by commas.
-_NAMES: dict[str, Any] = {
-    "type": lambda text: text.split(","),
-    "default": [],
-    "metavar": "NAME[,NAME]",
-}
 
 
-def _add_tests(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--control",
-        **_NAMES,
-        help="also ask with other pictures: blank, noise, shuffled, or all",
+def _add_tests(parser: Parser) -> None:
+    for flag, what in (
+        ("--control", "with other pictures: blank, noise, shuffled"),
+        (
+            "--corruption",
+            "about worse pictures at five severities: gaussian_noise, gaussian_blur, "
+            "jpeg_compression, …",
+        ),
+        (
+            "--pairs",
+            "in other words whose answers must agree: negated, swapped_options, swapped_words",
+        ),
+    ):
+        names = f"{flag} NAME[,NAME]", f"also ask {what}, or all"
+        parser.add_value(*names, lambda text: text.split(","), default=[])
+    parser.add_value(
+        "--severity K[,K]",
+        "severities of --corruption, 1 (mild) to 5 (default: 1,2,3,4,5)",
+        _severities,
     )
-    parser.add_argument(
-        "--corruption",
-        **_NAMES,
-        help="also ask about worse pictures at five severities: gaussian_noise, gaussian_blur, "
-        "jpeg_compression, …, or all",
+    parser.add_value(
+        "--calibrate SPLIT",
+        "also ask this split, e.g. validation, and choose temperature and abstention on it",
     )
-    parser.add_argument(
-        "--severity",
-        type=_severities,
-        metavar="K[,K]",
-        help="severities of --corruption, 1 (mild) to 5 (default: 1,2,3,4,5)",
-    )
-    parser.add_argument(
-        "--pairs",
-        **_NAMES,
-        help="also ask in other words whose answers must agree: negated, swapped_options, "
-        "swapped_words, or all",
-    )
-    parser.add_argument(
-        "--calibrate",
-        metavar="SPLIT",
-        help="also ask this split, e.g. validation, and choose temperature and abstention on it",
-    )
-    flags.add_target_risk(parser)
-    parser.add_argument(
-        "--blind-twin",
-        type=Path,
-        metavar="MODEL",
-        help="what `medmoe train CONFIG --blind` left (default: found beside the model's run)",
+    parser.add_shared("--target-risk")
+    parser.add_value(
+        "--blind-twin MODEL",
+        "what `medmoe train CONFIG --blind` left (default: found beside the model's run)",
+        Path,
     )
 
 

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from medmoe.cli import flags
 from medmoe.cli.console import tell, tell_answer
-from medmoe.cli.parser import FOOTER
+from medmoe.cli.parser import FOOTER, Parser
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the arguments of `explain`."""
-    flags.add_model(parser)
-    flags.add_image_question(parser)
-    parser.add_argument(
-        "--option",
+    parser.add_shared("model", "image", "question", *flags.VIEW)
+    parser.add_value(
+        "--option ANSWER",
+        "choose among these answers only; give it once for each (default: a free answer)",
         action="append",
         default=[],
-        metavar="ANSWER",
         dest="options",
-        help="choose among these answers only; give it once for each (default: a free answer)",
     )
-    flags.add_out(parser, "runs/explain")
-    flags.add_json(parser)
+    parser.add_shared("--out", default=Path("runs/explain"))
+    parser.add_shared("--json")
 
 
 def run(args: argparse.Namespace) -> int:

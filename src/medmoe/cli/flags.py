@@ -25,235 +25,6 @@ Value = TypeVar("Value")
 MAX_SEED = 2**32 - 1  # what numpy's legacy seeding takes, and therefore transformers' set_seed
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add MODEL, which `medmoe.model.locate.find_model` reads."""
-    parser.add_argument(
-        "model",
-        type=Path,
-        metavar="MODEL",
-        help="folder of a model, e.g. runs/demo/model, of a finished run or of a LoRA adapter, or "
-        "a hub id",
-    )
-
-
-def add_image_question(parser: argparse.ArgumentParser) -> None:
-    """Add the positionals IMAGE and QUESTION, and how the image is looked at."""
-    parser.add_argument(
-        "image", type=Path, metavar="IMAGE", help="PNG, JPEG, TIFF, WebP, BMP, DICOM or NIfTI file"
-    )
-    parser.add_argument("question", metavar="QUESTION", help="the question, in quotes")
-    add_view(parser)
-
-
-def add_view(parser: argparse.ArgumentParser) -> None:
-    """Add `--window`, `--frame` and `--plane`: how a DICOM or NIfTI file becomes a picture."""
-    parser.add_argument(
-        "--window",
-        type=window,
-        metavar="C,W",
-        help="center and width of a DICOM or NIfTI picture, e.g. --window=-600,1500, or a CT "
-        "preset: abdomen, bone, brain, liver, lung, mediastinum, stroke, subdural; by default that "
-        "of the file",
-    )
-    parser.add_argument(
-        "--frame",
-        type=positive_int,
-        metavar="K",
-        help="frame of a DICOM file (default: 1), slice of a NIfTI volume (default: the middle)",
-    )
-    parser.add_argument(
-        "--plane",
-        choices=("axial", "coronal", "sagittal"),
-        help="plane of a NIfTI volume (default: that of its acquisition)",
-    )
-
-
-def add_count(parser: argparse.ArgumentParser, flag: str, default: int, what: str) -> None:
-    """Add a flag that takes a whole number of at least 1."""
-    parser.add_argument(
-        flag, type=positive_int, default=default, metavar="N", help=f"{what} (default: {default})"
-    )
-
-
-def add_longest(parser: argparse.ArgumentParser, default: str) -> None:
-    """Add `--max-new-tokens N`, whose default is said in words."""
-    parser.add_argument(
-        "--max-new-tokens",
-        type=positive_int,
-        metavar="N",
-        help=f"longest answer, in tokens (default: {default})",
-    )
-
-
-def add_path(parser: argparse.ArgumentParser, name: str, metavar: str, what: str) -> None:
-    """Add a flag, or a positional, that takes the path of a file or folder."""
-    parser.add_argument(name, type=Path, metavar=metavar, help=what)
-
-
-def add_switch(parser: argparse.ArgumentParser, flag: str, what: str) -> None:
-    """Add a flag that is given or not."""
-    parser.add_argument(flag, action="store_true", help=what)
-
-
-def add_protocol(parser: argparse.ArgumentParser) -> None:
-    """Add `--protocol NAME`: what answers are scored under."""
-    parser.add_argument(
-        "--protocol",
-        action="append",
-        metavar="NAME",
-        help="protocol to score under, may be given more than once (default: all)",
-    )
-
-
-def add_target_risk(parser: argparse.ArgumentParser) -> None:
-    """Add `--target-risk R`, which belongs to `--calibrate`."""
-    parser.add_argument(
-        "--target-risk",
-        type=share,
-        metavar="R",
-        help="share of an image's questions that may be answered wrongly (default: 0.1)",
-    )
-
-
-def add_tasks(parser: argparse.ArgumentParser) -> None:
-    """Add `--task T`, `--split NAME` and `--limit N`: whose questions are read."""
-    parser.add_argument(
-        "--task",
-        action="append",
-        required=True,
-        metavar="T",
-        help="task, e.g. vqa_rad or phantom_vqa, or your own data: clinic/data.csv, or one split "
-        "of it, clinic/data.csv:validation; may be repeated",
-    )
-    parser.add_argument("--split", metavar="NAME", help="split to read (default: the task's own)")
-    parser.add_argument(
-        "--limit",
-        type=positive_int,
-        metavar="N",
-        help="read N questions of each task only, of images drawn by the seed",
-    )
-
-
-def add_data(parser: argparse.ArgumentParser) -> None:
-    """Add `--data DIR`, which comes before `$MEDMOE_DATA` and before the embedded phantom."""
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="folder of the data sets (default: $MEDMOE_DATA, else the embedded phantom)",
-    )
-
-
-def add_dtype(parser: argparse.ArgumentParser, default: str = "the one it was saved in") -> None:
-    """Add `--dtype TYPE`, of weights and states, by PyTorch's name."""
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help=f"of weights and states (default: {default})",
-    )
-
-
-def add_out(parser: argparse.ArgumentParser, default: str) -> None:
-    """Add `--out DIR`, the folder that the verb writes to."""
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path(default),
-        metavar="DIR",
-        help=f"folder to write to (default: {default})",
-    )
-
-
-def add_seed(parser: argparse.ArgumentParser, *, of_model: bool = False) -> None:
-    """Add `--seed S`; the same seed on the same machine gives the same result.
-
-    Args:
-        of_model: With the phantom it is that of the model, whose pictures it has not seen.
-    """
-    more = "; with the phantom the model's own, whose pictures it has not seen" if of_model else ""
-    parser.add_argument(
-        "--seed",
-        type=seed,
-        default=None if of_model else 7,
-        metavar="S",
-        help=f"seed of all that is drawn at random (default: 7{more})",
-    )
-
-
-def add_set(parser: argparse.ArgumentParser) -> None:
-    """Add `--set key=value`, which changes one value of the recipe; may be given more than once."""
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="settings",
-        help="change a value of the recipe, e.g. phases.phase3_moe.learning_rate=1e-4",
-    )
-
-
-def add_own_data(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of training on one's own pictures, which `own_settings` reads too."""
-    parser.add_argument(
-        "--records",
-        action="append",
-        default=[],
-        metavar="SET",
-        help="train on your own table or folder of classes instead of the recipe's data; may be "
-        "given more than once",
-    )
-    parser.add_argument(
-        "--modality",
-        metavar="X",
-        help="modality of all pictures of a set that names none, e.g. CT, X-ray, histology",
-    )
-    parser.add_argument(
-        "--domains",
-        metavar="A,B",
-        help="the experts' domains instead of the recipe's, e.g. ct,xray",
-    )
-    add_allow_outside(parser)
-
-
-def add_on_bad_row(parser: argparse.ArgumentParser) -> None:
-    """Add `--on-bad-row`, of a row or picture that cannot be used."""
-    parser.add_argument(
-        "--on-bad-row",
-        choices=("fail", "skip"),
-        default="fail",
-        help="a row or picture that cannot be used ends the command (fail), or is left out and "
-        "counted",
-    )
-
-
-def add_allow_outside(parser: argparse.ArgumentParser) -> None:
-    """Add `--allow-outside`: what a table names is otherwise read from its own folder only."""
-    add_switch(parser, "--allow-outside", "let your own table name pictures outside its folder")
-
-
-def own_settings(args: argparse.Namespace) -> list[str]:
-    """Return modality, domains and `--set` as settings of a recipe; what `--set` says goes last.
-
-    Raises:
-        ConfigError: A domain is none that a picture could have.
-    """
-    settings = []
-    if args.modality is not None:
-        settings.append(f"data.modality={json.dumps(args.modality)}")
-    if args.domains is not None:
-        names = [modality_name(name) for name in args.domains.split(",")]
-        for name in names:
-            if name not in (known := (*MODALITIES, *MEMBERS)):
-                raise ConfigError(f"--domains: {one_of(name, known, 'domain')}")
-        settings.append(f"model.domains={json.dumps(names)}")
-    return [*settings, *args.settings]
-
-
-def add_json(parser: argparse.ArgumentParser) -> None:
-    """Add `--json FILE`, which receives the verb's result as one JSON object."""
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result as JSON")
-
-
 def reader(
     parse: Callable[[str], Value], accepts: Callable[[Value], bool], what: str
 ) -> Callable[[str], Value]:
@@ -297,6 +68,134 @@ def window(text: str) -> tuple[float, float] | str:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not C,W: two numbers") from None
     return center, width
+
+
+def value(
+    metavar: str, what: str, parse: Callable[[str], Any] | None = None, **more: Any
+) -> dict[str, Any]:
+    """Return what argparse is told of an argument that takes a value."""
+    return {"metavar": metavar, "help": what, "type": parse, **more}
+
+
+#: The arguments that several verbs share.
+SHARED: dict[str, dict[str, Any]] = {
+    "model": value(
+        "MODEL",
+        "folder of a model, e.g. runs/demo/model, of a finished run or of a LoRA adapter, or a hub "
+        "id",
+        Path,
+    ),
+    "image": value("IMAGE", "PNG, JPEG, TIFF, WebP, BMP, DICOM or NIfTI file", Path),
+    "question": value("QUESTION", "the question, in quotes"),
+    "--window": value(
+        "C,W",
+        "center and width of a DICOM or NIfTI picture, e.g. --window=-600,1500, or a CT preset: "
+        "abdomen, bone, brain, liver, lung, mediastinum, stroke, subdural; by default that of the "
+        "file",
+        window,
+    ),
+    "--frame": value(
+        "K",
+        "frame of a DICOM file (default: 1), slice of a NIfTI volume (default: the middle)",
+        positive_int,
+    ),
+    "--plane": {
+        "choices": ("axial", "coronal", "sagittal"),
+        "help": "plane of a NIfTI volume (default: that of its acquisition)",
+    },
+    "--max-new-tokens": value(
+        "N",
+        "longest answer, in tokens (default: 32 for sets that the model was trained on, else 512)",
+        positive_int,
+    ),
+    "--protocol": value(
+        "NAME",
+        "protocol to score under, may be given more than once (default: all)",
+        action="append",
+    ),
+    "--target-risk": value(
+        "R",
+        "share of an image's questions that may be answered wrongly (default: 0.1)",
+        share,
+    ),
+    "--task": value(
+        "T",
+        "task, e.g. vqa_rad or phantom_vqa, or your own data: clinic/data.csv, or one split of it, "
+        "clinic/data.csv:validation; may be repeated",
+        action="append",
+        required=True,
+    ),
+    "--split": value("NAME", "split to read (default: the task's own)"),
+    "--limit": value(
+        "N", "read N questions of each task only, of images drawn by the seed", positive_int
+    ),
+    "--data": value(
+        "DIR", "folder of the data sets (default: $MEDMOE_DATA, else the embedded phantom)", Path
+    ),
+    "--dtype": {
+        "choices": ("float32", "bfloat16", "float16"),
+        "help": "of weights and states (default: the one it was saved in)",
+    },
+    "--out": value("DIR", "folder to write to (default: %(default)s)", Path),
+    "--seed": value("S", "seed of all that is drawn at random (default: 7)", seed, default=7),
+    "--set": value(
+        "KEY=VALUE",
+        "change a value of the recipe, e.g. phases.phase3_moe.learning_rate=1e-4",
+        action="append",
+        default=[],
+        dest="settings",
+    ),
+    "--records": value(
+        "SET",
+        "train on your own table or folder of classes instead of the recipe's data; may be given "
+        "more than once",
+        action="append",
+        default=[],
+    ),
+    "--modality": value(
+        "X", "modality of all pictures of a set that names none, e.g. CT, X-ray, histology"
+    ),
+    "--domains": value("A,B", "the experts' domains instead of the recipe's, e.g. ct,xray"),
+    "--on-bad-row": {
+        "choices": ("fail", "skip"),
+        "default": "fail",
+        "help": "a row or picture that cannot be used ends the command (fail), or is left out and "
+        "counted",
+    },
+    "--allow-outside": {
+        "action": "store_true",
+        "help": "let your own table name pictures outside its folder",
+    },
+    "--json": value("FILE", "also write the result as JSON", Path),
+}
+#: How a DICOM or NIfTI file becomes a picture; whose questions are read; one's own pictures.
+VIEW = ("--window", "--frame", "--plane")
+TASKS = ("--task", "--split", "--limit")
+OWN_DATA = ("--records", "--modality", "--domains", "--allow-outside")
+#: Of `--seed` where the model has one.
+OF_MODEL: dict[str, Any] = {
+    "default": None,
+    "help": "seed of all that is drawn at random (default: 7; with the phantom the model's own, "
+    "whose pictures it has not seen)",
+}
+
+
+def own_settings(args: argparse.Namespace) -> list[str]:
+    """Return modality, domains and `--set` as settings of a recipe; what `--set` says goes last.
+
+    Raises:
+        ConfigError: A domain is none that a picture could have.
+    """
+    settings = []
+    if args.modality is not None:
+        settings.append(f"data.modality={json.dumps(args.modality)}")
+    if args.domains is not None:
+        names = [modality_name(name) for name in args.domains.split(",")]
+        for name in names:
+            if name not in (known := (*MODALITIES, *MEMBERS)):
+                raise ConfigError(f"--domains: {one_of(name, known, 'domain')}")
+        settings.append(f"model.domains={json.dumps(names)}")
+    return [*settings, *args.settings]
 
 
 _made: list[Path] = []

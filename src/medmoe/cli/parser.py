@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
+from medmoe.cli.flags import SHARED, positive_int, value
 from medmoe.errors import ConfigError
 
 FOOTER = "Research use only, not a medical device."
@@ -17,6 +18,60 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *, prog: str, description: str = "") -> None:
         super().__init__(prog=prog, description=description, epilog=FOOTER, allow_abbrev=False)
+
+    def add_shared(self, *names: str, **changed: Any) -> None:
+        """Add arguments that several verbs share, by name.
+
+        Args:
+            changed: What is otherwise here, in argparse's words.
+        """
+        for name in names:
+            self.add_argument(name, **SHARED[name] | changed)
+
+    def add_value(
+        self,
+        name: str,
+        what: str,
+        parse: Callable[[str], Any] | None = None,
+        *,
+        group: argparse._ArgumentGroup | None = None,
+        **more: Any,
+    ) -> None:
+        """Add a flag, or a positional, that takes a value.
+
+        Args:
+            name: And what stands for the value, e.g. ``--out DIR``.
+            what: The help.
+            parse: Reads the value.
+            group: Under whose title the help lists it.
+            more: In argparse's words.
+        """
+        flag, _, metavar = name.partition(" ")
+        (group or self).add_argument(flag, **value(metavar, what, parse, **more))
+
+    def add_count(self, flag: str, default: int, what: str) -> None:
+        """Add a flag that takes a whole number of at least 1."""
+        self.add_value(f"{flag} N", f"{what} (default: {default})", positive_int, default=default)
+
+    def add_switch(self, flag: str, what: str) -> None:
+        """Add a flag that is given or not."""
+        self.add_argument(flag, action="store_true", help=what)
+
+    def add_choice(self, flag: str, choices: Sequence[str], what: str, **more: Any) -> None:
+        """Add a flag that takes one of some words, by default the first."""
+        self.add_argument(flag, choices=choices, help=what, **{"default": choices[0], **more})
+
+    def add_actions(self, lines: Mapping[str, str]) -> dict[str, Parser]:
+        """Add actions, each with a sentence on what it does, and return their parsers by name."""
+        actions = self.add_subparsers(
+            dest="action", metavar="ACTION", required=True, parser_class=Parser, help="what to do:"
+        )
+        return {
+            name: actions.add_parser(
+                name, help=f"{line[0].lower()}{line[1:]}", description=f"{line}."
+            )
+            for name, line in lines.items()
+        }
 
     def error(self, message: str) -> NoReturn:
         """Raise the message as a `ConfigError` that names the help to read."""

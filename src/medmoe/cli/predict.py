@@ -7,34 +7,29 @@ from pathlib import Path
 
 from medmoe.cli import flags
 from medmoe.cli.console import asking_bar
-from medmoe.cli.parser import FOOTER
+from medmoe.cli.parser import FOOTER, Parser
 from medmoe.processes import is_main
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the arguments of `predict`."""
-    flags.add_model(parser)
-    parser.add_argument(
-        "set", metavar="SET", help="your own table, with or without answers, or any other set"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
+    parser.add_shared("model")
+    parser.add_value("set SET", "your own table, with or without answers, or any other set")
+    parser.add_value(
+        "--out FILE",
+        "file.csv: your columns with prediction and confidence; or file.jsonl",
+        Path,
         required=True,
-        metavar="FILE",
-        help="file.csv: your columns with prediction and confidence; or file.jsonl",
     )
-    parser.add_argument(
+    parser.add_choice(
         "--on-bad-row",
-        choices=("skip", "fail"),
-        default="skip",
-        help="a row or picture that cannot be read has no answer and is reported, or ends all",
+        ("skip", "fail"),
+        "a row or picture that cannot be read has no answer and is reported, or ends all",
     )
-    flags.add_allow_outside(parser)
-    flags.add_count(parser, "--batch-size", 64, "questions answered together")
-    flags.add_longest(parser, "32 for sets that the model was trained on, else 512")
-    flags.add_data(parser)
-    flags.add_json(parser)
+    parser.add_shared("--allow-outside")
+    parser.add_count("--batch-size", 64, "questions answered together")
+    parser.add_shared("--max-new-tokens")
+    parser.add_shared("--data", "--json")
 
 
 def run(args: argparse.Namespace) -> int:

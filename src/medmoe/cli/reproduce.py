@@ -8,37 +8,33 @@ from pathlib import Path
 
 from medmoe.cli import flags
 from medmoe.cli.console import asking_bar
-from medmoe.cli.parser import FOOTER
+from medmoe.cli.parser import FOOTER, Parser
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the arguments of `reproduce`."""
-    parser.add_argument("name", metavar="NAME", help="table1 to table13, figure3 to 6, 10 or 11")
-    parser.add_argument(
+    parser.add_value("name NAME", "table1 to table13, figure3 to 6, 10 or 11")
+    parser.add_choice(
         "--size",
-        choices=("tiny", "small", "paper"),
-        default="tiny",
-        help="of the models: the stand-ins, Gemma 3 270M, or the paper's own (default: tiny)",
+        ("tiny", "small", "paper"),
+        "of the models: the stand-ins, Gemma 3 270M, or the paper's own (default: tiny)",
     )
-    parser.add_argument(
-        "--seeds",
-        type=flags.counts,
+    parser.add_value(
+        "--seeds S,S,…",
+        "train with each of these seeds, and score them together (default: 1)",
+        flags.counts,
         default=(1,),
-        metavar="S,S,…",
-        help="train with each of these seeds, and score them together (default: 1)",
     )
-    flags.add_switch(parser, "--dry-run", "say what is there and what would run; run nothing")
-    flags.add_switch(parser, "--no-train", "only of what is trained already; train nothing")
-    flags.add_switch(
-        parser,
+    parser.add_switch("--dry-run", "say what is there and what would run; run nothing")
+    parser.add_switch("--no-train", "only of what is trained already; train nothing")
+    parser.add_switch(
         "--rehearse",
         "table1 at the paper's size on copies of its data and backbones, a thousandth as large, "
         "written to OUT/rehearsal: shows that the road is open; its scores mean nothing",
     )
-    flags.add_data(parser)
-    flags.add_out(parser, "runs")
-    flags.add_set(parser)
-    flags.add_json(parser)
+    parser.add_shared("--data")
+    parser.add_shared("--out", default=Path("runs"))
+    parser.add_shared("--set", "--json")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,39 +4,36 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from medmoe.cli import flags
 from medmoe.cli.console import asking_bar, tell
-from medmoe.cli.parser import FOOTER
+from medmoe.cli.parser import FOOTER, Parser
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the arguments of `routes`."""
-    flags.add_model(parser)
-    flags.add_tasks(parser)
-    flags.add_path(
-        parser,
-        "--before",
-        "DIR",
+    parser.add_shared("model", *flags.TASKS)
+    parser.add_value(
+        "--before DIR",
         "phase-2 model or its run: the states before the router are its (default: MODEL's)",
+        Path,
     )
-    flags.add_path(
-        parser,
-        "--learned",
-        "DIR",
+    parser.add_value(
+        "--learned DIR",
         "model or run with a learned router (…_learned_router), to hold beside in figure 5",
+        Path,
     )
-    flags.add_path(
-        parser,
-        "--label-curve",
-        "FILE",
+    parser.add_value(
+        "--label-curve FILE",
         "label_curve.csv or .json of `medmoe train …_label_curve`: draws figure 6",
+        Path,
     )
-    flags.add_data(parser)
-    flags.add_out(parser, "runs/routes")
-    flags.add_seed(parser, of_model=True)
-    flags.add_json(parser)
+    parser.add_shared("--data")
+    parser.add_shared("--out", default=Path("runs/routes"))
+    parser.add_shared("--seed", **flags.OF_MODEL)
+    parser.add_shared("--json")
 
 
 def run(args: argparse.Namespace) -> int:

