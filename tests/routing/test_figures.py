@@ -10,7 +10,6 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from medmoe.errors import DataError
 from medmoe.routing import figures
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -116,11 +115,6 @@ def test_names_are_escaped() -> None:
     title = root.find(f"{SVG}title")
     assert title is not None
     assert "<b>&" in (title.text or "")
-
-
-def test_matrix_that_does_not_fit_its_labels_is_named() -> None:
-    with pytest.raises(DataError, match=r"layer 2 has shape \(2, 2\) but there are 3 row"):
-        figures.expert_heatmap(2, np.eye(2), ("a", "b", "c"), NAMES)
 
 
 def test_validation_is_drawn_beside_the_loss_and_the_score_below() -> None:

@@ -7,12 +7,11 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from scipy.stats import entropy
 
-from medmoe.errors import DataError
 from medmoe.routing.statistics import (
-    entropy_bits,
     expert_share,
     routing_entropy,
     specialisation,
@@ -100,14 +99,11 @@ def test_it_lies_between_zero_and_the_smaller_entropy(
     images: list[tuple[int, list[int]]],
 ) -> None:
     domains, counts = [d for d, _ in images], np.array([c for _, c in images], dtype=float)
-    if not counts.sum():
-        with pytest.raises(DataError, match="specialisation of 0 images"):
-            specialisation(counts, domains, seed=0, permutations=1)
-        return
+    assume(counts.sum() > 0)
     found = specialisation(counts, domains, seed=0, permutations=19)
     kept = counts[counts.sum(1) > 0]
     load = (kept / kept.sum(1, keepdims=True)).sum(0)
-    assert 0 <= found.bits <= min(found.domain_bits, entropy_bits(load)) + 1e-9
+    assert 0 <= found.bits <= min(found.domain_bits, entropy(load, base=2)) + 1e-9
     assert 1 / 20 <= found.p <= 1
 
 
@@ -115,8 +111,3 @@ def test_the_same_seed_gives_the_same_p() -> None:
     rng = np.random.default_rng(0)
     counts, domains = rng.integers(0, 5, (30, 4)), rng.integers(0, 4, 30)
     assert specialisation(counts, domains, seed=1) == specialisation(counts, domains, seed=1)
-
-
-def test_lengths_that_differ_are_refused() -> None:
-    with pytest.raises(DataError, match=r"shape \(2, 2\) and 3 domains"):
-        specialisation([[1, 0], [0, 1]], [0, 1, 1], seed=0)

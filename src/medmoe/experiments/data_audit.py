@@ -6,20 +6,20 @@ and one page. It changes no data; a clean split is written beside the report on 
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from medmoe.data import registry
 from medmoe.data.bad_rows import BadRows, without_faults
 from medmoe.data.disjoint import disjoint_split, split_content
 from medmoe.data.images import open_image
 from medmoe.data.leakage import Overlap, find_overlaps
-from medmoe.data.schema import Record, images_of
+from medmoe.data.schema import Pixels, Record, images_of
 from medmoe.errors import DataError
 from medmoe.evaluation.pages.page import render_page
 from medmoe.evaluation.score.answer_audit import audit_answers
@@ -141,10 +141,8 @@ def page(found: Audit) -> str:
     )
 
 
-def _thumbnail(source: Any) -> str:
-    """Return a small picture as a data URL."""
+def _thumbnail(source: Any) -> Pixels:
+    """Return a small picture."""
     picture = open_image(source)
     picture.thumbnail((_THUMB, _THUMB))
-    buffer = BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return np.asarray(picture)

@@ -15,16 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from medmoe.errors import DataError
-from medmoe.routing.figure_style import (
-    BLUE,
-    INK,
-    ORANGE,
-    label_cells,
-    open_axes,
-    panel,
-    to_svg,
-)
+from medmoe.routing.figure_style import BLUE, ORANGE, draw_cells, open_axes, panel, to_svg
+from medmoe.routing.statistics import expert_share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,15 +63,11 @@ def expert_heatmap(
     Args:
         shares: (modalities, experts), 0 to 1; a row of NaN had no tokens.
         domains: Column labels, in the order of the experts.
-
-    Raises:
-        DataError: The matrix does not fit the labels.
     """
-    matrix = _matrix(shares, f"expert share of layer {layer}", modalities, domains)
+    matrix = np.asarray(shares, dtype=np.float64)
     words = f"layer {layer}: {_most_used(matrix, modalities, domains)}"
     with panel(1.05 + 0.4 * len(modalities)) as (figure, axes):
-        cells = [[_percent(v) for v in row] for row in matrix]
-        _draw_cells(axes, matrix, cells, modalities, domains)
+        draw_cells(axes, matrix, modalities, domains)
         axes.set_title(f"layer {layer}")
         axes.set_xlabel("domain expert (% of the row's tokens)")
         return to_svg(figure, f"Share of tokens by domain expert and modality. {words}")
@@ -89,16 +77,12 @@ def confusion_matrix(counts: npt.ArrayLike, domains: Sequence[str]) -> str:
     """Draw the confusion matrix (D, D): images by true domain (row) and the router's (column).
 
     Cells of this one SVG element hold counts; the shade is the share of the row.
-
-    Raises:
-        DataError: The matrix does not fit the labels.
     """
-    matrix = _matrix(counts, "router confusion matrix", domains, domains)
-    total = matrix.sum(axis=1, keepdims=True)
-    share = np.divide(matrix, total, out=np.full_like(matrix, np.nan), where=total > 0)
+    matrix = np.asarray(counts, dtype=np.float64)
     right, n = int(np.trace(matrix)), int(matrix.sum())
     with panel(1.2 + 0.45 * len(domains)) as (figure, axes):
-        _draw_cells(axes, share, [[f"{v:.0f}" for v in row] for row in matrix], domains, domains)
+        cells = [[f"{v:.0f}" for v in row] for row in matrix]
+        draw_cells(axes, expert_share(matrix), domains, domains, cells)
         axes.set_xlabel("domain chosen by the router")
         axes.set_ylabel("true domain")
         return to_svg(figure, f"Router confusion matrix: {right} of {n} images on the diagonal")
@@ -143,37 +127,6 @@ def _draw_measured(axes: Axes, points: Points, name: str) -> None:
     axes.legend(loc="best")
 
 
-def _draw_cells(
-    axes: Axes,
-    shade: Matrix,
-    cells: Sequence[Sequence[str]],
-    rows: Sequence[str],
-    columns: Sequence[str],
-) -> None:
-    """Draw a labelled grid, white to dark blue for 0 to 1, outlining where row = column label."""
-    from matplotlib import colormaps
-    from matplotlib.patches import Rectangle
-
-    colours = colormaps["Blues"]
-    for r, c in np.ndindex(shade.shape):
-        value = shade[r, c]
-        own = rows[r] == columns[c]
-        axes.add_patch(
-            Rectangle(
-                (c - 0.47, r - 0.47), 0.94, 0.94, edgecolor=ORANGE if own else "#c4c7c5",
-                facecolor="#f1f3f4" if np.isnan(value) else colours(0.02 + 0.9 * float(value)),
-                linewidth=2.0 if own else 0.5,
-            )
-        )  # fmt: skip
-        axes.text(
-            c, r, cells[r][c], ha="center", va="center", fontweight="bold" if own else "normal",
-            color="white" if value > 0.55 else INK,
-        )  # fmt: skip
-    axes.set(xlim=(-0.55, len(columns) - 0.45), ylim=(len(rows) - 0.45, -0.55))
-    tilt = sum(map(len, columns)) > 34  # labels this long would run into each other
-    label_cells(axes, columns, rows, tilted=tilt)
-
-
 def _running_median(values: Matrix) -> Matrix:
     """Median over a window of about a twentieth of the curve, shrunk evenly at both ends."""
     half = len(values) // 40
@@ -202,21 +155,5 @@ def _most_used(matrix: Matrix, modalities: Sequence[str], domains: Sequence[str]
             parts.append(f"{name} no tokens")
         else:
             best = int(np.nanargmax(row))
-            parts.append(f"{name} mostly {domains[best]} {_percent(row[best])} %")
+            parts.append(f"{name} mostly {domains[best]} {100 * row[best]:.0f} %")
     return ", ".join(parts)
-
-
-def _percent(value: float) -> str:
-    return "–" if np.isnan(value) else f"{100 * value:.0f}"
-
-
-def _matrix(
-    values: npt.ArrayLike, what: str, rows: Sequence[str], columns: Sequence[str]
-) -> Matrix:
-    matrix = np.asarray(values, dtype=np.float64)
-    if matrix.shape != (len(rows), len(columns)):
-        raise DataError(
-            f"{what} has shape {matrix.shape} but there are {len(rows)} row and {len(columns)} "
-            "column labels; give one label for each row and column"
-        )
-    return matrix

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medmoe.errors import ConfigError, MedMoeError
+from medmoe.errors import MedMoeError
 from medmoe.model.moe import MoeBlock
 
 
@@ -122,20 +122,14 @@ def forced_expert(model: nn.Module, expert: int) -> Iterator[None]:
     which expert answers and not how much it counts. The meta expert goes on as before.
 
     Raises:
-        ConfigError: There is no such expert.
         MedMoeError: The model has no MoE layer.
     """
-    blocks = list(blocks_of(model).values())
-    count = blocks[0].experts.num_experts
-    if not 0 <= expert < count:
-        raise ConfigError(
-            f"expert {expert} is outside 0..{count - 1}; give a domain expert's index"
-        )
 
     def force(module: nn.Module, args: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         logits_BSE, weights_BSK, index_BSK = output
         return logits_BSE, weights_BSK, torch.full_like(index_BSK, expert)
 
+    blocks = blocks_of(model).values()
     with hooked(block.gate.register_forward_hook(force) for block in blocks):
         yield
 

@@ -15,10 +15,10 @@ import numpy as np
 from medmoe.routing.figure_style import (
     BLUE,
     GREY,
-    INK,
     ORANGE,
     Drawing,
     Look,
+    draw_cells,
     drawing,
     label_cells,
     legend_below,
@@ -114,7 +114,9 @@ def most_used(router: str, rows: Rows, looks: Mapping[str, Look]) -> Drawing:
             _on_white(axes, x, y, f"{name}{_percent(row['share'])} %", 7.5)
         if crowded:
             _legend(figure, looks)
-        _grid(axes, modalities, [f"layer {layer}" for layer in layers])
+        axes.set(xlim=(-0.5, len(modalities) - 0.5), ylim=(len(layers) - 0.5, -0.5))
+        names = [f"layer {layer}" for layer in layers]
+        label_cells(axes, modalities, names, tilted=_tilted(modalities) > 0)
         axes.set_title(router)
         words = "; ".join(
             f"layer {r['layer']}, {r['modality']}: {r['expert']} {_percent(r['share'])} %"
@@ -157,22 +159,14 @@ def specialisation(rows: Rows) -> Drawing:
 
 def norm_shares(rows: Rows) -> Drawing:
     """Draw the meta expert's share of the output norm: layer and token kind by modality."""
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
     modalities = list(dict.fromkeys(row["modality"] for row in rows))
     lines = list(dict.fromkeys((row["layer"], row["kind"]) for row in rows))
+    shares = np.full((len(lines), len(modalities)), np.nan)
+    for row in rows:
+        place = lines.index((row["layer"], row["kind"])), modalities.index(row["modality"])
+        shares[place] = row["meta_share"] / 100
     with panel(0.95 + 0.3 * len(lines) + _tilted(modalities)) as (figure, axes):
-        for row in rows:
-            x, y = modalities.index(row["modality"]), lines.index((row["layer"], row["kind"]))
-            share = row["meta_share"] / 100
-            shade = colormaps["Blues"](0.02 + 0.9 * share)
-            _cell(axes, x, y, Look(to_hex(shade), "", ""))
-            axes.text(
-                x, y, _percent(row["meta_share"]), ha="center", va="center",
-                color="white" if share > 0.65 else INK,
-            )  # fmt: skip
-        _grid(axes, modalities, [f"layer {layer}, {kind}" for layer, kind in lines])
+        draw_cells(axes, shares, [f"layer {layer}, {kind}" for layer, kind in lines], modalities)
         axes.set_xlabel("‖meta‖ ÷ (‖meta‖ + ‖routed‖), %")
         words = "; ".join(
             f"layer {r['layer']}, {r['kind']}, {r['modality']} {_percent(r['meta_share'])} %"
@@ -281,12 +275,6 @@ def _over_layers(axes: Axes, rows: Rows, title: str, unit: str, top: float) -> N
 def _tilted(columns: Sequence[str]) -> float:
     """Return the height, in inches, that names of columns need where they have to be tilted."""
     return 0.4 if max(map(len, columns)) * len(columns) > _ROOM else 0.0
-
-
-def _grid(axes: Axes, columns: Sequence[str], rows: Sequence[str]) -> None:
-    """Label the cells of a table that is drawn."""
-    axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
-    label_cells(axes, columns, rows, tilted=_tilted(columns) > 0)
 
 
 def _percent(value: float | None) -> str:

@@ -5,7 +5,6 @@ import numpy.typing as npt
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from medmoe.errors import DataError
 from medmoe.evaluation.score.auc import (
     auc_with_interval,
     label_probabilities,
@@ -109,16 +108,3 @@ def test_auc_with_too_few_images_of_a_class_has_no_interval() -> None:
     one_image = auc_with_interval(truth, label_probabilities(scores), ["a"] * 40, seed=0)
     assert one_image.value is not None
     assert one_image.low is None
-
-
-@pytest.mark.parametrize(
-    ("scores", "message"),
-    [
-        ([[1.0, 2.0], [1.0]], "differ in length"),
-        ([[1.0], [2.0]], r"shape \(2, 1\)"),
-        ([[1.0, float("nan")]], "not finite"),
-    ],
-)
-def test_bad_option_scores_are_refused(scores: list[list[float]], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        label_probabilities(scores)

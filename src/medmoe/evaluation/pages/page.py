@@ -19,7 +19,6 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
-from medmoe.errors import DataError
 from medmoe.evaluation.pages.table import FAILS
 from medmoe.numbers import percent, probability
 
@@ -27,7 +26,6 @@ Picture = bytes | npt.NDArray[np.uint8]
 
 #: Longest side of an embedded array: sharp at its size on the page, and the file stays small.
 MAX_SIDE = 320
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def render_page(template: str, **content: Any) -> str:
@@ -55,7 +53,6 @@ def _environment() -> Environment:
         number=_number,
         probability=probability,
         code=_code,
-        trusted_svg=_trusted_svg,
     )
     return environment
 
@@ -85,42 +82,16 @@ def _code(text: str) -> Markup:
     return Markup("").join(code.format(p) if i % 2 else escape(p) for i, p in enumerate(parts))
 
 
-def _trusted_svg(text: str) -> Markup:
-    """Insert an SVG that our own figures drew as it is; anything else is refused."""
-    if not text.lstrip().startswith("<svg") or "<script" in text.lower():
-        raise DataError(f"figure starts with {text[:20]!r}, which is no plain SVG element")
-    return Markup(text)
-
-
 def data_uri(picture: Picture) -> str:
     """Return a picture as the address of an image tag.
 
     Args:
-        picture: PNG bytes, or pixels (H, W) or (H, W, 3), uint8.
-
-    Raises:
-        DataError: It is neither.
+        picture: PNG bytes, or pixels (H, W) or (H, W, 3), uint8, shrunk to `MAX_SIDE`.
     """
-    return "data:image/png;base64," + base64.b64encode(_png(picture)).decode("ascii")
-
-
-def _png(picture: Picture) -> bytes:
-    """Return PNG bytes of a picture, arrays shrunk to `MAX_SIDE`."""
-    if isinstance(picture, bytes):
-        if not picture.startswith(PNG_SIGNATURE):
-            raise DataError(
-                f"picture bytes start with {picture[:8]!r}, which is no PNG; encode it as PNG or "
-                "give its pixels"
-            )
-        return picture
-    right = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)
-    if not right or picture.dtype != np.uint8 or picture.size == 0:
-        raise DataError(
-            f"picture has shape {picture.shape} and type {picture.dtype}; give (H, W) or "
-            "(H, W, 3) uint8"
-        )
-    image = Image.fromarray(np.ascontiguousarray(picture))
-    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
+    if not isinstance(picture, bytes):
+        image = Image.fromarray(np.ascontiguousarray(picture))
+        image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG", optimize=True)
+        picture = buffer.getvalue()
+    return "data:image/png;base64," + base64.b64encode(picture).decode("ascii")

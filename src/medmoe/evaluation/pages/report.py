@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from markupsafe import Markup
 
 from medmoe.evaluation.pages.page import Picture, render_page
 from medmoe.evaluation.pages.report_rows import interval, results
@@ -56,15 +55,10 @@ class Example:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of a section: one SVG element that our own code drew, or a picture.
-
-    Attributes:
-        caption: What it shows, in words; also read aloud in place of a picture.
-    """
+    """A figure of a section: one SVG element that our own code drew, with what it shows."""
 
     caption: str
-    svg: str = ""
-    picture: Picture | None = None
+    svg: str
 
 
 @dataclass(frozen=True)
@@ -120,7 +114,6 @@ def write_report(path: Path, data: ReportData) -> None:
     """Write the report, whole or not at all; equal data give equal bytes.
 
     Raises:
-        DataError: A picture or a table in ``data`` has a shape that cannot be shown.
         MedMoeError: The file cannot be written, as `write_text` says.
     """
     write_text(path, render_report(data))
@@ -142,18 +135,16 @@ def render_report(data: ReportData) -> str:
         router_interval=interval(router),
         router_lines=router_lines(router),
         curves=[
-            Markup(
-                figures.learning_curve(
-                    name, points, data.validation.get(name, ()), data.strict.get(name, ())
-                )
+            figures.learning_curve(
+                name, points, data.validation.get(name, ()), data.strict.get(name, ())
             )
             for name, points in data.curves.items()
         ],
         heatmaps=[
-            Markup(figures.expert_heatmap(layer, share, data.modalities, data.domains))
+            figures.expert_heatmap(layer, share, data.modalities, data.domains)
             for layer, share in sorted(data.expert_share.items())
         ],
-        confusion=Markup(figures.confusion_matrix(router["confusion"], router["domains"]))
+        confusion=figures.confusion_matrix(router["confusion"], router["domains"])
         if "confusion" in router
         else None,
     )

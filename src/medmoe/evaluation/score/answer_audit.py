@@ -100,8 +100,8 @@ def _baselines(records: Sequence[Record], train: Sequence[Record]) -> dict[str, 
     return scores
 
 
-def _scores(records: Sequence[Record], answers: Mapping[str, str]) -> dict[str, float]:
-    values = Values(records, [answers[record.id] for record in records])
+def _scores(records: Sequence[Record], answers: Sequence[str]) -> dict[str, float]:
+    values = Values(records, answers)
     closed = Kinds(records).closed
     chosen = {"closed": np.flatnonzero(closed), "open": np.flatnonzero(~closed)}
     means = {kind: values.mean(RIGHT, own) for kind, own in chosen.items() if len(own)}

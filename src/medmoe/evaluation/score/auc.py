@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import softmax
 
 from medmoe.data.schema import Record
-from medmoe.errors import DataError
 from medmoe.evaluation.files.predictions import Prediction
 from medmoe.evaluation.statistics import Floats, Indices, cluster_indices, drawn_counts
 
@@ -62,23 +62,9 @@ def label_auc(
 
 
 def label_probabilities(option_scores: Sequence[Sequence[float]] | Floats) -> Floats:
-    """Return the softmax over options (n, options) of summed label log-likelihoods.
-
-    Raises:
-        DataError: Fewer than two options, not one row per record, or a score is not finite.
-    """
-    try:
-        scores = np.asarray(option_scores, dtype=np.float64)
-    except ValueError as error:
-        raise DataError("rows of option scores differ in length; give one per option") from error
-    if scores.ndim != 2 or scores.shape[1] < 2:
-        raise DataError(
-            f"option scores of shape {scores.shape}; give (n, options), 2 or more options"
-        )
-    if not np.isfinite(scores).all():
-        raise DataError("an option score is not finite; check the model's log-likelihoods")
-    shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float64)
+    """Return the softmax over options (n, options) of summed label log-likelihoods."""
+    probabilities: Floats = softmax(np.asarray(option_scores, dtype=np.float64), axis=1)
+    return probabilities
 
 
 def auc_with_interval(

@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medmoe.data.schema import Record
-from medmoe.errors import ConfigError, DataError, one_of
-from medmoe.evaluation.ask.controls import CONTROLS
+from medmoe.errors import DataError
 from medmoe.evaluation.files.predictions import Prediction
-from medmoe.evaluation.protocols import ALL_PROTOCOLS, LABEL_SCORE, REPORT
+from medmoe.evaluation.protocols import LABEL_SCORE, REPORT
 from medmoe.evaluation.score.breakdowns import Belongs
 from medmoe.evaluation.score.measures import Place
 from medmoe.evaluation.score.table import Cell, ScoreTable, score_table
@@ -53,15 +52,10 @@ def score_task(
         subsets: Further subsets by name, e.g. those of `medmoe.evaluation.score.breakdowns`.
 
     Raises:
-        DataError: The ids do not pair, training ids are mixed up, the records are of several
-            kinds or captions, or option scores are missing or not one per option.
-        ConfigError: A protocol or the control is unknown.
+        DataError: The ids do not pair, the records are of several kinds or captions, or option
+            scores are missing or not one per option.
+        ConfigError: A protocol is unknown.
     """
-    for protocol in protocols:
-        if protocol not in ALL_PROTOCOLS:
-            raise ConfigError(one_of(protocol, ALL_PROTOCOLS, "protocol"))
-    if control is not None and control not in CONTROLS:
-        raise ConfigError(one_of(control, CONTROLS, "control"))
     kinds = sorted({record.task for record in records})
     if kinds not in ([], ["vqa"], ["classification"]) and protocols != [REPORT]:
         raise DataError(
