@@ -9,6 +9,8 @@ halves of a side from the middle; right pixel (x, y) lies at left (scale_x x + s
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -84,7 +86,6 @@ def _pooled(pictures: Bytes, side: int) -> Tensor:
 
 def _aligned(left: Tensor, right: Tensor, place: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Return the improved place and the correlation reached, (P, 4) and (P,)."""
-    x, y = _grid(left.shape[-1])
     for step in range(steps + 1):
         warped, inside = _warped(left, place)
         from_left, from_right = _centred(warped, inside), _centred(right, inside)
@@ -94,14 +95,43 @@ def _aligned(left: Tensor, right: Tensor, place: Tensor, steps: int) -> tuple[Te
             break
         gain = both / power.clamp(1e-3)
         missing = gain[:, None, None] * from_right - from_left
-        along, down = _slopes(warped, place, inside)
-        jacobian = torch.stack([along * x, along, down * y, down], 1).flatten(2)
-        # A little of the identity keeps flat pictures solvable.
-        normal = jacobian @ jacobian.transpose(1, 2) + 1e-3 * x.numel() * torch.eye(4)
-        change = torch.linalg.solve(normal, jacobian @ missing.flatten(1)[:, :, None])[:, :, 0]
+        normal, toward = _equations(warped, inside, missing, place)
+        change = torch.linalg.solve(normal, toward[:, :, None])[:, :, 0]
         place = _bounded(place + change.clamp(-_STEP, _STEP))
     scale = (power * (from_left**2).sum((1, 2))).sqrt().clamp(1e-6)
     return place, both / scale
+
+
+def _equations(
+    warped: Tensor, inside: Tensor, missing: Tensor, place: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the normal equations of a Gauss-Newton step, (P, 4, 4) and (P, 4).
+
+    Scale and shift move a pixel along one axis by its own coordinate and by 1: sums along the other
+    axis come first, and no Jacobian of (P, 4, n, n) is built.
+    """
+    side = warped.shape[-1]
+    line = _line(side)[1:-1]
+    powers = torch.stack([line, torch.ones_like(line)], 1)  # (n - 2, 2)
+    along = (warped[:, :, 2:] - warped[:, :, :-2]) * inside[:, :, 1:-1]
+    down = (warped[:, 2:] - warped[:, :-2]) * inside[:, 1:-1]
+    normal = torch.empty(len(warped), 4, 4)
+    normal[:, :2, :2] = (powers.T * (along**2).sum(1)[:, None]) @ powers
+    normal[:, 2:, 2:] = (powers.T * (down**2).sum(2)[:, None]) @ powers
+    normal[:, 2:, :2] = powers.T @ ((along[:, 1:-1] * down[:, :, 1:-1]) @ powers)
+    normal[:, :2, 2:] = normal[:, 2:, :2].transpose(1, 2)
+    toward = torch.cat(
+        [
+            (along * missing[:, :, 1:-1]).sum(1) @ powers,
+            (down * missing[:, 1:-1]).sum(2) @ powers,
+        ],
+        1,
+    )
+    # A difference of two pixels as a slope of the left picture, which is 2 wide.
+    slope = side / 4 / place[:, (0, 0, 2, 2)]
+    normal = normal * slope[:, :, None] * slope[:, None]
+    # A little of the identity keeps flat pictures solvable.
+    return normal + 1e-3 * side**2 * torch.eye(4), toward * slope
 
 
 def _bounded(place: Tensor) -> Tensor:
@@ -110,29 +140,22 @@ def _bounded(place: Tensor) -> Tensor:
     return place.clamp(low, high)
 
 
-def _grid(side: int) -> tuple[Tensor, Tensor]:
-    """Return the pixel middles as x and y, (n, n), in -1..1."""
-    line = torch.linspace(-1 + 1 / side, 1 - 1 / side, side)
-    down, along = torch.meshgrid(line, line, indexing="ij")
-    return along, down
-
-
-def _places(side: int, place: Tensor) -> tuple[Tensor, Tensor]:
-    """Return where each right pixel lies in the left picture, (P, n, n) each."""
-    x, y = _grid(side)
-    scale_x, shift_x, scale_y, shift_y = (value[:, None, None] for value in place.T)
-    return scale_x * x + shift_x, scale_y * y + shift_y
+def _line(side: int) -> Tensor:
+    """Return the pixel middles along a side, (n,), in -1..1."""
+    return torch.linspace(-1 + 1 / side, 1 - 1 / side, side)
 
 
 def _warped(left: Tensor, place: Tensor, margin: float = 0.0) -> tuple[Tensor, Tensor]:
     """Return the left pictures laid over the right ones, and where they reach, (P, n, n) each."""
-    x, y = _places(left.shape[-1], place)
-    grid = torch.stack([x, y], -1)
+    line = _line(left.shape[-1])
+    x, y = (place[:, n, None] * line + place[:, n + 1, None] for n in (0, 2))
+    grid = torch.empty(*left.shape, 2)
+    grid[..., 0], grid[..., 1] = x[:, None], y[:, :, None]
     warped = functional.grid_sample(
         left[:, None], grid, padding_mode="border", align_corners=False
     )[:, 0]
-    inside = (x.abs() <= 1 - margin) & (y.abs() <= 1 - margin)
-    return warped, inside.float()
+    along, down = ((of.abs() <= 1 - margin).float() for of in (x, y))
+    return warped, down[:, :, None] * along[:, None]
 
 
 def _centred(pictures: Tensor, inside: Tensor) -> Tensor:
@@ -141,32 +164,29 @@ def _centred(pictures: Tensor, inside: Tensor) -> Tensor:
     return (pictures - mean[:, None, None]) * inside
 
 
-def _slopes(warped: Tensor, place: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how fast the warped picture changes with x and with y of the left one."""
-    half = warped.shape[-1] / 2
-    along, down = torch.zeros_like(warped), torch.zeros_like(warped)
-    along[:, :, 1:-1] = (warped[:, :, 2:] - warped[:, :, :-2]) / 2
-    down[:, 1:-1] = (warped[:, 2:] - warped[:, :-2]) / 2
-    along = along * half / place[:, 0, None, None] * inside
-    return along, down * half / place[:, 2, None, None] * inside
-
-
 def _detail(
     left: Bytes, right: Bytes, place: Tensor, frame: float, band: tuple[float, float]
 ) -> Floats:
     """Return the correlation of the band between two Gaussian widths, away from the edges."""
     warped, inside = _warped(torch.from_numpy(left).float(), place, frame)
-    x, y = _grid(left.shape[1])
-    kept = inside * ((x.abs() <= 1 - frame) & (y.abs() <= 1 - frame))
-    mask = kept.numpy()
+    central = (_line(left.shape[1]).abs() <= 1 - frame).float()
+    mask = inside * central * central[:, None]
     from_left, from_right = (
-        _band(picture, *band) * mask for picture in (warped.numpy(), right.astype(np.float32))
+        _band(picture, *band) * mask for picture in (warped, torch.from_numpy(right).float())
     )
-    both = (from_left * from_right).sum(axis=(1, 2))
-    power = (from_left**2).sum(axis=(1, 2)) * (from_right**2).sum(axis=(1, 2))
-    return np.asarray(both / np.sqrt(power + 1e-6), np.float32)
+    both = (from_left * from_right).sum((1, 2))
+    power = (from_left**2).sum((1, 2)) * (from_right**2).sum((1, 2))
+    return np.asarray(both / (power + 1e-6).sqrt(), np.float32)
 
 
-def _band(pictures: Floats, fine: float, slow: float) -> Floats:
-    sharp = ndimage.gaussian_filter(pictures, (0, fine, fine))
-    return np.asarray(sharp - ndimage.gaussian_filter(pictures, (0, slow, slow)), np.float32)
+def _band(pictures: Tensor, fine: float, slow: float) -> Tensor:
+    sharp, blurred = (
+        blur @ pictures @ blur.T for blur in (_blur(pictures.shape[-1], w) for w in (fine, slow))
+    )
+    return sharp - blurred
+
+
+@cache
+def _blur(side: int, width: float) -> Tensor:
+    """Return the matrix that blurs a line of pixels by a Gaussian, (n, n)."""
+    return torch.from_numpy(ndimage.gaussian_filter(np.eye(side, dtype=np.float32), (width, 0)))
