@@ -42,7 +42,7 @@ def promising(left: Bytes, right: Bytes, place: Floats, limit: float, frame: flo
         frame: As in `confirm`.
     """
     of_left, of_right = (torch.from_numpy(side).float() for side in (left, right))
-    aligned, _ = _aligned(of_left, of_right, torch.from_numpy(place), _SMALL_STEPS)
+    aligned = _aligned(of_left, of_right, torch.from_numpy(place), _SMALL_STEPS)
     return np.flatnonzero(_detail(left, right, aligned, frame, _SMALL_BAND) >= limit)
 
 
@@ -68,10 +68,9 @@ def confirm(
     rows = np.arange(len(left))
     current = torch.from_numpy(place)
     for (side, steps), limit in zip(_LEVELS, limits, strict=True):
-        current, agreement = _aligned(
-            _pooled(left[rows], side), _pooled(right[rows], side), current, steps
-        )
-        kept = agreement >= limit
+        of_left, of_right = _pooled(left[rows], side), _pooled(right[rows], side)
+        current = _aligned(of_left, of_right, current, steps)
+        kept = _agreement(of_left, of_right, current) >= limit
         rows, current = rows[kept.numpy()], current[kept]
         if not len(rows):
             return likeness
@@ -84,22 +83,25 @@ def _pooled(pictures: Bytes, side: int) -> Tensor:
     return functional.avg_pool2d(grey, pictures.shape[1] // side)[:, 0]
 
 
-def _aligned(left: Tensor, right: Tensor, place: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Return the improved place and the correlation reached, (P, 4) and (P,)."""
-    for step in range(steps + 1):
+def _aligned(left: Tensor, right: Tensor, place: Tensor, steps: int) -> Tensor:
+    """Return the improved place, (P, 4)."""
+    for _ in range(steps):
         warped, inside = _warped(left, place)
         from_left, from_right = _centred(warped, inside), _centred(right, inside)
-        power = (from_right**2).sum((1, 2))
-        both = (from_left * from_right).sum((1, 2))
-        if step == steps:
-            break
-        gain = both / power.clamp(1e-3)
+        gain = (from_left * from_right).sum((1, 2)) / (from_right**2).sum((1, 2)).clamp(1e-3)
         missing = gain[:, None, None] * from_right - from_left
         normal, toward = _equations(warped, inside, missing, place)
         change = torch.linalg.solve(normal, toward[:, :, None])[:, :, 0]
         place = _bounded(place + change.clamp(-_STEP, _STEP))
-    scale = (power * (from_left**2).sum((1, 2))).sqrt().clamp(1e-6)
-    return place, both / scale
+    return place
+
+
+def _agreement(left: Tensor, right: Tensor, place: Tensor) -> Tensor:
+    """Return the correlation of what lies over each other, (P,)."""
+    warped, inside = _warped(left, place)
+    from_left, from_right = _centred(warped, inside), _centred(right, inside)
+    power = (from_left**2).sum((1, 2)) * (from_right**2).sum((1, 2))
+    return (from_left * from_right).sum((1, 2)) / power.sqrt().clamp(1e-6)
 
 
 def _equations(
@@ -180,13 +182,14 @@ def _detail(
 
 
 def _band(pictures: Tensor, fine: float, slow: float) -> Tensor:
-    sharp, blurred = (
-        blur @ pictures @ blur.T for blur in (_blur(pictures.shape[-1], w) for w in (fine, slow))
-    )
-    return sharp - blurred
+    def blurred(width: float) -> Tensor:
+        blur = _blur(pictures.shape[-1], width)
+        return blur @ pictures @ blur.T
+
+    return (blurred(fine) if fine else pictures) - blurred(slow)
 
 
 @cache
 def _blur(side: int, width: float) -> Tensor:
     """Return the matrix that blurs a line of pixels by a Gaussian, (n, n)."""
-    return torch.from_numpy(ndimage.gaussian_filter(np.eye(side, dtype=np.float32), (width, 0)))
+    return torch.from_numpy(ndimage.gaussian_filter1d(np.eye(side, dtype=np.float32), width, 0))
