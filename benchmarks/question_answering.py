@@ -3,6 +3,9 @@
 `MedMoe.answer_features` on images that are encoded already, with the tiny MoE model and random
 weights, eight new tokens an answer: 32 questions about 8 images. How many answers are the same word
 for word is printed beside the ratio: sums of float32 in another order may turn a close choice.
+
+Then eight questions about one picture, at SmolLM2-135M's shape: asked separately, in one batch in
+which each reads the picture for itself, and in one that reads it once.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from medmoe.inference.engine import Answer, MedMoe
 
 IMAGES, QUESTIONS, NEW_TOKENS = 8, 32, 8
 BATCHES = (4, 16, 32)
+ABOUT_ONE, AT_LEAST = 8, 4.0
 
 
 def asking(parts: Tiny, batch_size: int) -> Callable[[], list[Answer]]:
@@ -24,6 +28,20 @@ def asking(parts: Tiny, batch_size: int) -> Callable[[], list[Answer]]:
     chosen = parts.records[:: max(1, len(parts.records) // QUESTIONS)][:QUESTIONS]
     rows = [parts.rows[record.image.id] for record in chosen]
     return lambda: engine.answer_features(parts.features, rows, [r.question for r in chosen])
+
+
+def about_one(parts: Tiny) -> dict[str, Callable[[], list[Answer]]]:
+    """Return the ways of asking eight questions about one picture."""
+    alone = MedMoe(parts.moe, parts.processor, batch_size=1, max_new_tokens=NEW_TOKENS)
+    together = MedMoe(parts.moe, parts.processor, max_new_tokens=NEW_TOKENS)
+    asked = [record.question for record in parts.records[:ABOUT_ONE]]
+    one = parts.features[:1]
+    copies = one.expand(ABOUT_ONE, -1, -1)
+    return {
+        "separately": lambda: alone.answer_features(one, [0] * ABOUT_ONE, asked),
+        "in one batch": lambda: together.answer_features(copies, range(ABOUT_ONE), asked),
+        "read once": lambda: together.answer_features(one, [0] * ABOUT_ONE, asked),
+    }
 
 
 def main() -> None:
@@ -38,6 +56,13 @@ def main() -> None:
         ratio = found[str(size)]
         inverse = f"{1 / ratio.median:6.2f}  [{1 / ratio.high:.2f}, {1 / ratio.low:.2f}]"
         print(f"{size:<8}{same[size]:>3} of {QUESTIONS:<10}{inverse}")
+    ways = about_one(tiny(2, "smollm2_135m"))
+    texts = {name: [answer.text for answer in run()] for name, run in ways.items()}
+    found = ratios(ways, "read once", values.repeats)
+    print(f"{ABOUT_ONE} questions about one picture, ÷ read once (at least {AT_LEAST:g})")
+    for name in list(ways)[:2]:
+        same = sum(map(str.__eq__, texts[name], texts["read once"]))
+        print(f"{name:<16}{same} of {ABOUT_ONE} the same   {found[name]}")
 
 
 if __name__ == "__main__":
