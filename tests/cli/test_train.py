@@ -20,6 +20,7 @@ from tests.experiments.micro_train import (
 )
 from tests.model.tiny import processor
 from tests.training import toy
+from transformers import AutoConfig
 
 from medmoe.cli.flags import counts
 from medmoe.cli.main import main
@@ -352,6 +353,16 @@ def test_a_plan_of_real_size_needs_no_data(capsys: pytest.CaptureFixture[str]) -
     assert "7,813" in out
     assert f"{1024 * 2560 + 2560 + 2560 * 2560 + 2560:,}" in out
     assert "steps follow from the recipe's samples, since the recipe reads llava_med_align" in out
+
+
+@pytest.mark.parametrize("plan", [["--plan"], []])
+def test_a_llama_is_neither_planned_nor_trained_as_phi2(
+    plan: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    AutoConfig.for_model("llama").save_pretrained(tmp_path / "llama")
+    line = refused(capsys, "phi2", *plan, *sets([f"model.language_source={tmp_path / 'llama'}"]))
+    assert "llama is a 'llama' model, phi2_2_7b is 'phi'; give the folder of one, or use" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["llama"]
 
 
 def test_hardware_is_of_a_plan(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from tests.model.tiny import dense_model, language_model, processor, randomise
 from transformers import (
+    AutoConfig,
     CLIPVisionConfig,
     CLIPVisionModel,
     SiglipVisionConfig,
@@ -121,15 +122,33 @@ def test_own_backbones_are_built_saved_loaded_and_asked(kind: str, tmp_path: Pat
 def test_a_template_that_cannot_be_trained_on_gives_way_to_the_entrys(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stablelm, phi = language_backbone("stablelm2_1_6b"), language_backbone("phi2_2_7b")
+    stablelm = language_backbone("stablelm2_1_6b")
     endless = CHATML.replace("</s>", "")
     for name, template, said in (("a", None, "has no chat template"), ("b", endless, "not end an")):
         folder = words_folder(tmp_path / name, template)
         _, tokenizer = load_language_model(language_of(spec_of(None, folder)), str(folder))
         assert template_of(tokenizer, stablelm, str(folder)) == stablelm.chat_template
         assert said in caplog.text
-        with pytest.raises(ConfigError, match=f"'stablelm' model and .*{said}.*is for 'phi'"):
-            template_of(tokenizer, phi, str(folder))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fix"),
+    [
+        ("llama", r"--set model\.language_model=.*llama3_2_1b \(docs/add_a_backbone\.md\)"),
+        ("mistral", "a new entry"),
+        ("clip_vision_model", "a new entry"),
+    ],
+)
+def test_a_language_model_of_another_architecture_is_refused(
+    kind: str, fix: str, tmp_path: Path
+) -> None:
+    AutoConfig.for_model(kind).save_pretrained(tmp_path)
+    with pytest.raises(
+        ConfigError,
+        match=f"{tmp_path} is a '{kind}' model, stablelm2_1_6b is 'stablelm'; give the folder of "
+        f"one, or use {fix}",
+    ):
+        language_of(spec_of(None, tmp_path))
 
 
 def test_a_siglip_without_normalisation_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
@@ -118,22 +117,22 @@ def language_of(spec: ModelSpec) -> LanguageBackbone:
     """Return the language model of a recipe: its entry, or what the user's own folder says.
 
     Raises:
-        ConfigError: The folder cannot be read, is no causal language model, or has fewer layers
-            than are to be kept.
+        ConfigError: The folder cannot be read, is of another architecture than the entry, or has
+            fewer layers than are to be kept.
     """
     entry, where = language_backbone(spec.language_model), spec.language_source
     if where is None:
         return entry.shortened(spec.language_layers)
     config = _config(*_origin(entry, where, "language_source"), "language_source")
     kind = config.model_type
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if kind != entry.model_type:  # prompt and head are the entry's
+        entries = [name for name, one in LANGUAGE_BACKBONES.items() if one.model_type == kind]
+        own = f"--set model.language_model={' or '.join(entries)}" if entries else "a new entry"
         raise ConfigError(
-            f"{where} is a {kind!r} model, {entry.name} is {entry.model_type!r}, a causal language "
-            "model; use --set model.language_source=FOLDER with one"
+            f"{where} is a {kind!r} model, {entry.name} is {entry.model_type!r}; give the folder "
+            f"of one, or use {own} (docs/add_a_backbone.md)"
         )
-    bias = entry.lm_head_bias and kind == entry.model_type
-    own = {"model_type": kind, "config": _values(config), "lm_head_bias": bias}
-    return replace(entry, **_named(where), **own).shortened(spec.language_layers)
+    return replace(entry, **_named(where), config=_values(config)).shortened(spec.language_layers)
 
 
 def _values(config: Any) -> dict[str, Any]:
@@ -200,11 +199,8 @@ def template_of(tokenizer: PreTrainedTokenizerBase, entry: LanguageBackbone, whe
 
     Args:
         tokenizer: Of the folder.
-        entry: The registry's, not the folder's own.
-        where: The folder, for the error.
-
-    Raises:
-        ConfigError: It has none that can be used, and is of another architecture than the entry.
+        entry: The registry's, of the folder's architecture.
+        where: The folder, for the warning.
     """
     reason = "has no chat template"
     if tokenizer.chat_template:
@@ -229,12 +225,6 @@ def template_of(tokenizer: PreTrainedTokenizerBase, entry: LanguageBackbone, whe
         if opened.count("<image>") == 1 and "why?" in opened and tail == f"because{end}":
             return template
         reason = f"has a chat template that does not end an answer with {end!r}, or not at once"
-    config = _config(*_origin(entry, where, "language_source"), "language_source")
-    if config.model_type != entry.model_type:
-        raise ConfigError(
-            f"{where} is a {config.model_type!r} model and {reason}, and that of {entry.name} is "
-            f"for {entry.model_type!r}; use another model.language_model, or a folder with one"
-        )
     logger.warning("%s %s: that of %s is used", where, reason, entry.name)
     return entry.chat_template
 
@@ -273,9 +263,12 @@ def load_language_model(
 
 def _tokenizer(where: str, extra: dict[str, Any]) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(where, **extra)
+        tokenizer = AutoTokenizer.from_pretrained(where, **extra)
+        if not tokenizer.vocab_size:  # GPT-2's class makes an empty one of a folder without any
+            raise ValueError("it holds no tokenizer")
     except (OSError, ValueError, TypeError) as error:
         raise _unreachable(where, "language_source", error) from None
+    return tokenizer
 
 
 def load_vision_encoder(backbone: VisionBackbone, source: str | None = None) -> PreTrainedModel:
