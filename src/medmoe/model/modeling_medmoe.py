@@ -160,6 +160,11 @@ class MedMoeModel(_MedMoePreTrained, LlavaModel):
             layer = self.language_model.layers[index]
             layer.mlp = MoeBlock(config, meta_expert=layer.mlp, family=ffn_family(layer.mlp))
         self.post_init()
+        if config.moe_layers:  # where asked for (``ep_size``), each process holds whole experts
+            experts = self.language_model.layers[config.moe_layers[0]].mlp.experts
+            where = "language_model.layers.*.mlp.experts"
+            self._ep_plan = {where: "ep_dispatch_experts"}
+            self._ep_plan |= {f"{where}.{name}": "grouped_gemm" for name in experts._parameters}
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Return the selected vision states (B, P, D_vision) that the projector reads.
