@@ -14,6 +14,11 @@ from transformers.integrations.tensor_parallel import ALL_PARALLEL_STYLES
 
 from medmoe.model.checkpoint import load_model, save_model
 
+pytestmark = pytest.mark.skipif(
+    "ep_dispatch_experts" not in ALL_PARALLEL_STYLES,
+    reason="this release of transformers cannot spread experts that way (5.23 can)",
+)
+
 
 def test_the_plan_names_every_parameter_of_the_experts_and_no_other() -> None:
     for family in FAMILIES:
@@ -28,10 +33,6 @@ def test_the_plan_names_every_parameter_of_the_experts_and_no_other() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "ep_dispatch_experts" not in ALL_PARALLEL_STYLES,
-    reason="this release of transformers cannot spread experts that way (5.23 can)",
-)
 def test_experts_spread_over_two_processes_give_the_logits_and_gradients_of_one(
     tmp_path: Path,
 ) -> None:
