@@ -48,7 +48,7 @@ def pixels_of(image: ImageRecord) -> np.ndarray:
 
 def assert_same(found: list[Record], expected: list[Record]) -> None:
     """Everything but where it was read from is the same, pixels too."""
-    skipped = {"image", "place"}
+    skipped = {"image", "place", "further_images"}
     names = [f.name for f in fields(Record) if f.name not in skipped]
     for one, other in zip(found, expected, strict=True):
         assert [getattr(one, n) for n in names] == [getattr(other, n) for n in names]
@@ -78,6 +78,47 @@ def test_parquet_holds_the_pictures_and_comes_back_as_it_was(
     found = [r for split in ("train", "test") for r in registry.read(path, tmp_path, split)]
     order = {r.id: n for n, r in enumerate(records)}
     assert_same(sorted(found, key=lambda r: order[r.id]), records)
+
+
+def several(records: list[Record], turn: int) -> Record:
+    """Return a conversation on three pictures, the last two before the question of a turn."""
+    file, pixels, other = (records[n].image for n in (0, 2, 3))
+    further = ((turn, pixels), (turn, other))
+    talk = (("Where?", "left"), ("Why?", "no idea"))
+    return record(file, "s", split="test", further=talk, further_images=further)
+
+
+@pytest.mark.parametrize("turn", [0, 2])
+@pytest.mark.parametrize("target", ["llama_factory", "swift"])
+def test_several_pictures_come_back_in_order_and_where_they_stood(
+    tmp_path: Path, records: list[Record], target: exchange.Target, turn: int
+) -> None:
+    one = several(records, turn)
+    path = write_jsonl([one], tmp_path / "out", "set", target)
+    parquet = write_parquet([one], tmp_path / "out" / "set.parquet")
+    said = json.loads(path.read_text())["messages"]
+    assert [turn["content"].count("<image>") for turn in said[::2]] == (
+        [3, 0, 0] if turn == 0 else [1, 0, 2]
+    )
+    for written in (path, parquet):
+        (again,) = registry.read(written, tmp_path, "test")
+        assert_same([again], [one])
+        assert [place for place, _ in again.further_images] == [turn, turn]
+        for image, other in zip(again.images, one.images, strict=True):
+            assert (image.id, image.modality, image.organ) == (
+                *(other.id, other.modality, other.organ),
+            )
+            assert (pixels_of(image) == pixels_of(other)).all()
+
+
+def test_trl_is_given_all_pictures_before_the_first_question_or_none(
+    tmp_path: Path, records: list[Record]
+) -> None:
+    path = write_jsonl([several(records, 0)], tmp_path / "out", "set", "trl")
+    (again,) = registry.read(path, tmp_path, "test")
+    assert [place for place, _ in again.further_images] == [0, 0]
+    with pytest.raises(DataError, match="TRL puts all pictures before the first question, and one"):
+        write_jsonl([several(records, 1)], tmp_path / "other", "set", "trl")
 
 
 NAME = "DOE^JANE"
@@ -146,7 +187,7 @@ def test_each_trainer_gets_the_mark_it_wants(tmp_path: Path, records: list[Recor
 
 
 def test_a_conversation_shows_its_picture_once(records: list[Record]) -> None:
-    said = exchange.row_of(records[-1], "x.png")["messages"]
+    said = exchange.row_of(records[-1], ["x.png"])["messages"]
     assert [turn["role"] for turn in said] == ["user", "assistant"] * 3
     assert [turn["content"] for turn in said[::2]] == [
         "<image>\nIs there a mass?",
@@ -156,7 +197,7 @@ def test_a_conversation_shows_its_picture_once(records: list[Record]) -> None:
 
 
 def test_a_choice_lists_its_options_in_the_message(records: list[Record]) -> None:
-    row = exchange.row_of(records[2], "x.png")
+    row = exchange.row_of(records[2], ["x.png"])
     assert row["messages"][0]["content"] == "<image>\nIs there a mass? Options: yes, no."
     assert row["question"] == "Is there a mass?"
 
@@ -164,7 +205,7 @@ def test_a_choice_lists_its_options_in_the_message(records: list[Record]) -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images": []}, "images must hold exactly one image"),
+        ({"images": []}, "images must hold an image"),
         ({"images": ["gone.png"]}, r"image file 'gone\.png' is missing"),
         ({"messages": [{"role": "user", "content": "x"}]}, "messages must be one of user"),
         ({"messages": []}, r"one of user, one of assistant, and so on in turn, found \[\]"),

@@ -97,6 +97,24 @@ def test_a_request_holds_the_turns_the_pixels_and_the_key() -> None:
     assert np.array_equal(np.asarray(shown), np.asarray(picture()))
 
 
+def test_further_pictures_stand_in_their_messages() -> None:
+    with serving(lambda *_: said("left")) as (url, sent):
+        asked = Endpoint(url, "m", None, 1)
+        asked.answers([picture(0)], [TALK], [((0, picture(1)), (2, picture(2)))])
+    ((_, body),) = sent
+    kinds = [[part["type"] for part in message["content"]] for message in body["messages"]]
+    assert kinds == [["image_url", "image_url", "text"], ["text"], ["image_url", "text"]]
+    urls = [
+        part["image_url"]["url"]
+        for message in body["messages"]
+        for part in message["content"]
+        if part["type"] == "image_url"
+    ]
+    for seed, url in enumerate(urls):
+        shown = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
+        assert np.array_equal(np.asarray(shown), np.asarray(picture(seed)))
+
+
 def test_answers_come_in_the_order_of_the_questions() -> None:
     with serving(lambda _, words: said(words[::-1])) as (url, _):
         talks = [[("user", f"question {n}")] for n in range(20)]

@@ -83,6 +83,23 @@ def test_pictures_and_earlier_turns_change_the_answer(folder: Path) -> None:
     assert len({one.text, other.text, later.text}) == 3
 
 
+def test_further_pictures_stand_where_they_are_said_to_in_their_order(folder: Path) -> None:
+    model = OtherModel(folder, 1)
+    talk = [("user", QUESTIONS[0]), ("assistant", "yes"), ("user", "why?")]
+    shown = ((0, picture(1)), (2, picture(2)))
+    inputs = model._inputs([picture(0)], [talk], [shown])
+    alone = [model._inputs([picture(n)], [talk], [()])["pixel_values"] for n in range(3)]
+    flat = [values.flatten(0, -4) for values in (inputs["pixel_values"], *alone)]
+    assert torch.equal(flat[0], torch.cat(flat[1:]))
+    words = "".join(model._tokenizer.decode(inputs["input_ids"][0]).lower().split())
+    before, after = words.split("".join(QUESTIONS[0].lower().split()))
+    assert before.count("<image>") == 2 * after.count("<image>") > 0
+    turned = model._inputs([picture(0)], [talk], [((0, picture(2)), (2, picture(1)))])
+    assert torch.equal(turned["input_ids"], inputs["input_ids"])
+    assert not torch.equal(turned["pixel_values"], inputs["pixel_values"])
+    assert len(model.answers([picture(0)], [talk], [shown])) == 1
+
+
 def test_an_answer_that_ends_by_itself_is_not_cut(folder: Path) -> None:
     model = OtherModel(folder, 1)
     end = model._tokenizer.eos_token_id

@@ -3,9 +3,9 @@
 A row has ``messages`` (role and content), ``images`` and what a record says besides; as JSON lines
 beside a folder of pictures, as Parquet with the pictures inside, or as a Hugging Face dataset in
 memory or streamed. Pictures are PNG, whatever they were: decoded, upright, without what else their
-files held. The content of a user's message begins with ``<image>``, which LLaMA-Factory and
-ms-swift want; TRL puts the picture there itself, so for it the mark is left out. Rows read back
-give the same records (`medmoe.data.readers.own`).
+files held. The content of a user's message with pictures begins with ``<image>`` for each,
+which LLaMA-Factory and ms-swift want; TRL puts them there itself, so for it the marks are left out.
+Rows read back give the same records (`medmoe.data.readers.own`).
 """
 
 from __future__ import annotations
@@ -38,26 +38,43 @@ _OF_RECORD = (
 _TEXTS = (*_OF_RECORD, "image_id", "modality", "organ")
 
 
-def row_of(record: Record, image: object, target: Target = "llama_factory") -> dict[str, Any]:
+def row_of(
+    record: Record, images: Sequence[object], target: Target = "llama_factory"
+) -> dict[str, Any]:
     """Return a record as a row.
 
     Args:
-        image: The reference that stands in ``images``: a path, or ``{"bytes", "path"}``.
+        images: The references that stand in ``images``: a path each, or ``{"bytes", "path"}``.
+
+    Raises:
+        DataError: TRL cannot be told where a picture stands.
     """
     messages = [{"role": role, "content": text} for role, text in spoken(turns_of(record))]
+    turns = [0, *(turn for turn, _ in record.further_images)]
     if target != "trl":
-        messages[0]["content"] = f"{IMAGE_MARK}\n{messages[0]['content']}"
+        for turn in turns:
+            messages[2 * turn]["content"] = f"{IMAGE_MARK}\n{messages[2 * turn]['content']}"
+    elif any(turns):
+        raise DataError(
+            f"{record.id}: TRL puts all pictures before the first question, and one of this record "
+            "stands before a later one; export it for llama_factory or swift"
+        )
     return {
         "messages": messages,
-        "images": [image],
+        "images": list(images),
         **{name: getattr(record, name) for name in _OF_RECORD},
-        "image_id": record.image.id,
-        "modality": record.image.modality,
-        "organ": record.image.organ,
+        "image_id": _of_each([image.id for image in record.images]),
+        "modality": _of_each([image.modality for image in record.images]),
+        "organ": _of_each([image.organ for image in record.images]),
         "options": list(record.options),
         "references": list(record.references),
         "labels": json.dumps(dict(record.image.labels), ensure_ascii=False, sort_keys=True),
     }
+
+
+def _of_each(words: Sequence[str | None]) -> str | None:
+    """Return what all pictures have in common, else one word for each."""
+    return words[0] if len(set(words)) == 1 else "|".join(word or "" for word in words)
 
 
 def to_dataset(
@@ -72,7 +89,8 @@ def to_dataset(
 
     def rows() -> Iterator[dict[str, Any]]:
         for record in records:
-            yield row_of(record, {"bytes": _png(record.image), "path": "image.png"}, target)
+            pictures = [{"bytes": _png(i), "path": "image.png"} for i in record.images]
+            yield row_of(record, pictures, target)
 
     if streaming:
         return datasets.IterableDataset.from_generator(rows, features=_features())
@@ -103,9 +121,10 @@ def write_jsonl(
     files: dict[str, str] = {}
     lines = []
     for record in records:
-        if record.image.id not in files:
-            files[record.image.id] = _save(record.image, folder)
-        row = row_of(record, files[record.image.id], target)
+        for image in record.images:
+            if image.id not in files:
+                files[image.id] = _save(image, folder)
+        row = row_of(record, [files[image.id] for image in record.images], target)
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     if target == "llama_factory":
         info = {name: _LLAMA_FACTORY | {"file_name": f"{name}.jsonl"}}

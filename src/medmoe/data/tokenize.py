@@ -83,9 +83,9 @@ class ConversationTokenizer:
         ids = self.prompt("?", further=[0] * (images - 1))
         return ids[: self._prefix_length(ids)]
 
-    def segment(self, question: str, answer: str | None) -> Segment:
-        """Return the ids after the prefix; with ``answer`` None, the bare question."""
-        prompt = self.prompt(question)
+    def segment(self, question: str, answer: str | None, images: int = 1) -> Segment:
+        """Return the ids after the prefix of so many images; ``answer`` None: the bare question."""
+        prompt = self.prompt(question, further=[0] * (images - 1))
         tail = prompt[self._prefix_length(prompt) :]
         if answer is None:
             return Segment(tail, 0)

@@ -265,11 +265,13 @@ def _leaks(shared: Mapping[str, int]) -> list[str]:
 def _routed(task: TaskRecords, predictions: Sequence[Prediction]) -> dict[str, RoutedPicture]:
     """Return by image what the router made of the images that name a modality."""
     return {
-        record.image.id: RoutedPicture.of(
-            record.image, said.routing["domain"], said.routing.get("out_of_domain")
-        )
+        image.id: RoutedPicture.of(image, routing["domain"], routing.get("out_of_domain"))
         for record, said in pair(task.records, predictions)
-        if said.routing and record.image.modality
+        if said.routing
+        for image, routing in zip(
+            record.images, (said.routing, *said.routing.get("further", ())), strict=True
+        )
+        if image.modality
     }
 
 

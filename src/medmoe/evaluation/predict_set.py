@@ -75,7 +75,7 @@ def predict_set(
     part = out.with_name(f"{out.name}.part")
     plan = EvalPlan(model, part, [], batch_size=batch_size, max_new_tokens=max_new_tokens)
     records = _that_fit(asker := Asker(plan, progress), records, bad)
-    flat = {record.id for record in records if record.image.id in flat_images}
+    flat = {r.id for r in records if any(image.id in flat_images for image in r.images)}
     bad.settle()
     if not records:
         raise DataError(f"{name}: no row that can be answered: {bad.first_reasons()}")

@@ -90,7 +90,7 @@ def check_records(tasks: Sequence[TaskRecords], domains: Sequence[str]) -> None:
         DataError: No image has a modality, or all are of one domain.
     """
     names = ", ".join(task.spec.name for task in tasks)
-    images = images_of(record for task in tasks for record in task.records)
+    images = images_of(_observed(tasks))
     if len({label for label in tables.labels_of(images, domains) if label}) < 2:
         known = sorted({image.modality for image in images if image.modality}) or ["none"]
         raise DataError(
@@ -98,6 +98,11 @@ def check_records(tasks: Sequence[TaskRecords], domains: Sequence[str]) -> None:
             f"({', '.join(domains)}), these {len(images)} have the modalities: {', '.join(known)}; "
             "give another --task or a larger --limit"
         )
+
+
+def _observed(tasks: Sequence[TaskRecords]) -> list[Record]:
+    """Return the questions about one image: those about several are no one's in a figure."""
+    return [r for task in tasks for r in task.records if not r.further_images]
 
 
 def routes(plan: RoutesPlan, out: Path, progress: Progress) -> dict[str, Any]:
@@ -110,7 +115,7 @@ def routes(plan: RoutesPlan, out: Path, progress: Progress) -> dict[str, Any]:
         ImageError: A picture cannot be used.
         MedMoeError: A file cannot be written.
     """
-    records = [record for task in plan.tasks for record in task.records]
+    records = _observed(plan.tasks)
     domains = tuple(read_config(plan.model).domains or ())
     images = images_of(records)
     mapped = mapped_images(images, plan.seed)
@@ -191,6 +196,8 @@ def _result(
             "No image is of a domain that this model's experts are named after: modalities stand "
             "for domains in the specialisation index."
         )
+    if left := sum(len(task.records) for task in plan.tasks) - len(_observed(plan.tasks)):
+        notes.append(f"{left} questions about several images are in no figure.")
     if "unknown" in sizes:
         notes.append(f"{sizes['unknown']} images have no known modality and are in no figure.")
     if embedding is None:

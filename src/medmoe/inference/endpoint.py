@@ -24,7 +24,7 @@ from PIL import Image
 from medmoe.errors import ConfigError, first_line
 from medmoe.inference.answer import Answer
 from medmoe.inference.engine import LONG_ANSWER
-from medmoe.inference.other_model import Turns, conversation
+from medmoe.inference.other_model import Further, Turns, conversation
 
 #: Seconds before each further try, where the endpoint names none; at most so many where it does.
 _WAITS, _LONGEST_WAIT = (1.0, 5.0, 25.0), 60.0
@@ -64,12 +64,20 @@ class Endpoint:
         self._opener = build_opener(_NoRedirect)
 
     def answers(
-        self, pictures: Sequence[Image.Image | None], talks: Sequence[Turns]
+        self,
+        pictures: Sequence[Image.Image | None],
+        talks: Sequence[Turns],
+        further: Sequence[Further] = (),
     ) -> list[Reply]:
-        """Go on with conversations, about a picture each or none; if all fail: `ConfigError`."""
+        """Go on with conversations, about a picture each or none; if all fail: `ConfigError`.
+
+        Args:
+            further: Of each conversation its further pictures.
+        """
         pool = ThreadPoolExecutor(self._batch_size)
         try:
-            replies = list(pool.map(self._reply, pictures, talks))
+            more = further or [()] * len(talks)
+            replies = list(pool.map(self._reply, pictures, talks, more))
         finally:
             pool.shutdown(cancel_futures=True)
         if all(reply.failed for reply in replies):
@@ -79,13 +87,13 @@ class Endpoint:
             )
         return replies
 
-    def _reply(self, picture: Image.Image | None, talk: Turns) -> Reply:
+    def _reply(self, picture: Image.Image | None, talk: Turns, further: Further) -> Reply:
         shown = []
-        if picture is not None:
-            picture.save(png := io.BytesIO(), "PNG")
+        for place, one in ((0, picture), *further) if picture is not None else ():
+            one.save(png := io.BytesIO(), "PNG")
             url = f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
-            shown.append({"type": "image_url", "image_url": {"url": url}})
-        messages = conversation(talk, *shown)
+            shown.append((place, {"type": "image_url", "image_url": {"url": url}}))
+        messages = conversation(talk, shown)
         body = {"model": self._name, "messages": messages, "max_tokens": self.max_new_tokens}
         content = json.dumps(body | {"temperature": 0}).encode()
         for wait in (*_WAITS, None):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,6 +42,8 @@ SHORT_ANSWER, LONG_ANSWER = 32, 512
 #: Tokens that an answer has room for at least, unless fewer are asked for.
 _ENOUGH = 64
 ImageInput = Path | str | bytes | Pixels | Image.Image
+#: Rows of the images of a question, and its prompt.
+_Asked = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class MedMoe:
@@ -115,25 +118,30 @@ class MedMoe:
         return self.answer_features(features, rows, [q for _, q in questions], experts=evidence)
 
     def prompt(
-        self, question: str, earlier: Sequence[tuple[str, str]] = (), *, with_image: bool = True
+        self,
+        question: str,
+        earlier: Sequence[tuple[str, str]] = (),
+        *,
+        with_image: bool = True,
+        further: Sequence[int] = (),
     ) -> tuple[int, ...]:
         """Return the ids of a question, as `ConversationTokenizer.prompt` does.
 
         Raises:
             ConfigError: It is longer than the model can read, its answer included.
         """
-        ids = self.tokenizer.prompt(question, earlier, with_image=with_image)
+        ids = self.tokenizer.prompt(question, earlier, with_image=with_image, further=further)
         room_for(self.max_new_tokens, len(ids), self.limit)
         return ids
 
-    def segment(self, question: str, answer: str) -> Segment:
+    def segment(self, question: str, answer: str, images: int = 1) -> Segment:
         """Return a question and its answer, as `ConversationTokenizer.segment` does.
 
         Raises:
             ConfigError: They are longer than the model can read.
         """
-        segment = self.tokenizer.segment(question, answer)
-        check_length(len(self.tokenizer.prefix()) + len(segment.ids), self.limit)
+        segment = self.tokenizer.segment(question, answer, images)
+        check_length(len(self.tokenizer.prefix(images)) + len(segment.ids), self.limit)
         return segment
 
     @torch.no_grad()
@@ -163,6 +171,7 @@ class MedMoe:
         questions: Sequence[str],
         *,
         earlier: Sequence[Sequence[tuple[str, str]]] = (),
+        further: Sequence[Sequence[tuple[int, int]]] = (),
         experts: bool = False,
     ) -> list[Answer]:
         """Answer questions about encoded images.
@@ -171,19 +180,22 @@ class MedMoe:
             features: (N, P, D_vision), as `encode` gives them.
             rows: The image of each question, None for none.
             earlier: Of each question the turns before it, question and answer of each.
+            further: Of each question its further images in order: the number of the turn before
+                whose question an image stands, and its row.
             experts: Also say which expert took which share of the image, layer by layer.
         """
-        asked = [
-            (row, self.prompt(question, turns, with_image=row is not None))
-            for question, turns, row in zip(
-                questions, earlier or [()] * len(rows), rows, strict=True
-            )
-        ]
+        none: list[Any] = [()] * len(rows)
+        asked: list[_Asked] = []
+        for row, question, turns, more in zip(
+            rows, questions, earlier or none, further or none, strict=True
+        ):
+            places = [turn for turn, _ in more]
+            ids = self.prompt(question, turns, with_image=row is not None, further=places)
+            asked.append((() if row is None else (row, *(other for _, other in more)), ids))
         different = list(dict.fromkeys(asked))  # what is asked twice is answered once
-        answers: dict[tuple[int | None, tuple[int, ...]], Answer] = {}
+        answers: dict[_Asked, Answer] = {}
         for batch in self._batches(different):
-            prompts, shown = [p for _, p in batch], [row for row, _ in batch if row is not None]
-            given = self._generate(prompts, shown, features, experts)
+            given = self._generate(batch, features, experts)
             answers.update(zip(batch, given, strict=True))
         return [answers[one] for one in asked]
 
@@ -194,27 +206,33 @@ class MedMoe:
         rows: Sequence[int],
         questions: Sequence[str],
         options: Sequence[Sequence[str]],
-    ) -> list[tuple[tuple[float, ...], Routing | None]]:
+        further: Sequence[Sequence[int]] = (),
+    ) -> list[tuple[tuple[float, ...], tuple[Routing | None, ...]]]:
         """Return each option's summed log-likelihood as the answer to its question.
 
-        Beside it where the router sent the question's image meanwhile.
+        Beside it where the router sent each of the question's images meanwhile.
+
+        Args:
+            further: Of each question the rows of its further images, in order.
         """
-        prefix = self.tokenizer.prefix()
         pad = self.processor.tokenizer.pad_token_id
-        asked = list(zip(rows, questions, map(tuple, options), strict=True))
+        shown = [(row, *more) for row, more in zip(rows, further or [()] * len(rows), strict=True)]
+        asked = list(zip(shown, questions, map(tuple, options), strict=True))
         different = list(dict.fromkeys(asked))
-        scored: dict[Any, tuple[tuple[float, ...], Routing | None]] = {}
+        scored: dict[Any, tuple[tuple[float, ...], tuple[Routing | None, ...]]] = {}
         for start in range(0, len(different), self._batch_size):
             part = different[start : start + self._batch_size]
-            packed = [
-                Packed(row, prefix, tuple(self.segment(question, o) for o in choices))
-                for row, question, choices in part
-            ]
+            packed = []
+            for (row, *more), question, choices in part:
+                count = 1 + len(more)
+                segments = tuple(self.segment(question, option, count) for option in choices)
+                packed.append(Packed(row, self.tokenizer.prefix(count), segments, tuple(more)))
             batch = pack_batch(packed, pad)
-            chosen = features[[row for row, *_ in part]]
+            chosen = features[[row for sample in packed for row in sample.images]]
             log_likelihood, routings = self._token_log_likelihood(batch, chosen)
-            sums = _segment_sums(packed, log_likelihood)
-            scored.update(zip(part, zip(sums, routings, strict=True), strict=True))
+            sums, told = _segment_sums(packed, log_likelihood), iter(routings)
+            own = [tuple(islice(told, len(sample.images))) for sample in packed]
+            scored.update(zip(part, zip(sums, own, strict=True), strict=True))
         return [scored[one] for one in asked]
 
     @contextmanager
@@ -264,17 +282,14 @@ class MedMoe:
         mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
         return ids.to(self.model.device), mask.to(self.model.device)
 
-    def _batches(
-        self, asked: Iterable[tuple[int | None, tuple[int, ...]]]
-    ) -> Iterable[list[tuple[int | None, tuple[int, ...]]]]:
-        """Yield rows and prompts of like length: those of one image together, of none apart."""
-        asked, longest = list(asked), dict[int | None, int]()
-        for row, prompt in asked:
-            longest[row] = max(longest.get(row, 0), len(prompt))
-        of_images = [one for one in asked if one[0] is not None]
-        of_images.sort(key=lambda one: (longest[one[0]], one[0], len(one[1])))
-        in_words = sorted((one for one in asked if one[0] is None), key=lambda one: len(one[1]))
-        for group in (of_images, in_words):
+    def _batches(self, asked: Iterable[_Asked]) -> Iterable[list[_Asked]]:
+        """Yield what is asked about one image, about several, and in words, of like length."""
+        asked, longest = list(asked), dict[tuple[int, ...], int]()
+        for rows, prompt in asked:
+            longest[rows] = max(longest.get(rows, 0), len(prompt))
+        for images in (1, 2, 0):
+            group = [one for one in asked if min(len(one[0]), 2) == images]
+            group.sort(key=lambda one: (longest[one[0]], one[0], len(one[1])))
             for start in range(0, len(group), self._batch_size):
                 yield group[start : start + self._batch_size]
 
@@ -291,25 +306,21 @@ class MedMoe:
         return tokens <= int(text.sliding_window)
 
     def _generate(
-        self,
-        prompts: Sequence[tuple[int, ...]],
-        rows: Sequence[int],
-        features: Tensor | None,
-        experts: bool,
+        self, batch: Sequence[_Asked], features: Tensor | None, experts: bool
     ) -> list[Answer]:
-        """Answer prompts.
-
-        Args:
-            rows: The image of each, a row of the features; empty where they are in words only.
-        """
+        """Answer prompts, all about one image each, or about several, or in words only."""
+        rows, prompts = [row for own, _ in batch for row in own], [prompt for _, prompt in batch]
         tokens = max(map(len, prompts)) + self.max_new_tokens
-        if features is not None and len(set(rows)) < len(rows) and self.reads_apart(tokens):
+        shared = len(set(rows)) < len(rows) == len(batch)
+        if features is not None and shared and self.reads_apart(tokens):
             return self._generate_shared(prompts, rows, features, experts)
         ids, mask = self.left_padded(prompts)
         vision = features[rows].to(self.model.device) if rows and features is not None else None
         with self.routed(ids, vision, experts=experts) as routings:
             generated = self._generated(self.model.model.embed(ids, vision), mask)
-        return list(map(_answer, *generated, routings))
+        told = iter(routings)
+        own = [list(islice(told, max(1, len(images)))) for images, _ in batch]
+        return list(map(_answer, *generated, own))
 
     def _generate_shared(
         self,
@@ -335,7 +346,7 @@ class MedMoe:
         # What the cache holds is not embedded again: only its length counts.
         embedded = self.model.model.embed(ids, None)
         generated = self._generated(embedded, mask, **{CACHE: cache})
-        return list(map(_answer, *generated, [of_images[place] for place in places]))
+        return list(map(_answer, *generated, [[of_images[place]] for place in places]))
 
     def _generated(
         self, embedded: Tensor, mask: Tensor, **cache: Any
@@ -358,7 +369,7 @@ class MedMoe:
     def _token_log_likelihood(
         self, batch: dict[str, Tensor], features: Tensor
     ) -> tuple[Tensor, Sequence[Routing | None]]:
-        """Return (B, S), the log-probability of each answer's tokens, else 0, and B routings."""
+        """Return (B, S), the log-probability of each answer's tokens, else 0, and N routings."""
         ids = batch["input_ids"].to(self.model.device)
         vision = features.to(self.model.device)
         with self.routed(ids, vision, experts=False) as routings:
@@ -406,8 +417,8 @@ def room_for(wanted: int, tokens: int, limit: int | None) -> int:
     return wanted if limit is None else min(wanted, limit - tokens)
 
 
-def _answer(text: str, confidence: float, cut: bool, routing: Routing | None) -> Answer:
-    return Answer(text, confidence, routing, cut)
+def _answer(text: str, confidence: float, cut: bool, routings: Sequence[Routing | None]) -> Answer:
+    return Answer(text, confidence, routings[0], cut, tuple(routings[1:]))
 
 
 def _segment_sums(packed: Sequence[Packed], log_likelihood: Tensor) -> Iterable[tuple[float, ...]]:

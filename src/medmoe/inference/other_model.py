@@ -23,6 +23,8 @@ from medmoe.processes import own_gpu
 
 #: Role and words of each contribution to a conversation; the last one is the user's.
 Turns = Sequence[tuple[str, str]]
+#: Further pictures, each with the number of the contribution before whose words it stands.
+Further = Sequence[tuple[int, Image.Image]]
 
 
 class OtherModel:
@@ -58,13 +60,24 @@ class OtherModel:
         self._ends = ends if isinstance(ends, list) else [ends]
 
     @torch.no_grad()
-    def answers(self, pictures: Sequence[Image.Image], talks: Sequence[Turns]) -> list[Answer]:
-        """Go on with conversations about a picture each; one too long raises `ConfigError`."""
+    def answers(
+        self,
+        pictures: Sequence[Image.Image],
+        talks: Sequence[Turns],
+        further: Sequence[Further] = (),
+    ) -> list[Answer]:
+        """Go on with conversations about a picture each; one too long raises `ConfigError`.
+
+        Args:
+            further: Of each conversation its further pictures.
+        """
+        more = further or [()] * len(talks)
         limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         answers: list[Answer] = []
         for start in range(0, len(talks), self._batch_size):
             part = slice(start, start + self._batch_size)
-            inputs, chosen = self._inputs(pictures[part], talks[part]), ChosenTokens()
+            inputs = self._inputs(pictures[part], talks[part], more[part])
+            chosen = ChosenTokens()
             said = self._model.generate(
                 **inputs,
                 max_new_tokens=room_for(self.max_new_tokens, inputs["input_ids"].shape[1], limit),
@@ -77,13 +90,19 @@ class OtherModel:
             answers += [Answer(text.strip(), sure, None, cut) for text, sure, cut in told]
         return answers
 
-    def _inputs(self, pictures: Sequence[Image.Image], talks: Sequence[Turns]) -> Any:
-        messages = [conversation(talk, {"type": "image"}) for talk in talks]
+    def _inputs(
+        self, pictures: Sequence[Image.Image], talks: Sequence[Turns], further: Sequence[Further]
+    ) -> Any:
+        shown = [[(0, picture), *more] for picture, more in zip(pictures, further, strict=True)]
+        messages = [
+            conversation(talk, [(place, {"type": "image"}) for place, _ in own])
+            for talk, own in zip(talks, shown, strict=True)
+        ]
         texts = self._processor.apply_chat_template(messages, add_generation_prompt=True)
         begun = self._tokenizer.bos_token
         inputs = self._processor(
             text=texts,
-            images=[[picture] for picture in pictures],
+            images=[[picture for _, picture in own] for own in shown],
             padding=True,
             add_special_tokens=not (begun and texts[0].startswith(begun)),
             return_tensors="pt",
@@ -104,7 +123,14 @@ def _loaded(folder: Path, dtype: str) -> tuple[Any, Any]:
     return model, processor
 
 
-def conversation(turns: Turns, *pictures: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a conversation as messages; the pictures stand first."""
-    first, *others = ({"role": r, "content": [{"type": "text", "text": t}]} for r, t in turns)
-    return [first | {"content": [*pictures, *first["content"]]}, *others]
+def conversation(
+    turns: Turns, pictures: Sequence[tuple[int, dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Return a conversation as messages, each picture before the words of its contribution."""
+    return [
+        {
+            "role": role,
+            "content": [*(p for at, p in pictures if at == place), {"type": "text", "text": text}],
+        }
+        for place, (role, text) in enumerate(turns)
+    ]

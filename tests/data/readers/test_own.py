@@ -138,6 +138,8 @@ PARTS = [
 ASKED_PART = {"type": "text", "text": ASKED[0]}
 SHAREGPT = [{"from": "human", "value": f"<image>\n{ASKED[0]}"}, {"from": "gpt", "value": ASKED[1]}]
 
+MARKED = [{"role": "user", "content": "<image>a<image>b<image>"}, TURNS[1]]
+
 #: One question in every form that is read.
 FORMS: dict[str, dict[str, Any]] = {
     "table": {"image": "a.png", "question": ASKED[0], "answer": ASKED[1]},
@@ -175,6 +177,94 @@ def test_every_form_gives_the_same_record(tmp_path: Path, form: str, array: bool
     assert record.image.source == tmp_path / "a.png"
     assert record.image.id == "set/a.png"
     assert record.further == ()
+
+
+BOTH = ["a.png", "b.png"]
+AGAIN = [{"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "no"}]
+#: One conversation on two pictures in forms that can tell so: turns of the second, and the row.
+SEVERAL: dict[str, tuple[int, dict[str, Any]]] = {
+    "no marks": (
+        0,
+        {"messages": [{"role": "user", "content": ASKED[0]}, TURNS[1]], "images": BOTH},
+    ),
+    "llava": (
+        0,
+        {
+            "image": BOTH,
+            "conversations": [
+                {"from": "human", "value": f"<image>\n<image>\n{ASKED[0]}"},
+                SHAREGPT[1],
+            ],
+        },
+    ),
+    "parts": (
+        0,
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "image", "image": name} for name in BOTH] + [ASKED_PART],
+                },
+                PARTS[1],
+            ]
+        },
+    ),
+    "a later turn": (
+        1,
+        {
+            "messages": [*TURNS, {"role": "user", "content": "<image>Sure?"}, AGAIN[1]],
+            "images": json.dumps(BOTH),
+        },
+    ),
+    "both marks late": (
+        1,
+        {
+            "messages": [
+                {"role": "user", "content": ASKED[0]},
+                TURNS[1],
+                {"role": "user", "content": "<image>Sure<image>?"},
+                AGAIN[1],
+            ],
+            "images": BOTH,
+        },
+    ),
+    "history": (
+        1,
+        {
+            "history": [[f"<image>{ASKED[0]}", ASKED[1]]],
+            "query": "<image>Sure?",
+            "response": "no",
+            "images": BOTH,
+        },
+    ),
+    "table": (0, {"image": json.dumps(BOTH), "question": ASKED[0], "answer": ASKED[1]}),
+}
+
+
+@pytest.mark.parametrize("form", SEVERAL)
+def test_pictures_of_a_row_keep_their_order_and_their_turns(tmp_path: Path, form: str) -> None:
+    turn, row = SEVERAL[form]
+    row |= {"modality": "ct|X-ray", "organ": "chest", "patient": "p"}
+    (record,) = everything(write(tmp_path, json.dumps(row), "set.jsonl"))
+    assert (record.question, record.answer) == ASKED
+    assert record.further == ((("Sure?", "no"),) if turn else ())
+    assert [image.source for image in record.images] == [tmp_path / name for name in BOTH]
+    assert [image.id for image in record.images] == ["set/a.png", "set/b.png"]
+    assert [place for place, _ in record.further_images] == [turn]
+    assert [image.modality for image in record.images] == ["ct", "xray"]
+    assert {image.organ for image in record.images} == {"chest"}
+    row["images" if "images" in row else "image"] = BOTH[::-1]
+    if form != "parts":
+        (turned,) = everything(write(tmp_path, json.dumps(row), "set.jsonl"))
+        assert [image.id for image in turned.images] == ["set/b.png", "set/a.png"]
+
+
+def test_a_csv_names_several_pictures_as_a_json_list(tmp_path: Path) -> None:
+    rows = ['"[""a.png"", ""b.png""]",Which is older?,the first', "a.png,Is it old?,yes"]
+    rows.append('"[""b.png"", ""a.png""]",Which is older?,the second')
+    found = everything(write(tmp_path, "\n".join([HEADER, *rows])))
+    shown = [[image.id.rpartition("/")[2] for image in record.images] for record in found]
+    assert shown == [BOTH, ["a.png"], BOTH[::-1]]
 
 
 @pytest.mark.parametrize(
@@ -225,7 +315,22 @@ def test_a_row_that_breaks_a_rule_is_refused_by_name(
         (["hello"], {}, "messages holds a str, objects are needed"),
         ("hello", {}, "messages is str, a list is needed"),
         (TURNS, {"system": "You are a doctor."}, "row 1: system is not trained on; remove it"),
-        (TURNS, {"images": ["a.png", "b.png"]}, "exactly one image, found 2; split the row"),
+        (TURNS, {"images": []}, "row 1: images must hold an image; name its file"),
+        (
+            MARKED,
+            {"images": ["a.png", "b.png"]},
+            "row 1: pictures: 2, marks <image>: 3; give each picture once",
+        ),
+        (
+            [TURNS[0], {"role": "assistant", "content": "see <image>"}],
+            {"images": ["a.png", "b.png"]},
+            "a picture stands in an answer",
+        ),
+        (
+            TURNS,
+            {"images": ["a.png", "b.png"], "modality": "ct|mri|ct"},
+            r"modality 'ct\|mri\|ct' has 3 words for 2 pictures; give one for all, or one for",
+        ),
         (TURNS, {"answer": "no"}, "answer 'no' is not what the messages say \\('yes'\\)"),
         (TURNS, {"options": "no|maybe"}, "answer 'yes' is none of the options no, maybe"),
         (TURNS, {"modality": "banana"}, "row 1: unknown modality 'banana'"),

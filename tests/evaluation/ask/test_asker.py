@@ -6,16 +6,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tests.model.tiny import IMAGE_TOKENS, WIDTH, moe_model, processor
 from torch import Tensor
 
+from medmoe.data.images import open_record
 from medmoe.data.phantom import read_phantom
-from medmoe.data.schema import Record, question_text
+from medmoe.data.schema import ImageRecord, Record, question_text, spoken, turns_of
 from medmoe.evaluation.ask.asker import ask_chunk, predict
+from medmoe.evaluation.ask.controls import controlled
+from medmoe.evaluation.ask.records import TaskRecords, turn_by_turn
 from medmoe.evaluation.score.rows import score_task
+from medmoe.evaluation.tasks import task_spec
+from medmoe.inference.chat import ChatRequest, Turn, stream_chat
 from medmoe.inference.engine import MedMoe
 
 RECORDS = [r for r in read_phantom("test", 6, seed=3, size=32) if r.task != "caption"]
@@ -155,3 +161,108 @@ def test_an_image_that_was_not_encoded_is_our_own_mistake(engine: MedMoe, featur
     stray = replace(RECORDS[0], image=replace(RECORDS[0].image, id="phantom/test/999999"))
     with pytest.raises(KeyError, match="phantom/test/999999"):
         predict(engine, [stray], features, ROWS)
+
+
+# ---- several pictures ----
+
+
+def pictures(count: int = 3) -> list[ImageRecord]:
+    rng = np.random.default_rng(5)
+    return [
+        ImageRecord(f"set/{n}", rng.integers(0, 256, (32, 32, 3), np.uint8)) for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_pictures_of_a_conversation_are_asked_about_as_they_are_served(
+    engine: MedMoe, order: tuple[int, ...]
+) -> None:
+    one, two, three = (pictures()[n] for n in order)
+    talk = replace(
+        RECORDS[0],
+        task="vqa",
+        options=(),
+        image=one,
+        further=(("Where?", "left"), ("Sure?", "yes")),
+        further_images=((0, two), (2, three)),
+    )
+    asked = turn_by_turn(talk)
+    assert [[image.id for image in record.images] for record in asked] == [
+        [one.id, two.id],
+        [one.id, two.id],
+        [one.id, two.id, three.id],
+    ]
+    first, _, last = ask_chunk(engine, [*asked, *RECORDS[1:3]])[:3]
+    said = spoken(turns_of(talk))
+    for prediction, end, shown in ((first, 1, 2), (last, 5, 3)):
+        turns = tuple(Turn(role, text) for role, text in said[:end])
+        further = tuple(
+            (place, open_record(image)) for place, image in ((0, two), (4, three))[: shown - 1]
+        )
+        request = ChatRequest(turns, open_record(one), 6, further=further)
+        chunks = list(stream_chat(engine, request))
+        answer = chunks[-1].answer
+        assert answer is not None
+        assert prediction.text == answer.text
+        assert prediction.confidence == pytest.approx(answer.confidence, rel=1e-3)
+        assert prediction.routing is not None
+        routings = [prediction.routing, *prediction.routing["further"]]
+        served = [answer.routing, *answer.further]
+        assert len(routings) == len(served) == shown
+        for told, routing in zip(routings, served, strict=True):
+            assert routing is not None
+            assert told["domain"] == routing.domain
+            assert told["domain_probability"] == pytest.approx(routing.domain_probability, abs=1e-5)
+
+
+@torch.no_grad()
+def test_options_about_several_pictures_are_scored_as_each_alone_is_read(engine: MedMoe) -> None:
+    options, images = ("a mass", "nothing", "a cyst"), pictures(2)
+    records = [
+        replace(
+            RECORDS[0],
+            id=str(n),
+            task="classification",
+            options=options,
+            answer=options[0],
+            image=images[n],
+            further_images=((0, images[1 - n]),),
+        )
+        for n in range(2)
+    ]
+    found = ask_chunk(engine, records)
+    assert found[0].option_scores != pytest.approx(found[1].option_scores, rel=1e-3)
+    for n, prediction in enumerate(found):
+        shown = engine.encode([open_record(images[n]), open_record(images[1 - n])])
+        said = [("user", question_text(records[n]))]
+        ids = engine.tokenizer.conversation(said, with_image=True, further=[0])
+        for option, score in zip(options, prediction.option_scores or (), strict=True):
+            segment = engine.tokenizer.segment(said[0][1], option)
+            whole = torch.tensor([ids + segment.ids[-segment.answer_length :]])
+            logits = engine.model(input_ids=whole, vision_features=shown).logits[0, :-1]
+            of_tokens = logits.log_softmax(-1).gather(-1, whole[0, 1:, None])
+            # packed beside the other options: float32 rounding
+            assert score == pytest.approx(
+                float(of_tokens[-segment.answer_length :].sum()), rel=1e-4
+            )
+
+
+def test_controls_change_every_picture_and_the_hash_of_what_is_asked_knows_their_order() -> None:
+    one, two, three = pictures()
+    asked = [
+        replace(RECORDS[0], image=one, further_images=((0, two),)),
+        replace(RECORDS[1], image=three),
+    ]
+    shown = {image.id: image.source for record in asked for image in record.images}
+    (first, second) = controlled(asked, "shuffled", 3)
+    changed = {i.id: i.source for record in (first, second) for i in record.images}
+    assert changed.keys() == shown.keys()
+    assert all(changed[name] is not shown[name] for name in shown)
+    assert [turn for turn, _ in first.further_images] == [0]
+    spec = task_spec("phantom_vqa")
+    turned = replace(asked[0], image=two, further_images=((0, one),))
+    hashes = {
+        TaskRecords(spec, "test", None, records, ()).sha256()
+        for records in ([asked[0]], [turned], [replace(asked[0], further_images=())])
+    }
+    assert len(hashes) == 3

@@ -1,9 +1,9 @@
-"""Rows in the chat forms of trainers: what is said in turn, and the picture.
+"""Rows in the chat forms of trainers: what is said in turn, and the pictures.
 
 Read are ``messages`` (TRL, LLaMA-Factory, ms-swift, OpenAI), ``conversations`` (ShareGPT, LLaVA,
 LLaVA-Med), ``query`` and ``response`` (ms-swift), ``instruction``, ``input`` and ``output``
-(Alpaca), and ``prompt`` and ``completion`` (TRL). A content may be a list of parts: text and one
-picture; any other part is refused by name, and so are system prompts and tools.
+(Alpaca), and ``prompt`` and ``completion`` (TRL). A content may be a list of parts: text and
+pictures; any other part is refused by name, and so are system prompts and tools.
 """
 
 from __future__ import annotations
@@ -68,11 +68,17 @@ def plain_text(value: object, name: str, where: str) -> str:
     return text.strip(f"{_BLANKS} \t\r\n\v\f")
 
 
-def turns_of(row: Row, where: str, needs_answers: bool = True) -> list[tuple[str, str]]:
-    """Return question and answer of each turn.
+def turns_of(
+    row: Row, where: str, needs_answers: bool = True
+) -> tuple[list[tuple[str, str]], list[int]]:
+    """Return question and answer of each turn, and the place of each picture's mark or part.
 
     Args:
         needs_answers: Without, the last answer may be missing.
+
+    Returns:
+        Of the places those in a question are even: 0 in the first, 2 in the second; the place in
+        an answer is that of its question and one more.
 
     Raises:
         DataError: Something else than a conversation of a user and an assistant stands there.
@@ -80,36 +86,38 @@ def turns_of(row: Row, where: str, needs_answers: bool = True) -> list[tuple[str
     for name in _NOT_TRAINED:
         if row.get(name):
             raise DataError(f"{where}: {name} is not trained on; remove it, or empty it")
-    said = [(role, text) for role, text in _said(row, where) if (role, text) != ("system", "")]
-    if said and said[-1] == ("assistant", "") and not needs_answers:
+    said = [part for part in _said(row, where) if part[:2] != ("system", "")]
+    if said and said[-1][:2] == ("assistant", "") and not needs_answers:
         said.pop()
-    roles = [role for role, _ in said]
+    roles = [role for role, *_ in said]
     if not needs_answers and roles[-1:] == ["user"]:
-        said.append(("assistant", ""))
+        said.append(("assistant", "", 0))
         roles.append("assistant")
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
         raise DataError(
             f"{where}: messages must be one of user, one of assistant, and so on in turn, found "
             f"[{', '.join(roles[:6])}]; correct the row or remove it"
         )
-    texts = [text for _, text in said]
+    texts = [text for _, text, _ in said]
     needed = texts if needs_answers else texts[:-1]
     if "" in needed:
         what = ("question", "answer")[needed.index("") % 2]
         raise DataError(f"{where}: empty {what}; fill it in or remove the row")
-    return list(zip(texts[::2], texts[1::2], strict=True))
+    places = [place for place, (*_, marks) in enumerate(said) for _ in range(marks)]
+    return list(zip(texts[::2], texts[1::2], strict=True)), places
 
 
-def _said(row: Row, where: str) -> list[tuple[str, str]]:
+def _said(row: Row, where: str) -> list[tuple[str, str, int]]:
+    """Return role, text and number of pictures of each contribution."""
     for name in _LISTS:
         if row.get(name):
             return [_turn(turn, name, where) for turn in _list(row[name], name, where)]
-    said: list[tuple[str, str]] = []
+    said: list[tuple[str, str, int]] = []
     for turn in _list(row.get("history") or [], "history", where):
         if not isinstance(turn, list) or len(turn) != 2:
             raise DataError(f"{where}: history must hold pairs of question and answer; correct it")
-        texts = (_content(text, "history", where) for text in turn)
-        said += zip(("user", "assistant"), texts, strict=True)
+        roles = zip(("user", "assistant"), turn, strict=True)
+        said += [(role, *_content(text, "history", where)) for role, text in roles]
     for question, answer in _PAIRS:
         if not row.get(question):
             continue
@@ -119,8 +127,9 @@ def _said(row: Row, where: str) -> list[tuple[str, str]]:
         asked = [_content(row[question], question, where)]
         if question == "instruction":
             asked.append(_content(row.get("input"), "input", where))
-        said.append(("user", "\n".join(filter(None, asked))))
-        said.append(("assistant", _content(row.get(answer), answer, where)))
+        text = "\n".join(filter(None, (text for text, _ in asked)))
+        said.append(("user", text, sum(marks for _, marks in asked)))
+        said.append(("assistant", *_content(row.get(answer), answer, where)))
     return said
 
 
@@ -130,8 +139,8 @@ def _list(value: object, name: str, where: str) -> list[Any]:
     return value
 
 
-def _turn(turn: object, name: str, where: str) -> tuple[str, str]:
-    """Return role and text of one turn, under either pair of keys."""
+def _turn(turn: object, name: str, where: str) -> tuple[str, str, int]:
+    """Return role, text and number of pictures of one turn, under either pair of keys."""
     if not isinstance(turn, dict):
         raise DataError(f"{where}: {name} holds a {type(turn).__name__}, objects are needed")
     raw = plain_text(turn.get("role") or turn.get("from"), "role", where).lower()
@@ -139,27 +148,30 @@ def _turn(turn: object, name: str, where: str) -> tuple[str, str]:
     if turn.get("tool_calls") or turn.get("function_call"):
         raise DataError(f"{where}: a call of a tool cannot be trained on; remove it")
     role = _ROLES.get(raw, raw)
-    text = _content(content, "content", where)
+    text, marks = _content(content, "content", where)
     if role not in _ROLES.values() and text:
         raise DataError(
             f"{where}: a turn of {quoted(raw)} is not trained on; only user and assistant may "
             "speak, remove it"
         )
-    return role, text
+    return role, text, marks
 
 
-def _content(value: object, name: str, where: str) -> str:
-    """Return a text, or those of the parts of a content, without the marks of pictures."""
+def _content(value: object, name: str, where: str) -> tuple[str, int]:
+    """Return a text, or those of a content's parts, without the marks of pictures, and how many."""
     parts = value if isinstance(value, list) else [{"type": "text", "text": value}]
-    texts = []
+    texts, marks = [], 0
     for part in parts:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text":
             texts.append(plain_text(part.get("text"), name, where))
-        elif kind != "image":
+        elif kind == "image":
+            marks += 1
+        else:
             what = type(part).__name__ if kind is None else quoted(str(kind))
             raise DataError(f"{where}: a part {what} cannot be read; text and image can, remove it")
-    return "\n".join(texts).replace(IMAGE_MARK, "").strip()
+    text = "\n".join(texts)
+    return text.replace(IMAGE_MARK, "").strip(), marks + text.count(IMAGE_MARK)
 
 
 def image_references(row: Row, where: str) -> list[Any]:

@@ -1,9 +1,10 @@
 """What a row of a user's own may say: one checker for tables, JSON, Parquet and every chat form.
 
 A row names a picture, a question and an answer under `NEEDED`, or a ``label`` (a class), or a
-``caption``, or speaks in a form of `medmoe.data.readers.chat`. `OPTIONAL` may stand beside, and
-nothing else: a misspelt column must not pass unseen. Known words are brought to our spelling, all
-others are refused with the choices. Rows may not contradict each other on one picture.
+``caption``, or speaks in a form of `medmoe.data.readers.chat`; it may name several pictures.
+`OPTIONAL` may stand beside, and nothing else: a misspelt column must not pass unseen. Known words
+are brought to our spelling, all others are refused with the choices. Rows may not contradict each
+other on one picture.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from medmoe.data.readers import chat, common
 from medmoe.data.readers.chat import Row, plain_text
@@ -34,6 +35,8 @@ CLASS_QUESTION = "Which class does this image belong to?"
 _INSTEAD = ("label", "caption")
 #: What `medmoe data export` writes besides.
 _EXPORTED = ("dataset", "image_id", "labels")
+#: What is said of a picture; of several with ``|`` between the words.
+_OF_IMAGE = ("image_id", "modality", "organ", "patient")
 _TEXTS = (*(n for n in OPTIONAL if n not in ("options", "references")), *_INSTEAD, *_EXPORTED)
 _COLUMNS = (*NEEDED, *OPTIONAL, *_INSTEAD, *_EXPORTED, "domain", *chat.COLUMNS)
 #: Other names of columns, without blanks and signs; the first is that of datasets' imagefolder.
@@ -134,7 +137,9 @@ class Checker:
         """
         text = {name: _optional(row.get(name), name, where) for name in _TEXTS}
         options, references = (_list(row.get(n), n, where) for n in ("options", "references"))
-        (question, answer), *further = self._turns(row, text, options, where)
+        ((question, answer), *further), places = self._turns(row, text, options, where)
+        images = self._images_of(row, text, where, folder)
+        turns = _turns_of_images(len(images), places, where)
         split = common.split_name(text["split"])
         if of_file and split not in ("", of_file):
             raise DataError(f"{where}: split {split!r} in the file of {of_file}; correct one")
@@ -145,7 +150,7 @@ class Checker:
         said: Task = "classification" if text["label"] else "caption" if text["caption"] else "vqa"
         record = Record(
             id=text["id"] if text["id"] and text["dataset"] else name,
-            image=self._image(row, text, where, folder),
+            image=images[0],
             question=question,
             answer=_spelt_as_option(answer, options, where) if answer else "",
             answer_type=kind
@@ -160,25 +165,26 @@ class Checker:
             references=references,
             place=where,
             further=tuple(further),
+            further_images=tuple(zip(turns, images, strict=True))[1:],
         )
         # What an exported set says twice, or of two minds, its source says.
         return record if text["dataset"] else self._unless_repeated(record)
 
     def _turns(
         self, row: Row, text: Mapping[str, str], options: Sequence[str], where: str
-    ) -> list[tuple[str, str]]:
+    ) -> tuple[list[tuple[str, str]], list[int]]:
         question, answer = (plain_text(row.get(name), name, where) for name in NEEDED[1:])
         if chat.is_chat(row):
-            (said, replied), *further = chat.turns_of(row, where, self.needs_answers)
+            ((said, replied), *further), places = chat.turns_of(row, where, self.needs_answers)
             if answer and replied and answer != replied:
                 raise DataError(
                     f"{where}: answer {quoted(answer)} is not what the messages say "
                     f"({quoted(replied)}); correct one"
                 )
-            return [(question or said, replied or answer), *further]
+            return [(question or said, replied or answer), *further], places
         if not question and (text["label"] or text["caption"]):
             asked = CLASS_QUESTION if text["label"] else common.CAPTION_REQUEST
-            return [(asked, text["label"] or text["caption"])]
+            return [(asked, text["label"] or text["caption"])], []
         needed = {"question": question, "answer": answer or text["label"]}
         for name, value in needed.items():
             if name == "answer" and not self.needs_answers:
@@ -186,16 +192,40 @@ class Checker:
             if not value or (value.lower() in _MISSING and value not in options):
                 given = f" ({value!r})" if value else ""
                 raise DataError(f"{where}: empty {name}{given}; fill it in or remove the row")
-        return [(question, answer or text["label"])]
+        return [(question, answer or text["label"])], []
 
-    def _image(self, row: Row, text: Mapping[str, str], where: str, folder: Path) -> ImageRecord:
+    def _images_of(
+        self, row: Row, text: Mapping[str, str], where: str, folder: Path
+    ) -> list[ImageRecord]:
+        """Return the pictures of a row in order, each with what is said of it."""
+        references = chat.image_references(row, where)
+        if not references:
+            given = "empty image" if row.get("images") is None else "images must hold an image"
+            raise DataError(f"{where}: {given}; name its file or remove the row")
+        named = {name: _each(text[name], len(references), name, where) for name in _OF_IMAGE}
+        images = []
+        for number, reference in enumerate(references):
+            facts = {**text, **{name: words[number] for name, words in named.items()}}
+            if len(references) > 1:  # a class of several together is none of one
+                facts |= {"label": "", "labels": "" if number else text["labels"]}
+            source = self._source(reference, where, folder)
+            images.append(self._image(source, facts, chat.flagged_modality(row), where))
+        return images
+
+    def _image(
+        self,
+        found: tuple[Path | bytes, str],
+        text: Mapping[str, str],
+        flagged: str | None,
+        where: str,
+    ) -> ImageRecord:
         """Return the one record of an image; two rows must not contradict each other on it."""
-        source, name = self._source(row, where, folder)
+        source, name = found
         if text["image_id"]:
             name = text["image_id"]
         # An id that we exported says of itself which set it is from.
         name = name if text["image_id"] and text["dataset"] else f"{self.name}/{name}"
-        modality = known_modality(text["modality"], where) or chat.flagged_modality(row)
+        modality = known_modality(text["modality"], where) or flagged
         if name not in self._images:
             labels = _labels(text["labels"], where)
             if text["label"]:
@@ -217,16 +247,7 @@ class Checker:
             self.patients[name] = text["patient"]
         return image
 
-    def _source(self, row: Row, where: str, folder: Path) -> tuple[Path | bytes, str]:
-        references = chat.image_references(row, where)
-        if not references and row.get("images") is None:
-            raise DataError(f"{where}: empty image; name its file or remove the row")
-        if len(references) != 1:
-            raise DataError(
-                f"{where}: images must hold exactly one image, found {len(references)}; split the "
-                "row or remove it"
-            )
-        reference = references[0]
+    def _source(self, reference: Any, where: str, folder: Path) -> tuple[Path | bytes, str]:
         data = reference.get("bytes") if isinstance(reference, dict) else reference
         if isinstance(data, bytes) and data:
             return data, hashlib.sha256(data).hexdigest()[:16]
@@ -239,7 +260,8 @@ class Checker:
 
     def _unless_repeated(self, record: Record) -> Record | None:
         further = [text for turn in record.further for text in turn]
-        key = (record.image.id, record.question.casefold(), *record.options, *further)
+        shown = " + ".join(image.id for image in record.images)
+        key = (shown, record.question.casefold(), *record.options, *further)
         first = self._asked.setdefault(key, record)
         if first is record or not self.needs_answers:
             return record
@@ -255,6 +277,34 @@ class Checker:
             return record
         self.repeats.append(f"{record.place}: the same as row {at}; left out")
         return None
+
+
+def _each(text: str, pictures: int, name: str, where: str) -> list[str]:
+    """Return what is said of each picture of a row: of all one word, or of each its own."""
+    words = [word.strip() for word in text.split("|")] if pictures > 1 else [text]
+    if len(words) not in (1, pictures):
+        raise DataError(
+            f"{where}: {name} {quoted(text)} has {len(words)} words for {pictures} pictures; give "
+            "one for all, or one for each with | between them"
+        )
+    return words * pictures if len(words) == 1 else words
+
+
+def _turns_of_images(pictures: int, places: Sequence[int], where: str) -> list[int]:
+    """Return of each picture of a row the turn before whose question it stands.
+
+    The first stands before the first question, and so do all others where nothing marks them.
+    """
+    if pictures == 1 or not places:
+        return [0] * pictures
+    if len(places) != pictures:
+        raise DataError(
+            f"{where}: pictures: {pictures}, marks {chat.IMAGE_MARK}: {len(places)}; give each "
+            "picture once and as many marks, in the same order, or no mark"
+        )
+    if any(place % 2 for place in places):
+        raise DataError(f"{where}: a picture stands in an answer; only a question can have one")
+    return [0, *(place // 2 for place in places[1:])]
 
 
 def known_modality(raw: str, where: str) -> str | None:

@@ -43,7 +43,7 @@ class LlavaMed(KnownSet):
             if name not in on_disk:
                 missing += 1
                 return None
-            (question, answer), *further = chat.turns_of(raw, where)
+            ((question, answer), *further), _ = chat.turns_of(raw, where)
             return self.record(
                 f"{self.NAME}/{text['id']}",
                 ImageRecord(f"llava_med/{name}", folder / name, chat.flagged_modality(raw)),

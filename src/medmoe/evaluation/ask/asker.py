@@ -98,20 +98,24 @@ def unfit(engine: MedMoe, records: Sequence[Record]) -> list[tuple[Record, str]]
     """Return the records that a model cannot be asked, each with the reason."""
 
     @cache  # classes are asked in the same words again and again
-    def reason(question: str, earlier: Turns, options: tuple[str, ...]) -> str:
+    def reason(
+        question: str, earlier: Turns, further: tuple[int, ...], options: tuple[str, ...]
+    ) -> str:
         try:
             for option in options:
-                engine.segment(question, option)
+                engine.segment(question, option, 1 + len(further))
             if not options:
-                engine.prompt(question, earlier)
+                engine.prompt(question, earlier, further=further)
         except ConfigError as error:
             return str(error)
         return ""
 
-    asked = [
-        (r, reason(question_text(r), r.earlier, r.options if r.task == "classification" else ()))
-        for r in records
-    ]
+    asked = []
+    for record in records:
+        options = record.options if record.task == "classification" else ()
+        further = tuple(turn for turn, _ in record.further_images)
+        why = reason(question_text(record), record.earlier, further, options)
+        asked.append((record, why))
     return [(record, why) for record, why in asked if why]
 
 
@@ -132,7 +136,8 @@ def ask_chunk(
     if not isinstance(engine, MedMoe):
         by_image = dict(zip((image.id for image in images), pictures, strict=True))
         talks = [[*spoken(r.earlier), ("user", question_text(r))] for r in records]
-        answers = engine.answers([by_image[record.image.id] for record in records], talks)
+        further = [[(2 * turn, by_image[i.id]) for turn, i in r.further_images] for r in records]
+        answers = engine.answers([by_image[r.image.id] for r in records], talks, further)
         return list(map(_prediction, records, answers))
     # A control shows the same picture in the place of many, and to a blind twin all are the same.
     blind = engine.model.config.vision_config.model_type == BlindConfig.model_type
@@ -162,18 +167,22 @@ def predict(
         if not asked:
             continue
         places = [rows[record.image.id] for record in asked]
+        further = [[(turn, rows[i.id]) for turn, i in record.further_images] for record in asked]
         questions = [question_text(record) for record in asked]
         if choose:
             options = [record.options for record in asked]
-            scored = engine.scored_options(features, places, questions, options)
-            for record, (scores, routing) in zip(asked, scored, strict=True):
+            others = [[row for _, row in of_record] for of_record in further]
+            scored = engine.scored_options(features, places, questions, options, others)
+            for record, (scores, routings) in zip(asked, scored, strict=True):
                 best = record.options[scores.index(max(scores))]
                 predictions[record.id] = Prediction(
-                    record.id, best, option_scores=scores, routing=_summary(routing)
+                    record.id, best, option_scores=scores, routing=_summary(*routings)
                 )
         else:
             earlier = [record.earlier for record in asked]
-            answers = engine.answer_features(features, places, questions, earlier=earlier)
+            answers = engine.answer_features(
+                features, places, questions, earlier=earlier, further=further
+            )
             for record, answer in zip(asked, answers, strict=True):
                 predictions[record.id] = _prediction(record, answer)
     return [predictions[record.id] for record in records]
@@ -184,17 +193,22 @@ def _prediction(record: Record, answer: Answer) -> Prediction:
         record.id,
         answer.text,
         None if isnan(answer.confidence) else answer.confidence,
-        routing=_summary(answer.routing),
+        routing=_summary(answer.routing, *answer.further),
         cut=answer.cut,
         failed=answer.failed if isinstance(answer, Reply) else None,
     )
 
 
-def _summary(routing: Routing | None) -> dict[str, Any] | None:
-    """Return what a prediction file says of the routing; None for a dense model."""
+def _summary(routing: Routing | None, *further: Routing | None) -> dict[str, Any] | None:
+    """Return what a prediction file says of the routing; None for a dense model.
+
+    Args:
+        further: Of the question's further images.
+    """
     if routing is None:
         return None
     probability = round(routing.domain_probability, _PROBABILITY_DECIMALS)
-    told = {"domain": routing.domain, "domain_probability": probability}
-    warning = routing.out_of_domain.warning
-    return told if warning is None else told | {"out_of_domain": warning}
+    told: dict[str, Any] = {"domain": routing.domain, "domain_probability": probability}
+    if (warning := routing.out_of_domain.warning) is not None:
+        told["out_of_domain"] = warning
+    return told | ({"further": [_summary(other) for other in further]} if further else {})

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from medmoe.data.readers.common import hash_share
-from medmoe.data.schema import ImageRecord, Pixels, Record, images_of
+from medmoe.data.schema import ImageRecord, Pixels, Record, images_of, with_images
 from medmoe.errors import DataError
 from medmoe.evaluation.ask.corruptions import drawn_by
 
@@ -38,10 +38,7 @@ def controlled(records: Sequence[Record], control: str, seed: int) -> list[Recor
     if control == "shuffled" and len(images) < 2:
         raise DataError("one image only: nothing to shuffle; leave --control shuffled out")
     sources = _CONTROLS[control](images, seed)
-    return [
-        replace(record, image=replace(record.image, source=sources[record.image.id]))
-        for record in records
-    ]
+    return [with_images(r, lambda image: replace(image, source=sources[image.id])) for r in records]
 
 
 def _noise(image: ImageRecord, seed: int) -> Pixels:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medmoe.data.schema import Record
+from medmoe.data.schema import Record, images_of
 from medmoe.errors import ConfigError, one_of
 from medmoe.evaluation.ask.corruptions import SEVERITIES
 from medmoe.evaluation.ask.records import TaskRecords, by_letter
@@ -122,7 +122,8 @@ def check_apart(task: TaskRecords, calibration: TaskRecords) -> None:
             f"task {task.spec.name!r} is reported on {task.split!r}; --calibrate needs another "
             "split, e.g. validation"
         )
-    shared = {r.image.id for r in task.records} & {r.image.id for r in calibration.records}
+    own, others = ({i.id for i in images_of(part.records)} for part in (task, calibration))
+    shared = own & others
     if shared:
         raise ConfigError(
             f"task {task.spec.name!r}: {len(shared)} images of {task.split!r} stand in "

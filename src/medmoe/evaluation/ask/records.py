@@ -14,7 +14,7 @@ from medmoe.data import registry
 from medmoe.data.bad_rows import BadRows
 from medmoe.data.phantom import read_phantom
 from medmoe.data.readers.common import hash_share, question_word, split_name, yes_no_type
-from medmoe.data.schema import Record, lettered, turns_of
+from medmoe.data.schema import ImageRecord, Record, lettered, turns_of
 from medmoe.errors import DataError
 from medmoe.evaluation.files.known_records import PHANTOM
 from medmoe.evaluation.tasks import TaskSpec
@@ -46,7 +46,9 @@ class TaskRecords:
         digest = hashlib.sha256()
         for r in self.records:
             asked = (r.id, r.image.id, r.question, r.options, r.answer)
-            digest.update(repr((*asked, r.earlier) if r.earlier else asked).encode())
+            shown = tuple((turn, image.id) for turn, image in r.further_images)
+            more = filter(None, (r.earlier, shown))
+            digest.update(repr((*asked, *more)).encode())
         return digest.hexdigest()
 
 
@@ -178,11 +180,18 @@ def _read(
 
 
 def turn_by_turn(record: Record) -> list[Record]:
-    """Return a record of every question of a conversation, with the true turns before it."""
+    """Return a record of every question of a conversation, with the true turns before it.
+
+    It has the images that were shown by then.
+    """
     if not record.further:
         return [record]
     turns = turns_of(record)
-    return [replace(record, further=())] + [
+
+    def shown(number: int) -> tuple[tuple[int, ImageRecord], ...]:
+        return tuple(one for one in record.further_images if one[0] < number)
+
+    return [replace(record, further=(), further_images=shown(1))] + [
         replace(
             record,
             id=f"{record.id}#{number}",
@@ -194,6 +203,7 @@ def turn_by_turn(record: Record) -> list[Record]:
             references=(),
             further=(),
             earlier=turns[: number - 1],
+            further_images=shown(number),
         )
         for number, (question, answer) in enumerate(record.further, 2)
     ]

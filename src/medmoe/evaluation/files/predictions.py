@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medmoe.data.schema import Record, images_of
+from medmoe.data.schema import Record
 from medmoe.errors import DataError
 from medmoe.evaluation.files.json_lines import id_of, named, number, read_rows, text_of
 
@@ -35,7 +35,8 @@ class Prediction:
     Attributes:
         confidence: From 0 to 1, None where the system gives none.
         option_scores: Summed label log-likelihood of each of the record's options, in their order.
-        routing: The router's ``domain`` and ``domain_probability`` for the image; scores need none.
+        routing: The router's ``domain`` and ``domain_probability`` for the image, and for each of
+            ``further``; scores need none.
         cut: Whether the longest answer ended it, not the system.
         failed: Why the system gave no answer, None where it gave one.
     """
@@ -52,9 +53,10 @@ class Prediction:
 def by_image(records: Sequence[Record]) -> list[Record]:
     """Return the records with all of an image together, in the order of the images' first ones.
 
-    They are asked and stand in files in this order; intervals draw images in it.
+    A record of several goes by its first. They are asked and stand in files in this order;
+    intervals draw images in it.
     """
-    place = {image.id: number for number, image in enumerate(images_of(records))}
+    place = {name: number for number, name in enumerate(dict.fromkeys(r.image.id for r in records))}
     return sorted(records, key=lambda record: place[record.image.id])
 
 
