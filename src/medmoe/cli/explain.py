@@ -8,6 +8,7 @@ from pathlib import Path
 from medmoe.cli import flags
 from medmoe.cli.console import tell, tell_answer
 from medmoe.cli.parser import FOOTER, Parser
+from medmoe.files import write_text
 
 
 def add_arguments(parser: Parser) -> None:
@@ -27,11 +28,12 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write ``evidence.html`` and ``evidence.json``, and print what stands first on the card."""
     from medmoe.data.images import open_picture
-    from medmoe.evaluation.pages.evidence_page import write_evidence
     from medmoe.inference.answer import warnings_of
+    from medmoe.inference.case import Exchange
     from medmoe.inference.engine import MedMoe
     from medmoe.inference.evidence import check_question, explain
     from medmoe.model.locate import find_seeing, name_of
+    from medmoe.serving.page.views import export_html
 
     check_question(args.question, args.options)
     picture = open_picture(args.image, window=args.window, frame=args.frame, plane=args.plane)
@@ -40,8 +42,12 @@ def run(args: argparse.Namespace) -> int:
     out = flags.make_out_dir(args.out)
     evidence = explain(engine, picture.image, args.question, args.options)
     warnings = warnings_of(picture.facts, evidence.routing)
-    # Not the path: it may name a person.
-    write_evidence(out / "evidence.html", evidence, picture, name_of(model), warnings=warnings)
+    shown = Exchange(
+        evidence.question, evidence.answer, True, evidence.confidence, evidence.routing,
+        picture.facts, tuple(warnings), evidence.to_dict(),
+    )  # fmt: skip
+    # Not the model's path: it may name a person.
+    write_text(out / "evidence.html", export_html(name_of(model), [shown], picture))
     image = picture.facts.to_json() | {"warnings": warnings}
     result = {"version": 1, "image": image} | evidence.to_dict()
     flags.write_json(out / "evidence.json", result)

@@ -23,6 +23,7 @@ from medmoe.serving.page.views import (
     evidence_html,
     export_html,
     picture_html,
+    square_of,
     true_size,
 )
 
@@ -84,6 +85,11 @@ def test_regions_lie_over_the_picture_as_it_is_drawn_and_end_at_its_border() -> 
     assert places[200, 0].colour == places[200, 50].colour != places[0, 50].colour
 
 
+def test_the_square_is_centred_on_the_picture() -> None:
+    assert square_of(200, 60) == (0, -70, 200)
+    assert square_of(60, 200) == (-70, 0, 200)
+
+
 def test_a_region_of_the_padding_alone_is_not_drawn() -> None:
     shares = {"cells": [[1.0] * 4] * 4, "deletion": {}, "method": "m"}
     cells = cells_of(evidence(attribution=shares), (200, 50), (200, 50))
@@ -95,6 +101,7 @@ def test_regions_can_be_switched_off_and_are_absent_without_evidence() -> None:
     drawn = picture_html(picture(50, 40), evidence())
     assert 'id="regions" checked' in drawn
     assert drawn.count("<circle") == 2
+    assert "a share of 1 in the answer’s log-probability" in drawn
     bare = picture_html(picture(50, 40))
     assert "regions" not in bare
     assert "<circle" not in bare
@@ -141,7 +148,13 @@ def test_the_card_holds_confidence_router_experts_alternatives_and_changes() -> 
         ({"answer": "no"}, True, "Asked alone"),
         ({}, False, "The answer is not complete"),
         (
-            {"attribution": {"cells": CELLS, "deletion": {"passed": False}, "method": "m"}},
+            {
+                "attribution": {
+                    "cells": CELLS,
+                    "deletion": {"passed": False, "most_important": 0.1, "random": 0.5},
+                    "method": "m",
+                }
+            },
             True,
             "Deletion test not passed: do not read the regions",
         ),

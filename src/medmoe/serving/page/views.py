@@ -20,9 +20,11 @@ from PIL import Image
 from medmoe.data.images import Picture
 from medmoe.data.intake.facts import ImageFacts
 from medmoe.inference.case import Exchange
-from medmoe.inference.evidence_picture import AGAINST, FOR, FRAMED, square_of
 from medmoe.numbers import probability
 
+FOR, AGAINST = "#b45f06", "#0b5394"
+#: Regions that are framed and numbered, so that the map is readable without colour.
+FRAMED = 3
 #: Longest side of a picture on the page, in pixels; the model sees the whole one.
 MAX_SIDE = 1024
 #: Pixels are drawn at least so long: a thumbnail of 28 pixels would be hard to hit and to see.
@@ -51,6 +53,7 @@ def picture_html(
         evidence: Whose regions are drawn over it.
     """
     width, height = true_size(picture)
+    shares = np.abs(evidence["attribution"]["cells"]) if evidence else np.zeros(1)
     cells = cells_of(evidence, picture.image.size, (width, height)) if evidence else []
     return _render(
         "picture",
@@ -58,6 +61,7 @@ def picture_html(
         width=width,
         height=height,
         cells=cells,
+        largest=shares.max(),
         toggle=toggle,
         answer=evidence["answer"] if evidence else "",
         label="The picture" + (", with the regions of the answer" if cells else ""),
@@ -104,6 +108,12 @@ def cells_of(evidence: dict[str, Any], size: tuple[int, int], drawn: tuple[int, 
             Cell(x, y, width, height, colour, round(0.6 * abs(value) / largest, 3), marked)
         )
     return cells
+
+
+def square_of(width: int, height: int) -> tuple[float, float, float]:
+    """Return left, top and side of the square that a picture is padded to, in its own pixels."""
+    side = max(width, height)
+    return (width - side) / 2, (height - side) / 2, side
 
 
 def _visible(start: float, step: float, length: int, scale: float) -> tuple[float, float]:
