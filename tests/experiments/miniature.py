@@ -19,9 +19,10 @@ Pixels = npt.NDArray[np.uint8]
 RAD_IMAGES, RAD_TEST_IMAGES = 20, 6
 #: The image-disjoint split of the miniature, by number of the image.
 RAD_PARTS = {"train": range(14), "val": range(14, 16), "test": range(16, 20)}
-MED_TRAIN, MED_VALIDATION = range(1, 9), range(21, 25)
-#: VQA-Med pictures that the overlap file names as copies of VQA-RAD pictures.
-MED_BANNED_TRAIN, MED_BANNED_VALIDATION = 8, 24
+#: VQA-Med pictures that are copies of VQA-RAD pictures.
+MED_BANNED_TRAIN, MED_BANNED_VALIDATION = 15006, 17664
+MED_TRAIN = (*range(1, 8), MED_BANNED_TRAIN)
+MED_VALIDATION = (*range(21, 24), MED_BANNED_VALIDATION)
 PNEUMONIA = {"train": 12, "val": 4, "test": 6}
 MEDNIST, TILES = 60, 12
 CLASSES = ("AbdomenCT", "BreastMRI", "CXR", "ChestCT", "Hand", "HeadCT")
@@ -125,13 +126,6 @@ def write_med(root: Path, copies: Mapping[str, str]) -> None:
             path = folder / split / "QAPairsByCategory" / f"{stem}_{split}.txt"
             path.write_text("\n".join(rows), encoding="utf-8")
     (folder / "train" / "All_QA_Pairs_train.txt").write_text("", encoding="utf-8")
-    banned = (("train", MED_BANNED_TRAIN), ("val", MED_BANNED_VALIDATION))
-    twins = {
-        rad_name(k): [{"split": split, "image": f"synpic{number}.jpg", "distance": 0}]
-        for k, (split, number) in enumerate(banned)
-    }
-    content = {"same_picture": twins, "perhaps_only_adjacent_slices": {}}
-    (folder / "overlap_with_vqa_rad.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def write_arrays(root: Path) -> None:

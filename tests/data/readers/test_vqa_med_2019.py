@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from medmoe.data.readers.vqa_med_2019 import OVERLAP
 from medmoe.data.readers.vqa_med_2019 import SET as vqa_med_2019
-from medmoe.data.readers.vqa_med_2019 import overlap
 from medmoe.data.schema import Record
 from medmoe.errors import DataError
 
@@ -19,15 +20,8 @@ STEMS = {
     "organ": "C3_Organ",
     "abnormality": "C4_Abnormality",
 }
-OVERLAP = {
-    "same_picture": {
-        "x.jpg": [{"split": "train", "image": "synpic3.jpg", "distance": 0}],
-        "y.jpg": [{"split": "val", "image": "synpic5.jpg", "distance": 0}],
-    },
-    "perhaps_only_adjacent_slices": {
-        "z.jpg": [{"split": "train", "image": "synpic4.jpg", "distance": 8}]
-    },
-}
+#: Two pictures that are also in VQA-RAD, and an adjacent slice of a third.
+COPY, COPY_OF_VALIDATION, ADJACENT = "15006", "17664", "26696"
 LABELS = [
     ("train", "synpic1.jpg", "MR", "answer"),
     ("train", "synpic2.jpg", "XR-mammo", "answer"),
@@ -35,13 +29,17 @@ LABELS = [
 ]
 
 
-def lines(names: str, answer: str) -> str:
+def lines(names: Sequence[str], answer: str) -> str:
     return "\n".join(f"synpic{name}|what is it?|{answer}" for name in names)
 
 
 def write(root: Path) -> Path:
     folder = root / "vqa-med-2019"
-    for split, names in (("train", "1234"), ("val", "56"), ("test", "7")):
+    for split, names in (
+        ("train", ("1", "2", COPY, ADJACENT)),
+        ("val", (COPY_OF_VALIDATION, "6")),
+        ("test", ("7",)),
+    ):
         (folder / split / "images").mkdir(parents=True)
         (folder / split / "QAPairsByCategory").mkdir()
         for name in names:
@@ -54,7 +52,6 @@ def write(root: Path) -> Path:
         ):
             category_file(root, category, split).write_text(text, encoding="utf-8")
     (folder / "train" / "All_QA_Pairs_train.txt").write_text("")
-    (folder / "overlap_with_vqa_rad.json").write_text(json.dumps(OVERLAP))
     keys = ("split", "image", "modality", "source")
     rows = [json.dumps(dict(zip(keys, row, strict=True))) for row in LABELS]
     (folder / "modality_labels.jsonl").write_text("\n".join(rows) + "\n")
@@ -183,29 +180,12 @@ def test_bad_label_row_is_named(tmp_path: Path) -> None:
         vqa_med_2019.read(tmp_path, "train")
 
 
-def test_bad_overlap_file_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path) / "vqa-med-2019" / "overlap_with_vqa_rad.json"
-    path.write_text('{"same_picture": {"x.jpg": [{"split": "dev"}]}}')
-    with pytest.raises(DataError, match="wrong layout near 'dev'"):
-        vqa_med_2019.read(tmp_path, "train")
-
-
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no vqa-med-2019/train/All_QA_Pairs_train\.txt under"):
         vqa_med_2019.read(tmp_path, "train")
     category_file(write(tmp_path), "organ").unlink()
     with pytest.raises(DataError, match=r"no QAPairsByCategory/C3_Organ_train\.txt in"):
         vqa_med_2019.read(tmp_path, "train")
-
-
-def test_without_the_overlap_file_the_built_in_list_is_used(tmp_path: Path) -> None:
-    root = write(tmp_path)
-    (root / "vqa-med-2019" / "overlap_with_vqa_rad.json").unlink()
-    category_file(root, "plane").write_text("synpic15006|q|a")
-    (root / "vqa-med-2019" / "train" / "images" / "synpic15006.jpg").write_bytes(b"x")
-    images = {r.image.id for r in vqa_med_2019.read(root, "train")}
-    assert "vqa_med_2019/train/synpic1.jpg" in images
-    assert "vqa_med_2019/train/synpic15006.jpg" not in images
 
 
 def test_real_counts_before_and_after_the_drops(
@@ -225,18 +205,11 @@ def test_real_train_and_validation_keep_no_picture_of_vqa_rad(shared: Path) -> N
     banned = {t["image"] for twins in content["same_picture"].values() for t in twins}
     assert len(banned) == 38
     adjacent = content["perhaps_only_adjacent_slices"].values()
-    near = {t["image"] for twins in adjacent for t in twins}
+    near = {t["image"] for twins in adjacent for t in twins if t["split"] == "train"}
+    assert {f"{name}.jpg" for name in OVERLAP["train"]} == banned | near
     for split, names in (("train", banned | near), ("validation", banned)):
         records = vqa_med_2019.read(shared / "data", split)
         assert not {Path(r.image.id).name for r in records} & names
-
-
-def test_built_in_overlap_covers_the_file(shared: Path, tmp_path: Path) -> None:
-    from_file = overlap(shared / "data" / "vqa-med-2019")
-    built_in = overlap(tmp_path)
-    for split in vqa_med_2019.SPLITS:
-        assert from_file[split] <= built_in[split]
-    assert built_in["train"] == from_file["train"] | from_file["validation"]
 
 
 def test_modality_rule_agrees_with_the_label_file(shared: Path, tmp_path: Path) -> None:
@@ -245,7 +218,6 @@ def test_modality_rule_agrees_with_the_label_file(shared: Path, tmp_path: Path) 
     copy = tmp_path / "vqa-med-2019"
     copy.mkdir()
     (copy / "train").symlink_to(real / "train")
-    (copy / "overlap_with_vqa_rad.json").symlink_to(real / "overlap_with_vqa_rad.json")
     labelled = vqa_med_2019.read(shared / "data", "train")
     ruled = vqa_med_2019.read(tmp_path, "train")
     different = {

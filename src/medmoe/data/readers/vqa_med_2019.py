@@ -2,7 +2,7 @@
 
 Folders ``train``, ``val`` and ``test`` with the official files inside; the image folders may keep
 their official names. Some pictures are also in VQA-RAD: their rows are always dropped from train
-and validation, adjacent slices from train too (`overlap`). That list covers train and validation
+and validation, adjacent slices from train too (`OVERLAP`). That list covers train and validation
 only; for ``test`` use `medmoe.data.leakage`. Train ends with caption records (paper, phase 1).
 """
 
@@ -32,7 +32,6 @@ _CATEGORIES = {
     "abnormality": "C4_Abnormality",
 }
 _TEST_FILE = "VQAMed2019_Test_Questions_w_Ref_Answers.txt"
-_OVERLAP_FILE = "overlap_with_vqa_rad.json"
 _LABEL_FILE = "modality_labels.jsonl"
 #: Modalities as the label file writes them, where `medmoe.domains` does not know the name.
 _LABEL_NAMES = {
@@ -51,14 +50,23 @@ _FIRST_WORDS = {
     "an": "angiography",
     "us": "ultrasound",
 }
-#: Pictures that are also in VQA-RAD (synpicN), for copies without the overlap file. Found by
-#: perceptual hash over both sets; the second list is adjacent slices or the like.
+#: Pictures that are also in VQA-RAD (synpicN), found by perceptual hash over both sets; those of
+#: train that are adjacent slices or the like.
 _SAME_PICTURE = (
     "15006 17664 17848 19114 21028 21776 21902 22037 23631 24350 24538 27047 27402 27646 "
     "28210 28718 31928 32727 33102 33429 33481 37275 37605 38630 39757 40096 40520 41325 "
     "42202 42307 44995 45544 49862 50962 53207 55317 55583 59356"
 )
 _ADJACENT_SLICES = "26696 27986 29220 33843 45041 50956"
+#: Split -> pictures that must not be used beside VQA-RAD.
+OVERLAP = {
+    split: frozenset(f"synpic{number}" for number in numbers.split())
+    for split, numbers in (
+        ("train", f"{_SAME_PICTURE} {_ADJACENT_SLICES}"),
+        ("validation", _SAME_PICTURE),
+        ("test", ""),
+    )
+}
 
 
 class VqaMed2019(KnownSet):
@@ -101,7 +109,7 @@ class VqaMed2019(KnownSet):
             )
 
         records = list(bad.made(rows, record))
-        banned = overlap(root)[split]
+        banned = OVERLAP[split]
         kept = [record for record in records if _stem(record) not in banned]
         _log.info(
             "%s %s: dropped %d rows on %d images that are also in VQA-RAD, kept %d",
@@ -129,33 +137,6 @@ class VqaMed2019(KnownSet):
 def _stem(record: Record) -> str:
     """Return the name of a record's picture without its suffix."""
     return Path(record.image.id).stem
-
-
-def overlap(folder: Path) -> dict[str, frozenset[str]]:
-    """Return, for each split, the image names that must not be used beside VQA-RAD.
-
-    From ``overlap_with_vqa_rad.json`` where it is there, else from the same list here.
-    """
-    path = folder / _OVERLAP_FILE
-    if not path.is_file():
-        same = frozenset(f"synpic{number}" for number in _SAME_PICTURE.split())
-        adjacent = frozenset(f"synpic{number}" for number in _ADJACENT_SLICES.split())
-        return {"train": same | adjacent, "validation": same, "test": frozenset()}
-    content = common.read_json(path)
-    names_of: dict[str, set[str]] = {split: set() for split in _FOLDERS}
-    split_of = {folder: split for split, folder in _FOLDERS.items()}
-    try:
-        for twins in content["same_picture"].values():
-            for twin in twins:
-                names_of[split_of[twin["split"]]].add(Path(twin["image"]).stem)
-        for twins in content["perhaps_only_adjacent_slices"].values():
-            names_of["train"] |= {Path(t["image"]).stem for t in twins if t["split"] == "train"}
-    except (AttributeError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: wrong layout near {error}; it maps same_picture and "
-            "perhaps_only_adjacent_slices to lists of {split, image}"
-        ) from error
-    return {split: frozenset(names) for split, names in names_of.items()}
 
 
 def _lines(path: Path, names: Sequence[str], bad: BadRows) -> Iterator[tuple[str, dict[str, str]]]:
