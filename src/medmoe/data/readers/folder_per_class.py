@@ -17,9 +17,8 @@ from pathlib import Path
 
 from medmoe.data.bad_rows import BadRows
 from medmoe.data.readers import common
-from medmoe.data.readers.checker import CLASS_QUESTION
-from medmoe.data.readers.own_set import Content, OwnSet, refuse_one_class
-from medmoe.data.schema import ImageRecord, Record
+from medmoe.data.readers.checker import Checker
+from medmoe.data.readers.own_set import Content, OwnSet, with_classes
 from medmoe.errors import DataError
 
 SUFFIXES = (
@@ -55,18 +54,23 @@ class FolderPerClass(OwnSet):
             )
         files = {folder: list(_files(folder)) for _, folder in classes}
         labels = self._labels([folder for _, folder in classes if files[folder]])
-        options = refuse_one_class(set(labels.values()), self.path)
+        checker = Checker(self.NAME, self.LICENCE, self.allow_outside)
         records = []
-        patients = {}
         for split, folder in classes:
             for file in files[folder]:
                 with bad.row():
-                    record = self._record(file, labels[folder.name], options, split)
-                    records.append(record)
+                    if file.suffix.lower() not in SUFFIXES:
+                        raise DataError(
+                            f"{file}: not an image that can be read ({', '.join(SUFFIXES)}); "
+                            "convert it to PNG or remove it"
+                        )
+                    name = file.relative_to(self.path).as_posix()
+                    row = {"id": name, "image": name, "split": split, "label": labels[folder.name]}
                     inner = file.relative_to(folder).parts[:-1]
                     if inner and _PATIENT.fullmatch(inner[0]):
-                        patients[record.image.id] = inner[0].lower()
-        return Content(records, patients)
+                        row["patient"] = inner[0].lower()
+                    records.append(checker.record(row, str(file), self.path, ""))
+        return Content(with_classes(list(filter(None, records)), self.path), checker.patients)
 
     def _labels(self, folders: list[Path]) -> dict[str, str]:
         """Return name of a class folder -> class; two names must not differ in spelling only."""
@@ -103,30 +107,6 @@ class FolderPerClass(OwnSet):
         for _, folder in classes:
             if not any(_files(folder)):
                 bad.say(f"{folder}: holds no picture, is no class")
-
-    def _record(self, file: Path, answer: str, options: tuple[str, ...], split: str) -> Record:
-        if file.suffix.lower() not in SUFFIXES:
-            raise DataError(
-                f"{file}: not an image that can be read ({', '.join(SUFFIXES)}); convert it to "
-                "PNG or remove it"
-            )
-        inside = file.relative_to(self.path).as_posix()
-        file = common.image_file(self.path, inside, str(file), self.allow_outside)
-        name = f"{self.NAME}/{inside}"
-        return Record(
-            id=name,
-            image=ImageRecord(name, file, labels={"class": answer}),
-            question=CLASS_QUESTION,
-            answer=answer,
-            answer_type="closed",
-            question_type="classification",
-            task="classification",
-            dataset=self.NAME,
-            split=split,
-            licence=self.LICENCE,
-            options=options,
-            place=str(file),
-        )
 
 
 def looks_like_one(path: Path) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from medmoe.data import exchange
 from medmoe.data.bad_rows import BadRows
 from medmoe.data.readers import chat, common, tables
 from medmoe.data.readers.checker import Checker
-from medmoe.data.readers.own_set import Content, OwnSet, refuse_one_class
+from medmoe.data.readers.own_set import Content, OwnSet, with_classes
 from medmoe.data.schema import Record
 from medmoe.errors import DataError, quoted
 
@@ -81,19 +81,9 @@ class Own(OwnSet):
             bad.say(repeat)
         if (more := len(checker.repeats) - _SPELT_OUT) > 0:
             bad.say(f"{self.path}: {more} more rows repeat another and are left out")
-        return Content(common.unique(self._with_classes(records), self.path, bad), checker.patients)
-
-    def _with_classes(self, records: list[Record]) -> list[Record]:
-        """Return the records; those of a label have all labels of the set as options."""
-        of_label = [r.task == "classification" and not r.options for r in records]
-        labels = {r.answer for r, labelled in zip(records, of_label, strict=True) if labelled}
-        if not labels - {""}:
-            return records
-        options = refuse_one_class(labels, self.path)
-        return [
-            replace(record, options=options) if labelled else record
-            for record, labelled in zip(records, of_label, strict=True)
-        ]
+        return Content(
+            common.unique(with_classes(records, self.path), self.path, bad), checker.patients
+        )
 
 
 def find(path: Path, allow_outside: bool = False) -> Own | None:

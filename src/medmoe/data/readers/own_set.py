@@ -7,7 +7,7 @@ one is for training.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -102,9 +102,8 @@ class OwnSet(ABC):
             why = bad.first_reasons() or "it is empty; add rows"
             raise DataError(f"{self.path}: no usable row in it: {why}")
         taught = {record.answer for record in parts.get("train", ())}
-        classes = {
-            o for records in parts.values() for r in records if _is_class(r) for o in r.options
-        }
+        everyone = [record for records in parts.values() for record in records]
+        classes = {o for r in everyone if r.task == "classification" for o in r.options}
         if taught and classes - taught:
             names = ", ".join(sorted(classes - taught)[:5])
             bad.say(f"{self.path}: no training picture of class {names}; nothing teaches it")
@@ -128,20 +127,25 @@ def _lacks(parts: Iterable[str], lacking: Iterable[str]) -> str:
     )
 
 
-def _is_class(record: Record) -> bool:
-    return record.task == "classification"
+def with_classes(records: Sequence[Record], path: Path) -> list[Record]:
+    """Return the records; those of a class have all classes of the set as options.
 
-
-def refuse_one_class(labels: Iterable[str], path: Path) -> tuple[str, ...]:
-    """Return the classes of a set in their order: numbers by value, texts by the alphabet.
+    They stand in order: numbers by value, texts by the alphabet.
 
     Raises:
         DataError: There is one class only: nothing can be told apart.
     """
-    ordered = sorted(labels, key=lambda label: (len(label) if label.isdigit() else 0, label))
-    if len(ordered) == 1:
+    of_class = [r.task == "classification" and not r.options for r in records]
+    classes = {r.answer for r, is_class in zip(records, of_class, strict=True) if is_class}
+    if not classes - {""}:
+        return list(records)
+    options = tuple(sorted(classes, key=lambda c: (len(c) if c.isdigit() else 0, c)))
+    if len(options) == 1:
         raise DataError(
-            f"{path}: one class only ({quoted(ordered[0])}); add pictures of another, or give a "
+            f"{path}: one class only ({quoted(options[0])}); add pictures of another, or give a "
             "table with questions"
         )
-    return tuple(ordered)
+    return [
+        replace(record, options=options) if is_class else record
+        for record, is_class in zip(records, of_class, strict=True)
+    ]
