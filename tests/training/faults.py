@@ -12,6 +12,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import tempfile
 import time
 from collections import Counter
@@ -172,6 +173,26 @@ def forked(work: Callable[[], str], words: Path) -> int:
             words.write_text(text, encoding="utf-8")
         finally:
             os._exit(code)  # whatever happens, a fork never goes on with its parent's work
+
+
+def forked_pair(work: Callable[[], str], words: Path) -> tuple[int, int]:
+    """Run ``work`` in two forks that work together over gloo, as ``torchrun`` starts them.
+
+    Returns:
+        Their process ids; the words of the first are written to ``words``.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def one(rank: int) -> str:
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+        at = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ |= {name: str(value) for name, value in (ranks | at).items()}
+        return work()
+
+    second = forked(lambda: one(1), words.with_suffix(".second"))
+    return forked(lambda: one(0), words), second
 
 
 def ended(pid: int, words: Path) -> Outcome:
