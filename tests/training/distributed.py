@@ -9,15 +9,20 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
+from medmoe.data.collate import Packed, PackingCollator
+from medmoe.processes import processes
 from medmoe.training.context import RunSettings
 from medmoe.training.packed import train_packed
 
@@ -38,10 +43,16 @@ class _Sharded(TrainerCallback):
 
 
 def run(changes: dict[str, Any], stop_at: int | None = None) -> dict[str, Any]:
-    """Train phase 3 and return its curve, and what can be told of its weights."""
+    """Train phase 3 and return its curve, and what can be told of its weights and samples.
+
+    Args:
+        changes: Of the settings, and under ``spec`` of the phase's values.
+    """
     from tests.training import toy
 
-    sharded = _Sharded()
+    spec = toy.SPEC.model_copy(update=changes.get("spec", {}))
+    changes = {name: value for name, value in changes.items() if name != "spec"}
+    sharded, seen, collate = _Sharded(), list[list[Any]](), PackingCollator.__call__
     if "checkpoints" in changes:
         changes = changes | {"checkpoints": Path(changes["checkpoints"])}
 
@@ -49,9 +60,18 @@ def run(changes: dict[str, Any], stop_at: int | None = None) -> dict[str, Any]:
         if step == stop_at:
             raise KeyboardInterrupt
 
+    def look(collator: PackingCollator, samples: Sequence[Packed]) -> dict[str, Any]:
+        batch = collate(collator, samples)
+        questions = [[s.image, *(list(q.ids) for q in s.segments)] for s in samples]
+        seen.append([len(batch["input_ids"]), questions])
+        return batch
+
     model = toy.moe()
     settings = RunSettings(**changes, callbacks=(sharded,))
-    result = train_packed(replace(toy.context(model, STEPS), settings=settings, progress=stop))
+    context = replace(toy.context(model, STEPS), spec=spec, settings=settings, progress=stop)
+    with patch.object(PackingCollator, "__call__", look):
+        result = train_packed(context)
+    parts = list(zip(*_of_all(seen), strict=True))
     weights = [p.detach() for p in model.parameters()]
     assert not any(isinstance(p, DTensor) for p in weights), "the caller's model is whole"
     return {
@@ -60,7 +80,18 @@ def run(changes: dict[str, Any], stop_at: int | None = None) -> dict[str, Any]:
         "resumed_from": result.resumed_from,
         "sharded": sharded.trained,
         "router_sharded": sharded.router,
+        "rows": [sum(rows for rows, _ in step) for step in parts],
+        "samples": [sorted(chain(*(samples for _, samples in step))) for step in parts],
     }
+
+
+def _of_all(seen: list[list[Any]]) -> list[list[list[Any]]]:
+    """Return what each process has seen, step by step."""
+    if processes() == 1:
+        return [seen]
+    from accelerate.utils import gather_object
+
+    return gather_object([seen])
 
 
 if __name__ == "__main__":

@@ -66,6 +66,20 @@ def test_fsdp2_in_two_processes_has_the_losses_of_one_and_resumes(tmp_path: Path
     assert again["weights"] == pytest.approx(found["weights"], rel=1e-12)
 
 
+@pytest.mark.slow
+def test_a_step_of_questions_holds_the_same_in_two_processes(tmp_path: Path) -> None:
+    changes = {"spec": {"batch_of": "questions"}}
+    one, found = distributed.run(changes), together(tmp_path, changes, stop_at=1)
+    assert found["samples"] == one["samples"]
+    assert [len(samples) for samples in found["samples"]] == [4] * distributed.STEPS
+    # each process packs its own share
+    assert all(a <= b <= 4 for a, b in zip(one["rows"], found["rows"], strict=True))
+    assert sum(found["rows"]) < 4 * distributed.STEPS
+    # float32 sums in another order
+    assert found["curve"] == pytest.approx(one["curve"], abs=1e-5)
+    assert found["weights"] == pytest.approx(one["weights"], rel=1e-7)
+
+
 def test_a_batch_in_two_parts_has_the_losses_of_the_whole() -> None:
     """Parts hold unequal numbers of answer tokens: the mean is over all of them, not of means."""
     parts = distributed.run({"gradient_accumulation": 2})
