@@ -328,3 +328,35 @@ def test_what_the_model_cannot_read_is_refused_not_answered(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert message in refused(capsys, model, picture, question)
+
+
+def test_several_pictures_are_asked_about_in_order_each_with_its_routing(
+    model: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, out = tmp_path / "other.png", tmp_path / "answer.json"
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(other)
+    words = ["--max-new-tokens", "9", "--json", str(out)]
+    assert main(["ask", str(model), str(picture), QUESTION, "--further", str(other), *words]) == 0
+    said = capsys.readouterr().out
+    engine = MedMoe.load(model, max_new_tokens=9)
+    answer = engine.answer([picture, other], QUESTION)
+    assert answer.routing is not None
+    told = json.loads(out.read_text())
+    assert told["text"] == answer.text
+    assert len(told["further"]) == len(told["further_images"]) == 1
+    for number, routing in enumerate((answer.routing, *answer.further), 1):
+        assert routing is not None
+        assert f"router, image {number}: {routing.domain} (" in said
+    assert "warning: 2 images: a model that was trained on conversations about one" in said
+    turned = engine.answer([other, picture], QUESTION)
+    assert (turned.text, turned.confidence) != (answer.text, answer.confidence)
+    alone = engine.answer([picture], QUESTION)
+    assert alone == engine.answer(picture, QUESTION)
+
+
+def test_a_view_of_several_pictures_is_refused(
+    model: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (capsys, model, picture, QUESTION, "--further", picture, "--frame", "2")
+    assert "need one picture; leave --further out" in refused(*words)

@@ -22,6 +22,7 @@ from tests.model.tiny import DOMAINS, dense_model, processor
 from medmoe.cli.chat_session import printable
 from medmoe.cli.main import main
 from medmoe.data.intake.facts import WARNINGS
+from medmoe.inference.chat import ChatChunk, ChatRequest, stream_chat
 from medmoe.inference.engine import MedMoe
 from medmoe.model.checkpoint import save_model
 from medmoe.numbers import probability
@@ -369,3 +370,46 @@ def test_control_c_stops_an_answer_and_the_session_stays(model: Path, picture: P
     terminal.type("/quit\n")
     terminal.until(NOTE)
     assert terminal.close() == 0
+
+
+def test_a_picture_that_is_added_stands_before_the_next_question(
+    model: Path,
+    picture: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    paths = []
+    for seed in (1, 2):
+        pixels = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        paths.append(tmp_path / f"{seed}.png")
+        Image.fromarray(pixels).save(paths[-1])
+    asked: list[ChatRequest] = []
+
+    def listening(engine: MedMoe, request: ChatRequest) -> Iterator[ChatChunk]:
+        asked.append(request)
+        return stream_chat(engine, request)
+
+    monkeypatch.setattr("medmoe.cli.chat_session.stream_chat", listening)
+    case = tmp_path / "case.json"
+    lines = [QUESTION, f"/add {paths[1]}", "And this?", "/evidence", "/new", "Again?"]
+    code, out, err = talk(
+        monkeypatch, capsys, lines, model, picture, "--further", paths[0], "--json", case
+    )
+    assert code == 2
+    assert "there is evidence on one picture only" in err
+    places = [[place for place, _ in request.further] for request in asked]
+    answered = len(asked[1].turns) == 3  # an answer without a word is left out
+    assert places == [[0], [0, 2 if answered else 0], [0, 0]]
+    shown = [Image.open(path).convert("RGB").tobytes() for path in paths]
+    assert [image.tobytes() for _, image in asked[1].further] == shown
+    assert out.count("router, image 3: ") == 2
+    (again,) = json.loads(case.read_text())["exchanges"]
+    assert [set(each) for each in again["further"]] == [{"picture", "routing"}] * 2
+
+
+def test_a_picture_is_added_to_one_that_is_open(
+    model: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = talk(monkeypatch, capsys, [f"/add {picture}"], model)
+    assert (code, "no picture is open; open one by /image PATH" in err) == (2, True)

@@ -1,4 +1,4 @@
-"""`medmoe ask MODEL IMAGE QUESTION`: answer a question about an image with a trained model."""
+"""`medmoe ask MODEL IMAGE QUESTION`: answer a question about images with a trained model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from medmoe.errors import ConfigError
 
 def add_arguments(parser: Parser) -> None:
     """Add the arguments of `ask`."""
-    parser.add_shared("model", "image", "question", *flags.VIEW, "--dtype")
+    parser.add_shared("model", "image", "question", "--further", *flags.VIEW, "--dtype")
     parser.add_shared("--max-new-tokens", help="longest answer, in tokens (default: 512)")
     parser.add_shared("--json")
 
@@ -21,28 +21,34 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the answer, its confidence, the router's domain and what is known of the image."""
     from medmoe.data.images import open_picture
-    from medmoe.inference.answer import told_confidence, warnings_of
+    from medmoe.inference.answer import all_warnings, told_confidence
     from medmoe.inference.engine import LONG_ANSWER, MedMoe
     from medmoe.model.locate import find_seeing
 
     if not args.question.strip():
         raise ConfigError("the question is empty; give one in quotes")
-    picture = open_picture(args.image, window=args.window, frame=args.frame, plane=args.plane)
+    view = flags.view_of(args)
+    pictures = [open_picture(path, **view) for path in (args.image, *args.further)]
     longest = args.max_new_tokens or LONG_ANSWER
     engine = MedMoe.load(find_seeing(args.model), dtype=args.dtype, max_new_tokens=longest)
-    answer = engine.answer(picture.image, args.question, evidence=True)
-    warnings = warnings_of(picture.facts, answer.routing)
+    shown = [picture.image for picture in pictures]
+    answer = engine.answer(shown, args.question, evidence=True)
+    facts = [picture.facts for picture in pictures]
+    warnings = all_warnings(facts, [answer.routing, *answer.further])
     tell(answer.text)
     if answer.cut:
         tell(f"cut at the longest answer, {longest} tokens at most (--max-new-tokens)")
-    confidence = told_confidence(answer.confidence, picture.facts)
-    tell_answer(confidence, answer.routing)
-    if picture.facts.format in ("dicom", "nifti"):
-        tell(f"image: {picture.facts.description()}")
+    confidence = told_confidence(answer.confidence, *facts)
+    tell_answer(confidence, answer.routing, further=answer.further)
+    for one in facts:
+        if one.format in ("dicom", "nifti"):
+            tell(f"image: {one.description()}")
     for line in warnings:
         tell(f"warning: {line}")
     tell(FOOTER)
-    image = picture.facts.to_json() | {"warnings": warnings}
+    image = facts[0].to_json() | {"warnings": warnings}
     result = {"question": args.question, "confidence": confidence, "image": image, "note": FOOTER}
+    if others := facts[1:]:
+        result["further_images"] = [one.to_json() for one in others]
     flags.write_json(args.json, asdict(answer) | result)
     return 0

@@ -25,7 +25,7 @@ def add_arguments(parser: Parser) -> None:
         Path,
         nargs="?",
     )
-    parser.add_shared(*flags.VIEW)
+    parser.add_shared("--further", *flags.VIEW)
     parser.add_count("--max-new-tokens", 64, "longest answer, in tokens")
     parser.add_shared("--json")
 
@@ -45,13 +45,15 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.inference.engine import MedMoe
     from medmoe.model.locate import find_seeing, name_of
 
-    view = args.window, args.frame, args.plane
-    if args.image is None and view != (None, None, None):
-        raise ConfigError("--window, --frame and --plane need a picture; give IMAGE too")
+    view = flags.view_of(args)
+    if args.image is None and (args.further or any(v is not None for v in view.values())):
+        raise ConfigError("--window, --frame, --plane and --further need a picture; give IMAGE too")
     model = find_seeing(args.model)
     session = Session(name_of(model), args.max_new_tokens)
     if args.image is not None:
-        session.open(args.image, *view)
+        session.open(args.image, **view)
+    for path in args.further:
+        session.add(path)
     session.engine = MedMoe.load(model)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     failed = _talk(session, interactive)

@@ -10,7 +10,7 @@ from typing import Any
 
 from medmoe.cli import flags
 from medmoe.cli.console import tell, tell_answer, tell_pieces
-from medmoe.data.images import Picture
+from medmoe.data.images import Picture, open_picture
 from medmoe.data.intake.display import WINDOW_PRESETS, Plane, WindowChoice
 from medmoe.errors import ConfigError
 from medmoe.files import write_text
@@ -22,11 +22,12 @@ from medmoe.inference.evidence import Evidence, explain
 HELP = """\
 A line is a question; one that begins with / is a command:
   /image PATH    open a picture and begin anew (/image alone: say what is open; /image none: none)
+  /add PATH      show one more picture, which stands before the next question
   /window C,W    show it in this window: center,width or a CT preset; "file" for the file's own
   /frame K       show this frame of a DICOM file, or slice of a NIfTI volume
   /evidence      show what is behind the last answer: alternatives, experts, what would change it
   /save FILE     write the case to FILE, .json or .html; /save! FILE replaces a file
-  /new           forget the conversation, keep the picture
+  /new           forget the conversation, keep the pictures
   /help          show this
   /quit          end (Ctrl-D too)"""
 
@@ -48,6 +49,7 @@ class Session:
         self._asked_about: Picture | None = None  # by the last question
         self._commands: dict[str, Callable[[str], None]] = {
             "/image": self._image,
+            "/add": lambda file: self.add(_path(file)),
             "/window": self._set_window,
             "/frame": self._set_frame,
             "/evidence": self._evidence,
@@ -91,6 +93,20 @@ class Session:
         self._look(case, path, window, frame)
         self._case, self._path = case, path
 
+    def add(self, path: Path) -> None:
+        """Add a picture, which stands before the next question.
+
+        Raises:
+            ConfigError: No picture is open.
+            ImageError: It cannot be used.
+        """
+        self._opened()
+        picture = open_picture(path)
+        self._case.added.append((len(self._case.exchanges), picture))
+        tell(f"picture {1 + len(self._case.added)}: {picture.facts.description()}")
+        for warning in picture.facts.sentences():
+            tell(f"warning: {warning}")
+
     def to_json(self) -> dict[str, Any]:
         """Return the conversation as an object for JSON."""
         return case_to_json(self._model, self._case.exchanges)
@@ -113,13 +129,14 @@ class Session:
             self._case.exchanges.remove(exchange)
             raise
         told = exchange.picture.sentences() if exchange.picture else []  # as it was opened
-        tell_answer(exchange.confidence, exchange.routing, exchange.warnings[len(told) :])
+        new = exchange.warnings if exchange.further_pictures else exchange.warnings[len(told) :]
+        tell_answer(exchange.confidence, exchange.routing, new, exchange.further)
 
     def _image(self, text: str) -> None:
         if text == "none":
             self._case, self._path = Case(), None
         elif text:
-            self.open(Path(os.path.expanduser(text.strip("'\""))))
+            self.open(_path(text))
         if not text or text == "none":
             shown = self._case.picture.facts.description() if self._case.picture else "none"
             tell(f"picture: {shown}")
@@ -151,13 +168,15 @@ class Session:
         if self._asked_about is None:
             raise ConfigError("there is evidence on pictures only; open one by /image PATH")
         last = self._case.exchanges[-1]
+        if last.further_pictures:
+            raise ConfigError("there is evidence on one picture only; open it alone by /image PATH")
         evidence = explain(self.engine, self._asked_about.image, last.question)
         last.evidence = evidence.to_dict()
         for line in evidence_lines(evidence, last.answer):
             tell(line)
 
     def _save(self, text: str, *, replace: bool = False) -> None:
-        path = Path(os.path.expanduser(text.strip("'\"")))
+        path = _path(text)
         if not text or path.suffix not in (".json", ".html"):
             raise ConfigError(f"{text!r} must end in .json or .html, e.g. /save case.html")
         if not self._case.exchanges:
@@ -174,10 +193,16 @@ class Session:
 
     def _new(self, _: str) -> None:
         self._case.exchanges = []
+        self._case.added = [(0, picture) for _, picture in self._case.added]
         tell("the conversation is forgotten")
 
     def _quit(self, _: str) -> None:
         self.ended = True
+
+
+def _path(text: str) -> Path:
+    """Return a path as it is typed: quoted or not, from one's home or not."""
+    return Path(os.path.expanduser(text.strip("'\"")))
 
 
 def evidence_lines(evidence: Evidence, answer: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
@@ -46,13 +46,18 @@ def tell(text: str, file: TextIO | None = None) -> None:
 
 
 def tell_answer(
-    confidence: float | None, routing: Routing | None, warnings: Iterable[str] = ()
+    confidence: float | None,
+    routing: Routing | None,
+    warnings: Iterable[str] = (),
+    further: Sequence[Routing | None] = (),
 ) -> None:
-    """Print what stands below an answer: its confidence, the router's domain, and warnings."""
+    """Print what stands below an answer: its confidence, the router's domains, and warnings."""
     if confidence is not None:
         tell(f"confidence {probability(confidence)} (not calibrated)")
-    if routing is not None:
-        tell(f"router: {routing.domain} ({probability(routing.domain_probability)})")
+    for number, told in enumerate((routing, *further), 1):
+        if told is not None:
+            of = f"router, image {number}" if further else "router"
+            tell(f"{of}: {told.domain} ({probability(told.domain_probability)})")
     for warning in warnings:
         tell(f"warning: {warning}")
 

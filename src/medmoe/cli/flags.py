@@ -86,6 +86,13 @@ SHARED: dict[str, dict[str, Any]] = {
         Path,
     ),
     "image": value("IMAGE", "PNG, JPEG, TIFF, WebP, BMP, DICOM or NIfTI file", Path),
+    "--further": value(
+        "IMAGE",
+        "another picture, which stands behind IMAGE and before the question; may be repeated",
+        Path,
+        action="append",
+        default=[],
+    ),
     "question": value("QUESTION", "the question, in quotes"),
     "--window": value(
         "C,W",
@@ -178,6 +185,18 @@ OF_MODEL: dict[str, Any] = {
     "help": "seed of all that is drawn at random (default: 7; with the phantom the model's own, "
     "whose pictures it has not seen)",
 }
+
+
+def view_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the values of `VIEW`, which say how the one picture is shown.
+
+    Raises:
+        ConfigError: There are several pictures.
+    """
+    view = {"window": args.window, "frame": args.frame, "plane": args.plane}
+    if args.further and any(value is not None for value in view.values()):
+        raise ConfigError("--window, --frame and --plane need one picture; leave --further out")
+    return view
 
 
 def own_settings(args: argparse.Namespace) -> list[str]:

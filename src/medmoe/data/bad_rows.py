@@ -36,7 +36,7 @@ class BadRows:
         reasons: One line each, which begins with file and row.
         known_faults: What of an official set cannot be used, and in how many rows: counted, never
             an error (LLaVA-Med's pictures are fetched one by one and some are gone; a SLAKE row has
-            no answer; some questions of MMMU are about several pictures).
+            no answer).
         notes: How a user's own files were read (encoding, separator, parts, what is not read), one
             sentence each.
         quiet: Keep the notes out of the log, for a collection that another one takes.

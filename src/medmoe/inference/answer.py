@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -71,9 +72,32 @@ class Answer:
     further: tuple[Routing | None, ...] = ()
 
 
-def told_confidence(confidence: float, facts: ImageFacts | None) -> float | None:
-    """Return the confidence to show: none about a picture in which nothing is to be seen."""
-    return None if facts is not None and "flat_picture" in facts.warnings else confidence
+def told_confidence(confidence: float, *facts: ImageFacts | None) -> float | None:
+    """Return the confidence to show: none where in a picture nothing is to be seen."""
+    flat = any(one is not None and "flat_picture" in one.warnings for one in facts)
+    return None if flat else confidence
+
+
+def all_warnings(
+    facts: Sequence[ImageFacts | None], routings: Sequence[Routing | None]
+) -> list[str]:
+    """Return the warnings about the pictures of a conversation; of several, each with its number.
+
+    Args:
+        facts: Of the pictures; one None where there is no picture.
+        routings: Of its answer, none where there is no answer.
+    """
+    if len(facts) == 1:
+        return warnings_of(facts[0], *routings)
+    return [
+        f"{len(facts)} images: a model that was trained on conversations about one image each may "
+        "answer worse",
+        *(
+            f"image {number}: {warning}"
+            for number, (one, routing) in enumerate(zip_longest(facts, routings), 1)
+            for warning in warnings_of(one, routing)
+        ),
+    ]
 
 
 def warnings_of(facts: ImageFacts | None, routing: Routing | None = None) -> list[str]:

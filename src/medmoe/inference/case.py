@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from medmoe.data.images import Picture, open_picture
 from medmoe.data.intake.display import Plane, WindowChoice
 from medmoe.data.intake.facts import ImageFacts
-from medmoe.inference.answer import Routing, told_confidence, warnings_of
+from medmoe.inference.answer import Routing, all_warnings, told_confidence
 from medmoe.inference.chat import ChatChunk, ChatRequest, Turn
 from medmoe.inference.evidence import NOTE
 from medmoe.numbers import probability
@@ -35,6 +36,7 @@ class Exchange:
             the picture is flat.
         routing: The router's decision, None for a dense model, without a picture, or where stopped.
         picture: Facts of the picture as it was shown, None without one.
+        further, further_pictures: Routings and facts of further pictures.
         evidence: As `Evidence.to_dict` gives it, None where it was not asked for.
     """
 
@@ -46,22 +48,32 @@ class Exchange:
     picture: ImageFacts | None = None
     warnings: tuple[str, ...] = ()
     evidence: dict[str, Any] | None = None
+    further: tuple[Routing | None, ...] = ()
+    further_pictures: tuple[ImageFacts, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the exchange as an object for JSON."""
-        return asdict(self) | {
+        content = asdict(self) | {
             "picture": self.picture.to_json() if self.picture else None,
             "warnings": list(self.warnings),
         }
+        del content["further"], content["further_pictures"]
+        if self.further_pictures:
+            content["further"] = [
+                {"picture": facts.to_json(), "routing": asdict(routing) if routing else None}
+                for facts, routing in zip_longest(self.further_pictures, self.further)
+            ]
+        return content
 
     def take(self, chunk: ChatChunk) -> str:
         """Take in a piece of the answer and what comes with its last one; return its text."""
         self.answer += chunk.text
         self.complete = chunk.finish == "stop"
         if chunk.answer is not None:
-            self.confidence = told_confidence(chunk.answer.confidence, self.picture)
-            self.routing = chunk.answer.routing
-            self.warnings = tuple(warnings_of(self.picture, self.routing))
+            facts = (self.picture, *self.further_pictures)
+            self.confidence = told_confidence(chunk.answer.confidence, *facts)
+            self.routing, self.further = chunk.answer.routing, chunk.answer.further
+            self.warnings = tuple(all_warnings(facts, (self.routing, *self.further)))
         if chunk.finish is not None:
             self.answer = self.answer.strip()
         return chunk.text
@@ -69,12 +81,13 @@ class Exchange:
 
 @dataclass(slots=True)
 class Case:
-    """One picture, or none, and the conversation about it.
+    """One picture, or none, and the conversation about it, to which further ones may be added.
 
     Attributes:
         window: In which it is shown; None as the file says.
         frame: Which is shown; None for the default of the format.
         plane: Of a volume; None for that of its acquisition.
+        added: Further pictures, each with the number of exchanges before it.
     """
 
     picture: Picture | None = None
@@ -82,6 +95,7 @@ class Case:
     frame: int | None = None
     plane: Plane | None = None
     exchanges: list[Exchange] = field(default_factory=list)
+    added: list[tuple[int, Picture]] = field(default_factory=list)
 
     def look(
         self, source: Path | bytes, window: WindowChoice | None = None, frame: int | None = None
@@ -103,13 +117,20 @@ class Case:
             answer was stopped before its first word is left out of it.
         """
         turns: list[Turn] = []
+        places: list[int] = []  # of each exchange; of one that is left out, the place of the next
         for earlier in self.exchanges:
+            places.append(len(turns))
             if earlier.answer.strip():
                 turns += [Turn("user", earlier.question), Turn("assistant", earlier.answer)]
         facts = self.picture.facts if self.picture else None
-        exchange = Exchange(question, picture=facts, warnings=tuple(warnings_of(facts)))
+        others = tuple(picture.facts for _, picture in self.added)
+        warnings = tuple(all_warnings((facts, *others), ()))
+        exchange = Exchange(question, picture=facts, warnings=warnings, further_pictures=others)
         image = self.picture.image if self.picture else None
-        request = ChatRequest((*turns, Turn("user", question)), image, max_new_tokens)
+        places.append(len(turns))
+        further = tuple((places[before], picture.image) for before, picture in self.added)
+        turns.append(Turn("user", question))
+        request = ChatRequest(tuple(turns), image, max_new_tokens, further=further)
         self.exchanges.append(exchange)
         return exchange, request
 

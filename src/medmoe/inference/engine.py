@@ -42,6 +42,8 @@ SHORT_ANSWER, LONG_ANSWER = 32, 512
 #: Tokens that an answer has room for at least, unless fewer are asked for.
 _ENOUGH = 64
 ImageInput = Path | str | bytes | Pixels | Image.Image
+#: What a question is about: an image, several in order, or none.
+Shown = ImageInput | Sequence[ImageInput] | None
 #: Rows of the images of a question, and its prompt.
 _Asked = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -91,12 +93,13 @@ class MedMoe:
             model.to(own_gpu())
         return cls(model, processor, **limits)
 
-    def answer(self, image: ImageInput | None, question: str, *, evidence: bool = False) -> Answer:
-        """Answer one question about one image (None: a question in words only).
+    def answer(self, image: Shown, question: str, *, evidence: bool = False) -> Answer:
+        """Answer one question about an image (None: a question in words only).
 
         Args:
             image: A PNG, JPEG, DICOM or NIfTI file or its bytes, pixels (H, W) or (H, W, 3) uint8,
-                or a PIL image, which is converted as a file is (see `medmoe.data.images`).
+                or a PIL image, which is converted as a file is (see `medmoe.data.images`); a list
+                of several, which stand before the question in its order.
             question: In plain words; an ``<image>`` in it is text.
             evidence: Also give the cheap part of the evidence: which expert took which share of
                 the image, layer by layer (`medmoe.inference.evidence` gives all of it).
@@ -108,14 +111,17 @@ class MedMoe:
         return self.answer_batch([(image, question)], evidence=evidence)[0]
 
     def answer_batch(
-        self, questions: Sequence[tuple[ImageInput | None, str]], *, evidence: bool = False
+        self, questions: Sequence[tuple[Shown, str]], *, evidence: bool = False
     ) -> list[Answer]:
         """Answer questions about images, in order; one image used twice is encoded once."""
-        images = {id(image): image for image, _ in questions if image is not None}
-        places = {key: place for place, key in enumerate(images)}
-        rows = [None if image is None else places[id(image)] for image, _ in questions]
+        shown = [list(i) if isinstance(i, list | tuple) else [i] for i, _ in questions]
+        images = {id(one): one for own in shown for one in own if one is not None}
+        places: dict[int, int] = {key: place for place, key in enumerate(images)}
+        rows = [[places.get(id(one)) for one in own] or [None] for own in shown]
+        further = [[(0, row) for row in own[1:] if row is not None] for own in rows]
         features = self.encode(list(images.values())) if images else None
-        return self.answer_features(features, rows, [q for _, q in questions], experts=evidence)
+        firsts, asked = [own[0] for own in rows], [question for _, question in questions]
+        return self.answer_features(features, firsts, asked, further=further, experts=evidence)
 
     def prompt(
         self,

@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse, Response
 from medmoe.data.images import Picture
 from medmoe.data.intake.facts import ImageFacts
 from medmoe.errors import MedMoeError
-from medmoe.inference.answer import Answer, told_confidence, warnings_of
+from medmoe.inference.answer import Answer, all_warnings, told_confidence
 from medmoe.inference.chat import ChatChunk, ChatRequest, Turn
 from medmoe.serving.chat_engine import no_evidence
 from medmoe.serving.pictures import pictures_of
@@ -85,13 +85,8 @@ async def _read(service: Service, request: Request, data: bytes) -> _Call:
         raise ProblemError(
             400, "bad_window", "window, frame and plane need one image", param="medmoe"
         )  # fmt: skip
-    if len(sent) > 1:
-        if body.medmoe.evidence:
-            raise ProblemError(400, "bad_parameter", "evidence is on one image", param="medmoe")
-        warnings.append(
-            f"{len(sent)} images: the model was trained on conversations about one, and its "
-            "answer may be worse"
-        )
+    if len(sent) > 1 and body.medmoe.evidence:
+        raise ProblemError(400, "bad_parameter", "evidence is on one image", param="medmoe")
     open_one = service.decoding.open
     pictures = [await open_one(source.data, hint=source.hint, **view) for _, source in sent]
     images = [picture.image for picture in pictures]
@@ -200,22 +195,16 @@ async def _behind(call: _Call, answer: Answer | None) -> dict[str, Any]:
     """Return our extra field: what is behind the answer, and what it is not."""
     facts: list[ImageFacts | None] = [picture.facts for picture in call.pictures] or [None]
     routings = [answer.routing, *answer.further] if answer else []
-    confidence = answer.confidence if answer else None
     told: list[dict[str, Any]] = []
-    warnings = list(call.warnings)
-    for number, (fact, routing) in enumerate(zip_longest(facts, routings), 1):
-        if confidence is not None:
-            confidence = told_confidence(confidence, fact)
-        of = f"image {number}: " if len(facts) > 1 else ""
-        warnings += [of + warning for warning in warnings_of(fact, routing)]
+    for fact, routing in zip_longest(facts, routings):
         told.append({"routing": asdict(routing) if routing else None})
         told[-1]["picture"] = fact.to_json() if fact else None
     behind: dict[str, Any] = {
         "notice": NOTICE,
         "decoding": "greedy",
-        "confidence": confidence,
+        "confidence": told_confidence(answer.confidence, *facts) if answer else None,
         **told[0],
-        "warnings": warnings,
+        "warnings": call.warnings + all_warnings(facts, routings),
     }
     if told[1:]:
         behind["further"] = told[1:]

@@ -185,16 +185,29 @@ def test_mmmu_marks_are_read_and_other_questions_told_apart(tmp_path: Path) -> N
     rows = (
         mmmu_row("Art", 5, "x", question="In <image 1>, what is seen? <image 1>"),
         mmmu_row("Art", 6, "x", options="[]", answer="['0.5', '1/2']", question_type="open"),
-        mmmu_row("Art", 7, "x", **second),
+        mmmu_row(
+            *("Art", 7, "x"),
+            question="<image 1> and <image 2>: which shows it?",
+            options="['<image 1>', '<image 2>']",
+            answer="B",
+            **second,
+        ),
         mmmu_row("Art", 8, "x", answer="C"),
+        mmmu_row("Art", 9, "x", question="In <image 3>?", **second),
     )
-    _, within, opened, *_ = MMMU_MED.read(mmmu(tmp_path, *rows), "validation", bad)
+    _, within, opened, several, *_ = MMMU_MED.read(mmmu(tmp_path, *rows), "validation", bad)
     assert within.question == "In the image, what is seen?"
     assert (opened.answer, opened.references, opened.options) == ("0.5", ("1/2",), ())
     assert opened.answer_type == "open"
-    assert bad.known_faults == {"mmmu_med: question about several pictures": 1}
-    (reason,) = bad.reasons
-    assert "row 5: answer 'C' is no letter of the 2 options" in reason
+    assert several.question == "image 1 and image 2: which shows it?"
+    assert (several.options, several.answer) == (("image 1", "image 2"), "image 2")
+    assert [image.id for image in several.images] == [several.id, f"{several.id}#2"]
+    assert several.images[1].source == png(9)
+    assert several.first_images == tuple(image.id for image in several.images)
+    letter, mark = bad.reasons
+    assert "row 5: answer 'C' is no letter of the 2 options" in letter
+    assert "row 6: <image 3> is not in the row; fetch the file again" in mark
+    assert not bad.known_faults
 
 
 def test_mmmu_names_a_subject_that_is_not_there(tmp_path: Path) -> None:
@@ -205,15 +218,19 @@ def test_mmmu_names_a_subject_that_is_not_there(tmp_path: Path) -> None:
 def test_medxpert_question_ends_before_its_choices_and_options_are_in_order(tmp_path: Path) -> None:
     bad = BadRows("skip")
     rows = (
-        medxpert_row(id="MM-27", images=["MM-26-a.jpeg", "MM-27-b.jpeg"]),
+        medxpert_row(id="MM-27", images=["MM-27-b.jpeg", "MM-26-a.jpeg"]),
         medxpert_row(id="MM-28", label="K"),
         medxpert_row(id="MM-29", images=["gone.jpeg"]),
         medxpert_row(id="MM-30", images=[]),
     )
-    (record,) = MEDXPERTQA_MM.read(medxpert(tmp_path, *rows), "test", bad)
+    root = medxpert(tmp_path, *rows)
+    (root / "medxpertqa" / "images" / "MM-27-b.jpeg").write_bytes(png(2))
+    record, several = MEDXPERTQA_MM.read(root, "test", bad)
     options = ("Scurvy", "Rickets", "Gout", "None", "?")
     assert told(record) == ("What is it?", options, "Rickets", "diagnosis")
-    assert bad.known_faults == {"medxpertqa_mm: question about several pictures": 1}
+    names = ["medxpertqa_mm/MM-27-b.jpeg", "medxpertqa_mm/MM-26-a.jpeg"]
+    assert [image.id for image in several.images] == names
+    assert several.images[1] is record.image
     ends = ("'K' is no letter of the 5 options", "add it", "no image in the row; fetch the file")
     assert all(end in reason for end, reason in zip(ends, bad.reasons, strict=True))
 

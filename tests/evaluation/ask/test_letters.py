@@ -16,7 +16,7 @@ from tests.model.tiny import moe_model, processor
 from medmoe.cli.main import main
 from medmoe.data.schema import Record, lettered
 from medmoe.evaluation.ask.plan import EvalPlan, Other, parts_of
-from medmoe.evaluation.ask.records import task_records
+from medmoe.evaluation.ask.records import by_letter, task_records
 from medmoe.evaluation.files.predictions import Prediction
 from medmoe.evaluation.metrics import option_letter
 from medmoe.evaluation.protocols import score_pair
@@ -156,13 +156,15 @@ def test_records_without_a_letter_have_no_such_score(make_record: Make) -> None:
     assert "letter" not in cells_of(table)["protocols"]
 
 
-def test_what_a_set_leaves_out_is_said_with_its_scores(tmp_path: Path) -> None:
+def test_what_a_set_has_is_asked_and_what_it_lacks_said_with_its_scores(tmp_path: Path) -> None:
     from tests.data.readers.test_choice_sets import medxpert, medxpert_row, omnimed
 
-    root = medxpert(tmp_path, medxpert_row(id="MM-1", images=["a", "b"]))
+    root = medxpert(tmp_path, medxpert_row(id="MM-1", images=["MM-26-a.jpeg", "MM-26-a.jpeg"]))
     task = task_records(task_spec("medxpertqa_mm"), root, split=None, limit=None, seed=7)
     assert {record.task for record in task.records} == {"classification"}
-    assert "Left out: 1 rows: medxpertqa_mm: question about several pictures." in task.notes
+    assert [len(record.images) for record in task.records] == [1, 2]
+    assert [len(record.images) for record in by_letter(task).records] == [1, 2]
+    assert not [note for note in task.notes if note.startswith("Left out")]
     task = task_records(task_spec("omnimed_vqa"), omnimed(tmp_path), split=None, limit=None, seed=7)
     assert any("no training answers (the set is for testing only)" in note for note in task.notes)
 

@@ -1,6 +1,6 @@
 """Multiple-choice benchmarks: PMC-VQA, OmniMedVQA, MMMU-Med, MedXpertQA MM.
 
-A question about several pictures is left out and counted: a record has one.
+The pictures of a question about several stand before it, in the order of the row.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SUBJECTS = (
 )
 _PMC_FOLDERS = ("images", "figures", "images/images", "figures/figures", "images_2")
 _PMC_ZIPS = ("images.zip", "images_2.zip")
-_IMAGE = r"<image \d+>"
+_IMAGE = r"<image (\d+)>"
 Row = dict[str, Any]
 
 
@@ -127,7 +127,8 @@ class MmmuMed(KnownSet):
     """The five medical subjects of MMMU (Yue et al. 2024): ``<subject>/<split>-*.parquet``.
 
     Its ``dev`` is ``train`` here; ``validation`` (30 questions a subject) is what everyone scores;
-    the answers of its test are not public. ``<image 1>`` in a sentence becomes "the image".
+    the answers of its test are not public. ``<image 1>`` in a sentence becomes "the image", and
+    "image 1" where there are several.
     """
 
     NAME = "mmmu_med"
@@ -148,15 +149,17 @@ class MmmuMed(KnownSet):
                 f"{folder}: not each of {', '.join(_SUBJECTS)} has its {part}-*.parquet; add it"
             )
 
-        def record(row: Row, where: str) -> Record | None:
+        def record(row: Row, where: str) -> Record:
             name, question, right = common.fields(row, ("id", "question", "answer"), where).values()
-            pictures = [row[key] for n in range(1, 8) if row.get(key := f"image_{n}")]
-            if not _one_picture(self.NAME, pictures, where, bad):
-                return None
-            image = ImageRecord(f"{self.NAME}/{name}", pictures[0]["bytes"])
-            question = re.sub(rf"^(\s*{_IMAGE})+|({_IMAGE}\s*)+$", "", question)
-            question = re.sub(_IMAGE, "the image", question).strip()
-            options = _listed(row.get("options"), where)
+            numbers = [n for n in range(1, 8) if row.get(f"image_{n}")]
+            images = [
+                ImageRecord(f"{self.NAME}/{name}{f'#{i}' * (i > 1)}", row[f"image_{n}"]["bytes"])
+                for i, n in enumerate(numbers, 1)
+            ]
+            if len(images) == 1:
+                question = re.sub(rf"^(\s*{_IMAGE})+|({_IMAGE}\s*)+$", "", question)
+            question = _in_words(question, numbers, where).strip()
+            options = [_in_words(o, numbers, where) for o in _listed(row.get("options"), where)]
             kind = Path(where).parent.name.replace("_", " ").lower()
             if options:
                 answer = common.by_letter(right, options, where)
@@ -164,7 +167,8 @@ class MmmuMed(KnownSet):
             else:
                 answer, *more = _listed(right, where) or [right]
                 facts = {"question_type": kind, "references": tuple(more), "place": where}
-            return self.record(f"{self.NAME}/{name}", image, question, answer, split, **facts)
+            facts |= {"further_images": _further(images, where)}
+            return self.record(f"{self.NAME}/{name}", images[0], question, answer, split, **facts)
 
         rows = (
             (f"{path} row {n}", row) for path in files for n, row in enumerate(read_rows(path), 1)
@@ -194,34 +198,45 @@ class MedXpertQaMm(KnownSet):
         folder = common.image_folder(marker.parent, ("images", "images/images"))
         images: dict[str, ImageRecord] = {}
 
-        def record(row: Row, where: str) -> Record | None:
+        def record(row: Row, where: str) -> Record:
             name, question, right = common.fields(row, ("id", "question", "label"), where).values()
             pictures, by_letter = row.get("images"), row.get("options")
             if not isinstance(pictures, list) or not isinstance(by_letter, dict):
                 raise DataError(f"{where}: needs a list of images and options by letter")
-            if not _one_picture(self.NAME, pictures, where, bad):
-                return None
-            key = str(pictures[0])
-            if key not in images:
-                source = common.image_file(folder, key, where)
-                images[key] = ImageRecord(f"{self.NAME}/{key}", source)
+            for key in dict.fromkeys(map(str, pictures)):
+                if key not in images:
+                    source = common.image_file(folder, key, where)
+                    images[key] = ImageRecord(f"{self.NAME}/{key}", source)
+            shown = [images[str(key)] for key in pictures]
             question = question.partition("\nAnswer Choices:")[0]
             options = [str(by_letter[letter]) for letter in sorted(by_letter)]
             answer = common.by_letter(right, options, where)
             facts = common.choices(options, answer, row.get("medical_task"), where)
+            facts |= {"further_images": _further(shown, where)}
             name = f"{self.NAME}/{name}"
-            return self.record(name, images[key], question, answer, split, **facts)
+            return self.record(name, shown[0], question, answer, split, **facts)
 
         return common.usable(bad.made(tables.rows(path, bad), record), path, bad)
 
 
-def _one_picture(name: str, pictures: list[Any], where: str, bad: BadRows) -> bool:
-    """Return whether a question is about one picture; one about several is counted."""
-    if not pictures:
+def _further(images: list[ImageRecord], where: str) -> tuple[tuple[int, ImageRecord], ...]:
+    """Return the images of a question after its first."""
+    if not images:
         raise DataError(f"{where}: no image in the row; fetch the file again")
-    if len(pictures) > 1:
-        bad.known_faults[f"{name}: question about several pictures"] += 1
-    return len(pictures) == 1
+    return tuple((0, image) for image in images[1:])
+
+
+def _in_words(text: str, numbers: list[int], where: str) -> str:
+    """Return a text with words in the place of marks: which of a row's images is meant."""
+
+    def words(mark: re.Match[str]) -> str:
+        if len(numbers) < 2:
+            return "the image"
+        if int(mark[1]) not in numbers:
+            raise DataError(f"{where}: {mark[0]} is not in the row; fetch the file again")
+        return f"image {1 + numbers.index(int(mark[1]))}"
+
+    return re.sub(_IMAGE, words, text)
 
 
 def _listed(value: object, where: str) -> list[str]:
