@@ -318,7 +318,7 @@ def test_each_picture_of_a_conversation_is_told_apart_in_the_order_sent(talk: An
     (further,) = both["medmoe"]["further"]
     assert further["routing"]["probabilities"] != both["medmoe"]["routing"]["probabilities"]
     assert any(
-        w.startswith("2 images: the model was trained on") for w in both["medmoe"]["warnings"]
+        w.startswith("2 images: a model that was trained on") for w in both["medmoe"]["warnings"]
     )
     backwards = ask(second, first).json()["medmoe"]
     assert backwards["routing"]["probabilities"] != both["medmoe"]["routing"]["probabilities"]
