@@ -114,7 +114,9 @@ class MedMoe:
         self, questions: Sequence[tuple[Shown, str]], *, evidence: bool = False
     ) -> list[Answer]:
         """Answer questions about images, in order; one image used twice is encoded once."""
-        shown = [list(i) if isinstance(i, list | tuple) else [i] for i, _ in questions]
+        shown: list[list[Any]] = [
+            list(i) if isinstance(i, list | tuple) else [i] for i, _ in questions
+        ]
         images = {id(one): one for own in shown for one in own if one is not None}
         places: dict[int, int] = {key: place for place, key in enumerate(images)}
         rows = [[places.get(id(one)) for one in own] or [None] for own in shown]
