@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
+from tests.data.pictures import picture
 from tests.experiments.micro_train import micro_recipe, silent
 from tests.experiments.own_set import write_classes, write_pictures, write_table
 from tests.model.test_locate import in_the_cache
@@ -16,7 +18,7 @@ from tests.model.test_locate import in_the_cache
 from medmoe.errors import CheckpointError, ConfigError, DataError
 from medmoe.evaluation.ask.records import task_records
 from medmoe.evaluation.tasks import task_spec
-from medmoe.experiments.data import TrainData, read_data
+from medmoe.experiments.data import TrainData, _is_of_one_domain, read_data
 from medmoe.experiments.estimate import estimate
 from medmoe.experiments.plan import plan_train
 from medmoe.experiments.recipe import Recipe, load_recipe, origin_settings, record_settings
@@ -286,3 +288,33 @@ def test_an_adapter_is_merged_into_what_is_gone_on_with(
     assert torch.equal(new[query], merged)
     assert not torch.equal(new[query], old[query])
     assert "The LoRA adapter adapter is merged in." in provenance(trained)["notes"]
+
+
+def test_every_picture_of_a_row_counts_in_what_a_run_reads(tmp_path: Path) -> None:
+    for seed, name in enumerate("abcd"):
+        Image.fromarray(picture(seed, 40)).save(tmp_path / f"{name}.png")
+    shown = (("ab", "CT|MR"), ("ba", "MR|CT"), ("cd", "X-ray"))
+    rows = [
+        {"image": [f"{n}.png" for n in names], "modality": modality, "split": "train"}
+        | {"question": f"What is it, {names}?", "answer": "a lung"}
+        for names, modality in shown
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    recipe = own_recipe(f"{path}:train", more=("data.apart_from=[]", "router.test=[]"))
+    data = data_of(recipe, "phase2_instruction", "phase2_router")
+    assert [image.id for image in data.images("phase2_instruction")] == [
+        *(f"pairs/{name}.png" for name in "abcd"),
+    ]
+    assert data.samples("phase2_instruction") == 3
+    one_of_each = [
+        r
+        for r in data.records("phase2_instruction")
+        if _is_of_one_domain(r, recipe.spec.model.domains)
+    ]
+    assert [r.image.id for r in one_of_each] == ["pairs/c.png"]
+    hashes = data.hashes("phase2_instruction")
+    rows[0]["image"] = rows[0]["image"][::-1]
+    rows[0]["modality"] = "MR|CT"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert data_of(recipe, "phase2_instruction").hashes("phase2_instruction") != hashes
