@@ -83,7 +83,7 @@ def test_a_dense_models_card_leaves_the_routing_out_and_says_so(
 ) -> None:
     words = ["explain", str(models["dense"]), str(picture), QUESTION, "--out", str(tmp_path / "o")]
     assert main([*words, "--option", "yes", "--option", "no"]) == 0
-    assert "the experts are left out of the card" in capsys.readouterr().out
+    assert "router: none, a dense model" in capsys.readouterr().out
     assert json.loads((tmp_path / "o" / "evidence.json").read_text())["routing"] is None
     page = (tmp_path / "o" / "evidence.html").read_text(encoding="utf-8")
     assert "No router: a dense model" in page

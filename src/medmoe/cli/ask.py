@@ -46,9 +46,9 @@ def run(args: argparse.Namespace) -> int:
     for line in warnings:
         tell(f"warning: {line}")
     tell(FOOTER)
-    image = facts[0].to_json() | {"warnings": warnings}
+    image = asdict(facts[0]) | {"warnings": warnings}
     result = {"question": args.question, "confidence": confidence, "image": image, "note": FOOTER}
     if others := facts[1:]:
-        result["further_images"] = [one.to_json() for one in others]
+        result["further_images"] = [asdict(one) for one in others]
     flags.write_json(args.json, asdict(answer) | result)
     return 0

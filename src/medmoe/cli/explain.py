@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 from medmoe.cli import flags
@@ -27,6 +28,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write ``evidence.html`` and ``evidence.json``, and print what stands first on the card."""
+    from medmoe.cli.chat_session import evidence_lines
     from medmoe.data.images import open_picture
     from medmoe.inference.answer import warnings_of
     from medmoe.inference.case import Exchange
@@ -48,19 +50,14 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     # Not the model's path: it may name a person.
     write_text(out / "evidence.html", export_html(name_of(model), [shown], picture))
-    image = picture.facts.to_json() | {"warnings": warnings}
+    image = asdict(picture.facts) | {"warnings": warnings}
     result = {"version": 1, "image": image} | evidence.to_dict()
     flags.write_json(out / "evidence.json", result)
     flags.write_json(args.json, result)
     tell(evidence.answer)
-    tell_answer(evidence.confidence, evidence.routing)
-    if evidence.routing is None:
-        tell("router: none, a dense model; the experts are left out of the card")
-    for line in warnings:
-        tell(f"warning: {line}")
-    changed = [row for row in evidence.counterfactuals if row.differs]
-    for row in changed:
-        tell(f"{row.change}: {row.answer or '(empty)'}")
+    tell_answer(evidence.confidence, evidence.routing, warnings)
+    for line in evidence_lines(evidence, evidence.answer):
+        tell(line)
     tell(f"card: {out / 'evidence.html'}")
     tell(FOOTER)
     return 0

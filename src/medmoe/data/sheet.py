@@ -7,25 +7,25 @@ there is none the sheet says so.
 
 from __future__ import annotations
 
+import io
 import random
 import textwrap
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from functools import cache
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from medmoe.data.images import open_record
 from medmoe.data.schema import Record
 
-_SIDE, _TEXT, _GAP, _COLUMNS = 208, 62, 12, 5
-_LINE, _LINES, _WIDTH = 15, 4, 34
+_COLUMNS, _DOTS, _WIDTH = 5, 100, 34
 _FOOT = "Research use only, not a medical device."
 _NO_FONT = "No font here has Chinese letters: install one, e.g. fonts-noto-cjk."
-#: Files of common fonts with Chinese letters: of Linux distributions, macOS and Windows.
-_CHINESE_FONTS = (
-    *("NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "wqy-microhei.ttc", "wqy-zenhei.ttc"),
-    *("DroidSansFallbackFull.ttf", "PingFang.ttc", "STHeiti Light.ttc", "msyh.ttc", "simsun.ttc"),
+#: Common fonts with Chinese letters: of Linux distributions, macOS and Windows.
+CHINESE_FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei"),
+    *("Droid Sans Fallback", "PingFang SC", "STHeiti", "Microsoft YaHei", "SimSun"),
 )
 
 
@@ -35,38 +35,38 @@ def contact_sheet(records: Sequence[Record], title: str, count: int, seed: int) 
     Raises:
         ImageError: A picture cannot be opened.
     """
+    from matplotlib import font_manager, rc_context
+    from matplotlib.figure import Figure
+
     chosen = _spread(records, count, seed)
     columns = min(_COLUMNS, max(1, len(chosen)))
-    rows = -(-len(chosen) // columns)
-    width = max(columns, 3) * (_SIDE + _GAP) + _GAP
-    height = 2 * 28 + rows * (_SIDE + _TEXT + _GAP)
-    sheet = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(sheet)
-    draw.text((_GAP, 8), title, "black", ImageFont.load_default(15))
-    for number, record in enumerate(chosen):
-        left = _GAP + (number % columns) * (_SIDE + _GAP)
-        top = 32 + (number // columns) * (_SIDE + _TEXT + _GAP)
-        _tile(sheet, draw, record, left, top)
-    asked = "".join(f"{record.question}{record.answer}" for record in chosen)
-    foot = f"{_FOOT} {_NO_FONT}" if _chinese(asked) and _chinese_font() is None else _FOOT
-    draw.text((_GAP, height - 20), foot, "#54585d", ImageFont.load_default(12))
-    return sheet
+    rows = -(-max(1, len(chosen)) // columns)
+    installed = {*font_manager.get_font_names()}.intersection(CHINESE_FONTS)
+    lacks = _chinese(f"{r.question}{r.answer}" for r in chosen) and not installed
+    fonts = {"font.family": ["DejaVu Sans", *sorted(installed)], "text.parse_math": False}
+    with rc_context(fonts), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of letters that no font has: the foot says it
+        size = 2.3 * max(columns, 2), 3.1 * rows + 0.5
+        figure = Figure(size, _DOTS, layout="constrained")
+        figure.suptitle(title, fontsize=10)
+        figure.supxlabel(f"{_FOOT} {_NO_FONT}" if lacks else _FOOT, fontsize=7)
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axis in axes:
+            axis.set_axis_off()
+        for axis, record in zip(axes, chosen, strict=False):
+            axis.imshow(open_record(record.image), interpolation="nearest")
+            text = "\n".join(_caption(record))
+            axis.text(0, -0.03, text, fontsize=6, va="top", transform=axis.transAxes)
+        figure.savefig(drawn := io.BytesIO())
+    return Image.open(drawn).convert("RGB")
 
 
-def _tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, record: Record, x: int, y: int) -> None:
-    picture = open_record(record.image)
-    scale = _SIDE / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    picture = picture.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BOX)
-    draw.rectangle((x, y, x + _SIDE - 1, y + _SIDE - 1), "#f4f6f8", "#d5d8dc")
-    sheet.paste(picture, (x + (_SIDE - size[0]) // 2, y + (_SIDE - size[1]) // 2))
+def _caption(record: Record) -> list[str]:
+    """Return question, answer and facts in four lines at most."""
     lines = _wrapped(f"Q: {record.question}", 2)
-    lines += _wrapped(f"A: {record.answer}", _LINES - 1 - len(lines))
+    lines += _wrapped(f"A: {record.answer}", 3 - len(lines))
     turns = f" · {1 + len(record.further)} turns" if record.further else ""
-    turns += f" · 1 of {len(record.images)} pictures" if record.further_images else ""
-    lines.append(f"{record.image.modality or 'unknown modality'} · {record.answer_type}{turns}")
-    for number, line in enumerate(lines[:_LINES]):
-        draw.text((x, y + _SIDE + 2 + number * _LINE), line, "#1b1b1f", _font(line))
+    return [*lines, f"{record.image.modality or 'unknown modality'} · {record.answer_type}{turns}"]
 
 
 def _wrapped(text: str, lines: int) -> list[str]:
@@ -75,23 +75,8 @@ def _wrapped(text: str, lines: int) -> list[str]:
     return textwrap.wrap(text, width, max_lines=lines, placeholder=" …")
 
 
-def _font(text: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return (_chinese_font() if _chinese(text) else None) or ImageFont.load_default(11)
-
-
-@cache
-def _chinese_font() -> ImageFont.FreeTypeFont | None:
-    """Return a font of the system with Chinese letters, None where none is installed."""
-    for name in _CHINESE_FONTS:
-        try:
-            return ImageFont.truetype(name, 12)
-        except OSError:
-            continue
-    return None
-
-
-def _chinese(letters: Iterable[str]) -> bool:
-    return any("\u2e80" <= letter <= "\uffef" for letter in letters)
+def _chinese(texts: Iterable[str]) -> bool:
+    return any("\u2e80" <= letter <= "\uffef" for text in texts for letter in text)
 
 
 def _spread(records: Sequence[Record], count: int, seed: int) -> list[Record]:

@@ -53,14 +53,11 @@ class Exchange:
 
     def to_json(self) -> dict[str, Any]:
         """Return the exchange as an object for JSON."""
-        content = asdict(self) | {
-            "picture": self.picture.to_json() if self.picture else None,
-            "warnings": list(self.warnings),
-        }
+        content = asdict(self)
         del content["further"], content["further_pictures"]
         if self.further_pictures:
             content["further"] = [
-                {"picture": facts.to_json(), "routing": asdict(routing) if routing else None}
+                {"picture": asdict(facts), "routing": asdict(routing) if routing else None}
                 for facts, routing in zip_longest(self.further_pictures, self.further)
             ]
         return content

@@ -198,7 +198,7 @@ async def _behind(call: _Call, answer: Answer | None) -> dict[str, Any]:
     told: list[dict[str, Any]] = []
     for fact, routing in zip_longest(facts, routings):
         told.append({"routing": asdict(routing) if routing else None})
-        told[-1]["picture"] = fact.to_json() if fact else None
+        told[-1]["picture"] = asdict(fact) if fact else None
     behind: dict[str, Any] = {
         "notice": NOTICE,
         "decoding": "greedy",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from medmoe.domains import MODALITY_NAMES, modality_name
@@ -116,10 +116,6 @@ class ImageFacts:
             shown = self.window
             parts.append(f"window {shown.center:g},{shown.width:g} ({_ORIGINS[shown.origin]})")
         return ", ".join(parts)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the facts as a JSON object."""
-        return asdict(self)
 
 
 def from_json(values: Mapping[str, Any]) -> ImageFacts:

@@ -14,6 +14,7 @@ import resource
 import signal
 import socket
 import sys
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ def _answer(channel: socket.socket, head: dict[str, Any], data: bytes) -> bool:
         protocol.send(channel, {"code": "undecodable", "message": text})
     else:
         pixels = np.ascontiguousarray(decoded.pixels)
-        head = {"shape": pixels.shape, "facts": decoded.facts.to_json()}
+        head = {"shape": pixels.shape, "facts": asdict(decoded.facts)}
         protocol.send(channel, head, pixels.data.cast("B"))
     return True
 
