@@ -68,6 +68,7 @@ def _root(args: argparse.Namespace) -> Path | None:
 
 def _list(args: argparse.Namespace) -> dict[str, Any]:
     """Name the known sets, and which of them are here."""
+    from medmoe.cli.tables import draw_words
     from medmoe.data.registry import READERS, is_there
 
     root = _root(args)
@@ -84,7 +85,7 @@ def _list(args: argparse.Namespace) -> dict[str, Any]:
         }
         for name, reader in READERS.items()
     ]
-    _table(
+    draw_words(
         ("set", "here", "tried", "fetched by", "licence"),
         [
             (
@@ -169,6 +170,7 @@ def _show(args: argparse.Namespace) -> dict[str, Any]:
 
 def _audit(args: argparse.Namespace) -> dict[str, Any]:
     """Find pictures that splits share, bad rows, and what the answers give away."""
+    from medmoe.cli.tables import draw_words
     from medmoe.data.bad_rows import BadRows
     from medmoe.experiments import data_audit
 
@@ -185,7 +187,7 @@ def _audit(args: argparse.Namespace) -> dict[str, Any]:
         for o in shared
     ]
     if rows:
-        _table(("left", "right", "left images", "right images", "shared"), rows)
+        draw_words(("left", "right", "left images", "right images", "shared"), rows)
     print(f"{len(found.overlaps) - len(rows)} of {len(found.overlaps)} pairs share no picture")
     _print_met(bad)
     print(f"{out / 'audit.html'}\n{out / 'audit.json'}")
@@ -260,20 +262,3 @@ def _few(values: Mapping[str, int]) -> str:
     shown = [f"{name} {count:,}" for name, count in list(values.items())[:8]]
     more = len(values) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")
-
-
-def _table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for number, title in enumerate(titles):
-        right = number > 1 and all(row[number][:1].isdigit() for row in rows)
-        table.add_column(title, overflow="fold", justify="right" if right else "left")
-    for row in rows:
-        table.add_row(*map(escape, row))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 1000  # a file is as wide as it must be
-    console.print(table)

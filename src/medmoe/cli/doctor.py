@@ -7,15 +7,17 @@ data folder was chosen, that is every data set of the demo. Other sets are shown
 from __future__ import annotations
 
 import argparse
+import platform
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from medmoe.cli import flags
-from medmoe.cli.machine import Check, check_machine
+from medmoe.cli.machine import Check, check_decoder, check_hardware, check_packages, check_torch
 from medmoe.cli.parser import Parser
 from medmoe.errors import DataError
 
-MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "missing": "[bold red]missing[/]"}
+COLOURS = {"ok": "green", "note": "yellow", "missing": "bold red"}
 
 
 def add_arguments(parser: Parser) -> None:
@@ -25,7 +27,9 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report, write `--json`, and return 1 if something required is missing."""
-    checks = [*check_data(args.data), *check_machine(Path.cwd())]
+    python = Check("python", f"{platform.python_version()} ({sys.executable})")
+    checks = [*check_data(args.data), python, *check_packages(), *check_torch()]
+    checks += [*check_hardware(Path.cwd()), check_decoder()]
     usable = not any(check.status == "missing" for check in checks)
     result = {"version": 1, "usable": usable, "checks": [asdict(check) for check in checks]}
     flags.write_json(args.json, result)
@@ -70,19 +74,12 @@ def check_data(explicit: Path | None) -> list[Check]:
 
 def show(checks: list[Check], usable: bool) -> None:
     """Print the report as a table, and the verdict under it."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+    from rich.text import Text
 
-    table = Table(box=None, pad_edge=False)
-    for title in ("what", "status", "found", "to mend it"):
-        table.add_column(title, overflow="fold")
-    for check in checks:
-        table.add_row(
-            escape(check.name), MARKS[check.status], escape(check.value), escape(check.fix)
-        )
-    console = Console()
-    console.print(table)
-    console.print(
-        "\nReady: try `medmoe demo`." if usable else "\nNot ready: mend what is marked missing."
+    from medmoe.cli.tables import draw_words
+
+    draw_words(
+        ("what", "status", "found", "to mend it"),
+        [(c.name, Text(c.status, COLOURS[c.status]), c.value, c.fix) for c in checks],
     )
+    print("\nReady: try `medmoe demo`." if usable else "\nNot ready: mend what is marked missing.")

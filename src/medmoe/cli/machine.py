@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
-import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
@@ -39,17 +37,6 @@ class Check:
     value: str
     status: Status = "ok"
     fix: str = ""
-
-
-def check_machine(out: Path) -> list[Check]:
-    """Return all rows about the machine; `out` is a folder on the disk to look at."""
-    rows = [check_python(), *check_packages(), *check_torch(), *check_hardware(out)]
-    return [*rows, check_decoder()]
-
-
-def check_python() -> Check:
-    """Name the interpreter: one older than 3.11 cannot install the package at all."""
-    return Check("python", f"{platform.python_version()} ({sys.executable})")
 
 
 def check_packages() -> list[Check]:
@@ -145,11 +132,11 @@ def check_hardware(out: Path) -> list[Check]:
     """Check cores, memory and the disk that holds `out`."""
     import psutil
 
-    affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS and Windows
-    cores = len(affinity(0)) if affinity else (os.cpu_count() or 1)
+    from medmoe.data.intake.sandbox import cores
+
     memory = psutil.virtual_memory()
     room = shutil.disk_usage(out).free / GIB
-    rows = [Check("cores", f"{cores} ({platform.machine()}, {platform.system()})")]
+    rows = [Check("cores", f"{cores()} ({platform.machine()}, {platform.system()})")]
     total = memory.total / GIB
     value = f"{total:.1f} GiB, {memory.available / GIB:.1f} GiB available"
     low = total < MIN_MEMORY_GIB

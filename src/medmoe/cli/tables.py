@@ -19,6 +19,24 @@ LOG_WIDTH = 80
 _LEAST_WORDS = 10
 
 
+def draw_words(titles: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
+    """Print a table of words, and of numbers on the right; a row of a log is one line.
+
+    Args:
+        rows: Of texts as they are, or with colours.
+    """
+    drawn = RichTable(box=None, pad_edge=False)
+    for number, title in enumerate(titles):
+        right = number > 1 and all(str(row[number])[:1].isdigit() for row in rows)
+        drawn.add_column(title, overflow="fold", justify="right" if right else "left")
+    for row in rows:
+        drawn.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 1000
+    console.print(drawn)
+
+
 class Screen:
     """The terminal, or a log of `LOG_WIDTH` columns, as tables and sentences are printed to it."""
 

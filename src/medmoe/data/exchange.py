@@ -123,7 +123,9 @@ def write_jsonl(
     for record in records:
         for image in record.images:
             if image.id not in files:
-                files[image.id] = _save(image, folder)
+                stem = hashlib.sha256(image.id.encode()).hexdigest()[:16]
+                files[image.id] = f"images/{stem}.png"
+                (folder / files[image.id]).write_bytes(_png(image))
         row = row_of(record, [files[image.id] for image in record.images], target)
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     if target == "llama_factory":
@@ -217,10 +219,3 @@ def _png(image: ImageRecord) -> bytes:
     buffer = BytesIO()
     (red if red == green == blue else picture).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _save(image: ImageRecord, folder: Path) -> str:
-    """Write a picture under ``images``, named by a hash of its id, and return its path there."""
-    name = f"images/{hashlib.sha256(image.id.encode()).hexdigest()[:16]}.png"
-    (folder / name).write_bytes(_png(image))
-    return name

@@ -60,7 +60,9 @@ class Access:
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
         bearer = scheme.lower() == "bearer" and self._is_token(given.strip())
-        if not (bearer or self._has_session(headers)):
+        # Looked up by a hash, so that the time it takes tells nothing about the session itself.
+        ends = self._sessions.get(_digest(_session(headers)), 0.0)
+        if not (bearer or ends > time.monotonic()):
             raise ProblemError(401, "unauthorized", "a token is needed: Authorization: Bearer …")
 
     def sign_in(self, given: str) -> str | None:
@@ -80,11 +82,6 @@ class Access:
     def _is_token(self, given: str) -> bool:
         assert self._token is not None
         return hmac.compare_digest(_digest(given), _digest(self._token))
-
-    def _has_session(self, headers: Headers) -> bool:
-        # Looked up by a hash, so that the time it takes tells nothing about the session itself.
-        ends = self._sessions.get(_digest(_session(headers)))
-        return ends is not None and ends > time.monotonic()
 
     def _check_site(self, headers: Headers) -> None:
         host = headers.get("host", "")

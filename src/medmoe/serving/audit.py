@@ -210,7 +210,8 @@ class AuditLog:
         self._write(_ROTATED, {})
 
     def _write(self, event: str, facts: dict[str, Any]) -> None:
-        line = {"n": self._number + 1, "time": _now(), "event": event, **facts, "prev": self._last}
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        line = {"n": self._number + 1, "time": now, "event": event, **facts, "prev": self._last}
         mac = _mac(self._key, line)
         data = (json.dumps(line | {"mac": mac}, separators=(",", ":")) + "\n").encode()
         if os.fstat(self._file).st_size != self._size:
@@ -369,7 +370,3 @@ def _new_file(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
