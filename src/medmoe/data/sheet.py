@@ -13,6 +13,7 @@ import textwrap
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from PIL import Image
 
@@ -43,7 +44,10 @@ def contact_sheet(records: Sequence[Record], title: str, count: int, seed: int) 
     rows = -(-max(1, len(chosen)) // columns)
     installed = {*font_manager.get_font_names()}.intersection(CHINESE_FONTS)
     lacks = _chinese(f"{r.question}{r.answer}" for r in chosen) and not installed
-    fonts = {"font.family": ["DejaVu Sans", *sorted(installed)], "text.parse_math": False}
+    fonts: dict[Any, Any] = {
+        "font.family": ["DejaVu Sans", *sorted(installed)],
+        "text.parse_math": False,
+    }
     with rc_context(fonts), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of letters that no font has: the foot says it
         size = 2.3 * max(columns, 2), 3.1 * rows + 0.5
