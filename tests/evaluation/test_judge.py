@@ -47,7 +47,8 @@ def test_verdicts_are_scored_under_their_own_name_beside_cost_and_agreement(
 ) -> None:
     monkeypatch.setenv("MEDMOE_API_KEY", "secret")
     with serving(grader) as (url, sent):
-        assert main([*files(tmp_path), "--judge", url, "--judge-model", "grader"]) == 0
+        report = ["--report", str(tmp_path / "report.html")]
+        assert main([*files(tmp_path), *report, "--judge", url, "--judge-model", "grader"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith(f"Questions and answers, no pictures, go to {url}, with:\n{PROMPT}\n")
     result = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
@@ -59,7 +60,20 @@ def test_verdicts_are_scored_under_their_own_name_beside_cost_and_agreement(
     }
     assert values["all"]["low"] < 50.0 < values["all"]["high"]
     judged = result["judge"]
-    assert judged.pop("verdicts") == {"a": "yes", "b": "yes", "c": "no", "d": None}
+    verdicts = judged.pop("verdicts")
+    assert {name: row["judge"] for name, row in verdicts.items()} == {
+        "a": "yes",
+        "b": "yes",
+        "c": "no",
+        "d": None,
+    }
+    assert verdicts["b"] == {
+        "question": "Where is it?",
+        "answer": "left lung",
+        "prediction": "in the lung on the left",
+        "judge": "yes",
+        "strict": False,
+    }
     # Strict finds a and d right, the judge a and b: they agree on a and c, as chance would have it.
     assert judged == {
         "model": "grader",
@@ -74,8 +88,20 @@ def test_verdicts_are_scored_under_their_own_name_beside_cost_and_agreement(
         "right_for_strict_only": 1,
     }
     assert result["protocols"]["strict"]["all"]["accuracy"]["value"] == 50.0
-    assert "judge grader: asked 4 times for 200 + 12 tokens, 1 without a verdict" in shown
+    assert "Judged by a language model: truth.jsonl" in shown
     assert "all accuracy (judge)" in shown
+    (cost,) = [line.split() for line in shown.splitlines() if line.startswith("said.jsonl grader")]
+    assert cost == ["said.jsonl", "grader", "4", "200", "12", "1", "50.0", "0.00", "1", "1"]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    rows = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in page.split("<tr>")]
+    told_of = [row for row in rows if row and row[0] in SAID]
+    assert [(row[0], *row[-2:]) for row in told_of] == [  # where they differ first
+        ("b", "right", "wrong"),
+        ("d", "–", "right"),
+        ("a", "right", "right"),
+        ("c", "wrong", "wrong"),
+    ]
+    assert "in the lung on the left" in told_of[0]
     headers, body = sent[0]
     assert headers["Authorization"] == "Bearer secret"
     assert (body["model"], body["temperature"], len(body["messages"])) == ("grader", 0, 1)

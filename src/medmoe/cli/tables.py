@@ -121,17 +121,19 @@ class Screen:
         Systems stand side by side. What the scores do not show and the notes come last, once.
         """
         from medmoe.evaluation.pages import report_rows
+        from medmoe.evaluation.pages.sections.judge import judge_section
         from medmoe.evaluation.pages.sections.pairs import pair_tables
         from medmoe.evaluation.pages.sections.paper import paper_section
         from medmoe.evaluation.pages.sections.reliability import reliability_tables
 
         scores = summary["scores"]
         found = report_rows.results(scores, summary.get("comparisons", ()))
-        kinds = (report_rows.OUR_PROTOCOL, report_rows.OTHER_PROTOCOLS, report_rows.BY_TYPE)
-        tables = [found.tables[kind] for kind in kinds if kind in found.tables]
+        tables = [table for kind, table in found.tables.items() if kind != report_rows.BY_PART]
         tables += [found.controls] if found.controls else []
         for task, kept in (summary.get("reliability") or {}).items():
             tables += reliability_tables(task, kept)
+        judged = judge_section(summary)
+        tables += judged.tables[:1] if judged else ()
         tables += pair_tables(summary.get("pairs") or ())
         paper = paper_section(scores)
         tables += paper.tables if paper else ()

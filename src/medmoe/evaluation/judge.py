@@ -6,7 +6,7 @@ stands beside what ``strict`` says of the same answers, with what it cost.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ class Judge:
         given = [yes_or_no(without_thinking(reply.text)) for reply in replies]
         verdicts = dict(zip(asked, given, strict=True))
         right = np.array([verdicts[text] == "yes" for text in told])
+        strict = np.array([is_right(*each) for each in pairs])
         return _cells([record for record, _ in pairs], right, seed), {
             "model": self.name,
             "prompt": PROMPT,
@@ -75,8 +76,17 @@ class Judge:
             "without_verdict": given.count(None),
             "prompt_tokens": sum(reply.tokens[0] for reply in replies),
             "completion_tokens": sum(reply.tokens[1] for reply in replies),
-            **_agreement(right, np.array([is_right(*each) for each in pairs])),
-            "verdicts": {p.id: verdicts[text] for (_, p), text in zip(pairs, told, strict=True)},
+            **_agreement(right, strict),
+            "verdicts": {
+                said.id: {
+                    "question": record.question,
+                    "answer": record.answer,
+                    "prediction": said.text,
+                    "judge": verdicts[text],
+                    "strict": bool(also),
+                }
+                for (record, said), text, also in zip(pairs, told, strict, strict=True)
+            },
         }
 
 
@@ -108,14 +118,3 @@ def _agreement(right: Mask, strict: Mask) -> dict[str, Any]:
         "right_for_judge_only": int((right & ~strict).sum()),
         "right_for_strict_only": int((strict & ~right).sum()),
     }
-
-
-def cost_and_agreement(did: Mapping[str, Any]) -> str:
-    """Return what is said of a judge beside its scores."""
-    kappa = "–" if did["kappa"] is None else f"{did['kappa']:.2f}"
-    return (
-        f"judge {did['model']}: asked {did['asked']:,} times for {did['prompt_tokens']:,} + "
-        f"{did['completion_tokens']:,} tokens, {did['without_verdict']:,} without a verdict; "
-        f"agrees with strict on {did['agreement_with_strict']:.1f} % (kappa {kappa}): it alone "
-        f"finds {did['right_for_judge_only']:,} right, strict {did['right_for_strict_only']:,}"
-    )

@@ -17,7 +17,7 @@ from medmoe.evaluation.files.json_lines import named
 from medmoe.evaluation.files.predictions import Prediction, read_predictions, without_thinking
 from medmoe.evaluation.files.run_files import read_side
 from medmoe.evaluation.files.truth import UNNAMED, check_same_truth, own_truth, read_truth
-from medmoe.evaluation.judge import Judge, cost_and_agreement
+from medmoe.evaluation.judge import Judge
 from medmoe.evaluation.pages.report import ReportData, write_report
 from medmoe.evaluation.pages.run_report import sections_of
 from medmoe.evaluation.protocols import ALL_PROTOCOLS
@@ -161,7 +161,6 @@ def _judged_rows(
     cells, result["judge"] = judged
     row = {"system": system, "task": task, "split": "", "protocol": "judge", "control": None}
     result["protocols"]["judge"] = cells
-    result["notes"].append(cost_and_agreement(result["judge"]))
     return [
         row | {"subset": subset, "metric": "accuracy"} | cell["accuracy"]
         for subset, cell in cells.items()
@@ -238,6 +237,7 @@ def score_summary(results: Sequence[Mapping[str, Any]], rows: Sequence[ScoreRow]
             for result in results
             if "reliability" in result
         },
+        "judged": {str(r["predictions"]): r["judge"] for r in results if "judge" in r},
         "notes": _notes(results),
     }
 

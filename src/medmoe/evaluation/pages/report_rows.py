@@ -30,6 +30,7 @@ _LEADING_METRICS = ("accuracy", "exact_match")
 _BREAKDOWNS = ("modality:", "organ:", "answer_length:")
 #: The tables by what they hold; the last two under our protocols only.
 OUR_PROTOCOL, OTHER_PROTOCOLS = "Our protocol", "Other published protocols"
+JUDGED = "Judged by a language model"
 BY_TYPE, BY_PART = "By question type", "By modality, organ and length of the answer"
 _UPPER_BOUND = "≤ "
 #: What begins a cell of a score table → what it means.
@@ -96,7 +97,7 @@ def results(scores: Sequence[Score], comparisons: Sequence[Mapping[str, Any]] = 
     leading = {key: row for key, row in table.items() if _leads(key)}
     # Held against their baselines in words; the tables mark the others.
     judged = {k: row for k, row in table.items() if k[3] in OURS and k[2] in MAIN_SUBSETS}
-    titles = (OUR_PROTOCOL, OTHER_PROTOCOLS, BY_TYPE, BY_PART)
+    titles = (OUR_PROTOCOL, OTHER_PROTOCOLS, JUDGED, BY_TYPE, BY_PART)
     groups = {t: [row for key, row in table.items() if _group(key) == t] for t in titles}
     tables = {t: _table(t, rows, systems) for t, rows in groups.items() if rows}
     leading_controls = [score for score in controls if _leads(_key(score))]
@@ -155,6 +156,8 @@ def _leads(key: Key) -> bool:
 def _group(key: Key) -> str | None:
     """Return which table a row stands in; parts of the questions under our protocols only."""
     _, _, subset, protocol, _ = key
+    if protocol == "judge":
+        return JUDGED
     if subset in MAIN_SUBSETS:
         return OUR_PROTOCOL if protocol in OURS else OTHER_PROTOCOLS
     if protocol not in OURS:

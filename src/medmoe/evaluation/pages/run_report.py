@@ -23,6 +23,7 @@ from medmoe.evaluation.files.run_files import read_side
 from medmoe.evaluation.files.truth import own_truth
 from medmoe.evaluation.pages.report import Example, ReportData, Section
 from medmoe.evaluation.pages.sections.corruptions import corruptions_section
+from medmoe.evaluation.pages.sections.judge import judge_section
 from medmoe.evaluation.pages.sections.pairs import pairs_section
 from medmoe.evaluation.pages.sections.paper import paper_section
 from medmoe.evaluation.pages.sections.reliability import reliability_section
@@ -65,7 +66,7 @@ def sections_of(summary: Mapping[str, Any]) -> list[Section]:
     """Return the parts of a report that a summary has something for, in their order."""
     sections = (
         reliability_section(summary), corruptions_section(summary), pairs_section(summary),
-        paper_section(summary.get("scores", [])),
+        judge_section(summary), paper_section(summary.get("scores", [])),
     )  # fmt: skip
     return [section for section in sections if section is not None]
 
