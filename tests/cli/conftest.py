@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.data.test_download import server as server  # the fixture
 from tests.model.tiny import moe_model, processor
 
 from medmoe.model.checkpoint import save_model

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from tests.data.pictures import copied, picture
+from tests.data.test_download import Server, archive, listed
 
 from medmoe.cli.main import main
 from medmoe.data import registry
@@ -59,6 +60,49 @@ def test_list_names_every_set_and_where_it_comes_from(
     assert [row["name"] for row in found["sets"]] == list(READERS)
     assert [row["name"] for row in found["sets"] if row["there"]] == ["pathmnist"]
     assert capsys.readouterr().out.rstrip().endswith(FOOTER)
+
+
+def test_a_family_of_sets_is_fetched_by_its_name_from_the_mirror_that_is_named(
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def rows(*names: str) -> bytes:
+        turns = [
+            {"from": "human", "value": "Describe.\n<image>"},
+            {"from": "gpt", "value": "A CT."},
+        ]
+        asked = [{"id": n, "image": f"{n}.jpg", "conversations": turns} for n in names]
+        return json.dumps(asked).encode()
+
+    pictures = {f"p{n}": (tmp_path / f"{n}.jpg") for n in (1, 2)}
+    for number, path in enumerate(pictures.values()):
+        Image.fromarray(picture(number)).save(path)
+    server.files |= {
+        "/alignment/llava_med_alignment_500k.json": rows("1", "2"),
+        "/instruct/llava_med_instruct_60k_inline_mention.json": rows("2", "3"),
+        "/llava_med_image_urls.jsonl": listed(
+            server,
+            *((n, "/a.tar.gz", f"p{n}") for n in ("1", "2")),
+            ("3", "/gone.tar.gz", "p3"),
+        ),
+        "/a.tar.gz": archive(**{name: path.read_bytes() for name, path in pictures.items()}),
+    }
+    monkeypatch.setenv("MEDMOE_MIRROR", f"{server.address}/")
+    data = tmp_path / "data"
+    got = run(tmp_path, "get", "llava_med", "--data", data)
+    names = ["llava_med_alignment", "llava_med_instruct"]
+    assert got["folders"] == dict.fromkeys(names, str(data / "llava-med"))
+    assert got["known_faults"] == {"llava_med_instruct: no picture (its archive is gone)": 1}
+    out = capsys.readouterr().out
+    assert "left out: 1 rows of the official set: llava_med_instruct: no picture (its arch" in out
+    assert server.paths().count("/a.tar.gz") == 1
+    splits = run(tmp_path, "info", *names, "--data", data)["splits"]
+    assert [splits[f"{name}/train"]["images"] for name in names] == [2, 1]
+    assert refused(capsys, "get", "llava_medium", "--data", data).startswith(
+        "medmoe: error: unknown data"
+    )
 
 
 def test_info_counts_by_split_type_modality_and_licence(tmp_path: Path, table: Path) -> None:
