@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig
+from transformers import GenerationConfig
 
 from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.errors import ConfigError
@@ -281,16 +281,16 @@ class ChatBatch:
         pictures: Mapping[ChatRow, tuple[bytes, ...]],
     ) -> None:
         """Read the prompts of rows behind what is known of each, and put them in the batch."""
-        model, engine = self._engine.model, self._engine
+        engine, device = self._engine, self._engine.model.device
         ids, read = engine.left_padded([row.ids[len(known[row].ids) :] for row in rows])
-        cache, before = _taken_over([known[row] for row in rows], model.device)
+        cache = engine.new_cache()
+        before = _take_over([known[row] for row in rows], cache).to(device)
         mask = torch.cat([before, read], dim=1)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, before.shape[1] :]
         new = [row.features[len(known[row].pictures) :] for row in rows if row.features is not None]
-        vision = torch.cat(new).to(model.device) if any(map(len, new)) else None
+        vision = torch.cat(new).to(device) if any(map(len, new)) else None
         with engine.routed(ids, vision, experts=True) as routings:
-            embedded = model.model.embed(ids, vision)
-            logits = self._next_logits(cache, mask, positions, inputs_embeds=embedded)
+            logits = engine.read(ids, vision, mask, positions, cache)
         told = iter(routings)
         for row in rows:
             before_it = known[row].routings
@@ -344,34 +344,19 @@ class ChatBatch:
     def _forward(self, tokens: Tensor) -> None:
         positions = self._mask.sum(-1, keepdim=True)
         self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
-        self._logits = self._next_logits(
-            self._cache, self._mask, positions, input_ids=tokens[:, None]
-        )
-
-    def _next_logits(self, cache: Any, mask: Tensor, positions: Tensor, **given: Tensor) -> Tensor:
-        """Return the logits (B, V) of each row's next token; the cache takes in what is given."""
-        out = self._engine.model(
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **given,
-        )
-        return out.logits[:, -1]  # type: ignore[no-any-return]
+        self._logits = self._engine.read(tokens[:, None], None, self._mask, positions, self._cache)
 
 
-def _taken_over(known: Sequence[Prefix], device: torch.device) -> tuple[DynamicCache, Tensor]:
-    """Return a cache that holds what is known of each row, and its mask (B, S), left-padded."""
+def _take_over(known: Sequence[Prefix], cache: Any) -> Tensor:
+    """Put what is known of each row into an empty cache; return its mask (B, S), left-padded."""
     length = max(len(prefix.ids) for prefix in known)
-    cache = DynamicCache()
     for number, states in enumerate(zip(*(prefix.states for prefix in known), strict=True)):
         keys, values = (
             torch.cat([_widened(s, length) for s in kind]) for kind in zip(*states, strict=True)
         )
         cache.update(keys, values, number)
     mask = [[0] * (length - len(prefix.ids)) + [1] * len(prefix.ids) for prefix in known]
-    return cache, torch.tensor(mask, dtype=torch.long, device=device).reshape(len(known), length)
+    return torch.tensor(mask, dtype=torch.long).reshape(len(known), length)
 
 
 def _widened(states: Tensor, length: int) -> Tensor:

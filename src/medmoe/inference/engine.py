@@ -243,6 +243,34 @@ class MedMoe:
             scored.update(zip(part, zip(sums, own, strict=True), strict=True))
         return [scored[one] for one in asked]
 
+    def new_cache(self) -> Any:
+        """Return an empty key-value cache for `read`."""
+        return DynamicCache()
+
+    def read(
+        self, ids: Tensor, vision: Tensor | None, mask: Tensor, positions: Tensor, cache: Any
+    ) -> Tensor:
+        """Read tokens behind those in a cache, which takes them in.
+
+        Args:
+            ids: (B, S), with one placeholder per patch of an image.
+            vision: (N, P, D_vision), the images whose placeholders are among them, in order.
+            mask: (B, the cache's tokens + S), 0 where padding stands.
+            positions: (B, S).
+
+        Returns:
+            The logits (B, V) of the token that comes next.
+        """
+        out = self.model(
+            inputs_embeds=self.model.model.embed(ids, vision),
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return out.logits[:, -1]  # type: ignore[no-any-return]
+
     @contextmanager
     def routed(
         self, ids: Tensor, vision: Tensor | None, *, experts: bool
