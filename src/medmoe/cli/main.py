@@ -33,6 +33,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "routes": ("medmoe.cli.routes", "draw which expert did what: the paper's routing figures"),
     "convert": ("medmoe.cli.convert", "make a model of a reference or a stock Llava checkpoint"),
     "adopt": ("medmoe.cli.adopt", "check a folder that transformers or PEFT saved, and take it in"),
+    "export": (
+        "medmoe.cli.export",
+        "write a model as graphs of 8- or 4-bit weights, for small machines",
+    ),
     "weights": ("medmoe.cli.weights", "list and fetch pretrained backbones, with their licences"),
     "eval": ("medmoe.cli.eval", "ask a model all questions of a task and score its answers"),
     "predict": ("medmoe.cli.predict", "answer a table of questions whose truth is not known"),

@@ -42,7 +42,6 @@ from medmoe.evaluation.score.breakdowns import breakdowns
 from medmoe.evaluation.score.rows import ScoreRow, score_task
 from medmoe.files import write_json
 from medmoe.model.checkpoint import identity, provenance, read_config
-from medmoe.model.cost.parameters import activated_parameters, total_parameters
 from medmoe.processes import from_main, is_main
 
 
@@ -286,7 +285,4 @@ def _counted(out: Path, asker: Asker) -> dict[str, Any]:
             return {"parameters": old["parameters"], "seconds": old["seconds"]}
         except (OSError, ValueError, KeyError):
             pass
-    model = asker.engine.model
-    return {
-        "parameters": {"total": total_parameters(model), "activated": activated_parameters(model)}
-    }
+    return {"parameters": asker.engine.parameters()}

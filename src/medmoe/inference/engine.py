@@ -28,7 +28,8 @@ from medmoe.errors import ConfigError
 from medmoe.inference.answer import Answer, ChosenTokens, Routing, read_check, read_routings
 from medmoe.inference.kept import PictureCache, PrefixCache
 from medmoe.model.checkpoint import load_model
-from medmoe.model.locate import find_model
+from medmoe.model.cost.parameters import parameters_of
+from medmoe.model.locate import EXPORT, find_model
 from medmoe.model.modeling_medmoe import CACHE, MedMoeForConditionalGeneration
 from medmoe.processes import own_gpu
 from medmoe.routing.trace import record_routing
@@ -51,10 +52,15 @@ _Asked = tuple[tuple[int, ...], tuple[int, ...]]
 class MedMoe:
     """A model ready to answer.
 
+    Attributes:
+        explains: Whether `medmoe.inference.evidence` can look into it.
+
     Args:
         batch_size: Prompts answered together.
         max_new_tokens: Longest answer; shorter where the model can read no more.
     """
+
+    explains = True
 
     def __init__(
         self,
@@ -88,10 +94,31 @@ class MedMoe:
         Raises:
             CheckpointError: It is incomplete, altered or not a model.
         """
-        model, processor = load_model(find_model(directory), dtype)
+        folder = find_model(directory)
+        if (folder / EXPORT).is_file():
+            from medmoe.inference.exported import ExportedMedMoe
+
+            return ExportedMedMoe.load(folder, dtype=dtype, **limits)  # type: ignore[return-value]
+        model, processor = load_model(folder, dtype)
         if torch.cuda.is_available():
             model.to(own_gpu())
         return cls(model, processor, **limits)
+
+    def parameters(self) -> dict[str, int]:
+        """Return how many weights the model has, as `parameters_of`."""
+        return parameters_of(self.model)
+
+    def look_inside(self, what: str) -> None:
+        """Refuse what looks into the model's modules where there are none.
+
+        Raises:
+            ConfigError: The model is exported.
+        """
+        if not self.explains:
+            raise ConfigError(
+                f"{what} looks into the model, which exported graphs do not allow; give the model "
+                "that they were exported from"
+            )
 
     def answer(self, image: Shown, question: str, *, evidence: bool = False) -> Answer:
         """Answer one question about an image (None: a question in words only).
@@ -306,8 +333,9 @@ class MedMoe:
         for start in range(0, len(features), self._batch_size):
             part = features[start : start + self._batch_size].to(self.model.device)
             ids = torch.tensor([prefix] * len(part), device=self.model.device)
+            positions = torch.arange(len(prefix), device=ids.device).expand_as(ids)
             with self.routed(ids, part, experts=True) as found:
-                self.model(input_ids=ids, vision_features=part, logits_to_keep=1)
+                self.read(ids, part, torch.ones_like(ids), positions, self.new_cache())
             routings.extend(found)
         return routings
 

@@ -89,9 +89,11 @@ def explain(
         options: The closed set of answers of a classification; none: the answer is free.
 
     Raises:
-        ConfigError: The question is empty, or the options are fewer than two, empty or repeated.
+        ConfigError: The question is empty, or the options are fewer than two, empty or repeated; or
+            the model is exported.
         ImageError: The image cannot be used.
     """
+    engine.look_inside("the evidence behind an answer")
     check_question(question, options)
     picture = open_picture(Path(image) if isinstance(image, str) else image)
     pixels = engine.pixel_values([picture.image])

@@ -32,6 +32,7 @@ from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.locate import (
     ADAPTER,
     CONFIG,
+    EXPORT,
     PICKLES,
     PROVENANCE,
     is_adapter,
@@ -122,6 +123,11 @@ def load_model(
         model, processor = load_model(base_of(directory), dtype)
         return with_adapter(model, directory), processor
     verify(directory)
+    if (directory / EXPORT).is_file():
+        raise CheckpointError(
+            f"{directory}: holds exported graphs, which ask, chat, eval and serve run; give the "
+            "model that it was exported from"
+        )
     processor = read_processor(directory)
     try:
         model = MedMoeForConditionalGeneration.from_pretrained(
@@ -253,7 +259,9 @@ def verify(directory: Path) -> None:
     if CONFIG not in listed:
         raise CheckpointError(f"{directory / MANIFEST}: lists no {CONFIG}; {_FIX}")
     for path in sorted(directory.iterdir()):
-        if path.suffix.lower() in PICKLES:
+        # A graph's weights end like old pickles, but are read as plain bytes.
+        graph = (directory / EXPORT).is_file() and path.with_suffix(".xml").name in listed
+        if path.suffix.lower() in PICKLES and not graph:
             raise CheckpointError(f"{path}: pickle files are refused; use safetensors")
     check_files(directory, listed, _FIX)
     for name in listed:
@@ -261,7 +269,9 @@ def verify(directory: Path) -> None:
         if name.endswith(_INDEX):
             _check_index(directory / name, listed)
     weights = sum(
-        (directory / name).stat().st_size for name in listed if name.endswith(_SAFETENSORS)
+        (directory / name).stat().st_size
+        for name in listed
+        if name.endswith((_SAFETENSORS, *PICKLES))
     )
     _check_sizes(directory / CONFIG, read_json(directory / CONFIG), weights)
 

@@ -14,6 +14,8 @@ from medmoe.errors import CheckpointError, first_line
 from medmoe.model.committed import MANIFEST, replaced_by
 
 CONFIG, PROVENANCE, ADAPTER = "config.json", "medmoe.json", "adapter_config.json"
+#: Stands in a folder of exported graphs and says what they are.
+EXPORT = "export.json"
 MODEL_TYPE = "medmoe"
 #: Endings of files that may hold pickles, which can run code when they are read.
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")

@@ -47,7 +47,7 @@ class EvidenceThread:
     """
 
     def __init__(self, engine: MedMoe) -> None:
-        self._own = self._sharing_weights(engine)
+        self._own = self._sharing_weights(engine) if engine.explains else engine
         self._changed = threading.Condition()
         self._busy, self._saved, self._since = False, 0.0, 0.0
         self._question: Question | None = None

@@ -27,6 +27,7 @@ from PIL import Image
 from medmoe.errors import MedMoeError
 from medmoe.inference.chat import ChatBatch, ChatChunk, ChatRequest, ChatRow, prepare
 from medmoe.inference.engine import MedMoe
+from medmoe.model.locate import EXPORT
 from medmoe.serving.aside import Aside
 from medmoe.serving.chat_engine import ChatEngine, EngineError, Load, failed, late, not_ready
 from medmoe.serving.evidence_thread import EvidenceThread, LeftError, Question
@@ -58,7 +59,7 @@ class LocalEngine(ChatEngine):
         load_model: Returns the model, in the thread; by default `MedMoe.load` of the folder.
     """
 
-    explains, most_images = True, 4
+    most_images = 4
 
     def __init__(
         self,
@@ -69,6 +70,7 @@ class LocalEngine(ChatEngine):
         **limits: int,
     ) -> None:
         super().__init__(directory, name, **limits)
+        self.explains = not (directory / EXPORT).is_file()
         self._load_model = load_model or (lambda: MedMoe.load(directory))
         self._waiting: deque[_Job] = deque()
         self._evidence: EvidenceThread | None = None
@@ -123,6 +125,8 @@ class LocalEngine(ChatEngine):
 
     async def explain(self, image: Image.Image, question: str) -> dict[str, Any]:
         """Explain an answer beside the conversations that are under way, which go first."""
+        if not self.explains:
+            return await super().explain(image, question)
         if self.state != "ready" or self._evidence is None:
             raise not_ready(self.state)
         asked = Question(image, question)

@@ -83,6 +83,7 @@ def observe(
     Raises:
         ImageError: A picture cannot be used; the record is named.
     """
+    engine.look_inside("a figure of the routes")
     questions: dict[str, list[Record]] = {}
     for record in records:
         questions.setdefault(record.image.id, []).append(record)
@@ -110,6 +111,7 @@ def image_states(
 
     Works on a dense model too. Image tokens see no question, so none is asked.
     """
+    engine.look_inside("a figure of the routes")
     prefix = engine.tokenizer.prefix()
     parts = []
     for start in range(0, len(images), _BATCH):

@@ -50,6 +50,11 @@ def total_parameters(model: MedMoeForConditionalGeneration) -> int:
     return sum(count_by_part(model).values())
 
 
+def parameters_of(model: MedMoeForConditionalGeneration) -> dict[str, int]:
+    """Return how many parameters a model has, ``total`` and ``activated`` for a token."""
+    return {"total": total_parameters(model), "activated": activated_parameters(model)}
+
+
 def activated_parameters(model: MedMoeForConditionalGeneration) -> int:
     """Return how many weights one token passes: all but the experts that are not chosen.
 
