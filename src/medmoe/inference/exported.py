@@ -235,48 +235,52 @@ class ExportedMedMoe(MedMoe):
         rows: Sequence[int],
         questions: Sequence[str],
         options: Sequence[Sequence[str]],
-    ) -> list[tuple[tuple[float, ...], Routing | None]]:
+        further: Sequence[Sequence[int]] = (),
+    ) -> list[tuple[tuple[float, ...], tuple[Routing | None, ...]]]:
         """Return each option's summed log-likelihood, as `MedMoe.scored_options`."""
+        shown = [(row, *more) for row, more in zip(rows, further or [()] * len(rows), strict=True)]
         return [
-            self._scored(features[row : row + 1], question, tuple(choices))
-            for row, question, choices in zip(rows, questions, options, strict=True)
+            self._scored(features[list(images)], question, tuple(choices))
+            for images, question, choices in zip(shown, questions, options, strict=True)
         ]
 
     def _scored(
         self, features: Tensor, question: str, options: tuple[str, ...]
-    ) -> tuple[tuple[float, ...], Routing | None]:
-        prefix = self.tokenizer.prefix()
-        segments = [self.segment(question, option) for option in options]
+    ) -> tuple[tuple[float, ...], tuple[Routing | None, ...]]:
+        count = len(features)
+        segments = [self.segment(question, option, count) for option in options]
+        prefix = self.tokenizer.prefix(count)
         ids, mask = self.left_padded([prefix + segment.ids for segment in segments])
-        vision = features.expand(len(options), -1, -1)
+        vision = features.repeat(len(options), 1, 1)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         longest = max(segment.answer_length for segment in segments)
         places = torch.arange(ids.shape[1] - longest, ids.shape[1])
-        wanted = (places - 1).expand(len(options), -1).contiguous()
+        wanted = (places - 1).repeat(len(options), 1)
         with self.routed(ids, vision, experts=False) as routings:
             logits = self._logits(ids, vision, mask, positions, wanted, self.new_cache())
         of_tokens = logits.float().log_softmax(-1).gather(-1, ids[:, places, None])[..., 0]
-        sums = [
-            float(of_tokens[n, longest - s.answer_length :].sum()) for n, s in enumerate(segments)
-        ]
-        return tuple(sums), routings[0]
+        lengths = [segment.answer_length for segment in segments]
+        sums = [float(row[longest - n :].sum()) for row, n in zip(of_tokens, lengths, strict=True)]
+        return tuple(sums), tuple(routings[:count])
 
     def _generate(
         self,
-        prompts: Sequence[tuple[int, ...]],
-        rows: Sequence[int],
+        batch: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
         features: Tensor | None,
         experts: bool,
     ) -> list[Answer]:
         """Answer prompts, as one batch of conversations."""
-        shown = [None if features is None else features[row : row + 1] for row in rows]
-        batch, answers = ChatBatch(self), dict[ChatRow, Answer]()
         asked = [
-            ChatRow(prompt, picture, room_for(self.max_new_tokens, len(prompt), self.limit))
-            for prompt, picture in zip(prompts, shown or [None] * len(prompts), strict=True)
+            ChatRow(
+                prompt,
+                features[list(images)] if images and features is not None else None,
+                room_for(self.max_new_tokens, len(prompt), self.limit),
+            )
+            for images, prompt in batch
         ]
-        batch.join(asked)
-        while batch.rows:
-            said = batch.step()
+        talks, answers = ChatBatch(self), dict[ChatRow, Answer]()
+        talks.join(asked)
+        while talks.rows:
+            said = talks.step()
             answers |= {row: chunk.answer for row, chunk in said if chunk.answer is not None}
         return [answers[row] for row in asked]
