@@ -81,7 +81,7 @@ def load_reference(
     k = _checked_top_k(config, file, top_k)
     weights = read_weights(source)
     tower = find_tower(source, config, weights.tensors, vision_tower)
-    tokenizer = read_tokenizer(source, config.text["vocab_size"])
+    tokenizer = read_tokenizer(source, config.vocab_size)
     processor = None
     if tokenizer is not None:
         processor = build_processor(tokenizer, tower.vision, config.backbone.chat_template)
@@ -90,7 +90,7 @@ def load_reference(
         model = empty_model(model_config(config, tower, processor, k, depth))
     tensors, filled, dropped = _settled(weights.tensors, model.config, tower, file)
     notes = _load(model, tensors, file, source)
-    if config.stage == 2 and file is not None:
+    if config.moe is None and file is not None:
         model = _start_of_stage_3(model, file, k)
         notes.append(_STARTED)
     layers = tuple(model.config.moe_layers or ())
@@ -149,8 +149,8 @@ def read_router(path: Path, config: ReferenceConfig) -> RouterFile:
             f"{path}: holds {shown(sorted(state)) or 'nothing'}; a router file holds fc1.weight "
             f"and fc1.bias, up to fc{MAX_DEPTH}"
         )
-    width = config.text["hidden_size"]
-    experts = config.num_experts if config.stage == 3 else last.shape[0]
+    width = config.hidden_size
+    experts = config.num_experts or last.shape[0]
     wanted: dict[str, Shape] = {}
     for i in range(1, depth + 1):
         rows = experts if i == depth else width
@@ -163,7 +163,7 @@ def _checked_top_k(config: ReferenceConfig, file: RouterFile | None, top_k: int 
     """Return k of the model to make (1 for a dense one, where it means nothing)."""
     experts = config.num_experts or (file.experts if file else 0)
     if top_k is None:
-        top_k = config.top_k or 1
+        top_k = config.moe.top_k_experts if config.moe else 1
     elif not experts:
         raise ConfigError(
             f"--top-k {top_k}: a stage-2 checkpoint has no experts to choose from; leave it out"
@@ -189,14 +189,14 @@ def model_config(
         processor: Gives the image token's id; without one it is the first id beyond the
             vocabulary, so that no row of the vocabulary is taken.
     """
-    text = dict(config.text)
+    text = config.text
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")
     if processor is not None:
         text |= {key: getattr(processor.tokenizer, key) for key in ids}
     moe: dict[str, Any] = {}
-    if config.stage == 3:
+    if config.moe is not None:
         moe = {
-            "moe_layers": list(config.moe_layers),
+            "moe_layers": list(config.moe.moe_layers_idx),
             "domains": _expert_names(config.num_experts),
             "num_experts_per_tok": top_k,
             "router_layers": router_layers,

@@ -2,82 +2,158 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from medmoe.backbones.language import PHI2, STABLELM2
 from medmoe.backbones.spec import LanguageBackbone
-from medmoe.errors import CheckpointError
+from medmoe.config.load import check
+from medmoe.errors import CheckpointError, ConfigError
 
-#: Beyond these nothing real is meant, and building it would not end.
-_LARGEST, DEEPEST = 10**7, 1000
-#: What every language model's config must state; nothing of it can be guessed.
-_NEEDED = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-)
+# Beyond these nothing real is meant, and building it would not end.
+Size = Annotated[int, Field(ge=1, le=10**7)]
+Depth = Annotated[int, Field(ge=1, le=1000)]
+Small = Annotated[float, Field(ge=1e-12, le=1.0)]
+_Share = Annotated[float, Field(ge=0.01, le=1.0)]
+_Dropout = Annotated[float, Field(ge=0.0, le=0.99)]
+_TokenId = Annotated[int, Field(ge=0)]
 
 
-_SHARED = {"max_position_embeddings": 2048, "initializer_range": 0.02, "rope_theta": 10_000.0}
-#: The reference's name of a setting -> the value that its class takes where the file does not say.
-_PHI: dict[str, Any] = (
-    _SHARED
-    | {"hidden_act": "gelu_new", "layer_norm_eps": 1e-5, "partial_rotary_factor": 0.5}
-    | {"qk_layernorm": False}
-    | dict.fromkeys(("attention_dropout", "resid_pdrop", "embd_pdrop"), 0.0)
-)
-_STABLELM: dict[str, Any] = (
-    _SHARED
-    | {"max_position_embeddings": 4096, "hidden_act": "silu", "use_qkv_bias": True}
-    | {"norm_eps": 1e-5, "rope_pct": 0.25}
-)
-#: The reference's name of a setting -> transformers', where they differ.
-_RENAMED = {"norm_eps": "layer_norm_eps", "rope_pct": "partial_rotary_factor"}
-#: Between what a float must lie, where that is more than 0.
-_BOUNDS: dict[str, tuple[float, float]] = {
-    "rope_theta": (1.0, math.inf),
-    **dict.fromkeys(("partial_rotary_factor", "rope_pct"), (0.01, 1.0)),
-    **dict.fromkeys(("layer_norm_eps", "norm_eps"), (1e-12, 1.0)),
-    **dict.fromkeys(("attention_dropout", "resid_pdrop", "embd_pdrop"), (0.0, 0.99)),
-}
-#: The reference's model type -> language model, its settings, and stage.
-MODEL_TYPES: dict[str, tuple[LanguageBackbone, Mapping[str, Any], int]] = {
-    "llava_phi": (PHI2, _PHI, 2),
-    "moe_llava_phi": (PHI2, _PHI, 3),
-    "llava_stablelm": (STABLELM2, _STABLELM, 2),
-    "moe_llava_stablelm": (STABLELM2, _STABLELM, 3),
-}
+class Stated(BaseModel):
+    """What a foreign config states of what we read; anything else in it is left alone."""
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
 
-@dataclass(frozen=True, slots=True)
-class ReferenceConfig:
-    """What a reference checkpoint's config says, in transformers' words.
+Spec = TypeVar("Spec", bound=Stated)
+
+
+class Moe(Stated):
+    """The MoE layers of stage 3."""
+
+    moe_layers_idx: Annotated[tuple[int, ...], Field(min_length=1)]
+    num_experts: tuple[int, ...]
+    top_k_experts: int
+    use_residual: Literal[False] = False
+
+    @model_validator(mode="after")
+    def _rules_between_values(self) -> Self:
+        layers, counts = self.moe_layers_idx, self.num_experts
+        if len(layers) != len(counts) or len(set(counts)) != 1:
+            raise ValueError(
+                f"num_experts {counts} must be one number, once for each of the layers {layers}"
+            )
+        if not 1 <= self.top_k_experts <= counts[0]:
+            raise ValueError(
+                f"top_k_experts ({self.top_k_experts}) must lie between 1 and num_experts "
+                f"({counts[0]})"
+            )
+        return self
+
+
+class ReferenceConfig(Stated):
+    """What a reference checkpoint's config states, whichever its language model.
 
     Attributes:
-        model_type: The reference's own name of the architecture.
         backbone: What is known of the language model beyond its shape.
-        stage: 2 (dense) or 3 (MoE).
-        text: Keyword arguments of the language model's config, with its ``model_type``.
-        moe_layers, num_experts, top_k: The MoE layers of stage 3; empty and 0 for stage 2.
-        vision_tower: Hub id or path of the vision tower.
-        select_layer: Which of its hidden states the projector reads, without the class token.
+        model_type: The reference's own name of the architecture.
+        mm_image_tower: Hub id or path of the vision tower.
+        mm_vision_select_layer: Which of its hidden states the projector reads, without the class
+            token.
+        moe: The MoE layers of stage 3; None for stage 2.
     """
 
+    backbone: ClassVar[LanguageBackbone]
+
     model_type: str
-    backbone: LanguageBackbone
-    stage: int
-    text: dict[str, Any]
-    moe_layers: tuple[int, ...]
-    num_experts: int
-    top_k: int
-    vision_tower: str
-    select_layer: int
+    vocab_size: Size
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Depth
+    num_attention_heads: Size
+    num_key_value_heads: Size | None = None
+    max_position_embeddings: Size = 2048
+    initializer_range: Annotated[float, Field(ge=0.0)] = 0.02
+    rope_theta: Annotated[float, Field(ge=1.0)] = 10_000.0
+    tie_word_embeddings: bool = False
+    bos_token_id: _TokenId | None = None
+    eos_token_id: _TokenId | None = None
+    pad_token_id: _TokenId | None = None
+    mm_image_tower: str
+    mm_vision_select_layer: Annotated[int, Field(ge=-1000, le=1000)]
+    mm_vision_select_feature: Literal["patch"] = "patch"
+    mm_use_im_start_end: Literal[False] = False
+    image_projector_type: Literal["mlp2x_gelu"] = "mlp2x_gelu"
+    rope_scaling: None = None
+    moe: Moe | None = None
+
+    @property
+    def text(self) -> dict[str, Any]:
+        """Keyword arguments of the language model's config, with its ``model_type``."""
+        heads = self.num_key_value_heads or self.num_attention_heads
+        own = {"model_type": self.backbone.model_type, "num_key_value_heads": heads}
+        return self.model_dump(exclude=_OTHERS) | own
+
+    @property
+    def num_experts(self) -> int:
+        """Number of experts of a MoE layer; 0 for stage 2."""
+        return self.moe.num_experts[0] if self.moe else 0
+
+
+#: What is no setting of the language model.
+_OTHERS = {
+    *("mm_image_tower", "mm_vision_select_layer", "mm_vision_select_feature", "rope_scaling"),
+    *("mm_use_im_start_end", "image_projector_type", "moe"),
+}
+
+
+class _Phi(ReferenceConfig):
+    backbone = PHI2
+
+    hidden_act: str = "gelu_new"
+    layer_norm_eps: Small = 1e-5
+    partial_rotary_factor: _Share = 0.5
+    qk_layernorm: bool = False
+    attention_dropout: _Dropout = 0.0
+    resid_pdrop: _Dropout = 0.0
+    embd_pdrop: _Dropout = 0.0
+
+
+class _StableLm(ReferenceConfig):
+    backbone = STABLELM2
+
+    max_position_embeddings: Size = 4096
+    hidden_act: str = "silu"
+    use_qkv_bias: bool = True
+    # Two have other names in the reference.
+    layer_norm_eps: Small = Field(default=1e-5, alias="norm_eps")
+    partial_rotary_factor: _Share = Field(default=0.25, alias="rope_pct")
+
+
+#: The reference's model types; those with MoE layers are of stage 3, the others of stage 2.
+MODEL_TYPES: dict[str, type[ReferenceConfig]] = {
+    "llava_phi": _Phi,
+    "moe_llava_phi": _Phi,
+    "llava_stablelm": _StableLm,
+    "moe_llava_stablelm": _StableLm,
+}
+
+
+def stated(spec: type[Spec], raw: Mapping[str, Any], path: Path) -> Spec:
+    """Return what a foreign config states; a null is as if it were not there.
+
+    Raises:
+        CheckpointError: A value is missing, of another type, or out of bounds; it is named.
+    """
+    try:
+        return check(spec, {name: v for name, v in raw.items() if v is not None}, str(path))
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{error}; nothing else can be converted (copy it again if it is damaged)"
+        ) from None
 
 
 def parse_config(raw: Mapping[str, Any], path: Path) -> ReferenceConfig:
@@ -96,123 +172,20 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> ReferenceConfig:
             f"{path}: model_type {model_type!r} is none of the reference code's "
             f"({', '.join(MODEL_TYPES)}); for a stock Llava use `medmoe convert llava`"
         )
-    backbone, settings, stage = MODEL_TYPES[model_type]
-    _check_method(raw, path)
-    text = {"model_type": backbone.model_type} | _text(raw, settings, path)
-    layers, experts, top_k = _moe(raw.get("moe"), path) if stage == 3 else ((), 0, 0)
-    depth = text["num_hidden_layers"]
+    has_moe = model_type.startswith("moe_")
+    config = stated(MODEL_TYPES[model_type], raw if has_moe else {**raw, "moe": None}, path)
+    if has_moe and config.moe is None:
+        raise CheckpointError(f"{path}: moe is missing, and a stage-3 checkpoint has it")
+    layers, depth = config.moe.moe_layers_idx if config.moe else (), config.num_hidden_layers
     if len(set(layers)) != len(layers) or any(not 0 <= layer < depth for layer in layers):
         raise CheckpointError(
             f"{path}: moe_layers_idx {list(layers)} must name layers 0 to {depth - 1}, each once"
         )
-    return ReferenceConfig(
-        model_type=model_type,
-        backbone=backbone,
-        stage=stage,
-        text=text,
-        moe_layers=layers,
-        num_experts=experts,
-        top_k=top_k,
-        vision_tower=str(raw["mm_image_tower"]),
-        select_layer=whole_number(raw, "mm_vision_select_layer", path, -DEEPEST, DEEPEST),
-    )
-
-
-def whole_number(raw: Mapping[str, Any], name: str, path: Path, low: int, high: int) -> int:
-    """Return a whole number of a config.
-
-    Raises:
-        CheckpointError: It is missing, of another type, or out of bounds.
-    """
-    value = raw.get(name)
-    if type(value) is not int or not low <= value <= high:
-        raise CheckpointError(
-            f"{path}: {name} ({value!r}) must be a whole number from {low} to {high}; copy it again"
-        )
-    return value
-
-
-def _check_method(raw: Mapping[str, Any], path: Path) -> None:
-    """Refuse what the reference code can do but the method, and this package, does not."""
-    rules: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
-        ("image_projector_type", "mlp2x_gelu", ("mlp2x_gelu",)),
-        ("mm_vision_select_feature", "patch", ("patch",)),
-        ("mm_use_im_start_end", False, (False, None)),
-        ("rope_scaling", None, (None,)),
-    )
-    for name, default, allowed in rules:
-        value = raw.get(name, default)
-        if value not in allowed:
+    most = {"num_key_value_heads": config.num_attention_heads}
+    most |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), config.vocab_size - 1)
+    for name, limit in most.items():
+        if (getattr(config, name) or 0) > limit:
             raise CheckpointError(
-                f"{path}: {name} is {value!r}; only {allowed[0]!r} can be converted"
+                f"{path}: {name} ({getattr(config, name)}) must not exceed {limit}"
             )
-    if not isinstance(raw.get("mm_image_tower"), str):
-        raise CheckpointError(
-            f"{path}: mm_image_tower ({raw.get('mm_image_tower')!r}) names no vision tower; "
-            "only models that read images can be converted"
-        )
-
-
-def _text(raw: Mapping[str, Any], settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    for name in _NEEDED:
-        whole_number(raw, name, path, 1, DEEPEST if name == "num_hidden_layers" else _LARGEST)
-    text = {name: raw[name] for name in _NEEDED}
-    text["num_key_value_heads"] = raw["num_attention_heads"]
-    if raw.get("num_key_value_heads") is not None:
-        heads = whole_number(raw, "num_key_value_heads", path, 1, raw["num_attention_heads"])
-        text["num_key_value_heads"] = heads
-    for theirs, default in settings.items():
-        text[_RENAMED.get(theirs, theirs)] = setting(raw, theirs, default, path)
-    text["tie_word_embeddings"] = setting(raw, "tie_word_embeddings", False, path)
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        known = raw.get(name) is not None
-        text[name] = whole_number(raw, name, path, 0, raw["vocab_size"] - 1) if known else None
-    return text
-
-
-def setting(raw: Mapping[str, Any], name: str, default: Any, path: Path) -> Any:
-    """Return a setting of the default's type; the default where the config has none.
-
-    Raises:
-        CheckpointError: It is of another type, or out of the bounds for its name.
-    """
-    value = default if raw.get(name) is None else raw[name]
-    if type(default) is int:
-        return whole_number({name: value}, name, path, 1, _LARGEST)
-    # A whole number may stand for a float (rope_theta), nothing else for anything else.
-    value = float(value) if type(default) is float and type(value) is int else value
-    if type(value) is not type(default):
-        raise CheckpointError(
-            f"{path}: {name} ({value!r}) must be of type {type(default).__name__}; copy it again"
-        )
-    low, high = _BOUNDS.get(name, (0.0, math.inf))
-    if type(value) is float and not (low <= value <= high and math.isfinite(value)):
-        raise CheckpointError(
-            f"{path}: {name} ({value}) must lie between {low} and {high}; copy it again"
-        )
-    return value
-
-
-def _moe(moe: Any, path: Path) -> tuple[tuple[int, ...], int, int]:
-    moe = moe if isinstance(moe, dict) else {}
-    layers, counts, top_k = (moe.get(k) for k in ("moe_layers_idx", "num_experts", "top_k_experts"))
-    if not _whole(layers) or not _whole(counts) or not _whole([top_k]):
-        raise CheckpointError(
-            f"{path}: its MoE part must list moe_layers_idx, num_experts and top_k_experts; "
-            "a stage-3 checkpoint has them"
-        )
-    if len(layers) != len(counts) or len(set(counts)) != 1:
-        raise CheckpointError(
-            f"{path}: num_experts {counts} must be one number, once for each of the layers {layers}"
-        )
-    if not 1 <= top_k <= counts[0]:
-        raise CheckpointError(
-            f"{path}: top_k_experts ({top_k}) must lie between 1 and num_experts ({counts[0]})"
-        )
-    if moe.get("use_residual"):
-        raise CheckpointError(f"{path}: moe.use_residual is set; only false can be converted")
-    return tuple(layers), counts[0], top_k
-
-
-def _whole(values: Any) -> bool:
-    return isinstance(values, list) and bool(values) and all(type(v) is int for v in values)
+    return config

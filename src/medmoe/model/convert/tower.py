@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from transformers import CLIPVisionConfig
 
@@ -18,24 +20,35 @@ from medmoe.backbones.spec import VisionBackbone
 from medmoe.backbones.vision import CLIP_LARGE_336
 from medmoe.errors import CheckpointError
 from medmoe.model.convert.conversion import config_of
-from medmoe.model.convert.reference_config import DEEPEST, ReferenceConfig, setting, whole_number
+from medmoe.model.convert.reference_config import Depth, ReferenceConfig, Small, Stated, stated
 from medmoe.model.convert.reference_keys import TOWER, is_by_product
 from medmoe.model.convert.source import read_weights, shown
 from medmoe.model.locate import read_json
 
 _INSIDE = "vision_model."
-_SIZES = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "image_size",
-    "patch_size",
-)
-_LARGEST = 10**5
+_Size = Annotated[int, Field(ge=1, le=10**5)]
 Channels = tuple[float, float, float]
 #: Parts of a whole CLIP that the vision tower is not made of.
 _TEXT_SIDE = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
+
+
+class _Clip(Stated):
+    """What a CLIP vision tower states; the rest is transformers' to judge."""
+
+    hidden_size: _Size = CLIPVisionConfig.hidden_size
+    intermediate_size: _Size = CLIPVisionConfig.intermediate_size
+    num_hidden_layers: Depth = CLIPVisionConfig.num_hidden_layers
+    num_attention_heads: _Size = CLIPVisionConfig.num_attention_heads
+    image_size: _Size = CLIPVisionConfig.image_size
+    patch_size: _Size = CLIPVisionConfig.patch_size
+    layer_norm_eps: Small = 1e-5
+
+
+class _Pictures(Stated):
+    """How pictures are normalised."""
+
+    image_mean: Channels
+    image_std: Channels
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +86,13 @@ def find_tower(
     Raises:
         CheckpointError: There is no config or there are no weights; what to give is said.
     """
-    folder = _folder(source, config.vision_tower, given)
+    folder = _folder(source, config.mm_image_tower, given)
     if folder is not None:
         vision_config, vision = _read_folder(folder, config)
         what = f"config from {folder}"
     else:
         vision_config, vision = _known(config)
-        what = f"config of {vision.name} ({config.vision_tower})"
+        what = f"config of {vision.name} ({config.mm_image_tower})"
     inside = any(name.startswith(TOWER) for name in tensors)
     if inside:
         differing = _differing(folder, tensors)
@@ -87,7 +100,7 @@ def find_tower(
         return Tower(vision_config, vision, None, f"weights from the checkpoint, {what}{note}")
     if folder is None:
         raise CheckpointError(
-            f"{source}: holds no vision tower, and mm_image_tower {config.vision_tower!r} is no "
+            f"{source}: holds no vision tower, and mm_image_tower {config.mm_image_tower!r} is no "
             "folder in it or beside it; give the tower's folder by --vision-tower DIR"
         )
     weights, dropped = _tower_weights(folder)
@@ -118,36 +131,25 @@ def _read_folder(folder: Path, config: ReferenceConfig) -> tuple[CLIPVisionConfi
         raise CheckpointError(
             f"{path}: model_type {kind!r} is no CLIP; the reference code's vision tower is one"
         )
-    sizes = {name: getattr(CLIPVisionConfig, name) for name in _SIZES} | raw
-    for name in _SIZES:
-        whole_number(sizes, name, path, 1, DEEPEST if name == "num_hidden_layers" else _LARGEST)
-    setting(raw, "layer_norm_eps", 1e-5, path)
-    depth = sizes["num_hidden_layers"]
-    if not -depth - 1 <= config.select_layer <= depth:
+    depth, layer = stated(_Clip, raw, path).num_hidden_layers, config.mm_vision_select_layer
+    if not -depth - 1 <= layer <= depth:
         raise CheckpointError(
-            f"{path}: mm_vision_select_layer {config.select_layer} is no layer of an encoder "
-            f"with {depth}; give the tower that the checkpoint was trained with"
+            f"{path}: mm_vision_select_layer {layer} is no layer of an encoder with {depth}; give "
+            "the tower that the checkpoint was trained with"
         )
     with config_of(folder):
         made = CLIPVisionConfig(**{k: v for k, v in raw.items() if k != "model_type"})
     mean, std = CLIP_LARGE_336.mean, CLIP_LARGE_336.std
-    pictures = folder / "preprocessor_config.json"
-    if pictures.is_file():
-        mean, std = _channels(pictures, "image_mean"), _channels(pictures, "image_std")
+    file = folder / "preprocessor_config.json"
+    if file.is_file():
+        pictures = stated(_Pictures, read_json(file), file)
+        mean, std = pictures.image_mean, pictures.image_std
     return made, _backbone(folder.name, made, mean, std, config)
-
-
-def _channels(path: Path, name: str) -> Channels:
-    values = read_json(path).get(name)
-    if not isinstance(values, list) or [type(value) for value in values] != [float] * 3:
-        raise CheckpointError(f"{path}: {name} ({values!r}) must be three floats; copy it again")
-    red, green, blue = values
-    return red, green, blue
 
 
 def _known(config: ReferenceConfig) -> tuple[CLIPVisionConfig, VisionBackbone]:
     """Return the registered encoder that a hub id, or the end of a path, names."""
-    name = config.vision_tower.rstrip("/").rpartition("/")[2]
+    name = config.mm_image_tower.rstrip("/").rpartition("/")[2]
     known = {
         vision.hub_id: vision
         for vision in VISION_BACKBONES.values()
@@ -158,8 +160,8 @@ def _known(config: ReferenceConfig) -> tuple[CLIPVisionConfig, VisionBackbone]:
             made = CLIPVisionConfig(**vision.config)
             return made, _backbone(vision.name, made, vision.mean, vision.std, config)
     raise CheckpointError(
-        f"mm_image_tower {config.vision_tower!r} is no folder in or beside the checkpoint, and no "
-        f"known encoder ({', '.join(known)}); give the tower's folder by --vision-tower DIR"
+        f"mm_image_tower {config.mm_image_tower!r} is no folder in or beside the checkpoint, and "
+        f"no known encoder ({', '.join(known)}); give the tower's folder by --vision-tower DIR"
     )
 
 
@@ -173,7 +175,7 @@ def _backbone(
         config={},
         image_size=made.image_size,
         patch_size=made.patch_size,
-        select_layer=config.select_layer,
+        select_layer=config.mm_vision_select_layer,
         select_strategy="default",  # the class token is dropped
         mean=mean,
         std=std,
