@@ -82,11 +82,6 @@ def test_a_config_says_true_unless_told_otherwise() -> None:
         MedMoeConfig(meta_expert="no")
 
 
-def test_function_preserving_needs_the_meta_expert() -> None:
-    with pytest.raises(ConfigError, match="function_preserving starts the domain experts at zero"):
-        without("stablelm", init="function_preserving")
-
-
 @torch.no_grad()
 def test_each_layer_may_have_its_own_router() -> None:
     routers = [router(), {name: -tensor for name, tensor in router().items()}]

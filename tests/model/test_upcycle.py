@@ -12,7 +12,6 @@ from tests.model.tiny import (
     WIDTH,
     Family,
     dense_model,
-    moe_model,
     pixels,
     prompt_ids,
 )
@@ -148,16 +147,6 @@ def test_upcycling_keeps_the_head_bias_and_the_generation_settings() -> None:
     model = upcycled(dense)
     assert torch.equal(model.lm_head.bias, dense.lm_head.bias)
     assert model.generation_config.max_new_tokens == 17
-
-
-def test_upcycling_refuses_a_moe_model() -> None:
-    with pytest.raises(ConfigError, match=r"needs a dense model.*\[0, 2\].*phase 2"):
-        upcycled(moe_model("phi"))
-
-
-def test_upcycling_refuses_an_empty_layer_list() -> None:
-    with pytest.raises(ConfigError, match="moe_layers is empty"):
-        upcycled(dense_model("phi"), moe_layers=[])
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, NonNegativeInt, TypeAdapter, ValidationError
 
 from medmoe.data.schema import Record, images_of
 from medmoe.domains import domain_of
@@ -30,9 +31,21 @@ from medmoe.inference.engine import MedMoe
 from medmoe.inference.evidence import NOTE
 from medmoe.model.checkpoint import read_config, verify
 
-#: Columns of a label-count curve (paper, figure 6).
-_WHOLE, _PERCENT = ("labels", "images", "n"), ("accuracy", "low", "high")
 Progress = Callable[[str, int, int], None]  # which model, images done, images in all
+
+
+_Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+class _Point(BaseModel):
+    """A point of a label-count curve (paper, figure 6)."""
+
+    labels: NonNegativeInt
+    images: NonNegativeInt
+    accuracy: _Percent
+    low: _Percent
+    high: _Percent
+    n: NonNegativeInt
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,23 +287,10 @@ def read_label_curve(path: Path) -> list[dict[str, Any]]:
         raise DataError(f"{path}: not readable as JSON or UTF-8 text; write it again") from error
     if not isinstance(rows, list) or not rows:
         raise DataError(f"{path}: holds no rows; give a label_curve.csv or .json with one at least")
-    return sorted(
-        (_point(path, i, row) for i, row in enumerate(rows, 1)), key=lambda r: r["labels"]
-    )
-
-
-def _point(path: Path, number: int, row: Any) -> dict[str, Any]:
-    point: dict[str, Any] = {}
-    for name in (*_WHOLE, *_PERCENT):
-        value = row.get(name) if isinstance(row, dict) else None
-        try:
-            parsed = float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            parsed = math.nan
-        top = 100.0 if name in _PERCENT else math.inf
-        whole = name in _PERCENT or parsed.is_integer()
-        if not (0 <= parsed <= top and whole) or math.isinf(parsed):
-            kind = "a percent from 0 to 100" if name in _PERCENT else "a whole number"
-            raise DataError(f"{path}: row {number}: {name} is {value!r}, not {kind}")
-        point[name] = int(parsed) if name in _WHOLE else parsed
-    return point
+    try:
+        points = TypeAdapter(list[_Point]).validate_python(rows)
+    except ValidationError as error:
+        (number, *names), fault = error.errors()[0]["loc"], error.errors()[0]
+        where = " ".join([f"row {int(number) + 1}:", *map(str, names)])
+        raise DataError(f"{path}: {where} is {fault['input']!r}: {fault['msg']}") from None
+    return sorted((point.model_dump() for point in points), key=lambda point: point["labels"])

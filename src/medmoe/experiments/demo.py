@@ -85,15 +85,8 @@ def plan_demo(
 
 def blind_plan(plan: TrainPlan) -> TrainPlan:
     """Return the training of a demonstration's blind twin, in ``OUT/blind_twin``."""
-    return plan_train(
-        blind_twin(plan.recipe),
-        (),
-        plan.root,
-        plan.out / "blind_twin",
-        plan.seed,
-        resume=True,
-        allow_outside=plan.allow_outside,
-    )
+    recipe, out, outside = blind_twin(plan.recipe), plan.out / "blind_twin", plan.allow_outside
+    return plan_train(recipe, (), plan.root, out, plan.seed, resume=True, allow_outside=outside)
 
 
 def train_demo(plan: TrainPlan, progress: Progress, listener: RunListener | None = None) -> None:

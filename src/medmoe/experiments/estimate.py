@@ -9,7 +9,6 @@ plan says what they leave out.
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
@@ -233,17 +233,9 @@ def matmul_speed(precision: str) -> float:
     # CPUs without bfloat16 units would measure their emulation of it.
     dtype = torch.bfloat16 if precision == "bf16" and device == "cuda" else torch.float32
     side = 8192 if device == "cuda" else 768
-    a = torch.randn(side, side, device=device, dtype=dtype)
-    a @ a
-    best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        b = a @ a
-        if device == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    del b
-    return _UTILISATION * 2 * side**3 / best
+    matrix = torch.randn(side, side, device=device, dtype=dtype)
+    timer = Timer("a @ a", globals={"a": matrix}, num_threads=torch.get_num_threads())
+    return _UTILISATION * 2 * side**3 / min(timer.timeit(1).median for _ in range(5))
 
 
 def phase_shape(spec: TrainSpec, phase: PhaseName, data: TrainData | None = None) -> Shape:

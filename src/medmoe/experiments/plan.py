@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,45 +79,37 @@ def plan_train(
     root: Path | None,
     out: Path,
     seed: int,
-    *,
-    resume: bool = False,
-    allow_changed: bool = False,
-    label_counts: Sequence[int] = (),
-    allow_leak: bool = False,
-    allow_outside: bool = False,
-    on_bad_row: Policy = "fail",
+    **options: Any,
 ) -> TrainPlan:
     """Return what to do, once everything that needs no data is checked.
 
     Args:
         phases: Those to run; all of the recipe where empty.
-        label_counts: Instead of the recipe's own.
+        options: Further fields of `TrainPlan`; ``label_counts`` instead of the recipe's own.
 
     Raises:
         ConfigError: A phase is not of the recipe or out of order, has nothing to start from, holds
             another run, or a tracker's package is missing.
     """
     spec, chosen = recipe.spec, phases_of(recipe, phases)
+    plan = TrainPlan(recipe, chosen, root, out, seed, **options)
     if phases and list(phases) != list(chosen):
         raise ConfigError(
             f"--phase {', '.join(phases)} is out of order; train {', '.join(chosen)} in this order"
         )
-    if label_counts and "phase2_router" not in chosen:
+    if plan.label_counts and "phase2_router" not in chosen:
         raise ConfigError("--label-counts belongs to phase2_router; add --phase phase2_router")
     check_trackers(spec.run.trackers)
     first = {"phase0_adapt", "phase1_alignment"} & {*chosen}
     begins = any(not is_finished(out / phase) for phase in first)
     if begins and "phase1_alignment" not in spec.starts:
         check_sources(spec.model, spec.pretrained())
-    if not label_counts and spec.router and "phase2_router" in chosen:
-        label_counts = spec.router.label_counts
-    counts = tuple(label_counts)
-    allowed = (allow_leak, allow_outside, on_bad_row)
-    plan = TrainPlan(recipe, chosen, root, out, seed, resume, allow_changed, counts, *allowed)
+    if not plan.label_counts and spec.router and "phase2_router" in chosen:
+        plan = replace(plan, label_counts=spec.router.label_counts)
     for phase in chosen:
         if is_main():  # the others may come when the first one has begun to write
             _check_folder(plan, phase)
-        if not (resume and is_finished(out / phase)):
+        if not (plan.resume and is_finished(out / phase)):
             for source in spec.inputs(phase):
                 if source not in chosen or source == phase:
                     check_input(plan.where(source, phase), source, phase, recipe.name)

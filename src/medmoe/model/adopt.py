@@ -113,7 +113,8 @@ def adopt(
             write_json(staging / PROVENANCE, {"domains": model.config.domains, "training": {}})
     verify(target)
     added = {path.name for path in target.iterdir()} - present
-    return _account(target, model, processor, None, [p.name for p in removed], sorted(added))
+    names = tuple(path.name for path in removed)
+    return _account(target, model, str(processor or "its own"), None, names, added)
 
 
 def _check_files(folder: Path, kept: list[Path], other_processor: bool) -> None:
@@ -169,25 +170,18 @@ def _merge(
     facts = provenance(below)
     notes = [*facts.get("notes", []), merged_note(folder)]
     save_model(model, own or its_processor, out, facts | {"notes": notes})
-    added = sorted(path.name for path in out.iterdir())
-    return _account(out, model, processor, below, [], added)
+    added = {path.name for path in out.iterdir()}
+    return _account(out, model, str(processor or below), str(below), (), added)
 
 
 def _account(
     folder: Path,
     model: MedMoeForConditionalGeneration,
-    processor: Path | str | None,
-    base: Path | None,
-    removed: list[str],
-    added: list[str],
+    processor: str,
+    base: str | None,
+    removed: tuple[str, ...],
+    added: set[str],
 ) -> Adopted:
-    config = model.config
-    return Adopted(
-        folder=str(folder),
-        tensors=len(model.state_dict()),
-        domains=tuple(config.domains or ()) if config.moe_layers else (),
-        processor=str(processor or base or "its own"),
-        base=None if base is None else str(base),
-        removed=tuple(removed),
-        added=tuple(added),
-    )
+    domains = tuple(model.config.domains or ()) if model.config.moe_layers else ()
+    tensors, files = len(model.state_dict()), tuple(sorted(added))
+    return Adopted(str(folder), tensors, domains, processor, base, removed, files)

@@ -54,10 +54,8 @@ def upcycle(
         seed: Draws the router where none is given.
 
     Raises:
-        ConfigError: The model is no dense model, there is no layer to upcycle, the router has
-            another shape than the config, or nothing would be left of the FFN at step 0.
+        ConfigError: The router has another shape than the config.
     """
-    _check_start(dense, moe_layers, init, meta_expert)
     config = moe_config(
         dense.config,
         moe_layers=list(moe_layers),
@@ -81,26 +79,6 @@ def upcycle(
     model.generation_config = copy.deepcopy(dense.generation_config)
     model.train(dense.training)
     return model
-
-
-def _check_start(
-    dense: MedMoeForConditionalGeneration,
-    moe_layers: Sequence[int],
-    init: UpcycleInit,
-    meta_expert: bool,
-) -> None:
-    if dense.config.moe_layers:
-        raise ConfigError(
-            f"upcycling needs a dense model, this one has MoE layers {dense.config.moe_layers}; "
-            "give the checkpoint of phase 2"
-        )
-    if not moe_layers:
-        raise ConfigError("moe_layers is empty: name at least one decoder layer, e.g. [0, 2]")
-    if init == "function_preserving" and not meta_expert:
-        raise ConfigError(
-            "upcycle_init function_preserving starts the domain experts at zero, so it needs the "
-            "meta expert; use --set model.upcycle_init=copy or --set model.meta_expert=true"
-        )
 
 
 @torch.no_grad()

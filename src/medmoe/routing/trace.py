@@ -52,9 +52,6 @@ class RoutingTrace:
             count, e.g. with a 4-D attention mask (where all tokens count otherwise) or for image
             tokens only. It stays until changed; None goes back to the attention mask. Tokens that
             ``generate`` makes are not counted while it is set.
-        image_mask: Set it before a forward pass on ``inputs_embeds``, (B, S) boolean, to say which
-            tokens of the prompt are the image's; with ``input_ids`` they are found by themselves.
-            It stays until changed.
     """
 
     def __init__(
@@ -64,7 +61,6 @@ class RoutingTrace:
         image_id: int | None = None,
     ) -> None:
         self.token_mask: Tensor | None = None
-        self.image_mask: Tensor | None = None
         self._image_id = image_id
         none = torch.zeros(0, dtype=torch.long)
         self._tokens = [[none], [none]]  # row and kind, the same for all layers
@@ -95,7 +91,7 @@ class RoutingTrace:
 
         An answer is what follows one token at a time after a prompt with a cache, or what the
         ``labels`` of a training pass hold; without a cache, steps of ``generate`` are new prompts
-        and all words are taken for the question. -1: embeddings were given and no ``image_mask``.
+        and all words are taken for the question. -1: embeddings were given, not ids.
         """
         return self._sorted(self._tokens, 1).numpy()
 
@@ -114,24 +110,6 @@ class RoutingTrace:
     def weights(self, layer: int) -> Floats:
         """Return the weights g (T, K) of the chosen experts of a layer, as the block used them."""
         return self._given(layer, 1).double().numpy()
-
-    def row_counts(self, layer: int) -> Ints:
-        """Return how often each row's tokens chose each expert (R, E)."""
-        counts_RE = np.zeros((self._num_rows, self._given(layer, 0).shape[1]), dtype=np.int64)
-        np.add.at(counts_RE, (self.rows[:, None], self.experts(layer)), 1)
-        return counts_RE
-
-    def row_probabilities(self, layer: int) -> Floats:
-        """Return the mean router probabilities over each row's tokens (R, E).
-
-        A row none of whose tokens count is NaN.
-        """
-        given_TE, rows_T = self.probabilities(layer), self.rows
-        sums_RE = np.zeros((self._num_rows, given_TE.shape[1]))
-        np.add.at(sums_RE, rows_T, given_TE)
-        tokens_R1 = np.bincount(rows_T, minlength=self._num_rows)[:, None]
-        empty = np.full_like(sums_RE, np.nan)
-        return np.divide(sums_RE, tokens_R1, out=empty, where=tokens_R1 > 0)
 
     def _given(self, layer: int, place: int) -> Tensor:
         """Return what a layer's router gave to all tokens: logits, weights or chosen experts."""
@@ -188,13 +166,9 @@ class RoutingTrace:
         if call.goes_on and length == 1:
             return torch.full((batch, 1), ANSWER)
         ids, labels = call.inputs.get("input_ids"), call.inputs.get("labels")
-        if isinstance(ids, Tensor) and ids.shape == (batch, length) and self._image_id is not None:
-            image_BS = ids.detach().cpu() == self._image_id
-        elif self.image_mask is not None and self.image_mask.shape == (batch, length):
-            image_BS = self.image_mask.detach().bool().cpu()
-        else:
+        if not isinstance(ids, Tensor) or ids.shape != (batch, length) or self._image_id is None:
             return torch.full((batch, length), UNKNOWN)
-        kinds_BS = torch.where(image_BS, IMAGE, QUESTION)
+        kinds_BS = torch.where(ids.detach().cpu() == self._image_id, IMAGE, QUESTION)
         if isinstance(labels, Tensor) and labels.shape == kinds_BS.shape:
             kinds_BS[labels.detach().cpu() >= 0] = ANSWER
         return kinds_BS

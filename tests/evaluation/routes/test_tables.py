@@ -148,11 +148,15 @@ def test_a_curve_is_read_from_csv_json_or_its_folder(tmp_path: Path) -> None:
         ("c.json", b"{}", "holds no rows"),
         ("c.json", b"[", "not readable as JSON"),
         ("c.csv", b"\xff\xfe\x00", "not readable as JSON or UTF-8"),
-        ("c.csv", GOOD.replace("98", "many").encode(), "row 1: accuracy is 'many', not a percent"),
+        (
+            "c.csv",
+            GOOD.replace("98", "many").encode(),
+            "row 1: accuracy is 'many': Input",
+        ),
         ("c.csv", GOOD.replace("98", "980").encode(), "accuracy is '980'"),
-        ("c.csv", GOOD.replace("48", "nan").encode(), "row 1: images is 'nan', not a whole number"),
+        ("c.csv", GOOD.replace("48", "nan").encode(), "row 1: images is 'nan': Input should be"),
         ("c.csv", GOOD.replace("48", "4.8").encode(), "row 1: images is '4.8'"),
-        ("c.json", b"[3]", "row 1: labels is None"),
+        ("c.json", b"[3]", "row 1: is 3: Input should be"),
         ("gone.csv", None, "cannot be read"),
     ],
 )

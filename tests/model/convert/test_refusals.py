@@ -203,7 +203,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no epsilon": (
         lambda f: configure(f, layer_norm_eps=0.0),
-        r"layer_norm_eps = 0\.0: Input should be greater than or equal to 1e-12",
+        r"layer_norm_eps = 0\.0: Input should be greater than or equal to 0\.0",
     ),
     "a token beyond the vocabulary": (
         lambda f: configure(f, eos_token_id=512),
