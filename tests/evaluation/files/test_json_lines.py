@@ -10,9 +10,16 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel, TypeAdapter
 
 from medmoe.errors import DataError
-from medmoe.evaluation.files.json_lines import number, read_rows, text_of
+from medmoe.evaluation.files.json_lines import Number, Text, checked, read_rows
+
+
+class _Answer(BaseModel):
+    answer: Text
+    sure: Number = 0.0
+
 
 #: Each example writes the one file anew.
 SAME_FILE = [HealthCheck.function_scoped_fixture]
@@ -110,19 +117,19 @@ def test_a_file_or_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     ("row", "message"),
     [
         ({}, "answer is missing"),
-        ({"answer": 3}, "answer holds 3; write it as a string"),
-        ({"answer": "a\ud800"}, r"answer holds half a character \('\\ud800'\)"),
+        ({"answer": 3}, "answer holds 3; it should be a valid string"),
+        ({"answer": "a\ud800"}, r"answer holds 'a\\ud800'; it .*surrogates not allowed"),
     ],
 )
 def test_text_that_is_none_is_named(row: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=f"line 1: {message}"):
-        text_of(row, "answer", "line 1")
+        checked(TypeAdapter(_Answer), row, "line 1")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), True, "0.5", None, 10**400])
 def test_a_number_that_is_none_is_named(value: object) -> None:
-    with pytest.raises(DataError, match=r"line 1: confidence holds .*; write a finite number"):
-        number(value, "confidence", "line 1")
+    with pytest.raises(DataError, match=r"line 1: sure holds .*; it should be a .* number"):
+        checked(TypeAdapter(_Answer), {"answer": "yes", "sure": value}, "line 1")
 
 
 @settings(

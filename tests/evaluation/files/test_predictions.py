@@ -89,7 +89,7 @@ def test_writing_refuses_what_reading_would_refuse(make_record: Make, tmp_path: 
     file = AnswerFile(path, [records])
     with pytest.raises(DataError, match="missing predictions"):
         file.append(records, [])
-    with pytest.raises(DataError, match=r"a: option_scores holds -inf"):
+    with pytest.raises(DataError, match="a: a confidence or option score is not finite"):
         file.append(records, [Prediction("a", "x", None, (0.0, float("-inf")))])
     assert not path.exists()
 
@@ -99,12 +99,15 @@ def test_writing_refuses_what_reading_would_refuse(make_record: Make, tmp_path: 
     [
         ("{", r"p\.jsonl row 2: not JSON"),
         ("[1]", "row 2: list instead of an object"),
-        ('{"id": 7.5, "prediction": "x"}', "id holds 7.5; write it as a string"),
+        ('{"id": 7.5, "prediction": "x"}', "id holds 7.5; it should be a valid string"),
         ('{"id": true, "prediction": "x"}', "id holds True"),
         ('{"id": 7}', "row 2: prediction is missing"),
         ('{"id": "a", "prediction": "x", "confidence": "high"}', "confidence holds 'high'"),
         ('{"id": "a", "prediction": "x", "confidence": NaN}', "confidence holds nan"),
-        ('{"id": "a", "prediction": "x", "option_scores": 3}', "option_scores is no list"),
+        (
+            '{"id": "a", "prediction": "x", "option_scores": 3}',
+            "option_scores holds 3; it should be",
+        ),
         ('{"id": "a", "prediction": "x", "option_scores": [true]}', "option_scores holds True"),
     ],
 )

@@ -7,10 +7,18 @@ cannot be read is never skipped; what the rows mean is checked by their own read
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    AllowInfNan,
+    BeforeValidator,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+)
 
 from medmoe.data.bad_rows import BadRows
 from medmoe.data.readers.tables import CSV_SUFFIXES, any_rows
@@ -20,6 +28,7 @@ _SHOWN = 5
 #: Columns of a CSV that may be empty, and those that are no text.
 _TEXTS = frozenset({"prediction", "answer"})
 _READ_AS_JSON = frozenset({"confidence", "option_scores", "options", "references"})
+Kind = TypeVar("Kind")
 Row = tuple[str, dict[str, Any]]  # where it stands, and what it holds
 
 
@@ -62,47 +71,28 @@ def _cells(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     return kept
 
 
-def text_of(row: Mapping[str, Any], key: str, where: str) -> str:
-    """Return a value that must be text.
+def _whole(text: str) -> str:
+    text.encode("utf-8")  # fails on half a character, a lone surrogate
+    return text
+
+
+#: Text of whole characters; an id, which may be a whole number; a finite number.
+Text = Annotated[str, AfterValidator(_whole)]
+Id = Annotated[Text, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+Number = Annotated[float, Strict(), AllowInfNan(False)]
+
+
+def checked(kind: TypeAdapter[Kind], row: Mapping[str, Any], where: str) -> Kind:
+    """Return a row as what it must be; keys that are not asked for are ignored.
 
     Raises:
-        DataError: It is missing, no text, or holds half a character (a lone surrogate).
-    """
-    value = row.get(key)
-    if not isinstance(value, str):
-        holds = f"holds {value!r}" if key in row else "is missing"
-        raise DataError(f"{where}: {key} {holds}; write it as a string")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{where}: {key} holds half a character ({value[error.start]!r}); write whole ones"
-        ) from error
-    return value
-
-
-def id_of(row: Mapping[str, Any], where: str) -> str:
-    """Return a row's id, as a text where it is a whole number.
-
-    Raises:
-        DataError: It is missing or something else.
-    """
-    if isinstance(value := row.get("id"), int) and not isinstance(value, bool):
-        return str(value)
-    return text_of(row, "id", where)
-
-
-def number(value: object, key: str, where: str) -> float:
-    """Return a value that must be a finite number.
-
-    Raises:
-        DataError: It is something else, NaN or infinite.
+        DataError: A value is missing or of another type; it is named.
     """
     try:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError
-        if math.isfinite(value):
-            return float(value)
-    except (TypeError, OverflowError):  # an int too large for a float
-        pass
-    raise DataError(f"{where}: {key} holds {value!r:.40}; write a finite number")
+        return kind.validate_python(row)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        key, holds = fault["loc"][0], f"holds {fault['input']!r:.40}"
+        rule = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        found = "is missing" if fault["type"] == "missing" else f"{holds}; it {rule}"
+        raise DataError(f"{where}: {key} {found}") from None

@@ -8,16 +8,19 @@ silently; here that is an error.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
 
 from medmoe.data.schema import Record
 from medmoe.errors import DataError
-from medmoe.evaluation.files.json_lines import id_of, named, number, read_rows, text_of
+from medmoe.evaluation.files.json_lines import Id, Number, Text, checked, named, read_rows
 
 #: How thoughts begin and end; the last pair is MedGemma's.
 _BEGIN = r"<(?:think(?:ing)?|thought|reasoning)>|<unused94>"
@@ -41,13 +44,16 @@ class Prediction:
         failed: Why the system gave no answer, None where it gave one.
     """
 
-    id: str
-    text: str
-    confidence: float | None = None
-    option_scores: tuple[float, ...] | None = None
+    id: Id
+    text: Annotated[Text, Field(validation_alias="prediction")]
+    confidence: Number | None = None
+    option_scores: tuple[Number, ...] | None = None
     routing: Mapping[str, Any] | None = field(default=None, compare=False)
     cut: bool = False
     failed: str | None = None
+
+
+_PREDICTION = TypeAdapter(Prediction)
 
 
 def by_image(records: Sequence[Record]) -> list[Record]:
@@ -100,12 +106,13 @@ def prediction_row(record: Record, prediction: Prediction) -> dict[str, Any]:
         DataError: A confidence or option score is not finite.
     """
     row: dict[str, Any] = {"id": record.id, "prediction": prediction.text}
+    if not all(map(math.isfinite, (prediction.confidence or 0, *(prediction.option_scores or ())))):
+        raise DataError(f"{record.id}: a confidence or option score is not finite")
     if prediction.confidence is not None:
-        row["confidence"] = number(prediction.confidence, "confidence", record.id)
+        row["confidence"] = prediction.confidence
     if prediction.option_scores is not None:
         # Unrounded: a tie made by rounding would change the AUC when the file is scored again.
-        scores = prediction.option_scores
-        row["option_scores"] = [number(score, "option_scores", record.id) for score in scores]
+        row["option_scores"] = list(prediction.option_scores)
         row["options"] = list(record.options)
     if prediction.routing is not None:
         row["routing"] = dict(prediction.routing)
@@ -128,7 +135,7 @@ def read_predictions(path: Path) -> list[Prediction]:
         DataError: The file cannot be read or is empty, or a line is not a prediction; the message
             names it.
     """
-    return [_prediction(row, where) for where, row in read_rows(path, "predictions")]
+    return [checked(_PREDICTION, row, where) for where, row in read_rows(path, "predictions")]
 
 
 def without_thinking(text: str) -> str:
@@ -139,21 +146,3 @@ def without_thinking(text: str) -> str:
     for thought in _THOUGHTS:
         text = thought.sub("", text)
     return text.strip()
-
-
-def _prediction(row: Mapping[str, Any], where: str) -> Prediction:
-    scores = row.get("option_scores")
-    if scores is not None and not isinstance(scores, list):
-        raise DataError(f"{where}: option_scores is no list; write one number per option")
-    confidence = row.get("confidence")
-    return Prediction(
-        id=id_of(row, where),
-        text=text_of(row, "prediction", where),
-        confidence=None if confidence is None else number(confidence, "confidence", where),
-        option_scores=None
-        if scores is None
-        else tuple(number(score, "option_scores", where) for score in scores),
-        routing=routing if isinstance(routing := row.get("routing"), dict) else None,
-        cut=row.get("cut") is True,
-        failed=failed if isinstance(failed := row.get("failed"), str) else None,
-    )

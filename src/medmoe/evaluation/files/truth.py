@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, TypeAdapter
 
 from medmoe.data.schema import AnswerType, ImageRecord, Record
-from medmoe.errors import DataError, one_of
-from medmoe.evaluation.files.json_lines import id_of, named, read_rows, text_of
+from medmoe.errors import DataError
+from medmoe.evaluation.files.json_lines import Id, Text, checked, named, read_rows
 from medmoe.evaluation.metrics import normalise
 
 #: Begins the id of an image that a record does not name.
@@ -52,47 +54,40 @@ def names_an_image(record: Record) -> bool:
     return not record.image.id.startswith(UNNAMED)
 
 
+class _Truth(BaseModel):
+    id: Id
+    answer: Text
+    # "CLOSED ", as VQA-RAD has it in two rows
+    answer_type: Annotated[AnswerType, BeforeValidator(lambda kind: str(kind).strip().casefold())]
+    image: Text | None = None
+    question: Text | None = None
+    subset: Text | None = None
+    options: tuple[Text, ...] | None = None
+    references: tuple[Text, ...] | None = None
+
+
+_TRUTH = TypeAdapter(_Truth)
+
+
 def _record(row: Mapping[str, Any], where: str) -> Record:
-    name = id_of(row, where)
-    answer = text_of(row, "answer", where)
-    if not answer.strip():
-        raise DataError(f"{where}: answer of {name!r} is empty; give the true answer or drop it")
-    options = _texts(row, "options", where)
-    image = _optional(row, "image", where) or f"{UNNAMED}{name}"
+    true = checked(_TRUTH, row, where)
+    if not true.answer.strip():
+        raise DataError(f"{where}: answer of {true.id!r} is empty; give the true answer or drop it")
+    image = true.image or f"{UNNAMED}{true.id}"
     return Record(
-        id=name,
+        id=true.id,
         image=ImageRecord(image, Path(image)),
-        question=_optional(row, "question", where),
-        answer=answer,
-        answer_type=_answer_type(text_of(row, "answer_type", where), where),
-        question_type=_optional(row, "subset", where),
-        task="classification" if options else "vqa",
+        question=true.question or "",
+        answer=true.answer,
+        answer_type=true.answer_type,
+        question_type=true.subset or "",
+        task="classification" if true.options else "vqa",
         dataset=image.partition("/")[0],
         split="",
         licence="",
-        options=options,
-        references=_texts(row, "references", where),
+        options=true.options or (),
+        references=true.references or (),
     )
-
-
-def _answer_type(text: str, where: str) -> AnswerType:
-    kind = text.strip().casefold()  # "CLOSED ", as VQA-RAD has it in two rows
-    if kind not in ("open", "closed"):
-        raise DataError(f"{where}: {one_of(text, ('open', 'closed'), 'answer_type')}")
-    return cast(AnswerType, kind)
-
-
-def _optional(row: Mapping[str, Any], key: str, where: str) -> str:
-    return "" if row.get(key) is None else text_of(row, key, where)
-
-
-def _texts(row: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
-    values = row.get(key)
-    if values is None:
-        return ()
-    if not isinstance(values, list):
-        raise DataError(f"{where}: {key} is no list; write one string per entry")
-    return tuple(text_of({key: value}, key, where) for value in values)
 
 
 def check_same_truth(path: Path, records: Sequence[Record]) -> None:
@@ -105,7 +100,7 @@ def check_same_truth(path: Path, records: Sequence[Record]) -> None:
         DataError: An answer differs; the message names the record.
     """
     truth = {record.id: normalise(record.answer) for record in records}
-    own = [(id_of(row, where), row.get("answer")) for where, row in read_rows(path, "predictions")]
+    own = [(str(row.get("id")), row.get("answer")) for _, row in read_rows(path, "predictions")]
     other = [
         name
         for name, answer in own
