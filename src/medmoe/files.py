@@ -53,6 +53,15 @@ def write_text(path: Path, text: str, other: str = "place") -> None:
         raise refused(error, f"write {str(path)!r}", other) from error
 
 
+def json_object(path: Path) -> dict[str, Any] | None:
+    """Return the object in a JSON file; None where there is none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write an object as JSON, as `write_text` does.
 

@@ -65,7 +65,7 @@ def test_the_phantom_is_drawn_by_the_models_own_seed_unless_another_is_given(
         (["--task", "phantom_vqa", "--control", "blanc"], "did you mean 'blank'"),
         (["--task", "phantom_vqa", "--pairs", "negate"], "did you mean 'negated'"),
         (["--task", "phantom_vqa", "--split", "tset"], "did you mean 'test'"),
-        (["--task", "phantom_vqa", "--calibrate", "test"], "needs another split"),
+        (["--task", "phantom_vqa", "--calibrate", "test"], "images, e.g."),
         (["--task", "phantom_vqa", "--target-risk", "0.1"], "add --calibrate validation"),
         (["--task", "phantom_vqa", "--target-risk", "1"], "is not a number between 0 and 1"),
         (["--task", "phantom_vqa", "--data", "nowhere"], "no such folder"),

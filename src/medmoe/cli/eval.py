@@ -199,8 +199,8 @@ def _records(
 ) -> tuple[int, dict[str, TaskRecords], dict[str, TaskRecords]]:
     """Return the seed, and by task the records to ask and those to calibrate on."""
     from medmoe.data.registry import find_data
-    from medmoe.evaluation.ask.plan import check_apart
     from medmoe.evaluation.ask.records import as_trained, task_records
+    from medmoe.evaluation.files.truth import check_apart
 
     specs = _specs(args)
     seed, phantom_images = as_trained(model, specs.values(), args.seed)
@@ -215,7 +215,8 @@ def _records(
     calibrating = specs if args.calibrate else {}
     calibration = {name: read(spec, split=args.calibrate) for name, spec in calibrating.items()}
     for name in calibration:
-        check_apart(tasks[name], calibration[name])
+        where = f"task {name!r}: --calibrate {args.calibrate}"
+        check_apart(tasks[name].records, calibration[name].records, where)
     return seed, tasks, calibration
 
 

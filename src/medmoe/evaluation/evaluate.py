@@ -9,7 +9,6 @@ stand there are not asked again, so a finished run is scored anew without loadin
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -40,7 +39,7 @@ from medmoe.evaluation.reliability.measure import answered_by_kind, reliability,
 from medmoe.evaluation.routes.router_score import RoutedPicture, router_score
 from medmoe.evaluation.score.breakdowns import breakdowns
 from medmoe.evaluation.score.rows import ScoreRow, score_task
-from medmoe.files import write_json
+from medmoe.files import json_object, write_json
 from medmoe.model.checkpoint import identity, provenance, read_config
 from medmoe.processes import from_main, is_main
 
@@ -280,9 +279,7 @@ def _counted(out: Path, asker: Asker) -> dict[str, Any]:
     Where nothing was asked, that start's seconds too: to score its answers again is another thing.
     """
     if asker.asked == 0:
-        try:
-            old = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+        old = json_object(out / "summary.json") or {}
+        if {"parameters", "seconds"} <= old.keys():
             return {"parameters": old["parameters"], "seconds": old["seconds"]}
-        except (OSError, ValueError, KeyError):
-            pass
     return {"parameters": asker.engine.parameters()}

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from medmoe.data.schema import Record
-from medmoe.errors import ConfigError, DataError
+from medmoe.errors import DataError
 from medmoe.evaluation.files.json_lines import named
 from medmoe.evaluation.files.predictions import Prediction, read_predictions, without_thinking
 from medmoe.evaluation.files.run_files import read_side
-from medmoe.evaluation.files.truth import UNNAMED, check_same_truth, own_truth, read_truth
+from medmoe.evaluation.files.truth import check_apart, check_same_truth, own_truth, read_truth
 from medmoe.evaluation.judge import Judge
 from medmoe.evaluation.pages.report import ReportData, write_report
 from medmoe.evaluation.pages.run_report import sections_of
@@ -150,7 +150,7 @@ def _chosen_on(calibration: Answers | None, reported: Sequence[Record]) -> Any:
     if calibration is None:
         return None
     others = calibration.records()
-    _check_apart(reported, others, calibration.predictions)
+    check_apart(reported, others, str(calibration.predictions))
     return answered_by_kind(others, calibration.read())
 
 
@@ -173,26 +173,6 @@ def _system_and_task(name: str) -> tuple[str, str]:
     if task and (system in _SYSTEMS or task in TASKS):
         return system, task
     return "answers", name
-
-
-def _check_apart(records: Sequence[Record], others: Sequence[Record], path: Path) -> None:
-    """Refuse to choose on what is reported: the same pictures, or without these the same records.
-
-    Raises:
-        ConfigError: They are not apart.
-    """
-    shared = {r.image.id for r in records} & {r.image.id for r in others}
-    named_ones = sorted(image for image in shared if not image.startswith(UNNAMED))
-    if named_ones:
-        raise ConfigError(
-            f"{path}: {len(named_ones)} of its images, e.g. {named_ones[0]!r}, are reported on "
-            "too; give answers to another split"
-        )
-    # Without images ids may begin anew in each split: only equal files are surely the same.
-    if {(r.id, r.answer) for r in records if r.image.id in shared} == {
-        (r.id, r.answer) for r in others
-    }:
-        raise ConfigError(f"{path}: its records are reported on too; give answers to another split")
 
 
 def calibrations(

@@ -16,6 +16,7 @@ from importlib import resources
 from typing import Literal
 
 from medmoe.data import registry
+from medmoe.data.readers import medmnist
 from medmoe.errors import ConfigError, DataError, one_of
 
 Kind = Literal["vqa", "multiple_choice", "letters", "report", "classification", "multi_label"]
@@ -62,10 +63,10 @@ class PaperRow:
         return "label_score" if self.protocol == "unstated" else self.protocol
 
 
-def _medmnist(name: str, kind: Kind = "classification", paper: str | None = None) -> TaskSpec:
-    return TaskSpec(name, name, kind=kind, paper_name=paper)
-
-
+#: The paper's names of MedMNIST's sets that it reports on.
+_PAPER_MEDMNIST = {"pneumoniamnist": "PneumoniaMNIST", "organcmnist": "OrganCMNIST"}
+#: Those whose images have several labels at once.
+_MULTI_LABEL = ("chestmnist",)
 #: Every task by its name.
 TASKS: Mapping[str, TaskSpec] = {
     task.name: task
@@ -86,18 +87,15 @@ TASKS: Mapping[str, TaskSpec] = {
         TaskSpec("mmmu_med", "mmmu_med", "validation", kind="multiple_choice"),
         TaskSpec("medxpertqa_mm", "medxpertqa_mm", kind="multiple_choice"),
         TaskSpec("iu_xray", "iu_xray", kind="report"),
-        _medmnist("pathmnist"),
-        _medmnist("chestmnist", "multi_label"),
-        _medmnist("dermamnist"),
-        _medmnist("octmnist"),
-        _medmnist("pneumoniamnist", paper="PneumoniaMNIST"),
-        _medmnist("retinamnist"),
-        _medmnist("breastmnist"),
-        _medmnist("bloodmnist"),
-        _medmnist("tissuemnist"),
-        _medmnist("organamnist"),
-        _medmnist("organcmnist", paper="OrganCMNIST"),
-        _medmnist("organsmnist"),
+        *(
+            TaskSpec(
+                name,
+                name,
+                kind="multi_label" if name in _MULTI_LABEL else "classification",
+                paper_name=_PAPER_MEDMNIST.get(name),
+            )
+            for name in medmnist.SETS
+        ),
     )
 }
 

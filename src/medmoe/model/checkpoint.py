@@ -19,6 +19,7 @@ from jinja2 import TemplateError
 from safetensors import SafetensorError, safe_open
 
 from medmoe.errors import CheckpointError, first_line
+from medmoe.files import json_object
 from medmoe.model.adapter import WEIGHTS, base_of, check_adapter, with_adapter
 from medmoe.model.card import CARD, model_card
 from medmoe.model.committed import (
@@ -37,7 +38,6 @@ from medmoe.model.locate import (
     PROVENANCE,
     is_adapter,
     read_json,
-    read_or_empty,
     refuse_other,
 )
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
@@ -239,7 +239,7 @@ def provenance(directory: Path) -> dict[str, Any]:
     """Return what a model directory says about its training; empty where it says nothing."""
     if is_adapter(directory):
         return provenance(base_of(directory))
-    training = read_or_empty(directory / PROVENANCE).get("training")
+    training = (json_object(directory / PROVENANCE) or {}).get("training")
     return training if isinstance(training, dict) else {}
 
 

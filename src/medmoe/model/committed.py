@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from medmoe.errors import CheckpointError
+from medmoe.files import json_object
 
 MANIFEST = "MANIFEST.json"
 
@@ -66,14 +67,9 @@ def read_manifest(directory: Path, fix: str) -> dict[str, Any]:
     Raises:
         CheckpointError: There is no manifest, or it is none; ``fix`` ends the line.
     """
-    path = directory / MANIFEST
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        content = None
-    files = content.get("files") if isinstance(content, dict) else None
+    files = (json_object(directory / MANIFEST) or {}).get("files")
     if not isinstance(files, dict):
-        raise CheckpointError(f"{path}: not a manifest; {fix}")
+        raise CheckpointError(f"{directory / MANIFEST}: not a manifest; {fix}")
     return files
 
 

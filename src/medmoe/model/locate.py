@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medmoe.errors import CheckpointError, first_line
+from medmoe.files import json_object
 from medmoe.model.committed import MANIFEST, replaced_by
 
 CONFIG, PROVENANCE, ADAPTER = "config.json", "medmoe.json", "adapter_config.json"
@@ -58,7 +59,7 @@ def find_other(source: Path | str) -> Path | None:
     from transformers.models.auto import modeling_auto
 
     folder = folder_of(source)
-    kind = read_or_empty(folder / CONFIG).get("model_type")
+    kind = (json_object(folder / CONFIG) or {}).get("model_type")
     known = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     return folder if kind in known and kind != MODEL_TYPE else None
 
@@ -118,7 +119,7 @@ def find_twin(model: Path) -> Path | None:
 
 
 def _training(folder: Path) -> dict[str, Any]:
-    facts: dict[str, Any] = read_or_empty(folder / PROVENANCE).get("training") or {}
+    facts: dict[str, Any] = (json_object(folder / PROVENANCE) or {}).get("training") or {}
     return facts
 
 
@@ -144,7 +145,7 @@ def refuse_foreign(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: {_no_folder(folder)}")
-    kind = read_or_empty(folder / CONFIG).get("model_type")
+    kind = (json_object(folder / CONFIG) or {}).get("model_type")
     part = _part(folder)
     if part is not None:
         raise CheckpointError(f"{folder}: {part}")
@@ -242,11 +243,3 @@ def read_json(path: Path, whole: str = "a whole checkpoint") -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: must hold a JSON object; copy it again")
     return content
-
-
-def read_or_empty(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; an empty one where there is none."""
-    try:
-        return read_json(path)
-    except (CheckpointError, OSError):
-        return {}

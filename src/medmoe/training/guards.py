@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-import torch
+from accelerate.utils.memory import should_reduce_batch_size
 
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
@@ -81,10 +81,6 @@ def cannot_save(error: Exception, step: int, folder: str, before: int | None) ->
     )
 
 
-#: How the allocators of torch say it where they raise a plain RuntimeError.
-_SAYINGS = ("out of memory", "can't allocate memory", "not enough memory")
-
-
 @contextmanager
 def named_out_of_memory(phase: PhaseName, batch_size: int, settings: RunSettings) -> Iterator[None]:
     """Turn a failed allocation inside into one line.
@@ -95,20 +91,13 @@ def named_out_of_memory(phase: PhaseName, batch_size: int, settings: RunSettings
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
             raise
         raise GuardError(
             f"{phase}: out of memory at batch_size {batch_size} "
             f"(gradient_accumulation {settings.gradient_accumulation}, "
             f"precision {settings.precision}); {_fix(phase, batch_size, settings)}"
         ) from None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(s in str(error).lower() for s in _SAYINGS)
 
 
 def _fix(phase: PhaseName, batch_size: int, settings: RunSettings) -> str:

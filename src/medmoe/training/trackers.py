@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from accelerate.utils import patch_environment
+
 from medmoe.errors import ConfigError
 
 #: Tracker, which is a package of that name → the variable that names its folder.
@@ -40,11 +42,7 @@ def check_trackers(names: Sequence[str]) -> None:
 def tracker_folders(names: Sequence[str], folder: Path) -> Iterator[None]:
     """Have trackers write under ``folder/<tracker>`` inside the context; a user's choice stays."""
     wanted = {TRACKERS[name]: folder / name for name in names if TRACKERS[name] not in os.environ}
-    for variable, path in wanted.items():
+    for path in wanted.values():
         path.mkdir(parents=True, exist_ok=True)
-        os.environ[variable] = str(path)
-    try:
+    with patch_environment(**wanted):
         yield
-    finally:
-        for variable in wanted:
-            os.environ.pop(variable, None)

@@ -1,18 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 
 from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, DataError
-from medmoe.evaluation.ask.plan import check_apart
-from medmoe.evaluation.ask.records import TaskRecords
 from medmoe.evaluation.files.predictions import Prediction
+from medmoe.evaluation.files.truth import check_apart
 from medmoe.evaluation.pages.sections.corruptions import corruptions_section
 from medmoe.evaluation.pages.sections.reliability import reliability_section
 from medmoe.evaluation.reliability.measure import answered_by_kind, reliability, robustness_row
-from medmoe.evaluation.tasks import task_spec
 
 Make = Callable[..., Record]
 
@@ -87,18 +85,12 @@ def test_an_answer_without_confidence_is_named(make_record: Make) -> None:
         answered_by_kind([make_record()], [Prediction("q1", "yes")])
 
 
-def task(split: str, records: Sequence[Record]) -> TaskRecords:
-    return TaskRecords(task_spec("phantom_vqa"), split, None, records, [])
-
-
 def test_nothing_is_chosen_on_what_is_reported(make_record: Make) -> None:
     records, _ = asked(make_record, "test", 4)
     others, _ = asked(make_record, "validation", 4)
-    check_apart(task("test", records), task("validation", others))
-    with pytest.raises(ConfigError, match="needs another split"):
-        check_apart(task("test", records), task("test", others))
-    with pytest.raises(ConfigError, match="4 images of 'test' stand in 'validation' too"):
-        check_apart(task("test", records), task("validation", records))
+    check_apart(records, others, "validation")
+    with pytest.raises(ConfigError, match=r"test: 4 of its images, e\.g\. .* are reported"):
+        check_apart(records, records, "test")
 
 
 def test_worse_pictures_stand_with_interval_n_and_the_share_lost(make_record: Make) -> None:

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medmoe.data.schema import Record, images_of
+from medmoe.data.schema import Record
 from medmoe.errors import ConfigError, one_of
 from medmoe.evaluation.ask.corruptions import SEVERITIES
 from medmoe.evaluation.ask.records import TaskRecords, by_letter
 from medmoe.evaluation.protocols import ALL_PROTOCOLS, LABEL_SCORE, LETTER, PROTOCOLS, REPORT
-from medmoe.files import write_json
+from medmoe.files import json_object, write_json
 from medmoe.inference.engine import LONG_ANSWER, SHORT_ANSWER
 from medmoe.model.checkpoint import identity, provenance
 
@@ -109,26 +109,6 @@ def check_names(names: Sequence[str], known: Sequence[str], what: str) -> tuple[
         if name != "all" and name not in known:
             raise ConfigError(one_of(name, [*known, "all"], what))
     return tuple(known) if "all" in names else tuple(dict.fromkeys(names))
-
-
-def check_apart(task: TaskRecords, calibration: TaskRecords) -> None:
-    """Refuse to choose on what is reported.
-
-    Raises:
-        ConfigError: The split is the same, or pictures stand in both.
-    """
-    if calibration.split == task.split:
-        raise ConfigError(
-            f"task {task.spec.name!r} is reported on {task.split!r}; --calibrate needs another "
-            "split, e.g. validation"
-        )
-    own, others = ({i.id for i in images_of(part.records)} for part in (task, calibration))
-    shared = own & others
-    if shared:
-        raise ConfigError(
-            f"task {task.spec.name!r}: {len(shared)} images of {task.split!r} stand in "
-            f"{calibration.split!r} too, e.g. {min(shared)!r}; --calibrate needs a split apart"
-        )
 
 
 def protocols_of(plan: EvalPlan, task: TaskRecords) -> list[str]:
@@ -222,11 +202,8 @@ def _settings_of(plan: EvalPlan) -> dict[str, Any]:
 
 
 def _same(path: Path, wanted: dict[str, Any], *, any_length: bool) -> dict[str, Any]:
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        known = None
-    if not isinstance(known, dict):
+    known = json_object(path)
+    if known is None:
         raise ConfigError(f"{path} is not readable as JSON; give another --out")
     if any_length and isinstance(known.get("max_new_tokens"), int):
         wanted["max_new_tokens"] = known["max_new_tokens"]

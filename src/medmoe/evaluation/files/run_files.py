@@ -8,13 +8,13 @@ parsed here but a run's seed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from medmoe.errors import DataError
 from medmoe.evaluation.files.json_lines import named
+from medmoe.files import json_object
 
 _LOOKED_FOR = "predictions.jsonl, predictions/*.jsonl or */predictions.jsonl"
 
@@ -112,8 +112,6 @@ def _files(path: Path) -> dict[str, Path]:
 
 def _seed(path: Path) -> int | None:
     folder = path if path.is_dir() else path.parent.parent
-    try:
-        seed = json.loads((folder / "summary.json").read_text(encoding="utf-8")).get("seed")
-    except (OSError, ValueError, AttributeError):
-        return None  # a help for showing pictures, nothing that scores need
+    # A help for showing pictures, nothing that scores need.
+    seed = (json_object(folder / "summary.json") or {}).get("seed")
     return seed if isinstance(seed, int) else None

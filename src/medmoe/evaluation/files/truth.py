@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, TypeAdapter
 
-from medmoe.data.schema import AnswerType, ImageRecord, Record
-from medmoe.errors import DataError
+from medmoe.data.schema import AnswerType, ImageRecord, Record, images_of
+from medmoe.errors import ConfigError, DataError
 from medmoe.evaluation.files.json_lines import Id, Text, checked, named, read_rows
 from medmoe.evaluation.metrics import normalise
 
@@ -88,6 +88,24 @@ def _record(row: Mapping[str, Any], where: str) -> Record:
         options=true.options or (),
         references=true.references or (),
     )
+
+
+def check_apart(records: Sequence[Record], others: Sequence[Record], where: str) -> None:
+    """Refuse to choose on what is reported: the same pictures, or without these the same records.
+
+    Args:
+        where: What the others are of, for the message.
+
+    Raises:
+        ConfigError: They are not apart.
+    """
+    images = {i.id for i in images_of(records)} & {i.id for i in images_of(others)}
+    known = sorted(name for name in images if not name.startswith(UNNAMED))
+    # Without images ids may begin anew in each split: only equal files are surely the same.
+    same = {(r.id, r.answer) for r in records if r.image.id in images}
+    if known or same == {(r.id, r.answer) for r in others}:
+        what = f"{len(known)} of its images, e.g. {known[0]!r}," if known else "its records"
+        raise ConfigError(f"{where}: {what} are reported on too; choose on another split")
 
 
 def check_same_truth(path: Path, records: Sequence[Record]) -> None:

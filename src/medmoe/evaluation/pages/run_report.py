@@ -7,7 +7,6 @@ other modules add sections.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from medmoe.evaluation.pages.sections.pairs import pairs_section
 from medmoe.evaluation.pages.sections.paper import paper_section
 from medmoe.evaluation.pages.sections.reliability import reliability_section
 from medmoe.evaluation.score.measures import is_right
+from medmoe.files import json_object
 
 EXAMPLES_PER_TASK = 6
 
@@ -72,16 +72,12 @@ def sections_of(summary: Mapping[str, Any]) -> list[Section]:
 
 
 def _summary(folder: Path) -> dict[str, Any]:
-    path = folder / "summary.json"
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    summary = json_object(folder / "summary.json")
+    if summary is None:
         raise DataError(
-            f"{path} cannot be read ({error.__class__.__name__}); give the folder of a run that "
-            "has ended"
-        ) from error
-    if not isinstance(summary, dict):
-        raise DataError(f"{path} holds no JSON object; give the folder of a run")
+            f"{folder / 'summary.json'} cannot be read as a JSON object; give the folder of a run "
+            "that has ended"
+        )
     return summary
 
 
