@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,9 +51,8 @@ def run(args: argparse.Namespace) -> int:
     """Convert, and print what was found, filled and dropped."""
     done = convert(args)
     show(done, args.destination)
-    flags.write_json(
-        args.json, done.as_dict() | {"destination": str(args.destination), "note": FOOTER}
-    )
+    more = {"destination": str(args.destination), "note": FOOTER}
+    flags.write_json(args.json, asdict(done) | more)
     return 0
 
 

@@ -20,7 +20,7 @@ from medmoe.evaluation.files.known_records import known_records, with_question
 from medmoe.evaluation.files.predictions import Prediction, pair, without_thinking
 from medmoe.evaluation.metrics import yes_or_no
 from medmoe.evaluation.score.measures import Mask, is_right
-from medmoe.evaluation.statistics import in_percent, intervals
+from medmoe.evaluation.statistics import in_percent, shares_of
 from medmoe.inference.endpoint import Endpoint
 
 #: What the judge is told; frozen, since another wording judges otherwise.
@@ -101,10 +101,8 @@ def _cells(records: Sequence[Record], right: Mask, seed: int) -> dict[str, Any]:
         rows = [i for i, record in enumerate(records) if subset in (record.answer_type, "all")]
         if rows:
             images = [records[row].image.id for row in rows]
-            ((low, high),) = intervals(right[rows, None].astype(np.float64), images, seed)
-            cell = {"value": float(right[rows].mean()), "low": low, "high": high}
-            percent = {name: in_percent(share) for name, share in cell.items()}
-            cells[subset] = {"accuracy": percent | {"n": len(rows)}}
+            (share,) = shares_of(right[rows, None].astype(np.float64), images, seed)
+            cells[subset] = {"accuracy": share | {"n": len(rows)}}
     return cells
 
 

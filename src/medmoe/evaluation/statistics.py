@@ -111,6 +111,15 @@ def intervals(
     return ends
 
 
+def shares_of(values: Floats, images: Sequence[str], seed: int) -> list[dict[str, float | None]]:
+    """Return the mean of each column with its `intervals`: ``value, low, high`` in percent."""
+    columns = zip(values.mean(axis=0).tolist(), intervals(values, images, seed), strict=True)
+    return [
+        {"value": in_percent(mean), "low": in_percent(low), "high": in_percent(high)}
+        for mean, (low, high) in columns
+    ]
+
+
 def difference_interval(
     differences: Floats, images: Sequence[str], seed: int
 ) -> tuple[float | None, float | None]:

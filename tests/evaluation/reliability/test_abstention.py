@@ -6,7 +6,6 @@ import pytest
 from medmoe.errors import ConfigError
 from medmoe.evaluation.reliability.abstention import (
     at_threshold,
-    check_by_splits,
     choose_threshold,
     risk_coverage,
 )
@@ -69,15 +68,6 @@ def test_on_new_images_the_target_is_kept_in_expectation(target: float) -> None:
     # Three standard errors of the mean over 200 draws, each of 100 images.
     assert np.mean(wrong) <= target + 3 * np.std(wrong) / np.sqrt(200)
     assert np.mean(wrong) >= 0.6 * target  # and it is not kept by answering nothing
-
-
-def test_the_check_by_splits_is_by_image() -> None:
-    found = check_by_splits(drawn(3, 400), 0.1, seed=7, splits=100)
-    assert found is not None
-    wrong, coverage = found
-    assert 0.05 < wrong < 0.12
-    assert 0 < coverage < 1
-    assert check_by_splits(drawn(3, 10), 0.1, seed=7) is None
 
 
 @pytest.mark.parametrize("target", [0.0, 1.0, -1.0, 2.0])

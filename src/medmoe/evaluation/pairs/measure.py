@@ -17,7 +17,7 @@ from medmoe.data.schema import Record
 from medmoe.evaluation.files.predictions import Prediction, pair
 from medmoe.evaluation.pairs.rewriting import PAIRINGS
 from medmoe.evaluation.score.measures import is_right
-from medmoe.evaluation.statistics import in_percent, intervals
+from medmoe.evaluation.statistics import shares_of
 
 #: Examples that a summary keeps of either outcome.
 _EXAMPLES = 3
@@ -64,12 +64,9 @@ def pair_scores(
     columns = np.array(
         [[a, b, a and b, c] for (a, b), c in zip(right, agree, strict=True)], dtype=np.float64
     )
-    ends = intervals(columns, [record.image.id for record, *_ in quartets], seed)
     names = ("right_as_asked", "right_rewritten", "both_right", pairing.must[0])
-    for name, value, (low, high) in zip(names, columns.mean(axis=0), ends, strict=True):
-        result["scores"][name] = {
-            "value": in_percent(float(value)), "low": in_percent(low), "high": in_percent(high)
-        }  # fmt: skip
+    shares = shares_of(columns, [record.image.id for record, *_ in quartets], seed)
+    result["scores"] = dict(zip(names, shares, strict=True))
     rng = random.Random(seed)
     for outcome in (True, False):
         chosen = [q for q, agrees in zip(quartets, agree, strict=True) if agrees == outcome]

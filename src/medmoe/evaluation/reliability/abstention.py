@@ -17,8 +17,6 @@ from medmoe.errors import ConfigError
 from medmoe.evaluation.reliability.calibration import Answered
 from medmoe.evaluation.statistics import Indices, cluster_indices
 
-SPLITS = 500
-
 
 def risk_coverage(answered: Answered) -> dict[str, Any]:
     """Return what thresholds would give, the most confident answers first.
@@ -83,39 +81,8 @@ def at_threshold(answered: Answered, threshold: float) -> dict[str, float | None
     return {"wrong": float(share.mean()), "coverage": float(given.mean()), "risk": risk}
 
 
-def check_by_splits(
-    answered: Answered, target: float, *, seed: int, splits: int = SPLITS
-) -> tuple[float, float] | None:
-    """Return mean of ``wrong`` and of ``coverage`` over random halves by image; None if too few.
-
-    Each time the threshold is chosen on one half and applied to the other: the first number should
-    be at most the target.
-    """
-    index, count = cluster_indices(answered.images)
-    rng = np.random.default_rng(seed)
-    outcomes = []
-    for _ in range(splits):
-        chosen = np.zeros(count, dtype=bool)
-        chosen[rng.permutation(count)[: count // 2]] = True
-        inside = chosen[index]
-        if not inside.any() or inside.all():
-            return None
-        threshold = choose_threshold(_part(answered, inside), target)
-        if threshold is None:
-            return None
-        given = at_threshold(_part(answered, ~inside), threshold)
-        outcomes.append((given["wrong"], given["coverage"]))
-    wrong, coverage = np.mean(np.array(outcomes, dtype=np.float64), axis=0).tolist()
-    return wrong, coverage
-
-
 def _ranked(answered: Answered) -> tuple[Indices, Indices]:
     """Return the order of falling confidence, and where in it the last of equals stand."""
     order = np.argsort(-answered.confidence, kind="stable")
     steps = np.flatnonzero(np.diff(answered.confidence[order]))
     return order, np.append(steps, len(order) - 1)
-
-
-def _part(answered: Answered, kept: np.ndarray) -> Answered:
-    images = tuple(image for image, keep in zip(answered.images, kept, strict=True) if keep)
-    return Answered(answered.confidence[kept], answered.right[kept], images)

@@ -13,7 +13,6 @@ from medmoe.errors import DataError
 from medmoe.evaluation.files.predictions import Prediction, pair
 from medmoe.evaluation.reliability.abstention import (
     at_threshold,
-    check_by_splits,
     choose_threshold,
     risk_coverage,
 )
@@ -27,7 +26,7 @@ from medmoe.evaluation.reliability.calibration import (
 )
 from medmoe.evaluation.score.auc import label_probabilities
 from medmoe.evaluation.score.measures import is_right
-from medmoe.evaluation.statistics import in_percent, intervals
+from medmoe.evaluation.statistics import shares_of
 
 #: Points of a curve that a summary keeps.
 _POINTS = 200
@@ -77,14 +76,9 @@ def robustness_row(
         corruption: None for the pictures as they are.
         severity: 0 for them.
     """
-    images = [str(image) for image in answered.images]
-    ((low, high),) = intervals(answered.right[:, None], images, seed)
-    return {
-        "task": task, "corruption": corruption, "severity": severity, "kind": kind,
-        "value": 100 * float(answered.right.mean()), "low": in_percent(low),
-        "high": in_percent(high),
-        "n": len(answered.right),
-    }  # fmt: skip
+    (share,) = shares_of(answered.right[:, None], [str(i) for i in answered.images], seed)
+    row = {"task": task, "corruption": corruption, "severity": severity, "kind": kind}
+    return row | share | {"n": len(answered.right)}
 
 
 def _of_kind(
@@ -103,7 +97,7 @@ def _of_kind(
         temperature = fit_temperature(calibration)
         after = _calibration(answered.at_temperature(temperature), seed)
         content |= {"temperature": temperature, "after": after}
-        content["abstention"] = _abstention(answered, calibration, target, seed)
+        content["abstention"] = _abstention(answered, calibration, target)
     return content
 
 
@@ -116,19 +110,13 @@ def _calibration(answered: Answered, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _abstention(
-    answered: Answered, calibration: Answered, target: float, seed: int
-) -> dict[str, Any]:
+def _abstention(answered: Answered, calibration: Answered, target: float) -> dict[str, Any]:
     threshold = choose_threshold(calibration, target)
     images = len(set(calibration.images))
     content: dict[str, Any] = {"target": target, "images": images, "threshold": threshold}
     if threshold is None:
         return content
-    checked = check_by_splits(answered, target, seed=seed)
-    content |= at_threshold(answered, threshold)
-    if checked is not None:
-        content |= {"wrong_by_splits": checked[0], "coverage_by_splits": checked[1]}
-    return content
+    return content | at_threshold(answered, threshold)
 
 
 def _answered(pairs: Sequence[tuple[Record, Prediction]]) -> Answered:

@@ -50,13 +50,9 @@ class Conversion:
     router: str = "none: a dense model"
     filled: tuple[str, ...] = ()
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the account as JSON takes it."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
     def provenance(self) -> dict[str, Any]:
         """Return what is kept beside the model, in the words of a trained model's provenance."""
-        return {"converted": self.as_dict(), "notes": [f"Converted from {self.kind}.", *self.notes]}
+        return {"converted": asdict(self), "notes": [f"Converted from {self.kind}.", *self.notes]}
 
 
 @dataclass(frozen=True, slots=True)

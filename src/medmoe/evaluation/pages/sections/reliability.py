@@ -20,8 +20,7 @@ _WORDS = (
 _GUARANTEE = (
     "Abstention: the threshold is chosen on the calibration split by conformal risk control, so "
     "that of a new image's questions at most the target share is answered wrongly, in "
-    "expectation, where new images are of the same kind. The column by splits repeats the choice "
-    "on random halves of the reported images and applies it to the other half."
+    "expectation, where new images are of the same kind."
 )
 
 #: Fewer answers in a bin say too little to be drawn like the others.
@@ -63,7 +62,7 @@ _COLUMNS = (
     "Answers", "n", "Right", "Confidence", "ECE", "Brier", "AURC", "T", "ECE at T", "Brier at T"
 )  # fmt: skip
 _GIVEN = ("Answers", "Target", "Images chosen on", "Threshold", "Answered",
-          "Wrong of an image", "Wrong of the answers", "Wrong by splits")  # fmt: skip
+          "Wrong of an image", "Wrong of the answers")  # fmt: skip
 
 
 def _row(kind: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
@@ -84,10 +83,10 @@ def _abstained(kind: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
     given = entry["abstention"]
     head = (kind, _share(given["target"]), str(given["images"]))
     if given["threshold"] is None:
-        return (*head, "cannot be reached", *4 * (NONE,))
+        return (*head, "cannot be reached", *3 * (NONE,))
     return (
         *head, f"{min(given['threshold'], 1.0):.3f}", _share(given["coverage"]),
-        _share(given["wrong"]), _share(given["risk"]), _share(given.get("wrong_by_splits")),
+        _share(given["wrong"]), _share(given["risk"]),
     )  # fmt: skip
 
 
