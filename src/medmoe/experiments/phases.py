@@ -18,6 +18,7 @@ from torch import Tensor
 
 from medmoe.backbones.registry import language_backbone, vision_backbone
 from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
+from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.data.far_pictures import far_pictures
 from medmoe.data.pixels import pixel_table
@@ -107,16 +108,36 @@ def run_language(job: Job) -> PhaseResult:
     return result
 
 
-def run_alignment(job: Job) -> PhaseResult:
-    """Phase 1: put the backbones together and train the projector."""
-    own = job.inputs.get(job.phase)
-    dense, processor = load_model(own, TRAINED) if own else _put_together(job)
-    context = context_of(job, dense, processor)
-    if own is None:
-        match_embeddings(dense, context.features[torch.arange(min(64, len(context.rows)))])
-    result = train_packed(context)
-    _save(job, dense, processor, result)
+def run_model(job: Job) -> PhaseResult:
+    """Phases 1 to 3: train the parts of a whole model that the phase trains, and save it."""
+    model, processor = _begun(job)
+    context = context_of(job, model, processor)
+    if _is_new(job):
+        match_embeddings(model, context.features[torch.arange(min(64, len(context.rows)))])
+    if job.values.lora is not None:
+        return _train_adapters(job, context)
+    learns_router = job.phase == "phase3_moe" and job.spec.learns_router()
+    balanced = BalancedMoe(model, job.values.load_balance) if learns_router else None
+    result = train_packed(context, balanced)
+    if PHASE_TABLE[job.phase].answers:
+        _calibrate(job, context, model)
+    _save(job, model, processor, result)
     return result
+
+
+def _is_new(job: Job) -> bool:
+    """Return whether a phase makes its model of two backbones: phase 1 without one of its own."""
+    return job.phase == "phase1_alignment" and job.phase not in job.inputs
+
+
+def _begun(job: Job) -> tuple[MedMoeForConditionalGeneration, Any]:
+    """Return the model that a phase begins with, and its processor."""
+    if PHASE_TABLE[job.phase].leaves == "moe":
+        return _upcycled(job)
+    if _is_new(job):
+        return _put_together(job)
+    (source,) = job.inputs.values()
+    return load_model(source, TRAINED)
 
 
 def _put_together(job: Job) -> tuple[MedMoeForConditionalGeneration, Any]:
@@ -135,19 +156,6 @@ def _put_together(job: Job) -> tuple[MedMoeForConditionalGeneration, Any]:
         )
     processor = build_processor(tokenizer, vision, template)
     return build_dense(tower, words, processor.tokenizer, vision, job.plan.seed), processor
-
-
-def run_dense(job: Job) -> PhaseResult:
-    """Phase 2 and its SFT twin: train projector and language model."""
-    (source,) = job.inputs.values()
-    dense, processor = load_model(source, TRAINED)
-    context = context_of(job, dense, processor)
-    if job.values.lora is not None:
-        return _train_adapters(job, context)
-    result = train_packed(context)
-    _calibrate(job, context, dense)
-    _save(job, dense, processor, result)
-    return result
 
 
 def run_router(job: Job) -> PhaseResult:
@@ -254,19 +262,6 @@ def run_experts(job: Job) -> PhaseResult:
     return result
 
 
-def run_moe(job: Job) -> PhaseResult:
-    """Phase 3: upcycle the dense model, or go on with a Med-MoE, and train its experts."""
-    moe, processor = _upcycled(job)
-    context = context_of(job, moe, processor)
-    if job.values.lora is not None:
-        return _train_adapters(job, context)
-    balanced = BalancedMoe(moe, job.values.load_balance) if job.spec.learns_router() else None
-    result = train_packed(context, balanced)
-    _calibrate(job, context, moe)
-    _save(job, moe, processor, result)
-    return result
-
-
 def _train_adapters(job: Job, context: PhaseContext) -> PhaseResult:
     """Train adapters in the context's model, and merge them; where asked, keep them apart too."""
     lora, model, processor = job.values.lora, context.model, context.processor
@@ -326,12 +321,12 @@ PHASE_FUNCTIONS: dict[PhaseName, Callable[[Job], PhaseResult]] = {
     "phase0_encoder": run_encoder,
     "phase0_language": run_language,
     "phase0_adapt": run_encoder,
-    "phase1_alignment": run_alignment,
-    "phase2_instruction": run_dense,
+    "phase1_alignment": run_model,
+    "phase2_instruction": run_model,
     "phase2_router": run_router,
     "phase3_experts": run_experts,
-    "phase3_moe": run_moe,
-    "sft": run_dense,
+    "phase3_moe": run_model,
+    "sft": run_model,
 }
 
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 import base64
 import io
 from functools import cache
-from importlib import resources
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment, FunctionLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
@@ -35,7 +34,7 @@ def render_page(template: str, **content: Any) -> str:
         template: File name in ``templates``, without ``.html.j2``.
         content: What the template shows; all text in it is escaped.
     """
-    return _environment().get_template(template).render(**content)
+    return _environment().get_template(f"{template}.html.j2").render(**content)
 
 
 @cache
@@ -45,7 +44,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        loader=FunctionLoader(_source),
+        loader=PackageLoader("medmoe.evaluation.pages"),
     )
     environment.filters.update(
         picture=data_uri,
@@ -55,11 +54,6 @@ def _environment() -> Environment:
         code=_code,
     )
     return environment
-
-
-def _source(template: str) -> str:
-    file = resources.files("medmoe.evaluation.pages").joinpath(f"templates/{template}.html.j2")
-    return file.read_text(encoding="utf-8")
 
 
 def _number(text: str) -> str:
