@@ -18,6 +18,12 @@ def points(value: float | None) -> str:
     return "0.0" if text[1:] == "0.0" else text
 
 
+def gain(value: float | None, low: float | None, high: float | None) -> str:
+    """Return ``+2.6 (−2.4 to +7.9)`` for a difference in points; a dash where there is none."""
+    ends = "" if low is None or high is None else f" ({points(low)} to {points(high)})"
+    return points(value) + ends
+
+
 def interval(low: float | None, high: float | None) -> str:
     """Return ``88.9–94.1``; empty where an end is missing."""
     return "" if low is None or high is None else f"{percent(low)}–{percent(high)}"

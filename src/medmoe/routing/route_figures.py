@@ -127,34 +127,45 @@ def most_used(router: str, rows: Rows, looks: Mapping[str, Look]) -> Drawing:
 
 def load_entropy(rows: Rows) -> Drawing:
     """Draw the load entropy over the layers, image and text tokens apart."""
-    with panel(2.7) as (figure, axes):
-        for kind in _KIND_LOOKS:
-            _line(axes, rows, kind, "load_entropy")
-        _over_layers(axes, rows, "load entropy", "0 one expert … 1 all alike", 1.0)
-        legend_below(figure, axes.lines, 2)
-        words = "; ".join(
-            f"layer {r['layer']}, {r['tokens']} tokens {r['load_entropy']:.2f}" for r in rows
-        )
-        return drawing(figure, f"Load entropy by layer. {words}")
+    unit = "0 one expert … 1 all alike"
+    return _by_layer(rows, "load_entropy", "load entropy", unit, 1.0, "Load entropy by layer")
 
 
 def specialisation(rows: Rows) -> Drawing:
     """Draw the mutual information of domain and expert over the layers, and what chance gives."""
     most = max(row["domain_bits"] for row in rows)
+    unit, described = "of domain and expert, bits", "Mutual information of domain and expert, bits"
+    return _by_layer(rows, "bits", "mutual information", unit, most, described, chance=True)
+
+
+def _by_layer(
+    rows: Rows, column: str, title: str, unit: str, top: float, described: str, chance: bool = False
+) -> Drawing:
+    """Draw a column over the layers, from 0 to at most ``top``, image and text tokens apart.
+
+    Args:
+        chance: Draw what chance gives, and the most that there can be, too.
+    """
+    layers, words = _layers(rows), []
     with panel(2.7) as (figure, axes):
         for kind in _KIND_LOOKS:
-            _line(axes, rows, kind, "bits")
-            _line(axes, rows, kind, "by_chance", linestyle=":", color=GREY, marker="d", ms=3,
-                  label="by chance" if kind == "text" else "")  # fmt: skip
-        axes.axhline(most, color=GREY, lw=1, label="entropy of domains")
-        _over_layers(axes, rows, "mutual information", "of domain and expert, bits", most)
+            _line(axes, rows, kind, column)
+            if chance:
+                _line(axes, rows, kind, "by_chance", linestyle=":", color=GREY, marker="d", ms=3,
+                      label="by chance" if kind == "text" else "")  # fmt: skip
+        if chance:
+            axes.axhline(top, color=GREY, lw=1, label="entropy of domains")
+        open_axes(axes)
+        axes.margins(x=0.12)
+        axes.set(ylim=(-0.05 * top, 1.06 * top), xlabel="MoE layer", ylabel=unit, title=title)
+        axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
         legend_below(figure, axes.get_legend_handles_labels()[0], 2)
-        words = "; ".join(
-            f"layer {r['layer']}, {r['tokens']} tokens {r['bits']:.2f}, by chance "
-            f"{r['by_chance']:.2f}"
-            for r in rows
-        )
-        return drawing(figure, f"Mutual information of domain and expert, bits. {words}")
+        for row in rows:
+            by_chance = f", by chance {row['by_chance']:.2f}" if chance else ""
+            words.append(
+                f"layer {row['layer']}, {row['tokens']} tokens {row[column]:.2f}{by_chance}"
+            )
+        return drawing(figure, f"{described}. {'; '.join(words)}")
 
 
 def norm_shares(rows: Rows) -> Drawing:
@@ -258,18 +269,6 @@ def _line(axes: Axes, rows: Rows, kind: str, name: str, **look: Any) -> None:
     places, values = [layers.index(row["layer"]) for row in of_kind], [r[name] for r in of_kind]
     known = {"color": colour, "marker": marker, "linestyle": linestyle, "ms": 5}
     axes.plot(places, values, **{**known, "label": f"{kind} tokens", **look})
-
-
-def _over_layers(axes: Axes, rows: Rows, title: str, unit: str, top: float) -> None:
-    """Label axes whose lines run over the layers from 0 to at most ``top``."""
-    layers = _layers(rows)
-    open_axes(axes)
-    axes.margins(x=0.12)
-    axes.set_ylim(-0.05 * top, 1.06 * top)
-    axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
-    axes.set_xlabel("MoE layer")
-    axes.set_title(title)
-    axes.set_ylabel(unit)
 
 
 def _tilted(columns: Sequence[str]) -> float:

@@ -120,7 +120,8 @@ class Meter(TrainerCallback):
             _keep_until(self._path, state.global_step)
         self._begun = self._last = time.perf_counter()
         # The samples of each process are only known where there is one.
-        schedule: Any = getattr(kwargs.get("train_dataloader"), "dataset", None)
+        samples: Any = getattr(kwargs.get("train_dataloader"), "dataset", None)
+        schedule = getattr(samples, "schedule", samples)  # of what is drawn ahead
         if args.world_size == 1 and hasattr(schedule, "rows"):
             self._names = schedule.rows
         self._size = args.per_device_train_batch_size

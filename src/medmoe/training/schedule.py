@@ -201,12 +201,12 @@ class Ahead(Dataset[Any]):
     """
 
     def __init__(self, schedule: Schedule[Any], stride: int, begin: Begin | None = None) -> None:
-        self._schedule, self._stride, self._begin = schedule, stride, begin
+        self.schedule, self._stride, self._begin = schedule, stride, begin
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")
         self._coming: dict[int, Future[Any]] = {}
 
     def __len__(self) -> int:
-        return len(self._schedule)
+        return len(self.schedule)
 
     def __getitem__(self, index: int) -> Any:
         """Return a sample; what drawing it raised is raised here."""
@@ -215,14 +215,6 @@ class Ahead(Dataset[Any]):
         if later < len(self):
             self._coming[later] = self._started(later)
         return now.result()
-
-    def names(self, first: int, last: int) -> list[str]:
-        """Return the schedule's names of the samples from ``first`` to before ``last``."""
-        return self._schedule.names(first, last)
-
-    def rows(self, first: int, last: int) -> list[str]:
-        """Return the schedule's names of the rows of a batch of these samples."""
-        return self._schedule.rows(first, last)
 
     def close(self) -> None:
         """Draw no more."""
@@ -233,7 +225,7 @@ class Ahead(Dataset[Any]):
         return self._coming.pop(index, None) or self._thread.submit(self._draw, index)
 
     def _draw(self, index: int) -> Any:
-        sample = self._schedule[index]
+        sample = self.schedule[index]
         if self._begin is not None:
             self._begin(sample)
         return sample

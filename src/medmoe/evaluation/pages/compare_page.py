@@ -10,7 +10,7 @@ from medmoe.evaluation.files.known_records import known_records, picture_of, wit
 from medmoe.evaluation.pages.page import render_page
 from medmoe.evaluation.pages.table import FAILS, Table
 from medmoe.files import write_text
-from medmoe.numbers import NONE, percent, points
+from medmoe.numbers import NONE, gain, percent, points
 
 MAX_FLIPS = 60
 
@@ -74,7 +74,7 @@ def difference_table(comparison: Comparison) -> Table:
             ("● " if row.decides else "") + row.metric.replace("_", " "),
             _side(row.a, row.a_runs),
             _side(row.b, row.b_runs),
-            (FAILS if row.worse else "") + points(row.difference) + _ends(row),
+            (FAILS if row.worse else "") + gain(row.difference, row.low, row.high),
             NONE if row.p is None else f"{row.p:.2g}",
             str(row.n),
             str(row.images),
@@ -101,12 +101,6 @@ def wins_table(comparison: Comparison) -> Table:
 def _side(value: float, runs: Sequence[float]) -> str:
     by_run = f" ({', '.join(map(percent, runs))})" if len(runs) > 1 else ""
     return percent(value) + by_run
-
-
-def _ends(row: Difference) -> str:
-    if row.low is None or row.high is None:
-        return " (no interval)"
-    return f" ({points(row.low)} to {points(row.high)})"
 
 
 def most_telling(flips: Sequence[Flip], limit: int) -> list[Flip]:

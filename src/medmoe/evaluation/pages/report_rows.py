@@ -183,11 +183,8 @@ def value_cell(score: Score | None) -> str:
 
 def share_cell(score: Score) -> str:
     """Return ``+2.6 (−2.4 to +7.9)``, the picture's share; a dash where it is not known."""
-    share = score.get("share")
-    if share is None:
-        return numbers.NONE
-    low, high = share["low"], share["high"]
-    return points(share["value"]) + ("" if low is None else f" ({points(low)} to {points(high)})")
+    share = score.get("share") or {}
+    return numbers.gain(share.get("value"), share.get("low"), share.get("high"))
 
 
 def _key(score: Score) -> Key:

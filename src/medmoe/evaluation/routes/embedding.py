@@ -11,7 +11,6 @@ Shapes: M images, L MoE layers, D hidden, E experts.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from medmoe.data.readers.common import hash_share
 from medmoe.data.schema import ImageRecord
 from medmoe.evaluation.statistics import clustered_bootstrap
 
@@ -56,11 +56,7 @@ def mapped_images(images: Sequence[ImageRecord], seed: int) -> list[str]:
     shown = [i.id for i in images if i.modality and sizes[i.modality] >= FEWEST_OF_ONE]
     if sum(size >= FEWEST_OF_ONE for size in sizes.values()) < 2 or len(shown) < FEWEST:
         return []
-
-    def draw(name: str) -> bytes:
-        return hashlib.sha256(f"{seed} {name}".encode()).digest()
-
-    return sorted(shown, key=draw)[:POINTS]
+    return sorted(shown, key=lambda name: hash_share(name, seed))[:POINTS]
 
 
 def embed(
