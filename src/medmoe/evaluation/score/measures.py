@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -195,16 +195,6 @@ class Values:
         self._records = records
         self._texts = texts
         self._options = texts if options is None else options
-        # The same answer to the same truth scores the same: each is scored once.
-        cases: dict[tuple[Any, ...], int] = {}
-        self._cases = np.array(
-            [
-                cases.setdefault((r.answer_type, r.answer, r.references, text), len(cases))
-                for r, text in zip(records, texts, strict=True)
-            ],
-            dtype=np.intp,
-        )
-        self._first = np.unique(self._cases, return_index=True)[1]
         self._scores: dict[str, list[Mapping[str, float]]] = {}
         self._columns: dict[tuple[str | None, ...], Floats] = {}
 
@@ -230,14 +220,14 @@ class Values:
             return np.array([float(option == record.answer) for record, option in pairs])
         if measure.protocol not in self._scores:
             self._scores[measure.protocol] = [
-                record_scores(measure.protocol, self._records[i], self._texts[i])
-                for i in self._first
+                record_scores(measure.protocol, record, text)
+                for record, text in zip(self._records, self._texts, strict=True)
             ]
         values = [
-            scores.get(measure.key(self._records[i].answer_type) or "", np.nan)
-            for i, scores in zip(self._first, self._scores[measure.protocol], strict=True)
+            scores.get(measure.key(record.answer_type) or "", np.nan)
+            for record, scores in zip(self._records, self._scores[measure.protocol], strict=True)
         ]
-        return np.array(values, dtype=np.float64)[self._cases]
+        return np.array(values, dtype=np.float64)
 
     def _add_bleu(self) -> None:
         """Score the open questions only: no table has BLEU of the closed ones."""
