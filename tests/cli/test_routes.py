@@ -63,7 +63,7 @@ def test_the_csv_beside_each_figure_holds_its_data(out: Path) -> None:
     assert json.loads((out.parent / "also.json").read_text(encoding="utf-8")) == result
     assert set(result["figures"]) == {
         "figure_3_router_embeddings", "figure_4_token_shares", "figure_5_most_used_expert",
-        "figure_6_label_curve", "load_and_specialisation", "norm_share",
+        "figure_6_label_curve", "load_and_specialisation",
     }  # fmt: skip
     for stem, rows in [*result["figures"].items(), ("figure_3_silhouettes", result["silhouettes"])]:
         written = rows_of(out / "figures" / f"{stem}.csv")
@@ -75,15 +75,12 @@ def test_the_csv_beside_each_figure_holds_its_data(out: Path) -> None:
 def test_figures_are_svg_with_text_and_png_and_show_the_csvs_numbers(out: Path) -> None:
     vectors = sorted((out / "figures").glob("*.svg"))
     assert [path.with_suffix(".png").is_file() for path in vectors] == [True] * len(vectors)
-    assert len(vectors) == len(list((out / "figures").glob("*.png"))) == 12
+    assert len(vectors) == len(list((out / "figures").glob("*.png"))) == 11
     texts = {
         path.stem: [e.text for e in ET.parse(path).iter("{http://www.w3.org/2000/svg}text")]
         for path in vectors
     }
     assert all(texts.values())
-    for row in rows_of(out / "figures" / "norm_share.csv"):
-        assert f"{float(row['meta_share']):.0f}" in texts["norm_share"]
-        assert f"layer {row['layer']}, {row['kind']}" in texts["norm_share"]
     for row in rows_of(out / "figures" / "figure_5_most_used_expert.csv"):
         shown = texts[f"figure_5_most_used_expert_{row['router'].replace(' ', '_')}"]
         assert row["expert"] in shown
@@ -100,7 +97,7 @@ def test_the_page_is_self_contained_and_has_the_numbers_as_text(out: Path) -> No
     assert NOTE in page
     assert "<script" not in page
     assert not re.search(r'(?:src|href)="(?!data:|#)', page)
-    assert page.count("<svg") == 12
+    assert page.count("<svg") == 11
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     for row in result_of(out)["figures"]["load_and_specialisation"]:

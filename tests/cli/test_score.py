@@ -132,7 +132,7 @@ def test_only_one_type_of_question_is_no_fault(
         ([*ROWS[:2], {"id": "3"}], "pred.jsonl row 3: prediction is missing"),
         (
             [*ROWS[:2], ROWS[2] | {"confidence": float("nan")}],
-            "pred.jsonl row 3: confidence holds nan; write a finite number",
+            "pred.jsonl row 3: confidence holds nan; it should be a finite number",
         ),
         ([*ROWS[:2], ROWS[2] | {"answer": "right"}], "made for another truth: the answers of '3'"),
         ([*ROWS[:2], ROWS[2] | {"option_scores": [0, 1]}], "without options in the truth: '3'"),
@@ -210,7 +210,7 @@ def test_thinking_counts_unless_it_is_left_out(
     ("change", "message"),
     [
         ({"answer": ""}, "truth.jsonl row 2: answer of '2' is empty"),
-        ({"answer_type": "maybe"}, "truth.jsonl row 2: unknown answer_type 'maybe'"),
+        ({"answer_type": "maybe"}, "truth.jsonl row 2: answer_type holds 'maybe'"),
         ({"id": "1"}, "records with a duplicate id: '1'"),
     ],
 )

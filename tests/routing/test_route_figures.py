@@ -50,11 +50,6 @@ def information() -> Drawing:
     return route_figures.specialisation(layer_rows())
 
 
-def norms() -> Drawing:
-    row = {"layer": 0, "kind": "answer", "modality": "ct", "meta_share": 37.2}
-    return route_figures.norm_shares([row])
-
-
 def points() -> Drawing:
     rng = np.random.default_rng(0)
     rows = [
@@ -81,7 +76,6 @@ every_figure = pytest.mark.parametrize(
         (used, {"this router", "layer 4", "fundus", "82 %"}),
         (entropy, {"load entropy", "image tokens", "MoE layer"}),
         (information, {"mutual information", "by chance", "entropy of domains"}),
-        (norms, {"37", "layer 0, answer", "ct"}),
         (points, {"after the router", "silhouette 0.52 (0.40 to 0.61)", "fundus"}),
         (curve, {"router accuracy, %", "1000"}),
     ],

@@ -188,9 +188,6 @@ def _figures(
     if plan.curve:
         shown.append(page.curve_figure(list(plan.curve)))
     shown.append(page.layer_figure(tables.by_layer(observation, domains, plan.seed)))
-    norms = tables.norm_shares(observation, modalities)
-    if norms:
-        shown.append(page.norm_figure(norms))
     return shown
 
 
@@ -215,8 +212,6 @@ def _result(
         notes.append(f"{sizes['unknown']} images have no known modality and are in no figure.")
     if embedding is None:
         notes.append("No map of images: too few images of two modalities.")
-    if not observation.meta_tokens.any():
-        notes.append("The model has no meta expert, so there is no share of it to show.")
     return {
         "version": 1,
         "model": str(plan.model),

@@ -18,9 +18,6 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from medmoe.domains import DOMAINS, MEMBERS, MODALITIES
 
 if TYPE_CHECKING:
@@ -117,42 +114,6 @@ def open_axes(axes: Any, *, grid: bool = True) -> None:
     if grid:
         axes.grid(axis="y", color="#dadce0", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def draw_cells(
-    axes: Any,
-    shade: npt.NDArray[np.float64],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    cells: Sequence[Sequence[str]] | None = None,
-) -> None:
-    """Draw a labelled grid, white to dark blue for 0 to 1, outlining where row = column label.
-
-    Args:
-        shade: (rows, columns); a NaN is not known.
-        cells: What is written; the shade in percent where None.
-    """
-    from matplotlib import colormaps
-    from matplotlib.patches import Rectangle
-
-    colours = colormaps["Blues"]
-    for r, c in np.ndindex(shade.shape):
-        value, own = float(shade[r, c]), rows[r] == columns[c]
-        axes.add_patch(
-            Rectangle(
-                (c - 0.47, r - 0.47), 0.94, 0.94, edgecolor=ORANGE if own else "#c4c7c5",
-                facecolor="#f1f3f4" if np.isnan(value) else colours(0.02 + 0.9 * value),
-                linewidth=2.0 if own else 0.5,
-            )
-        )  # fmt: skip
-        percent = "–" if np.isnan(value) else f"{100 * value:.0f}"
-        axes.text(
-            c, r, cells[r][c] if cells else percent, ha="center", va="center",
-            fontweight="bold" if own else "normal", color="white" if value > 0.55 else INK,
-        )  # fmt: skip
-    axes.set(xlim=(-0.55, len(columns) - 0.45), ylim=(len(rows) - 0.45, -0.55))
-    tilt = sum(map(len, columns)) > 34  # labels this long would run into each other
-    label_cells(axes, columns, rows, tilted=tilt)
 
 
 def label_cells(axes: Any, columns: Sequence[str], rows: Sequence[str], *, tilted: bool) -> None:

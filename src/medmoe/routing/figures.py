@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from medmoe.routing.figure_style import BLUE, ORANGE, draw_cells, open_axes, panel, to_svg
+from medmoe.routing.figure_style import (
+    BLUE,
+    INK,
+    ORANGE,
+    label_cells,
+    open_axes,
+    panel,
+    to_svg,
+)
 from medmoe.routing.statistics import expert_share
 
 if TYPE_CHECKING:
@@ -67,7 +75,7 @@ def expert_heatmap(
     matrix = np.asarray(shares, dtype=np.float64)
     words = f"layer {layer}: {_most_used(matrix, modalities, domains)}"
     with panel(1.05 + 0.4 * len(modalities)) as (figure, axes):
-        draw_cells(axes, matrix, modalities, domains)
+        _draw_cells(axes, matrix, modalities, domains)
         axes.set_title(f"layer {layer}")
         axes.set_xlabel("domain expert (% of the row's tokens)")
         return to_svg(figure, f"Share of tokens by domain expert and modality. {words}")
@@ -82,7 +90,7 @@ def confusion_matrix(counts: npt.ArrayLike, domains: Sequence[str]) -> str:
     right, n = int(np.trace(matrix)), int(matrix.sum())
     with panel(1.2 + 0.45 * len(domains)) as (figure, axes):
         cells = [[f"{v:.0f}" for v in row] for row in matrix]
-        draw_cells(axes, expert_share(matrix), domains, domains, cells)
+        _draw_cells(axes, expert_share(matrix), domains, domains, cells)
         axes.set_xlabel("domain chosen by the router")
         axes.set_ylabel("true domain")
         return to_svg(figure, f"Router confusion matrix: {right} of {n} images on the diagonal")
@@ -125,6 +133,42 @@ def _draw_measured(axes: Axes, points: Points, name: str) -> None:
     open_axes(axes, grid=False)
     axes.set_xlabel("step")
     axes.legend(loc="best")
+
+
+def _draw_cells(
+    axes: Axes,
+    shade: Matrix,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    cells: Sequence[Sequence[str]] | None = None,
+) -> None:
+    """Draw a labelled grid, white to dark blue for 0 to 1, outlining where row = column label.
+
+    Args:
+        shade: (rows, columns); a NaN is not known.
+        cells: What is written; the shade in percent where None.
+    """
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
+    colours = colormaps["Blues"]
+    for r, c in np.ndindex(shade.shape):
+        value, own = float(shade[r, c]), rows[r] == columns[c]
+        axes.add_patch(
+            Rectangle(
+                (c - 0.47, r - 0.47), 0.94, 0.94, edgecolor=ORANGE if own else "#c4c7c5",
+                facecolor="#f1f3f4" if np.isnan(value) else colours(0.02 + 0.9 * value),
+                linewidth=2.0 if own else 0.5,
+            )
+        )  # fmt: skip
+        percent = "–" if np.isnan(value) else f"{100 * value:.0f}"
+        axes.text(
+            c, r, cells[r][c] if cells else percent, ha="center", va="center",
+            fontweight="bold" if own else "normal", color="white" if value > 0.55 else INK,
+        )  # fmt: skip
+    axes.set(xlim=(-0.55, len(columns) - 0.45), ylim=(len(rows) - 0.45, -0.55))
+    tilt = sum(map(len, columns)) > 34  # labels this long would run into each other
+    label_cells(axes, columns, rows, tilted=tilt)
 
 
 def _running_median(values: Matrix) -> Matrix:

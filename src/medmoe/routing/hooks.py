@@ -1,19 +1,17 @@
-"""Forward hooks on MoE blocks: what goes into them, what comes out, and what would come out else.
+"""Forward hooks on MoE blocks: what goes into them, and what would come out else.
 
-What routers read (paper, figures 3 and 10), how large the two parts of a block's output are
-(equation 4 adds them, y = Σ g_i E_i(x) + E_meta(x)), and counterfactuals. All are ``with`` blocks:
+What routers read (paper, figures 3 and 10), and counterfactuals. All are ``with`` blocks:
 afterwards, also after an error, the model is exactly what it was; no weight is touched. Nothing
 here runs the model, averages or judges.
 
-Shapes: B batch, S sequence, T = B·S tokens, D hidden, K experts chosen per token, E experts.
+Shapes: B batch, S sequence, D hidden, K experts chosen per token, E experts.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -67,51 +65,6 @@ def ffn_inputs(model: Any, layers: Sequence[int]) -> Iterator[list[Tensor]]:
         for layer in layers
     ):
         yield seen
-
-
-@dataclass(slots=True)
-class Norms:
-    """The norms of the last forward pass.
-
-    Attributes:
-        routed: MoE layer → ‖Σ g_i E_i(x)‖ of each token (T,) float32, weights g included.
-        meta: MoE layer → ‖E_meta(x)‖ (T,) float32; empty for a model without meta expert.
-    """
-
-    routed: dict[int, Tensor] = field(default_factory=dict)
-    meta: dict[int, Tensor] = field(default_factory=dict)
-
-    def meta_share(self, layer: int) -> Tensor:
-        """Return ‖meta‖ ÷ (‖meta‖ + ‖routed‖) of each token (T,), 0 to 1; NaN where both are 0."""
-        return self.meta[layer] / (self.meta[layer] + self.routed[layer])
-
-
-@contextmanager
-def record_norms(model: nn.Module) -> Iterator[Norms]:
-    """Record the norms of both parts of every MoE block, forward pass by forward pass.
-
-    Yields:
-        Norms, overwritten by each forward pass.
-
-    Raises:
-        MedMoeError: The model has no MoE layer.
-    """
-    norms = Norms()
-
-    def recorder(of_layers: dict[int, Tensor], layer: int) -> Callable[..., None]:
-        def record(module: nn.Module, args: Any, output: Tensor) -> None:
-            of_tokens = torch.linalg.vector_norm(output.detach().float(), dim=-1)
-            of_layers[layer] = of_tokens.flatten().cpu()
-
-        return record
-
-    with hooked(
-        part.register_forward_hook(recorder(of_layers, layer))
-        for layer, block in blocks_of(model).items()
-        for part, of_layers in ((block.experts, norms.routed), (block.meta_expert, norms.meta))
-        if part is not None
-    ):
-        yield norms
 
 
 @contextmanager

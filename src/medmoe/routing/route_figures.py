@@ -18,7 +18,6 @@ from medmoe.routing.figure_style import (
     ORANGE,
     Drawing,
     Look,
-    draw_cells,
     drawing,
     label_cells,
     legend_below,
@@ -166,24 +165,6 @@ def _by_layer(
                 f"layer {row['layer']}, {row['tokens']} tokens {row[column]:.2f}{by_chance}"
             )
         return drawing(figure, f"{described}. {'; '.join(words)}")
-
-
-def norm_shares(rows: Rows) -> Drawing:
-    """Draw the meta expert's share of the output norm: layer and token kind by modality."""
-    modalities = list(dict.fromkeys(row["modality"] for row in rows))
-    lines = list(dict.fromkeys((row["layer"], row["kind"]) for row in rows))
-    shares = np.full((len(lines), len(modalities)), np.nan)
-    for row in rows:
-        place = lines.index((row["layer"], row["kind"])), modalities.index(row["modality"])
-        shares[place] = row["meta_share"] / 100
-    with panel(0.95 + 0.3 * len(lines) + _tilted(modalities)) as (figure, axes):
-        draw_cells(axes, shares, [f"layer {layer}, {kind}" for layer, kind in lines], modalities)
-        axes.set_xlabel("‖meta‖ ÷ (‖meta‖ + ‖routed‖), %")
-        words = "; ".join(
-            f"layer {r['layer']}, {r['kind']}, {r['modality']} {_percent(r['meta_share'])} %"
-            for r in rows
-        )
-        return drawing(figure, f"Meta expert's share of the output norm. {words}")
 
 
 def label_curve(rows: Rows) -> Drawing:

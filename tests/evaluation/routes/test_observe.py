@@ -21,7 +21,7 @@ from medmoe.data.schema import ImageRecord, Record
 from medmoe.evaluation.routes import observe as module
 from medmoe.evaluation.routes.observe import Observation, image_states, observe
 from medmoe.inference.engine import MedMoe
-from medmoe.routing.hooks import ffn_inputs, record_norms
+from medmoe.routing.hooks import ffn_inputs
 from medmoe.routing.trace import KINDS, record_routing
 
 QUESTIONS = ("Is there a mass?", "What organ is this?", "Is there a mass in the left lung?")
@@ -56,40 +56,35 @@ def observation(engine: MedMoe) -> Observation:
 
 
 @torch.no_grad()
-def one_by_one(engine: MedMoe, record: Record) -> tuple[Any, dict[int, np.ndarray]]:
-    """Return the trace of one question with its answer, and each token's norm share."""
+def one_by_one(engine: MedMoe, record: Record) -> Any:
+    """Return the trace of one question with its answer."""
     segment = engine.tokenizer.segment(record.question, record.answer)
     ids = torch.tensor([[*engine.tokenizer.prefix(), *segment.ids]])
     labels = ids.clone()
     labels[:, : ids.shape[1] - segment.answer_length] = -100
     features = engine.encode([open_record(record.image)])
-    with record_routing(engine.model) as trace, record_norms(engine.model) as norms:
+    with record_routing(engine.model) as trace:
         engine.model(input_ids=ids, vision_features=features, labels=labels)
-    return trace, {layer: norms.meta_share(layer).numpy() for layer in MOE_LAYERS}
+    return trace
 
 
 def test_sums_equal_those_of_one_question_at_a_time(
     engine: MedMoe, observation: Observation
 ) -> None:
-    counts, shares = np.zeros_like(observation.counts), np.zeros_like(observation.meta_shares)
+    counts = np.zeros_like(observation.counts)
     places = {image.id: i for i, image in enumerate(observation.images)}
     seen: set[str] = set()
     for record in records():
-        trace, norms = one_by_one(engine, record)
+        trace = one_by_one(engine, record)
         image = places[record.image.id]
         at = len(engine.tokenizer.prefix()) if record.image.id in seen else 0  # the image once
         seen.add(record.image.id)
         for place, layer in enumerate(MOE_LAYERS):
-            for kind, chosen, share in zip(
-                trace.kinds[at:], trace.experts(layer)[at:], norms[layer][at:], strict=True
-            ):
+            chosen_by = zip(trace.kinds[at:], trace.experts(layer)[at:], strict=True)
+            for kind, chosen in chosen_by:
                 counts[image, place, kind, chosen] += 1
-                shares[image, place, kind] += share
     assert np.array_equal(observation.counts, counts)
-    # float32 norms of packed and single rows
-    assert np.allclose(observation.meta_shares, shares, rtol=0, atol=1e-3)
     top_k = engine.model.config.num_experts_per_tok
-    assert np.array_equal(observation.meta_tokens * top_k, counts.sum(-1))
     assert (counts.sum(-1)[:, :, KINDS.index("image")] == IMAGE_TOKENS * top_k).all()
 
 
@@ -100,7 +95,6 @@ def test_many_questions_are_split_over_rows_and_nothing_counts_twice(
     monkeypatch.setattr(module, "_BATCH", 2)
     found = observe(engine, records(), {"i0", "i2"})
     assert np.array_equal(found.counts, observation.counts)
-    assert np.array_equal(found.meta_tokens, observation.meta_tokens)
     # float32 sums in batches of another size
     assert np.allclose(found.states, observation.states, atol=1e-5)
     assert np.allclose(found.logits, observation.logits, atol=1e-4)
@@ -124,7 +118,7 @@ def test_points_are_means_over_the_images_tokens(engine: MedMoe, observation: Ob
     assert [observation.images[i].id for i in observation.points] == ["i0", "i2"]
     for point, image in enumerate(observation.points):
         record = next(r for r in records() if r.image.id == observation.images[image].id)
-        trace, _ = one_by_one(engine, record)
+        trace = one_by_one(engine, record)
         of_image = trace.kinds == KINDS.index("image")
         for place, layer in enumerate(MOE_LAYERS):
             mean = trace.logits(layer)[of_image].mean(0)

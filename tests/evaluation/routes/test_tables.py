@@ -27,10 +27,8 @@ def observation() -> Observation:
     counts[1, 0] = [[2, 6], [0, 0], [0, 0]]
     counts[2, 0] = [[1, 1], [0, 4], [0, 0]]
     counts[3, 0] = [[5, 0], [0, 0], [0, 0]]
-    tokens = counts.sum(-1)
-    shares = tokens * np.array([0.25, 0.5, 0.75])
     empty = np.zeros((0, 1, 0), dtype=np.float32)
-    return Observation(images, (6,), counts, shares, tokens, (), empty, empty)
+    return Observation(images, (6,), counts, (), empty, empty)
 
 
 def test_domains_come_first_then_other_modalities() -> None:
@@ -69,17 +67,6 @@ def test_load_is_of_all_images_and_specialisation_of_those_with_a_domain() -> No
     assert image["bits"] == pytest.approx(-(share * np.log2(share)).sum() - conditional)
     # One image with text is left: one domain tells nothing.
     assert (text["images"], text["bits"], text["normalised"]) == (1, 0, None)
-
-
-def test_norm_shares_are_means_over_tokens() -> None:
-    rows = tables.norm_shares(observation(), ["ct", "mri"])
-    found = {(r["kind"], r["modality"]): (r["meta_share"], r["tokens"]) for r in rows}
-    assert found == {
-        ("image", "ct"): (25, 8),
-        ("image", "mri"): (25, 8),
-        ("question", "ct"): (50, 4),
-        ("answer", "ct"): (75, 2),
-    }
 
 
 def images_of(*sizes: int) -> list[ImageRecord]:

@@ -191,21 +191,6 @@ def layer_figure(rows: list[Row]) -> RouteFigure:
     )
 
 
-def norm_figure(rows: list[Row]) -> RouteFigure:
-    """Return the meta expert's share of the output norm."""
-    stem = "norm_share"
-    reading = (
-        "How much of a MoE block’s output is the meta expert’s: ‖meta‖ ÷ (‖meta‖ + ‖routed‖), the "
-        "mean over tokens, routed with the router’s weights. 50 % is equal parts.",
-        "Norms say how large the parts are, not how much an answer depends on them: "
-        "`medmoe explain` switches them off.",
-    )
-    return RouteFigure(
-        stem, "Meta expert against domain experts", "", reading, rows,
-        {stem: route_figures.norm_shares(rows)},
-    )  # fmt: skip
-
-
 def curve_figure(rows: list[Row]) -> RouteFigure:
     """Return figure 6."""
     stem = "figure_6_label_curve"
@@ -279,11 +264,6 @@ def _tiles(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         tiles.append(
             ("silhouette", f"{row['before']:.2f} → {row['after']:.2f}".replace("-", "−"), remark)
         )
-    norms = result["figures"].get("norm_share")
-    if norms:
-        tokens = sum(row["tokens"] for row in norms)
-        share = sum(row["meta_share"] * row["tokens"] for row in norms) / tokens
-        tiles.append(("meta expert’s share of the norm", f"{share:.0f} %", "mean over all tokens"))
     return tiles
 
 

@@ -23,7 +23,7 @@ from medmoe.data.collate import Packed, pack_batch
 from medmoe.data.images import open_record
 from medmoe.data.schema import ImageRecord, Record, images_of, question_text
 from medmoe.inference.engine import MedMoe
-from medmoe.routing.hooks import Norms, ffn_inputs, record_norms
+from medmoe.routing.hooks import ffn_inputs
 from medmoe.routing.trace import KINDS, RoutingTrace, record_routing
 
 #: Images and rows that go through the model at once, and questions behind one image.
@@ -40,8 +40,6 @@ class Observation:
         layers: Decoder layer indices of the MoE layers.
         counts: (N, L, C, E) int64, choices of the image's tokens of each kind; with top-k each of
             the k choices counts.
-        meta_shares: (N, L, C), sum over tokens of ‖meta‖ ÷ (‖meta‖ + ‖routed‖).
-        meta_tokens: (N, L, C), the tokens of that sum; all 0 without a meta expert.
         points: Rows of ``images`` that are shown in the map.
         states: (M, L, D) float32, mean over an image's tokens of what the routers read.
         logits: (M, L, E) float32, mean over an image's tokens of what the routers give.
@@ -50,8 +48,6 @@ class Observation:
     images: tuple[ImageRecord, ...]
     layers: tuple[int, ...]
     counts: npt.NDArray[np.int64]
-    meta_shares: npt.NDArray[np.float64]
-    meta_tokens: npt.NDArray[np.int64]
     points: tuple[int, ...]
     states: npt.NDArray[np.float32]
     logits: npt.NDArray[np.float32]
@@ -143,9 +139,8 @@ class _Sums:
         self._engine = engine
         model: Any = engine.model
         self._layers = tuple(model.moe_blocks)
-        shape = (images, len(self._layers), len(KINDS))
-        self._counts = np.zeros((*shape, model.config.num_experts), dtype=np.int64)
-        self._shares, self._tokens = np.zeros(shape), np.zeros(shape, dtype=np.int64)
+        shape = (images, len(self._layers), len(KINDS), model.config.num_experts)
+        self._counts = np.zeros(shape, dtype=np.int64)
         self._mapped = mapped
         self._points: list[int] = []
         self._states: list[npt.NDArray[np.float32]] = []
@@ -156,44 +151,22 @@ class _Sums:
         model, device = self._engine.model, self._engine.model.device
         pad = self._engine.processor.tokenizer.pad_token_id
         batch = pack_batch([row.packed for row in rows], pad)
-        counted_BS = _counted(rows, batch["input_ids"].shape)
         chosen = features[[row.packed.image for row in rows]]
         points = [i for i, row in enumerate(rows) if row.first and row.image in self._mapped]
         with (
             record_routing(model) as trace,
-            record_norms(model) as norms,
             ffn_inputs(model, self._layers if points else ()) as states,
         ):
-            trace.token_mask = counted_BS
+            trace.token_mask = _counted(rows, batch["input_ids"].shape)
             inputs = {name: tensor.to(device) for name, tensor in batch.items()}
             # The labels tell the trace which tokens are the answer; the head runs on those alone.
             model(**inputs, vision_features=chosen.to(device), answers_only=True)
-        images = np.array([row.image for row in rows])
-        self._add_choices(images[trace.rows], trace)
-        self._add_norms(images[trace.rows], trace, norms, counted_BS)
-        if points:
-            self._add_points(rows, points, trace, states, batch["input_ids"])
-
-    def _add_choices(self, image_T: npt.NDArray[np.int64], trace: RoutingTrace) -> None:
+        image_T = np.array([row.image for row in rows])[trace.rows]
         for place, layer in enumerate(self._layers):
             for chosen_T in trace.experts(layer).T:
                 np.add.at(self._counts[:, place], (image_T, trace.kinds, chosen_T), 1)
-
-    def _add_norms(
-        self,
-        image_T: npt.NDArray[np.int64],
-        trace: RoutingTrace,
-        norms: Norms,
-        counted_BS: Tensor,
-    ) -> None:
-        for place, layer in enumerate(self._layers):
-            if layer not in norms.meta:
-                continue
-            share_T = norms.meta_share(layer)[counted_BS.flatten()].double().numpy()
-            known = np.isfinite(share_T)
-            where = (image_T[known], trace.kinds[known])
-            np.add.at(self._shares[:, place], where, share_T[known])
-            np.add.at(self._tokens[:, place], where, 1)
+        if points:
+            self._add_points(rows, points, trace, states, batch["input_ids"])
 
     def _add_points(
         self,
@@ -223,8 +196,6 @@ class _Sums:
             images=images,
             layers=self._layers,
             counts=self._counts,
-            meta_shares=self._shares,
-            meta_tokens=self._tokens,
             points=tuple(self._points),
             states=np.concatenate(self._states) if self._states else empty,
             logits=np.concatenate(self._logits) if self._logits else empty,

@@ -1,6 +1,6 @@
 """The numbers of the routing figures as rows: what a CSV holds is what its figure shows.
 
-The paper's figures 4, 5 and 11, and beside them load entropy, specialisation and norm shares.
+The paper's figures 4, 5 and 11, and beside them load entropy and specialisation.
 Shares are percent, 0–100; entropy and normalised values 0–1; mutual information bits. Nothing is
 drawn.
 
@@ -133,38 +133,10 @@ def by_layer(observation: Observation, domains: Sequence[str], seed: int) -> lis
     return rows
 
 
-def norm_shares(observation: Observation, modalities: Sequence[str]) -> list[Row]:
-    """Return the meta expert's share of the block's output norm, by layer, token kind and modality.
-
-    Empty for a model without meta expert.
-    """
-    rows = []
-    for place, layer in enumerate(observation.layers):
-        for kind, name in enumerate(KINDS):
-            for modality in modalities:
-                here = _members(observation, modality)
-                tokens = int(observation.meta_tokens[here, place, kind].sum())
-                if tokens:
-                    share = float(observation.meta_shares[here, place, kind].sum()) / tokens
-                    rows.append(
-                        {
-                            "layer": layer,
-                            "kind": name,
-                            "modality": modality,
-                            "meta_share": 100 * share,
-                            "tokens": tokens,
-                        }
-                    )
-    return rows
-
-
-def _members(observation: Observation, modality: str) -> npt.NDArray[np.bool_]:
-    return np.array([image.modality == modality for image in observation.images])
-
-
 def _of_modality(observation: Observation, modality: str) -> npt.NDArray[np.int64]:
     """Return the choices (L, C, E) of all tokens of a modality's images."""
-    counts: npt.NDArray[np.int64] = observation.counts[_members(observation, modality)].sum(0)
+    own = [image.modality == modality for image in observation.images]
+    counts: npt.NDArray[np.int64] = observation.counts[np.array(own)].sum(0)
     return counts
 
 
