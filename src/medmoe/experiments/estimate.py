@@ -33,7 +33,6 @@ from medmoe.experiments.plan import phases_of
 from medmoe.experiments.recipe import Recipe
 from medmoe.model.blueprint import config_of_moe, dense_twin, recipe_config
 from medmoe.model.configuration_medmoe import MedMoeConfig
-from medmoe.model.cost.parameters import activated_parameters
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.pretrained import check_sources, vision_of
 from medmoe.training.lora import attach_lora
@@ -67,13 +66,12 @@ class Shape:
     """What the estimates of one phase rest on.
 
     Attributes:
-        total, trainable, activated: Numbers of weights; a token passes the activated ones.
+        total, trainable: Numbers of weights.
         flops: Operations of a step.
     """
 
     total: int
     trainable: int
-    activated: int
     flops: float
 
 
@@ -243,11 +241,8 @@ def phase_shape(spec: TrainSpec, phase: PhaseName, data: TrainData | None = None
     with torch.device("meta"):
         model = _meta_model(spec, phase)
     counts = set_trainable(model, phase, spec.phases[phase].trains)
-    total = activated = counts.trainable + counts.frozen
-    if isinstance(model, MedMoeForConditionalGeneration) and model.moe_blocks:
-        activated = activated_parameters(model)
-    vision = sum(p.numel() for n, p in model.named_parameters() if "vision_tower." in n)
-    return Shape(total, counts.trainable, activated - vision, _flops(spec, phase, model, data))
+    total = counts.trainable + counts.frozen
+    return Shape(total, counts.trainable, _flops(spec, phase, model, data))
 
 
 def _flops(spec: TrainSpec, phase: PhaseName, model: Any, data: TrainData | None) -> float:

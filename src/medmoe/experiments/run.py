@@ -284,7 +284,6 @@ def _settings(
         resume=plan.resume,
         allow_changed=plan.allow_changed,
         facts={"data": dict(hashes)},
-        logs=out / "logs",
         run_name=f"{plan.recipe.name}/{phase}",
         callbacks=callbacks,
     )

@@ -29,7 +29,6 @@ class RunSettings(RunSpec):
         resume: Go on from the newest checkpoint that verifies; from the start where there is none.
         allow_changed: Resume although `facts` or the phase's values differ from the checkpoint's.
         facts: What else must be equal in a run that is resumed, e.g. hashes of config and data.
-        logs: Where trackers write, where they write to disk.
         callbacks: Further callbacks of the Trainer, e.g. a live view.
     """
 
@@ -37,7 +36,6 @@ class RunSettings(RunSpec):
     resume: bool = False
     allow_changed: bool = False
     facts: Mapping[str, Any] = {}
-    logs: Path | None = None
     run_name: str | None = None
     callbacks: tuple[Any, ...] = ()
 

@@ -129,12 +129,7 @@ def training_memory(
         layers = short.model.language_model.layers
         with _saved_by_layer(short, layers) as saved:
             _loss(short, _hidden_states(short, batch, context), answers)
-    outside = saved.total - sum(saved.layers)
-    kept = outside + sum(saved.layers[index] for index in alike)
-    again = max(saved.layers)
-    if autocast:  # until a forward pass ends it holds its copies of all trained matrices
-        again = max(again, sum(_copied(layers[index]) for index in alike))
-    checkpointed = outside + len(alike) * saved.input_bytes + again
+    kept, checkpointed = saved.activations(layers, alike, autocast)
     model = meta_model(config)
     trained, weights = set_trainable(model, phase, trains).trainable, load_bytes(model, dtype)
     stacks = sum(p.numel() * dtype.itemsize for p in model.parameters() if _is_adapted_stack(p))
@@ -208,10 +203,8 @@ def backbone_memory(
         with _saved_by_layer(model, layers) as saved:
             model(**inputs())
     count = sum(parameter.numel() for parameter in model.parameters())
-    outside, copied = saved.total - sum(saved.layers), sum(map(_copied, layers)) * autocast
-    again = max(*saved.layers, copied)
-    checkpointed = outside + len(layers) * saved.input_bytes + again
-    return TrainingMemory.of(phase, count, 4 * count, torch.float32, (saved.total, checkpointed))
+    kept = saved.activations(layers, range(len(layers)), autocast)
+    return TrainingMemory.of(phase, count, 4 * count, torch.float32, kept)
 
 
 def _hidden_states(model: Any, batch: int, context: int) -> Tensor:
@@ -274,6 +267,17 @@ class _Saved:
     total: int = 0
     input_bytes: int = 0
     layers: list[int] = field(default_factory=list)
+
+    def activations(
+        self, layers: Sequence[nn.Module], alike: Sequence[int], autocast: bool
+    ) -> tuple[int, int]:
+        """Return the bytes without and with gradient checkpointing, a layer for each of alike."""
+        outside = self.total - sum(self.layers)
+        # Until a forward pass ends autocast holds its copies of all trained matrices.
+        copied = sum(_copied(layers[index]) for index in alike) * autocast
+        again = max(*self.layers, copied)
+        kept = outside + sum(self.layers[index] for index in alike)
+        return kept, outside + len(alike) * self.input_bytes + again
 
 
 @contextmanager

@@ -40,16 +40,14 @@ def test_one_answer_and_one_outcome_are_no_division_by_zero(
 ) -> None:
     found = answered([confidence] * len(right), right)
     assert ece(found) == pytest.approx(abs(confidence - right[0]))
-    assert ece(found, equal_count=True) == pytest.approx(abs(confidence - right[0]))
     assert math.isfinite(fit_temperature(found))
 
 
 @given(PAIRS)
 def test_errors_lie_between_0_and_1_and_no_answer_is_lost(pairs: list[tuple[float, bool]]) -> None:
     found = answered([c for c, _ in pairs], [float(r) for _, r in pairs])
-    for equal in (True, False):
-        assert 0 <= ece(found, equal_count=equal) <= 1
-        assert sum(part.n for part in bins_of(found, equal_count=equal)) == len(pairs)
+    assert 0 <= ece(found) <= 1
+    assert sum(part.n for part in bins_of(found)) == len(pairs)
 
 
 def test_the_interval_is_by_image_and_holds_the_value() -> None:

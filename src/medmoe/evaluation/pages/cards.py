@@ -8,14 +8,12 @@ Neither card makes a model fit for clinical use.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from medmoe.errors import DataError
 from medmoe.evaluation.pages.page import render_page
 from medmoe.evaluation.pages.report_rows import (
     BY_PART,
@@ -30,7 +28,7 @@ from medmoe.evaluation.pages.report_rows import (
 )
 from medmoe.evaluation.pages.sections.router import router_lines
 from medmoe.evaluation.pages.table import Table
-from medmoe.files import write_text
+from medmoe.files import json_object, write_text
 
 #: The file that `write_applied_card` writes.
 APPLIED_CARD = "applied_card.html"
@@ -40,46 +38,17 @@ _SIZES = ("total", "activated")
 _MAIN_METRICS = ("accuracy", "exact_match", "auc")
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
-    """Return what a run folder says, as `applied_card` takes it; empty where a file is missing.
-
-    Raises:
-        DataError: There is no summary, or a file cannot be read.
-    """
-
-    def read(name: str, parse: Any) -> Any:
-        path = folder / name
-        if not path.is_file():
-            return {}
-        try:
-            return parse(path.read_text(encoding="utf-8")) or {}
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise DataError(f"{path} cannot be read ({error.__class__.__name__})") from error
-
-    summary = read("summary.json", json.loads)
-    if not summary:
-        raise DataError(f"{folder} holds no summary.json; give the folder of a run that has ended")
-    return {
-        "summary": summary,
-        "run": read("run.json", json.loads),
-        "config": read("config.yaml", yaml.safe_load),
-        "domains": read("model/medmoe.json", json.loads).get("domains", ()),
-    }
-
-
 def write_applied_card(folder: Path) -> Path:
-    """Write ``applied_card.html`` into a run folder, and return it.
-
-    Args:
-        folder: A run folder with ``summary.json``.
+    """Write ``applied_card.html`` into the folder of a finished run, and return it.
 
     Raises:
-        DataError: There is no summary, or a file of the run cannot be read.
         MedMoeError: A card cannot be written, as `write_text` says.
     """
-    path = folder / APPLIED_CARD
-    write_text(path, applied_card(**read_facts(folder)))
-    return path
+    names = ("summary.json", "run.json", "model/medmoe.json")
+    summary, run, model = (json_object(folder / name) or {} for name in names)
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    write_text(folder / APPLIED_CARD, applied_card(summary, run, config, model.get("domains", ())))
+    return folder / APPLIED_CARD
 
 
 # --- Hugging Face -----------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Calibration: does an answer given with 80 % confidence turn out right 80 % of the time?
 
-Expected calibration error (ECE) in bins of equal width and of equal count, the Brier score, and one
-temperature, fitted on other records than those it is reported on. What a confidence is: of an
+Expected calibration error (ECE) in bins of equal width, the Brier score, and one temperature, fitted on other records than those it is reported on. What a confidence is: of an
 answer in words, the probability p of exactly these words; of a classification, the softmax over the
 options' log-likelihoods. The temperature T makes them p^(1/T) and softmax(scores / T).
 
@@ -75,37 +74,32 @@ class Bin:
     accuracy: float
 
 
-def bins_of(answered: Answered, *, equal_count: bool = False) -> list[Bin]:
-    """Return the bins that hold answers.
-
-    Args:
-        equal_count: Bins of equal count (answers of one confidence stay together), else of equal
-            width.
-    """
+def bins_of(answered: Answered) -> list[Bin]:
+    """Return the bins that hold answers."""
     filled: list[Bin] = []
-    edges, places = _places(answered.confidence, equal_count)
-    for place in range(len(edges) - 1):
+    places = _places(answered.confidence)
+    for place in range(BINS):
         inside = places == place
         if inside.any():
             mean = float(answered.confidence[inside].mean())
             right = float(answered.right[inside].mean())
-            filled.append(Bin(edges[place], edges[place + 1], int(inside.sum()), mean, right))
+            ends = place / BINS, (place + 1) / BINS
+            filled.append(Bin(*ends, int(inside.sum()), mean, right))
     return filled
 
 
-def ece(answered: Answered, *, equal_count: bool = False) -> float:
+def ece(answered: Answered) -> float:
     """Return the expected calibration error, 0–1: mean over answers of |confidence - accuracy|."""
     n = len(answered.confidence)
-    parts = bins_of(answered, equal_count=equal_count)
-    return sum(part.n / n * abs(part.confidence - part.accuracy) for part in parts)
+    return sum(p.n / n * abs(p.confidence - p.accuracy) for p in bins_of(answered))
 
 
 def ece_interval(answered: Answered, *, seed: int, resamples: int = 2000) -> tuple[float, float]:
-    """Return the interval of `ece` in bins of equal width, by a bootstrap over images.
+    """Return the interval of `ece`, by a bootstrap over images.
 
     The ECE of few answers is biased upwards, and so is its interval; (nan, nan) with one image.
     """
-    _, places = _places(answered.confidence, False)
+    places = _places(answered.confidence)
     gaps = np.zeros((len(places), BINS))
     gaps[np.arange(len(places)), places] = answered.confidence - answered.right
     low, high = clustered_bootstrap(
@@ -144,13 +138,6 @@ def fit_temperature(answered: Answered) -> float:
     return float(math.exp(best.x))
 
 
-def _places(confidence: Floats, equal_count: bool) -> tuple[list[float], Indices]:
-    """Return the edges of bins and each answer's bin."""
-    if equal_count:
-        inner = np.unique(
-            np.quantile(confidence, np.linspace(0, 1, BINS + 1)[1:-1], method="lower")
-        )
-        places = np.searchsorted(inner, confidence, side="right")
-        return [0.0, *inner.tolist(), 1.0], np.asarray(places, dtype=np.int64)
-    places = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
-    return [place / BINS for place in range(BINS + 1)], places
+def _places(confidence: Floats) -> Indices:
+    """Return the number of each answer's bin."""
+    return np.minimum((confidence * BINS).astype(np.int64), BINS - 1)

@@ -105,7 +105,7 @@ def _calibration(answered: Answered, seed: int) -> dict[str, Any]:
     low, high = ece_interval(answered, seed=seed)
     return {
         "ece": ece(answered), "ece_low": _finite(low), "ece_high": _finite(high),
-        "ece_equal_count": ece(answered, equal_count=True), "brier": brier(answered),
+        "brier": brier(answered),
         "bins": [asdict(part) for part in bins_of(answered)],
     }  # fmt: skip
 
