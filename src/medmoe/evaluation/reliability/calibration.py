@@ -1,8 +1,9 @@
 """Calibration: does an answer given with 80 % confidence turn out right 80 % of the time?
 
-Expected calibration error (ECE) in bins of equal width, the Brier score, and one temperature, fitted on other records than those it is reported on. What a confidence is: of an
-answer in words, the probability p of exactly these words; of a classification, the softmax over the
-options' log-likelihoods. The temperature T makes them p^(1/T) and softmax(scores / T).
+Expected calibration error (ECE) in bins of equal width, the Brier score, and one temperature,
+fitted on other records than those it is reported on. What a confidence is: of an answer in words,
+the probability p of exactly these words; of a classification, the softmax over the options'
+log-likelihoods. The temperature T makes them p^(1/T) and softmax(scores / T).
 
 The paper reports no calibration. Nothing is fitted or read from files by this module but T.
 """
