@@ -103,7 +103,8 @@ def load_recipe(
     data = apply_overrides(_with_model(_without_variants(data)), settings)
     phases = data.get("phases")
     if isinstance(phases, dict) and list(phases) != own:  # what a base or a setting adds
-        data["phases"] = dict(sorted(phases.items(), key=_place))
+        place = {name: number for number, name in enumerate(PHASES)}
+        data["phases"] = dict(sorted(phases.items(), key=lambda of: place.get(of[0], len(PHASES))))
     spec = check(TrainSpec, _without_nulls(_with_model(data)), name)
     if records:
         settings = [*record_settings(spec, records), *settings]
@@ -148,10 +149,6 @@ def _on_its_base(name: str, data: dict[str, Any], above: tuple[str, ...]) -> dic
     below = _on_its_base(*_read(base), (*above, base))
     changes = {key: value for key, value in data.items() if key != "base"}
     return merged(_with_model(_without_variants(below)), changes)
-
-
-def _place(phase: tuple[str, Any]) -> int:
-    return PHASES.index(phase[0]) if phase[0] in PHASES else len(PHASES)
 
 
 def has_bf16() -> bool:

@@ -14,7 +14,7 @@ Shapes: B batch, S sequence, T recorded tokens, E experts, K chosen per token, R
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -242,7 +242,8 @@ def record_routing(model: nn.Module) -> Iterator[RoutingTrace]:
         trace._begin(kwargs)
 
     gates = (
-        block.gate.register_forward_hook(_recorder(trace, layer)) for layer, block in blocks.items()
+        block.gate.register_forward_hook(lambda _, __, out, layer=layer: trace._record(layer, out))
+        for layer, block in blocks.items()
     )
     try:
         with hooked([model.register_forward_pre_hook(begin, with_kwargs=True), *gates]):
@@ -254,13 +255,6 @@ def record_routing(model: nn.Module) -> Iterator[RoutingTrace]:
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     """Return tensors (B, S, …) as one (T, …), the tokens of each together."""
     return torch.cat([part.flatten(0, 1) for part in parts])
-
-
-def _recorder(trace: RoutingTrace, layer: int) -> Callable[..., None]:
-    def record(module: nn.Module, args: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
-        trace._record(layer, output)
-
-    return record
 
 
 def _image_id(model: nn.Module) -> int | None:

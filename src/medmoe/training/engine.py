@@ -199,7 +199,9 @@ class PhaseTrainer(Trainer):
         if bad:
             value = "not finite" if len(bad) > 1 or self.args.world_size > 1 else loss.item()
             names = [name for rank in bad for name in self._samples(self.part, rank)]
-            raise not_finite(f"{self.phase}: the loss is {value}", self._step(), names)
+            raise not_finite(
+                f"{self.phase}: the loss is {value}", self.state.global_step + 1, names
+            )
         self.part += 1
         return loss
 
@@ -215,9 +217,6 @@ class PhaseTrainer(Trainer):
             size = self._batch() * self.args.gradient_accumulation_steps
             names = self._schedule().names((step - 1) * size, step * size)
             raise not_finite(f"{self.phase}: {what}{first}", step, names)
-
-    def _step(self) -> int:
-        return int(self.state.global_step) + 1
 
     def _schedule(self) -> Schedule[Any]:
         assert isinstance(self.train_dataset, Schedule)
@@ -242,7 +241,7 @@ class PhaseTrainer(Trainer):
         if self.saved == step:
             return
         tensors = {
-            state.WEIGHTS: state.weight_tensors(self.model),
+            state.WEIGHTS: {name: whole(p) for name, p in trained_parameters(self.model)},
             state.OPTIMIZER: state.optimizer_tensors(self.model, self.optimizer),
         }
         if self.mean.count:

@@ -76,7 +76,8 @@ def encode_images(
         if not from_main(lambda: _is_whole(directory)):
             first = next(parts)
             shape = (len(table.pixels), *first.shape[1:])
-            if not from_main(lambda: _fits(shape, cache)):
+            size, room = 4 * math.prod(shape), _SHARE_OF_FREE * shutil.disk_usage(cache).free
+            if not from_main(lambda: size < room):
                 logger.warning("%s: the features of %d images do not fit", cache, shape[0])
                 return torch.cat([first, *parts])
             fault = None
@@ -164,10 +165,6 @@ def _is_whole(directory: Path) -> bool:
     return True
 
 
-def _fits(shape: tuple[int, ...], folder: Path) -> bool:
-    return 4 * math.prod(shape) < _SHARE_OF_FREE * shutil.disk_usage(folder).free
-
-
 def _write(path: Path, shape: tuple[int, ...], first: Tensor, rest: Iterator[Tensor]) -> None:
     """Write one tensor as safetensors, part by part: all of it need not fit into memory."""
     size = 4 * math.prod(shape)
@@ -236,15 +233,11 @@ class FeaturesOnDemand:
             ImageError: An image cannot be opened.
         """
         wanted = rows.tolist()
-        reading = {row: self._taken(row) for row in wanted}
+        reading = {row: self._begun.pop(row, None) or self._started(row) for row in wanted}
         pixels = np.stack([reading[row].result() for row in wanted])
         unit = torch.from_numpy(pixels).float() / 255
         pixel_values = normalise(unit, self._processor.image_mean, self._processor.image_std)
         return selected_states(self._encoder.eval(), pixel_values, self._vision)
-
-    def _taken(self, row: int) -> Future[Pixels]:
-        begun = self._begun.pop(row, None)
-        return self._started(row) if begun is None else begun
 
     def _started(self, row: int) -> Future[Pixels]:
         return self._readers.submit(read_pixels, self._images[row], self._processor)

@@ -120,7 +120,8 @@ class Schedule(Dataset[Sample], Generic[Sample]):
         batches = [
             batch
             for start in range(0, whole, window)
-            for batch in _by_length(places[start : start + window], lengths).reshape(-1, size)
+            for together in [places[start : start + window]]
+            for batch in together[np.argsort(lengths[together], kind="stable")].reshape(-1, size)
         ]
         shuffled = [batches[i] for i in rng.permutation(len(batches))]
         rest = np.arange(head + whole, len(order))
@@ -177,11 +178,6 @@ class QuestionSchedule(Schedule[Packed]):
         own = super()._lengths(order, epoch)
         starts = np.flatnonzero(np.diff(self._images[order], prepend=-1))
         return np.repeat(np.add.reduceat(own, starts), np.diff(starts, append=len(order)))
-
-
-def _by_length(places: Order, lengths: Order) -> Order:
-    chosen: Order = places[np.argsort(lengths[places], kind="stable")]
-    return chosen
 
 
 #: Starts what takes long about a sample, e.g. reading its picture; it must not wait for it.

@@ -37,11 +37,6 @@ AVERAGE = "average.safetensors"
 VERSION = 1
 
 
-def weight_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the trained weights, whole and on the CPU; every process must call this."""
-    return {name: whole(parameter) for name, parameter in trained_parameters(model)}
-
-
 def optimizer_tensors(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
     """Return the optimiser's state as ``<kind>/<parameter>``; every process must call this."""
     return {
