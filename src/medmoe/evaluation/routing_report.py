@@ -178,10 +178,7 @@ def _figures(
 ) -> list[RouteFigure]:
     shown = []
     if embedding is not None:
-        before = "this model itself (no phase-2 model was given by --before)"
-        if plan.before is not None:
-            before = "the phase-2 model, before experts were tuned"
-        shown.append(page.map_figure(embedding, len(observation.layers), before))
+        shown.append(page.map_figure(embedding))
     shares = tables.token_shares(observation, modalities, domains)
     shown.append(page.share_figure(shares, domains))
     shown.append(page.most_used_figure(observation, learned, modalities, domains))

@@ -23,31 +23,25 @@ class RouteFigure:
     """One figure.
 
     Attributes:
-        stem: Name of its files, without ending; the rows are ``<stem>.csv``.
-        paper: Which figure of the paper it is, empty for ours.
-        reading: Sentences on what it shows and how to read it.
+        stem: Name of its files, without ending; the rows are ``<stem>.csv``. By it the template
+            has its title and how it is to be read.
         rows: What it shows, as the CSV holds it.
         drawings: File stem → drawing.
         table: Numbers of it that stand on the page too.
         more: Further CSV files: stem → rows.
+        method: How it was made, where that is to be said.
     """
 
     stem: str
-    title: str
-    paper: str
-    reading: tuple[str, ...]
     rows: list[Row]
     drawings: Mapping[str, Drawing]
     table: Table | None = None
     more: Mapping[str, list[Row]] | None = None
+    method: str = ""
 
 
-def map_figure(embedding: Embedding, layers: int, before: str) -> RouteFigure:
-    """Return figures 3 and 10.
-
-    Args:
-        before: Whose states stand for *before*.
-    """
+def map_figure(embedding: Embedding) -> RouteFigure:
+    """Return figures 3 and 10."""
     whole = next(row for row in embedding.silhouettes if row["metric"] == "euclidean")
     stem = "figure_3_router_embeddings"
     table = Table(
@@ -63,21 +57,8 @@ def map_figure(embedding: Embedding, layers: int, before: str) -> RouteFigure:
         "Silhouette of the modalities, with 95 % interval over images",
         2,
     )
-    reading = (
-        f"A point is one image: the mean over its tokens, the MoE layers ({layers}) side by side. "
-        f"Before: what the FFNs read in {before}. After: the router’s logits.",
-        f"The map is for looking only ({embedding.method}); distances between groups and their "
-        "sizes mean nothing. Silhouettes are computed in the spaces themselves, by the distance "
-        "named: 1 apart, 0 touching, below 0 mixed. Below the maps stands the Euclidean one of all "
-        "layers.",
-        "The paper reports 0.173 before and 0.579 after without its tokens, layers or distance, so "
-        "these values cannot be held against them.",
-    )
     return RouteFigure(
         stem,
-        "Images before and after the router",
-        "figures 3 and 10",
-        reading,
         embedding.points,
         {
             f"{stem}_{side}": route_figures.embedding_map(side, embedding.points, whole)
@@ -85,6 +66,7 @@ def map_figure(embedding: Embedding, layers: int, before: str) -> RouteFigure:
         },
         table,
         {"figure_3_silhouettes": embedding.silhouettes},
+        embedding.method,
     )
 
 
@@ -97,21 +79,7 @@ def share_figure(rows: list[Row], domains: Sequence[str]) -> RouteFigure:
         )
         for modality in dict.fromkeys(row["modality"] for row in rows)
     }
-    reading = (
-        "Of a modality’s image tokens, and of its text tokens (question and answer), the share "
-        "that each domain expert got, layer by layer. The meta expert takes part in every token "
-        "and is not shown.",
-        "A router that follows the picture gives nearly all image tokens of a modality to its own "
-        "expert; text tokens need not follow.",
-    )
-    return RouteFigure(
-        "figure_4_token_shares",
-        "Image and text tokens by expert",
-        "figures 4 and 11",
-        reading,
-        rows,
-        drawings,
-    )
+    return RouteFigure("figure_4_token_shares", rows, drawings)
 
 
 def most_used_figure(
@@ -123,21 +91,13 @@ def most_used_figure(
     """Return figure 5, for this router and for a learned one where there is one."""
     rows = tables.most_used(observation, THIS, modalities, domains)
     looks: dict[str, dict[str, Look]] = {THIS: expert_looks(domains)}
-    reading = ["The expert that most image tokens of a modality chose, and the share it got."]
     if learned is not None:
         numbered = [f"expert {e + 1}" for e in range(learned.counts.shape[-1])]
         rows += tables.most_used(learned, LEARNED, modalities, numbered)
         looks[LEARNED] = expert_looks(numbered)
-        reading.append(
-            "The learned router saw no domain labels, so its experts have numbers and no names: "
-            "look at whether modalities differ, not at which number they have."
-        )
     stem = "figure_5_most_used_expert"
     return RouteFigure(
         stem,
-        "Most-used expert",
-        "figure 5",
-        tuple(reading),
         rows,
         {
             f"{stem}_{_file_name(router)}": route_figures.most_used(
@@ -172,23 +132,11 @@ def load_table(rows: list[Row]) -> Table:
 
 def layer_figure(rows: list[Row]) -> RouteFigure:
     """Return load entropy and specialisation index by layer."""
-    stem = "load_and_specialisation"
-    reading = (
-        "Load entropy: 1 where all experts take equally many tokens of this data, 0 where one "
-        "takes all. It follows the mix of modalities in the data too.",
-        "Specialisation index: the mutual information of an image’s domain and the expert that its "
-        "tokens chose, each image counted once. Divided by the entropy of the domains it is 0 "
-        "where experts do not depend on the domain and 1 where the expert tells it.",
-        "By chance and p: the same after shuffling the domains among images, 999 times; p is the "
-        "share of shuffles that reach the value, the observed one counted in, so 0.001 at least.",
-    )
     drawings = {
         "load_entropy": route_figures.load_entropy(rows),
         "specialisation": route_figures.specialisation(rows),
     }
-    return RouteFigure(
-        stem, "Load and specialisation", "", reading, rows, drawings, load_table(rows)
-    )
+    return RouteFigure("load_and_specialisation", rows, drawings, load_table(rows))
 
 
 def curve_figure(rows: list[Row]) -> RouteFigure:
@@ -207,16 +155,7 @@ def curve_figure(rows: list[Row]) -> RouteFigure:
             for row in rows
         ],
     )
-    reading = (
-        "Accuracy of routers that were trained on that many labelled images, on images that none "
-        "of them saw, with Wilson intervals; 0 is a router before training. Read from the file of "
-        "`medmoe train`, so it is of that run’s router, not of this model.",
-        "The paper has 82.3, 90.7, 96.3, 97.6 and 98.1 % on its axis from 0 to 1,000 labels.",
-    )
-    return RouteFigure(
-        stem, "Router accuracy by number of labels", "figure 6", reading, rows,
-        {stem: route_figures.label_curve(rows)}, table,
-    )  # fmt: skip
+    return RouteFigure(stem, rows, {stem: route_figures.label_curve(rows)}, table)
 
 
 def render_routes(model: str, result: Mapping[str, Any], figures: Sequence[RouteFigure]) -> str:
@@ -245,7 +184,7 @@ def render_routes(model: str, result: Mapping[str, Any], figures: Sequence[Route
         facts=facts,
         tiles=_tiles(result),
         figures=figures,
-        notes=result["notes"],
+        result=result,
     )
 
 
