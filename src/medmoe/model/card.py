@@ -20,32 +20,7 @@ from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 
 CARD = "README.md"
 _UNKNOWN = "not recorded"
-_USE = """\
-## Use
-
-```python
-import medmoe
-
-answer = medmoe.MedMoe.load("path/to/this/folder").answer("image.png", "Is there a fracture?")
-print(answer.text, answer.confidence)
-```
-
-After `import medmoe.model`, transformers' `AutoModelForImageTextToText`, `AutoProcessor` and
-`pipeline("image-text-to-text")` load the folder too.
-"""
-_NO_PROCESSOR = """\
-## Use
-
-There is no processor in this folder yet, so it can be trained on but not asked: it needs the
-language model's own tokenizer.
-"""
-_LIMITS = """\
-## Limits
-
-Answers can be wrong and sound sure; confidence is not calibrated. The model knows the modalities it
-was trained on and gives an answer about any picture. It must not be used to diagnose, to treat or
-to advise a patient.
-"""
+_TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 
 
 def model_card(
@@ -71,18 +46,16 @@ def model_card(
         **_licence(base, provenance.get("licences") or {}),
         tags=["medical", "medmoe", "mixture-of-experts", "visual-question-answering"],
     )
-    sections = [
-        f"---\n{data.to_yaml()}\n---\n",
-        f"# {'Med-MoE' if model.config.moe_layers else 'Dense medical vision-language model'}\n",
-        "**Research use only, not a medical device.**\n",
-        _table(_shape(model, base)),
-        "## Training\n",
-        _table(_training(provenance)),
-        *(f"{note}\n" for note in provenance.get("notes", [])),
-        _USE if complete else _NO_PROCESSOR,
-        _LIMITS,
-    ]
-    return "\n".join(sections)
+    card = ModelCard.from_template(
+        data,
+        template_path=str(_TEMPLATE),
+        title="Med-MoE" if model.config.moe_layers else "Dense medical vision-language model",
+        shape=_shape(model, base),
+        training=_training(provenance),
+        notes=provenance.get("notes", []),
+        complete=complete,
+    )
+    return str(card)
 
 
 def _licence(base: Mapping[str, Any], licences: Mapping[str, str]) -> dict[str, Any]:
@@ -164,8 +137,3 @@ def _training(provenance: Mapping[str, Any]) -> dict[str, str]:
             f"at least {count:,} of {name}" for name, count in shared.items()
         )
     return rows
-
-
-def _table(rows: Mapping[str, str]) -> str:
-    cells = [f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in rows.items()]
-    return "\n".join(["| | |", "|---|---|", *cells, ""])
