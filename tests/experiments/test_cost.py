@@ -177,7 +177,7 @@ def test_what_does_not_fit_is_refused(model: str, flags: dict[str, Any], message
         (None, "config.json: no such file"),
         ("{", "not readable as JSON"),
         ('{"model_type": "llava"}', "of type 'llava', not 'medmoe'"),
-        ("[]", "must hold a JSON object"),
+        ("[]", "not readable as JSON of an object"),
         ('{"model_type": "medmoe", "text_config": 3}', "not a complete config"),
     ],
 )

@@ -163,19 +163,12 @@ def llava_med_config(image_size: int) -> MedMoeConfig:
         image_size=image_size,
         config=CLIP_LARGE_336.config | {"image_size": image_size},
     )
-    llama = {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "max_position_embeddings": 2048,
-    }
+    llama = AutoConfig.for_model("llama")  # whose defaults are LLaMA-7B's
     return pair_config(
         AutoConfig.for_model(vision.model_type, **vision.config),
-        AutoConfig.for_model("llama", **llama).to_dict(),
+        llama.to_dict(),
         vision,
-        image_token_index=llama["vocab_size"] - 1,
+        image_token_index=llama.vocab_size - 1,
     )
 
 

@@ -5,7 +5,6 @@ Nothing is loaded here. What else a folder may be is said in one line, with the 
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -236,10 +235,7 @@ def read_json(path: Path, whole: str = "a whole checkpoint") -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; give the folder of {whole}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{path}: not readable as JSON; copy it again") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: must hold a JSON object; copy it again")
+    content = json_object(path)
+    if content is None:
+        raise CheckpointError(f"{path}: not readable as JSON of an object; copy it again")
     return content

@@ -163,7 +163,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no weights": (lambda f: (f / WEIGHTS).unlink(), r"no model\.safetensors and no pytorch_model"),
     "no config": (lambda f: (f / "config.json").unlink(), r"config\.json: no such file"),
     "broken config": (lambda f: (f / "config.json").write_text("{"), "not readable as JSON"),
-    "config of a list": (lambda f: (f / "config.json").write_text("[]"), "must hold a JSON object"),
+    "config of a list": (
+        lambda f: (f / "config.json").write_text("[]"),
+        "not readable as JSON of an object",
+    ),
     "another architecture": (
         lambda f: configure(f, model_type="moe_llava_qwen"),
         r"model_type 'moe_llava_qwen' is none of the reference code's \(llava_phi, moe_llava_phi",
