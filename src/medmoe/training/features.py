@@ -233,7 +233,8 @@ class FeaturesOnDemand:
             ImageError: An image cannot be opened.
         """
         wanted = rows.tolist()
-        reading = {row: self._begun.pop(row, None) or self._started(row) for row in wanted}
+        begun = self._begun
+        reading = {row: begun.pop(row) if row in begun else self._started(row) for row in wanted}
         pixels = np.stack([reading[row].result() for row in wanted])
         unit = torch.from_numpy(pixels).float() / 255
         pixel_values = normalise(unit, self._processor.image_mean, self._processor.image_std)
