@@ -17,8 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from medmoe.data.images import open_image
 from medmoe.data.schema import ImageRecord, Record, images_of
 from medmoe.domains import DOMAINS
@@ -147,7 +145,6 @@ def score_demo(plan: TrainPlan, asked: Asked) -> dict[str, Any]:
         expert_share=routed.expert_shares(),
         modalities=routed.modalities(),
         domains=routed.domains,
-        sheet=_sheet(scored),
         next_steps=next_steps(plan),
     )
     write_report(out / "report.html", report)
@@ -276,13 +273,3 @@ def _example_pictures(images: Sequence[ImageRecord], domains: Sequence[str], fol
     shown = {image.modality: image for image in reversed(images) if image.modality in domains}
     for name, image in shown.items():
         open_image(image.source).save(folder / f"{name}.png")
-
-
-def _sheet(images: Sequence[ImageRecord]) -> list[tuple[str, Any]]:
-    """Return up to six scored pictures of every modality."""
-    shown: dict[str, list[Any]] = {}
-    for image in images:
-        pictures = shown.setdefault(image.modality or "unknown", [])
-        if len(pictures) < 6:
-            pictures.append(np.asarray(open_image(image.source)))
-    return [(name, picture) for name in sorted(shown) for picture in shown[name]]

@@ -56,7 +56,6 @@ def report_data(**other: Any) -> ReportData:
         expert_share={2: np.array([[0.83, 0.17], [0.06, 0.94]])},
         modalities=DOMAINS,
         domains=DOMAINS,
-        sheet=[("ct: one lesion", picture), ("pathology: none", np.stack([picture] * 3, axis=-1))],
         examples=[
             Example(
                 picture,
@@ -171,7 +170,6 @@ def test_text_from_data_is_escaped() -> None:
     data = report_data(
         title=attack,
         examples=[example],
-        sheet=[(attack, np.zeros((4, 4), np.uint8))],
         notes=[attack, f"`{attack}`"],
         next_steps=[attack],
         curves={attack: [(0, 1.0)]},
@@ -226,7 +224,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def embedded(picture: Any) -> Image.Image:
-    html = render_report(report_data(examples=[], sheet=[("x", picture)]))
+    html = render_report(report_data(examples=[Example(picture, "?", "a", "b", False)]))
     (source,) = [attrs["src"] for tag, attrs in Page(html).tags if tag == "img"]
     return Image.open(io.BytesIO(base64.b64decode(source.split(",")[1])))
 

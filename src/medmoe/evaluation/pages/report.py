@@ -89,8 +89,7 @@ class ReportData:
         expert_share: MoE layer index → shares (modalities, experts), 0 to 1; NaN = no tokens.
         modalities: Row labels of ``expert_share``.
         domains: Its column labels, in the order of the experts.
-        sheet: Captions and pictures of the contact sheet.
-        sections: Further parts, shown before the data.
+        sections: Further parts, shown before the examples.
         notes: Sentences on this run, shown under the headline.
         next_steps: What to try next; text in backticks is shown as code.
     """
@@ -103,7 +102,6 @@ class ReportData:
     expert_share: Mapping[int, npt.NDArray[np.float64]] = field(default_factory=dict)
     modalities: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()
-    sheet: list[tuple[str, npt.NDArray[np.uint8]]] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
     sections: Sequence[Section] = ()
     notes: list[str] = field(default_factory=list)
