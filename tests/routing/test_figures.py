@@ -7,29 +7,23 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 
 import matplotlib as mpl
-import numpy as np
 import pytest
 
 from medmoe.routing import figures
 
 SVG = "{http://www.w3.org/2000/svg}"
 NAMES = ("ct", "mri")
-SHARES = np.array([[0.913, 0.087], [np.nan, np.nan]])
 
 
 def curves() -> str:
     return figures.learning_curve("phase1", [(i, 3.0 / (1 + i)) for i in range(90)])
 
 
-def heatmap() -> str:
-    return figures.expert_heatmap(4, SHARES, NAMES, NAMES)
-
-
 def confusion() -> str:
     return figures.confusion_matrix([[41, 2], [3, 57]], NAMES)
 
 
-every_figure = pytest.mark.parametrize("draw", [curves, heatmap, confusion])
+every_figure = pytest.mark.parametrize("draw", [curves, confusion])
 
 
 def texts(svg: str) -> list[str]:
@@ -80,21 +74,8 @@ def test_every_reference_inside_a_figure_leads_to_an_id_of_it(draw: Callable[[],
 
 
 def test_figures_on_one_page_share_no_id() -> None:
-    found = [set(re.findall(r'\bid="([^"]+)"', draw())) for draw in (curves, heatmap, confusion)]
+    found = [set(re.findall(r'\bid="([^"]+)"', draw())) for draw in (curves, confusion)]
     assert not found[0] & found[1]
-    assert not found[0] & found[2]
-    assert not found[1] & found[2]
-
-
-def test_heatmap_writes_percent_and_a_dash_for_a_row_without_tokens() -> None:
-    written = texts(heatmap())
-    assert {"91", "9", "layer 4", "ct", "mri"} <= set(written)
-    assert written.count("–") == 2
-
-
-def test_heatmap_takes_modalities_that_are_no_domain() -> None:
-    svg = figures.expert_heatmap(0, np.full((3, 2), 0.5), (*NAMES, "ultrasound"), NAMES)
-    assert "ultrasound" in texts(svg)
 
 
 def test_confusion_writes_the_counts() -> None:

@@ -29,6 +29,7 @@ from medmoe.evaluation.evaluate import evaluate
 from medmoe.evaluation.files.predictions import read_predictions
 from medmoe.evaluation.pages.cards import APPLIED_CARD, with_results, write_applied_card
 from medmoe.evaluation.pages.report import write_report
+from medmoe.evaluation.pages.routes_page import share_figure
 from medmoe.evaluation.pages.run_report import report_of_run
 from medmoe.evaluation.routes.routed_images import RoutedImages, route_images
 from medmoe.evaluation.routes.router_score import router_score
@@ -142,9 +143,7 @@ def score_demo(plan: TrainPlan, asked: Asked) -> dict[str, Any]:
             title=f"Med-MoE on {data_of(plan)}",
             records=[record for task in tasks for record in task.records],
         ),
-        expert_share=routed.expert_shares(),
-        modalities=routed.modalities(),
-        domains=routed.domains,
+        experts=[*share_figure(routed.token_shares(), routed.domains).drawings.values()],
         next_steps=next_steps(plan),
     )
     write_report(out / "report.html", report)

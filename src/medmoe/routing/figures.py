@@ -1,9 +1,8 @@
-"""Learning curve, expert heat map and router confusion matrix of a run's report, each as one SVG.
+"""Learning curve and router confusion matrix of a run's report, each as one SVG.
 
-The heat map is the paper's figures 4 and 5 (which expert serves which modality, per MoE layer);
-those of `medmoe routes` are `medmoe.routing.route_figures`. Figures are about 340 px wide so that
-their text stays readable on a phone: the page arranges them. How they look and become SVG is
-`medmoe.routing.figure_style`.
+Which expert serves which modality is drawn by `medmoe.routing.route_figures`. Figures are about 340
+px wide so that their text stays readable on a phone: the page arranges them. How they look and
+become SVG is `medmoe.routing.figure_style`.
 Nothing here computes statistics (`medmoe.routing.statistics`) or writes files.
 """
 
@@ -61,36 +60,34 @@ def learning_curve(name: str, points: Points, validation: Points = (), strict: P
         return to_svg(figure, f"Learning curve: loss by training step. {words}")
 
 
-def expert_heatmap(
-    layer: int, shares: npt.ArrayLike, modalities: Sequence[str], domains: Sequence[str]
-) -> str:
-    """Draw the share of a modality's tokens that each expert of a layer got, as one SVG element.
-
-    The cell of a modality's own domain expert is outlined.
-
-    Args:
-        shares: (modalities, experts), 0 to 1; a row of NaN had no tokens.
-        domains: Column labels, in the order of the experts.
-    """
-    matrix = np.asarray(shares, dtype=np.float64)
-    words = f"layer {layer}: {_most_used(matrix, modalities, domains)}"
-    with panel(1.05 + 0.4 * len(modalities)) as (figure, axes):
-        _draw_cells(axes, matrix, modalities, domains)
-        axes.set_title(f"layer {layer}")
-        axes.set_xlabel("domain expert (% of the row's tokens)")
-        return to_svg(figure, f"Share of tokens by domain expert and modality. {words}")
-
-
 def confusion_matrix(counts: npt.ArrayLike, domains: Sequence[str]) -> str:
     """Draw the confusion matrix (D, D): images by true domain (row) and the router's (column).
 
     Cells of this one SVG element hold counts; the shade is the share of the row.
     """
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
     matrix = np.asarray(counts, dtype=np.float64)
     right, n = int(np.trace(matrix)), int(matrix.sum())
     with panel(1.2 + 0.45 * len(domains)) as (figure, axes):
-        cells = [[f"{v:.0f}" for v in row] for row in matrix]
-        _draw_cells(axes, expert_share(matrix), domains, domains, cells)
+        for (row, column), share in np.ndenumerate(expert_share(matrix)):
+            own, colour = row == column, colormaps["Blues"](0.02 + 0.9 * float(share))
+            axes.add_patch(
+                Rectangle(
+                    (column - 0.47, row - 0.47), 0.94, 0.94,
+                    facecolor="#f1f3f4" if np.isnan(share) else colour,
+                    edgecolor=ORANGE if own else "#c4c7c5", linewidth=2.0 if own else 0.5,
+                )
+            )  # fmt: skip
+            axes.text(
+                column, row, f"{matrix[row, column]:.0f}", ha="center", va="center",
+                fontweight="bold" if own else "normal", color="white" if share > 0.55 else INK,
+            )  # fmt: skip
+        ends = (-0.55, len(domains) - 0.45)
+        axes.set(xlim=ends, ylim=ends[::-1])
+        # Labels this long would run into each other.
+        label_cells(axes, domains, domains, tilted=sum(map(len, domains)) > 34)
         axes.set_xlabel("domain chosen by the router")
         axes.set_ylabel("true domain")
         return to_svg(figure, f"Router confusion matrix: {right} of {n} images on the diagonal")
@@ -135,42 +132,6 @@ def _draw_measured(axes: Axes, points: Points, name: str) -> None:
     axes.legend(loc="best")
 
 
-def _draw_cells(
-    axes: Axes,
-    shade: Matrix,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    cells: Sequence[Sequence[str]] | None = None,
-) -> None:
-    """Draw a labelled grid, white to dark blue for 0 to 1, outlining where row = column label.
-
-    Args:
-        shade: (rows, columns); a NaN is not known.
-        cells: What is written; the shade in percent where None.
-    """
-    from matplotlib import colormaps
-    from matplotlib.patches import Rectangle
-
-    colours = colormaps["Blues"]
-    for r, c in np.ndindex(shade.shape):
-        value, own = float(shade[r, c]), rows[r] == columns[c]
-        axes.add_patch(
-            Rectangle(
-                (c - 0.47, r - 0.47), 0.94, 0.94, edgecolor=ORANGE if own else "#c4c7c5",
-                facecolor="#f1f3f4" if np.isnan(value) else colours(0.02 + 0.9 * value),
-                linewidth=2.0 if own else 0.5,
-            )
-        )  # fmt: skip
-        percent = "–" if np.isnan(value) else f"{100 * value:.0f}"
-        axes.text(
-            c, r, cells[r][c] if cells else percent, ha="center", va="center",
-            fontweight="bold" if own else "normal", color="white" if value > 0.55 else INK,
-        )  # fmt: skip
-    axes.set(xlim=(-0.55, len(columns) - 0.45), ylim=(len(rows) - 0.45, -0.55))
-    tilt = sum(map(len, columns)) > 34  # labels this long would run into each other
-    label_cells(axes, columns, rows, tilted=tilt)
-
-
 def _running_median(values: Matrix) -> Matrix:
     """Median over a window of about a twentieth of the curve, shrunk evenly at both ends."""
     half = len(values) // 40
@@ -189,15 +150,3 @@ def _curve_in_words(points: Sequence[tuple[int, float]]) -> str:
         return "no points"
     (first, start), (last, end) = points[0], points[-1]
     return f"from {start:.3g} at step {first} to {end:.3g} at step {last}"
-
-
-def _most_used(matrix: Matrix, modalities: Sequence[str], domains: Sequence[str]) -> str:
-    """Say per modality which expert got most of its tokens: the picture for a screen reader."""
-    parts = []
-    for name, row in zip(modalities, matrix, strict=True):
-        if np.isnan(row).all():
-            parts.append(f"{name} no tokens")
-        else:
-            best = int(np.nanargmax(row))
-            parts.append(f"{name} mostly {domains[best]} {100 * row[best]:.0f} %")
-    return ", ".join(parts)

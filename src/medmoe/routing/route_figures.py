@@ -67,14 +67,15 @@ def token_shares(modality: str, rows: Rows, looks: Mapping[str, Look]) -> Drawin
     """Draw figure 4 or 11 for one modality: who gets its image tokens and its text tokens.
 
     Args:
-        rows: Of this modality, as `tables.token_shares` gives them.
+        rows: Of this modality, as `tables.token_shares` gives them; without ``text_share`` the
+            image tokens alone are drawn.
         looks: Experts, in order, with how each is drawn.
     """
-    layers = _layers(rows)
-    share = {(r["layer"], r["expert"], k): r[f"{k}_share"] for r in rows for k in ("image", "text")}
+    layers, kinds = _layers(rows), [k for k in ("image", "text") if f"{k}_share" in rows[0]]
+    share = {(r["layer"], r["expert"], k): r[f"{k}_share"] for r in rows for k in kinds}
     with panel(1.05 + 0.56 * len(layers)) as (figure, axes):
         for place, layer in enumerate(layers):
-            for down, kind in ((-0.21, "image"), (0.21, "text")):
+            for down, kind in zip((-0.21, 0.21), kinds, strict=False):
                 parts = [(share[layer, expert, kind], look) for expert, look in looks.items()]
                 _stacked(axes, place + down, parts)
                 axes.text(-1.5, place + down, kind, ha="right", va="center", fontsize=8)
@@ -89,7 +90,7 @@ def token_shares(modality: str, rows: Rows, looks: Mapping[str, Look]) -> Drawin
             f"layer {layer}, {kind} tokens: "
             + ", ".join(f"{e} {_percent(share[layer, e, kind])} %" for e in looks)
             for layer in layers
-            for kind in ("image", "text")
+            for kind in kinds
         )
         return drawing(figure, f"Share of {modality} tokens by expert. {words}")
 

@@ -17,8 +17,14 @@ from PIL import Image
 from medmoe.errors import ConfigError
 from medmoe.evaluation.pages.report import Example, ReportData, render_report, write_report
 from medmoe.evaluation.pages.report_rows import results
+from medmoe.evaluation.pages.routes_page import share_figure
 
 DOMAINS = ("ct", "mri")
+SHARES = [
+    {"modality": modality, "layer": 2, "expert": expert, "image_share": share}
+    for modality, shares in (("ct", (83.0, 17.0)), ("mri", (6.0, 94.0)))
+    for expert, share in zip(DOMAINS, shares, strict=True)
+]
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
 
@@ -53,9 +59,7 @@ def report_data(**other: Any) -> ReportData:
         title="Demo",
         summary=summary,
         curves={"phase1": [(0, 3.0), (10, 0.625)], "router": [(0, 1.5)]},
-        expert_share={2: np.array([[0.83, 0.17], [0.06, 0.94]])},
-        modalities=DOMAINS,
-        domains=DOMAINS,
+        experts=[*share_figure(SHARES, DOMAINS).drawings.values()],
         examples=[
             Example(
                 picture,
@@ -173,7 +177,9 @@ def test_text_from_data_is_escaped() -> None:
         notes=[attack, f"`{attack}`"],
         next_steps=[attack],
         curves={attack: [(0, 1.0)]},
-        domains=(attack, "mri"),
+        experts=[
+            *share_figure([row | {"modality": attack} for row in SHARES], DOMAINS).drawings.values()
+        ],
     )
     page = Page(render_report(data))
     assert page.text.count(attack) >= 9

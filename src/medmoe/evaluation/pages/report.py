@@ -12,15 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from medmoe.evaluation.pages.page import Picture, render_page
 from medmoe.evaluation.pages.report_rows import interval, results
 from medmoe.evaluation.pages.sections.router import router_lines
 from medmoe.evaluation.pages.table import Table
 from medmoe.files import write_text
 from medmoe.routing import figures
+from medmoe.routing.figure_style import Drawing
 
 PHASES = {
     "phase0": "phase 0, backbones",
@@ -86,9 +84,7 @@ class ReportData:
         curves: Phase → (step, loss) points.
         validation: Phase → (step, validation loss) points.
         strict: Phase → (step, strict score in percent) points of the validation.
-        expert_share: MoE layer index → shares (modalities, experts), 0 to 1; NaN = no tokens.
-        modalities: Row labels of ``expert_share``.
-        domains: Its column labels, in the order of the experts.
+        experts: Which expert got a modality's tokens, a figure for each.
         sections: Further parts, shown before the examples.
         notes: Sentences on this run, shown under the headline.
         next_steps: What to try next; text in backticks is shown as code.
@@ -99,9 +95,7 @@ class ReportData:
     curves: Mapping[str, list[tuple[int, float]]] = field(default_factory=dict)
     validation: Mapping[str, list[tuple[int, float]]] = field(default_factory=dict)
     strict: Mapping[str, list[tuple[int, float]]] = field(default_factory=dict)
-    expert_share: Mapping[int, npt.NDArray[np.float64]] = field(default_factory=dict)
-    modalities: tuple[str, ...] = ()
-    domains: tuple[str, ...] = ()
+    experts: Sequence[Drawing] = ()
     examples: list[Example] = field(default_factory=list)
     sections: Sequence[Section] = ()
     notes: list[str] = field(default_factory=list)
@@ -137,10 +131,6 @@ def render_report(data: ReportData) -> str:
                 name, points, data.validation.get(name, ()), data.strict.get(name, ())
             )
             for name, points in data.curves.items()
-        ],
-        heatmaps=[
-            figures.expert_heatmap(layer, share, data.modalities, data.domains)
-            for layer, share in sorted(data.expert_share.items())
         ],
         confusion=figures.confusion_matrix(router["confusion"], router["domains"])
         if "confusion" in router

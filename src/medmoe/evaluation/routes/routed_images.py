@@ -6,18 +6,17 @@ Each image passes once, without a question: its own tokens alone are routed.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
+from statistics import fmean
+from typing import Any
 
 from medmoe.data.images import open_record
 from medmoe.data.schema import ImageRecord
 from medmoe.evaluation.routes.router_score import RoutedPicture
 from medmoe.inference.answer import Routing
 from medmoe.inference.engine import MedMoe
-from medmoe.routing.statistics import expert_share
 
 _BATCH = 64
 
@@ -37,20 +36,20 @@ class RoutedImages:
             for image, routing in zip(self.images, self.routings, strict=True)
         ]
 
-    def modalities(self) -> tuple[str, ...]:
-        """Return the images' modalities, sorted: the rows of `expert_shares`."""
-        return tuple(sorted({image.modality or "unknown" for image in self.images}))
+    def token_shares(self) -> list[dict[str, Any]]:
+        """Return each modality's mean share of image tokens by layer and expert, in percent.
 
-    def expert_shares(self) -> dict[int, npt.NDArray[np.float64]]:
-        """Return, by MoE layer, each modality's mean share of image tokens by expert."""
-        modalities = self.modalities()
-        sums: dict[int, npt.NDArray[np.float64]] = {}
+        In the form of `medmoe.evaluation.routes.tables.token_shares`.
+        """
+        shares: dict[tuple[str, int, str], list[float]] = defaultdict(list)
         for image, routing in zip(self.images, self.routings, strict=True):
-            row = modalities.index(image.modality or "unknown")
             for layer, experts in routing.experts.items():
-                total = sums.setdefault(layer, np.zeros((len(modalities), len(self.domains))))
-                total[row] += [experts[name] for name in self.domains]
-        return {layer: expert_share(total) for layer, total in sums.items()}
+                for name in self.domains:
+                    shares[image.modality or "unknown", layer, name].append(experts[name])
+        return [
+            {"modality": modality, "layer": layer, "expert": expert, "image_share": 100 * fmean(of)}
+            for (modality, layer, expert), of in sorted(shares.items(), key=lambda row: row[0][:2])
+        ]
 
     def lines(self) -> str:
         """Return one JSON line an image: its id, its modality and the router's domain."""
