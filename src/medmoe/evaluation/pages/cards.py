@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from medmoe.evaluation.pages.page import render_page
+from medmoe.evaluation.pages.page import render_markdown, render_page
 from medmoe.evaluation.pages.report_rows import (
     BY_PART,
     BY_TYPE,
@@ -27,7 +27,6 @@ from medmoe.evaluation.pages.report_rows import (
     results,
 )
 from medmoe.evaluation.pages.sections.router import router_lines
-from medmoe.evaluation.pages.table import Table
 from medmoe.files import json_object, write_text
 
 #: The file that `write_applied_card` writes.
@@ -35,6 +34,7 @@ APPLIED_CARD = "applied_card.html"
 PAPER = "Med-MoE, arXiv 2404.10237"
 _TASK_TYPES = {"label_score": "image-classification"}
 _SIZES = ("total", "activated")
+_MAIN_TABLES = (OUR_PROTOCOL, OTHER_PROTOCOLS)
 _MAIN_METRICS = ("accuracy", "exact_match", "auc")
 
 
@@ -95,52 +95,19 @@ def _main_rows(summary: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 def results_section(summary: Mapping[str, Any]) -> str:
     """Return the results of a model card as Markdown: table, and what they do not show."""
     arranged = results(summary.get("scores", []), summary.get("comparisons", []))
-    lines = ["## Results", "", _origin(summary), ""]
-    for kind in (OUR_PROTOCOL, OTHER_PROTOCOLS):
-        if kind in arranged.tables:
-            lines += [f"### {kind}", "", *_markdown(arranged.tables[kind]), ""]
-    lines += [line for text in arranged.legend for line in (text, "")]
-    lines += [text for line in router_lines(summary.get("router")) for text in (_escaped(line), "")]
-    for title, sentences in (
-        ("What the scores do not show", arranged.baseline_sentences),
-        ("What the pictures gave", arranged.share_sentences),
-        ("Against the comparison system", arranged.comparison_sentences),
-        ("Without the picture", arranged.control_sentences),
-    ):
-        if sentences:
-            lines += [f"### {title}", "", *(f"- {_escaped(line)}" for line in sentences), ""]
-    notes = [f"- {_escaped(str(note))}" for note in summary.get("notes", [])]
-    lines += ["### Limits", "", *notes, "- Research use only, not a medical device.", ""]
-    return "\n".join(lines)
-
-
-def _origin(summary: Mapping[str, Any]) -> str:
-    known = [
-        f"{name} {summary[key]}"
-        for key, name in (("seed", "seed"), ("commit", "commit"), ("config_sha256", "config"))
-        if summary.get(key) is not None
-    ]
-    identity = f" ({', '.join(known)})" if known else ""
-    return (
-        "Percent, with a 95 % interval clustered on the image. Constant: one answer to everything; "
-        "question only: the commonest training answer to the question's words. Generated from the "
-        f"run's `summary.json`{identity}."
+    known = {"seed": "seed", "commit": "commit", "config_sha256": "config"}
+    return render_markdown(
+        "results",
+        results=arranged,
+        tables={
+            k: arranged.tables[k] for k in (OUR_PROTOCOL, OTHER_PROTOCOLS) if k in arranged.tables
+        },
+        router=router_lines(summary.get("router")),
+        origin=[
+            f"{name} {summary[key]}" for key, name in known.items() if summary.get(key) is not None
+        ],
+        notes=summary.get("notes", []),
     )
-
-
-def _markdown(table: Table) -> Iterator[str]:
-    names = (name.lower() if name[1:].islower() else name for name in table.columns)
-    yield f"| {' | '.join(names)} |"
-    yield "|" + "---|" * table.text_columns + "---:|" * (len(table.columns) - table.text_columns)
-    for row in table.rows:
-        yield "| " + " | ".join(_escaped(value) for value in row) + " |"
-
-
-def _escaped(text: str) -> str:
-    """Keep what a data set calls things from being read as Markdown or HTML."""
-    for mark in "\\|<>`*_[]":
-        text = text.replace(mark, f"\\{mark}")
-    return " ".join(text.split())
 
 
 # --- CHAI -------------------------------------------------------------------------------------

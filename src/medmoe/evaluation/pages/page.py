@@ -37,6 +37,12 @@ def render_page(template: str, **content: Any) -> str:
     return _environment().get_template(f"{template}.html.j2").render(**content)
 
 
+def render_markdown(template: str, **content: Any) -> str:
+    """Return Markdown by a template ``.md.j2``, which escapes by the filter ``markdown``."""
+    environment = _environment().overlay(autoescape=False)
+    return environment.get_template(f"{template}.md.j2").render(**content)
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(  # what is inserted is escaped, whatever it says
@@ -52,6 +58,8 @@ def _environment() -> Environment:
         number=_number,
         probability=probability,
         code=_code,
+        markdown=_markdown,
+        lower_words=lambda name: name.lower() if name[1:].islower() else name,
     )
     return environment
 
@@ -74,6 +82,13 @@ def _code(text: str) -> Markup:
         return escape(text)
     code = Markup("<code>{}</code>")
     return Markup("").join(code.format(p) if i % 2 else escape(p) for i, p in enumerate(parts))
+
+
+def _markdown(text: str) -> str:
+    """Keep what a data set calls things from being read as Markdown or HTML."""
+    for mark in "\\|<>`*_[]":
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(text.split())
 
 
 def data_uri(picture: Picture) -> str:
