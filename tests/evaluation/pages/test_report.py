@@ -115,7 +115,7 @@ def test_page_is_well_formed() -> None:
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
     anchors = {attrs["href"][1:] for tag, attrs in page.tags if tag == "a"}
-    assert anchors == {"results", "curves", "routing", "data", "examples", "next"}
+    assert anchors == {"results", "curves", "routing", "examples", "next"}
     assert anchors <= set(ids)
 
 
