@@ -128,7 +128,7 @@ def test_page_needs_nothing_from_elsewhere() -> None:
     page = Page(html)
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
     sources = [attrs["src"] for _, attrs in page.tags if "src" in attrs]
-    assert len(sources) == 4
+    assert len(sources) == 2
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "@import" not in html
     assert "default-src 'none'" in html
@@ -152,7 +152,7 @@ def test_every_number_is_shown(number: str) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        "Research use only, not a medical device", "ct: one lesion", "How many?", "three",
+        "Research use only, not a medical device", "How many?", "three",
         "✓ right",
         "✗ wrong", "Our protocol", "Other published protocols", "blank image", "layer 2",
         "A note with code & more.", "Run medmoe ask model/ picture.png", "MoE", "SFT",
