@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from safetensors import safe_open
 from tests.cli.running import in_a_process, refused_by
 
-from medmoe.experiments.rehearsal import write_sources
+from medmoe.experiments.rehearsal import COMMANDS, write_sources
 
 refused = refused_by("reproduce")
 
@@ -27,14 +28,29 @@ def test_table_1_is_trained_asked_and_scored_at_the_papers_shape(tmp_path: Path)
     assert {row["family"] for row in rows} == {"stablelm2", "phi2"}
     assert {row["verdict"] for row in rows} == {"rehearsed"}
     assert len(rows) == 2 * 2 * 3 * 4  # families, systems, sets, scores
+    ran = [line.removeprefix("$ ") for line in done.stdout.splitlines() if line.startswith("$ ")]
+    data = tmp_path / "rehearsal" / "data"
+    assert [command.replace(str(data), "DIR") for command in ran] == [*COMMANDS]
+    assert "llava_med_alignment: no picture (its archive is gone)" in done.stdout
     assert "rehearsed" in done.stdout
 
 
+def test_the_commands_are_those_of_the_document(repository: Path) -> None:
+    text = (repository / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    section = text.partition("## Table 1 at the paper's size")[2]
+    (block, *_) = re.findall(r"^```bash\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    assert tuple(block.splitlines()) == COMMANDS
+
+
 def test_the_backbones_have_the_published_files_and_keys(tmp_path: Path, shared: Path) -> None:
-    _, weights = write_sources(tmp_path)
-    clip = torch.load(weights / "clip_large_336" / "pytorch_model.bin", weights_only=True)
+    write_sources(tmp_path / "hub", tmp_path / "data", "http://127.0.0.1")
+    weights = tmp_path / "hub"
+    clip = torch.load(
+        weights / "openai" / "clip-vit-large-patch14-336" / "pytorch_model.bin", weights_only=True
+    )
     listed = shared / "reference" / "keys"
-    for name, reference in (("stablelm2_1_6b", "stablelm2_1_6b"), ("phi2_2_7b", "phi2")):
+    hub = {"stablelm2_1_6b": "stabilityai/stablelm-2-1_6b", "phi2": "microsoft/phi-2"}
+    for reference, name in hub.items():
         known = json.loads((listed / f"{reference}_stage3_keys.json").read_text())["keys"]
         with safe_open(weights / name / "model.safetensors", "pt") as file:
             keys = set(file.keys())

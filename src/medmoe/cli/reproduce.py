@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
+from functools import partial
 from pathlib import Path
 
 from medmoe.cli import flags
@@ -58,7 +58,11 @@ def run(args: argparse.Namespace) -> int:
         )
     out = args.out if args.dry_run else flags.make_out_dir(args.out)
     if args.rehearse:
-        out = _prepare_rehearsal(args, out)
+        from medmoe.experiments.rehearsal import SETTINGS, rehearse
+
+        out /= "rehearsal"
+        args.data = rehearse(out, partial(print, flush=True))
+        args.settings, args.size = [*SETTINGS, *args.settings], "rehearsal"
     phases = FinishedPhases(
         out, find_data(args.data), args.settings, lambda plan: train_shown(plan, Display(plan))
     )
@@ -69,15 +73,3 @@ def run(args: argparse.Namespace) -> int:
     print(FOOTER)
     flags.write_json(args.json, result)
     return 0
-
-
-def _prepare_rehearsal(args: argparse.Namespace, out: Path) -> Path:
-    """Write what is rehearsed with, point the arguments at it, and return its folder."""
-    from medmoe.backbones.published import HOME_VARIABLE
-    from medmoe.experiments.rehearsal import SETTINGS, write_sources
-
-    folder = out / "rehearsal"
-    args.data, weights = write_sources(folder)
-    os.environ[HOME_VARIABLE] = str(weights)
-    args.settings, args.size = [*SETTINGS, *args.settings], "rehearsal"
-    return folder
