@@ -23,7 +23,7 @@ from medmoe.data.near_duplicates import (
     repeated_pictures,
     same_pictures,
 )
-from medmoe.data.picture_index import CROPPED, WHOLE, Floats, Pictures, descriptors
+from medmoe.data.picture_index import CROPPED, WHOLE, Floats, Pictures, candidates, descriptors
 from medmoe.data.schema import ImageRecord, Pixels
 from medmoe.errors import ImageError
 
@@ -109,6 +109,23 @@ def test_repeats_come_once_each_and_in_blocks_too(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(picture_index, "_HELD", 1)
     monkeypatch.setattr(near_duplicates, "_CHUNK", 1)
     assert repeated_pictures(prints) == whole
+
+
+def test_within_a_set_a_pair_comes_once_by_its_best_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both of a pair ask, in different blocks: it waits until both have."""
+    arrays = [picture(seed % 3, 128) for seed in range(9)]
+    grey = held("a", arrays).grey
+
+    def pairs() -> list[tuple[int, int, float]]:
+        given = list(candidates(grey, grey, CROPPED, within=True))
+        columns = [(c.left.tolist(), c.right.tolist(), c.likeness.tolist()) for c in given]
+        return [(a, b, round(r, 5)) for part in columns for a, b, r in zip(*part, strict=True)]
+
+    whole = pairs()
+    assert len(whole) >= 9
+    monkeypatch.setattr(picture_index, "_BLOCK", 2)
+    monkeypatch.setattr(picture_index, "_HELD", 1)
+    assert sorted(pairs()) == sorted(whole)
 
 
 def held(name: str, arrays: list[Pixels]) -> Fingerprints:

@@ -136,7 +136,7 @@ class Candidates(NamedTuple):
 def candidates(
     left: Pictures, right: Pictures, look: Look, *, within: bool = False
 ) -> Iterator[Candidates]:
-    """Yield the pairs that might be one picture; of very many, a pair may come again.
+    """Yield the pairs that might be one picture; of very many, one of two sides may come again.
 
     Args:
         within: Both are the same pictures: the row of the left one is then the smaller.
@@ -145,28 +145,34 @@ def candidates(
         return
     # A window from -1 down is one of the right picture.
     met: list[tuple[Rows, npt.NDArray[np.int8], Floats]] = []
-    for i, j, window, likeness in _meetings(left, right, look, within):
+    held = 0
+    for i, j, window, likeness, asked in _meetings(left, right, look, within):
         met.append((i * len(right) + j, window, likeness))
-        if sum(len(part[0]) for part in met) > _HELD:
-            yield _best_of(met, len(right), look)
-            met.clear()
+        held += len(i)
+        if held > _HELD:
+            pair, window, likeness = (np.concatenate(part) for part in zip(*met, strict=True))
+            # Within, the right one of a pair may still ask for the left one, and know better.
+            ready = pair % len(right) < asked if within else np.ones(len(pair), bool)
+            yield _best_of([(pair[ready], window[ready], likeness[ready])], len(right), look)
+            met, held = [(pair[~ready], window[~ready], likeness[~ready])], 0
     if met:
         yield _best_of(met, len(right), look)
 
 
 def _meetings(
     left: Pictures, right: Pictures, look: Look, within: bool
-) -> Iterator[tuple[Rows, Rows, npt.NDArray[np.int8], Floats]]:
-    for i, j, window, likeness in _Index(right, look).met_by(left):
+) -> Iterator[tuple[Rows, Rows, npt.NDArray[np.int8], Floats, int]]:
+    """Yield rows, window and correlation of the alike, and how many pictures have asked."""
+    for i, j, window, likeness, asked in _Index(right, look).met_by(left):
         if within:
             window = np.where(i < j, window, ~window)
             i, j, other = np.minimum(i, j), np.maximum(i, j), i != j
-            yield i[other], j[other], window[other], likeness[other]
+            yield i[other], j[other], window[other], likeness[other], asked
         else:
-            yield i, j, window, likeness
+            yield i, j, window, likeness, asked
     if len(look.windows) > 1 and not within:
-        for j, i, window, likeness in _Index(left, look).met_by(right):
-            yield i, j, ~window, likeness
+        for j, i, window, likeness, asked in _Index(left, look).met_by(right):
+            yield i, j, ~window, likeness, asked
 
 
 def _best_of(
@@ -216,8 +222,10 @@ class _Index:
 
     def met_by(
         self, pictures: Pictures
-    ) -> Iterator[tuple[Rows, Rows, npt.NDArray[np.int8], Floats]]:
+    ) -> Iterator[tuple[Rows, Rows, npt.NDArray[np.int8], Floats, int]]:
         """Yield row, row in the index, window and correlation of what is alike, block by block.
+
+        The last value is the number of pictures that have been asked about.
 
         Args:
             pictures: Those whose windows are held against the wholes of the index.
@@ -231,7 +239,8 @@ class _Index:
                     np.concatenate(part) for part in zip(*parts, strict=True)
                 )
                 window, row = np.divmod(asked, len(block))
-                yield row + start, self._rows[member], window.astype(np.int8), likeness
+                kind = window.astype(np.int8)
+                yield row + start, self._rows[member], kind, likeness, start + len(block)
 
     def _alike(self, asking: Floats) -> Iterator[tuple[Rows, Rows, Floats]]:
         """Yield row, place in the index and correlation of the alike, cluster by cluster."""
