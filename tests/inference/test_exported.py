@@ -156,6 +156,8 @@ def test_what_looks_into_the_model_is_refused_by_name(
         load_model(exported)
     with pytest.raises(ConfigError, match="leave --dtype out"):
         MedMoe.load(exported, dtype="bfloat16")
+    assert main(["serve", str(exported), "--engine", "vllm"]) == 2
+    assert "holds exported graphs" in capsys.readouterr().err
 
 
 def test_a_graph_that_was_changed_is_refused(exported: Path, tmp_path: Path) -> None:

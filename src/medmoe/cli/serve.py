@@ -150,8 +150,10 @@ def run(args: argparse.Namespace) -> int:
 def _engine(args: argparse.Namespace) -> ChatEngine:
     options = _vllm_options(args)
     if args.engine == "vllm":
+        from medmoe.model.checkpoint import refuse_exported
         from medmoe.serving.vllm.vllm_engine import VllmEngine
 
+        refuse_exported(args.model)
         return VllmEngine(
             args.model, name=args.name, max_batch=args.max_batch, max_waiting=args.max_waiting,
             options=options,

@@ -116,6 +116,10 @@ class _Graphs:
         """Return itself: a graph is never trained."""
         return self
 
+    def to(self, _: Any) -> Self:
+        """Return itself: the graphs run where they were compiled, on the CPU."""
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class _Decisions:

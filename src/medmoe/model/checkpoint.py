@@ -123,11 +123,7 @@ def load_model(
         model, processor = load_model(base_of(directory), dtype)
         return with_adapter(model, directory), processor
     verify(directory)
-    if (directory / EXPORT).is_file():
-        raise CheckpointError(
-            f"{directory}: holds exported graphs, which ask, chat, eval and serve run; give the "
-            "model that it was exported from"
-        )
+    refuse_exported(directory)
     processor = read_processor(directory)
     try:
         model = MedMoeForConditionalGeneration.from_pretrained(
@@ -141,6 +137,19 @@ def load_model(
         ) from None
     check_fit(directory, model, processor)
     return model.eval(), processor
+
+
+def refuse_exported(directory: Path) -> None:
+    """Refuse a folder of exported graphs where a model's own weights are needed.
+
+    Raises:
+        CheckpointError: It is one.
+    """
+    if (directory / EXPORT).is_file():
+        raise CheckpointError(
+            f"{directory}: holds exported graphs, which ask, chat, eval and serve run by "
+            "themselves; give the model that it was exported from"
+        )
 
 
 def read_processor(directory: Path) -> MedMoeProcessor:
