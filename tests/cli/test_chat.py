@@ -260,8 +260,8 @@ def test_a_dense_model_talks_too(
     [
         (["gone"], "gone: no such model directory"),
         (["{model}", "gone.png"], "gone.png"),
-        (["{model}", "--frame", "2"], "--plane need a picture"),
-        (["{model}", "--plane", "axial"], "--plane need a picture"),
+        (["{model}", "--frame", "2"], "--plane and --further need a picture"),
+        (["{model}", "--plane", "axial"], "--plane and --further need a picture"),
         (["{model}", "--max-new-tokens", "0"], "at least 1"),
         ([], "see `medmoe chat --help`"),
     ],

@@ -93,7 +93,9 @@ def test_bad_flags_are_one_line_and_write_nothing(
 def test_failed_answers_are_counted_and_said_and_not_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def answers(self: Endpoint, pictures: object, talks: Sequence[object]) -> list[Reply]:
+    def answers(
+        self: Endpoint, pictures: object, talks: Sequence[object], further: object
+    ) -> list[Reply]:
         failed = Reply("", math.nan, None, failed="HTTP 413: too large")
         return [failed, *(Reply("yes", math.nan, None) for _ in talks[1:])]
 

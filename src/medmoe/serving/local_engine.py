@@ -59,7 +59,7 @@ class LocalEngine(ChatEngine):
         load_model: Returns the model, in the thread; by default `MedMoe.load` of the folder.
     """
 
-    most_images = 4
+    explains, most_images = True, 4
 
     def __init__(
         self,
@@ -70,7 +70,8 @@ class LocalEngine(ChatEngine):
         **limits: int,
     ) -> None:
         super().__init__(directory, name, **limits)
-        self.explains = not (directory / EXPORT).is_file()
+        if (directory / EXPORT).is_file():
+            self.explains = False
         self._load_model = load_model or (lambda: MedMoe.load(directory))
         self._waiting: deque[_Job] = deque()
         self._evidence: EvidenceThread | None = None
