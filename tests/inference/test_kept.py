@@ -12,6 +12,7 @@ from PIL import Image
 from tests.model.tiny import IMAGE_TOKENS, moe_model, processor
 from torch import Tensor
 
+from medmoe.inference import kept as kept_module
 from medmoe.inference.chat import ChatBatch, ChatRequest, ChatRow, Turn, prepare, stream_chat
 from medmoe.inference.engine import Answer, MedMoe
 from medmoe.inference.kept import Prefix, PrefixCache
@@ -125,6 +126,22 @@ def test_the_prompt_that_was_not_used_for_longest_is_dropped() -> None:
     assert [bool(cache.longest(prompt(1), (name,)).ids) for name in (b"a", b"b", b"c")] == [
         True, False, True,
     ]  # fmt: skip
+
+
+def test_a_prompt_is_forgotten_a_minute_after_its_last_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(kept_module.time, "monotonic", lambda: now[0])
+    cache = PrefixCache(IMAGE, 4)
+    for name in (b"a", b"b"):
+        cache.keep(kept(prompt(1), name))
+    now[0] += 50
+    assert cache.longest(prompt(1), (b"a",)).ids
+    now[0] += 50
+    cache.forget()
+    assert cache.longest(prompt(1), (b"a",)).ids
+    assert not cache.longest(prompt(1), (b"b",)).ids
 
 
 def test_questions_that_come_together_read_their_picture_once(

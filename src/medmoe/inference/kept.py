@@ -11,6 +11,7 @@ Shapes: N pictures of a prompt, P patches, S tokens, H key-value heads.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,8 +25,8 @@ from medmoe.inference.answer import Routing
 
 #: Pictures whose encoding is kept (about 2.4 MB each at CLIP-L's size, float32).
 KEPT_PICTURES = 64
-#: Bytes of keys and values that are kept at most.
-MOST_BYTES = 256 * 2**20
+#: Bytes of keys and values that are kept at most, and seconds since their last use.
+MOST_BYTES, MOST_SECONDS = 256 * 2**20, 60.0
 #: Tokens that must begin alike for taking them over to be worth more than it costs.
 _WORTH = 16
 States = tuple[tuple[Tensor, Tensor], ...]
@@ -101,7 +102,7 @@ class PrefixCache:
     def __init__(self, image_id: int, image_tokens: int, most_bytes: int = MOST_BYTES) -> None:
         self._image_id, self._image_tokens = image_id, image_tokens
         self._most_bytes = most_bytes
-        self._kept: list[Prefix] = []  # the one used last at the end
+        self._kept: dict[Prefix, float] = {}  # and its last use; the one used last at the end
 
     def longest(self, ids: tuple[int, ...], pictures: Sequence[bytes]) -> Prefix:
         """Return the longest beginning of a prompt that is kept; an empty one where none is.
@@ -121,18 +122,24 @@ class PrefixCache:
             if alike >= max(_WORTH, len(best.ids) + 1):
                 best, source = kept.cut(alike, whole), kept
         if source is not None:
-            self._kept.remove(source)
-            self._kept.append(source)
+            del self._kept[source]
+            self._kept[source] = time.monotonic()
         return best
 
     def keep(self, prefix: Prefix) -> None:
         """Keep a prompt, its states its own, in place of those that it goes on; drop the oldest."""
         if any(prefix.begins(kept.ids, kept.pictures) for kept in self._kept):
             return
-        self._kept = [kept for kept in self._kept if not kept.begins(prefix.ids, prefix.pictures)]
-        self._kept.append(prefix)
-        while self._kept and sum(map(_bytes, self._kept)) > self._most_bytes:
-            del self._kept[0]
+        for kept in [k for k in self._kept if k.begins(prefix.ids, prefix.pictures)]:
+            del self._kept[kept]
+        self._kept[prefix] = time.monotonic()
+        while sum(map(_bytes, self._kept)) > self._most_bytes:
+            del self._kept[next(iter(self._kept))]
+
+    def forget(self) -> None:
+        """Drop what was not used for `MOST_SECONDS`."""
+        oldest = time.monotonic() - MOST_SECONDS
+        self._kept = {kept: used for kept, used in self._kept.items() if used > oldest}
 
     def _before_image(self, ids: Sequence[int], pictures: int) -> int:
         """Return how many tokens stand before the picture of a number."""

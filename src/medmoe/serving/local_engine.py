@@ -27,6 +27,7 @@ from PIL import Image
 from medmoe.errors import MedMoeError
 from medmoe.inference.chat import ChatBatch, ChatChunk, ChatRequest, ChatRow, prepare
 from medmoe.inference.engine import MedMoe
+from medmoe.inference.kept import MOST_SECONDS
 from medmoe.model.locate import EXPORT
 from medmoe.serving.aside import Aside
 from medmoe.serving.chat_engine import ChatEngine, EngineError, Load, failed, late, not_ready
@@ -184,7 +185,8 @@ class LocalEngine(ChatEngine):
         with self._changed:
             while not (self._ended or self._waiting or answers.jobs):
                 evidence.go_on()
-                self._changed.wait()
+                if not self._changed.wait(MOST_SECONDS):
+                    answers.forget()
             return not self._ended
 
     def _next_jobs(self, answers: _Answers) -> list[_Job]:
@@ -217,6 +219,7 @@ class _Answers:
 
     def take_in(self, jobs: Sequence[_Job]) -> None:
         """Read the prompts of new conversations."""
+        self.forget()
         if not jobs:
             return
         pictures = [job.request.images for job in jobs]
@@ -233,6 +236,10 @@ class _Answers:
             self.jobs[row] = job
             rows.append(row)
         self._batch.join(rows)
+
+    def forget(self) -> None:
+        """Let go of what conversations that have ended left behind."""
+        self._model.prefixes.forget()
 
     def step(self) -> None:
         """Say one more token of every conversation."""
