@@ -185,8 +185,8 @@ def reproduce(
         row["verdict"] = row["verdict"].replace(str(phases.root), "DIR")
         if size == "rehearsal" and "value" in row and row["value"] is not None:
             row["verdict"] = "rehearsed"
-            for name in ("difference", "low", "high"):  # of a score that means nothing
-                row.pop(name, None)
+            for key in ("difference", "low", "high"):  # of a score that means nothing
+                row.pop(key, None)
     said = {"name": name, "size": size, "title": about["title"], "note": about.get("note", "")}
     facts = run_facts(seeds[0], git_commit(), {})
     result = {"version": 1, **said, **facts, "seeds": list(seeds), "rows": rows}
