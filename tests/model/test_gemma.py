@@ -16,8 +16,9 @@ from medmoe.config.schema import ModelSpec
 from medmoe.data.collate import Packed, pack_batch
 from medmoe.data.tokenize import ConversationTokenizer
 from medmoe.errors import ConfigError
-from medmoe.inference.chat import ChatBatch, ChatRequest, Turn, prepare
+from medmoe.inference.chat import ChatBatch, ChatRequest, ChatRow, Turn, prepare
 from medmoe.inference.engine import MedMoe
+from medmoe.inference.kept import digests
 from medmoe.model.build import build_dense, match_embeddings
 from medmoe.model.checkpoint import load_model, save_model
 from medmoe.model.cost.flops import answer_flops, kv_cache_bytes
@@ -117,6 +118,39 @@ def test_answers_are_the_same_with_a_cache_and_without_one_past_the_window() -> 
         batch.join(waiting)  # while the other is being answered
         waiting = []
     assert [said[id(row)] for row in rows] == answers
+
+
+def test_rows_of_unlike_beginnings_keep_within_the_window_together() -> None:
+    """Each fits, but not with the padding that the other's beginning and question would bring."""
+    short, long = "why?", "is there a mass, and what organ is this? "
+
+    def asked(engine: MedMoe, *texts: str) -> ChatRow:
+        roles = ("user", "assistant")
+        turns = tuple(Turn(roles[i % 2], text) for i, text in enumerate(texts))  # type: ignore[arg-type]
+        request = ChatRequest(turns, picture(), 4)
+        return prepare(request, features(engine.model), engine.tokenizer, engine.limit)
+
+    def answers(engine: MedMoe, rows: list[ChatRow]) -> list[str]:
+        batch, said = ChatBatch(engine), dict[ChatRow, str]()
+        batch.join(rows)
+        while batch.rows:
+            said |= {r: chunk.answer.text for r, chunk in batch.step() if chunk.answer is not None}
+        return [said[row] for row in rows]
+
+    model = moe()
+    engine, talk = MedMoe(model, PROCESSOR), (long * 2, "liver", short)
+    other = short + long * 3  # which has the picture alone in common
+    rows = [asked(engine, *talk), asked(engine, other)]
+    model.config.text_config.sliding_window = max(len(row.ids) for row in rows) + 5
+    answers(engine, [asked(engine, *talk[:1])])  # what the first goes on with
+    known = [len(engine.prefixes.longest(r.ids, digests(r.features)).ids) for r in rows]
+    tails = [len(row.ids) - n for row, n in zip(rows, known, strict=True)]
+    assert min(known) > 0
+    assert not engine.reads_apart(max(known) + max(tails) + 4)
+    alone = [
+        answers(MedMoe(model, PROCESSOR), [asked(engine, *texts)])[0] for texts in (talk, (other,))
+    ]
+    assert answers(engine, rows) == alone
 
 
 def test_image_tokens_come_at_the_size_of_scaled_words() -> None:

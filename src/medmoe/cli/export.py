@@ -9,9 +9,6 @@ from medmoe.cli import flags
 from medmoe.cli.console import tell
 from medmoe.cli.parser import FOOTER, Parser
 
-#: As `medmoe.model.export` has them; that module imports torch.
-WEIGHTS = ("float32", "int8", "int4")
-
 
 def add_arguments(parser: Parser) -> None:
     """Add the arguments of `export`."""
@@ -22,7 +19,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument(
         "--weights",
-        choices=WEIGHTS,
+        choices=("float32", "int8", "int4"),
         default="int8",
         help="what the matrices are rounded to (default: int8; int4 costs answers)",
     )

@@ -11,7 +11,7 @@ Shapes: B rows, S padded length, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
@@ -229,15 +229,23 @@ class ChatBatch:
     def _parts(
         self, rows: Sequence[ChatRow], known: Mapping[ChatRow, Prefix]
     ) -> Iterator[list[ChatRow]]:
-        """Yield rows that can be read together: with and without new pictures, or a known part."""
-        groups: dict[Hashable, list[ChatRow]] = {}
+        """Yield rows that can be read together: with and without new pictures, or a known part.
+
+        Of rows with a known part one's padding stands between two parts of it. Where that does not
+        fit into a sliding window each is read by itself, and has none.
+        """
+        groups: dict[tuple[bool, bool], list[ChatRow]] = {}
         for row in rows:
             new = row.features is not None and len(row.features) > len(known[row].pictures)
-            total = len(row.ids) + row.max_new_tokens
-            alone = known[row].ids and not self._engine.reads_apart(total)
-            key = row if alone else (new, bool(known[row].ids))
-            groups.setdefault(key, []).append(row)
-        yield from groups.values()
+            groups.setdefault((new, bool(known[row].ids)), []).append(row)
+        for (_, begun), group in groups.items():
+            starts = [len(known[row].ids) for row in group]
+            tails = [len(row.ids) - n for row, n in zip(group, starts, strict=True)]
+            longest = max(starts) + max(tails) + max(row.max_new_tokens for row in group)
+            if begun and not self._engine.reads_apart(longest):
+                yield from ([row] for row in group)
+            else:
+                yield group
 
     @torch.inference_mode()
     def step(self) -> list[tuple[ChatRow, ChatChunk]]:

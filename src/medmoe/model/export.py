@@ -35,7 +35,6 @@ from medmoe.model.locate import EXPORT, PROVENANCE
 from medmoe.model.modeling_medmoe import CACHE, MedMoeForConditionalGeneration
 
 Weights = Literal["float32", "int8", "int4"]
-WEIGHTS: tuple[Weights, ...] = ("float32", "int8", "int4")
 VISION, LANGUAGE, CHECK = "vision.xml", "language.xml", "domain_check.safetensors"
 _INSTALL = "pip install 'medmoe[export]'"
 
