@@ -27,7 +27,11 @@ from medmoe.inference.engine import MedMoe
 from medmoe.model.blueprint import recipe_config
 from medmoe.model.build import build_dense, build_processor
 from medmoe.model.checkpoint import save_model
-from medmoe.model.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteModel
+from medmoe.model.efficientnet_lite import (
+    EfficientNetLiteConfig,
+    EfficientNetLiteModel,
+    SameConv,
+)
 from medmoe.model.pretrained import load_vision_encoder, vision_of
 
 SIZES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
@@ -228,3 +232,19 @@ def test_one_file_serves_every_resolution(
     with torch.no_grad():
         cells = model(torch.zeros(1, 3, side, side)).last_hidden_state
     assert cells.shape == (1, tokens, 1280)
+
+
+def test_under_autocast_channels_apart_are_trained_in_float32_and_run_in_bfloat16() -> None:
+    torch.manual_seed(0)
+    layer, x = SameConv(8, 8, 5, 2, groups=8), torch.randn(2, 8, 9, 9).bfloat16()
+    expected = layer(x.float())
+    (wanted,) = torch.autograd.grad(expected.sum(), layer.weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        trained = layer(x)
+        with torch.no_grad():
+            run = layer(x)
+    assert torch.equal(trained, expected.bfloat16())
+    assert torch.equal(torch.autograd.grad(trained.sum(), layer.weight)[0], wanted)
+    assert layer.bias is not None
+    weight, bias = layer.weight.bfloat16(), layer.bias.bfloat16()
+    assert torch.equal(run, functional.conv2d(x, weight, bias, 2, 2, groups=8))
