@@ -35,10 +35,12 @@ from medmoe.data.picture_index import (
     CROPPED,
     SIDE,
     UNCROPPED,
+    Candidates,
     Floats,
     Pictures,
     Rows,
     candidates,
+    side_by_side,
 )
 from medmoe.data.schema import ImageRecord, Pixels
 from medmoe.errors import ImageError
@@ -232,7 +234,7 @@ def _near(
 def _large_pairs(
     left: Pictures, right: Pictures, within: bool
 ) -> Iterator[tuple[Rows, Rows, Floats]]:
-    """Yield row, row and correlation of the detail of pictures that are one."""
+    """Return row, row and correlation of the detail of pictures that are one, piece by piece."""
     from medmoe.data import alignment
 
     def small(side: Pictures) -> npt.NDArray[np.uint8]:
@@ -243,12 +245,19 @@ def _large_pairs(
 
     small_left = small(left)
     small_right = small_left if within else small(right)
-    for pairs in candidates(left, right, CROPPED, within=within):
-        for start in range(0, len(pairs.left), _CHUNK):
-            piece = slice(start, start + _CHUNK)
-            i, j, place = pairs.left[piece], pairs.right[piece], pairs.place[piece]
-            likely = alignment.promising(small_left[i], small_right[j], place, PROMISING, _FRAME)
-            i, j, place = i[likely], j[likely], place[likely]
-            likeness = alignment.confirm(left[i], right[j], place, (COARSE, MEDIUM), _FRAME)
-            same = likeness >= DETAIL
-            yield i[same], j[same], likeness[same]
+
+    def aligned(part: tuple[Candidates, int]) -> tuple[Rows, Rows, Floats]:
+        pairs, piece = part[0], slice(part[1], part[1] + _CHUNK)
+        i, j, place = pairs.left[piece], pairs.right[piece], pairs.place[piece]
+        likely = alignment.promising(small_left[i], small_right[j], place, PROMISING, _FRAME)
+        i, j, place = i[likely], j[likely], place[likely]
+        likeness = alignment.confirm(left[i], right[j], place, (COARSE, MEDIUM), _FRAME)
+        same = likeness >= DETAIL
+        return i[same], j[same], likeness[same]
+
+    pieces = (
+        (pairs, start)
+        for pairs in candidates(left, right, CROPPED, within=within)
+        for start in range(0, len(pairs.left), _CHUNK)
+    )
+    return side_by_side(aligned, pieces)

@@ -18,9 +18,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import IO, NamedTuple
+from threading import Lock
+from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +46,16 @@ _HELD = 2**23  # alike windows and wholes that are kept until their pairs are ha
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+
+
+def side_by_side(work: Callable[[Part], Result], parts: Iterable[Part]) -> Iterator[Result]:
+    """Yield the result of each part in their order, as many at work at once as there are cores."""
+    cores, parts = os.cpu_count() or 1, iter(parts)
+    with ThreadPoolExecutor(cores) as pool:
+        while some := list(itertools.islice(parts, cores)):
+            yield from pool.map(work, some)
 
 
 class Pictures:
@@ -51,10 +64,11 @@ class Pictures:
     Args:
         file: 128 x 128 bytes a picture.
         rows: Which of them, in order, (N,).
+        lock: Of the file, while a picture is read: several threads may ask.
     """
 
-    def __init__(self, file: IO[bytes], rows: Rows) -> None:
-        self._file, self._rows = file, rows
+    def __init__(self, file: IO[bytes], rows: Rows, lock: Lock | None = None) -> None:
+        self._file, self._rows, self._lock = file, rows, lock or Lock()
 
     def __len__(self) -> int:
         """Return the number of pictures, N."""
@@ -65,14 +79,15 @@ class Pictures:
         wanted = self._rows[rows]
         squares = np.empty((len(wanted), SIDE, SIDE), np.uint8)
         for number, row in enumerate(wanted):
-            self._file.seek(int(row) * SIDE**2)
-            content = self._file.read(SIDE**2)
+            with self._lock:
+                self._file.seek(int(row) * SIDE**2)
+                content = self._file.read(SIDE**2)
             squares[number] = np.frombuffer(content, np.uint8).reshape(SIDE, SIDE)
         return squares
 
     def of(self, rows: Rows) -> Pictures:
         """Return a selection."""
-        return Pictures(self._file, self._rows[rows])
+        return Pictures(self._file, self._rows[rows], self._lock)
 
     def blocks(self) -> Iterator[tuple[int, Bytes]]:
         """Yield the pictures a block at a time, each with the row of its first."""
@@ -230,17 +245,22 @@ class _Index:
         Args:
             pictures: Those whose windows are held against the wholes of the index.
         """
-        for start, block in pictures.blocks():
+
+        def meetings(
+            part: tuple[int, Bytes],
+        ) -> tuple[Rows, Rows, npt.NDArray[np.int8], Floats, int]:
+            start, block = part
             windows = descriptors(block, self._look, self._look.windows)
-            asking = windows.reshape(-1, windows.shape[-1])
-            parts = list(self._alike(asking))
-            if parts:
-                asked, member, likeness = (
-                    np.concatenate(part) for part in zip(*parts, strict=True)
-                )
-                window, row = np.divmod(asked, len(block))
-                kind = window.astype(np.int8)
-                yield row + start, self._rows[member], kind, likeness, start + len(block)
+            found = list(self._alike(windows.reshape(-1, windows.shape[-1])))
+            nothing = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
+            asked, member, likeness = (
+                np.concatenate(column) for column in zip(nothing, *found, strict=True)
+            )
+            window, row = np.divmod(asked, len(block))
+            kind = window.astype(np.int8)
+            return row + start, self._rows[member], kind, likeness, start + len(block)
+
+        return side_by_side(meetings, pictures.blocks())
 
     def _alike(self, asking: Floats) -> Iterator[tuple[Rows, Rows, Floats]]:
         """Yield row, place in the index and correlation of the alike, cluster by cluster."""

@@ -114,7 +114,7 @@ class ChatEngine(ABC):
         most_images: How many pictures a conversation may have.
     """
 
-    explains, most_images = False, 1
+    explains, most_images = False, 4
 
     def __init__(
         self, directory: Path, name: str | None, *, max_batch: int = 16, max_waiting: int = 32

@@ -60,7 +60,7 @@ class LocalEngine(ChatEngine):
         load_model: Returns the model, in the thread; by default `MedMoe.load` of the folder.
     """
 
-    explains, most_images = True, 4
+    explains = True
 
     def __init__(
         self,

@@ -49,6 +49,11 @@ REQUESTS = (
     asked(None, "Is there a mass in the left lung?"),
     asked(None, "What organ is this?", "liver", "yes no"),
     replace(asked(picture(1), "What organ is this?"), stop=("e", " ")),
+    replace(asked(picture(1), "What organ is this?"), further=((0, picture(2)), (0, picture(3)))),
+    replace(
+        asked(picture(1), "What organ is this?", "liver", "Is there a mass?"),
+        further=((2, picture(2)),),
+    ),
 )
 
 
@@ -123,7 +128,7 @@ def seen(folder: Path) -> Seen:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
         options = {"dtype": "float32", "enforce_eager": True}
-        return asyncio.run(live(VllmEngine(folder, max_batch=6, max_waiting=2, options=options)))
+        return asyncio.run(live(VllmEngine(folder, max_batch=8, max_waiting=2, options=options)))
 
 
 def test_tokens_of_images_texts_and_follow_ups_in_a_batch_are_those_of_our_engine(

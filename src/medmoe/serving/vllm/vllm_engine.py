@@ -92,7 +92,7 @@ class VllmEngine(ChatEngine):
         self._processor = MedMoeProcessor.from_pretrained(self._directory, local_files_only=True)
         self._count = ConversationTokenizer(self._processor, self._config.image_seq_length)
         self._biases = token_biases(GenerationConfig.from_pretrained(self._directory))
-        # vLLM puts the picture's tokens in the place of one placeholder itself.
+        # vLLM puts a picture's tokens in the place of one placeholder itself.
         self._write = ConversationTokenizer(self._processor, 1)
         try:
             self._llm = await asyncio.to_thread(self._build)
@@ -145,7 +145,8 @@ class VllmEngine(ChatEngine):
 
         args = AsyncEngineArgs(
             model=str(self._directory), model_impl="transformers", max_num_seqs=self._max_batch,
-            limit_mm_per_prompt={"image": 1}, enable_log_requests=False, **self._options,
+            limit_mm_per_prompt={"image": self.most_images}, enable_log_requests=False,
+            **self._options,
         )  # fmt: skip
         return AsyncLLM.from_engine_args(args)
 
@@ -160,12 +161,12 @@ class VllmEngine(ChatEngine):
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         turns = [(turn.role, turn.text) for turn in request.turns]
-        with_image = request.image is not None
-        prompt: dict[str, Any] = {
-            "prompt_token_ids": list(self._write.conversation(turns, with_image=with_image))
-        }
-        if request.image is not None:
-            prompt["multi_modal_data"] = {"image": request.image.convert("RGB")}
+        further = [turn for turn, _ in request.further]
+        ids = self._write.conversation(turns, with_image=bool(request.images), further=further)
+        prompt: dict[str, Any] = {"prompt_token_ids": list(ids)}
+        if request.images:
+            images = [image.convert("RGB") for image in request.images]
+            prompt["multi_modal_data"] = {"image": images}
         params = SamplingParams(
             temperature=0.0, max_tokens=request.max_new_tokens, logprobs=0, detokenize=False,
             stop_token_ids=[self._processor.tokenizer.eos_token_id],
