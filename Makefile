@@ -57,8 +57,9 @@ define environment
 	@touch $@
 endef
 
-test: $(STAMP)  ## everything that proves the product right (at most 10 minutes, no network)
-	$(PYTEST) -n 2 --dist loadscope --ignore=tests/stress $(ARGS)
+# A worker that died is not replaced: pytest-xdist then waits for ever for what it had left of a module.
+test: $(STAMP)  ## everything that proves the product right (at most 20 minutes, no network)
+	$(PYTEST) -n 2 --dist loadscope --max-worker-restart=0 --ignore=tests/stress $(ARGS)
 
 test-vllm: $(VLLM_STAMP)  ## the real vLLM (CPU build, in .venv-vllm) against our own engine: same tokens
 	$(TEST_ENV) $(VLLM)/bin/python -m pytest tests/serving/vllm $(ARGS)
