@@ -1,4 +1,4 @@
-"""A phase-3 step with and without what the engine saves, and what kept features give phase 1.
+"""A phase-3 step without what the engine saves, in bf16, and what kept features give phase 1.
 
 The plain step is what a Trainer does with the stock collator's idea of a batch: each question a row
 of its own behind its own image, rows in random order padded to the longest, images encoded anew,
@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModel, Trainer, TrainingArguments
 from medmoe.backbones.language import PHI2, TINY_STABLELM
 from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
 from medmoe.backbones.vision import CLIP_LARGE_336
-from medmoe.config.schema import PhaseSpec
+from medmoe.config.schema import PhaseName, PhaseSpec
 from medmoe.data.collate import Packed, pack_batch
 from medmoe.data.tokenize import ConversationTokenizer, Segment
 from medmoe.model.build import build_dense
@@ -38,6 +38,8 @@ IMAGES, IMAGES_A_STEP, QUESTIONS = 16, 8, 6
 #: Widths of the real models are divided by these: of the encoder alone before the demo's language
 #: model, and of both CLIP-L and Phi-2. Depths and token counts stay.
 SCALE, SCALE_OF_BOTH = 4, 16
+#: Layers that are kept of a language model whose precisions are compared: its widths are the real.
+DEPTH = 6
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,36 @@ def batch(parts: Tiny, ways: Ways, samples: Sequence[Packed]) -> dict[str, Tenso
     if ways.answers_only:
         made["answers_only"] = True
     return made
+
+
+def precisions(title: str, images: int, model: str, repeats: int) -> None:
+    """Compare steps in float32 with those in bf16 autocast, of a Med-MoE and of its dense twin."""
+    parts = tiny(images, model)
+    for net in (parts.moe, parts.dense):
+        del net.model.language_model.layers[DEPTH:]
+    parts.moe.config.moe_layers = [i for i in parts.moe.config.moe_layers if i < DEPTH]
+    given = batch(parts, Ways(), rows(parts, packed=True))
+
+    def step(net: Any, phase: PhaseName, bf16: bool) -> Callable[[], float]:
+        def run() -> float:
+            set_trainable(net, phase)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = net(**given).loss
+            loss.backward()
+            net.zero_grad()
+            return float(loss.detach())
+
+        return run
+
+    twins: dict[str, tuple[Any, PhaseName]] = {
+        "Med-MoE": (parts.moe, "phase3_moe"),
+        "dense": (parts.dense, "phase2_instruction"),
+    }
+    for name, (net, phase) in twins.items():
+        runs = {"float32": step(net, phase, False), "bf16": step(net, phase, True)}
+        losses = [run() for run in runs.values()]
+        assert abs(losses[0] - losses[1]) < 0.05, f"not the same training: losses {losses}"
+        print(f"{f'{title}, {name}':<44}{ratios(runs, 'bf16', repeats)['float32']}")
 
 
 def padding(made: list[dict[str, Tensor]], pad: int) -> float:
@@ -218,6 +250,10 @@ def main() -> None:
     for name in list(ways)[1:]:
         print(f"{name:<44}{found[name]}")
     by_trainers(parts, values.repeats)
+
+    print("\na step in float32 ÷ one in bf16 autocast")
+    precisions("the demo's model", IMAGES_A_STEP, "tiny", values.repeats)
+    precisions("SmolLM2-135M's widths", 1, "smollm2_135m", values.repeats)
 
     print("\nphase 1, a step that encodes ÷ one that reads kept features")
     title = f"CLIP-L ÷ {SCALE} before the demo's model"

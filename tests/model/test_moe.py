@@ -17,6 +17,7 @@ from tests.model.tiny import (
     randomise,
 )
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from medmoe.model import moe
 from medmoe.model.moe import MoeBlock
@@ -202,6 +203,70 @@ def test_router_decides_in_float32_under_autocast(depth: int) -> None:
     for ours, plain in zip(found, expected, strict=True):
         assert ours.dtype == plain.dtype
         assert torch.equal(ours, plain)
+
+
+class Products(TorchDispatchMode):
+    """Notes the dtypes of what every matrix product takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: list[set[torch.dtype]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__.split(".")[0] in ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm"):
+            given = [a.dtype for a in args if isinstance(a, Tensor) and a.is_floating_point()]
+            self.dtypes.append(set(given))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_experts_compute_in_bfloat16_under_autocast(
+    family: Family, implementation: str, given: torch.dtype
+) -> None:
+    model = moe_model(family, top_k=2)
+    model.set_experts_implementation({"": implementation})
+    block = model.moe_blocks[0]
+    experts: Any = block.experts
+    x_BSD = hidden_states(2, 12).to(given).requires_grad_()
+    _, weights, index = (t.detach().flatten(0, 1) for t in block.gate(x_BSD))
+    noted: Any = Products()  # whose base class is not typed
+    with noted:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found_TD = experts(x_BSD.flatten(0, 1), index, weights)
+            assert found_TD.dtype == block.meta_expert(x_BSD).dtype == block(x_BSD).dtype
+        forward = len(noted.dtypes)
+        found_TD.float().square().sum().backward()
+    assert found_TD.dtype == torch.bfloat16
+    assert forward >= 8, "the experts' products twice, the router's and the meta expert's"
+    assert len(noted.dtypes) - forward >= 4
+    in_float32 = [dtypes for dtypes in noted.dtypes if dtypes != {torch.bfloat16}]
+    assert in_float32 == [{torch.float32}], "the router's, and no other"
+    # Weights and their gradients stay what the optimiser holds.
+    assert {(p.dtype, p.grad.dtype) for p in experts.parameters()} == {(torch.float32,) * 2}
+    plain_TD = experts(x_BSD.float().flatten(0, 1), index, weights)
+    # Eight bits of mantissa, two products with an activation between them.
+    error = (found_TD.float() - plain_TD).norm() / plain_TD.norm()
+    assert error.item() < 0.02
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@torch.no_grad()
+def test_the_experts_of_a_token_are_summed_in_float32(implementation: str) -> None:
+    experts: Any = moe_model("phi", top_k=2).to(torch.bfloat16).moe_blocks[0].experts
+    experts.config._experts_implementation = implementation
+    for name, stack in experts.named_parameters():
+        stack.fill_(1 / 128 if name == "fc2_bias" else 0)
+    experts.fc2_bias[0] = 1
+    experts.fc2_bias[1] = -1
+    # 1 + 1/256 rounds to 1 in bfloat16: what is left must be the third expert's.
+    found = experts(
+        torch.zeros(1, WIDTH, dtype=torch.bfloat16),
+        torch.tensor([[0, 2, 1]]),
+        torch.tensor([[1.0, 0.5, 1.0]]),
+    )
+    assert found.float().unique().tolist() == [1 / 256]
 
 
 @torch.no_grad()

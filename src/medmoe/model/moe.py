@@ -8,6 +8,7 @@ Shapes: B batch, S sequence, T = B·S tokens, D hidden, F FFN width, E domain ex
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import Any
 
 import torch
@@ -81,7 +82,7 @@ def _draw(experts: nn.Module, std: float) -> None:
 
 def _loop_over_experts(experts: Any, x_TD: Tensor, index_TK: Tensor, weights_TK: Tensor) -> Tensor:
     """The eager path of the experts interface: one matrix product per expert that has tokens."""
-    out_TD = torch.zeros_like(x_TD)
+    out_TD = torch.zeros_like(x_TD, dtype=weights_TK.dtype)
     # unbind once: `weight[e]` inside the loop would build a full-size zero gradient per expert.
     weights = experts.unbind()
     for e in range(experts.num_experts):
@@ -90,9 +91,44 @@ def _loop_over_experts(experts: Any, x_TD: Tensor, index_TK: Tensor, weights_TK:
             continue
         y = experts.expert(weights[e], x_TD[token]) * weights_TK[token, slot, None]
         out_TD = out_TD.index_add(0, token, y.to(out_TD.dtype))
-    return out_TD
+    return out_TD.to(x_TD.dtype)
 
 
+#: Implementations whose products follow autocast by themselves; grouped ones ignore it.
+_FOLLOW_AUTOCAST = ("eager", "batched_mm")
+
+
+class _Cast:
+    """Experts as an implementation sees them, their stacks in another dtype."""
+
+    def __init__(self, experts: nn.Module, dtype: torch.dtype) -> None:
+        self._experts, self._dtype = experts, dtype
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._experts, name)
+        return value.to(self._dtype) if isinstance(value, Tensor) else value
+
+
+def _under_autocast(experts_class: type[nn.Module]) -> type[nn.Module]:
+    """Let experts compute in autocast's dtype and give it, as a `Linear` does."""
+    implementations: Any = experts_class.forward
+
+    @wraps(implementations)
+    def forward(self: Any, x_TD: Tensor, index_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        device = x_TD.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            x_TD = x_TD.to(dtype)
+            if self.config._experts_implementation not in _FOLLOW_AUTOCAST:
+                self = _Cast(self, dtype)
+        out_TD: Tensor = implementations(self, x_TD, index_TK, weights_TK)
+        return out_TD
+
+    experts_class.forward = forward
+    return experts_class
+
+
+@_under_autocast
 @use_experts_implementation
 class GatedExperts(nn.Module):
     """E stacked SwiGLU experts without bias (StableLM, Llama, Qwen …)."""
@@ -117,10 +153,11 @@ class GatedExperts(nn.Module):
         return functional.linear(self.act_fn(gate) * up, weights[1])
 
     def forward(self, x_TD: Tensor, index_TK: Tensor, weights_TK: Tensor) -> Tensor:
-        """Return Σ_k weights[t, k] · E_{index[t, k]}(x[t]), shape (T, D), dtype of ``x_TD``."""
+        """Return Σ_k weights[t, k] · E_{index[t, k]}(x[t]), (T, D), dtype of x or autocast's."""
         return _loop_over_experts(self, x_TD, index_TK, weights_TK)
 
 
+@_under_autocast
 @use_experts_implementation(has_gate=False, has_bias=True)
 class PlainExperts(nn.Module):
     """E stacked two-layer experts with biases (Phi).
@@ -157,7 +194,7 @@ class PlainExperts(nn.Module):
         return functional.linear(h, weights[2], weights[3])
 
     def forward(self, x_TD: Tensor, index_TK: Tensor, weights_TK: Tensor) -> Tensor:
-        """Return Σ_k weights[t, k] · E_{index[t, k]}(x[t]), shape (T, D), dtype of ``x_TD``."""
+        """Return Σ_k weights[t, k] · E_{index[t, k]}(x[t]), (T, D), dtype of x or autocast's."""
         return _loop_over_experts(self, x_TD, index_TK, weights_TK)
 
 

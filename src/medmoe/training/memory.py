@@ -107,8 +107,8 @@ def training_memory(
     """Estimate the memory of a phase: full tuning first, then LoRA at each rank.
 
     With LoRA the activations are those of full tuning and a copy of each adapted stack of experts,
-    which PEFT makes in every pass to add the adapter to it; the adapters' own narrow ones are not
-    counted.
+    which PEFT makes in every pass to add the adapter to it (under autocast one layer's at a time:
+    kept is then only its cast); the adapters' own narrow ones are not counted.
 
     Args:
         config: Of the model that the phase trains: MoE for ``phase3_*``, else dense.
@@ -140,7 +140,8 @@ def training_memory(
     for rank in lora_ranks:
         adapters = adapter_parameters(model, rank)
         held = weights + adapters * dtype.itemsize
-        copied = (kept + stacks, checkpointed + stacks // max(1, len(model.moe_blocks)))
+        of_layer = stacks // max(1, len(model.moe_blocks))
+        copied = (kept + (of_layer if autocast else stacks), checkpointed + of_layer)
         rows.append(TrainingMemory.of(phase, adapters or trained, held, dtype, copied, rank))
     return rows
 
