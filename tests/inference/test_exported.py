@@ -17,6 +17,7 @@ from tests.model.tiny import dense_model, moe_model, processor
 
 from medmoe.cli.main import main
 from medmoe.errors import CheckpointError, ConfigError
+from medmoe.experiments.measure import measure
 from medmoe.inference.answer import Answer
 from medmoe.inference.chat import ChatBatch, ChatRequest, ChatRow, Turn, prepare, stream_chat
 from medmoe.inference.engine import MedMoe
@@ -216,3 +217,14 @@ def test_the_command_writes_rounded_weights_that_are_asked(
     assert main(["export", str(model_folder), "--out", str(tmp_path)]) == 2  # holds other files
     assert main(["export", str(model_folder)]) == 2
     capsys.readouterr()
+
+
+def test_memory_and_times_of_an_exported_model_are_measured_as_a_models_are(
+    exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = measure(exported, repeats=1)
+    assert found.mapped_bytes is not None
+    assert 0 < found.mapped_bytes < found.answering_bytes
+    assert found.first_token_seconds > 0
+    assert main(["cost", str(exported), "--measure", "1"]) == 0
+    assert "of it mapped from files" in " ".join(capsys.readouterr().out.split())

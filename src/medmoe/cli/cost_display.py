@@ -93,10 +93,12 @@ def _tuned(system: SystemCost, rank: int | None) -> str:
 
 
 def _measured(measured: Measured) -> str:
+    of_files = measured.mapped_bytes
+    mapped = "" if of_files is None else f" ({_bytes(of_files)} of it mapped from files)"
     return (
         f"\n[bold]Measured[/] on {measured.device}, {measured.threads} threads, medians of "
         f"{measured.repeats}: load {_bytes(measured.load_bytes)}, once it has "
-        f"answered {_bytes(measured.answering_bytes)}; first token "
+        f"answered {_bytes(measured.answering_bytes)}{mapped}; first token "
         f"{1000 * measured.first_token_seconds:.0f} ms ({measured.prompt_tokens} tokens of prompt, "
         f"the image's encoding included); each further token "
         f"{1000 * measured.per_token_seconds:.1f} ms"
