@@ -20,7 +20,7 @@ from medmoe.inference.attribution import (
 )
 from medmoe.inference.engine import MedMoe
 from medmoe.inference.evidence import Evidence, candidates, explain
-from medmoe.routing.hooks import meta_expert_off
+from medmoe.routing.hooks import forced_expert, meta_expert_off
 
 QUESTION = "Is there a mass?"
 
@@ -99,6 +99,48 @@ def test_counterfactuals_name_each_change_and_give_the_first_answers_probability
     kept = answer_log_probability(engine, zeros, QUESTION, evidence.answer)
     assert first.original_probability == pytest.approx(math.exp(kept), rel=1e-3)
     assert len({row.confidence for row in evidence.counterfactuals}) > 3
+
+
+@pytest.mark.parametrize("options", [(), ("yes", "no", "liver")])
+def test_in_batches_the_evidence_is_that_of_asking_one_by_one(
+    engine: MedMoe, options: tuple[str, ...]
+) -> None:
+    alone = MedMoe(engine.model, processor(), max_new_tokens=4, batch_size=1)
+    expected = explain(alone, picture(), QUESTION, options)
+    for size in (3, 64):
+        some = MedMoe(engine.model, processor(), max_new_tokens=4, batch_size=size)
+        found = explain(some, picture(), QUESTION, options)
+        assert [(row.change, row.answer, row.differs) for row in found.counterfactuals] == [
+            (row.change, row.answer, row.differs) for row in expected.counterfactuals
+        ]
+        for kind in ("confidence", "original_probability"):
+            ours, theirs = (
+                [getattr(row, kind) for row in of.counterfactuals] for of in (found, expected)
+            )
+            assert ours == pytest.approx(theirs, rel=1e-3)
+        assert found.answer == expected.answer
+        assert found.confidence == pytest.approx(expected.confidence, rel=1e-3)
+        # Differences of log-probabilities, sums of float32 in batches of another size.
+        cells = np.array(found.attribution.cells)
+        assert cells == pytest.approx(np.array(expected.attribution.cells), abs=2e-4)
+        deletion, other = found.attribution.deletion, expected.attribution.deletion
+        assert deletion.random == pytest.approx(other.random, abs=2e-4)
+
+
+def test_each_change_alone_gives_what_it_gives_among_the_others(
+    engine: MedMoe, evidence: Evidence
+) -> None:
+    features = engine.encode([picture()])
+    changes = [forced_expert(engine.model, i) for i in range(len(DOMAINS))]
+    for changed, row in zip(
+        [*changes, meta_expert_off(engine.model)], evidence.counterfactuals[1:], strict=True
+    ):
+        with changed:
+            answer = engine.answer_features(features, [0], [QUESTION])[0]
+            scores, _ = engine.scored_options(features, [0], [QUESTION], [(evidence.answer,)])[0]
+        assert (row.answer, row.differs) == (answer.text, answer.text != evidence.answer)
+        assert row.confidence == pytest.approx(answer.confidence, rel=1e-3)
+        assert row.original_probability == pytest.approx(math.exp(scores[0]), rel=1e-3)
 
 
 def test_explaining_leaves_the_model_as_it_was(engine: MedMoe) -> None:

@@ -80,6 +80,19 @@ def test_without_the_meta_expert_only_the_routed_part_is_left(family: Family) ->
     torch.testing.assert_close(found, block(x) - block.meta_expert(x), atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_rows_of_one_batch_are_changed_each_in_its_own_way() -> None:
+    model = moe_model("stablelm")
+    block, x = block_of(model), states()[:1].expand(3, -1, -1)
+    with forced_expert(model, [None, 2, None]), meta_expert_off(model, [False, False, True]):
+        plain, forced, off = block(x)
+    expected = [block(x)[0]]
+    for change in (forced_expert(model, 2), meta_expert_off(model)):
+        with change:
+            expected.append(block(x)[0])
+    torch.testing.assert_close(torch.stack([plain, forced, off]), torch.stack(expected))
+
+
 def fail_inside(change: Any, block: Any, x: torch.Tensor, changed: list[torch.Tensor]) -> None:
     with change:
         changed.append(block(x))

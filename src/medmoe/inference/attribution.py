@@ -67,11 +67,11 @@ def attribute(engine: MedMoe, pixel_values: Tensor, question: str, answer: str) 
     """
     regions = region_masks(pixel_values, engine.model.config.vision_config.patch_size)
     asked = (question, answer)
-    whole, blank = answer_log_probability(
-        engine, torch.cat([pixel_values, torch.zeros_like(pixel_values)]), *asked
-    )
-    last = whole - answer_log_probability(engine, _greyed(pixel_values, regions), *asked)
-    first = answer_log_probability(engine, _greyed(pixel_values, ~regions), *asked) - blank
+    none, all_of_them = torch.zeros_like(regions[:1]), torch.ones_like(regions[:1])
+    masks = torch.cat([none, all_of_them, regions, ~regions])
+    left = answer_log_probability(engine, _greyed(pixel_values, masks), *asked)
+    whole, blank = left[:2]
+    last, first = whole - left[2 : 2 + len(regions)], left[2 + len(regions) :] - blank
     cells = (last + first) / 2
     side = round(len(regions) ** 0.5)
     deletion = _deletion_test(engine, pixel_values, regions, cells, whole, asked)
@@ -94,7 +94,11 @@ def answer_log_probability(
     engine: MedMoe, pixel_values: Tensor, question: str, answer: str
 ) -> Tensor:
     """Return (N,) float64: the log-probability of an answer to each picture."""
-    features = engine.encode_pixels(pixel_values)
+    return log_probability(engine, engine.encode_pixels(pixel_values), question, answer)
+
+
+def log_probability(engine: MedMoe, features: Tensor, question: str, answer: str) -> Tensor:
+    """Return (N,) float64: the same of encoded pictures (N, P, D_vision)."""
     count = len(features)
     scored = engine.scored_options(features, range(count), [question] * count, [(answer,)] * count)
     return torch.tensor([scores[0] for scores, _ in scored], dtype=torch.float64)

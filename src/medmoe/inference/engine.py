@@ -54,9 +54,10 @@ class MedMoe:
 
     Attributes:
         explains: Whether `medmoe.inference.evidence` can look into it.
+        batch_size: Prompts answered together.
 
     Args:
-        batch_size: Prompts answered together.
+        batch_size: As the attribute.
         max_new_tokens: Longest answer; shorter where the model can read no more.
     """
 
@@ -77,7 +78,7 @@ class MedMoe:
         #: Tokens that the model reads at most, None where its config does not say.
         self.limit: int | None = getattr(model.config.text_config, "max_position_embeddings", None)
         self.max_new_tokens = max_new_tokens
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         #: What conversations have shown and read, for those that come later.
         self.pictures = PictureCache(lambda images: self.encode(images))
         self.prefixes = PrefixCache(processor.image_token_id, model.config.image_seq_length)
@@ -182,7 +183,7 @@ class MedMoe:
     @torch.no_grad()
     def encode(self, images: Sequence[ImageInput]) -> Tensor:
         """Return the vision features (N, P, D_vision) of images."""
-        size = self._batch_size
+        size = self.batch_size
         parts = (images[start : start + size] for start in range(0, len(images), size))
         return torch.cat([self.encode_pixels(self.pixel_values(part)) for part in parts])
 
@@ -196,7 +197,7 @@ class MedMoe:
     def encode_pixels(self, pixel_values: Tensor) -> Tensor:
         """Return the vision features (N, P, D_vision) of what `pixel_values` gives."""
         encode, device = self.model.model.encode_images, self.model.device
-        return torch.cat([encode(part.to(device)) for part in pixel_values.split(self._batch_size)])
+        return torch.cat([encode(part.to(device)) for part in pixel_values.split(self.batch_size)])
 
     @torch.no_grad()
     def answer_features(
@@ -255,8 +256,8 @@ class MedMoe:
         asked = list(zip(shown, questions, map(tuple, options), strict=True))
         different = list(dict.fromkeys(asked))
         scored: dict[Any, tuple[tuple[float, ...], tuple[Routing | None, ...]]] = {}
-        for start in range(0, len(different), self._batch_size):
-            part = different[start : start + self._batch_size]
+        for start in range(0, len(different), self.batch_size):
+            part = different[start : start + self.batch_size]
             packed = []
             for (row, *more), question, choices in part:
                 count = 1 + len(more)
@@ -330,8 +331,8 @@ class MedMoe:
             return [None] * len(features)
         prefix = self.tokenizer.prefix()
         routings: list[Routing | None] = []
-        for start in range(0, len(features), self._batch_size):
-            part = features[start : start + self._batch_size].to(self.model.device)
+        for start in range(0, len(features), self.batch_size):
+            part = features[start : start + self.batch_size].to(self.model.device)
             ids = torch.tensor([prefix] * len(part), device=self.model.device)
             positions = torch.arange(len(prefix), device=ids.device).expand_as(ids)
             with self.routed(ids, part, experts=True) as found:
@@ -354,8 +355,8 @@ class MedMoe:
         for images in (1, 2, 0):
             group = [one for one in asked if min(len(one[0]), 2) == images]
             group.sort(key=lambda one: (longest[one[0]], one[0], len(one[1])))
-            for start in range(0, len(group), self._batch_size):
-                yield group[start : start + self._batch_size]
+            for start in range(0, len(group), self.batch_size):
+                yield group[start : start + self.batch_size]
 
     def reads_apart(self, tokens: int) -> bool:
         """Return whether prompts may be read in two parts each, with padding between.

@@ -1,6 +1,6 @@
 """The evidence behind one answer: what else was likely, who answered, and what would change it.
 
-`explain` asks the model again and again (some hundred short passes) and returns one `Evidence`;
+`explain` asks the model about some hundred pictures and changes, in batches, for one `Evidence`;
 `MedMoe.answer(…, evidence=True)` gives the cheap part of it. The page is another module's matter.
 For research use only, not a medical device: evidence on a model is no evidence on a patient.
 """
@@ -8,7 +8,7 @@ For research use only, not a medical device: evidence on a model is no evidence 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 from medmoe.data.images import open_picture
 from medmoe.errors import ConfigError
 from medmoe.inference.answer import told_confidence
-from medmoe.inference.attribution import Attribution, attribute
+from medmoe.inference.attribution import Attribution, attribute, log_probability
 from medmoe.inference.engine import ImageInput, MedMoe, Routing, room_for
 from medmoe.routing.hooks import forced_expert, meta_expert_off
 
@@ -50,6 +50,10 @@ class Counterfactual:
     confidence: float
     original_probability: float
     differs: bool
+
+
+#: An answer, its probability, and among options all of theirs.
+_Answered = tuple[str, float, tuple[Alternative, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +101,9 @@ def explain(
     check_question(question, options)
     picture = open_picture(Path(image) if isinstance(image, str) else image)
     pixels = engine.pixel_values([picture.image])
-    features = engine.encode_pixels(pixels)
-    answer, confidence, alternatives = _answer(engine, features, question, options)
+    shown = engine.encode_pixels(torch.cat([pixels, torch.zeros_like(pixels)]))
+    features = shown[:1]
+    (answer, confidence, alternatives), counterfactuals = _asked(engine, shown, question, options)
     told = told_confidence(confidence, picture.facts)
     if told is None:
         alternatives = ()
@@ -113,10 +118,7 @@ def explain(
         alternatives=alternatives,
         routing=engine.route(features)[0],
         attribution=attribute(engine, pixels, question, answer),
-        counterfactuals=tuple(
-            _counterfactual(engine, change, hook, seen, question, options, answer)
-            for change, hook, seen in _changes(engine, pixels, features)
-        ),
+        counterfactuals=counterfactuals,
     )
 
 
@@ -165,17 +167,79 @@ def check_question(question: str, options: Sequence[str] = ()) -> None:
         raise ConfigError(f"options {list(options)} hold one answer twice; give each once")
 
 
-def _answer(
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What is changed of the picture or of the model; nothing for the answer itself."""
+
+    name: str = ""
+    blank: bool = False
+    expert: int | None = None
+    meta_off: bool = False
+
+
+def _changes(engine: MedMoe) -> list[_Change]:
+    changes = [_Change(), _Change("image blanked", blank=True)]
+    if engine.model.config.moe_layers:
+        for index, domain in enumerate(engine.domains):
+            changes.append(_Change(f"expert {domain} forced", expert=index))
+        if engine.model.config.meta_expert:  # a recipe may leave it out
+            changes.append(_Change("meta expert off", meta_off=True))
+    return changes
+
+
+@contextmanager
+def _changed(engine: MedMoe, rows: Sequence[_Change]) -> Iterator[None]:
+    """Change the model for the rows of a batch, one change each."""
+    with ExitStack() as stack:
+        if any(change.expert is not None for change in rows):
+            stack.enter_context(forced_expert(engine.model, [change.expert for change in rows]))
+        if any(change.meta_off for change in rows):
+            stack.enter_context(meta_expert_off(engine.model, [change.meta_off for change in rows]))
+        yield
+
+
+def _asked(
+    engine: MedMoe, shown: Tensor, question: str, options: Sequence[str]
+) -> tuple[_Answered, tuple[Counterfactual, ...]]:
+    """Return the answer and what each change makes of it, all asked in the same batches.
+
+    Args:
+        shown: (2, P, D_vision), of the picture and of a blank one.
+    """
+    changes = _changes(engine)
+    given: list[_Answered] = []
+    kept: list[float] = []
+    for start in range(0, len(changes), engine.batch_size):
+        part = changes[start : start + engine.batch_size]
+        features = shown[[int(change.blank) for change in part]]
+        with _changed(engine, part):
+            given += _answers(engine, features, question, options)
+            if not options:
+                kept += log_probability(engine, features, question, given[0][0]).exp().tolist()
+    original = given[0][0]
+    if options:
+        kept = [{a.text: a.probability for a in others}[original] for _, _, others in given]
+    return given[0], tuple(
+        Counterfactual(change.name, answer, confidence, before, answer != original)
+        for change, (answer, confidence, _), before in zip(changes, given, kept, strict=True)
+        if change.name
+    )
+
+
+def _answers(
     engine: MedMoe, features: Tensor, question: str, options: Sequence[str]
-) -> tuple[str, float, tuple[Alternative, ...]]:
-    """Return the answer, its probability, and among options all of theirs."""
+) -> list[_Answered]:
+    """Return of each picture (N, P, D_vision) the answer."""
+    rows, questions = range(len(features)), [question] * len(features)
     if not options:
-        answer = engine.answer_features(features, [0], [question])[0]
-        return answer.text, answer.confidence, ()
-    scores, _ = engine.scored_options(features, [0], [question], [tuple(options)])[0]
-    shares = torch.tensor(scores, dtype=torch.float64).softmax(0).tolist()
-    ranked = sorted(zip(options, shares, strict=True), key=lambda pair: -pair[1])
-    return *ranked[0], tuple(Alternative(*pair) for pair in ranked)
+        answers = engine.answer_features(features, rows, questions)
+        return [(answer.text, answer.confidence, ()) for answer in answers]
+    found: list[_Answered] = []
+    for scores, _ in engine.scored_options(features, rows, questions, [options] * len(features)):
+        shares = torch.tensor(scores, dtype=torch.float64).softmax(0).tolist()
+        ranked = sorted(zip(options, shares, strict=True), key=lambda pair: -pair[1])
+        found.append((*ranked[0], tuple(Alternative(*pair) for pair in ranked)))
+    return found
 
 
 def _with_answer(
@@ -186,35 +250,3 @@ def _with_answer(
     if all(alternative.text != answer.text for alternative in alternatives):
         alternatives.append(answer)
     return tuple(sorted(alternatives, key=lambda alternative: -alternative.probability))
-
-
-def _changes(
-    engine: MedMoe, pixels: Tensor, features: Tensor
-) -> Iterator[tuple[str, AbstractContextManager[None], Tensor]]:
-    """Yield each change: its name, the model's part of it, and the features to ask about."""
-    yield "image blanked", nullcontext(), engine.encode_pixels(torch.zeros_like(pixels))
-    if not engine.model.config.moe_layers:
-        return
-    for index, domain in enumerate(engine.domains):
-        yield f"expert {domain} forced", forced_expert(engine.model, index), features
-    if engine.model.config.meta_expert:  # a recipe may leave it out
-        yield "meta expert off", meta_expert_off(engine.model), features
-
-
-def _counterfactual(
-    engine: MedMoe,
-    change: str,
-    changed: AbstractContextManager[None],
-    features: Tensor,
-    question: str,
-    options: Sequence[str],
-    original: str,
-) -> Counterfactual:
-    with changed:
-        answer, confidence, alternatives = _answer(engine, features, question, options)
-        if options:
-            kept = next(other.probability for other in alternatives if other.text == original)
-        else:
-            scores, _ = engine.scored_options(features, [0], [question], [(original,)])[0]
-            kept = float(torch.tensor(scores[0]).exp())
-    return Counterfactual(change, answer, confidence, kept, answer != original)

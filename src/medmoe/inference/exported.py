@@ -174,7 +174,7 @@ class ExportedMedMoe(MedMoe):
 
     def encode_pixels(self, pixel_values: Tensor) -> Tensor:
         """Return the vision features (N, P, W) of what `pixel_values` gives."""
-        parts = pixel_values.split(self._batch_size)
+        parts = pixel_values.split(self.batch_size)
         return torch.cat(
             [torch.from_numpy(self.model.vision([p.numpy()])[0].copy()) for p in parts]
         )

@@ -68,19 +68,25 @@ def ffn_inputs(model: Any, layers: Sequence[int]) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def forced_expert(model: nn.Module, expert: int) -> Iterator[None]:
+def forced_expert(model: nn.Module, expert: int | Sequence[int | None]) -> Iterator[None]:
     """Send every token of every MoE layer to one domain expert.
 
     The expert gets the weight that the router gave to those it chose, so that what changes is
     which expert answers and not how much it counts. The meta expert goes on as before.
 
+    Args:
+        expert: For all rows of the batch, or one for each; None leaves a row to the router.
+
     Raises:
         MedMoeError: The model has no MoE layer.
     """
+    experts = [expert] if isinstance(expert, int) else expert
+    forced_B11 = torch.tensor([-1 if e is None else e for e in experts])[:, None, None]
 
     def force(module: nn.Module, args: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         logits_BSE, weights_BSK, index_BSK = output
-        return logits_BSE, weights_BSK, torch.full_like(index_BSK, expert)
+        wanted_B11 = forced_B11.to(index_BSK.device)
+        return logits_BSE, weights_BSK, torch.where(wanted_B11 < 0, index_BSK, wanted_B11)
 
     blocks = blocks_of(model).values()
     with hooked(block.gate.register_forward_hook(force) for block in blocks):
@@ -88,15 +94,19 @@ def forced_expert(model: nn.Module, expert: int) -> Iterator[None]:
 
 
 @contextmanager
-def meta_expert_off(model: nn.Module) -> Iterator[None]:
+def meta_expert_off(model: nn.Module, rows: Sequence[bool] = (True,)) -> Iterator[None]:
     """Leave the meta expert's output out of every MoE layer that has one.
+
+    Args:
+        rows: Of which rows of the batch; one for all.
 
     Raises:
         MedMoeError: The model has no MoE layer, or was made without a meta expert.
     """
+    off_B11 = torch.tensor(rows)[:, None, None]
 
     def silence(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return torch.zeros_like(output)
+        return output.masked_fill(off_B11.to(output.device), 0)
 
     experts = [block.meta_expert for block in blocks_of(model).values()]
     present = [expert for expert in experts if expert is not None]
