@@ -227,6 +227,7 @@ def test_no_hyperparameter_of_the_paper_has_a_hidden_default() -> None:
         "language_layers",
         "language_source",
         "vision_source",
+        "image_pool",
     }
     assert optional["PhaseSpec"] == {
         "batch_of",

@@ -361,7 +361,7 @@ def test_a_router_goes_over_disk_unchanged(tmp_path: Path) -> None:
     for number, router in enumerate((shared, layers)):
         folder = tmp_path / str(number)
         save_router(folder, router, (0, 2), {"phase": "phase2_router", "domains": ["ct", "mri"]})
-        assert check_input(folder, "phase2_router", "phase3_moe", "x") == folder
+        assert check_input(folder, "phase2_router", "phase3_moe", micro_recipe()) == folder
         found = load_router(folder, (0, 2), ("ct", "mri"))
         pairs = zip(found, router, strict=True) if isinstance(router, list) else [(found, router)]
         for a, b in pairs:

@@ -105,12 +105,16 @@ def test_answers_are_the_models_own(model_folder: Path, exported: Path) -> None:
         assert one[0] == pytest.approx(other[0], rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["plain experts", "dense", "past a sliding window"])
+@pytest.mark.parametrize("kind", ["plain experts", "dense", "pooled", "past a sliding window"])
 def test_other_models_answer_alike_too(kind: str, tmp_path: Path) -> None:
     """Phi's experts have biases and no gate; Gemma's prompts are longer than its window here."""
-    models = {"plain experts": lambda: moe_model("phi"), "dense": lambda: dense_model("stablelm")}
+    models = {
+        "plain experts": lambda: moe_model("phi"),
+        "dense": lambda: dense_model("stablelm"),
+        "pooled": lambda: moe_model("stablelm", pool=2),
+    }
     model = models.get(kind, test_gemma.moe)()
-    own = processor() if kind in models else test_gemma.PROCESSOR
+    own = processor(1 + (kind == "pooled")) if kind in models else test_gemma.PROCESSOR
     save_model(model, own, tmp_path / "model", {})
     export_openvino(tmp_path / "model", tmp_path / "out", "float32")
     assert_answers_alike(*pair(tmp_path / "model", tmp_path / "out"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -48,8 +49,10 @@ IMAGE_TOKENS = 16
 
 
 @lru_cache
-def processor() -> MedMoeProcessor:
-    return build_processor(train_tokenizer(TEXTS, 320), VISION, chat_template("</s>"))
+def processor(pool: int = 1) -> MedMoeProcessor:
+    return build_processor(
+        train_tokenizer(TEXTS, 320), replace(VISION, pool=pool), chat_template("</s>")
+    )
 
 
 def language_model(family: Family, vocab_size: int, width: int = WIDTH) -> Any:
@@ -91,20 +94,23 @@ def randomise(model: Any, seed: int, std: float = STD) -> Any:
     return model.eval()
 
 
-def dense_model(family: Family, width: int = WIDTH) -> MedMoeForConditionalGeneration:
+def dense_model(
+    family: Family, width: int = WIDTH, pool: int = 1
+) -> MedMoeForConditionalGeneration:
     """Return a dense model with random weights everywhere."""
     tokenizer = processor().tokenizer
     # Larger than the tokenizer, as the vocabulary of real models is.
     text = language_model(family, len(tokenizer) + 5, width)
-    return randomise(build_dense(vision_tower(), text, tokenizer, VISION, seed=4), seed=5)
+    vision = replace(VISION, pool=pool)
+    return randomise(build_dense(vision_tower(), text, tokenizer, vision, seed=4), seed=5)
 
 
 def moe_model(
-    family: Family, top_k: int = 1, router_layers: int = 1, width: int = WIDTH
+    family: Family, top_k: int = 1, router_layers: int = 1, width: int = WIDTH, pool: int = 1
 ) -> MedMoeForConditionalGeneration:
     """Return a MoE model whose experts, meta experts and routers all differ."""
     model = upcycle(
-        dense_model(family, width),
+        dense_model(family, width, pool),
         moe_layers=MOE_LAYERS,
         domains=DOMAINS,
         num_experts_per_tok=top_k,

@@ -62,6 +62,7 @@ class VisionBackbone:
         select_layer: Which hidden states the projector reads (paper: -2).
         select_strategy: ``default`` drops the class token, ``full`` keeps all (no class token).
         mean, std: Per-channel normalisation of pixels scaled to 0–1.
+        pool: n × n of its cells (patches) make one image token; 1, 2 or 3.
     """
 
     name: str
@@ -75,3 +76,27 @@ class VisionBackbone:
     select_strategy: Literal["default", "full"]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    pool: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse image tokens that do not fill the map of cells."""
+        check_pool(self.pool, self.image_size // self.patch_size)
+
+    @property
+    def image_tokens(self) -> int:
+        """How many tokens an image has."""
+        return (self.image_size // self.patch_size // self.pool) ** 2
+
+
+def check_pool(pool: int, side: int) -> None:
+    """Refuse a number of cells a side of an image token that does not part a map of that side.
+
+    Raises:
+        ConfigError: Names the largest that does.
+    """
+    if pool not in (1, 2, 3) or side % pool:
+        fits = next(n for n in (3, 2, 1) if side % n == 0)
+        raise ConfigError(
+            f"image_pool ({pool}) must be 1, 2 or 3 and divide the {side} × {side} cells of the "
+            f"vision encoder; use --set model.image_pool={fits}"
+        )

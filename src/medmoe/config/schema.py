@@ -58,6 +58,7 @@ class ModelSpec(Strict):
         language_layers: Keep only the first N decoder layers of the pretrained language model.
         language_source, vision_source: Hub id or folder to load the backbone from instead of the
             one its entry names.
+        image_pool: n × n cells of the encoder, side by side (pixel shuffle), make one image token.
         blind: Whether it never sees a picture: the blind twin of a recipe, by `train --blind`.
     """
 
@@ -73,6 +74,7 @@ class ModelSpec(Strict):
     language_layers: Positive | None = unsaid(None)
     language_source: str | None = unsaid(None)
     vision_source: str | None = unsaid(None)
+    image_pool: Literal[1, 2, 3] = unsaid(1)
     blind: bool = unsaid(False)
 
     @model_validator(mode="after")

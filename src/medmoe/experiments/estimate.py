@@ -267,7 +267,7 @@ def _flops(spec: TrainSpec, phase: PhaseName, model: Any, data: TrainData | None
         square = 2 * sample * text.hidden_size * text.num_hidden_layers
         if not values.keep_features:
             tower = sum(p.numel() for p in model.model.vision_tower.parameters())
-            encoded = 2.0 * tower * images * image
+            encoded = 2.0 * tower * images * image * config.image_pool**2
     passed = trained = float(square)
     for name, weight in model.named_parameters():
         share = next((share for piece, share in shares.items() if piece in name), 1.0)
@@ -291,8 +291,7 @@ def _shared(spec: TrainSpec, phase: PhaseName, data: TrainData | None) -> float:
 
 def _tokens(spec: TrainSpec, phase: PhaseName) -> int:
     """Return the tokens that one sample of a phase is taken to have."""
-    vision = vision_of(spec.model)
-    image = (vision.image_size // vision.patch_size) ** 2
+    image = vision_of(spec.model).image_tokens
     if PHASE_TABLE[phase].leaves == "encoder":  # as a convolution uses a weight at every place
         build, inputs = _backbone(spec, phase, 1)
         with torch.device("meta"), FlopCounterMode(display=False) as counter:

@@ -18,6 +18,7 @@ from medmoe.backbones.published import kept_notices
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import PhaseName
 from medmoe.errors import CheckpointError, ConfigError
+from medmoe.experiments.recipe import Recipe
 from medmoe.model.card import CARD
 from medmoe.model.checkpoint import provenance, read_config, verify
 from medmoe.model.committed import (
@@ -91,15 +92,15 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
     staged.replace(target)
 
 
-def check_input(directory: Path, source: PhaseName, phase: PhaseName, recipe: str) -> Path:
+def check_input(directory: Path, source: PhaseName, phase: PhaseName, recipe: Recipe) -> Path:
     """Return the model directory that a phase starts from, if it is that of the right phase.
 
     Args:
         directory: Run directory, or model directory, of ``source``; or an adapter on one.
-        recipe: CONFIG as the user named it, for the line that says what to run.
+        recipe: What the phase is of, named in the line that says what to run.
 
     Raises:
-        ConfigError: There is nothing, or it is of another phase.
+        ConfigError: There is nothing, or it is of another phase or ``image_pool``.
         CheckpointError: It is damaged.
     """
     model = model_of(directory)
@@ -108,7 +109,7 @@ def check_input(directory: Path, source: PhaseName, phase: PhaseName, recipe: st
     elif not (model / MANIFEST).is_file():
         raise ConfigError(
             f"{phase} starts from {source}, which {directory} does not hold; run `medmoe train "
-            f"{recipe} --phase {source}` first, or use --set starts.{source}=RUN_DIRECTORY"
+            f"{recipe.name} --phase {source}` first, or use --set starts.{source}=RUN_DIRECTORY"
         )
     else:
         check_files(model, read_manifest(model, _FIX), _FIX)
@@ -123,6 +124,12 @@ def check_input(directory: Path, source: PhaseName, phase: PhaseName, recipe: st
         raise ConfigError(
             f"{phase} starts from {source}, but {directory} is of {found or 'no known phase'}; "
             f"use --set starts.{source}=RUN_DIRECTORY with one of {source}"
+        )
+    wanted = recipe.spec.model.image_pool
+    if leaves in ("dense", "moe") and (own := read_config(model).image_pool) != wanted:
+        raise ConfigError(
+            f"{directory} was trained with image_pool {own}, the recipe has {wanted}; "
+            f"use --set model.image_pool={own}"
         )
     return model
 

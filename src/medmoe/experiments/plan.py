@@ -112,7 +112,7 @@ def plan_train(
         if not (plan.resume and is_finished(out / phase)):
             for source in spec.inputs(phase):
                 if source not in chosen or source == phase:
-                    check_input(plan.where(source, phase), source, phase, recipe.name)
+                    check_input(plan.where(source, phase), source, phase, recipe)
     return plan
 
 

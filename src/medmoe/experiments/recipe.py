@@ -36,7 +36,7 @@ from medmoe.evaluation.tasks import task_spec
 from medmoe.model.checkpoint import provenance, read_config
 from medmoe.model.efficientnet_lite import EfficientNetLiteConfig
 from medmoe.model.locate import find_model
-from medmoe.model.pretrained import language_of
+from medmoe.model.pretrained import language_of, vision_of
 
 STANDARD = "standard"
 
@@ -113,6 +113,8 @@ def load_recipe(
         run = spec.run.model_copy(update={"precision": "bf16" if has_bf16() else "float32"})
         spec = spec.model_copy(update={"run": run})
     _check_sides(spec, vision_backbone(spec.model.vision_encoder))
+    if spec.model.vision_source is None:  # a folder is checked when it is read
+        vision_of(spec.model)
     check_depth(spec.model)
     return Recipe(name, spec, split, preset)
 
@@ -279,6 +281,7 @@ def origin_settings(recipe: Recipe, model: Path, phases: Sequence[str]) -> list[
         )
     goes_on = config.moe_layers or chosen[0] in ("phase1_alignment", "phase2_instruction")
     values: dict[str, Any] = {f"phases.{p}": None for p in spec.phases if p not in chosen}
+    values["model.image_pool"] = config.image_pool
     values[f"starts.{chosen[0] if goes_on else 'phase2_instruction'}"] = str(
         model if model.exists() else folder
     )
@@ -333,9 +336,10 @@ def twin_key(recipe: Recipe) -> str | None:
         return None
     config, model, watched = spec.model_dump(mode="json"), spec.model, spec.validation
     run, layers = config["run"], [model.language_layers] if model.language_layers else []
+    pool = [model.image_pool] if model.image_pool > 1 else []
     return config_hash(
         {
-            "image": (model.vision_encoder, model.vision_source),
+            "image": (model.vision_encoder, model.vision_source, *pool),
             "language": (model.language_model, model.language_source, *layers),
             "run": [run[name] for name in ("precision", "group_by_length", "answers_only")],
             **{name: config[name] for name in ("vocab_size", "max_length", "data", "phases")},

@@ -118,7 +118,7 @@ def _run_phase(
     spec, out = plan.recipe.spec, plan.out / phase
     values = spec.phases[phase]
     inputs = {
-        name: check_input(plan.where(name, phase), name, phase, plan.recipe.name)
+        name: check_input(plan.where(name, phase), name, phase, plan.recipe)
         for name in spec.inputs(phase)
     }
     hashes = data.hashes(phase)

@@ -65,7 +65,8 @@ def attribute(engine: MedMoe, pixel_values: Tensor, question: str, answer: str) 
     Args:
         pixel_values: (1, 3, H, W), as `MedMoe.pixel_values` gives them.
     """
-    regions = region_masks(pixel_values, engine.model.config.vision_config.patch_size)
+    config = engine.model.config
+    regions = region_masks(pixel_values, config.vision_config.patch_size * config.image_pool)
     asked = (question, answer)
     none, all_of_them = torch.zeros_like(regions[:1]), torch.ones_like(regions[:1])
     masks = torch.cat([none, all_of_them, regions, ~regions])
@@ -79,11 +80,11 @@ def attribute(engine: MedMoe, pixel_values: Tensor, question: str, answer: str) 
     return Attribution(tuple(tuple(row) for row in rows), deletion)
 
 
-def region_masks(pixel_values: Tensor, patch_size: int) -> Tensor:
-    """Return (R, H, W) bool: the regions, each some whole patches, row by row."""
+def region_masks(pixel_values: Tensor, token_side: int) -> Tensor:
+    """Return (R, H, W) bool: the regions, row by row, each some whole image tokens of that side."""
     height, width = pixel_values.shape[-2:]
-    patches = max(1, height // patch_size)
-    cells = max(c for c in range(1, min(MAX_CELLS, patches) + 1) if patches % c == 0)
+    tokens = max(1, height // token_side)
+    cells = max(c for c in range(1, min(MAX_CELLS, tokens) + 1) if tokens % c == 0)
     rows = (torch.arange(height) * cells).div(height, rounding_mode="floor")
     columns = (torch.arange(width) * cells).div(width, rounding_mode="floor")
     index = rows[:, None] * cells + columns

@@ -31,6 +31,7 @@ from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.domain_check import DomainCheck
 from medmoe.model.export import CHECK, LANGUAGE, VISION, openvino_core
 from medmoe.model.locate import EXPORT, read_json
+from medmoe.model.modeling_medmoe import pool_cells
 
 _VARIABLE = re.compile(r"\.(\d+)\.(?:.*\.)?(keys|values)")
 
@@ -202,7 +203,8 @@ class ExportedMedMoe(MedMoe):
         """Return the logits (B, K, V) behind the wanted positions (B, K)."""
         patches = torch.zeros(*ids.shape, self.model.facts["width"])
         if vision is not None:
-            patches[ids == self.processor.image_token_id] = vision.flatten(0, 1).float()
+            tokens = pool_cells(vision, self.model.config.image_pool)
+            patches[ids == self.processor.image_token_id] = tokens.flatten(0, 1).float()
         out = cache.infer(
             {
                 "input_ids": ids.numpy(),

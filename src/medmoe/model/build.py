@@ -42,7 +42,7 @@ def build_processor(
     return MedMoeProcessor(
         image_processor=square_image_processor(vision.image_size, vision.mean, vision.std),
         tokenizer=tokenizer,
-        patch_size=vision.patch_size,
+        patch_size=vision.patch_size * vision.pool,  # of what one image token stands for
         vision_feature_select_strategy=vision.select_strategy,
         chat_template=chat_template,
         image_token=IMAGE_TOKEN,
@@ -133,7 +133,8 @@ def pair_config(
     return MedMoeConfig(
         vision_config=vision_config.to_dict(),
         text_config=dict(text),
-        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+        image_seq_length=vision.image_tokens,
+        image_pool=vision.pool,
         vision_feature_layer=vision.select_layer,
         vision_feature_select_strategy=vision.select_strategy,
         tie_word_embeddings=text["tie_word_embeddings"],

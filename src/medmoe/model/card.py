@@ -84,10 +84,11 @@ def licence_in(folder: Path) -> str | None:
 
 def _shape(model: MedMoeForConditionalGeneration, base: Mapping[str, Any]) -> dict[str, str]:
     config = model.config
+    cells = f", each of {n} × {n} cells" if (n := config.image_pool) > 1 else ""
     rows = {
         "language model": _origin(base.get("language_model"), config.text_config),
         "vision encoder": _origin(base.get("vision_encoder"), config.vision_config),
-        "image tokens": f"{config.image_seq_length:,}",
+        "image tokens": f"{config.image_seq_length:,}{cells}",
         "parameters in all": f"{total_parameters(model):,}",
         "activated per token": f"{activated_parameters(model):,}",
     }

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import LlavaConfig
 
+from medmoe.backbones.spec import check_pool
 from medmoe.domains import DOMAINS
 from medmoe.errors import ConfigError
 
@@ -28,6 +29,7 @@ class MedMoeConfig(LlavaConfig):
         domain_check: The limits of `DomainCheck`, ``missing`` for why there are none, and what it
             was ``measured`` on; None for a model whose router was taught without one.
         lm_head_bias: Whether the output head has a bias (phi-2 has one).
+        image_pool: n × n cells of the encoder make one image token: 1, 2 or 3.
     """
 
     model_type = "medmoe"
@@ -40,12 +42,14 @@ class MedMoeConfig(LlavaConfig):
     meta_expert: bool = True
     domain_check: dict[str, Any] | None = None
     lm_head_bias: bool = False
+    image_pool: int = 1
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill the defaults and check the rules between the fields."""
         # Here, not in @strict's own checks: a user must see one line with the fix.
         _whole_number("num_experts_per_tok", self.num_experts_per_tok)
         _whole_number("router_layers", self.router_layers)
+        _whole_number("image_pool", self.image_pool)
         if type(self.meta_expert) is not bool:
             raise ConfigError(
                 f"meta_expert ({self.meta_expert!r}) must be true or false; "
@@ -83,6 +87,19 @@ class MedMoeConfig(LlavaConfig):
             raise ConfigError(
                 f"router_layers ({self.router_layers}) must be 1, 2 or 3; "
                 f"use --set model.router_layers=1"
+            )
+        if self.image_pool != 1:
+            self._check_pool(self.image_pool, self.vision_config)
+
+    def _check_pool(self, pool: int, vision: Any) -> None:
+        side = vision.image_size // vision.patch_size
+        check_pool(pool, side)
+        tokens, cells = (side // pool) ** 2, self.vision_feature_select_strategy == "default"
+        if self.image_seq_length != tokens or (vision.model_type.startswith("clip") and not cells):
+            raise ConfigError(
+                f"image_pool ({pool}) makes {tokens} tokens of {side} × {side} cells: set "
+                f"image_seq_length to that, and leave CLIP's class token out by "
+                "vision_feature_select_strategy 'default'"
             )
 
 

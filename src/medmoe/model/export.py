@@ -73,7 +73,8 @@ class LanguageGraph(nn.Module):
 
         Args:
             input_ids: (B, S) int64.
-            vision_features: (B, S, W): of each image placeholder its patch, anything elsewhere.
+            vision_features: (B, S, W): of each image placeholder its cells, as `pool_cells` lays
+                them side by side; anything elsewhere.
             attention_mask: (B, L + S) int64, 0 on padding.
             position_ids: (B, S) int64.
             wanted: (B, K) int64: the positions among the S whose logits are wanted.
@@ -83,7 +84,7 @@ class LanguageGraph(nn.Module):
             MoE layers ``router_logits`` (layers, B, S, E).
         """
         model = self.inner.model
-        image = model.multi_modal_projector(vision_features)
+        image = model.multi_modal_projector.project(vision_features)
         words = model.get_input_embeddings()(input_ids)
         shown = (input_ids == self.config.image_token_id)[..., None]
         decided: list[Tensor] = []

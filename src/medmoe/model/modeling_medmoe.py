@@ -8,6 +8,7 @@ serve ours (a placeholder beyond the vocabulary, StableLM's keywords). One class
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,6 +79,45 @@ def pass_keywords(layer: Any) -> None:
     """Make a stock StableLM layer hand its keywords on; any other layer is left as it is."""
     if type(layer) is stock.StableLmDecoderLayer:
         layer.__class__ = StableLmDecoderLayer
+
+
+def pool_cells(features: Tensor, pool: int) -> Tensor:
+    """Return image tokens (N, P / n², n² · D): the states of n × n cells side by side.
+
+    Pixel shuffle, as nanoVLM has it. Tokens, and cells in a token, go in rows from the upper left.
+
+    Args:
+        features: (N, P, D), cells of a square map in rows.
+        pool: n, which divides the map's side; 1 takes states of any number as they are.
+    """
+    if pool == 1:
+        return features
+    count, cells, width = features.shape
+    rows = math.isqrt(cells) // pool
+    split = features.reshape(count, rows, pool, rows, pool, width)
+    return split.transpose(2, 3).reshape(count, rows**2, pool**2 * width)
+
+
+class Projector(LlavaMultiModalProjector):
+    """Llava's projector, on image tokens of one or several cells (``image_pool``)."""
+
+    linear_1: nn.Linear
+
+    def __init__(self, config: MedMoeConfig) -> None:
+        super().__init__(config)
+        self.pool, first = config.image_pool, self.linear_1
+        if self.pool > 1:
+            width = first.in_features * self.pool**2
+            self.linear_1 = nn.Linear(width, first.out_features, first.bias is not None)
+
+    def forward(self, image_features: Tensor) -> Tensor:
+        """Return the language model's image tokens (N, P / n², D) of cells (N, P, D_vision)."""
+        return self.project(pool_cells(image_features, self.pool))
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Return what becomes of tokens (…, n² · D_vision), as `pool_cells` gives them."""
+        projected: Tensor = super().forward(tokens)
+        return projected
 
 
 #: Marks the positions of ``labels`` that no loss is computed on, everywhere in transformers.
@@ -151,7 +191,7 @@ class MedMoeModel(_MedMoePreTrained, LlavaModel):
         # differs from Llava: the chosen layers' FFNs are swapped before weights are initialised.
         super(LlavaModel, self).__init__(config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
-        self.multi_modal_projector = LlavaMultiModalProjector(config)
+        self.multi_modal_projector = Projector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         embed_placeholder(self.language_model.get_input_embeddings(), config.image_token_id)
         for layer in self.language_model.layers:
@@ -183,7 +223,7 @@ class MedMoeModel(_MedMoePreTrained, LlavaModel):
         """Return token embeddings (B, S, D) with the projected image in the placeholders' place.
 
         Args:
-            input_ids: (B, S) int64, with one image placeholder per image patch.
+            input_ids: (B, S) int64, with one placeholder per image token.
             vision_features: (N, P, D_vision), all images of the batch in order, as
                 `encode_images` gives them; None for text only.
         """

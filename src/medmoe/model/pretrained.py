@@ -63,15 +63,16 @@ def vision_of(spec: ModelSpec) -> VisionBackbone:
     class token (SigLIP) keeps all of them.
 
     Raises:
-        ConfigError: The folder cannot be read, is no vision encoder, or names no normalisation.
+        ConfigError: The folder cannot be read, is no vision encoder, or names no normalisation, or
+            its map of cells cannot be parted into image tokens.
     """
     entry, where = vision_backbone(spec.vision_encoder), spec.vision_source
     if spec.blind:
         return blinded(vision_of(spec.model_copy(update={"blind": False})))
     if where is None:
-        return entry
+        return replace(entry, pool=spec.image_pool)
     if file_of(where, ".pth") is not None:  # weights alone: their shape is the entry's
-        return replace(entry, **_named(where))
+        return replace(entry, **_named(where), pool=spec.image_pool)
     _, extra = _origin(entry, where, "vision_source")
     whole = _config(where, extra, "vision_source")
     config = getattr(whole, "vision_config", whole)
@@ -110,6 +111,7 @@ def vision_of(spec: ModelSpec) -> VisionBackbone:
         select_strategy="default" if more else "full",
         mean=mean,
         std=std,
+        pool=spec.image_pool,
     )
 
 

@@ -212,7 +212,7 @@ def _hidden_states(model: Any, batch: int, context: int) -> Tensor:
     """Return the states (B, S, D) of images that are encoded, and packed questions behind them."""
     inner, patches = model.model, model.config.image_seq_length
     projector = inner.multi_modal_projector
-    image = projector(
+    image = projector.project(
         torch.empty(batch, patches, projector.linear_1.in_features, dtype=model.dtype)
     )
     embeds = inner.get_input_embeddings()(torch.zeros(batch, context, dtype=torch.int64))
