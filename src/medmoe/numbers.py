@@ -40,3 +40,14 @@ def probability(value: float) -> str:
     if 0.995 <= value < 1:
         return "> 99 %"
     return "< 1 %" if 0 < value < 0.005 else f"{100 * value:.0f} %"
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time as ``14 s``, ``5 min``, ``9 h`` or ``3 days``; a question mark for none."""
+    if seconds is None:
+        return "?"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:,.0f} h" if seconds < 172_800 else f"{seconds / 86_400:,.0f} days"

@@ -8,7 +8,7 @@ from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 
-from medmoe.cli.console import tell, tell_pieces
+from medmoe.cli.console import asking_bar, tell, tell_pieces
 from medmoe.cli.main import main
 
 TEXT = "The left lung shows a consolidation of the lower lobe, without an effusion."
@@ -79,3 +79,18 @@ def test_help_and_errors_are_broken_at_words_too(
     assert max(map(len, on_screen.splitlines())) < 50  # names of verbs and flags stay whole
     main(words)
     assert on_screen.split() == "".join(capsys.readouterr()).split()
+
+
+def test_how_long_the_questions_take_is_said_once_by_those_answered_now(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([5.0, 6.0, 7.0, 9.0, 10.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    with asking_bar(1000) as update:
+        update("known", 40, 40)  # by an earlier start
+        update("vqa", 10, 60)
+        assert capsys.readouterr().err == ""
+        update("vqa", 30, 60)
+        update("vqa", 60, 60)
+        update("vqa, blank", 0, 60)
+    assert capsys.readouterr().err == "1,000 questions in all: about 46 s left\n"

@@ -90,7 +90,12 @@ def test_pairs_and_calibration_are_asked_kept_printed_and_shown(
     words = ["--task", "phantom_vqa", "--task", "phantom_classification", "--limit", "24"]
     words += ["--pairs", "all", "--calibrate", "validation", "--out", str(out)]
     assert main(["eval", str(model), *words]) == 0
-    printed = capsys.readouterr().out
+    printed, told = capsys.readouterr()
+    in_all = sum(
+        len(file.read_text(encoding="utf-8").splitlines()) for file in out.rglob("*.jsonl")
+    )
+    assert told.count("about") == 1
+    assert f"{in_all} questions in all: about " in told
     for word in ("negated", "The same in other words", "Calibration: ", "Abstention: "):
         assert word in printed
     prose = ("  - ", "asked ")  # wrapped by the terminal
@@ -112,7 +117,7 @@ def test_pairs_and_calibration_are_asked_kept_printed_and_shown(
     assert main(["eval", str(model), *words, "--json", str(tmp_path / "again.json")]) == 0
     again = json.loads((tmp_path / "again.json").read_text(encoding="utf-8"))
     assert (again["asked"], again["pairs"]) == (0, before)
-    capsys.readouterr()
+    assert "questions in all" not in capsys.readouterr().err
 
 
 def test_data_without_the_tasks_file_names_the_file(

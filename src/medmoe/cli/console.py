@@ -10,11 +10,12 @@ import re
 import shutil
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from medmoe.numbers import probability
+from medmoe.numbers import duration, probability
 from medmoe.processes import is_main
 
 if TYPE_CHECKING:
@@ -92,8 +93,12 @@ def _width(file: TextIO) -> int:
 
 
 @contextmanager
-def asking_bar() -> Iterator[Callable[[str, int, int], None]]:
+def asking_bar(in_all: int = 0) -> Iterator[Callable[[str, int, int], None]]:
     """Show a bar on the terminal's error stream, one line for each task and control.
+
+    Args:
+        in_all: Questions of all tasks and controls: once the first are answered a line says, in a
+            log too, about how long the others will take; 0 for no such line.
 
     Yields:
         What is told how many of how many questions of a task are answered.
@@ -110,6 +115,8 @@ def asking_bar() -> Iterator[Callable[[str, int, int], None]]:
 
     console = Console(stderr=True)
     lines: dict[str, TaskID] = {}
+    answered: dict[str, int] = {}
+    since = 0.0
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -120,9 +127,18 @@ def asking_bar() -> Iterator[Callable[[str, int, int], None]]:
     with Progress(*columns, console=console, disable=hidden) as progress:
 
         def update(name: str, done: int, total: int) -> None:
+            nonlocal in_all, since
             if name not in lines:
                 lines[name] = progress.add_task(name, total=total)
             progress.update(lines[name], completed=done)
+            new, answered[name] = done - answered.get(name, done), done
+            left, now = in_all - sum(answered.values()), time.perf_counter()
+            if new > 0 and left > 0 and is_main():
+                seconds = left * (now - since) / new
+                text = f"{in_all:,} questions in all: about {duration(seconds)} left"
+                console.print(text, highlight=False, soft_wrap=True)
+                in_all = 0
+            since = now
 
         yield update
 

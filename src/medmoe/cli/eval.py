@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.evaluation.ask.controls import CONTROLS
     from medmoe.evaluation.ask.corruptions import CORRUPTIONS, SEVERITIES
     from medmoe.evaluation.ask.plan import EvalPlan, check_names
-    from medmoe.evaluation.evaluate import evaluate
+    from medmoe.evaluation.evaluate import evaluate, questions_of
     from medmoe.evaluation.pairs.rewriting import PAIRS
     from medmoe.evaluation.protocols import ALL_PROTOCOLS
     from medmoe.training.saving.run_dir import git_commit
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     )
     for note in other.notes if other and is_main() else ():
         print(note, flush=True)
-    with flags.alone_in(args.out), asking_bar() as update:
+    with flags.alone_in(args.out), asking_bar(questions_of(plan)) as update:
         summary = evaluate(plan, update)
     if not is_main():  # of several processes one speaks
         return 0

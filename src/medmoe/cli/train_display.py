@@ -22,6 +22,7 @@ from medmoe.config.schema import PhaseName
 from medmoe.evaluation.pages.sections.router import router_lines
 from medmoe.experiments.outlook import Outlook
 from medmoe.experiments.plan import TrainPlan
+from medmoe.numbers import duration
 from medmoe.training.meter import Measured, Validated
 
 _BAR = "▏▎▍▌▋▊▉█"
@@ -161,7 +162,7 @@ class Display(ExitStack):
         left = self._outlook.seconds_left() if self._outlook is not None else None
         if self._outlook is None or left is None:
             return ""
-        return f"whole run {100 * self._outlook.share():.0f} %, about {_duration(left)} left"
+        return f"whole run {100 * self._outlook.share():.0f} %, about {duration(left)} left"
 
 
 def facts(point: Measured) -> str:
@@ -209,13 +210,13 @@ def show_plan(name: str, plan: dict[str, Any]) -> None:
             f"{row['frozen']:,}",
             f"{row['steps']:,}" if row["steps"] else "?",
             f"{row['memory_gib']:,.1f} GiB",
-            _duration(row["seconds"]),
+            duration(row["seconds"]),
         )
         for phase, row in plan["phases"].items()
     ]
     times = [row["seconds"] for row in plan["phases"].values()]
     whole = None if None in times else sum(times)
-    rows.append(("all", "", "", "", "", _duration(whole)))
+    rows.append(("all", "", "", "", "", duration(whole)))
     Screen().draw("", ("phase", "trainable", "frozen", "steps", "memory", "time"), rows)
     for phase, row in plan["phases"].items():
         kept = f"checkpoints, model and features take {row['disk_gib']:,.2f} GiB of the disk"
@@ -224,13 +225,3 @@ def show_plan(name: str, plan: dict[str, Any]) -> None:
     for line in plan["notes"]:
         console.print(f"  - {line}", highlight=False, markup=False)
     console.print(FOOTER)
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "?"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:,.0f} h" if seconds < 172_800 else f"{seconds / 86_400:,.0f} days"

@@ -44,6 +44,20 @@ from medmoe.model.checkpoint import identity, provenance, read_config
 from medmoe.processes import from_main, is_main
 
 
+def questions_of(plan: EvalPlan) -> int:
+    """Return how many questions are asked in all, of controls, pairs and the blind twin too.
+
+    Raises:
+        ConfigError: A task has no protocol.
+    """
+    times = 1 + (plan.twin is not None) + len(plan.controls)
+    times += len(plan.corruptions) * len(plan.severities)
+    parts = parts_of(plan)
+    other = [len(rewritten(task.records, kind)) for task in parts for kind in plan.pairs]
+    other += [len(task.records) for task in plan.calibration.values()]
+    return times * sum(len(task.records) for task in parts) + sum(other)
+
+
 def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
     """Ask, score and write everything; return the object of ``summary.json``.
 
