@@ -211,6 +211,8 @@ def test_what_is_the_papers_is_not_named_in_the_resolved_recipe() -> None:
     assert "trains" not in check(PhaseSpec, PHASE, "x").model_dump(mode="json")
     changed = check(ModelSpec, MODEL | {"meta_expert": False}, "x").model_dump(mode="json")
     assert changed == MODEL | {"meta_expert": False}
+    by_picture = check(ModelSpec, MODEL | {"routing": "image"}, "x").model_dump(mode="json")
+    assert by_picture == MODEL | {"routing": "image"}
 
 
 def test_no_hyperparameter_of_the_paper_has_a_hidden_default() -> None:
@@ -222,6 +224,7 @@ def test_no_hyperparameter_of_the_paper_has_a_hidden_default() -> None:
     # The paper's: a meta expert, and the parts that train; backbones from where their entry says.
     assert optional["ModelSpec"] == {
         "meta_expert",
+        "routing",
         "experts",
         "blind",
         "language_layers",

@@ -51,7 +51,7 @@ def test_every_family_has_every_ablation() -> None:
     # The embedded pictures show four domains: there is none of ultrasound to train an expert on.
     wanted -= {"tiny_phantom_experts6"}
     ours = ("tiny_phantom", "tiny_real", "small_real", "small_real_disjoint")
-    wanted |= {f"{family}_per_domain" for family in ours}
+    wanted |= {f"{family}_{own}" for family in ours for own in ("per_domain", "image_routing")}
     wanted |= {f"small_real_layers{count}" for count in (9, 12, 15)}
     assert wanted <= set(NAMES)
     ranks = {

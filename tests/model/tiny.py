@@ -106,7 +106,12 @@ def dense_model(
 
 
 def moe_model(
-    family: Family, top_k: int = 1, router_layers: int = 1, width: int = WIDTH, pool: int = 1
+    family: Family,
+    top_k: int = 1,
+    router_layers: int = 1,
+    width: int = WIDTH,
+    pool: int = 1,
+    routing: str = "token",
 ) -> MedMoeForConditionalGeneration:
     """Return a MoE model whose experts, meta experts and routers all differ."""
     model = upcycle(
@@ -115,6 +120,7 @@ def moe_model(
         domains=DOMAINS,
         num_experts_per_tok=top_k,
         router_layers=router_layers,
+        routing=routing,
     )
     return randomise(model, seed=6)
 

@@ -53,6 +53,7 @@ class ModelSpec(Strict):
         router_layers: Depth of the router MLP.
         upcycle_init: ``copy`` (paper) or ``function_preserving`` (ours).
         meta_expert: Whether the MoE layers have the always-on meta expert (paper, Table 5).
+        routing: ``token`` (paper), or ``image``: its picture decides for a whole conversation.
         experts: ``copies``: all start as the phase-2 FFN and specialise by routing; ``per_domain``:
             phase 3a first tunes each on the records of its own domain (the paper's other reading).
         language_layers: Keep only the first N decoder layers of the pretrained language model.
@@ -70,6 +71,7 @@ class ModelSpec(Strict):
     router_layers: Annotated[int, Field(ge=1, le=3)]
     upcycle_init: Literal["copy", "function_preserving"]
     meta_expert: bool = unsaid(True)
+    routing: Literal["token", "image"] = unsaid("token")
     experts: Literal["copies", "per_domain"] = unsaid("copies")
     language_layers: Positive | None = unsaid(None)
     language_source: str | None = unsaid(None)

@@ -335,6 +335,11 @@ class TrainSpec(Strict):
             raise ValueError("phase 0 trains a tokenizer, so vocab_size is missing; add it")
         if "phase2_router" in self.phases and self.router is None:
             raise ValueError("phase2_router needs the group router (labels, loss, per_layer)")
+        if self.model.routing == "image" and self.router is not None and self.router.per_layer:
+            raise ValueError(
+                "with model.routing image the first MoE layer's router decides for all; "
+                "use --set router.per_layer=false"
+            )
         return self
 
     def inputs(self, phase: PhaseName) -> tuple[PhaseName, ...]:

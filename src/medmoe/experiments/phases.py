@@ -308,6 +308,7 @@ def _upcycled(job: Job) -> tuple[MedMoeForConditionalGeneration, Any]:
         router=router,
         router_layers=model.router_layers,
         meta_expert=model.meta_expert,
+        routing=model.routing,
         seed=job.plan.seed,
     )
     if "phase3_experts" in job.inputs:

@@ -286,7 +286,8 @@ def origin_settings(recipe: Recipe, model: Path, phases: Sequence[str]) -> list[
         model if model.exists() else folder
     )
     if config.moe_layers:
-        for name in ("moe_layers", "num_experts_per_tok", "router_layers", "meta_expert"):
+        shape = ("moe_layers", "num_experts_per_tok", "router_layers", "meta_expert", "routing")
+        for name in shape:
             values[f"model.{name}"] = getattr(config, name)
     for part, known in (facts.get("base_model") or {}).items():
         if known.get("name"):

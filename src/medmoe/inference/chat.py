@@ -318,7 +318,9 @@ class ChatBatch:
             for layer in self._cache.layers
         )
         ids = (*row.ids, *row.said)[: len(columns)]
-        self._kept.keep(Prefix(ids, row.pictures, row.routings, states))
+        pictured = getattr(self._cache, "pictured", None)
+        chosen = None if pictured is None else pictured[place : place + 1]
+        self._kept.keep(Prefix(ids, row.pictures, row.routings, states, chosen))
 
     def _take_in(self, rows: list[ChatRow], cache: Any, mask: Tensor, logits: Tensor) -> None:
         """Put rows that have been read beside those that are there."""
@@ -329,6 +331,8 @@ class ChatBatch:
         for mine, new in zip(self._cache.layers, cache.layers, strict=True):
             mine.keys = torch.cat([_widened(mine.keys, length), _widened(new.keys, length)])
             mine.values = torch.cat([_widened(mine.values, length), _widened(new.values, length)])
+        if hasattr(cache, "pictured"):
+            self._cache.pictured = torch.cat([self._cache.pictured, cache.pictured])
         self._mask = torch.cat([_left_padded(self._mask, length), _left_padded(mask, length)])
         self._logits = torch.cat([self._logits, logits])
         self.rows = self.rows + rows
@@ -348,6 +352,8 @@ class ChatBatch:
         for layer in self._cache.layers:
             layer.keys = layer.keys[index, :, unused:]
             layer.values = layer.values[index, :, unused:]
+        if hasattr(self._cache, "pictured"):
+            self._cache.pictured = self._cache.pictured[index]
 
     def _forward(self, tokens: Tensor) -> None:
         positions = self._mask.sum(-1, keepdim=True)
@@ -363,6 +369,8 @@ def _take_over(known: Sequence[Prefix], cache: Any) -> Tensor:
             torch.cat([_widened(s, length) for s in kind]) for kind in zip(*states, strict=True)
         )
         cache.update(keys, values, number)
+    if chosen := [prefix.pictured for prefix in known if prefix.pictured is not None]:
+        cache.pictured = torch.cat(chosen)
     mask = [[0] * (length - len(prefix.ids)) + [1] * len(prefix.ids) for prefix in known]
     return torch.tensor(mask, dtype=torch.long).reshape(len(known), length)
 

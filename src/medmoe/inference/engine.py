@@ -291,6 +291,7 @@ class MedMoe:
         """
         out = self.model(
             inputs_embeds=self.model.model.embed(ids, vision),
+            picture_tokens=ids == self.processor.image_token_id,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
@@ -382,7 +383,9 @@ class MedMoe:
         ids, mask = self.left_padded(prompts)
         vision = features[rows].to(self.model.device) if rows and features is not None else None
         with self.routed(ids, vision, experts=experts) as routings:
-            generated = self._generated(self.model.model.embed(ids, vision), mask)
+            shown = ids == self.processor.image_token_id
+            embedded = self.model.model.embed(ids, vision)
+            generated = self._generated(embedded, mask, picture_tokens=shown)
         told = iter(routings)
         own = [list(islice(told, max(1, len(images)))) for images, _ in batch]
         return list(map(_answer, *generated, own))
@@ -405,6 +408,8 @@ class MedMoe:
             )
         places = [images.index(row) for row in rows]
         cache.batch_select_indices(torch.tensor(places, device=self.model.device))
+        if hasattr(cache, "pictured"):
+            cache.pictured = cache.pictured[places]
         tails, seen = self.left_padded([prompt[len(prefix) :] for prompt in prompts])
         ids = torch.cat([ids[places], tails], dim=1)
         mask = torch.cat([torch.ones_like(ids[:, : len(prefix)]), seen], dim=1)
@@ -414,7 +419,7 @@ class MedMoe:
         return list(map(_answer, *generated, [[of_images[place]] for place in places]))
 
     def _generated(
-        self, embedded: Tensor, mask: Tensor, **cache: Any
+        self, embedded: Tensor, mask: Tensor, **inputs: Any
     ) -> tuple[list[str], list[float], list[bool]]:
         """Return the answers to embedded prompts (B, S, D), their confidences, which were cut."""
         chosen, tokenizer = ChosenTokens(), self.processor.tokenizer
@@ -424,7 +429,7 @@ class MedMoe:
             max_new_tokens=room_for(self.max_new_tokens, mask.shape[1], self.limit),
             do_sample=False,
             logits_processor=LogitsProcessorList([chosen]),
-            **cache,
+            **inputs,
         )
         texts = tokenizer.batch_decode(sequences, skip_special_tokens=True)
         confidences, cut = chosen.told(sequences, [tokenizer.eos_token_id])

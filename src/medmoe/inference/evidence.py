@@ -137,6 +137,7 @@ def candidates(
     ids, mask = engine.left_padded([prompt])
     out = engine.model.generate(
         inputs_embeds=engine.model.model.embed(ids, features),
+        picture_tokens=ids == engine.processor.image_token_id,
         attention_mask=mask,
         max_new_tokens=room_for(engine.max_new_tokens, len(prompt), engine.limit),
         do_sample=False,

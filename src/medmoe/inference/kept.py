@@ -67,12 +67,14 @@ class Prefix:
         pictures: A digest of each picture's features, in order.
         routings: Of the pictures.
         states: Keys and values of every layer, (1, H, S, width) each.
+        pictured: (1, E), what the first picture decided; None where tokens are routed.
     """
 
     ids: tuple[int, ...] = ()
     pictures: tuple[bytes, ...] = ()
     routings: tuple[Routing | None, ...] = ()
     states: States = ()
+    pictured: Tensor | None = None
 
     def cut(self, tokens: int, pictures: int) -> Prefix:
         """Return its first tokens and pictures."""
@@ -81,6 +83,7 @@ class Prefix:
             self.pictures[:pictures],
             self.routings[:pictures],
             tuple((k[:, :, :tokens], v[:, :, :tokens]) for k, v in self.states),
+            self.pictured,
         )
 
     def begins(self, ids: Sequence[int], pictures: Sequence[bytes]) -> bool:
@@ -119,6 +122,8 @@ class PrefixCache:
             seen = sum(1 for _ in takewhile(_same, zip(pictures, kept.pictures, strict=False)))
             if part or seen < whole:
                 alike, whole = self._before_image(ids, min(seen, whole)), min(seen, whole)
+            if kept.pictured is not None and not whole and (pictures or kept.pictures):
+                continue  # the first picture decided how even what stands before it was read
             if alike >= max(_WORTH, len(best.ids) + 1):
                 best, source = kept.cut(alike, whole), kept
         if source is not None:

@@ -54,7 +54,8 @@ def recipe_config(spec: ModelSpec, vocab_size: int | None = None) -> MedMoeConfi
 def config_of_moe(dense: MedMoeConfig, spec: ModelSpec) -> MedMoeConfig:
     """Return the configuration of a recipe's MoE model, made from that of its dense model."""
     fields = {"moe_layers", "domains", "num_experts_per_tok", "router_layers", "meta_expert"}
-    return moe_config(dense, **spec.model_dump(mode="json", include=fields))
+    given = spec.model_dump(mode="json", include=fields)
+    return moe_config(dense, **given, routing=spec.routing)
 
 
 def dense_twin(config: MedMoeConfig) -> MedMoeConfig:

@@ -98,7 +98,7 @@ def _shape(model: MedMoeForConditionalGeneration, base: Mapping[str, Any]) -> di
             "experts per token": f"{config.num_experts_per_tok}, and the meta expert",
             "MoE layers": f"{', '.join(map(str, config.moe_layers))} "
             f"of {config.text_config.num_hidden_layers}",
-            "router": f"{config.router_layers} layer(s)",
+            "router": f"{config.router_layers} layer(s), one decision for each {config.routing}",
             "out-of-domain check": check_sentence(config.domain_check or {}),
         }
     return rows

@@ -6,7 +6,7 @@ A config without ``moe_layers`` is the dense model of phases 1 and 2: one class 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import LlavaConfig
@@ -26,6 +26,8 @@ class MedMoeConfig(LlavaConfig):
         num_experts_per_tok: k of the top-k routing, 1 to the number of domains.
         router_layers: Depth of the router MLP, 1 (paper's default) to 3.
         meta_expert: Whether a MoE layer has the always-on meta expert (paper, Table 5: without).
+        routing: ``token`` (paper), or ``image``: each row's first picture decides for all its
+            tokens and layers (`medmoe.model.moe.PictureChoice`).
         domain_check: The limits of `DomainCheck`, ``missing`` for why there are none, and what it
             was ``measured`` on; None for a model whose router was taught without one.
         lm_head_bias: Whether the output head has a bias (phi-2 has one).
@@ -40,6 +42,7 @@ class MedMoeConfig(LlavaConfig):
     num_experts_per_tok: int = 1
     router_layers: int = 1
     meta_expert: bool = True
+    routing: Literal["token", "image"] = "token"
     domain_check: dict[str, Any] | None = None
     lm_head_bias: bool = False
     image_pool: int = 1
@@ -64,6 +67,14 @@ class MedMoeConfig(LlavaConfig):
     def num_experts(self) -> int:
         """Number of domain experts in each MoE layer."""
         return len(self.domains or [])
+
+    def refuse_routing_by_picture(self, who: str) -> None:
+        """Raise a `ConfigError` of what cannot carry a picture's decision."""
+        if self.routing == "image" and self.moe_layers:
+            raise ConfigError(
+                f"{who} routes token by token, this model has routing: image; run it by the local "
+                "engine, or train one with --set model.routing=token"
+            )
 
     def _check(self) -> None:
         depth = self.text_config.num_hidden_layers

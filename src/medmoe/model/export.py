@@ -129,6 +129,7 @@ def export_openvino(source: Path, destination: Path, weights: Weights = "int8") 
     openvino, exporter = _openvino()
     check_replaceable(destination)
     model, processor = load_model(source, "float32")
+    model.config.refuse_routing_by_picture("an exported graph")
     width = model.model.multi_modal_projector.linear_1.in_features
     told = {
         "format": "openvino",

@@ -26,7 +26,7 @@ from medmoe.backbones.ffn import ffn_family
 from medmoe.errors import CheckpointError, ConfigError
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.domain_check import DomainCheck
-from medmoe.model.moe import MoeBlock
+from medmoe.model.moe import MoeBlock, PictureChoice
 
 
 class PlaceholderEmbedding(nn.Embedding):
@@ -196,9 +196,14 @@ class MedMoeModel(_MedMoePreTrained, LlavaModel):
         embed_placeholder(self.language_model.get_input_embeddings(), config.image_token_id)
         for layer in self.language_model.layers:
             pass_keywords(layer)
+        self.picture = (
+            PictureChoice(config) if config.moe_layers and config.routing == "image" else None
+        )
         for index in config.moe_layers or []:
             layer = self.language_model.layers[index]
             layer.mlp = MoeBlock(config, meta_expert=layer.mlp, family=ffn_family(layer.mlp))
+            layer.mlp.gate.picture = self.picture
+            layer.mlp.gate.decides = index == min(config.moe_layers or [])
         self.post_init()
         if config.moe_layers:  # where asked for (``ep_size``), each process holds whole experts
             experts = self.language_model.layers[config.moe_layers[0]].mlp.experts
@@ -239,16 +244,22 @@ class MedMoeModel(_MedMoePreTrained, LlavaModel):
         self,
         input_ids: Tensor | None = None,
         vision_features: Tensor | None = None,
+        picture_tokens: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run Llava's forward; ``vision_features`` stands for ``pixel_values`` already encoded."""
+        if self.picture is not None:
+            self.picture.show(input_ids, picture_tokens, kwargs.get(CACHE))
         if vision_features is not None and input_ids is not None:
             kwargs["inputs_embeds"] = self.embed(input_ids, vision_features)
             input_ids = None
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 4:
             kwargs["attention_mask"] = self._packed_masks(mask, kwargs.get("position_ids"))
-        return super().forward(input_ids=input_ids, **kwargs)
+        out = super().forward(input_ids=input_ids, **kwargs)
+        if self.picture is not None:
+            self.picture.keep(getattr(out, CACHE, None))
+        return out
 
     def _packed_masks(self, mask: Tensor, position_ids: Tensor | None) -> Any:
         """Return a 4-D mask as the language model takes it: one for each form of its layers.
@@ -293,7 +304,9 @@ class MedMoeForConditionalGeneration(_MedMoePreTrained, LlavaForConditionalGener
     """The whole model: dense in phases 1 and 2, MoE after phase 3.
 
     Besides Llava's inputs it takes ``vision_features`` (N, P, D_vision) in place of
-    ``pixel_values``, and a 4-D boolean ``attention_mask`` (B, 1, S, S) for packed questions.
+    ``pixel_values``, ``picture_tokens`` (B, S) bool beside ``inputs_embeds`` (what of them is
+    pictures, where these route), and a 4-D boolean ``attention_mask`` (B, 1, S, S) for packed
+    questions.
     """
 
     def __init__(self, config: MedMoeConfig) -> None:
@@ -371,6 +384,7 @@ class MedMoeForConditionalGeneration(_MedMoePreTrained, LlavaForConditionalGener
         self,
         input_ids: Tensor,
         vision_features: Tensor | None = None,
+        picture_tokens: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         is_first_iteration: bool = False,
         **kwargs: Any,
@@ -382,4 +396,5 @@ class MedMoeForConditionalGeneration(_MedMoePreTrained, LlavaForConditionalGener
         )
         if is_first_iteration or not kwargs.get("use_cache", True):
             inputs["vision_features"] = vision_features
+            inputs["picture_tokens"] = picture_tokens
         return inputs

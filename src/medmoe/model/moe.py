@@ -19,7 +19,67 @@ from transformers.integrations import use_experts_implementation
 from transformers.utils.generic import maybe_autocast
 
 from medmoe.backbones.ffn import FfnFamily
+from medmoe.errors import ConfigError
 from medmoe.model.configuration_medmoe import MedMoeConfig
+
+
+class PictureChoice:
+    """What each row's first picture decides for the whole row, in every layer (``routing: image``).
+
+    The first MoE layer's router reads the mean of what its FFN reads at that picture's tokens.
+    Nothing behind a picture changes it, so that what was read of a prompt may be kept. A row
+    without a picture is routed token by token.
+
+    Attributes:
+        tokens_BS: Bool, the tokens of each row's first picture; None where the rows go on.
+        logits_BE: Float32, the router's of each row, NaN without a picture; None: token by token.
+    """
+
+    tokens_BS: Tensor | None = None
+    logits_BE: Tensor | None = None
+
+    def __init__(self, config: MedMoeConfig) -> None:
+        self._config = config
+
+    def __deepcopy__(self, memo: Any) -> PictureChoice:
+        return PictureChoice(self._config)
+
+    def show(self, input_ids: Tensor | None, shown_BS: Tensor | None, cache: Any) -> None:
+        """Take where pictures are from ids or the tokens shown, or what was decided from a cache.
+
+        Raises:
+            ConfigError: None of them tells.
+        """
+        self.tokens_BS = self.logits_BE = None
+        if shown_BS is None and input_ids is not None:
+            shown_BS = input_ids == self._config.image_token_id
+        if cache is not None and cache.get_seq_length() > 0:
+            self.logits_BE = getattr(cache, "pictured", None)
+        elif shown_BS is not None:
+            self.tokens_BS = shown_BS & (shown_BS.cumsum(1) <= self._config.image_seq_length)
+        if self.tokens_BS is None and self.logits_BE is None:
+            raise ConfigError(
+                "routing: image needs to know where pictures are, which embeddings do not tell; "
+                "give input_ids, or picture_tokens with the embeddings"
+            )
+
+    def keep(self, cache: Any) -> None:
+        """Leave the decision with a cache, if there is one."""
+        if cache is not None and self.logits_BE is not None:
+            cache.pictured = self.logits_BE.detach()
+
+    def logits(self, router: Router, x_BSD: Tensor) -> Tensor:
+        """Return the logits (B, S, E) of a layer's tokens: the picture's where there is one."""
+        own_BSE = router.logits(x_BSD)
+        if router.decides and self.tokens_BS is not None:
+            count_B1 = self.tokens_BS.sum(1, keepdim=True)
+            sum_BD = x_BSD.float().masked_fill(~self.tokens_BS[..., None], 0).sum(1)
+            decided_BE = router.logits(sum_BD / count_B1.clamp(min=1))
+            self.logits_BE = decided_BE.masked_fill(count_B1 == 0, torch.nan)
+        if self.logits_BE is None:
+            return own_BSE
+        chosen_BSE = self.logits_BE[:, None].expand_as(own_BSE)
+        return torch.where(chosen_BSE.isnan(), own_BSE, chosen_BSE)
 
 
 class Router(nn.Module):
@@ -34,6 +94,8 @@ class Router(nn.Module):
         width = config.text_config.hidden_size
         self.top_k = config.num_experts_per_tok
         self.depth = config.router_layers
+        self.picture: PictureChoice | None = None
+        self.decides = False  # for all layers, where the picture does
         for i in range(1, self.depth):
             self.add_module(f"fc{i}", nn.Linear(width, width))
         self.add_module(f"fc{self.depth}", nn.Linear(width, config.num_experts))
@@ -58,7 +120,7 @@ class Router(nn.Module):
             probability, for K > 1 renormalised over the chosen ones; expert indices (B, S, K)
             int64.
         """
-        logits_BSE = self.logits(x_BSD)
+        logits_BSE = self.picture.logits(self, x_BSD) if self.picture else self.logits(x_BSD)
         probs_BSE = logits_BSE.softmax(dim=-1)
         weights_BSK, index_BSK = probs_BSE.topk(self.top_k, dim=-1)
         if self.top_k > 1:
@@ -94,10 +156,6 @@ def _loop_over_experts(experts: Any, x_TD: Tensor, index_TK: Tensor, weights_TK:
     return out_TD.to(x_TD.dtype)
 
 
-#: Implementations whose products follow autocast by themselves; grouped ones ignore it.
-_FOLLOW_AUTOCAST = ("eager", "batched_mm")
-
-
 class _Cast:
     """Experts as an implementation sees them, their stacks in another dtype."""
 
@@ -110,7 +168,7 @@ class _Cast:
 
 
 def _under_autocast(experts_class: type[nn.Module]) -> type[nn.Module]:
-    """Let experts compute in autocast's dtype and give it, as a `Linear` does."""
+    """Let experts compute in autocast's dtype, which grouped products ignore, and give it."""
     implementations: Any = experts_class.forward
 
     @wraps(implementations)
@@ -118,9 +176,7 @@ def _under_autocast(experts_class: type[nn.Module]) -> type[nn.Module]:
         device = x_TD.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
-            x_TD = x_TD.to(dtype)
-            if self.config._experts_implementation not in _FOLLOW_AUTOCAST:
-                self = _Cast(self, dtype)
+            self, x_TD = _Cast(self, dtype), x_TD.to(dtype)
         out_TD: Tensor = implementations(self, x_TD, index_TK, weights_TK)
         return out_TD
 

@@ -37,6 +37,7 @@ def upcycle(
     router: RouterState | Sequence[RouterState] | None = None,
     router_layers: int = 1,
     meta_expert: bool = True,
+    routing: str = "token",
     seed: int = 0,
 ) -> MedMoeForConditionalGeneration:
     """Return a MoE model whose experts start from the dense model's FFNs (paper, section 3.3).
@@ -51,6 +52,7 @@ def upcycle(
             ``seed``, the same for every layer.
         router_layers: Depth of the router MLP, 1 to 3.
         meta_expert: Whether the layers get a meta expert; the paper's Table 5 leaves it out.
+        routing: ``token`` (paper) or ``image``.
         seed: Draws the router where none is given.
 
     Raises:
@@ -63,6 +65,7 @@ def upcycle(
         num_experts_per_tok=num_experts_per_tok,
         router_layers=router_layers,
         meta_expert=meta_expert,
+        routing=routing,
     )
     with torch.random.fork_rng():  # every weight is overwritten: leave the caller's draws alone
         model = MedMoeForConditionalGeneration(config)

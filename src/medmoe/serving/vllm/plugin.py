@@ -30,6 +30,7 @@ class VllmConfig(MedMoeConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill the text config."""
         super().__post_init__(**kwargs)
+        self.refuse_routing_by_picture("vLLM")
         if self.moe_layers and getattr(self.text_config, "hidden_act", "") == "silu":
             self.text_config.num_experts = self.num_experts
             self.text_config.num_experts_per_tok = self.num_experts_per_tok

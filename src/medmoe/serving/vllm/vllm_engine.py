@@ -67,6 +67,7 @@ class VllmEngine(ChatEngine):
             )
         super().__init__(directory, name, **limits)
         self._directory, self._config = directory, read_config(directory)
+        self._config.refuse_routing_by_picture("vLLM")
         self._options = dict(options or {})
         _check_options(self._options)
         self._under_way = 0

@@ -72,16 +72,23 @@ def labelled_states(
         images: Each of one of the config's domains.
     """
     domains = [domain_index(image.modality, config.domains or ()) for image in images]
-    states = collect_states(context, config.moe_layers or [], images)
+    layers, by_picture = config.moe_layers or [], config.routing == "image"
+    states = collect_states(context, layers[:1] if by_picture else layers, images, by_picture)
     labels = torch.tensor(domains, dtype=torch.int64)
     return LabelledStates(tuple(image.id for image in images), states, labels)
 
 
 @torch.no_grad()
 def collect_states(
-    context: PhaseContext, layers: Sequence[int], images: Sequence[ImageRecord]
+    context: PhaseContext,
+    layers: Sequence[int],
+    images: Sequence[ImageRecord],
+    by_picture: bool = False,
 ) -> Tensor:
-    """Return a sample of what the FFNs of ``layers`` read for each image: (N, L, T, D) float32."""
+    """Return a sample of what the FFNs of ``layers`` read for each image: (N, L, T, D) float32.
+
+    By picture T is 1, the mean over the image's tokens: all that such a router reads.
+    """
     rng = np.random.default_rng(context.seed)
     samples = _one_question_each(context, images, rng)
     pad = context.processor.tokenizer.pad_token_id
@@ -89,6 +96,8 @@ def collect_states(
     first = context.tokenizer.prefix().index(context.processor.image_token_id)
     lengths = [len(sample.prefix) + len(sample.segments[0].ids) for sample in samples]
     kept = [torch.from_numpy(rng.integers(first, n, size=TOKENS_KEPT)) for n in lengths]
+    if by_picture:
+        kept = [torch.arange(first, first + model.config.image_seq_length)] * len(samples)
 
     def states_of(start: int) -> Tensor:
         part = samples[start : start + _BATCH]
@@ -99,10 +108,10 @@ def collect_states(
             model.model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
         chosen = enumerate(kept[start : start + _BATCH])
         rows = [torch.stack([s[i].cpu()[places].float() for s in seen]) for i, places in chosen]
-        return torch.stack(rows)
+        return torch.stack(rows).mean(2, keepdim=True) if by_picture else torch.stack(rows)
 
     width = model.config.text_config.hidden_size
-    none = torch.empty(0, len(layers), TOKENS_KEPT, width)
+    none = torch.empty(0, len(layers), 1 if by_picture else TOKENS_KEPT, width)
     return torch.cat([none, *shared_out(range(0, len(samples), _BATCH), states_of)])
 
 
