@@ -7,6 +7,10 @@ part in training and scoring, and carry no router label.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
+
+#: What a record is for; a recipe names them too.
+Task = Literal["caption", "vqa", "classification"]
 
 DOMAINS: tuple[str, ...] = ("ct", "mri", "pathology", "xray")
 

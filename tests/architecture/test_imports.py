@@ -111,6 +111,10 @@ def test_a_light_start_loads_nothing_heavy(code: str) -> None:
     assert not loaded_after(code) & HEAVY
 
 
+def test_pictures_and_answers_load_no_recipes() -> None:
+    assert "pydantic" not in loaded_after("import medmoe.data.images, medmoe.model.checkpoint")
+
+
 def test_every_verb_shows_its_flags_without_loading_torch() -> None:
     code = "import medmoe.cli.main as m\nfor verb in m.VERBS: m.parser_of(verb).format_help()"
     assert not loaded_after(code) & {"torch", "transformers", "matplotlib", "sklearn"}

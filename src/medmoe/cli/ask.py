@@ -20,15 +20,19 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the answer, its confidence, the router's domain and what is known of the image."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from medmoe.data.images import open_picture
-    from medmoe.inference.answer import all_warnings, told_confidence
-    from medmoe.inference.engine import LONG_ANSWER, MedMoe
-    from medmoe.model.locate import find_seeing
 
     if not args.question.strip():
         raise ConfigError("the question is empty; give one in quotes")
     view = flags.view_of(args)
-    pictures = [open_picture(path, **view) for path in (args.image, *args.further)]
+    with ThreadPoolExecutor(1) as beside:  # the decoder's process starts while torch is imported
+        opened = [beside.submit(open_picture, p, **view) for p in (args.image, *args.further)]
+        from medmoe.inference.answer import all_warnings, told_confidence
+        from medmoe.inference.engine import LONG_ANSWER, MedMoe
+        from medmoe.model.locate import find_seeing
+    pictures = [one.result() for one in opened]
     longest = args.max_new_tokens or LONG_ANSWER
     engine = MedMoe.load(find_seeing(args.model), dtype=args.dtype, max_new_tokens=longest)
     shown = [picture.image for picture in pictures]

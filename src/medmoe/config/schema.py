@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from medmoe.domains import Task as Task
+
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-#: What a record asks for.
-Task = Literal["caption", "vqa", "classification"]
 #: Which parts train in a phase: the variants of `medmoe.config.phases`.
 Trains = Literal["paper", "decoder_layers", "reference", "learned_router", "lora"]
 PhaseName = Literal[

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from medmoe.config.schema import Task as Task  # a recipe names tasks too
+from medmoe.domains import Task as Task
 
 AnswerType = Literal["open", "closed"]
 TASKS: tuple[Task, ...] = get_args(Task)
