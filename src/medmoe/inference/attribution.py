@@ -68,12 +68,11 @@ def attribute(engine: MedMoe, pixel_values: Tensor, question: str, answer: str) 
     config = engine.model.config
     regions = region_masks(pixel_values, config.vision_config.patch_size * config.image_pool)
     asked = (question, answer)
-    none, all_of_them = torch.zeros_like(regions[:1]), torch.ones_like(regions[:1])
-    masks = torch.cat([none, all_of_them, regions, ~regions])
+    none = torch.zeros_like(regions[:1])
+    masks = torch.cat([none, regions, ~none, ~regions])
     left = answer_log_probability(engine, _greyed(pixel_values, masks), *asked)
-    whole, blank = left[:2]
-    last, first = whole - left[2 : 2 + len(regions)], left[2 + len(regions) :] - blank
-    cells = (last + first) / 2
+    (whole, *without), (blank, *alone) = left.chunk(2)
+    cells = (whole - torch.stack(without) + torch.stack(alone) - blank) / 2
     side = round(len(regions) ** 0.5)
     deletion = _deletion_test(engine, pixel_values, regions, cells, whole, asked)
     rows = cells.view(side, side).tolist()

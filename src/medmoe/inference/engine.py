@@ -54,10 +54,9 @@ class MedMoe:
 
     Attributes:
         explains: Whether `medmoe.inference.evidence` can look into it.
-        batch_size: Prompts answered together.
 
     Args:
-        batch_size: As the attribute.
+        batch_size: Prompts answered together.
         max_new_tokens: Longest answer; shorter where the model can read no more.
     """
 

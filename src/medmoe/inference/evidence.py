@@ -7,8 +7,8 @@ For research use only, not a medical device: evidence on a model is no evidence 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -188,17 +188,6 @@ def _changes(engine: MedMoe) -> list[_Change]:
     return changes
 
 
-@contextmanager
-def _changed(engine: MedMoe, rows: Sequence[_Change]) -> Iterator[None]:
-    """Change the model for the rows of a batch, one change each."""
-    with ExitStack() as stack:
-        if any(change.expert is not None for change in rows):
-            stack.enter_context(forced_expert(engine.model, [change.expert for change in rows]))
-        if any(change.meta_off for change in rows):
-            stack.enter_context(meta_expert_off(engine.model, [change.meta_off for change in rows]))
-        yield
-
-
 def _asked(
     engine: MedMoe, shown: Tensor, question: str, options: Sequence[str]
 ) -> tuple[_Answered, tuple[Counterfactual, ...]]:
@@ -213,7 +202,12 @@ def _asked(
     for start in range(0, len(changes), engine.batch_size):
         part = changes[start : start + engine.batch_size]
         features = shown[[int(change.blank) for change in part]]
-        with _changed(engine, part):
+        experts, off = [change.expert for change in part], [change.meta_off for change in part]
+        with ExitStack() as changed:
+            if any(expert is not None for expert in experts):
+                changed.enter_context(forced_expert(engine.model, experts))
+            if any(off):
+                changed.enter_context(meta_expert_off(engine.model, off))
             given += _answers(engine, features, question, options)
             if not options:
                 kept += log_probability(engine, features, question, given[0][0]).exp().tolist()
