@@ -23,8 +23,10 @@ _LEVELS = ((32, 8), (64, 5))
 _STEP = 0.1  # longest step of a scale or shift
 #: Gaussian widths in pixels between which detail lies: finer is noise of the compression.
 _BAND = (1.0, 4.0)
-#: Side of small copies, steps to align them, and the band in which they are compared.
-SMALL, _SMALL_STEPS, _SMALL_BAND = 32, 3, (0.0, 1.5)
+#: Side of small copies, the band in which they are compared, steps to align them, and correlation
+#: after the first step below which a pair is given up: 95 % of what is no copy, and none of 1,328
+#: made-up copies, of which the worst, cropped by 15 % at each edge, kept 0.52.
+SMALL, _SMALL_BAND, _SMALL_STEPS, _AT_FIRST = 32, (0.0, 1.5), 3, 0.3
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -41,9 +43,15 @@ def promising(left: Bytes, right: Bytes, place: Floats, limit: float, frame: flo
         limit: Correlation of what detail such copies hold.
         frame: As in `confirm`.
     """
-    of_left, of_right = (torch.from_numpy(side).float() for side in (left, right))
-    aligned = _aligned(of_left, of_right, torch.from_numpy(place), _SMALL_STEPS)
-    return np.flatnonzero(_detail(left, right, aligned, frame, _SMALL_BAND) >= limit)
+    rows, current = np.arange(len(left)), torch.from_numpy(place)
+    for steps, least in ((1, _AT_FIRST), (_SMALL_STEPS - 1, limit)):
+        a, b = left[rows], right[rows]
+        current = _aligned(torch.from_numpy(a).float(), torch.from_numpy(b).float(), current, steps)
+        kept = _detail(a, b, current, frame, _SMALL_BAND) >= least
+        rows, current = rows[kept], current[torch.from_numpy(kept)]
+        if not len(rows):
+            break
+    return rows
 
 
 def small_copies(pictures: Bytes) -> Bytes:
