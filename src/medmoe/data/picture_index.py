@@ -52,10 +52,12 @@ Result = TypeVar("Result")
 
 def side_by_side(work: Callable[[Part], Result], parts: Iterable[Part]) -> Iterator[Result]:
     """Yield the result of each part in their order, as many at work at once as there are cores."""
-    cores, parts = os.cpu_count() or 1, iter(parts)
-    with ThreadPoolExecutor(cores) as pool:
+    cores, parts, threads = os.cpu_count() or 1, iter(parts), torch.get_num_threads()
+    # One thread each: torch counts them for each caller, and what others begin with.
+    with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         while some := list(itertools.islice(parts, cores)):
             yield from pool.map(work, some)
+            torch.set_num_threads(threads)
 
 
 class Pictures:
@@ -230,7 +232,7 @@ class _Index:
     def _shortened(self, full: Floats) -> Floats:
         """Return short descriptors of full ones."""
         short = np.empty((len(full), self._axes.shape[1] + 1), np.float32)
-        np.matmul(full, self._axes, out=short[:, :-1])
+        short[:, :-1] = _product(full, self._axes)
         whole, kept = (np.einsum("ij,ij->i", rows, rows) for rows in (full, short[:, :-1]))
         short[:, -1] = np.sqrt(np.maximum(whole - kept, 0))
         return short
@@ -274,7 +276,7 @@ class _Index:
             rows = order[bounds[cluster] : bounds[cluster + 1]]
             for begin in range(0, len(rows), _ROWS):
                 piece = rows[begin : begin + _ROWS]
-                at_most = short[piece] @ self._short[first:end].T
+                at_most = _product(short[piece], self._short[first:end].T)
                 likely = np.flatnonzero(at_most >= self._look.limit - 1e-4)  # for the rounding
                 for part in range(0, len(likely), _PAIRS):
                     row, member = np.divmod(likely[part : part + _PAIRS], end - first)
@@ -282,6 +284,11 @@ class _Index:
                     likeness = np.einsum("ij,ij->i", asking[row], self._wholes[member])
                     alike = likeness >= self._look.limit
                     yield row[alike], member[alike], likeness[alike]
+
+
+def _product(left: Floats, right: Floats) -> Floats:
+    """Return left @ right by torch: NumPy's threads are shared, and wait for each other."""
+    return np.asarray(torch.from_numpy(left) @ torch.from_numpy(right))
 
 
 def _axes(wholes: Floats) -> Floats:
@@ -317,7 +324,7 @@ def _nearest(rows: Floats, centres: Floats, count: int) -> npt.NDArray[np.uint16
     nearest = np.empty((len(rows), count), np.uint16)  # which numpy sorts by radix
     for start in range(0, len(rows), _ROWS):
         piece = slice(start, start + _ROWS)
-        alike = torch.from_numpy(rows[piece] @ centres.T)
+        alike = torch.from_numpy(_product(rows[piece], centres.T))
         nearest[piece] = alike.topk(count, dim=1, sorted=False).indices.numpy()
     return nearest
 
@@ -328,14 +335,15 @@ def descriptors(grey: Bytes, look: Look, windows: Sequence[Window]) -> Floats:
     stretches = sorted({(start, w.side) for w in windows for start in (w.top, w.left)})
     number = {stretch: i for i, stretch in enumerate(stretches)}
     average = np.concatenate([_averages(*stretch, cells) for stretch in stretches])
-    along = (grey.reshape(-1, SIDE).astype(np.float32) @ average.T).reshape(len(grey), SIDE, -1)
-    small = (average @ along).reshape(len(grey), len(stretches), cells, len(stretches), cells)
+    along = _product(grey.reshape(-1, SIDE).astype(np.float32), average.T)
+    small = _product(average, along.reshape(len(grey), SIDE, -1))
+    small = small.reshape(len(grey), len(stretches), cells, len(stretches), cells)
     rows, columns = (
         [number[start, w.side] for w, start in zip(windows, starts, strict=True)]
         for starts in ([w.top for w in windows], [w.left for w in windows])
     )
     flat = small[:, rows, :, columns].reshape(len(windows), len(grey), cells**2)
-    flat = flat @ _without_shading(cells, look.shading)
+    flat = _product(flat, _without_shading(cells, look.shading))
     norm = np.linalg.norm(flat, axis=2, keepdims=True)
     # An even picture has no shape that could be compared: it stays far from everything.
     return np.where(norm > cells / 4, flat / np.maximum(norm, 1e-6), np.float32(0))
