@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tests.data.pictures import copied, images, next_slice, picture
 
@@ -23,7 +25,15 @@ from medmoe.data.near_duplicates import (
     repeated_pictures,
     same_pictures,
 )
-from medmoe.data.picture_index import CROPPED, WHOLE, Floats, Pictures, candidates, descriptors
+from medmoe.data.picture_index import (
+    CROPPED,
+    WHOLE,
+    Floats,
+    Pictures,
+    candidates,
+    descriptors,
+    side_by_side,
+)
 from medmoe.data.schema import ImageRecord, Pixels
 from medmoe.errors import ImageError
 
@@ -267,3 +277,15 @@ def test_pictures_in_memory_and_unreadable_ones_are_not_kept(tmp_path: Path) -> 
     assert fingerprints(mixed, unreadable, cache=cache).ids == ("a/0",)
     assert list(unreadable) == ["a/y"]
     assert not (tmp_path / "cache").exists()
+
+
+def test_parts_are_worked_on_side_by_side_in_order_and_leave_torchs_threads_alone() -> None:
+    threads = torch.get_num_threads()
+    assert list(side_by_side(lambda part: (part, torch.get_num_threads()), range(9))) == [
+        (part, 1) for part in range(9)
+    ]
+    with pytest.raises(ZeroDivisionError):
+        list(side_by_side(lambda part: 1 // part, [1, 0]))
+    assert torch.get_num_threads() == threads
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(torch.get_num_threads).result() == threads

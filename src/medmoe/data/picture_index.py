@@ -40,6 +40,7 @@ _SAMPLE_PER_CLUSTER, _ROUNDS = 24, 4
 _SHORTER, _SAMPLE = 4, 16_384  # times fewer values has a short descriptor; wholes to find which
 _BLOCK = 1024  # pictures whose windows are compared at once, bounds the memory
 _ROWS = 512  # descriptors held against all centres, or one cluster, at once
+_AT_ONCE = 4  # blocks at work at once, bounds the memory on many cores
 _PAIRS = 2**16  # of full descriptors, compared at once
 _HELD = 2**23  # alike windows and wholes that are kept until their pairs are handed on
 
@@ -51,12 +52,15 @@ Result = TypeVar("Result")
 
 
 def side_by_side(work: Callable[[Part], Result], parts: Iterable[Part]) -> Iterator[Result]:
-    """Yield the result of each part in their order, as many at work at once as there are cores."""
-    cores, parts, threads = os.cpu_count() or 1, iter(parts), torch.get_num_threads()
+    """Yield the result of each part in order, one at work on each core, at most `_AT_ONCE`."""
+    workers, parts = min(os.cpu_count() or 1, _AT_ONCE), iter(parts)
+    threads = torch.get_num_threads()
     # One thread each: torch counts them for each caller, and what others begin with.
-    with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        while some := list(itertools.islice(parts, cores)):
-            yield from pool.map(work, some)
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            while some := list(itertools.islice(parts, workers)):
+                yield from pool.map(work, some)
+        finally:
             torch.set_num_threads(threads)
 
 
