@@ -251,6 +251,20 @@ def test_experts_compute_in_bfloat16_under_autocast(
     assert error.item() < 0.02
 
 
+@pytest.mark.parametrize("experts_class", [moe.GatedExperts, moe.PlainExperts])
+def test_experts_of_widths_that_8_does_not_divide_train_under_autocast(experts_class: Any) -> None:
+    config = moe_model("stablelm").config
+    config._experts_implementation = "grouped_mm"
+    config.text_config.hidden_size, config.text_config.intermediate_size = 20, 36
+    experts, x_TD = experts_class(config), torch.randn(6, 20)
+    chosen, weights = torch.arange(6)[:, None] % config.num_experts, torch.ones(6, 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found_TD = experts(x_TD, chosen, weights)
+    found_TD.sum().backward()
+    assert torch.equal(found_TD, experts(x_TD, chosen, weights))
+    assert all(stack.grad is not None for stack in experts.parameters())
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @torch.no_grad()
 def test_the_experts_of_a_token_are_summed_in_float32(implementation: str) -> None:

@@ -168,14 +168,19 @@ class _Cast:
 
 
 def _under_autocast(experts_class: type[nn.Module]) -> type[nn.Module]:
-    """Let experts compute in autocast's dtype, which grouped products ignore, and give it."""
+    """Let experts compute in autocast's dtype, which grouped products ignore, and give it.
+
+    Of widths that 8 does not divide, which torch's grouped product refuses there, in float32.
+    """
     implementations: Any = experts_class.forward
 
     @wraps(implementations)
     def forward(self: Any, x_TD: Tensor, index_TK: Tensor, weights_TK: Tensor) -> Tensor:
         device = x_TD.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
+            text, dtype = self.config.text_config, torch.get_autocast_dtype(device)
+            if text.hidden_size % 8 or text.intermediate_size % 8:
+                dtype = torch.float32
             self, x_TD = _Cast(self, dtype), x_TD.to(dtype)
         out_TD: Tensor = implementations(self, x_TD, index_TK, weights_TK)
         return out_TD
