@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,20 @@ os.environ.pop("MEDMOE_DATA", None)
 os.environ["MEDMOE_CACHE"] = "off"
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by mark
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what drives a browser."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "browser" in item.fixturenames:
+            item.add_marker(pytest.mark.browser)
+
+
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Say how a worker of pytest-xdist ended, where it did before its time."""
+    if error is not None:
+        sys.stderr.write(f"\n{node.gateway.id} ended with {node.gateway._io.wait()}\n")
 
 
 @pytest.fixture(scope="session")
