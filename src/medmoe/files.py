@@ -10,6 +10,7 @@ import errno
 import io
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,22 @@ def write_text(path: Path, text: str, other: str = "place") -> None:
             staging.unlink(missing_ok=True)
     except OSError as error:
         raise refused(error, f"write {str(path)!r}", other) from error
+
+
+def lock(handle: int, *, wait: bool = False) -> None:
+    """Keep other processes from locking an open file or folder until it is closed.
+
+    Windows has no such locks: nothing is kept out there.
+
+    Raises:
+        BlockingIOError: Another process has locked it, and it is not waited for.
+        OSError: The disk has no locks.
+    """
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def json_object(path: Path) -> dict[str, Any] | None:

@@ -26,6 +26,8 @@ FORBIDDEN_NAMES = {"load_image", "trust_remote_code", "pickle", "cPickle", "dill
 FORBIDDEN_CALLS = {("np", "save"), ("os", "system")}
 #: The one place that opens a pickle, for plain tensors only.
 PICKLE_READER = SRC / "model" / "convert" / "source.py"
+#: Imported where they are used, in functions, so that Windows can import the package.
+UNIX_MODULES = {"fcntl", "grp", "pty", "pwd", "readline", "resource", "termios"}
 DATA_SUFFIXES = {".npz", ".npy", ".dcm", ".parquet", ".safetensors", ".bin", ".pt", ".jpeg", ".jpg"}
 
 
@@ -146,6 +148,18 @@ def test_file_is_documented_and_runs_no_foreign_code(path: Path) -> None:
 def test_long_files_are_those_that_say_why() -> None:
     lines = {path.relative_to(SRC).as_posix(): path.read_text().count("\n") for path in FILES}
     assert {name for name, count in lines.items() if count > LONG_FILE_LINES} == set(LONG_FILES)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SRC).as_posix())
+def test_file_can_be_imported_where_modules_of_unix_are_absent(path: Path) -> None:
+    tops = ast.parse(path.read_text(encoding="utf-8")).body
+    imported = {
+        alias.name if isinstance(node, ast.Import) else node.module
+        for node in tops
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    assert not imported & UNIX_MODULES
 
 
 def test_one_place_reads_pickles() -> None:

@@ -13,7 +13,6 @@ head is found by an anchor alone: a number and MAC that were noted elsewhere.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import hmac
 import json
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from medmoe.errors import ConfigError, DataError
+from medmoe.files import lock
 
 _START = "0" * 64
 _KEY_BYTES = 32
@@ -150,7 +150,7 @@ class AuditLog:
             ConfigError: Another server writes it, or it was altered; a torn last line is taken.
         """
         try:
-            fcntl.flock(self._head, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._head)
         except OSError:
             raise ConfigError(
                 f"another server writes the audit log {str(self._path)!r}; give each its own"

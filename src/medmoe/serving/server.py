@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import resource
 import signal
 from collections.abc import Callable
 from types import FrameType
@@ -31,6 +30,8 @@ BACKLOG = 256
 
 def most_connections() -> int:
     """Return how many connections are kept, so that files are left to be opened."""
+    import resource
+
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 1024 if files == resource.RLIM_INFINITY else min(1024, files * 5 // 8)
 

@@ -9,7 +9,6 @@ Shapes: N images, B of a batch, P patches, D encoder width.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -35,6 +34,7 @@ from medmoe.data.intake.sandbox import default_pool
 from medmoe.data.pixels import PixelTable, normalise, read_pixels
 from medmoe.data.schema import ImageRecord, Pixels
 from medmoe.errors import CheckpointError
+from medmoe.files import lock
 from medmoe.model.committed import check_files, committed, read_manifest
 from medmoe.processes import from_main, is_main, joined, process, processes
 
@@ -148,8 +148,8 @@ def _bytes_of(tensor: Tensor) -> Any:
 @contextmanager
 def _alone(directory: Path) -> Iterator[None]:
     """Let one process at a time look for features and make them; the others then find them."""
-    with directory.with_name(f".{directory.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with directory.with_name(f".{directory.name}.lock").open("w") as file:
+        lock(file.fileno(), wait=True)
         yield
 
 

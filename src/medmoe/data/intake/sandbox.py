@@ -28,7 +28,7 @@ import numpy as np
 from medmoe.data.intake import facts, protocol
 from medmoe.data.intake.decode import Decoded, Request
 from medmoe.data.intake.limits import Limits
-from medmoe.errors import IMAGE_STATUS, ImageError
+from medmoe.errors import IMAGE_STATUS, ConfigError, ImageError
 
 _START_SECONDS = 60.0
 _END_SECONDS = 2.0
@@ -57,6 +57,11 @@ class _Worker:
     """One decoder process and the socket to it."""
 
     def __init__(self, limits: Limits) -> None:
+        if sys.platform == "win32":
+            raise ConfigError(
+                "pictures are decoded in a process with limits, which Windows cannot set; use "
+                "Linux, macOS or the Windows Subsystem for Linux"
+            )
         self._limits = limits
         self._channel, other = socket.socketpair()
         for end in (self._channel, other):  # a picture in one piece: fewer turns between the two

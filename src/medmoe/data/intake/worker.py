@@ -9,8 +9,8 @@ standard error is discarded by its parent.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
-import resource
 import signal
 import socket
 import sys
@@ -23,6 +23,9 @@ from medmoe.data.intake import protocol, walls
 from medmoe.data.intake.decode import Decoded, Request, decode, prepare
 from medmoe.data.intake.limits import Limits
 from medmoe.errors import ImageError
+
+# Before the walls, behind which no file can be opened. Windows has no such module, and no decoder.
+resource: Any = None if sys.platform == "win32" else importlib.import_module("resource")
 
 _OPEN_FILES = 64  # imports, the socket; a picture needs none
 
