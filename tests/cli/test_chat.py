@@ -222,6 +222,25 @@ def test_commands_without_a_picture_say_so(
     assert "router:" not in out
 
 
+@pytest.mark.parametrize("word", ["/bye", "/exit", "exit", "Quit", "bye"])
+def test_words_of_other_programs_end_the_talk(
+    word: str, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = talk(monkeypatch, capsys, [word, QUESTION], model)
+    assert (code, err) == (0, "")
+    assert "confidence" not in out  # nothing after it was asked
+
+
+@pytest.mark.parametrize("word", ["help", "?", "/?"])
+def test_help_is_shown_however_it_is_asked_for(
+    word: str, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = talk(monkeypatch, capsys, [word], model)
+    assert code == 0
+    assert "/image PATH    open a picture" in out
+    assert "confidence" not in out
+
+
 def test_a_bad_picture_leaves_the_one_before_and_a_new_one_begins_anew(
     model: Path,
     picture: Path,

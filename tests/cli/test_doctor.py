@@ -98,6 +98,15 @@ def test_an_absent_extra_is_a_note_and_not_a_fault(monkeypatch: pytest.MonkeyPat
     assert row == Check("extra export", row.value, "note", "pip install 'medmoe[export]'")
 
 
+def test_what_is_missing_is_shown_first_and_notes_before_what_is_well(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    statuses = ["ok", "note", "missing", "ok", "note"]
+    doctor.show([Check(f"row{k}", "", status) for k, status in enumerate(statuses)], usable=False)  # type: ignore[arg-type]
+    shown = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "row" in line]
+    assert shown == ["row2", "row1", "row4", "row0", "row3"]
+
+
 def test_a_package_that_is_not_installed_itself_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(name: str) -> str:
         raise metadata.PackageNotFoundError(name)

@@ -28,8 +28,14 @@ A line is a question; one that begins with / is a command:
   /evidence      show what is behind the last answer: alternatives, experts, what would change it
   /save FILE     write the case to FILE, .json or .html; /save! FILE replaces a file
   /new           forget the conversation, keep the pictures
-  /help          show this
-  /quit          end (Ctrl-D too)"""
+  /help          show this (help and ? too)
+  /quit          end (Ctrl-D, /exit, /bye, exit, quit and bye too)"""
+
+#: What people type who know other programs, each alone on its line.
+SYNONYMS = {
+    **dict.fromkeys(("/exit", "/bye", "exit", "quit", "bye"), "/quit"),
+    **dict.fromkeys(("/?", "help", "?"), "/help"),
+}
 
 
 class Session:
@@ -67,6 +73,7 @@ class Session:
             MedMoeError: It cannot be carried out; the conversation goes on as it was.
         """
         line = line.strip()
+        line = SYNONYMS.get(line.lower(), line)
         if not line:
             return
         if not line.startswith("/"):

@@ -30,7 +30,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_value("--report FILE", "write a page with the flipped answers", Path)
     parser.add_value("--images DIR", "pictures of the page, by their image names", Path)
-    parser.add_shared("--data", "--seed", "--json")
+    parser.add_shared("--data", "--seed", "--format", "--json")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -36,7 +36,7 @@ def add_arguments(parser: Parser) -> None:
         nargs="?",
         const=REPEATS,
     )
-    parser.add_shared("--json")
+    parser.add_shared("--format", "--json")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -38,6 +38,8 @@ def _add_action(name: str, parser: Parser) -> None:
         parser.add_shared("--out", default=Path(f"runs/{_FOLDERS[name]}"))
     if name in ("show", "audit"):
         parser.add_shared("--seed")
+    if name in ("list", "audit"):
+        parser.add_shared("--format")
     if name == "info":
         parser.add_switch("--check-images", "also decode every picture once")
     elif name == "show":

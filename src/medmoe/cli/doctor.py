@@ -22,7 +22,7 @@ COLOURS = {"ok": "green", "note": "yellow", "missing": "bold red"}
 
 def add_arguments(parser: Parser) -> None:
     """Add the flags of `doctor`."""
-    parser.add_shared("--data", "--json")
+    parser.add_shared("--data", "--format", "--json")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -73,13 +73,14 @@ def check_data(explicit: Path | None) -> list[Check]:
 
 
 def show(checks: list[Check], usable: bool) -> None:
-    """Print the report as a table, and the verdict under it."""
+    """Print the report as a table, first what is missing and notes, and the verdict under it."""
     from rich.text import Text
 
     from medmoe.cli.tables import draw_words
 
+    rows = sorted(checks, key=lambda check: ["missing", "note", "ok"].index(check.status))
     draw_words(
         ("what", "status", "found", "to mend it"),
-        [(c.name, Text(c.status, COLOURS[c.status]), c.value, c.fix) for c in checks],
+        [(c.name, Text(c.status, COLOURS[c.status]), c.value, c.fix) for c in rows],
     )
     print("\nReady: try `medmoe demo`." if usable else "\nNot ready: mend what is marked missing.")

@@ -39,7 +39,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_shared("--data", "--allow-outside")
     parser.add_shared("--out", default=Path("runs/eval"))
     parser.add_shared("--seed", **flags.OF_MODEL)
-    parser.add_shared("--json")
+    parser.add_shared("--format", "--json")
 
 
 _severities = flags.reader(

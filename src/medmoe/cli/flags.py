@@ -6,7 +6,6 @@ What the disk refuses becomes one line here: a full one ends with 3, all else wi
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import math
 import os
@@ -18,7 +17,7 @@ from typing import Any, TypeVar
 
 from medmoe.domains import MEMBERS, MODALITIES, modality_name
 from medmoe.errors import ConfigError, GuardError, MedMoeError, one_of
-from medmoe.files import FULL, refused, write_text
+from medmoe.files import FULL, lock, refused, write_text
 from medmoe.processes import is_main
 
 Value = TypeVar("Value")
@@ -139,6 +138,11 @@ SHARED: dict[str, dict[str, Any]] = {
     "--data": value(
         "DIR", "folder of the data sets (default: $MEDMOE_DATA, else the embedded phantom)", Path
     ),
+    "--format": {
+        "choices": ("markdown", "csv", "latex", "json"),
+        "dest": "tables",
+        "help": "print the tables so, and all else to stderr (default: text)",
+    },
     "--dtype": {
         "choices": ("float32", "bfloat16", "float16"),
         "help": "of weights and states (default: the one it was saved in)",
@@ -265,7 +269,7 @@ def alone_in(path: Path) -> Iterator[Path]:
 
 def _lock(handle: int, path: Path) -> None:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(handle)
     except BlockingIOError:
         raise ConfigError(
             f"{_holder(os.fstat(handle).st_ino)} is writing to {str(path)!r}; wait for its end, or "

@@ -156,4 +156,10 @@ def _dispatch(words: list[str]) -> int:
     args = parser_of(verb).parse_strictly(rest)
     if verb not in _FETCHING:
         _without_foreign_bars()
-    return int(import_module(VERBS[verb][0]).run(args))
+    run = import_module(VERBS[verb][0]).run
+    if getattr(args, "tables", None) is None:
+        return int(run(args))
+    from medmoe.cli.table_formats import tables_as
+
+    with tables_as(args.tables):
+        return int(run(args))

@@ -34,7 +34,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_shared("--data")
     parser.add_shared("--out", default=Path("runs"))
-    parser.add_shared("--set", "--json")
+    parser.add_shared("--set", "--format", "--json")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -33,7 +33,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_shared("--data")
     parser.add_shared("--out", default=Path("runs/routes"))
     parser.add_shared("--seed", **flags.OF_MODEL)
-    parser.add_shared("--json")
+    parser.add_shared("--format", "--json")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -58,7 +58,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_value("--judge-model NAME", "the model of --judge")
     parser.add_shared("--data")
     parser.add_value("--report FILE", "also write an HTML report", Path)
-    parser.add_shared("--seed", "--json")
+    parser.add_shared("--seed", "--format", "--json")
 
 
 def _add_reliability(parser: Parser) -> None:

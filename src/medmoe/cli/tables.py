@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from medmoe.cli.table_formats import take
+from medmoe.evaluation.pages.table import Table
+
 if TYPE_CHECKING:
-    from medmoe.evaluation.pages.table import Table
+    from typing import Any
 
 LOG_WIDTH = 80
 #: Characters that a column of words has at least.
@@ -25,10 +28,16 @@ def draw_words(titles: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> N
     Args:
         rows: Of texts as they are, or with colours.
     """
+    right = [
+        number > 1 and all(str(row[number])[:1].isdigit() for row in rows)
+        for number in range(len(titles))
+    ]
+    words = right.index(True) if any(right) else len(titles)
+    if take(Table(titles, [[str(cell) for cell in row] for row in rows], "", words)):
+        return
     drawn = RichTable(box=None, pad_edge=False)
-    for number, title in enumerate(titles):
-        right = number > 1 and all(str(row[number])[:1].isdigit() for row in rows)
-        drawn.add_column(title, overflow="fold", justify="right" if right else "left")
+    for title, number in zip(titles, right, strict=True):
+        drawn.add_column(title, overflow="fold", justify="right" if number else "left")
     for row in rows:
         drawn.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
     console = Console()
@@ -47,6 +56,8 @@ class Screen:
 
     def table(self, table: Table) -> None:
         """Print the same table that stands on a page, and its notes below it."""
+        if take(table):
+            return
         if not table.by_first:
             self.draw(table.title, table.columns, table.rows, table.text_columns)
         else:
@@ -63,6 +74,8 @@ class Screen:
 
         Numbers are never cut: where they leave no room for the words, a row is several lines.
         """
+        if take(Table(columns, rows, title, text)):
+            return
         natural = sum(max(map(len, cells)) + 2 for cells in zip(columns, *rows, strict=True))
         wide = natural > self._width
         # Brackets of numbers stand below them where room is short.

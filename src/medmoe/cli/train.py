@@ -60,7 +60,7 @@ def add_arguments(parser: Parser) -> None:
         "of the trained model's files (default: the recipe's run.save_dtype)",
         default=None,
     )
-    parser.add_shared("--set", "--json")
+    parser.add_shared("--set", "--format", "--json")
 
 
 def run(args: argparse.Namespace) -> int:
