@@ -34,7 +34,7 @@ RECIPE: dict[str, Any] = {
     "phases": {
         name: {**PHASE, "data": ["phantom/train"], "steps": 1}
         for name in PHASES
-        if name not in ("phase0_adapt", "phase3_experts")
+        if name not in ("phase0_adapt", "phase3_experts", "phase4_expert")
     },
 }
 

@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "routes": ("medmoe.cli.routes", "draw which expert did what: the paper's routing figures"),
     "convert": ("medmoe.cli.convert", "make a model of a reference or a stock Llava checkpoint"),
+    "expert": ("medmoe.cli.expert", "list, exchange, remove, ship or take in single experts"),
     "adopt": ("medmoe.cli.adopt", "check a folder that transformers or PEFT saved, and take it in"),
     "export": (
         "medmoe.cli.export",

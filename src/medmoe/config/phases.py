@@ -22,6 +22,7 @@ Part = Literal[
     "router",
     "domain_experts",
     "meta_expert",
+    "new_expert",
     "dense_ffns",
     "lora_adapters",
 ]
@@ -105,5 +106,7 @@ PHASE_TABLE: dict[PhaseName, Phase] = {
         },
         "moe",
     ),
+    # Not in the paper: one domain expert more, beside a trained model that stays what it is.
+    "phase4_expert": Phase(("phase3_moe",), _QUESTIONS, {"paper": ("new_expert",)}, "moe"),
     "sft": Phase(("phase2_instruction",), _QUESTIONS, _DENSE, "dense"),
 }

@@ -25,6 +25,7 @@ PhaseName = Literal[
     "phase2_router",
     "phase3_experts",
     "phase3_moe",
+    "phase4_expert",
     "sft",
 ]
 PHASES: tuple[PhaseName, ...] = get_args(PhaseName)
@@ -136,3 +137,22 @@ class PhaseSpec(Strict):
     layer_decay: Share = unsaid(1.0, gt=0)
     projector_factor: float = unsaid(1.0, gt=0)
     average: Share = unsaid(0.0)
+
+
+class ExpertSpec(Strict):
+    """One expert more for a trained model (`medmoe expert add`).
+
+    Attributes:
+        old: Sets of the other domains: half of their pictures teach the new row what is not its
+            own, the other half keep at least the share ``keep`` of their decisions.
+        labels: Pictures that teach the row, and that are held out, at most.
+        ffn: Model folder of phase 2 whose FFNs it starts as; None: as the meta expert.
+    """
+
+    name: str
+    old: tuple[str, ...]
+    keep: Annotated[float, Field(gt=0, le=1)]
+    labels: Positive
+    row_steps: Positive
+    row_rate: Annotated[float, Field(gt=0)]
+    ffn: str | None = None

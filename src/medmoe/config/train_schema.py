@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from medmoe.config.phases import PHASE_TABLE
 from medmoe.config.schema import (
     PHASES,
+    ExpertSpec,
     ModelSpec,
     PhaseName,
     PhaseSpec,
@@ -268,6 +269,7 @@ class TrainSpec(Strict):
     scored: dict[str, str] = unsaid({})
     data: DataSpec = Field(default_factory=DataSpec)
     router: RouterSpec | None = None
+    expert: ExpertSpec | None = unsaid(None)
     validation: ValidationSpec | None = unsaid(None)
     starts: dict[PhaseName, str] = Field(default_factory=dict)
     phases: dict[PhaseName, TrainPhaseSpec]
@@ -335,6 +337,8 @@ class TrainSpec(Strict):
             raise ValueError("phase 0 trains a tokenizer, so vocab_size is missing; add it")
         if "phase2_router" in self.phases and self.router is None:
             raise ValueError("phase2_router needs the group router (labels, loss, per_layer)")
+        if "phase4_expert" in self.phases and self.expert is None:
+            raise ValueError("phase4_expert needs the group expert; use `medmoe expert add`")
         if self.model.routing == "image" and self.router is not None and self.router.per_layer:
             raise ValueError(
                 "with model.routing image the first MoE layer's router decides for all; "

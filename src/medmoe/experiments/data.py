@@ -75,6 +75,8 @@ class TrainData:
         """Return a phase's records, those of its tasks, in the order of its sets."""
         tasks, domains = self.tasks(phase), self.spec.model.domains
         records = [record for record in self._everything(phase) if record.task in tasks]
+        if phase == "phase4_expert":
+            return [r for r in self._new() if r.task in tasks]
         if phase == "phase3_experts":  # each expert reads its own domain
             return [r for r in records if _is_of_one_domain(r, domains)]
         return records
@@ -83,12 +85,29 @@ class TrainData:
         """Return the images of a phase's sets, whatever their tasks, so that phases share them."""
         return images_of(self._everything(phase))
 
+    def _new(self) -> list[Record]:
+        """Return the records that an expert is added for: of its modality, or of none."""
+        assert self.spec.expert is not None
+        names, own = self.spec.phases["phase4_expert"].data, (None, self.spec.expert.name)
+        records = [r for name in self._named("train", names) for r in self.sets[name]]
+        return [r for r in records if all(image.modality in own for image in r.images)]
+
+    def old_records(self) -> list[Record]:
+        """Return the records of the domains that a model has before an expert is added."""
+        assert self.spec.expert is not None
+        new = {image.id for image in images_of(self._new())}
+        names = self._named("train", self.spec.expert.old)
+        records = [r for name in names for r in self.sets[name]]
+        name = self.spec.expert.name
+        return [r for r in records if all(i.id not in new and i.modality != name for i in r.images)]
+
     def _everything(self, phase: PhaseName) -> list[Record]:
         return [r for name in self.trained(phase) for r in self.sets[name]]
 
     def trained(self, phase: PhaseName) -> list[str]:
         """Return the names, with their splits, of the sets that a phase trains on."""
-        return self._named("train", self.spec.phases[phase].data)
+        old = self.spec.expert.old if self.spec.expert and phase == "phase4_expert" else ()
+        return self._named("train", (*self.spec.phases[phase].data, *old))
 
     def tested(self) -> list[str]:
         """Return the names of the sets that a router is scored on."""
@@ -217,7 +236,8 @@ def read_data(
     bad = BadRows() if bad is None else bad
     sets = _Sets(spec, root, seed, allow_outside, bad)
     used: dict[Use, list[str]] = {
-        "train": [name for phase in phases for name in spec.phases[phase].data],
+        "train": [name for phase in phases for name in spec.phases[phase].data]
+        + list(spec.expert.old if spec.expert and phases else ()),
         "apart": list(spec.apart_from()) if phases else [],
         "test": list(spec.router.test) if spec.router and "phase2_router" in phases else [],
         "measure": list(spec.validation.data) if spec.validation and phases else [],

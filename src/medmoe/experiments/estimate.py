@@ -240,7 +240,9 @@ def phase_shape(spec: TrainSpec, phase: PhaseName, data: TrainData | None = None
     """Return the sizes of what a phase trains, counted on the meta device."""
     with torch.device("meta"):
         model = _meta_model(spec, phase)
-    counts = set_trainable(model, phase, spec.phases[phase].trains)
+    # A new expert stands beside the model while it trains: here it is one of the others.
+    like = "phase3_moe" if phase == "phase4_expert" else phase
+    counts = set_trainable(model, like, spec.phases[phase].trains)
     total = counts.trainable + counts.frozen
     return Shape(total, counts.trainable, _flops(spec, phase, model, data))
 

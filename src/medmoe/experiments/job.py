@@ -34,7 +34,7 @@ from medmoe.model.pretrained import vision_of
 from medmoe.processes import own_gpu
 from medmoe.training.context import PhaseContext, Progress, RunSettings, Validation
 from medmoe.training.features import FeaturesOnDemand, Views, encode_images
-from medmoe.training.load_balance import BalancedMoe
+from medmoe.training.load_balance import MoeWrapper
 from medmoe.training.packed import packed_once
 from medmoe.training.trainer import PhaseResult
 
@@ -188,7 +188,7 @@ def strict_score(
     numbered = [replace(record, id=str(number)) for number, record in enumerate(asked)]
 
     def score(model: nn.Module) -> float:
-        whole: Any = model.model if isinstance(model, BalancedMoe) else model
+        whole: Any = model.model if isinstance(model, MoeWrapper) else model
         engine = MedMoe(whole, processor)
         refused = {record.id for record, _ in unfit(engine, numbered)}
         fitting = [record for record in numbered if record.id not in refused]

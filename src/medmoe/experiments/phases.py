@@ -27,6 +27,7 @@ from medmoe.data.tokenize import train_tokenizer
 from medmoe.domains import domain_index, domain_of
 from medmoe.evaluation.routes.router_score import RoutedPicture, router_score
 from medmoe.experiments.data import sources_of
+from medmoe.experiments.expert import run_expert
 from medmoe.experiments.handover import load_check, load_router, save_part, save_router
 from medmoe.experiments.job import Job, context_of, features_of
 from medmoe.experiments.label_curve import label_curve
@@ -327,6 +328,7 @@ PHASE_FUNCTIONS: dict[PhaseName, Callable[[Job], PhaseResult]] = {
     "phase2_router": run_router,
     "phase3_experts": run_experts,
     "phase3_moe": run_model,
+    "phase4_expert": run_expert,
     "sft": run_model,
 }
 

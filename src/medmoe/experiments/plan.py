@@ -154,6 +154,7 @@ def relevant_of(config: Mapping[str, Any], phase: PhaseName) -> dict[str, Any]:
         "max_length": config.get("max_length"),
         "data": config.get("data"),
         "router": config.get("router") if phase == "phase2_router" else None,
+        **({"expert": config.get("expert")} if phase == "phase4_expert" else {}),
         f"phases.{phase}": (config.get("phases") or {}).get(phase),
         "validation": validation if _shapes(validation or {}) else None,
         "run.precision": (config.get("run") or {}).get("precision"),

@@ -223,6 +223,7 @@ def _provenance(
         )
     if data.bad.reasons:
         notes.append(f"{len(data.bad.reasons)} rows left out: they or their pictures are unusable.")
+    experts = {name: told for known in before for name, told in known.get("experts", {}).items()}
     twin = twin_key(plan.recipe)
     twin = twin or next((known["blind_twin"] for known in before if "blind_twin" in known), None)
     kept = ("recipe", "config_sha256", "seed", "commit", "dirty", "starts")
@@ -237,6 +238,7 @@ def _provenance(
         **({"blind": True} if plan.recipe.spec.model.blind else {}),
         **({"blind_twin": twin} if twin else {}),
         "phases": phases,
+        **({"experts": experts} if experts else {}),
         "notes": list(dict.fromkeys(filter(None, notes))),
         "shared_images": facts["data"]["shared_images"],
         "use": _USE,

@@ -43,7 +43,7 @@ def model_card(
         pipeline_tag="image-text-to-text",
         base_model=hub_ids or None,
         datasets=list(provenance.get("licences") or {}) or None,
-        **_licence(base, provenance.get("licences") or {}),
+        **licence_of(base, provenance.get("licences") or {}),
         tags=["medical", "medmoe", "mixture-of-experts", "visual-question-answering"],
     )
     card = ModelCard.from_template(
@@ -58,7 +58,7 @@ def model_card(
     return str(card)
 
 
-def _licence(base: Mapping[str, Any], licences: Mapping[str, str]) -> dict[str, Any]:
+def licence_of(base: Mapping[str, Any], licences: Mapping[str, str]) -> dict[str, Any]:
     """Return the licence for the hub: that of all data and base models, where it is one."""
     names = set(licences.values())
     if not names:

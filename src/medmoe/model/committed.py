@@ -6,6 +6,7 @@ kill nor a full disk leaves one that looks whole and is not. What the files mean
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -87,7 +88,7 @@ def check_files(directory: Path, listed: Mapping[str, Any], fix: str) -> None:
         raise CheckpointError(f"{directory / name}: {state}; {fix}")
     for name, entry in listed.items():
         _check_link(directory / name, fix)
-        if not (directory / name).is_file() or _entry(directory / name) != entry:
+        if not (directory / name).is_file() or entry_of(directory / name) != entry:
             raise CheckpointError(f"{directory / name}: its SHA-256 differs from {MANIFEST}; {fix}")
 
 
@@ -109,7 +110,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def _seal(staging: Path) -> None:
     """Write the manifest of all files, last, and hand everything to the disk."""
-    files = {path.name: _entry(path) for path in sorted(staging.iterdir())}
+    files = {path.name: entry_of(path) for path in sorted(staging.iterdir())}
     # safetensors makes files that only their owner can read; a server is often another user.
     readable = staging.stat().st_mode & 0o666
     for path in staging.iterdir():
@@ -121,7 +122,14 @@ def _seal(staging: Path) -> None:
 
 
 def put_in_place(staging: Path, directory: Path) -> None:
-    """Give a staged directory its name, in the place of one that stood there."""
+    """Give a staged directory its name, in the place of one that stood there.
+
+    Where the system can exchange two names (Linux), the name is never without a whole directory.
+    """
+    if directory.exists() and _exchanged(staging, directory):
+        _fsync(directory.parent)
+        shutil.rmtree(staging, ignore_errors=True)
+        return
     old = replaced_by(directory)
     if directory.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -136,6 +144,13 @@ def put_in_place(staging: Path, directory: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _exchanged(left: Path, right: Path) -> bool:
+    """Exchange two names in one step; return whether the system could."""
+    call: Any = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return call is not None and call(here, bytes(left), here, bytes(right), exchange) == 0
+
+
 def _make_parents(folder: Path) -> None:
     """Make a folder and hand its name to the disk, so that what is put into it can be found."""
     if not folder.exists():
@@ -144,7 +159,8 @@ def _make_parents(folder: Path) -> None:
         _fsync(folder.parent)
 
 
-def _entry(path: Path) -> dict[str, Any]:
+def entry_of(path: Path) -> dict[str, Any]:
+    """Return what a manifest says of a file: its ``sha256`` and ``bytes``."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"sha256": digest, "bytes": path.stat().st_size}

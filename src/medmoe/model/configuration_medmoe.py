@@ -32,6 +32,10 @@ class MedMoeConfig(LlavaConfig):
             was ``measured`` on; None for a model whose router was taught without one.
         lm_head_bias: Whether the output head has a bias (phi-2 has one).
         image_pool: n × n cells of the encoder make one image token: 1, 2 or 3.
+        expert_rows: Expert → the rows of the router, by name, that it was trained with; with top-1
+            its weight is the softmax over them. None: all experts were trained with all rows.
+        removed_experts: Name → where its tokens go: ``meta``, to the meta expert alone, or
+            ``next``, to the next best. Their rows stay, behind those of the experts.
     """
 
     model_type = "medmoe"
@@ -46,6 +50,8 @@ class MedMoeConfig(LlavaConfig):
     domain_check: dict[str, Any] | None = None
     lm_head_bias: bool = False
     image_pool: int = 1
+    expert_rows: dict[str, list[str]] | None = None
+    removed_experts: dict[str, Literal["meta", "next"]] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill the defaults and check the rules between the fields."""
@@ -67,6 +73,16 @@ class MedMoeConfig(LlavaConfig):
     def num_experts(self) -> int:
         """Number of domain experts in each MoE layer."""
         return len(self.domains or [])
+
+    @property
+    def router_rows(self) -> list[str]:
+        """Names of the router's rows: experts, then removed ones, ``meta`` before ``next``."""
+        removed = self.removed_experts or {}
+        return [*(self.domains or []), *sorted(removed, key=lambda name: removed[name])]
+
+    def rows_of(self, expert: str) -> list[str]:
+        """Return the rows of the router that an expert was trained with, its own among them."""
+        return list((self.expert_rows or {}).get(expert) or self.domains or [])
 
     def refuse_routing_by_picture(self, who: str) -> None:
         """Raise a `ConfigError` of what cannot carry a picture's decision."""
@@ -99,8 +115,21 @@ class MedMoeConfig(LlavaConfig):
                 f"router_layers ({self.router_layers}) must be 1, 2 or 3; "
                 f"use --set model.router_layers=1"
             )
+        self._check_rows(self.expert_rows, self.removed_experts or {})
         if self.image_pool != 1:
             self._check_pool(self.image_pool, self.vision_config)
+
+    def _check_rows(self, spans: dict[str, list[str]] | None, removed: dict[str, Any]) -> None:
+        rows, domains = set(self.router_rows), set(self.domains or [])
+        known = removed if spans is None else {*spans} ^ domains
+        own = {name for name, span in (spans or {}).items() if name in span and rows >= {*span}}
+        if known or domains & {*removed} or {*(spans or {})} - own:
+            raise ConfigError(
+                f"expert_rows {spans} must name for each of the domains {self.domains} the rows it "
+                f"was trained with, of {self.router_rows}; copy the model's config.json again"
+            )
+        if "meta" in removed.values() and not self.meta_expert:
+            raise ConfigError("removed_experts name the meta expert, and there is none; use next")
 
     def _check_pool(self, pool: int, vision: Any) -> None:
         side = vision.image_size // vision.patch_size

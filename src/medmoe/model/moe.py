@@ -3,7 +3,8 @@
 Nothing here loads, trains or counts; expert parallelism and kernels are transformers' own, reached
 through its experts interface (eager, batched_mm, grouped_mm).
 
-Shapes: B batch, S sequence, T = B·S tokens, D hidden, F FFN width, E domain experts, K top-k.
+Shapes: B batch, S sequence, T = B·S tokens, D hidden, F FFN width, E domain experts, K top-k,
+R rows of the router: E, and those of removed experts.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ class PictureChoice:
 
     Attributes:
         tokens_BS: Bool, the tokens of each row's first picture; None where the rows go on.
-        logits_BE: Float32, the router's of each row, NaN without a picture; None: token by token.
+        logits_BR: Float32, the router's of each row, NaN without a picture; None: token by token.
     """
 
     tokens_BS: Tensor | None = None
-    logits_BE: Tensor | None = None
+    logits_BR: Tensor | None = None
 
     def __init__(self, config: MedMoeConfig) -> None:
         self._config = config
@@ -50,14 +51,14 @@ class PictureChoice:
         Raises:
             ConfigError: None of them tells.
         """
-        self.tokens_BS = self.logits_BE = None
+        self.tokens_BS = self.logits_BR = None
         if shown_BS is None and input_ids is not None:
             shown_BS = input_ids == self._config.image_token_id
         if cache is not None and cache.get_seq_length() > 0:
-            self.logits_BE = getattr(cache, "pictured", None)
+            self.logits_BR = getattr(cache, "pictured", None)
         elif shown_BS is not None:
             self.tokens_BS = shown_BS & (shown_BS.cumsum(1) <= self._config.image_seq_length)
-        if self.tokens_BS is None and self.logits_BE is None:
+        if self.tokens_BS is None and self.logits_BR is None:
             raise ConfigError(
                 "routing: image needs to know where pictures are, which embeddings do not tell; "
                 "give input_ids, or picture_tokens with the embeddings"
@@ -65,21 +66,21 @@ class PictureChoice:
 
     def keep(self, cache: Any) -> None:
         """Leave the decision with a cache, if there is one."""
-        if cache is not None and self.logits_BE is not None:
-            cache.pictured = self.logits_BE.detach()
+        if cache is not None and self.logits_BR is not None:
+            cache.pictured = self.logits_BR.detach()
 
     def logits(self, router: Router, x_BSD: Tensor) -> Tensor:
-        """Return the logits (B, S, E) of a layer's tokens: the picture's where there is one."""
-        own_BSE = router.logits(x_BSD)
+        """Return the logits (B, S, R) of a layer's tokens: the picture's where there is one."""
+        own_BSR = router.logits(x_BSD)
         if router.decides and self.tokens_BS is not None:
             count_B1 = self.tokens_BS.sum(1, keepdim=True)
             sum_BD = x_BSD.float().masked_fill(~self.tokens_BS[..., None], 0).sum(1)
-            decided_BE = router.logits(sum_BD / count_B1.clamp(min=1))
-            self.logits_BE = decided_BE.masked_fill(count_B1 == 0, torch.nan)
-        if self.logits_BE is None:
-            return own_BSE
-        chosen_BSE = self.logits_BE[:, None].expand_as(own_BSE)
-        return torch.where(chosen_BSE.isnan(), own_BSE, chosen_BSE)
+            decided_BR = router.logits(sum_BD / count_B1.clamp(min=1))
+            self.logits_BR = decided_BR.masked_fill(count_B1 == 0, torch.nan)
+        if self.logits_BR is None:
+            return own_BSR
+        chosen_BSR = self.logits_BR[:, None].expand_as(own_BSR)
+        return torch.where(chosen_BSR.isnan(), own_BSR, chosen_BSR)
 
 
 class Router(nn.Module):
@@ -92,25 +93,37 @@ class Router(nn.Module):
     def __init__(self, config: MedMoeConfig) -> None:
         super().__init__()
         width = config.text_config.hidden_size
-        self.top_k = config.num_experts_per_tok
+        self.top_k, self.num_experts = config.num_experts_per_tok, config.num_experts
         self.depth = config.router_layers
         self.picture: PictureChoice | None = None
         self.decides = False  # for all layers, where the picture does
         for i in range(1, self.depth):
             self.add_module(f"fc{i}", nn.Linear(width, width))
-        self.add_module(f"fc{self.depth}", nn.Linear(width, config.num_experts))
+        rows, spans = config.router_rows, config.expert_rows
+        self.add_module(f"fc{self.depth}", nn.Linear(width, len(rows)))
+        #: Of each expert the rows that it was trained with; None: with all.
+        self.spans: list[list[int]] | None = None
+        if spans is not None:
+            self.spans = [[*map(rows.index, spans[name])] for name in config.domains or []]
+        to_meta = list((config.removed_experts or {}).values()).count("meta")
+        self.standing = config.num_experts + to_meta  # rows that may be chosen, the first ones
 
     def logits(self, x_BSD: Tensor) -> Tensor:
-        """Return the logits (B, S, E), float32, of normed hidden states of any float dtype."""
-        # Under autocast the casts alone would not do: `linear` itself goes down to its dtype.
-        with maybe_autocast(x_BSD.device.type, enabled=False):
-            h = x_BSD.float()
-            for i in range(1, self.depth + 1):
-                layer: Any = getattr(self, f"fc{i}")
-                h = functional.linear(h, layer.weight.float(), layer.bias.float())
-                if i < self.depth:
-                    h = functional.gelu(h)
+        """Return the logits (B, S, R), float32, of normed hidden states of any float dtype."""
+        return self._linear(self.hidden(x_BSD), self.depth)
+
+    def hidden(self, x_BSD: Tensor) -> Tensor:
+        """Return what the last layer reads (B, S, D), float32."""
+        h = x_BSD.float()
+        for i in range(1, self.depth):
+            h = functional.gelu(self._linear(h, i))
         return h
+
+    def _linear(self, h: Tensor, number: int) -> Tensor:
+        layer: Any = getattr(self, f"fc{number}")
+        # Under autocast the casts alone would not do: `linear` itself goes down to its dtype.
+        with maybe_autocast(h.device.type, enabled=False):
+            return functional.linear(h, layer.weight.float(), layer.bias.float())
 
     def forward(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Choose the experts of each token.
@@ -121,14 +134,37 @@ class Router(nn.Module):
             int64.
         """
         logits_BSE = self.picture.logits(self, x_BSD) if self.picture else self.logits(x_BSD)
+        if self.spans is not None:
+            return logits_BSE[..., : self.num_experts], *self._choose(logits_BSE, self.spans)
         probs_BSE = logits_BSE.softmax(dim=-1)
         weights_BSK, index_BSK = probs_BSE.topk(self.top_k, dim=-1)
         if self.top_k > 1:
             weights_BSK = weights_BSK / weights_BSK.sum(dim=-1, keepdim=True)
         return logits_BSE, weights_BSK, index_BSK
 
+    def _choose(self, logits_BSR: Tensor, spans: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Return weights and indices (B, S, K) where rows came or went after training.
 
-def _activation(text: Any) -> str:
+        A token that chose a removed expert's row has the next best one's index, and weight 0.
+        """
+        chosen_BSK, index_BSK = logits_BSR[..., : self.standing].topk(self.top_k, dim=-1)
+        gone_BSK, last = index_BSK >= self.num_experts, self.num_experts - 1
+        if self.top_k > 1:
+            weights_BSK = chosen_BSK.softmax(dim=-1)
+        else:
+            own = [
+                logits_BSR[..., span].softmax(-1)[..., span.index(e)]
+                for e, span in enumerate(spans)
+            ]
+            weights_BSK = torch.stack(own, dim=-1).gather(-1, index_BSK.clamp(max=last))
+        if self.standing > self.num_experts:
+            best_BS1 = logits_BSR[..., : self.num_experts].argmax(dim=-1, keepdim=True)
+            weights_BSK = weights_BSK.masked_fill(gone_BSK, 0)
+            index_BSK = torch.where(gone_BSK, best_BS1, index_BSK)
+        return weights_BSK, index_BSK
+
+
+def activation_of(text: Any) -> str:
     """Return the name of the FFNs' activation, which Gemma's configs call otherwise."""
     return str(getattr(text, "hidden_activation", None) or text.hidden_act)
 
@@ -201,7 +237,7 @@ class GatedExperts(nn.Module):
         shape = (config.num_experts, 2 * text.intermediate_size, text.hidden_size)
         self.gate_up_proj = nn.Parameter(torch.empty(shape))
         self.down_proj = nn.Parameter(torch.empty(shape[0], shape[2], shape[1] // 2))
-        self.act_fn = ACT2FN[_activation(text)]
+        self.act_fn = ACT2FN[activation_of(text)]
         _draw(self, text.initializer_range)
 
     def unbind(self) -> list[tuple[Tensor, ...]]:
@@ -236,7 +272,7 @@ class PlainExperts(nn.Module):
         self.fc1_bias = nn.Parameter(torch.empty(e, f))
         self.fc2_weight = nn.Parameter(torch.empty(e, d, f))
         self.fc2_bias = nn.Parameter(torch.empty(e, d))
-        self.act_fn = ACT2FN[_activation(text)]
+        self.act_fn = ACT2FN[activation_of(text)]
         _draw(self, text.initializer_range)
 
     up_proj = property(lambda self: self.fc1_weight, doc="Weights (E, F, D) of the first layer.")

@@ -15,7 +15,7 @@ import logging
 import math
 import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from itertools import chain
@@ -36,6 +36,7 @@ from medmoe.data.schema import ImageRecord, Pixels
 from medmoe.errors import CheckpointError
 from medmoe.files import lock
 from medmoe.model.committed import check_files, committed, read_manifest
+from medmoe.model.hashes import bytes_of, take_in
 from medmoe.processes import from_main, is_main, joined, process, processes
 
 logger = logging.getLogger(__name__)
@@ -130,19 +131,8 @@ def _key(encoder: Any, table: PixelTable, vision: VisionBackbone, autocast: bool
     facts += ["bf16"] * autocast + [table.view, table.strength] * bool(table.view)
     digest.update(json.dumps([*map(str, facts), sorted(table.rows.items())]).encode())
     take_in(digest, sorted(encoder.state_dict().items()))
-    digest.update(_bytes_of(table.pixels))
+    digest.update(bytes_of(table.pixels))
     return digest.hexdigest()[:32]
-
-
-def take_in(digest: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Let a hash follow from tensors: name, type, shape and bytes of each."""
-    for name, tensor in tensors:
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_bytes_of(tensor))
-
-
-def _bytes_of(tensor: Tensor) -> Any:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 @contextmanager
@@ -174,7 +164,7 @@ def _write(path: Path, shape: tuple[int, ...], first: Tensor, rest: Iterator[Ten
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for part in chain([first], rest):
-            file.write(_bytes_of(part))
+            file.write(bytes_of(part))
 
 
 class Views:

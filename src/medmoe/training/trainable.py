@@ -21,6 +21,7 @@ PARTS: dict[Part, str] = {
     "router": r"\brouter\.|\.mlp\.gate\.",
     "domain_experts": r"\.mlp\.experts\.",
     "meta_expert": r"\.mlp\.meta_expert\.",
+    "new_expert": r"\bnew_experts\.",
     "dense_ffns": r"\blanguage_model\..*\.mlp\.(gate_proj|up_proj|down_proj|fc1|fc2)\.",
     "lora_adapters": r"\.lora_[AB]\.",
 }

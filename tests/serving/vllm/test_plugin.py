@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.model.growing import grown, saved
 from tests.model.tiny import DOMAINS, FAMILIES, MOE_LAYERS, Family, moe_model, processor
 from torch import nn
 
 from medmoe.errors import ConfigError
-from medmoe.model.checkpoint import save_model
+from medmoe.model.checkpoint import load_model, save_model
 from medmoe.serving.vllm.plugin import VllmConfig, VllmModel
 
 
@@ -38,6 +39,18 @@ def test_the_entry_point_names_the_function(repository: Path) -> None:
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
     module, _, name = project["entry-points"]["vllm.general_plugins"]["medmoe"].partition(":")
     assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_a_model_with_an_expert_more_chooses_as_ours_does(tmp_path: Path) -> None:
+    grown(saved(tmp_path / "old"), tmp_path / "new")
+    model, _ = load_model(tmp_path / "new")
+    twin = VllmModel(VllmConfig.from_dict(model.config.to_dict()))
+    twin.load_state_dict(model.model.state_dict())
+    assert twin.config.text_config.num_experts == 5
+    states = torch.randn(2, 9, model.config.text_config.hidden_size)
+    for layer, block in model.moe_blocks.items():
+        given = twin.language_model.layers[layer].mlp.gate(states)
+        assert all(a.equal(b) for a, b in zip(given, block.gate(states), strict=True))
 
 
 def test_the_text_config_says_how_many_experts_vllm_fuses() -> None:

@@ -26,6 +26,7 @@ PHASES = {
     "phase2": "phase 2, instruction tuning",
     "router": "router",
     "phase3": "phase 3, MoE tuning",
+    "phase4": "phase 4, one expert more",
     "sft": "SFT, the comparison",
     "eval": "evaluation",
 }

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from medmoe.errors import GuardError
 from medmoe.model.committed import write_json
-from medmoe.training.features import take_in
+from medmoe.model.hashes import take_in
 from medmoe.training.parallel import (
     is_of_deepspeed,
     optimizer_state,

@@ -1,0 +1,188 @@
+"""`medmoe expert ACTION MODEL …`: one expert, without touching the others."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from medmoe.cli import flags
+from medmoe.cli.console import tell
+from medmoe.cli.parser import FOOTER, Parser
+from medmoe.errors import ConfigError
+
+_LINES = {
+    "list": "Name the experts: modality, layers, parameters, SHA-256, origin",
+    "export": "Write one expert as a pack: tensors, origin, licence, hash of its base, signature",
+    "add": "Train one expert more on your own pictures, beside the others, which stay",
+    "import": "Put an expert's pack into the model that it was trained beside",
+    "swap": "Exchange an expert by its namesake in a pack",
+    "remove": "Take an expert out; say where its tokens go",
+}
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the arguments of `expert`: an action, and behind it those of the action."""
+    for name, inner in parser.add_actions(_LINES).items():
+        inner.add_shared("model")
+        if name == "add":
+            _training_arguments(inner)
+            continue
+        if name in ("export", "remove"):
+            inner.add_value("name NAME", "name of the expert, as `expert list` has it")
+        if name in ("import", "swap"):
+            inner.add_value("pack PACK", "folder that `expert export` has written", Path)
+            inner.add_value(
+                "--trust KEY", "refuse a pack that this public key has not signed", Path
+            )
+        if name == "remove":
+            inner.add_choice(
+                "--to", ("meta", "next"), "its tokens go to the meta expert, or the next best"
+            )
+        if name == "export":
+            inner.add_value("--out DIR", "folder of the pack to write", Path)
+            inner.add_value("--sign KEY", "sign it with this Ed25519 key (PEM)", Path)
+        elif name != "list":
+            inner.add_value(
+                "--out DIR", "model folder to write (default: MODEL itself, replaced at once)", Path
+            )
+        inner.add_shared("--json")
+
+
+def _training_arguments(parser: Parser) -> None:
+    parser.add_value("name NAME", "its domain, e.g. ultrasound")
+    parser.add_shared("--records")
+    parser.add_value(
+        "--old SET",
+        "pictures of the other domains, which are to keep their decisions; may be repeated "
+        "(default: what the model was trained on)",
+        action="append",
+        default=[],
+    )
+    parser.add_value(
+        "--from-ffn PHASE2", "start as the FFNs of this phase-2 model, not as the meta expert", Path
+    )
+    parser.add_switch("--resume", "go on with a broken training")
+    parser.add_shared("--data", "--on-bad-row", "--allow-outside")
+    parser.add_value("--out DIR", "folder of the run; the model goes to DIR/model", Path)
+    parser.add_shared("--seed", "--set", "--json")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what is asked, and print what changed and what is proven to be the same."""
+    from medmoe.model.locate import find_model
+
+    result = _ACTIONS.get(args.action, _edit)(find_model(args.model), args)
+    tell(FOOTER)
+    flags.write_json(args.json, result | {"note": FOOTER})
+    return 0
+
+
+def _list(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    from medmoe.model.experts import ModelFiles, list_experts
+
+    experts = list_experts(ModelFiles.of(folder))
+    for entry in experts:
+        if "tokens_go_to" in entry:
+            tell(f"{entry['name']:12}  removed; its tokens go to {entry['tokens_go_to']}")
+            continue
+        known, layers = entry["provenance"], ", ".join(map(str, entry["layers"]))
+        origin = known["origin"] + (f" on {known['data']}" if known.get("data") else "")
+        modality = (
+            "" if entry["modality"] == [entry["name"]] else f" of {', '.join(entry['modality'])}"
+        )
+        tell(
+            f"{entry['name']:12}  {entry['parameters']:,} parameters{modality}, layers {layers}; "
+            f"{origin}; sha256 {entry['sha256']}"
+        )
+    return {"experts": experts}
+
+
+def _export(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    from medmoe.model.expert_pack import export_expert
+    from medmoe.model.experts import ModelFiles
+
+    if args.out is None:
+        raise ConfigError("export writes a folder of its own; name it: --out DIR")
+    facts = export_expert(ModelFiles.of(folder), args.name, args.out, args.sign)
+    tell(f"written: {args.out}, expert {args.name}, sha256 {facts['sha256']}")
+    tell(f"base: {facts['base']}; licence: {facts['licence'] or 'not recorded'}")
+    tell("signed" if args.sign else "not signed; sign it by --sign KEY")
+    return facts | {"out": str(args.out)}
+
+
+def _add(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    from medmoe.cli.train import train_shown
+    from medmoe.cli.train_display import Display
+    from medmoe.data.registry import find_data
+    from medmoe.experiments.expert import PHASE, expert_recipe
+    from medmoe.experiments.plan import plan_train
+
+    if args.out is None or not args.records:
+        raise ConfigError(
+            "add trains on pictures and writes a run; name both: --records SET --out DIR"
+        )
+    recipe = expert_recipe(
+        args.model, args.name, args.records, args.old, args.from_ffn, args.settings
+    )
+    shared = {"allow_outside": args.allow_outside, "on_bad_row": args.on_bad_row}
+    root, resume = find_data(args.data), args.resume
+    plan = plan_train(recipe, (), root, args.out, args.seed, resume=resume, **shared)
+    with flags.alone_in(args.out):
+        summary = train_shown(plan, Display(plan))
+    told = summary["phases"][PHASE]["expert"]
+    kept = told["calibration"]
+    share = 100 * kept["kept"] / kept["decisions"]
+    tell(
+        f"old pictures keep {kept['kept']:,} of {kept['decisions']:,} decisions ({share:.2f} %); "
+        f"of {kept['rows']:,} rows of questions {kept['all_kept']:,} keep all, and their answers' "
+        f"probabilities differ by {kept['difference']:.1g} at most"
+    )
+    show_changes(args.out / "model", told)
+    return summary
+
+
+_ACTIONS: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
+    "add": _add,
+    "list": _list,
+    "export": _export,
+}
+
+
+def _edit(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    from medmoe.model.expert_edit import exchange, put_in, take_out
+    from medmoe.model.expert_pack import read_pack
+    from medmoe.model.experts import ModelFiles
+
+    if args.out is None and not args.model.exists():
+        raise ConfigError(
+            f"{args.model} lies in the hub's cache; name a folder to write: --out DIR"
+        )
+    out = args.out or folder
+    with flags.alone_in(out):
+        files = ModelFiles.of(folder)
+        if args.action == "remove":
+            told = take_out(files, out, args.name, args.to)
+        else:
+            change = exchange if args.action == "swap" else put_in
+            told = change(files, out, read_pack(args.pack, files, args.trust))
+    show_changes(out, told)
+    return told | {"out": str(out)}
+
+
+def show_changes(out: Path, told: dict[str, Any]) -> None:
+    """Print what of a model folder changed, and what is proven to be the same."""
+    tensors = told["tensors"]
+    parts = ", ".join(f"{len(tensors[k])} {k}" for k in ("came", "changed", "went") if tensors[k])
+    tell(f"written: {out}: {parts or 'no tensor changed'}")
+    tell(f"proven by SHA-256: the other {tensors['same']:,} tensors and rows are the same bytes")
+    for key, (before, after) in told["config"].items():
+        tell(f"config.json: {key}: {_short(before)} → {_short(after)}")
+    tell(f"MANIFEST.json: other hashes of {', '.join(told['files'])}")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{k}: {_short(v)}" for k, v in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
