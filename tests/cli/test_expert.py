@@ -42,7 +42,7 @@ def test_experts_are_listed_shipped_taken_in_and_taken_out(
     model: Path, larger: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     listed = told(capsys, "expert", "list", larger, "--json", tmp_path / "list.json")
-    assert "ultrasound    9,282 parameters, layers 0, 2; added on clinic/train; sha256 " in listed
+    assert "9,282 parameters in layers 0, 2; added on clinic/train; sha256 " in listed
     experts = json.loads((tmp_path / "list.json").read_text())["experts"]
     assert [e["name"] for e in experts] == ["ct", "mri", "pathology", "xray", "ultrasound"]
     shipped = told(capsys, "expert", "export", larger, "ultrasound", "--out", tmp_path / "pack")
@@ -51,7 +51,7 @@ def test_experts_are_listed_shipped_taken_in_and_taken_out(
     taken = told(capsys, "expert", "import", copy, tmp_path / "pack")
     assert "10 came" in taken
     assert " tensors and rows are the same bytes" in taken
-    assert "config.json: domains: ct, mri, pathology, xray → ct, mri, pathology, xray, ul" in taken
+    assert '"xray"] → ["ct", "mri", "pathology", "xray", "ultrasound"]' in taken
     assert "MANIFEST.json: other hashes of README.md, config.json, medmoe.json, model." in taken
     said = refused(capsys, "import", copy, tmp_path / "pack")
     assert "has an expert ultrasound already; exchange it by `medmoe expert swap`" in said

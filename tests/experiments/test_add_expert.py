@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -14,13 +15,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.experiments.own_set import write_pictures
+from tests.model.growing import hashes
 from tests.model.tiny import DOMAINS, FAMILIES, Family, dense_model, moe_model, processor
 
 from medmoe.cli.main import main
-from medmoe.model.checkpoint import save_model
-from medmoe.model.experts import ModelFiles, list_experts
+from medmoe.experiments.expert import _tensors
+from medmoe.model.checkpoint import load_model, save_model
+from medmoe.model.experts import Expert, MoeFolder, put_in
 from medmoe.routing import record_routing
-from medmoe.training.new_expert import NewExpert, calibrate, first_ffns, grow, set_row
+from medmoe.training.new_expert import NewExpert, calibrate
 
 torch.set_num_threads(1)
 SETTINGS = (
@@ -86,7 +89,7 @@ def test_an_expert_is_added_and_the_rest_is_the_same_bytes(
     assert kept["kept"] >= 0.995 * kept["decisions"] > 100
     assert 0 < kept["all_kept"] <= kept["rows"]
     assert kept["difference"] <= 1e-6
-    entry = list_experts(ModelFiles.of(tmp_path / "run" / "model"))[4]
+    entry = MoeFolder(tmp_path / "run" / "model").experts()[4]
     assert entry["provenance"]["origin"] == "added"
     assert len(entry["provenance"]["data_sha256"]) == 2
     assert entry["provenance"]["started_as"] == "the meta expert"
@@ -110,7 +113,7 @@ def test_it_starts_as_the_ffn_of_phase_2_and_is_refused_one_of_another_shape(
     torch.testing.assert_close(new[name.replace("mlp", "mlp.experts.4")], dense[name])
     capsys.readouterr()
     assert add(model, sets, tmp_path / "no", "--from-ffn", str(tmp_path / "phi")) == 2
-    assert "--from-ffn: its FFNs have the shapes" in capsys.readouterr().err
+    assert "its activation is gelu_new, the model's silu" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("step", [3, 5])
@@ -154,43 +157,56 @@ def test_a_second_expert_stands_beside_the_first(sets: tuple[Path, Path], tmp_pa
     words = ["--records", other, "--old", sets[1], "--out", tmp_path / "two"]
     settings = [word for value in SETTINGS for word in ("--set", value)]
     assert main(["expert", "add", *map(str, [first, "XA", *words]), *settings]) == 0
-    files = ModelFiles.of(tmp_path / "two" / "model")
+    files = MoeFolder(tmp_path / "two" / "model")
     assert files.domains == [*DOMAINS, "ultrasound", "angiography"]
     assert files.config.rows_of("ultrasound") == [*DOMAINS, "ultrasound"]
     assert set(files.facts["experts"]) == {"ultrasound", "angiography"}
-    old, new = ModelFiles.of(first).hashes(), files.hashes()
+    old, new = hashes(MoeFolder(first)), hashes(files)
     assert all(new[name] == found for name, found in old.items())
 
 
-def test_while_it_trains_the_model_is_what_its_files_will_be() -> None:
-    model = moe_model("stablelm")
-    grown, index = grow(model, "ultrasound"), 4
+def apart(family: Family) -> NewExpert:
+    """Return a model with one expert more, which starts as the meta expert."""
+    model = moe_model(family)
+    ffns = {n: copy.deepcopy(block.meta_expert) for n, block in model.moe_blocks.items()}
+    return NewExpert(model, "ultrasound", ffns)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_while_it_trains_the_model_is_what_its_files_will_be(
+    family: Family, tmp_path: Path
+) -> None:
+    folder, trained = base(tmp_path / "base", family), apart(family)
     ids = torch.tensor([[processor().image_token_id] * 16 + list(range(20, 40))])
-    pixels = torch.randn(1, 3, 32, 32)
+    inputs = {"input_ids": ids, "pixel_values": torch.randn(1, 3, 32, 32)}
     with torch.no_grad():
-        before = model(input_ids=ids, pixel_values=pixels).logits
-        torch.testing.assert_close(grown(input_ids=ids, pixel_values=pixels).logits, before)
-        for block in grown.moe_blocks.values():
-            set_row(block.gate, index, torch.randn(32), 0.0)
-    trained = NewExpert(grown, first_ffns(grown, None), index)
-    apart = trained(input_ids=ids, pixel_values=pixels, labels=ids)
-    apart.loss.backward()
-    own = [p for n, p in trained.named_parameters() if n.startswith("new_experts.")]
+        before = load_model(folder)[0](**inputs).logits
+        torch.testing.assert_close(trained(**inputs).logits, before, rtol=1e-5, atol=1e-5)
+    for row in trained.rows():
+        row["weight"].copy_(torch.randn(32))
+        row["bias"].zero_()
+    now = trained(**inputs, labels=ids)
+    now.loss.backward()
+    own = list(trained.new_experts.parameters())
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in own)
-    trained.settle()
-    with record_routing(grown) as trace, torch.no_grad():
-        after = grown(input_ids=ids, pixel_values=pixels).logits
-    assert all((trace.experts(layer) == index).any() for layer in trace.layers)
-    torch.testing.assert_close(apart.logits.detach(), after, rtol=1e-4, atol=1e-5)
+    model, name = MoeFolder(folder), "ultrasound"
+    expert = Expert(name, _tensors(trained, model, name), [*DOMAINS, name], {})
+    put_in(model, tmp_path / "new", expert)
+    written, _ = load_model(tmp_path / "new")
+    with record_routing(written) as trace, torch.no_grad():
+        after = written(**inputs).logits
+    assert any((trace.experts(layer) == 4).any() for layer in trace.layers)
+    torch.testing.assert_close(after, now.logits.detach(), rtol=1e-4, atol=1e-4)
 
 
 def test_a_row_that_takes_everything_is_lowered_until_old_decisions_are_kept() -> None:
-    grown, index = grow(moe_model("phi"), "ultrasound"), 4
-    for block in grown.moe_blocks.values():
-        set_row(block.gate, index, torch.ones(32), 50.0)
+    trained = apart("phi")
+    for row in trained.rows():
+        row["weight"].fill_(1)
+        row["bias"].fill_(50)
     ids = torch.randint(10, 60, (6, 40), generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
-    told = calibrate(grown, index, [batch], 0.9)
+    told = calibrate(trained, [batch], 0.9)
     assert told["decisions"] == 6 * 40 * 2
     assert 0.9 * told["decisions"] <= told["kept"] < told["decisions"]
 

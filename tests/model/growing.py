@@ -9,9 +9,7 @@ import torch
 from tests.model.tiny import Family, moe_model, pixels, processor, prompt_ids
 
 from medmoe.model.checkpoint import load_model, save_model
-from medmoe.model.expert_edit import put_in
-from medmoe.model.expert_pack import Pack
-from medmoe.model.experts import ModelFiles
+from medmoe.model.experts import Expert, MoeFolder, put_in, renamed, tensors_hash
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.routing import record_routing
 
@@ -25,19 +23,27 @@ def saved(folder: Path, family: Family = "stablelm", **shape: Any) -> Path:
     return folder
 
 
-def new_expert(files: ModelFiles, bias: float = SOME, seed: int = 1) -> dict[str, torch.Tensor]:
+def new_expert(
+    files: MoeFolder, bias: float = SOME, name: str = "ultrasound", seed: int = 1
+) -> dict[str, torch.Tensor]:
     """Return random tensors of an expert that fits into a model."""
     drawn = torch.Generator().manual_seed(seed)
-    like = files.expert(files.domains[0])
+    first = files.domains[0]
+    like = {renamed(n, first, name): t for n, t in sorted(files.expert(first).items())}
     found = {n: torch.randn(t.shape, generator=drawn) * 0.3 for n, t in like.items()}
-    return {n: t + bias if n.endswith("router.bias") else t for n, t in found.items()}
+    return {n: t + bias if ".bias[" in n else t for n, t in found.items()}
 
 
-def grown(model: Path, out: Path, bias: float = SOME, name: str = "ultrasound") -> ModelFiles:
-    files = ModelFiles.of(model)
-    tensors = new_expert(files, bias, seed=sum(map(ord, name)))
-    put_in(files, out, Pack(name, tensors, [*files.domains, name], FACTS_OF))
-    return ModelFiles.of(out)
+def hashes(files: MoeFolder) -> dict[str, str]:
+    """Return the SHA-256 of every tensor, and of every row of a router."""
+    return {name: tensors_hash({"": tensor}) for name, tensor in files.tensors.items()}
+
+
+def grown(model: Path, out: Path, bias: float = SOME, name: str = "ultrasound") -> MoeFolder:
+    files = MoeFolder(model)
+    tensors = new_expert(files, bias, name, seed=sum(map(ord, name)))
+    put_in(files, out, Expert(name, tensors, [*files.domains, name], FACTS_OF))
+    return MoeFolder(out)
 
 
 @torch.no_grad()

@@ -11,26 +11,25 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.model.growing import grown, saved
+from tests.model.growing import grown, hashes, saved
 from tests.model.tiny import moe_model, processor
 
 from medmoe.errors import CheckpointError, ConfigError
 from medmoe.model.checkpoint import save_model
 from medmoe.model.committed import MANIFEST, committed, write_json
-from medmoe.model.expert_edit import put_in
 from medmoe.model.expert_pack import FACTS, TENSORS, export_expert, read_pack
-from medmoe.model.experts import ModelFiles, list_experts
+from medmoe.model.experts import MoeFolder, put_in, tensors_hash
 
 
 def test_a_pack_goes_into_its_base_and_gives_the_same_model(tmp_path: Path) -> None:
     model = saved(tmp_path / "old")
     files = grown(model, tmp_path / "new")
     export_expert(files, "ultrasound", tmp_path / "pack", None)
-    base = ModelFiles.of(model)
+    base = MoeFolder(model)
     put_in(base, tmp_path / "again", read_pack(tmp_path / "pack", base, None))
-    again = ModelFiles.of(tmp_path / "again")
-    assert again.hashes() == files.hashes()
-    assert list_experts(again)[4]["sha256"] == list_experts(files)[4]["sha256"]
+    again = MoeFolder(tmp_path / "again")
+    assert hashes(again) == hashes(files)
+    assert again.experts()[4]["sha256"] == files.experts()[4]["sha256"]
     assert again.facts["experts"]["ultrasound"]["data"] == "clinic/train"
     assert again.config.to_dict() == files.config.to_dict()
     facts = json.loads((tmp_path / "pack" / FACTS).read_text())
@@ -52,7 +51,7 @@ def _renamed(facts: dict[str, Any], tensors: dict[str, Any]) -> None:
 
 
 def _other_bytes(facts: dict[str, Any], tensors: dict[str, Any]) -> None:
-    tensors["layers.0.router.bias"] += 1
+    next(iter(tensors.values())).add_(1)
 
 
 def _wider(facts: dict[str, Any], tensors: dict[str, Any]) -> None:
@@ -61,6 +60,16 @@ def _wider(facts: dict[str, Any], tensors: dict[str, Any]) -> None:
 
 def _foreign(facts: dict[str, Any], tensors: dict[str, Any]) -> None:
     facts["trained_with"] = ["dermoscopy", *facts["trained_with"]]
+
+
+def _not_finite(facts: dict[str, Any], tensors: dict[str, Any]) -> None:
+    next(iter(tensors.values())).fill_(torch.nan)
+    facts["sha256"] = tensors_hash(tensors)
+
+
+def _other_names(facts: dict[str, Any], tensors: dict[str, Any]) -> None:
+    tensors["x"] = tensors.popitem()[1]
+    facts["sha256"] = tensors_hash(tensors)
 
 
 def _incomplete(facts: dict[str, Any], tensors: dict[str, Any]) -> None:
@@ -73,7 +82,9 @@ def _incomplete(facts: dict[str, Any], tensors: dict[str, Any]) -> None:
         (_renamed, "an expert of activation gelu, and the model has silu"),
         (_wider, "an expert of intermediate_size 64, and the model has 48"),
         (_other_bytes, "its tensors are not those that expert.json names"),
-        (_foreign, "was trained beside dermoscopy, which the model does not have"),
+        (_foreign, "was trained beside dermoscopy, which is not here"),
+        (_not_finite, "or are not finite"),
+        (_other_names, "other names, types or shapes than the model's experts"),
         (_incomplete, "its expert.json is incomplete"),
     ],
 )
@@ -84,7 +95,7 @@ def test_a_pack_that_does_not_fit_is_refused(
     export_expert(grown(model, tmp_path / "new"), "ultrasound", tmp_path / "pack", None)
     resealed(tmp_path / "pack", change)
     with pytest.raises(CheckpointError, match=said):
-        read_pack(tmp_path / "pack", ModelFiles.of(model), None)
+        read_pack(tmp_path / "pack", MoeFolder(model), None)
 
 
 def test_a_pack_of_another_base_or_with_a_broken_file_is_refused(tmp_path: Path) -> None:
@@ -95,15 +106,15 @@ def test_a_pack_of_another_base_or_with_a_broken_file_is_refused(tmp_path: Path)
         other.lm_head.weight[0, 0] += 1
     save_model(other, processor(), tmp_path / "other", {})
     with pytest.raises(CheckpointError, match="was trained on another base"):
-        read_pack(tmp_path / "pack", ModelFiles.of(tmp_path / "other"), None)
+        read_pack(tmp_path / "pack", MoeFolder(tmp_path / "other"), None)
     phi = saved(tmp_path / "phi", "phi")
     with pytest.raises(CheckpointError, match="activation silu, and the model has gelu_new"):
-        read_pack(tmp_path / "pack", ModelFiles.of(phi), None)
+        read_pack(tmp_path / "pack", MoeFolder(phi), None)
     content = bytearray((tmp_path / "pack" / TENSORS).read_bytes())
     content[-1] ^= 1
     (tmp_path / "pack" / TENSORS).write_bytes(content)
     with pytest.raises(CheckpointError, match=f"its SHA-256 differs from {MANIFEST}"):
-        read_pack(tmp_path / "pack", ModelFiles.of(model), None)
+        read_pack(tmp_path / "pack", MoeFolder(model), None)
 
 
 def test_a_signature_is_checked_against_the_key_that_is_trusted(tmp_path: Path) -> None:
@@ -123,7 +134,7 @@ def test_a_signature_is_checked_against_the_key_that_is_trusted(tmp_path: Path) 
     (ours, public), (_, theirs) = key("ours"), key("theirs")
     model = saved(tmp_path / "old")
     new = grown(model, tmp_path / "new")
-    pack, files = tmp_path / "pack", ModelFiles.of(model)
+    pack, files = tmp_path / "pack", MoeFolder(model)
     export_expert(new, "ultrasound", pack, ours)
     assert len(read_pack(pack, files, public).facts["imported"]["signed_by"]) == 64
     with pytest.raises(CheckpointError, match="its signature is not one by"):

@@ -15,15 +15,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.model.growing import ALL, FACTS_OF, NONE, grown, new_expert, run, saved
+from tests.model.growing import ALL, FACTS_OF, NONE, grown, hashes, new_expert, run, saved
 from tests.model.tiny import DOMAINS, FAMILIES, Family, moe_model, processor
 
 from medmoe.errors import CheckpointError, ConfigError, MedMoeError
 from medmoe.model.checkpoint import load_model, save_model
 from medmoe.model.committed import committed
-from medmoe.model.expert_edit import exchange, put_in, take_out
-from medmoe.model.expert_pack import Pack, export_expert, read_pack
-from medmoe.model.experts import ModelFiles, tensors_hash
+from medmoe.model.expert_pack import export_expert, read_pack
+from medmoe.model.experts import Expert, MoeFolder, exchange, put_in, take_out, tensors_hash
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 
 
@@ -65,10 +64,10 @@ def test_answers_are_the_old_ones_where_all_routing_is_kept(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_only_the_new_expert_and_its_rows_are_other_bytes(family: Family, tmp_path: Path) -> None:
     model = saved(tmp_path / "old", family)
-    files = ModelFiles.of(model)
+    files = MoeFolder(model)
     tensors = new_expert(files)
     told = put_in(
-        files, tmp_path / "new", Pack("ultrasound", tensors, [*DOMAINS, "ultrasound"], {})
+        files, tmp_path / "new", Expert("ultrasound", tensors, [*DOMAINS, "ultrasound"], {})
     )
     old, new = (load_file(p / "model.safetensors") for p in (model, tmp_path / "new"))
     for name, tensor in old.items():
@@ -95,7 +94,7 @@ def test_an_added_expert_that_is_removed_leaves_the_old_answers(to: str, tmp_pat
         assert (tmp_path / "less" / "config.json").read_text() == (
             model / "config.json"
         ).read_text()
-        assert ModelFiles(tmp_path / "less").hashes() == ModelFiles(model).hashes()
+        assert hashes(MoeFolder(tmp_path / "less")) == hashes(MoeFolder(model))
         return
     loaded, _ = load_model(tmp_path / "less")
     _, trace = run(loaded)
@@ -116,7 +115,7 @@ def test_the_others_weights_stay_when_one_they_were_trained_with_goes(
     to: str, tmp_path: Path
 ) -> None:
     model = saved(tmp_path / "old")
-    take_out(ModelFiles.of(model), tmp_path / "less", "mri", to)
+    take_out(MoeFolder(model), tmp_path / "less", "mri", to)
     config = json.loads((tmp_path / "less" / "config.json").read_text())
     assert config["domains"] == ["ct", "pathology", "xray"]
     assert config["removed_experts"] == {"mri": to}
@@ -142,13 +141,13 @@ def test_two_experts_of_one_base_are_put_beside_each_other(tmp_path: Path) -> No
         )
     folder = model
     for name in ("ultrasound", "angiography"):
-        files = ModelFiles.of(folder)
+        files = MoeFolder(folder)
         folder = tmp_path / f"with_{name}"
         put_in(files, folder, read_pack(tmp_path / f"{name}.pack", files, None))
-    files = ModelFiles.of(folder)
+    files = MoeFolder(folder)
     assert files.config.rows_of("angiography") == [*DOMAINS, "angiography"]
     for name in ("ultrasound", "angiography"):
-        alone = ModelFiles.of(tmp_path / name)
+        alone = MoeFolder(tmp_path / name)
         assert tensors_hash(files.expert(name)) == tensors_hash(alone.expert(name))
         assert files.base_hash(DOMAINS) == alone.base_hash(DOMAINS)
     run(folder)
@@ -156,17 +155,18 @@ def test_two_experts_of_one_base_are_put_beside_each_other(tmp_path: Path) -> No
 
 def test_an_expert_of_the_base_is_exchanged_and_restored(tmp_path: Path) -> None:
     model = saved(tmp_path / "old")
-    files = ModelFiles.of(model)
+    files = MoeFolder(model)
     export_expert(files, "ct", tmp_path / "pack", None)
-    other = new_expert(files) | {k: t for k, t in files.expert("ct").items() if ".router." in k}
-    told = exchange(files, tmp_path / "new", Pack("ct", other, [*DOMAINS], FACTS_OF))
+    rows = {k: t for k, t in files.expert("ct").items() if k.endswith("]")}
+    other = new_expert(files, name="ct") | rows
+    told = exchange(files, tmp_path / "new", Expert("ct", other, [*DOMAINS], FACTS_OF))
     assert not told["tensors"]["came"] + told["tensors"]["went"]
     assert all(".experts.ct." in name for name in told["tensors"]["changed"])
-    new = ModelFiles.of(tmp_path / "new")
+    new = MoeFolder(tmp_path / "new")
     exchange(new, tmp_path / "new", read_pack(tmp_path / "pack", new, None))
-    assert ModelFiles.of(tmp_path / "new").hashes() == files.hashes()
+    assert hashes(MoeFolder(tmp_path / "new")) == hashes(files)
     with pytest.raises(ConfigError, match="were trained with the router's row of ct"):
-        exchange(files, tmp_path / "no", Pack("ct", new_expert(files), [*DOMAINS], {}))
+        exchange(files, tmp_path / "no", Expert("ct", new_expert(files, name="ct"), [*DOMAINS], {}))
     assert not (tmp_path / "no").exists()
 
 
@@ -175,13 +175,13 @@ def test_what_has_no_experts_is_refused(tmp_path: Path) -> None:
 
     save_model(dense_model("phi"), processor(), tmp_path / "dense", {})
     with pytest.raises(CheckpointError, match="a dense model has no experts"):
-        ModelFiles.of(tmp_path / "dense")
-    files = ModelFiles.of(saved(tmp_path / "moe", top_k=2))
+        MoeFolder(tmp_path / "dense")
+    files = MoeFolder(saved(tmp_path / "moe", top_k=2))
     with pytest.raises(ConfigError, match="unknown expert 'ctt'"):
         take_out(files, tmp_path / "x", "ctt", "next")
     for name in ("ct", "mri"):
         take_out(files, tmp_path / "less", name, "next")
-        files = ModelFiles.of(tmp_path / "less")
+        files = MoeFolder(tmp_path / "less")
     with pytest.raises(ConfigError, match="chooses 2 experts for a token; xray must stay"):
         take_out(files, tmp_path / "x", "xray", "next")
 
@@ -194,7 +194,8 @@ def test_a_sharded_model_stays_sharded(tmp_path: Path) -> None:
     assert len(list(parts.glob("*.safetensors"))) > 2
     new = grown(parts, tmp_path / "new", NONE)
     index = json.loads((tmp_path / "new" / "model.safetensors.index.json").read_text())
-    assert index["weight_map"] == {name: path.name for name, path in new.places.items()}
+    assert len({*index["weight_map"].values()}) > 2
+    assert new.domains == [*DOMAINS, "ultrasound"]
     torch.testing.assert_close(run(tmp_path / "new")[0], run(parts)[0], rtol=0, atol=1e-6)
 
 
@@ -234,15 +235,13 @@ def test_killed_at_any_step_the_folder_is_the_old_model_or_the_new_one(tmp_path:
     model = saved(tmp_path / "run" / "model")
     grown(model, model, ALL)
     pristine = shutil.copytree(model, tmp_path / "pristine")
-    take_out(ModelFiles.of(pristine), tmp_path / "less", "ultrasound", "meta")
-    old, new = (ModelFiles(p).hashes() for p in (pristine, tmp_path / "less"))
+    take_out(MoeFolder(pristine), tmp_path / "less", "ultrasound", "meta")
+    old, new = (hashes(MoeFolder(p)) for p in (pristine, tmp_path / "less"))
     outcomes = []
     for number in range(1, 1000):
-        work = killed_at(
-            number, lambda: take_out(ModelFiles.of(model), model, "ultrasound", "meta")
-        )
+        work = killed_at(number, lambda: take_out(MoeFolder(model), model, "ultrasound", "meta"))
         status = in_a_fork(work)
-        found = ModelFiles.of(model).hashes()
+        found = hashes(MoeFolder(model))
         assert found in (old, new), number
         outcomes.append((status, found == new))
         if status == 0:

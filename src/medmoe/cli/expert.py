@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,32 +81,29 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    from medmoe.model.experts import ModelFiles, list_experts
+    from medmoe.model.experts import MoeFolder
 
-    experts = list_experts(ModelFiles.of(folder))
+    experts = MoeFolder(folder).experts()
     for entry in experts:
         if "tokens_go_to" in entry:
             tell(f"{entry['name']:12}  removed; its tokens go to {entry['tokens_go_to']}")
             continue
         known, layers = entry["provenance"], ", ".join(map(str, entry["layers"]))
         origin = known["origin"] + (f" on {known['data']}" if known.get("data") else "")
-        modality = (
-            "" if entry["modality"] == [entry["name"]] else f" of {', '.join(entry['modality'])}"
-        )
         tell(
-            f"{entry['name']:12}  {entry['parameters']:,} parameters{modality}, layers {layers}; "
-            f"{origin}; sha256 {entry['sha256']}"
+            f"{entry['name']:12}  {', '.join(entry['modality'])}; {entry['parameters']:,} "
+            f"parameters in layers {layers}; {origin}; sha256 {entry['sha256']}"
         )
     return {"experts": experts}
 
 
 def _export(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     from medmoe.model.expert_pack import export_expert
-    from medmoe.model.experts import ModelFiles
+    from medmoe.model.experts import MoeFolder
 
     if args.out is None:
         raise ConfigError("export writes a folder of its own; name it: --out DIR")
-    facts = export_expert(ModelFiles.of(folder), args.name, args.out, args.sign)
+    facts = export_expert(MoeFolder(folder), args.name, args.out, args.sign)
     tell(f"written: {args.out}, expert {args.name}, sha256 {facts['sha256']}")
     tell(f"base: {facts['base']}; licence: {facts['licence'] or 'not recorded'}")
     tell("signed" if args.sign else "not signed; sign it by --sign KEY")
@@ -116,73 +114,62 @@ def _add(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     from medmoe.cli.train import train_shown
     from medmoe.cli.train_display import Display
     from medmoe.data.registry import find_data
-    from medmoe.experiments.expert import PHASE, expert_recipe
+    from medmoe.experiments.expert import expert_recipe
     from medmoe.experiments.plan import plan_train
 
     if args.out is None or not args.records:
-        raise ConfigError(
-            "add trains on pictures and writes a run; name both: --records SET --out DIR"
-        )
+        raise ConfigError("add trains and writes a run; name both: --records SET --out DIR")
     recipe = expert_recipe(
         args.model, args.name, args.records, args.old, args.from_ffn, args.settings
     )
-    shared = {"allow_outside": args.allow_outside, "on_bad_row": args.on_bad_row}
-    root, resume = find_data(args.data), args.resume
-    plan = plan_train(recipe, (), root, args.out, args.seed, resume=resume, **shared)
+    shared = {name: getattr(args, name) for name in ("resume", "allow_outside", "on_bad_row")}
+    plan = plan_train(recipe, (), find_data(args.data), args.out, args.seed, **shared)
     with flags.alone_in(args.out):
         summary = train_shown(plan, Display(plan))
-    told = summary["phases"][PHASE]["expert"]
+    told = summary["phases"]["phase4_expert"]["expert"]
     kept = told["calibration"]
-    share = 100 * kept["kept"] / kept["decisions"]
     tell(
-        f"old pictures keep {kept['kept']:,} of {kept['decisions']:,} decisions ({share:.2f} %); "
-        f"of {kept['rows']:,} rows of questions {kept['all_kept']:,} keep all, and their answers' "
-        f"probabilities differ by {kept['difference']:.1g} at most"
+        f"old pictures keep {kept['kept']:,} of {kept['decisions']:,} decisions "
+        f"({100 * kept['kept'] / kept['decisions']:.2f} %); of {kept['rows']:,} rows of questions "
+        f"{kept['all_kept']:,} keep all, and their answers' probabilities differ by "
+        f"{kept['difference']:.1g} at most"
     )
-    show_changes(args.out / "model", told)
+    _show(args.out / "model", told)
     return summary
 
 
-_ACTIONS: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
-    "add": _add,
-    "list": _list,
-    "export": _export,
-}
-
-
 def _edit(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    from medmoe.model.expert_edit import exchange, put_in, take_out
     from medmoe.model.expert_pack import read_pack
-    from medmoe.model.experts import ModelFiles
+    from medmoe.model.experts import MoeFolder, exchange, put_in, take_out
 
     if args.out is None and not args.model.exists():
-        raise ConfigError(
-            f"{args.model} lies in the hub's cache; name a folder to write: --out DIR"
-        )
+        raise ConfigError(f"{args.model} lies in the hub's cache; name a folder by --out DIR")
     out = args.out or folder
     with flags.alone_in(out):
-        files = ModelFiles.of(folder)
+        model = MoeFolder(folder)
         if args.action == "remove":
-            told = take_out(files, out, args.name, args.to)
+            told = take_out(model, out, args.name, args.to)
         else:
             change = exchange if args.action == "swap" else put_in
-            told = change(files, out, read_pack(args.pack, files, args.trust))
-    show_changes(out, told)
+            told = change(model, out, read_pack(args.pack, model, args.trust))
+    _show(out, told)
     return told | {"out": str(out)}
 
 
-def show_changes(out: Path, told: dict[str, Any]) -> None:
+def _show(out: Path, told: dict[str, Any]) -> None:
     """Print what of a model folder changed, and what is proven to be the same."""
     tensors = told["tensors"]
     parts = ", ".join(f"{len(tensors[k])} {k}" for k in ("came", "changed", "went") if tensors[k])
     tell(f"written: {out}: {parts or 'no tensor changed'}")
     tell(f"proven by SHA-256: the other {tensors['same']:,} tensors and rows are the same bytes")
-    for key, (before, after) in told["config"].items():
-        tell(f"config.json: {key}: {_short(before)} → {_short(after)}")
+    for key, values in told["config"].items():
+        before, after = (json.dumps(value, ensure_ascii=False) for value in values)
+        tell(f"config.json: {key}: {before} → {after}")
     tell(f"MANIFEST.json: other hashes of {', '.join(told['files'])}")
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, dict):
-        return "; ".join(f"{k}: {_short(v)}" for k, v in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+_ACTIONS: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
+    "add": _add,
+    "export": _export,
+    "list": _list,
+}
