@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.experiments.own_set import write_pictures
+from tests.experiments.own_set import write_pictures, write_table
 from tests.model.growing import hashes
 from tests.model.tiny import DOMAINS, FAMILIES, Family, dense_model, moe_model, processor
 
 from medmoe.cli.main import main
-from medmoe.experiments.expert import _tensors
+from medmoe.data.schema import images_of
+from medmoe.experiments.data import read_data
+from medmoe.experiments.expert import _tensors, expert_recipe
 from medmoe.model.checkpoint import load_model, save_model
 from medmoe.model.experts import Expert, MoeFolder, put_in
 from medmoe.routing import record_routing
@@ -89,6 +91,7 @@ def test_an_expert_is_added_and_the_rest_is_the_same_bytes(
     assert kept["kept"] >= 0.995 * kept["decisions"] > 100
     assert 0 < kept["all_kept"] <= kept["rows"]
     assert kept["difference"] <= 1e-6
+    assert 0 <= kept["chosen"] <= 1
     entry = MoeFolder(tmp_path / "run" / "model").experts()[4]
     assert entry["provenance"]["origin"] == "added"
     assert len(entry["provenance"]["data_sha256"]) == 2
@@ -209,6 +212,22 @@ def test_a_row_that_takes_everything_is_lowered_until_old_decisions_are_kept() -
     told = calibrate(trained, [batch], 0.9)
     assert told["decisions"] == 6 * 40 * 2
     assert 0.9 * told["decisions"] <= told["kept"] < told["decisions"]
+
+
+def test_a_labelled_set_gives_its_own_pictures_and_an_unlabelled_one_all(
+    sets: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model, plain = base(tmp_path / "base"), write_table(tmp_path / "plain", 12, modality=False)
+    for new, modality, count in ((sets[0], "ultrasound", 22), (plain, None, 9)):
+        names = [str(new), str(sets[1])]
+        recipe = expert_recipe(model, "ultrasound", names[:1], names, None, SETTINGS)
+        data = read_data(recipe.spec, ["phase4_expert"], None, 7)
+        images = images_of(data.records("phase4_expert"))
+        assert {image.modality for image in images} == {modality}
+        assert len(images) >= count - 3
+        old = images_of(data.old_records())
+        assert {image.modality for image in old} <= {"ct", "mri", "xray"}
+        assert not {image.id for image in old} & {image.id for image in images}
 
 
 def test_what_cannot_be_added_is_one_line(

@@ -134,6 +134,7 @@ def _add(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         f"{kept['all_kept']:,} keep all, and their answers' probabilities differ by "
         f"{kept['difference']:.1g} at most"
     )
+    tell(f"of the new pictures' decisions {100 * kept['chosen']:.1f} % go to {args.name}")
     _show(args.out / "model", told)
     return summary
 

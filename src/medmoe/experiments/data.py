@@ -86,20 +86,26 @@ class TrainData:
         return images_of(self._everything(phase))
 
     def _new(self) -> list[Record]:
-        """Return the records that an expert is added for: of its modality, or of none."""
+        """Return the records that an expert is added for: of its domain, all of unlabelled sets."""
         assert self.spec.expert is not None
-        names, own = self.spec.phases["phase4_expert"].data, (None, self.spec.expert.name)
-        records = [r for name in self._named("train", names) for r in self.sets[name]]
-        return [r for r in records if all(image.modality in own for image in r.images)]
+        new, own = list[Record](), (self.spec.expert.name,)
+        for name in self._named("train", self.spec.phases["phase4_expert"].data):
+            records = self.sets[name]
+            named = any(image.modality for image in images_of(records))
+            new += [r for r in records if not named or _is_of_one_domain(r, own)]
+        return new
 
     def old_records(self) -> list[Record]:
         """Return the records of the domains that a model has before an expert is added."""
         assert self.spec.expert is not None
-        new = {image.id for image in images_of(self._new())}
+        new, own = {i.id for i in images_of(self._new())}, (self.spec.expert.name,)
         names = self._named("train", self.spec.expert.old)
         records = [r for name in names for r in self.sets[name]]
-        name = self.spec.expert.name
-        return [r for r in records if all(i.id not in new and i.modality != name for i in r.images)]
+        return [
+            r
+            for r in records
+            if not any(i.id in new or domain_of(i.modality, own) for i in r.images)
+        ]
 
     def _everything(self, phase: PhaseName) -> list[Record]:
         return [r for name in self.trained(phase) for r in self.sets[name]]

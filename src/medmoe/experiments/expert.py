@@ -32,13 +32,13 @@ from medmoe.model.experts import Expert, MoeFolder, Tensors, put_in, renamed
 from medmoe.model.locate import find_model
 from medmoe.processes import processes
 from medmoe.training.context import PhaseContext, RunSettings
-from medmoe.training.new_expert import NewExpert, RowTraining, calibrate
+from medmoe.training.new_expert import NewExpert, RowTraining, calibrate, kept
 from medmoe.training.packed import packed_once, train_packed
 from medmoe.training.phases.phase2_router import collect_states
 from medmoe.training.schedule import Schedule
 from medmoe.training.trainer import PhaseResult, run_phase
 
-_ROW_BATCH, _HELD_OUT_BATCH = 64, 8
+_ROW_BATCH, _BATCH = 64, 8
 _TOLD = [
     "data",
     "data_sha256",
@@ -125,16 +125,15 @@ def run_expert(job: Job) -> PhaseResult:
     for place, row in enumerate(trained.rows()):
         for kind, taught_row in rows.items():  # by picture the first layer's row is that of all
             row[kind].copy_(taught_row[min(place, len(taught_row) - 1)])
-    collate = PackingCollator(context.features, processor.tokenizer.pad_token_id)
-    samples = packed_once(held_out, context.rows, context.tokenizer, context.max_length)
-    starts = range(0, len(samples), _HELD_OUT_BATCH)
-    batches = [collate(samples[start : start + _HELD_OUT_BATCH]) for start in starts]
+    batches = _batches(context, held_out)
     calibrate(trained, batches, spec.keep)
     result = train_packed(context, trained)
     dtype = next(t.dtype for k, t in base.expert(base.domains[0]).items() if not k.endswith("]"))
     for parameter in trained.new_experts.parameters():  # rounded as its file will be
         parameter.data = parameter.data.to(dtype).float()
     told = calibrate(trained, batches, spec.keep)
+    own = kept(trained, _batches(context, new)[: spec.labels // _BATCH + 1])[0]
+    told["chosen"] = 1 - own["kept"] / own["decisions"]
     facts = {
         "origin": "added",
         **{key: job.facts[key] for key in _TOLD if key in job.facts},
@@ -146,6 +145,14 @@ def run_expert(job: Job) -> PhaseResult:
     expert = Expert(spec.name, tensors, [*base.domains, spec.name], facts)
     job.found["expert"] = {"calibration": told, **put_in(base, job.model, expert)}
     return result
+
+
+def _batches(context: PhaseContext, records: Sequence[Record]) -> list[Any]:
+    """Return records packed as in training, in a fixed order."""
+    collate = PackingCollator(context.features, context.processor.tokenizer.pad_token_id)
+    samples = packed_once(records, context.rows, context.tokenizer, context.max_length)
+    starts = range(0, len(samples), _BATCH)
+    return [collate(samples[start : start + _BATCH]) for start in starts]
 
 
 def _first_ffns(model: Any, source: str | None) -> dict[int, nn.Module]:

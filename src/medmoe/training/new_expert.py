@@ -145,10 +145,10 @@ def calibrate(
     # One picture's decision holds in all layers.
     groups = [rows] if trained.config.routing == "image" else [[row] for row in rows]
     for _ in range(_ROUNDS):
-        told, margins = _kept(trained, batches)
+        told, margins = kept(trained, batches)
         if told["kept"] >= keep * told["decisions"]:
             return told
-        share /= 2
+        share *= 0.7
         for group, margin in zip(groups, margins, strict=False):
             # By how much all but this share of the tokens are nearer to another row.
             spare = margin.sort().values[int(share * len(margin))] - 1e-4
@@ -156,10 +156,11 @@ def calibrate(
                 row["bias"] += spare.clamp(max=0)
     for row in rows:  # nothing less kept them
         row["bias"].fill_(NEVER)
-    return _kept(trained, batches)[0]
+    return kept(trained, batches)[0]
 
 
-def _kept(
+@torch.no_grad()
+def kept(
     trained: NewExpert, batches: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, Any], list[Tensor]]:
     """Return what `calibrate` does, and by layer how far the new row is from each token."""
