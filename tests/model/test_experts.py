@@ -22,7 +22,7 @@ from medmoe.errors import CheckpointError, ConfigError, MedMoeError
 from medmoe.model.checkpoint import load_model, save_model
 from medmoe.model.committed import committed
 from medmoe.model.expert_pack import export_expert, read_pack
-from medmoe.model.experts import Expert, MoeFolder, exchange, put_in, take_out, tensors_hash
+from medmoe.model.experts import Expert, MoeFolder, put_in, take_out, tensors_hash
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 
 
@@ -159,14 +159,19 @@ def test_an_expert_of_the_base_is_exchanged_and_restored(tmp_path: Path) -> None
     export_expert(files, "ct", tmp_path / "pack", None)
     rows = {k: t for k, t in files.expert("ct").items() if k.endswith("]")}
     other = new_expert(files, name="ct") | rows
-    told = exchange(files, tmp_path / "new", Expert("ct", other, [*DOMAINS], FACTS_OF))
+    told = put_in(files, tmp_path / "new", Expert("ct", other, [*DOMAINS], FACTS_OF), swap=True)
     assert not told["tensors"]["came"] + told["tensors"]["went"]
     assert all(".experts.ct." in name for name in told["tensors"]["changed"])
     new = MoeFolder(tmp_path / "new")
-    exchange(new, tmp_path / "new", read_pack(tmp_path / "pack", new, None))
+    put_in(new, tmp_path / "new", read_pack(tmp_path / "pack", new, None), swap=True)
     assert hashes(MoeFolder(tmp_path / "new")) == hashes(files)
     with pytest.raises(ConfigError, match="were trained with the router's row of ct"):
-        exchange(files, tmp_path / "no", Expert("ct", new_expert(files, name="ct"), [*DOMAINS], {}))
+        put_in(
+            files,
+            tmp_path / "no",
+            Expert("ct", new_expert(files, name="ct"), [*DOMAINS], {}),
+            swap=True,
+        )
     assert not (tmp_path / "no").exists()
 
 
@@ -251,7 +256,7 @@ def test_killed_at_any_step_the_folder_is_the_old_model_or_the_new_one(tmp_path:
             shutil.rmtree(model)
             shutil.copytree(pristine, model)
     assert len(outcomes) > 30
-    assert sum(done for _, done in outcomes) > 1  # kills before the exchange, and behind it
+    assert sum(done for _, done in outcomes) > 1  # kills before the and behind it
     assert [path.name for path in model.parent.iterdir()] == ["model"]
 
 

@@ -141,7 +141,7 @@ def _add(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 def _edit(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     from medmoe.model.expert_pack import read_pack
-    from medmoe.model.experts import MoeFolder, exchange, put_in, take_out
+    from medmoe.model.experts import MoeFolder, put_in, take_out
 
     if args.out is None and not args.model.exists():
         raise ConfigError(f"{args.model} lies in the hub's cache; name a folder by --out DIR")
@@ -151,8 +151,8 @@ def _edit(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         if args.action == "remove":
             told = take_out(model, out, args.name, args.to)
         else:
-            change = exchange if args.action == "swap" else put_in
-            told = change(model, out, read_pack(args.pack, model, args.trust))
+            pack = read_pack(args.pack, model, args.trust)
+            told = put_in(model, out, pack, swap=args.action == "swap")
     _show(out, told)
     return told | {"out": str(out)}
 

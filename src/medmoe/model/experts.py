@@ -140,39 +140,31 @@ def tensors_hash(tensors: Tensors) -> str:
     return digest.hexdigest()
 
 
-def put_in(model: MoeFolder, out: Path, expert: Expert) -> dict[str, Any]:
+def put_in(model: MoeFolder, out: Path, expert: Expert, *, swap: bool = False) -> dict[str, Any]:
     """Write a model with one expert more; return what changed and what is proven to be the same.
 
     Args:
         out: May be the model's own folder, which is then replaced at once.
+        swap: Its namesake goes.
 
     Raises:
-        ConfigError: There is an expert of this name, or was one.
+        ConfigError: The name is taken, or none has it; or its rows would change others' weights.
         CheckpointError: Anything else would have changed: nothing is written then.
         GuardError: The disk is full.
     """
-    model.refuse(expert.name)
-    domains = [*model.domains, expert.name]
-    return _write(
-        model, out, model.tensors | expert.tensors, domains, model.removed, expert, "added"
-    )
-
-
-def exchange(model: MoeFolder, out: Path, expert: Expert) -> dict[str, Any]:
-    """Write a model with another expert in its namesake's place; else as `put_in`.
-
-    Raises:
-        ConfigError: There is none, or its rows would change the weights of others.
-    """
-    name, own = expert.name, model.expert(expert.name)
+    name, own = expert.name, model.expert(expert.name) if swap else Tensors()
+    if not swap:
+        model.refuse(name)
     beside = [n for n in model.domains if n != name and name in model.config.rows_of(n)]
-    if beside and any(k.endswith("]") and not t.equal(expert.tensors[k]) for k, t in own.items()):
+    same = all(t.equal(expert.tensors[k]) for k, t in own.items() if k.endswith("]"))
+    if beside and not same:
         raise ConfigError(
             f"{', '.join(beside)} were trained with the router's row of {name}, and the pack has "
             "another one, which would change their answers; take a pack with the same row"
         )
-    tensors = model.tensors | expert.tensors
-    return _write(model, out, tensors, model.domains, model.removed, expert, "exchanged")
+    tensors, domains = model.tensors | expert.tensors, list(dict.fromkeys([*model.domains, name]))
+    what = "exchanged" if swap else "added"
+    return _write(model, out, tensors, domains, model.removed, expert, what)
 
 
 def take_out(model: MoeFolder, out: Path, name: str, to: str) -> dict[str, Any]:
@@ -248,19 +240,11 @@ def _facts(model: MoeFolder, domains: list[str], expert: Expert, what: str) -> d
     old, new = model.facts, expert.facts
     note = f"Expert {expert.name} {what}; all else is that of the model {identity(model.folder)}."
     experts = {**(old.get("experts") or {}), expert.name: dict(new)}
-    merged = {
-        key: {**(old.get(key) or {}), **new[key]}
-        for key in ("licences", "shared_images")
-        if key in new
-    }
-    return (
-        old
-        | merged
-        | {
-            "notes": [*old.get("notes", ()), note],
-            "experts": {n: known for n, known in experts.items() if n in domains and known},
-        }
-    )
+    kinds = [key for key in ("licences", "shared_images") if key in new]
+    merged: dict[str, Any] = {key: {**(old.get(key) or {}), **new[key]} for key in kinds}
+    merged["notes"] = [*old.get("notes", ()), note]
+    merged["experts"] = {n: known for n, known in experts.items() if n in domains and known}
+    return old | merged
 
 
 def _read(folder: Path, config: MedMoeConfig) -> Tensors:
