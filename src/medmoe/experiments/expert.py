@@ -31,10 +31,12 @@ from medmoe.model.expert_pack import shape_of
 from medmoe.model.experts import Expert, MoeFolder, Tensors, put_in, renamed
 from medmoe.model.locate import find_model
 from medmoe.processes import processes
+from medmoe.routing.hooks import ffn_inputs
 from medmoe.training.context import PhaseContext, RunSettings
+from medmoe.training.load_balance import is_token
 from medmoe.training.new_expert import NewExpert, RowTraining, calibrate, kept
 from medmoe.training.packed import packed_once, train_packed
-from medmoe.training.phases.phase2_router import collect_states
+from medmoe.training.phases.phase2_router import TOKENS_KEPT, collect_states
 from medmoe.training.schedule import Schedule
 from medmoe.training.trainer import PhaseResult, run_phase
 
@@ -200,15 +202,20 @@ def _taught_rows(
     own = sorted(images_of(new), key=lambda image: hash_share(image.id, job.plan.seed))[
         : spec.labels
     ]
-    others, asked = images_of(old), replace(context, records=[*new, *old])
-    states = collect_states(asked, layers, [*own, *others], by_picture)
+    chosen = [record for record in new if record.image in own]
+    if by_picture:
+        asked = replace(context, records=[*new, *old])
+        parts = [collect_states(asked, layers, part, True) for part in (own, images_of(old))]
+    else:
+        parts = [_states(context, chosen, layers, False), _states(context, old, layers, True)]
+    states, count = torch.cat(parts), len(parts[0])
     rows = RowTraining([model.moe_blocks[layer].gate for layer in layers])
     # As many of either kind in a batch, on the mean.
-    places = [*range(len(own))] * max(1, len(others) // len(own)) + [*range(len(own), len(states))]
+    places = [*range(count)] * max(1, len(parts[1]) // count) + [*range(count, len(states))]
 
     def collate(chosen: Sequence[int]) -> dict[str, torch.Tensor]:
         at = torch.tensor(chosen)
-        return {"states": states[at], "new": at < len(own)}
+        return {"states": states[at], "new": at < count}
 
     values = {"learning_rate": spec.row_rate, "batch_size": _ROW_BATCH}
     plain = replace(
@@ -224,6 +231,28 @@ def _taught_rows(
     schedule = Schedule(lambda i, _: places[i], len(places), total, context.seed, names=names)
     run_phase(plain, rows, schedule, collate)
     return {name: rows.router[name].detach() for name in ("weight", "bias")}
+
+
+@torch.no_grad()
+def _states(
+    context: PhaseContext, records: Sequence[Record], layers: Sequence[int], every: bool
+) -> torch.Tensor:
+    """Return what routers read of each picture's packed questions, (N, L, T, D), T tokens drawn.
+
+    Args:
+        every: Of all tokens; else not of those before the picture, which have not seen it.
+    """
+    draw, found = torch.Generator().manual_seed(context.seed), []
+    for batch in _batches(context, records):
+        inputs = {name: tensor.to(context.model.device) for name, tensor in batch.items()}
+        with ffn_inputs(context.model, layers) as seen:
+            context.model(**inputs)
+        seeing = (batch["input_ids"] == context.processor.image_token_id).cumsum(1) > 0
+        real = is_token(batch["attention_mask"]) & (seeing | every)
+        places = torch.multinomial(real.float(), TOKENS_KEPT, replacement=True, generator=draw)
+        rows = torch.arange(len(places))[:, None]
+        found.append(torch.stack([states.float().cpu()[rows, places] for states in seen], dim=1))
+    return torch.cat(found)
 
 
 def _tensors(trained: NewExpert, base: MoeFolder, name: str) -> Tensors:
