@@ -26,7 +26,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test check fix test-vllm test-lmms stress bench bench-quick lock sbom advisories digests tree clean
+.PHONY: help demo install test check page fix test-vllm test-lmms stress bench bench-quick lock sbom advisories digests tree clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -79,11 +79,15 @@ $(LMMS_STAMP): pyproject.toml deploy/lmms-eval.lock
 # Bases of the images that are pinned by nothing but their tag.
 EMPTY_DIGESTS := sed -n 's/^ARG \(.*_DIGEST\)=$$/deploy\/Dockerfile: \1 is empty: that base is pinned by its tag alone/p' deploy/Dockerfile
 
-check: $(STAMP)  ## lint, format, types, import rule; says which digests are empty
+page:  ## build the page of medmoe serve from page/ into the package (needs Node 20.19 or newer, and npm)
+	cd page && npm ci --ignore-scripts && npm run build
+
+check: $(STAMP)  ## lint, format, types, import rule, the built page; says which digests are empty
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/python scripts/page_hash.py
 	@$(EMPTY_DIGESTS)
 
 digests:  ## fail where a base of the images is not pinned by its digest

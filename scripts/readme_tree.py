@@ -17,7 +17,7 @@ SOURCE = ROOT / "src" / "medmoe"
 README, FILES = ROOT / "README.md", ROOT / "docs" / "files.md"
 BLOCK = re.compile(r"(?<=```text\n)src/medmoe/.*?(?=```)", re.DOTALL)
 COLUMN = 27
-DATA_SUFFIXES = {".yaml", ".j2", ".csv", ".css", ".js"}
+DATA_SUFFIXES = {".yaml", ".j2", ".csv", ".css", ".gz"}
 
 
 def first_sentence(path: Path) -> str:

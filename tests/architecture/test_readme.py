@@ -17,7 +17,7 @@ FILES = (ROOT / "docs" / "files.md").read_text(encoding="utf-8")
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/add_a_backbone.md"]
 MAX_LINES = 150
 FIRST_COMMAND_BEFORE = 40
-DATA_SUFFIXES = {".yaml", ".j2", ".csv", ".css", ".js"}
+DATA_SUFFIXES = {".yaml", ".j2", ".csv", ".css", ".gz"}
 TARGETS = set(
     re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 )

@@ -22,7 +22,7 @@ from tests.model.tiny import processor
 
 from medmoe.cli.main import main
 from medmoe.data.cache import ImageCache
-from medmoe.data.images import open_picture
+from medmoe.data.images import open_picture, open_values
 from medmoe.data.intake.sandbox import DecoderPool
 from medmoe.data.pixels import pixel_table
 from medmoe.data.schema import ImageRecord
@@ -90,8 +90,10 @@ def test_no_identifier_passes_the_decoder(
     picture = open_picture(path, pool=pool)
     assert picture.facts.modality is None
     assert picture.facts.body_part is None
-    assert clean(json.dumps(asdict(picture.facts)))
-    assert clean(repr(picture))
+    viewed = open_values(path.read_bytes(), pool=pool)
+    assert viewed.pixels.dtype == np.uint16
+    assert clean(json.dumps([asdict(each) for each in (picture.facts, viewed.facts)]))
+    assert clean(repr(picture) + repr(viewed.scale))
     assert clean(repr(picture.image.info))
     assert clean(caplog.text)
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from tests.data.test_images import JPEG, PNG, smooth
 from medmoe.data.images import open_picture
 from medmoe.data.intake import protocol, sandbox
 from medmoe.data.intake.decode import Request, decode
+from medmoe.data.intake.facts import ImageFacts, Scale
 from medmoe.data.intake.limits import Limits
 from medmoe.data.intake.sandbox import DecoderPool
 from medmoe.errors import ImageError
@@ -253,11 +254,19 @@ def test_a_decoder_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPatch) 
         DecoderPool(workers=1).decode(PNG)
 
 
+FACTS = asdict(ImageFacts("dicom"))
+SCALE = {"slope": 2.0, "intercept": -1.0, "inverted": True, "linear": False, "apart": [1, 2]}
+
+
 @pytest.mark.parametrize(
     "head",
     [
         {"shape": [2, 2], "facts": {}},
         {"shape": [3, 3], "facts": None},
+        {"shape": [1, 2], "facts": FACTS, "scale": {"slope": 1.0}},
+        {"shape": [1, 2], "facts": FACTS, "scale": SCALE | {"slope": 0.0}},
+        {"shape": [1, 2], "facts": FACTS, "scale": SCALE | {"intercept": float("nan")}},
+        {"shape": [2, 2], "facts": FACTS, "scale": SCALE},
         {"shape": "xx"},
         {},
         {"code": "made_up", "message": "x"},
@@ -267,6 +276,12 @@ def test_a_decoder_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPatch) 
 def test_what_a_decoder_says_is_checked(head: dict[str, Any]) -> None:
     with pytest.raises((ValueError, KeyError, TypeError)):
         sandbox._checked(head, bytes(4))
+
+
+def test_values_of_16_bits_are_taken_as_they_are_said() -> None:
+    decoded = sandbox._checked({"shape": [1, 2], "facts": FACTS, "scale": SCALE}, b"\1\0\0\2")
+    assert decoded.pixels.tolist() == [[1, 512]]
+    assert decoded.scale == Scale(2.0, -1.0, True, False, (1.0, 2.0))
 
 
 def test_messages_have_a_length_a_deadline_and_an_end() -> None:

@@ -22,8 +22,8 @@ _ODD: tuple[Any, ...] = (
     "data:image/png;base64,", "data:,", "file-x", [None], {"type": "text"},
 )  # fmt: skip
 _PATHS = (CHAT, "/v1/models", "/v1/files", "/v1/files/x", "/login", "/page/picture", "/page/export",
-          "/page/ask", "/page/call/frame", "/", "/metrics", "/openapi.json", "/%00", "/..%2f",
-          "/v1/models/%ff", "/page/line/x", "/page/file=/etc/passwd")  # fmt: skip
+          "/page/ask", "/page/call/look", "/page/pixels", "/", "/metrics", "/openapi.json", "/%00",
+          "/..%2f", "/v1/models/%ff", "/page/line/x", "/page/file=/etc/passwd")  # fmt: skip
 _METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE")
 
 

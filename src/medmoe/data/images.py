@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from medmoe.data.cache import ImageCache, key_of
-from medmoe.data.intake.decode import Hint, Request
+from medmoe.data.intake.decode import Decoded, Hint, Request
 from medmoe.data.intake.display import Plane
 from medmoe.data.intake.facts import ImageFacts
 from medmoe.data.intake.limits import Limits
@@ -90,6 +90,17 @@ def open_picture(
         source = read_file(source, pool.limits)
     decoded = pool.decode(source, Request(window, frame, hint, plane))
     return _looked_at(Image.fromarray(decoded.pixels).convert("RGB"), decoded.facts)
+
+
+def open_values(
+    data: bytes, *, frame: int | None = None, plane: Plane | None = None, pool: DecoderPool
+) -> Decoded:
+    """Return a frame of a file for a viewer, which has its own window: grey in 16 bits.
+
+    Raises:
+        ImageError: As with `open_picture`.
+    """
+    return pool.decode(data, Request(frame=frame, plane=plane, values=True))
 
 
 def _looked_at(image: Image.Image, facts: ImageFacts) -> Picture:

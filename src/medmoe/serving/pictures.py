@@ -13,14 +13,14 @@ import asyncio
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from medmoe.data.images import Picture, open_picture
+from medmoe.data.images import Picture, open_picture, open_values
 from medmoe.data.intake.data_url import from_data_url
-from medmoe.data.intake.decode import Hint
+from medmoe.data.intake.decode import Decoded, Hint
 from medmoe.data.intake.limits import Limits
 from medmoe.data.intake.sandbox import DecoderPool, cores
 from medmoe.errors import ImageError
@@ -29,6 +29,8 @@ from medmoe.serving.chat_engine import late
 from medmoe.serving.metrics import Metrics
 from medmoe.serving.problems import ProblemError
 from medmoe.serving.schema import FilePart, ImagePart, Message
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,17 +129,27 @@ class Decoding:
             ImageError: It cannot be used.
             EngineError: Too many wait, or it took too long.
         """
+        return await self._run(partial(open_picture, data, pool=_DECODERS, **options))
+
+    async def values(self, data: bytes, **options: Any) -> Decoded:
+        """Return a frame of a file for a viewer, as `open_values` does.
+
+        Raises:
+            ImageError, EngineError: As with `open`.
+        """
+        return await self._run(partial(open_values, data, pool=_DECODERS, **options))
+
+    async def _run(self, call: Callable[[], T]) -> T:
         try:
             async with asyncio.timeout(self._seconds):
-                call = partial(open_picture, data, pool=_DECODERS, **options)
-                picture = await self._aside.run(call)
+                found = await self._aside.run(call)
         except TimeoutError:
             raise late() from None
         except ImageError as error:
             self._metrics.pictures.labels(error.code).inc()
             raise
         self._metrics.pictures.labels("ok").inc()
-        return picture
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,8 @@ def browser() -> Iterator[Any]:
     if not CHROMIUM.exists():
         pytest.skip(f"no browser at {CHROMIUM}: install chromium or set MEDMOE_CHROMIUM")
     with playwright.sync_playwright() as driver:
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        arguments = ["--enable-unsafe-swiftshader"]  # WebGL without a graphics card
+        arguments += ["--no-sandbox"] if os.geteuid() == 0 else []
         found = driver.chromium.launch(executable_path=str(CHROMIUM), args=arguments)
         yield found
         found.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 from collections.abc import AsyncIterator
 from io import BytesIO
 from itertools import pairwise
@@ -26,6 +27,7 @@ from medmoe.serving.page.actions import (
     PageUpdate,
 )
 from medmoe.serving.page.cases import CaseStore, OpenCase
+from medmoe.serving.problems import ProblemError
 
 SCAN = dicom(np.stack([ramp(), ramp()[::-1]]), Modality="CT")
 
@@ -59,12 +61,15 @@ def test_an_answer_streams_and_its_evidence_follows(actions: PageActions) -> Non
 
     steps = asyncio.run(story())
     assert (steps[0].busy, steps[0].question, steps[-1].busy) == (True, "", False)
-    texts = [step.messages[-1]["content"] for step in steps[1:] if step.messages]
+    texts = [step.exchange["answer"] for step in steps if step.exchange]
     assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
-    assert "Answering" in str(steps[0].evidence)
-    assert "Looking at regions" in str(steps[-2].evidence)
-    assert "What would change it" in str(steps[-1].evidence)
-    assert 'class="regions"' in str(steps[-1].picture)
+    assert "Answering" in steps[0].pending
+    assert "Looking at regions" in steps[-2].pending
+    last = steps[-1].exchange
+    assert last is not None
+    assert last["evidence"]["counterfactuals"]
+    assert len(last["regions"]["cells"]) > 1
+    assert last["regions"]["size"] == (64, 64)
 
 
 def test_a_follow_up_brings_what_was_said_before(actions: PageActions, engine: Local) -> None:
@@ -85,8 +90,7 @@ def test_a_follow_up_brings_what_was_said_before(actions: PageActions, engine: L
 def test_every_example_is_a_picture_with_a_question(actions: PageActions, name: str) -> None:
     update = asyncio.run(actions.example(name))
     assert update.question == EXAMPLES[name][1]
-    assert "a made-up example" in str(update.picture)
-    assert update.controls == {"window": None, "frame": None, "plane": False}
+    assert (update.picture or {})["caption"] == "a made-up example"
 
 
 def test_an_answer_that_is_stopped_frees_the_engine_and_is_marked(
@@ -97,14 +101,14 @@ def test_an_answer_that_is_stopped_frees_the_engine_and_is_marked(
         before = engine.freed
         stream = actions.ask("Is there any nodule?", case.handle, False)
         async for update in stream:
-            if update.messages and len(update.messages) == 2:
+            if update.exchange and update.exchange["answer"]:
                 break
         await stream.aclose()
         return actions.stopped(case.handle), engine.freed == before + 1
 
     update, freed = asyncio.run(story())
     assert freed
-    assert "The answer is not complete" in str(update.evidence)
+    assert (update.exchange or {})["complete"] is False
     assert update.busy is False
 
 
@@ -113,7 +117,7 @@ def test_another_window_is_what_the_next_question_is_about(
 ) -> None:
     async def story() -> list[np.ndarray]:
         handle = (await actions.receive(SCAN)).handle
-        update = await actions.show(handle)
+        update = actions.show(handle)
         assert "frame 1 of 2" in str(update.picture)
         await asked(actions, "One?", handle)
         update = await actions.look(handle, window=(500.0, 100.0))
@@ -145,7 +149,7 @@ def test_a_window_or_frame_that_cannot_be_shown_leaves_the_one_before(actions: P
         handle = (await actions.receive(SCAN)).handle
         window = await actions.look(handle, window=(1.0, float("nan")))
         frame = await actions.look(handle, frame=99)
-        shown = await actions.show(handle)
+        shown = actions.show(handle)
         return window, frame, str(shown.picture)
 
     window, frame, shown = asyncio.run(story())
@@ -157,13 +161,11 @@ def test_a_window_or_frame_that_cannot_be_shown_leaves_the_one_before(actions: P
 def test_a_volume_is_shown_in_the_plane_that_is_chosen(actions: PageActions, engine: Local) -> None:
     async def story() -> list[np.ndarray]:
         handle = (await actions.receive(gzip.compress(nifti()))).handle
-        opened = await actions.show(handle)
-        assert (opened.controls or {})["plane"] is True
         await actions.look(handle, window=(500.0, 100.0))
         await asked(actions, "One?", handle)
         update = await actions.look(handle, plane="sagittal", frame=None)
         assert "sagittal, slice 10 of 20, window 500,100 (as given)" in str(update.picture)
-        assert (update.controls or {})["frame"]["label"] == "Slice, 1 to 20"
+        assert (update.picture or {})["facts"]["frames"] == 20
         assert "sagittal, slice 3 of 20" in str((await actions.look(handle, frame=3)).picture)
         await asked(actions, "Two?", handle)
         return [np.asarray(request.image) for request in engine.requests[-2:]]
@@ -172,18 +174,69 @@ def test_a_volume_is_shown_in_the_plane_that_is_chosen(actions: PageActions, eng
     assert acquired.shape != sagittal.shape
 
 
-def test_regions_are_not_drawn_over_another_view(actions: PageActions) -> None:
-    async def story() -> tuple[str, str, str]:
+def test_the_last_question_is_asked_again_of_another_window_and_its_answer_forgotten(
+    actions: PageActions, engine: Local
+) -> None:
+    async def story() -> list[PageUpdate]:
         handle = (await actions.receive(SCAN)).handle
-        with_regions = (await asked(actions, "One?", handle, explain=True))[-1].picture
-        other = await actions.look(handle, frame=2)
-        back = await actions.look(handle, frame=1)
-        return str(with_regions), str(other.picture), str(back.picture)
+        await asked(actions, "One?", handle)
+        await asked(actions, "Two?", handle)
+        await actions.look(handle, window=(500.0, 100.0))
+        return [update async for update in actions.ask("", handle, False, again=True)]
 
-    drawn, other, back = asyncio.run(story())
-    assert 'class="regions"' in drawn
-    assert 'class="regions"' not in other
-    assert back == drawn
+    last = asyncio.run(story())[-1].exchange
+    assert last is not None
+    assert (last["number"], last["question"]) == (1, "Two?")
+    assert last["picture"]["window"]["center"] == 500.0
+    assert [turn.text for turn in engine.requests[-1].turns][::2] == ["One?", "Two?"]
+
+
+def frame_of(body: bytes) -> tuple[dict[str, Any], np.ndarray]:
+    length = int.from_bytes(body[:4], "little")
+    head = json.loads(body[4 : 4 + length])
+    assert length % 4 == 0
+    kind = "<u2" if head["scale"] else np.uint8
+    shape = (head["height"], head["width"]) + ((3,) if head["channels"] == 3 else ())
+    return head, np.frombuffer(body, kind, offset=4 + length).reshape(shape)
+
+
+def test_the_viewer_gets_the_values_themselves_and_no_word_of_the_file(
+    actions: PageActions,
+) -> None:
+    tags = {"PatientName": "SMITH^JOHN", "PatientID": "4711", "RescaleIntercept": -1024}
+    scan = dicom(np.stack([ramp(), ramp()[::-1]]), Modality="CT", RescaleSlope=1, **tags)
+
+    async def story() -> list[bytes]:
+        handle = (await actions.receive(scan)).handle
+        return [await actions.pixels(handle, frame, None) for frame in (None, 2)]
+
+    first, second = asyncio.run(story())
+    for body, stored in ((first, ramp()), (second, ramp()[::-1])):
+        head, values = frame_of(body)
+        scale = head["scale"]
+        np.testing.assert_array_equal(values * scale["slope"] + scale["intercept"], stored - 1024.0)
+        assert head["facts"]["frames"] == 2
+        assert b"SMITH" not in body
+        assert b"4711" not in body
+
+
+def test_a_picture_of_8_bits_is_sent_as_the_model_sees_it(actions: PageActions) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    grey = np.repeat(pixels[..., :1], 3, axis=-1)
+
+    async def story() -> list[bytes]:
+        found = []
+        for each in (pixels, grey):
+            buffer = BytesIO()
+            Image.fromarray(each).save(buffer, "PNG")
+            handle = (await actions.receive(buffer.getvalue())).handle
+            found.append(await actions.pixels(handle, None, None))
+        return found
+
+    coloured, plain = map(frame_of, asyncio.run(story()))
+    np.testing.assert_array_equal(coloured[1], pixels)
+    np.testing.assert_array_equal(plain[1], grey[..., 0])
+    assert coloured[0]["scale"] is None
 
 
 @pytest.mark.parametrize(
@@ -232,7 +285,7 @@ def test_a_question_needs_no_picture(actions: PageActions, engine: Local) -> Non
     steps = asyncio.run(asked(actions, "What is a nodule?", "", explain=True))
     assert engine.requests[-1].image is None
     assert steps[0].handle
-    assert "What would change it" not in str(steps[-1].evidence)
+    assert (steps[-1].exchange or {})["evidence"] is None
 
 
 def test_a_conversation_has_an_end(actions: PageActions) -> None:
@@ -253,24 +306,22 @@ def test_of_a_bad_file_nothing_is_kept(actions: PageActions) -> None:
 
 
 def test_an_ended_case_is_said_and_cleared(actions: PageActions) -> None:
-    update = asyncio.run(actions.show("gone"))
-    assert (update.handle, update.picture, update.messages, update.picture_notice) == (
-        "",
-        "",
-        [],
-        ENDED,
-    )
+    update = actions.show("gone")
+    assert (update.handle, update.picture, update.exchanges) == ("", {}, 0)
+    assert update.picture_notice == ENDED
+    with pytest.raises(ProblemError, match="has ended"):
+        asyncio.run(actions.pixels("gone", None, None))
 
 
 def test_starting_anew_keeps_the_picture_and_forgets_the_rest(actions: PageActions) -> None:
     async def story() -> tuple[Any, PageUpdate]:
         case = await opened(actions, "ct")
         await asked(actions, "One?", case.handle, explain=True)
-        return case, await actions.anew(case.handle)
+        return case, actions.anew(case.handle)
 
     case, update = asyncio.run(story())
-    assert (case.exchanges, update.messages, update.evidence) == ([], [], "")
-    assert 'class="regions"' not in str(update.picture)
+    assert (case.exchanges, update.exchanges) == ([], 0)
+    assert case.picture is not None
 
 
 def test_the_file_of_a_plain_picture_is_not_kept_once_it_is_decoded(actions: PageActions) -> None:
@@ -294,25 +345,5 @@ def test_an_engine_that_cannot_explain_is_not_asked_to(
 
     steps = asyncio.run(story())
     assert steps[-1].busy is False
-    assert "Confidence" in str(steps[-1].evidence)
-    assert not any("Looking at regions" in str(step.evidence) for step in steps)
-
-
-def test_the_controls_reach_what_the_file_holds(actions: PageActions) -> None:
-    async def story() -> dict[str, Any]:
-        return (await actions.show((await actions.receive(SCAN)).handle)).controls or {}
-
-    controls = asyncio.run(story())
-    assert controls["frame"] == {
-        "label": "Frame, 1 to 2",
-        "slider": {"min": 1, "max": 2, "step": 1, "value": 1},
-    }
-    window = controls["window"]
-    assert window["presets"][:2] == ["as the file says", "abdomen"]
-    assert window["presets"][-1] == "own"
-    assert (window["center"]["min"], window["center"]["max"], window["center"]["step"]) == (
-        -1200.0,
-        3000.0,
-        1.0,
-    )
-    assert window["width"]["min"] == 1.0
+    assert (steps[-1].exchange or {})["confidence"] is not None
+    assert not any("Looking at regions" in step.pending for step in steps)

@@ -97,9 +97,8 @@ def test_a_region_of_the_padding_alone_is_not_drawn() -> None:
     assert len(cells) == 8
 
 
-def test_regions_can_be_switched_off_and_are_absent_without_evidence() -> None:
+def test_regions_are_drawn_with_evidence_alone() -> None:
     drawn = picture_html(picture(50, 40), evidence())
-    assert 'id="regions" checked' in drawn
     assert drawn.count("<circle") == 2
     assert "a share of 1 in the answer’s log-probability" in drawn
     bare = picture_html(picture(50, 40))
@@ -122,7 +121,6 @@ def test_text_of_people_and_models_is_escaped_everywhere() -> None:
     )
     pages = [
         evidence_html(exchange),
-        picture_html(picture(50, 40), evidence(answer=bad)),
         export_html(bad, [exchange], picture(50, 40)),
     ]
     for page in pages:

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from medmoe.data.intake import raster
-from medmoe.data.intake.display import Grey, Plane, WindowChoice
-from medmoe.data.intake.facts import Format, ImageFacts
+from medmoe.data.intake.display import Coded, Grey, Plane, WindowChoice
+from medmoe.data.intake.facts import Format, ImageFacts, Scale
 from medmoe.data.intake.limits import GZIP_START, Limits
 from medmoe.errors import ImageError
 
@@ -48,20 +48,27 @@ class Request:
         frame: From 1; None for the default of the format.
         hint: What the sender says the file is.
         plane: Of a NIfTI volume; None for the one in which it was acquired.
+        values: Whether grey is wanted before its window, in 16 bits and of its stored shape.
     """
 
     window: WindowChoice | None = None
     frame: int | None = None
     hint: Hint | None = None
     plane: Plane | None = None
+    values: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """Pixels, grey (H, W) or RGB (H, W, 3), uint8, upright, and their facts."""
+    """Pixels, upright, and their facts.
 
-    pixels: Grey
+    Attributes:
+        pixels: Grey (H, W) or RGB (H, W, 3), uint8; with a scale, (H, W) uint16 before the window.
+    """
+
+    pixels: Grey | Coded
     facts: ImageFacts
+    scale: Scale | None = None
 
 
 def kind_of(data: bytes, hint: Hint | None = None) -> Kind:
@@ -137,7 +144,7 @@ def decode(data: bytes, request: Request, limits: Limits) -> Decoded:
     if kind == "DICOM":
         from medmoe.data.intake import dicom
 
-        return Decoded(*dicom.read(data, limits, request.window, request.frame))
+        return Decoded(*dicom.read(data, limits, request))
     if kind == "NIFTI":
         from medmoe.data.intake import nifti
 

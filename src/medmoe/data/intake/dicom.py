@@ -10,6 +10,7 @@ rescale and spacing of enhanced multi-frame files are those of the frame shown.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut
 
 from medmoe.data.intake import display, facts
+from medmoe.data.intake.decode import Request
 from medmoe.data.intake.dicom_file import (
     DAMAGED,
     GREY,
@@ -30,8 +32,8 @@ from medmoe.data.intake.dicom_file import (
     spacing_of,
     undecodable,
 )
-from medmoe.data.intake.display import Background, Curve, Grey, Table, Values, WindowChoice
-from medmoe.data.intake.facts import ImageFacts, Window
+from medmoe.data.intake.display import Background, Coded, Curve, Grey, Table, Values
+from medmoe.data.intake.facts import ImageFacts, Scale, Window
 from medmoe.data.intake.limits import Limits, or_else
 from medmoe.errors import ImageError
 
@@ -43,28 +45,29 @@ _RGB = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 @or_else(DAMAGED)
 def read(
-    data: bytes, limits: Limits, window: WindowChoice | None, frame: int | None
-) -> tuple[Grey, ImageFacts]:
-    """Return one frame as grey (H, W) or RGB (H, W, 3), uint8, and its facts.
+    data: bytes, limits: Limits, wanted: Request
+) -> tuple[Grey | Coded, ImageFacts, Scale | None]:
+    """Return one frame as grey (H, W) or RGB (H, W, 3), uint8, or in 16 bits, and its facts.
 
-    Args:
-        window: Center and width, or the name of a preset; None leaves it to the file.
-        frame: From 1; the first by default.
+    The frame is by default the first, the window that of the file.
 
     Raises:
         ImageError: As `read_header` and `read_frame` say; also ``bad_window`` and ``bad_frame``.
     """
     dataset, header = read_header(data, limits)
-    number = display.chosen_frame(frame, header.number_of_frames, default=1)
+    number = display.chosen_frame(wanted.frame, header.number_of_frames, default=1)
     modality = facts.modality(dataset.get("Modality", ""))
-    if window is not None and header.photometric_interpretation not in GREY:
+    if wanted.window is not None and header.photometric_interpretation not in GREY:
         raise ImageError("bad_window", "a colour picture has no window; leave the window out")
-    wanted = None if window is None else display.requested(window, modality)
+    given = None if wanted.window is None else display.requested(wanted.window, modality)
     values = read_frame(dataset, header, number)
     flags = _flags(dataset, header)
     shown: Window | None = None
+    coded: tuple[Coded, Scale] | None = None
     if header.photometric_interpretation in GREY:
-        pixels, shown = _grey(values, dataset, header, number, wanted)
+        pixels, shown = _grey(values, dataset, header, number, given)
+        if wanted.values:
+            coded = _coded(values, dataset, header, number, shown)
         told = _raw_window(dataset, number) != (None, None) or "VOILUTSequence" in dataset
         if told and (shown is None or shown.origin == "percentile"):
             flags = (*flags, "window_ignored")
@@ -74,10 +77,10 @@ def read(
         pixels = _eight_bits(values, header.bits_stored)
     else:
         raise undecodable("its photometric interpretation is unknown")
-    pixels, apart = display.squared(
-        pixels, spacing_of(dataset, number) or aspect_of(dataset), limits
-    )
-    return pixels, ImageFacts(
+    apart = spacing_of(dataset, number) or aspect_of(dataset)
+    if coded is None:
+        pixels, apart = display.squared(pixels, apart, limits)
+    found = ImageFacts(
         format="dicom",
         modality=modality,
         body_part=facts.body_part(
@@ -90,6 +93,9 @@ def read(
         frames=header.number_of_frames,
         warnings=flags,
     )
+    if coded is None:
+        return pixels, found, None
+    return coded[0], found, replace(coded[1], apart=apart)
 
 
 def _flags(dataset: Dataset, header: Header) -> tuple[str, ...]:
@@ -110,15 +116,32 @@ def _grey(
     values: Values, dataset: Dataset, header: Header, frame: int, wanted: Window | None
 ) -> tuple[Grey, Window | None]:
     modality = _modality_curve(dataset, header, frame)
-    rescale = modality or display.rescaled(1, 0)
-    shape = str(dataset.get("PresentationLUTShape", "")).strip().upper()
-    inverted = header.photometric_interpretation == "MONOCHROME1" or shape == "INVERSE"
+    rescale, inverted = modality or display.rescaled(1, 0), _inverted(dataset, header)
     plain, top = None, 2**header.bits_stored - 1
     if modality is None and header.bits_stored <= 8 and not header.pixel_representation:
         plain = display.linear(top / 2, top, exact=True)
     told = [(_linear(wanted), wanted)] if wanted else _file_curves(dataset, header, frame)
     background = _background(values, dataset, header)
     return display.windowed(values, told, rescale, background, inverted=inverted, otherwise=plain)
+
+
+def _inverted(dataset: Dataset, header: Header) -> bool:
+    shape = str(dataset.get("PresentationLUTShape", "")).strip().upper()
+    return header.photometric_interpretation == "MONOCHROME1" or shape == "INVERSE"
+
+
+def _coded(
+    values: Values, dataset: Dataset, header: Header, frame: int, shown: Window | None
+) -> tuple[Coded, Scale]:
+    """Return grey before its window, which is ``shown``."""
+    rescale = _modality_curve(dataset, header, frame) or display.rescaled(1, 0)
+    background = _background(values, dataset, header)
+    inverted = _inverted(dataset, header)
+    coded, scale = display.coded(values, rescale, background, inverted=inverted)
+    from_file = shown is not None and shown.origin == "file"
+    bent = from_file and _function(dataset, frame) == "SIGMOID"
+    bent = bent or (shown is not None and shown.origin == "voi_lut")
+    return coded, replace(scale, linear=not bent)
 
 
 def _background(values: Values, dataset: Dataset, header: Header) -> Background:
@@ -166,8 +189,7 @@ def _file_curves(dataset: Dataset, header: Header, frame: int) -> Iterator[tuple
         size = len(table.entries)
         span = Window(table.first + (size - 1) / 2, float(size), "voi_lut")
         yield (lambda values: table(values) / table.top), span
-    function = find(dataset, frame, "FrameVOILUTSequence", "VOILUTFunction")
-    kind = str(function or "LINEAR").strip().upper()
+    kind = _function(dataset, frame)
     for pair in zip(*map(several, _raw_window(dataset, frame)), strict=False):
         try:
             window = Window(decimal(pair[0]), decimal(pair[1]), "file")
@@ -179,6 +201,11 @@ def _file_curves(dataset: Dataset, header: Header, frame: int) -> Iterator[tuple
             yield display.sigmoid(window.center, window.width), window
         else:
             yield _linear(window, exact=kind == "LINEAR_EXACT"), window
+
+
+def _function(dataset: Dataset, frame: int) -> str:
+    function = find(dataset, frame, "FrameVOILUTSequence", "VOILUTFunction")
+    return str(function or "LINEAR").strip().upper()
 
 
 def _raw_window(dataset: Dataset, frame: int) -> tuple[Any, Any]:

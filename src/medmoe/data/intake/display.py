@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from medmoe.data.intake.facts import Window, spacing
+from medmoe.data.intake.facts import Scale, Window, spacing
 from medmoe.data.intake.limits import Limits, Spacing
 from medmoe.errors import ImageError
 
@@ -26,6 +26,8 @@ WindowChoice = tuple[float, float] | str
 #: In which a slice of a volume lies.
 Plane = Literal["axial", "coronal", "sagittal"]
 Grey = npt.NDArray[np.uint8]
+#: Grey values before the window, see `coded`.
+Coded = npt.NDArray[np.uint16]
 #: Stored values (any shape, float64) to the units of the file, or those to 0–1.
 Curve = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 
@@ -196,6 +198,38 @@ def grey(
     if background is not None:
         out[background] = 0
     return out
+
+
+def coded(
+    values: Values, rescale: Curve, background: Background, *, inverted: bool = False
+) -> tuple[Coded, Scale]:
+    """Return grey values (H, W) before the window in 16 bits, and what they stand for.
+
+    Integers of up to 16 bits on a straight line keep all their bits; others are spread over 65,536
+    steps from their lowest to their highest. The background is what is darkest.
+    """
+    top = 2**16 - 1
+    whole = values.dtype.kind in "iu" and values.dtype.itemsize <= 2
+    first = int(values.min()) if whole else 0
+
+    def units(part: Values) -> npt.NDArray[np.float64]:
+        return rescale(np.nan_to_num(part.astype(np.float64), posinf=0, neginf=0))
+
+    parts = (
+        [np.arange(first, int(values.max()) + 1)] if whole else [values[r] for r in _blocks(values)]
+    )
+    ends = [(float(found.min()), float(found.max())) for found in map(units, parts)]
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    steps = np.diff(units(parts[0])) if whole else np.empty(0)
+    exact = steps.size > 0 and steps[0] != 0 and np.allclose(steps, steps[0], rtol=1e-6)
+    slope = abs(float(steps[0])) if exact else (high - low) / top or 1.0
+    codes = [np.rint((units(part) - low) / slope).astype(np.uint16) for part in parts]
+    out = np.empty(values.shape, np.uint16)
+    for number, rows in enumerate(_blocks(values)):
+        out[rows] = codes[0][values[rows].astype(np.intp) - first] if whole else codes[number]
+    if background is not None:
+        out[background] = top if inverted else 0
+    return out, Scale(slope, low, inverted)
 
 
 def squared(pixels: Grey, apart: Spacing, limits: Limits) -> tuple[Grey, Spacing]:

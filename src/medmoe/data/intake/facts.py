@@ -77,6 +77,24 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
+class Scale:
+    """What values of 16 bits before the window stand for.
+
+    Attributes:
+        slope, intercept: Value × slope + intercept is in the units of the file; slope is above 0.
+        inverted: Whether high values are dark.
+        linear: Whether the window is a straight line, as a viewer draws it; a lookup table is none.
+        apart: Between rows and between columns, to each other: pixels need not be square.
+    """
+
+    slope: float
+    intercept: float
+    inverted: bool = False
+    linear: bool = True
+    apart: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ImageFacts:
     """What is known of a picture besides its pixels.
 
@@ -141,6 +159,19 @@ def from_json(values: Mapping[str, Any]) -> ImageFacts:
         frames=frames,
         warnings=tuple(flag for flag in values["warnings"] if flag in WARNINGS),
     )
+
+
+def scale_from_json(values: Mapping[str, Any]) -> Scale:
+    """Return the scale that a decoder process sent.
+
+    Raises:
+        ValueError: It sent something else.
+    """
+    slope, intercept = float(values["slope"]), float(values["intercept"])
+    if not (0 < slope < math.inf and math.isfinite(intercept)):
+        raise ValueError("no scale")
+    inverted, linear = bool(values["inverted"]), bool(values["linear"])
+    return Scale(slope, intercept, inverted, linear, spacing(values["apart"]))
 
 
 def modality(code: object) -> str | None:

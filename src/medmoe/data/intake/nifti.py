@@ -10,7 +10,7 @@ header are not read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import nibabel
@@ -18,9 +18,9 @@ import numpy as np
 
 from medmoe.data.intake import display
 from medmoe.data.intake.decode import NIFTI_SIZES, Request
-from medmoe.data.intake.display import Grey, Plane, Values
-from medmoe.data.intake.facts import ImageFacts, Window
-from medmoe.data.intake.limits import GZIP, GZIP_START, Limits, inflated, or_else
+from medmoe.data.intake.display import Coded, Grey, Plane, Values
+from medmoe.data.intake.facts import ImageFacts, Scale, Window
+from medmoe.data.intake.limits import GZIP, GZIP_START, Limits, Spacing, inflated, or_else
 from medmoe.errors import ImageError
 
 _MAGIC_1, _MAGIC_2 = b"n+1\0", b"n+2\0"
@@ -74,8 +74,10 @@ def plain(data: bytes, limits: Limits) -> bytes:
     return whole
 
 
-def read(data: bytes, limits: Limits, wanted: Request) -> tuple[Grey, ImageFacts]:
-    """Return one slice as grey (H, W) or RGB (H, W, 3), uint8, and its facts.
+def read(
+    data: bytes, limits: Limits, wanted: Request
+) -> tuple[Grey | Coded, ImageFacts, Scale | None]:
+    """Return one slice as grey (H, W) or RGB (H, W, 3), uint8, or in 16 bits, and its facts.
 
     The window is by default the file's display range where that shows something, else a percentile
     window; the frame is the slice.
@@ -89,9 +91,13 @@ def read(data: bytes, limits: Limits, wanted: Request) -> tuple[Grey, ImageFacts
     number = display.chosen_frame(wanted.frame, frames, default=(frames + 1) // 2)
     values = _slice(volume, number)
     shown, told = None, _display_range(volume)
+    coded: tuple[Coded, Scale] | None = None
     if values.ndim == 2:
         given = None if wanted.window is None else display.requested(wanted.window, None)
         pixels, shown = _grey(values, given or told)
+        if wanted.values:
+            background = ~np.isfinite(values)
+            coded = display.coded(values, display.rescaled(1, 0), background)
     elif wanted.window is None:
         pixels = values
     else:
@@ -102,8 +108,10 @@ def read(data: bytes, limits: Limits, wanted: Request) -> tuple[Grey, ImageFacts
         *(("small_matrix",) if min(pixels.shape[:2]) < _SMALL else ()),
         *(("window_ignored",) if told and shown and shown.origin == "percentile" else ()),
     )
-    pixels, apart = display.squared(pixels, volume.spacing, limits)
-    return pixels, ImageFacts(
+    apart: Spacing = volume.spacing
+    if coded is None:
+        pixels, apart = display.squared(pixels, apart, limits)
+    found = ImageFacts(
         format="nifti",
         view=volume.plane if volume.known else None,
         window=shown,
@@ -112,6 +120,9 @@ def read(data: bytes, limits: Limits, wanted: Request) -> tuple[Grey, ImageFacts
         frames=frames,
         warnings=flags,
     )
+    if coded is None:
+        return pixels, found, None
+    return coded[0], found, replace(coded[1], apart=apart)
 
 
 def _open(data: bytes, limits: Limits, plane: Plane | None) -> _Volume:

@@ -299,8 +299,10 @@ def _checked(head: dict[str, Any], body: memoryview | bytes) -> Decoded:
     if colours not in ([], [3]) or height < 1 or width < 1:
         raise ValueError("no picture")
     # Wrong lengths fail here.
-    pixels = np.frombuffer(body, np.uint8).reshape(height, width, *colours)
-    return Decoded(pixels, facts.from_json(head["facts"]))
+    scale = None if head["scale"] is None else facts.scale_from_json(head["scale"])
+    kind: Any = np.uint8 if scale is None else np.uint16
+    pixels = np.frombuffer(body, kind).reshape(height, width, *colours)
+    return Decoded(pixels, facts.from_json(head["facts"]), scale)
 
 
 def _lost(limits: Limits, by: int | None, late: bool) -> ImageError:

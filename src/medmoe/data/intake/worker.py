@@ -84,7 +84,8 @@ def _answer(channel: socket.socket, head: dict[str, Any], data: bytes) -> bool:
         protocol.send(channel, {"code": "undecodable", "message": text})
     else:
         pixels = np.ascontiguousarray(decoded.pixels)
-        head = {"shape": pixels.shape, "facts": asdict(decoded.facts)}
+        scale = decoded.scale and asdict(decoded.scale)
+        head = {"shape": pixels.shape, "facts": asdict(decoded.facts), "scale": scale}
         protocol.send(channel, head, pixels.data.cast("B"))
     return True
 

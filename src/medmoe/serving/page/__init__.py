@@ -1,4 +1,4 @@
-"""The clinician's page: HTML and a script of our own, and the routes that they call.
+"""The clinician's page: built from the sources in ``page/`` of the repository, and what it calls.
 
 `medmoe.serving.page.mount.mount_page` puts it into the server's app.
 """

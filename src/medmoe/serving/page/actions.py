@@ -10,19 +10,21 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 from medmoe.data.images import Picture, open_picture
-from medmoe.data.intake.display import WINDOW_PRESETS
+from medmoe.data.intake.decode import Decoded
+from medmoe.data.intake.display import Plane
 from medmoe.errors import MedMoeError
 from medmoe.inference.case import Exchange
 from medmoe.serving.chat_engine import late
 from medmoe.serving.page.cases import CaseStore, OpenCase
-from medmoe.serving.page.views import card_html, evidence_html, picture_html
+from medmoe.serving.page.views import cells_of, described, packed
+from medmoe.serving.problems import ProblemError
 from medmoe.serving.service import Service
 
 #: Example -> what the button says, and a question to begin with. The pictures are made up.
@@ -32,9 +34,6 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "pathology": ("Pathology", "What is the modality of the image?"),
     "xray": ("X-ray", "Which side is the finding on?"),
 }
-AS_FILE, OWN = "as the file says", "own"
-#: Center and width that the sliders reach for CT, in Hounsfield units.
-CT_CENTER, CT_WIDTH = (-1200.0, 3000.0), (1.0, 4000.0)
 MAX_QUESTION = 2000
 MAX_EXCHANGES = 50
 ENDED = "This case has ended: it was idle, or its page was closed. Open the picture again."
@@ -48,34 +47,25 @@ class PageUpdate:
     Attributes:
         notice: One line about what went wrong with a question, empty where nothing did.
         picture_notice: The same of a picture.
-        picture, evidence: HTML; empty for none.
-        messages: The conversation, as ``{"role", "content"}``.
-        controls: Of a picture that was just opened: its windows and frames, each None for none,
-            and whether it has planes; of one in another plane its frames alone.
-        window: Center and width that it is shown in.
+        picture: What is known of the picture as the model sees it; empty for none.
+        exchanges: How many questions stand in the conversation; the page forgets later ones.
+        exchange: One of them, or what is new of it, with its number from 0.
+        pending: What is still being worked out, in words.
     """
 
     notice: str = ""
     handle: str | None = None
-    picture: str | None = None
-    evidence: str | None = None
-    messages: list[dict[str, str]] | None = None
+    picture: dict[str, Any] | None = None
+    exchanges: int | None = None
+    exchange: dict[str, Any] | None = None
+    pending: str = ""
     question: str | None = None
     busy: bool | None = None
     picture_notice: str = ""
-    controls: dict[str, Any] | None = None
-    window: tuple[float, float] | None = None
 
-    def to_json(self, explains: bool) -> dict[str, Any]:
-        """Return what the page's script puts into its places.
-
-        Args:
-            explains: Whether the card has evidence.
-        """
-        parts = {name: value for name, value in asdict(self).items() if value is not None}
-        if self.evidence is not None:
-            parts["evidence"] = card_html(explains, self.evidence)
-        return parts
+    def to_json(self) -> dict[str, Any]:
+        """Return what the page's script puts into its places."""
+        return {f.name: each for f in fields(self) if (each := getattr(self, f.name)) is not None}
 
 
 class PageActions:
@@ -95,20 +85,34 @@ class PageActions:
         kept = picture.facts.format in ("dicom", "nifti")  # there are other ways to look at it
         return self.cases.open(data if kept else None, picture)
 
-    async def show(self, handle: str) -> PageUpdate:
+    def show(self, handle: str) -> PageUpdate:
         """Show a case that was just opened."""
         case = self.cases.get(handle)
         if case is None or case.picture is None:
-            return PageUpdate("", "", "", "", [], busy=False, picture_notice=ENDED)
-        return PageUpdate(
-            "", handle, await self._drawn(case), "", [], busy=False, controls=controls_of(case)
-        )
+            return PageUpdate("", "", {}, 0, busy=False, picture_notice=ENDED)
+        return PageUpdate("", handle, told(case.picture), 0, busy=False)
 
     async def example(self, name: str) -> PageUpdate:
         """Open a made-up picture and propose a question."""
         pixels = await asyncio.to_thread(_example, name)
         case = self.cases.open(picture=open_picture(pixels))
-        return replace(await self.show(case.handle), question=EXAMPLES[name][1])
+        return replace(self.show(case.handle), question=EXAMPLES[name][1])
+
+    async def pixels(self, handle: str, frame: int | None, plane: Plane | None) -> bytes:
+        """Return a frame for the viewer, as `packed` says.
+
+        Raises:
+            ProblemError: The case has ended.
+            ImageError, EngineError: It cannot be shown.
+        """
+        case = self.cases.get(handle)
+        if case is None or case.picture is None:
+            raise ProblemError(404, "no_case", ENDED)
+        if case.data is None:
+            shown = Decoded(np.asarray(case.picture.image), case.picture.facts)
+        else:
+            shown = await self.service.decoding.values(case.data, frame=frame, plane=plane)
+        return await asyncio.to_thread(packed, shown)
 
     async def look(self, handle: str, **changed: Any) -> PageUpdate:
         """Show the picture otherwise.
@@ -128,14 +132,19 @@ class PageActions:
             case.picture = picture
             case.window, case.frame, case.plane = view["window"], view["frame"], view["plane"]
             self.cases.touch(case)
-        shown = picture.facts.window
-        values = (shown.center, shown.width) if shown else None
-        # Each plane has slices of its own.
-        controls = {"frame": controls_of(case)["frame"]} if "plane" in changed else None
-        return PageUpdate(picture=await self._drawn(case), window=values, controls=controls)
+        return PageUpdate(picture=told(picture))
 
-    async def ask(self, question: str, handle: str, explain: bool) -> AsyncGenerator[PageUpdate]:
-        """Answer a question, word by word, and then say what is behind the answer."""
+    async def ask(
+        self, question: str, handle: str, explain: bool, again: bool = False
+    ) -> AsyncGenerator[PageUpdate]:
+        """Answer a question, word by word, and then say what is behind the answer.
+
+        Args:
+            again: The last question instead of a new one; its answer is forgotten.
+        """
+        known = self.cases.get(handle) if again else None
+        if known is not None and known.exchanges:
+            question = known.exchanges.pop().question
         question = " ".join(question.split())
         case = self._case_for(question, handle)
         if isinstance(case, PageUpdate):
@@ -144,43 +153,37 @@ class PageActions:
         picture, settings = case.picture, self.service.settings
         ends = asyncio.get_running_loop().time() + settings.deadline_seconds
         exchange, request = case.ask(question, settings.usual_new_tokens)
-        pending = evidence_html(exchange, "Answering …")
-        yield PageUpdate("", case.handle, None, pending, _messages(case), "", busy=True)
+        number = len(case.exchanges) - 1
+        yield PageUpdate("", case.handle, None, number, _whole(case), "Answering …", "", busy=True)
         try:
             stream = self.service.page_stream(request)
             async with aclosing(stream) as chunks:  # a page that is left frees the engine
                 async for chunk in chunks:
                     exchange.take(chunk)
-                    yield PageUpdate(messages=_messages(case))
+                    new = {"number": number, "answer": exchange.answer}
+                    yield PageUpdate(exchange=new, pending="Answering …")
         except Exception as error:
-            yield PageUpdate(_failure(error), evidence=evidence_html(exchange), busy=False)
+            yield PageUpdate(_failure(error), exchange=_whole(case), busy=False)
             return
         if picture is None or not (explain and self.service.engine.explains):
-            yield PageUpdate(evidence=evidence_html(exchange), busy=False)
+            yield PageUpdate(exchange=_whole(case), busy=False)
             return
-        yield PageUpdate(evidence=evidence_html(exchange, "Looking at regions and alternatives …"))
+        yield PageUpdate(exchange=_whole(case), pending="Looking at regions and alternatives …")
         yield await self._explained(case, exchange, picture, ends)
 
-    async def anew(self, handle: str) -> PageUpdate:
+    def anew(self, handle: str) -> PageUpdate:
         """Forget the conversation and keep the picture."""
         case = self.cases.get(handle)
-        if case is None:
-            return PageUpdate(evidence="", messages=[], busy=False)
-        case.exchanges.clear()
-        drawn = await self._drawn(case) if case.picture else None
-        return PageUpdate(picture=drawn, evidence="", messages=[], busy=False)
+        if case is not None:
+            case.exchanges.clear()
+        return PageUpdate(exchanges=0, busy=False)
 
     def stopped(self, handle: str) -> PageUpdate:
         """Show what there is of an answer that was stopped."""
         case = self.cases.get(handle)
         if case is None or not case.exchanges:
             return PageUpdate(busy=False)
-        return PageUpdate(
-            "Stopped.",
-            evidence=evidence_html(case.exchanges[-1]),
-            messages=_messages(case),
-            busy=False,
-        )
+        return PageUpdate("Stopped.", exchange=_whole(case), busy=False)
 
     def _case_for(self, question: str, handle: str) -> OpenCase | PageUpdate:
         """Return the case of a question, or why it cannot be asked."""
@@ -197,14 +200,6 @@ class PageActions:
             return PageUpdate("This conversation is full: open the picture again.")
         return case
 
-    async def _drawn(self, case: OpenCase) -> str:
-        """Return the picture, with the last answer's regions if they are of this very view."""
-        picture = case.picture
-        assert picture is not None
-        last = case.exchanges[-1] if case.exchanges else None
-        evidence = last.evidence if last is not None and last.picture == picture.facts else None
-        return await asyncio.to_thread(picture_html, picture, evidence)
-
     async def _explained(
         self, case: OpenCase, exchange: Exchange, picture: Picture, ends: float
     ) -> PageUpdate:
@@ -214,50 +209,26 @@ class PageActions:
                 exchange.evidence = await self.service.explain(picture.image, exchange.question)
         except Exception as error:
             said = _failure(error)
-        card = evidence_html(exchange, said)
-        return PageUpdate(picture=await self._drawn(case), evidence=card, busy=False)
+        return PageUpdate(said, exchange=_whole(case, picture), busy=False)
 
 
-def controls_of(case: OpenCase) -> dict[str, Any]:
-    """Return the windows, frames and planes of a case's file, as the page's controls show them."""
-    facts = case.picture.facts if case.picture is not None else None
-    controls: dict[str, Any] = {"window": None, "frame": None, "plane": False}
-    if facts is None or case.data is None:
-        return controls
-    controls["plane"] = facts.format == "nifti"
-    if facts.frames > 1:
-        label = f"{'Frame' if facts.format == 'dicom' else 'Slice'}, 1 to {facts.frames}"
-        controls["frame"] = {"label": label, "slider": _slider((1, facts.frames), facts.frame, 1)}
-    if facts.window is not None:
-        center, width = facts.window.center, facts.window.width
-        centers, widths = (center - width, center + width), (width / 100, 4 * width)
-        if facts.modality == "ct":  # all that CT has, else around the first window
-            centers = (min(CT_CENTER[0], center), max(CT_CENTER[1], center))
-            widths = (min(CT_WIDTH[0], width), max(CT_WIDTH[1], width))
-        presets = sorted(WINDOW_PRESETS) if facts.modality in (None, "ct") else []
-        controls["window"] = {
-            "presets": [AS_FILE, *presets, OWN],
-            "center": _slider(centers, center),
-            "width": _slider(widths, width),
-        }
-    return controls
+def told(picture: Picture) -> dict[str, Any]:
+    """Return what the page tells of a picture, in words and as `ImageFacts`."""
+    facts = picture.facts
+    return {
+        "caption": described(facts), "warnings": facts.sentences(), "facts": asdict(facts),
+    }  # fmt: skip
 
 
-def _slider(
-    reach: tuple[float, float], value: float, step: float | None = None
-) -> dict[str, float]:
-    length = reach[1] - reach[0]
-    step = step or (1.0 if length >= 200 else length / 200)
-    return {"min": reach[0], "max": reach[1], "step": step, "value": value}
-
-
-def _messages(case: OpenCase) -> list[dict[str, str]]:
-    messages: list[dict[str, str]] = []
-    for exchange in case.exchanges:
-        messages.append({"role": "user", "content": exchange.question})
-        if exchange.answer:
-            messages.append({"role": "assistant", "content": exchange.answer.strip()})
-    return messages
+def _whole(case: OpenCase, picture: Picture | None = None) -> dict[str, Any]:
+    """Return all of the last exchange of a case, with its regions over a picture."""
+    exchange = case.exchanges[-1]
+    whole = {"number": len(case.exchanges) - 1, **exchange.to_json()}
+    if picture is not None and exchange.evidence:
+        size = picture.image.size
+        cells = cells_of(exchange.evidence, size, size)
+        whole["regions"] = {"size": size, "cells": [asdict(cell) for cell in cells]}
+    return whole
 
 
 def sentence(error: MedMoeError) -> str:

@@ -1,30 +1,34 @@
 """Puts the page into the server's app: the page itself at `/`, and what its script calls.
 
-``POST /page/picture`` takes the bytes of a picture; ``POST /page/ask`` answers a question, a line
-of JSON for each change of the page; ``POST /page/call/…`` does what the other controls say; ``GET
-/page/line/…`` stays open as long as the page does; ``POST /page/export`` gives a case back as JSON,
-HTML or text. None knows the name of a file.
+The page is built from the sources in ``page/`` of the repository (`make page`). ``POST
+/page/picture`` takes the bytes of a picture; ``POST /page/pixels`` gives a frame of it to the
+viewer; ``POST /page/ask`` answers a question, a line of JSON for each change of the page; ``POST
+/page/call/…`` does what the other controls say; ``GET /page/line/…`` stays open as long as the page
+does; ``POST /page/export`` gives a case back as JSON, HTML or text. None knows the name of a file.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gzip
+import hashlib
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from medmoe.data.intake.display import Plane
+from medmoe.data.intake.display import WINDOW_PRESETS, Plane
 from medmoe.data.intake.limits import Limits
 from medmoe.errors import MedMoeError
 from medmoe.inference.case import case_to_json, case_to_text
 from medmoe.serving.page.actions import ENDED, EXAMPLES, PageActions, PageUpdate, sentence
 from medmoe.serving.page.cases import CaseStore, OpenCase
-from medmoe.serving.page.views import asset, data_uri, export_html, page_html
+from medmoe.serving.page.views import asset, data_uri, export_html
 from medmoe.serving.problems import ProblemError, check_type, problem_of
 from medmoe.serving.service import Service
 from medmoe.serving.transport import Stream
@@ -33,11 +37,12 @@ from medmoe.serving.transport import Stream
 MAX_CALL = 2**16
 #: Seconds between two signs of life on the line of a page.
 _BEAT_SECONDS = 15.0
-_ASSETS = {"style.css": "text/css", "script.js": "text/javascript"}
+_BUILT = {"index.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 #: Nothing from elsewhere, no script or style but our files, no frame around the page.
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src data: blob:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'"
 )
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -46,7 +51,9 @@ class Call(BaseModel):
     """What a control of the page says.
 
     Attributes:
+        again: Whether the last question is asked once more.
         window: The name of a preset, center and width, or None for the file's own.
+        frame: From 1; None for the default of the format.
     """
 
     model_config = _STRICT
@@ -54,9 +61,10 @@ class Call(BaseModel):
     handle: str = ""
     question: str = ""
     explain: bool = False
+    again: bool = False
     example: str = ""
     window: str | tuple[float, float] | None = None
-    frame: int = 1
+    frame: int | None = None
     plane: Plane | None = None
 
 
@@ -80,18 +88,7 @@ def mount_page(app: FastAPI, service: Service, cases: CaseStore) -> None:
         app: The server's; its middleware (sign-in, limits, headers) holds for the page too.
     """
     actions, model = PageActions(service, cases), service.engine.facts.id
-
-    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
-    async def page() -> Response:
-        html = page_html(model, EXAMPLES, service.engine.explains)
-        return HTMLResponse(html, headers={"Content-Security-Policy": POLICY})
-
-    @app.get("/page/{name}", include_in_schema=False)
-    async def own_file(name: str) -> Response:
-        if name not in _ASSETS:
-            raise ProblemError(404, "not_found", "there is nothing at this address")
-        headers = {"Cache-Control": "no-cache"}
-        return Response(asset(name), media_type=_ASSETS[name], headers=headers)
+    _own_files(app, service)
 
     @app.post("/page/picture", include_in_schema=False)
     async def picture(request: Request) -> Response:
@@ -105,18 +102,24 @@ def mount_page(app: FastAPI, service: Service, cases: CaseStore) -> None:
             problem = problem_of(error)
             problem.message = sentence(error)
             raise problem from None
-        return _reply(await actions.show(case.handle), actions)
+        return JSONResponse(actions.show(case.handle).to_json())
+
+    @app.post("/page/pixels", include_in_schema=False)
+    async def pixels(request: Request) -> Response:
+        said = await _read(request, Call)
+        shown = await actions.pixels(said.handle, said.frame, said.plane)
+        return Response(shown, media_type="application/octet-stream")
 
     @app.post("/page/call/{name}", include_in_schema=False)
     async def call(name: str, request: Request) -> Response:
         said = await _read(request, Call)
-        return _reply(await _called(name, said, actions), actions)
+        return JSONResponse((await _called(name, said, actions)).to_json())
 
     @app.post("/page/ask", include_in_schema=False)
     async def ask(request: Request) -> Response:
         said = await _read(request, Call)
-        updates = actions.ask(said.question, said.handle, said.explain)
-        return Stream(_lines(updates, actions), media_type="application/x-ndjson")
+        updates = actions.ask(said.question, said.handle, said.explain, said.again)
+        return Stream(_lines(updates), media_type="application/x-ndjson")
 
     @app.get("/page/line/{handle}", include_in_schema=False)
     async def line(handle: str) -> Response:
@@ -134,31 +137,65 @@ def mount_page(app: FastAPI, service: Service, cases: CaseStore) -> None:
         return await asyncio.to_thread(_exported, case, model, wanted)
 
 
+def _own_files(app: FastAPI, service: Service) -> None:
+    about = {"model": service.engine.facts.id, "explains": service.engine.explains}
+    about |= {"presets": WINDOW_PRESETS, "examples": EXAMPLES}
+
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    async def page(request: Request) -> Response:
+        return _built("index.html", request)
+
+    @app.get("/page/about", include_in_schema=False)
+    async def told() -> Response:
+        return JSONResponse(about)
+
+    @app.get("/page/{name}", include_in_schema=False)
+    async def own_file(name: str, request: Request) -> Response:
+        if name not in _BUILT:
+            raise ProblemError(404, "not_found", "there is nothing at this address")
+        return _built(name, request)
+
+
 async def _called(name: str, said: Call, actions: PageActions) -> PageUpdate:
     """Do what a control says."""
     if name == "example" and said.example in EXAMPLES:
         return await actions.example(said.example)
-    if name in ("window", "frame"):
-        return await actions.look(said.handle, **{name: getattr(said, name)})
-    if name == "plane":
-        return await actions.look(said.handle, plane=said.plane, frame=None)
+    if name == "look":
+        wanted = {"window": said.window, "frame": said.frame, "plane": said.plane}
+        return await actions.look(said.handle, **wanted)
     if name == "anew":
-        return await actions.anew(said.handle)
+        return actions.anew(said.handle)
     if name == "stopped":
         return actions.stopped(said.handle)
     raise ProblemError(404, "not_found", "there is nothing at this address")
 
 
-def _reply(update: PageUpdate, actions: PageActions) -> Response:
-    return JSONResponse(update.to_json(actions.service.engine.explains))
+@cache
+def _compressed(name: str) -> tuple[bytes, str]:
+    """Return a built file, compressed, and the tag by which a browser knows it."""
+    body = asset(f"built/{name}.gz")
+    return body, f'"{hashlib.sha256(body).hexdigest()[:32]}"'
 
 
-async def _lines(
-    updates: AsyncGenerator[PageUpdate], actions: PageActions
-) -> AsyncGenerator[bytes]:
+def _built(name: str, request: Request) -> Response:
+    """Return a file of the page: only its tag where the browser has it already."""
+    body, tag = _compressed(name)
+    headers = {
+        "Cache-Control": "private, no-cache", "ETag": tag, "Content-Encoding": "gzip",
+        "Content-Security-Policy": POLICY,
+    }  # fmt: skip
+    if request.headers.get("if-none-match") == tag:
+        return Response(None, 304, headers)
+    if "gzip" not in request.headers.get("accept-encoding", ""):
+        body = gzip.decompress(body)
+        del headers["Content-Encoding"]
+    return Response(body, headers=headers, media_type=_BUILT[name])
+
+
+async def _lines(updates: AsyncGenerator[PageUpdate]) -> AsyncGenerator[bytes]:
     async with aclosing(updates):
         async for update in updates:
-            yield json.dumps(update.to_json(actions.service.engine.explains)).encode() + b"\n"
+            yield json.dumps(update.to_json()).encode() + b"\n"
 
 
 async def _beats(cases: CaseStore, case: OpenCase) -> AsyncGenerator[bytes]:

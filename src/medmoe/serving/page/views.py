@@ -1,4 +1,4 @@
-"""HTML of the page's own parts: the picture with the answer's regions, and the evidence card.
+"""What a case looks like: pixels for the page's viewer, regions, and a case as an HTML file.
 
 All text is escaped by the template engine, whoever wrote it. Nothing is written to a disk: pictures
 are data URIs.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+import json
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
@@ -18,11 +18,12 @@ import numpy as np
 from PIL import Image
 
 from medmoe.data.images import Picture
+from medmoe.data.intake.decode import Decoded
 from medmoe.data.intake.facts import ImageFacts
 from medmoe.inference.case import Exchange
 from medmoe.numbers import probability
 
-FOR, AGAINST = "#b45f06", "#0b5394"
+FOR, AGAINST = "#e07b00", "#2f8fe6"
 #: Regions that are framed and numbered, so that the map is readable without colour.
 FRAMED = 3
 #: Longest side of a picture on the page, in pixels; the model sees the whole one.
@@ -44,9 +45,27 @@ class Cell:
     rank: int | None
 
 
-def picture_html(
-    picture: Picture, evidence: dict[str, Any] | None = None, *, toggle: bool = True
-) -> str:
+def packed(shown: Decoded) -> bytes:
+    """Return a frame for the viewer: the length of a JSON object, that object, and the pixels.
+
+    The length is in 4 bytes, little-endian; spaces behind the object make the pixels begin at a
+    multiple of 4. They are (H, W) uint16, little-endian, where the object has a ``scale``; else (H,
+    W) or, with 3 ``channels``, (H, W, 3) uint8.
+    """
+    pixels = shown.pixels
+    if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
+        pixels = pixels[..., 0]  # a third of the bytes
+    head = {
+        "height": pixels.shape[0], "width": pixels.shape[1], "channels": pixels[0, 0].size,
+        "scale": shown.scale and asdict(shown.scale), "facts": asdict(shown.facts),
+    }  # fmt: skip
+    text = json.dumps(head).encode()
+    text += b" " * (-len(text) % 4)
+    little = pixels.astype(pixels.dtype.newbyteorder("<"), copy=False)
+    return len(text).to_bytes(4, "little") + text + little.tobytes()
+
+
+def picture_html(picture: Picture, evidence: dict[str, Any] | None = None) -> str:
     """Return the picture as a figure.
 
     Args:
@@ -62,10 +81,8 @@ def picture_html(
         height=height,
         cells=cells,
         largest=shares.max(),
-        toggle=toggle,
-        answer=evidence["answer"] if evidence else "",
         label="The picture" + (", with the regions of the answer" if cells else ""),
-        caption=_described(picture.facts),
+        caption=described(picture.facts),
         warnings=picture.facts.sentences(),
     )
 
@@ -122,39 +139,12 @@ def _visible(start: float, step: float, length: int, scale: float) -> tuple[floa
     return round(first * scale, 2), round(max(last - first, 0.0) * scale, 2)
 
 
-def evidence_html(exchange: Exchange, pending: str = "") -> str:
-    """Return the evidence card of one exchange.
-
-    Args:
-        pending: What is still being worked out, in words.
-    """
+def evidence_html(exchange: Exchange) -> str:
+    """Return the evidence card of one exchange."""
     evidence = exchange.evidence
     # That of the evidence has the experts layer by layer.
     routing = evidence["routing"] if evidence else (exchange.routing and asdict(exchange.routing))
-    return _render(
-        "evidence", exchange=exchange, evidence=evidence, routing=routing, pending=pending
-    )
-
-
-def card_html(explains: bool, known: str = "") -> str:
-    """Return the card of what is behind an answer, ``known`` in HTML.
-
-    Confidence and warnings are there with any engine; it is no evidence card without evidence.
-    """
-    from markupsafe import Markup
-
-    return _render("card", explains=explains, known=Markup(known))
-
-
-def page_html(model: str, examples: Mapping[str, tuple[str, str]], explains: bool) -> str:
-    """Return the page.
-
-    Args:
-        model: What the model is called.
-        examples: Name of each example -> what its button says, and the question proposed.
-        explains: Whether there is evidence to be shown.
-    """
-    return _render("page", model=model, examples=examples, explains=explains, known="")
+    return _render("evidence", exchange=exchange, evidence=evidence, routing=routing)
 
 
 def export_html(model: str, exchanges: list[Exchange], picture: Picture | None) -> str:
@@ -169,14 +159,14 @@ def export_html(model: str, exchanges: list[Exchange], picture: Picture | None) 
     last = next((e.evidence for e in reversed(same) if e.evidence), None)
     return _render(
         "case",
-        style=Markup(asset("style.css")),  # our own file
+        style=Markup(asset("templates/case.css").decode()),  # our own file
         model=model,
-        picture=Markup(picture_html(picture, last, toggle=False)) if picture else None,
+        picture=Markup(picture_html(picture, last)) if picture else None,
         cards=[
             {
                 "number": number,
                 "question": exchange.question,
-                "facts": _described(exchange.picture) if exchange.picture else "",
+                "facts": described(exchange.picture) if exchange.picture else "",
                 "evidence": Markup(evidence_html(exchange)),
             }
             for number, exchange in enumerate(exchanges, 1)
@@ -197,14 +187,13 @@ def data_uri(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-@cache
-def asset(name: str) -> str:
-    """Return the text of a file of ``assets``."""
-    file = resources.files("medmoe.serving.page").joinpath(f"assets/{name}")
-    return file.read_text(encoding="utf-8")
+def asset(name: str) -> bytes:
+    """Return a file of the package: of ``built``, the page's own, or of ``templates``."""
+    return resources.files("medmoe.serving.page").joinpath(name).read_bytes()
 
 
-def _described(facts: ImageFacts) -> str:
+def described(facts: ImageFacts) -> str:
+    """Return what is known of a picture in one line."""
     # Of all pictures here only the examples come as pixels, without a file.
     return "a made-up example" if facts.format == "pixels" else facts.description()
 
