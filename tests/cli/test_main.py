@@ -286,3 +286,21 @@ def test_weights_load_without_bars_but_a_download_has_one(
     assert not logging.is_progress_bar_enabled()
     assert os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "1"
     capsys.readouterr()
+
+
+def test_in_a_cell_of_a_notebook_figures_are_drawn_and_bars_are_not(
+    verb_that: Callable[[Callable[[Namespace], int]], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def probe(_: Namespace) -> int:
+        from rich.console import Console
+
+        sys.stdout.write(f"{os.environ['MPLBACKEND']} {Console().is_terminal}\n")
+        return 0
+
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    verb_that(probe)
+    assert cli.main(["probe"]) == 0
+    assert capsys.readouterr().out == "agg False\n"

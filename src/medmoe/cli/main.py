@@ -127,6 +127,13 @@ def _without_foreign_bars() -> None:
         loaded.disable_progress_bar()
 
 
+def _without_a_notebooks_settings() -> None:
+    """Forget what a notebook tells its kernel, and so the verbs that a cell of it runs."""
+    os.environ["MPLBACKEND"] = "agg"  # one that may not be installed here; no verb opens a window
+    if not (sys.stdout.isatty() or sys.stderr.isatty()):
+        os.environ.pop("FORCE_COLOR", None)  # bars would be redrawn where nothing can be
+
+
 def _fail(error: MedMoeError) -> int:
     from medmoe.cli.console import tell
     from medmoe.cli.flags import remove_empty_folders
@@ -155,6 +162,7 @@ def _dispatch(words: list[str]) -> int:
         print(f"medmoe {__version__}")
         return 0
     args = parser_of(verb).parse_strictly(rest)
+    _without_a_notebooks_settings()
     if verb not in _FETCHING:
         _without_foreign_bars()
     run = import_module(VERBS[verb][0]).run
