@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -229,6 +230,41 @@ def test_words_of_other_programs_end_the_talk(
     code, out, err = talk(monkeypatch, capsys, [word, QUESTION], model)
     assert (code, err) == (0, "")
     assert "confidence" not in out  # nothing after it was asked
+
+
+@pytest.mark.parametrize("form", ["{0} {1}", "'{0}' {1}", "{1} {0}", "Is it in {0}?"])
+def test_the_path_of_a_picture_in_a_question_opens_it(
+    form: str,
+    model: Path,
+    picture: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / ("a scan.png" if "'" in form else "scan.png")
+    shutil.copy(picture, path)
+    case = tmp_path / "case.json"
+    lines = [form.format(path, QUESTION), "Where?"]
+    code, out, err = talk(monkeypatch, capsys, lines, model, "--json", case)
+    assert (code, err) == (0, "")
+    assert out.count("picture: ") == 1
+    asked = [row["question"] for row in json.loads(case.read_text())["exchanges"]]
+    assert asked == ["Is it in" if "Is it" in form else QUESTION, "Where?"]
+
+
+def test_a_dragged_path_alone_opens_and_a_second_on_the_line_is_added(
+    model: Path,
+    picture: Path,
+    scan: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    dragged = " ".join(str(path).replace(" ", "\\ ") for path in (picture, scan))
+    code, out, err = talk(monkeypatch, capsys, [dragged, f"/nothing {QUESTION}"], model)
+    assert code == 2
+    assert ("picture: " in out, "picture 2: " in out) == (True, True)
+    assert "confidence" not in out
+    assert "unknown command '/nothing'" in err
 
 
 @pytest.mark.parametrize("word", ["help", "?", "/?"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -20,7 +21,8 @@ from medmoe.inference.engine import MedMoe
 from medmoe.inference.evidence import Evidence, explain
 
 HELP = """\
-A line is a question; one that begins with / is a command:
+A line is a question. The path of a picture in it opens that picture first; further ones are added.
+A line that begins with / is a command:
   /image PATH    open a picture and begin anew (/image alone: say what is open; /image none: none)
   /add PATH      show one more picture, which stands before the next question
   /window C,W    show it in this window: center,width or a CT preset; "file" for the file's own
@@ -36,6 +38,9 @@ SYNONYMS = {
     **dict.fromkeys(("/exit", "/bye", "exit", "quit", "bye"), "/quit"),
     **dict.fromkeys(("/?", "help", "?"), "/help"),
 }
+
+#: In quotes, or with its spaces behind a \\ as terminals write a file that is dragged in.
+_WORDS = re.compile(r"""'[^']*'|"[^"]*"|(?:\\.|\S)+""")
 
 
 class Session:
@@ -76,13 +81,19 @@ class Session:
         line = SYNONYMS.get(line.lower(), line)
         if not line:
             return
-        if not line.startswith("/"):
-            self._ask(line)
-            return
         name, _, rest = line.partition(" ")
-        if name not in self._commands:
+        if name in self._commands:
+            self._commands[name](rest.strip())
+            return
+        pictures, question = _parted(line)
+        if line.startswith("/") and not pictures:
             raise ConfigError(f"unknown command {name!r}; /help lists them")
-        self._commands[name](rest.strip())
+        for path in pictures[:1]:
+            self.open(path)
+        for path in pictures[1:]:
+            self.add(path)
+        if question:
+            self._ask(question)
 
     def open(
         self,
@@ -210,6 +221,18 @@ class Session:
 def _path(text: str) -> Path:
     """Return a path as it is typed: quoted or not, from one's home or not."""
     return Path(os.path.expanduser(text.strip("'\"")))
+
+
+def _parted(line: str) -> tuple[list[Path], str]:
+    """Return the files that a line names, typed or dragged into it, and its other words."""
+    files, others = [], []
+    for word in _WORDS.findall(line):
+        name = word if os.path.isfile(_path(word)) else word.rstrip("?!.,;:").replace("\\ ", " ")
+        if ("/" in name or "." in name) and os.path.isfile(_path(name)):
+            files.append(_path(name))
+        else:
+            others.append(word)
+    return files, " ".join(others) if files else line
 
 
 def evidence_lines(evidence: Evidence, answer: str) -> Iterator[str]:
