@@ -29,12 +29,15 @@ nb_execution_in_temp = True
 nb_execution_timeout = 1800
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # with tables
 suppress_warnings = ["mystnb.unknown_mime_type", "misc.highlighting_failure"]
 napoleon_use_ivar = True
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
-autodoc_default_options = {"exclude-members": "model_config", "show-inheritance": False}
+autodoc_typehints_description_target = "documented"
+autodoc_default_options = {"exclude-members": "model_config"}
 html_theme = "furo"
+html_show_copyright = False
 html_title = f"medmoe {release}"
 html_theme_options = {
     "announcement": "Research use only, not a medical device.",
