@@ -264,6 +264,8 @@ def fail_in_the_last_rename(monkeypatch: pytest.MonkeyPatch) -> None:
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", broken)
+    # As where the system cannot exchange two names in one step.
+    monkeypatch.setattr("medmoe.model.committed._exchanged", lambda *_: False)
 
 
 @pytest.mark.parametrize("fail", [fail_in_the_processor, fail_in_the_last_rename])
