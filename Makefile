@@ -29,8 +29,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test check page fix test-vllm test-lmms stress bench bench-quick lock sbom advisories digests tree clean
-.PHONY: help demo install test check docs fix test-vllm test-lmms stress bench bench-quick lock sbom advisories digests tree clean
+.PHONY: help demo install test check docs page fix test-vllm test-lmms stress bench bench-quick lock sbom advisories digests tree clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
