@@ -28,6 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.browser)
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which need not be here
 def pytest_testnodedown(node: Any, error: object) -> None:
     """Say how a worker of pytest-xdist ended, where it did before its time."""
     if error is not None:
