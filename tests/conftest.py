@@ -13,6 +13,9 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# A thread that pyarrow starts when it is imported, for an allocator that nobody uses. It blocks all
+# signals: where it fails, the process is gone without a word.
+os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
 # A user's own data folder must not change what the tests see, nor the tests a user's cache.
 os.environ.pop("MEDMOE_DATA", None)
 os.environ["MEDMOE_CACHE"] = "off"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
@@ -304,3 +305,17 @@ def test_in_a_cell_of_a_notebook_figures_are_drawn_and_bars_are_not(
     verb_that(probe)
     assert cli.main(["probe"]) == 0
     assert capsys.readouterr().out == "agg False\n"
+
+
+def test_no_thread_of_pyarrow_blocks_the_signals_of_a_verb() -> None:
+    """Its failure would end the process in silence: it blocks the signal that would be reported."""
+    threads = "__import__('glob').glob('/proc/self/task/*/comm')"
+    code = (
+        "from medmoe.cli.main import main; main(['--version']); import pyarrow; "
+        f"print(*(open(name).read() for name in {threads}))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "JE_ARROW_MALLOC_CONF"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, check=True, text=True
+    )
+    assert "jemalloc" not in done.stdout

@@ -91,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     _accept_any_text()
+    _without_arrows_thread()
     try:
         code = _dispatch(words)
         sys.stdout.flush()  # here, so that a closed pipe is met inside this `try`
@@ -116,6 +117,15 @@ def _accept_any_text() -> None:
     for stream in (sys.stdout, sys.stderr, sys.stdin):
         if isinstance(stream, TextIOWrapper):  # not what a notebook or a test puts in its place
             stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "replace")
+
+
+def _without_arrows_thread() -> None:
+    """Keep pyarrow, which comes with datasets, from starting a thread that is of no use here.
+
+    It serves an allocator that is not the one in use, and blocks all signals: where it fails, the
+    process is gone without a word.
+    """
+    os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
 
 
 def _without_foreign_bars() -> None:
