@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -146,6 +147,8 @@ def put_in_place(staging: Path, directory: Path) -> None:
 
 def _exchanged(left: Path, right: Path) -> bool:
     """Exchange two names in one step; return whether the system could."""
+    if sys.platform != "linux":
+        return False
     call: Any = getattr(ctypes.CDLL(None), "renameat2", None)
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return call is not None and call(here, bytes(left), here, bytes(right), exchange) == 0
