@@ -58,12 +58,10 @@ def _markdown(tables: Sequence[Table]) -> str:
         marks = [":--" if n < table.text_columns else "--:" for n in range(len(table.columns))]
         lines = [f"**{table.title}**", ""] if table.title else []
         lines += [line(table.columns), line(marks), *map(line, table.rows)]
-        blocks.append("\n".join([*lines, *([""] if table.notes else []), *_list(table.notes)]))
+        blocks.append(
+            "\n".join([*lines, *([""] if table.notes else []), *(f"- {n}" for n in table.notes)])
+        )
     return "\n\n".join(blocks) + "\n"
-
-
-def _list(notes: Sequence[str]) -> list[str]:
-    return [f"- {note}" for note in notes]
 
 
 def _csv(tables: Sequence[Table]) -> str:
