@@ -43,6 +43,35 @@ def picture(tmp_path: Path) -> Path:
 refused = refused_by("ask")
 
 
+def test_pictures_may_stand_within_the_question(
+    model: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    second, out = tmp_path / "an other.png", tmp_path / "answer.json"
+    shutil.copy(picture, second)
+    apart = ["ask", str(model), str(picture), "Is there in a mass?", "--further", str(second)]
+    assert main([*apart, "--max-new-tokens", "4"]) == 0
+    expected = capsys.readouterr().out
+    within = f"Is there in {picture} '{second}' a mass?"
+    assert main(["ask", str(model), within, "--max-new-tokens", "4", "--json", str(out)]) == 0
+    assert capsys.readouterr().out == expected
+    assert json.loads(out.read_text())["question"] == "Is there in a mass?"
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("{picture}", "no question is given; write it behind the picture, in quotes"),
+        ("Is there a mass?", "names no picture that is there; give one before the question"),
+        ("Is there a mass in lost.png?", "names no picture that is there"),
+        ("{picture} {picture}", "the question is empty; give one in quotes"),
+    ],
+)
+def test_a_question_without_a_picture_or_the_other_way_round_is_refused(
+    model: Path, picture: Path, word: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert reason in refused(capsys, model, word.format(picture=picture))
+
+
 def test_answer_confidence_domain_and_research_use_are_printed(
     model: Path, picture: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

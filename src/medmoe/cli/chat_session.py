@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 from medmoe.cli import flags
 from medmoe.cli.console import tell, tell_answer, tell_pieces
+from medmoe.cli.typed import pictures_amid, typed_path
 from medmoe.data.images import Picture, open_picture
 from medmoe.data.intake.display import WINDOW_PRESETS, Plane, WindowChoice
 from medmoe.errors import ConfigError
@@ -39,9 +38,6 @@ SYNONYMS = {
     **dict.fromkeys(("/?", "help", "?"), "/help"),
 }
 
-#: In quotes, or with its spaces behind a \\ as terminals write a file that is dragged in.
-_WORDS = re.compile(r"""'[^']*'|"[^"]*"|(?:\\.|\S)+""")
-
 
 class Session:
     """One conversation.
@@ -60,7 +56,7 @@ class Session:
         self._asked_about: Picture | None = None  # by the last question
         self._commands: dict[str, Callable[[str], None]] = {
             "/image": self._image,
-            "/add": lambda file: self.add(_path(file)),
+            "/add": lambda file: self.add(typed_path(file)),
             "/window": self._set_window,
             "/frame": self._set_frame,
             "/evidence": self._evidence,
@@ -85,7 +81,7 @@ class Session:
         if name in self._commands:
             self._commands[name](rest.strip())
             return
-        pictures, question = _parted(line)
+        pictures, question = pictures_amid(line)
         if line.startswith("/") and not pictures:
             raise ConfigError(f"unknown command {name!r}; /help lists them")
         for path in pictures[:1]:
@@ -154,7 +150,7 @@ class Session:
         if text == "none":
             self._case, self._path = Case(), None
         elif text:
-            self.open(_path(text))
+            self.open(typed_path(text))
         if not text or text == "none":
             shown = self._case.picture.facts.description() if self._case.picture else "none"
             tell(f"picture: {shown}")
@@ -194,7 +190,7 @@ class Session:
             tell(line)
 
     def _save(self, text: str, *, replace: bool = False) -> None:
-        path = _path(text)
+        path = typed_path(text)
         if not text or path.suffix not in (".json", ".html"):
             raise ConfigError(f"{text!r} must end in .json or .html, e.g. /save case.html")
         if not self._case.exchanges:
@@ -216,23 +212,6 @@ class Session:
 
     def _quit(self, _: str) -> None:
         self.ended = True
-
-
-def _path(text: str) -> Path:
-    """Return a path as it is typed: quoted or not, from one's home or not."""
-    return Path(os.path.expanduser(text.strip("'\"")))
-
-
-def _parted(line: str) -> tuple[list[Path], str]:
-    """Return the files that a line names, typed or dragged into it, and its other words."""
-    files, others = [], []
-    for word in _WORDS.findall(line):
-        name = word if os.path.isfile(_path(word)) else word.rstrip("?!.,;:").replace("\\ ", " ")
-        if ("/" in name or "." in name) and os.path.isfile(_path(name)):
-            files.append(_path(name))
-        else:
-            others.append(word)
-    return files, " ".join(others) if files else line
 
 
 def evidence_lines(evidence: Evidence, answer: str) -> Iterator[str]:
