@@ -23,6 +23,12 @@ def pages() -> dict[str, str]:
 def _command_line() -> Iterator[str]:
     yield "# Command line\n"
     yield "Every verb and flag, as `medmoe VERB --help` prints them.\n"
+    yield (
+        "The TAB key completes verbs, flags, recipes and files after `eval "
+        '"$(register-python-argcomplete medmoe)"` in bash and zsh, or '
+        "`register-python-argcomplete --shell fish medmoe | source` in fish; put that line where "
+        "your shell begins.\n"
+    )
     for verb in VERBS:
         parser = parser_of(verb)
         yield f"## `medmoe {verb}`\n\n{parser.description}\n"

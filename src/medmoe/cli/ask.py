@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from medmoe.cli import flags
 from medmoe.cli.console import tell, tell_answer
@@ -57,7 +58,12 @@ def run(args: argparse.Namespace) -> int:
         tell(f"warning: {line}")
     tell(FOOTER)
     image = asdict(facts[0]) | {"warnings": warnings}
-    result = {"question": question, "confidence": confidence, "image": image, "note": FOOTER}
+    result: dict[str, Any] = {
+        "question": question,
+        "confidence": confidence,
+        "image": image,
+        "note": FOOTER,
+    }
     if others := facts[1:]:
         result["further_images"] = [asdict(one) for one in others]
     flags.write_json(args.json, asdict(answer) | result)

@@ -64,7 +64,8 @@ def help_text() -> str:
         "Med-MoE: lightweight medical vision-language models with domain experts.\n\n"
         f"verbs:\n{rows}\n\n"
         "  medmoe VERB --help  shows the flags of a verb\n"
-        "  medmoe --version    shows the version\n\n"
+        "  medmoe --version    shows the version\n"
+        '  eval "$(register-python-argcomplete medmoe)"  lets the TAB key complete them\n\n'
         f"{FOOTER}"
     )
 
@@ -89,6 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: The words after `medmoe`; those of the process by default.
     """
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks, for the TAB key
+        from medmoe.cli.completion import complete
+
+        complete()
     words = list(sys.argv[1:] if argv is None else argv)
     _accept_any_text()
     _without_arrows_thread()
