@@ -9,6 +9,7 @@ import pytest
 from starlette.routing import BaseRoute
 from tests.serving.support import TOKEN
 
+from medmoe.cli.main import main
 from medmoe.errors import ConfigError
 from medmoe.serving.access import OPEN
 from medmoe.serving.app import create_app
@@ -182,6 +183,57 @@ def test_a_page_of_another_site_can_neither_ask_nor_read(
     reply = talk(method, path, headers={"Origin": origin})
     assert (reply.status_code, reply.json()["error"]["code"]) == (403, "cross_site")
     assert "access-control-allow-origin" not in reply.headers
+
+
+def test_other_names_and_sites_are_the_operators_word_alone(tiny_model: Path) -> None:
+    site, name = "https://chat.example:3000", "host.docker.internal"
+    settings = ServerSettings(allow_hosts=(name,), cors_origins=(site,))
+    app = create_app(LocalEngine(tiny_model), settings, page=False)
+
+    def status(path: str = "/v1/models", method: str = "GET", **headers: str) -> httpx.Response:
+        more = {k.replace("_", "-"): v for k, v in headers.items()}
+        return call(app, method, path, headers={"host": f"{name}:8000"} | more)
+
+    assert status().status_code == 200
+    assert status(host=f"x.{name}").json()["error"]["code"] == "wrong_host"
+    reply = status(origin=site)
+    assert reply.headers["access-control-allow-origin"] == site
+    assert "access-control-allow-credentials" not in reply.headers
+    assert "x-medmoe-warning" in reply.headers["access-control-expose-headers"]
+    before = {"access_control_request_method": "POST",
+              "access_control_request_headers": "authorization,x-stainless-os"}  # fmt: skip
+    asked = status("/v1/chat/completions", "OPTIONS", origin=site, **before)
+    assert asked.status_code == 200
+    assert "x-stainless-os" in asked.headers["access-control-allow-headers"]
+    for other in ("https://chat.example", f"{site}0", "http://chat.example:3000", "null"):
+        refused = [status(origin=other), status(method="OPTIONS", origin=other, **before)]
+        assert [one.status_code for one in refused] == [403, 400]
+        assert all("access-control-allow-origin" not in one.headers for one in refused)
+    # The page's own routes, the form and the numbers stay closed to it.
+    assert status("/metrics", origin=site).status_code == 403
+
+
+def test_an_allowed_site_needs_the_token_all_the_same(tiny_model: Path) -> None:
+    site = "https://chat.example"
+    settings = ServerSettings(token=TOKEN, cors_origins=(site,))
+    app = create_app(LocalEngine(tiny_model), settings, page=False)
+    told = call(app, "GET", "/v1/models", headers={"Origin": site})
+    assert (told.status_code, told.headers["access-control-allow-origin"]) == (401, site)
+    headers = {"Origin": site, "Authorization": f"Bearer {TOKEN}"}
+    assert call(app, "GET", "/v1/models", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--cors-origin", "*"), ("--cors-origin", "chat.example"), ("--cors-origin", "null"),
+     ("--cors-origin", "https://*.example"), ("--cors-origin", "https://chat.example/"),
+     ("--allow-host", "*"), ("--allow-host", "http://x"), ("--allow-host", "x:8000")],
+)  # fmt: skip
+def test_a_name_or_site_that_is_none_is_refused(
+    flag: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "model", flag, value]) == 2
+    assert f"{value!r} is not " in capsys.readouterr().err
 
 
 def test_a_page_of_ours_may_read(talk: Any) -> None:

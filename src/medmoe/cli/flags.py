@@ -25,7 +25,7 @@ MAX_SEED = 2**32 - 1  # what numpy's legacy seeding takes, and therefore transfo
 
 
 def reader(
-    parse: Callable[[str], Value], accepts: Callable[[Value], bool], what: str
+    parse: Callable[[str], Value], accepts: Callable[[Value], object], what: str
 ) -> Callable[[str], Value]:
     """Return the type of a flag: it reads a text, and refuses what is not ``what``."""
 

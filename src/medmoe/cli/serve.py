@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,14 @@ def add_arguments(parser: Parser) -> None:
         f"--token-file FILE or ${TOKEN_VARIABLE}",
     )
     parser.add_value("--token-file FILE", "file that holds the token", Path)
+    for flag, pattern, kind, what in (
+        ("--allow-host NAME", r"[\w.-]+", "a host's name, e.g. host.docker.internal",
+         "also answer by this name without a token; may be given more than once"),
+        ("--cors-origin ORIGIN", r"https?://[^/\s*?#@]+", "an origin, e.g. https://chat.example",
+         "let pages of this site use the interface; may be given more than once"),
+    ):  # fmt: skip
+        given = flags.reader(str.lower, re.compile(pattern).fullmatch, kind)
+        parser.add_value(flag, what, given, action="append", default=[])
     parser.add_value("--name NAME", "what to call the model (default: by its folder)")
     parser.add_choice(
         "--engine", ("local", "vllm"), "who answers: this process, or vLLM (default: local)"
@@ -111,6 +120,7 @@ def run(args: argparse.Namespace) -> int:
         host=args.host, port=args.port, token=_token(args), max_new_tokens=args.max_new_tokens,
         deadline_seconds=args.deadline, drain_seconds=args.drain,
         drop_system=args.system_messages == "drop",
+        allow_hosts=tuple(args.allow_host), cors_origins=tuple(args.cors_origin),
     )  # fmt: skip
     _hide_token(args, settings.token)
     from medmoe.model.checkpoint import verify

@@ -13,6 +13,7 @@ import hmac
 import secrets
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from html import escape
 from urllib.parse import urlsplit
 
@@ -43,10 +44,14 @@ class Access:
 
     Args:
         token: None where none is needed.
+        hosts: Names by which a server without a token answers, beside those of loopback.
+        origins: Sites whose pages may use the interface, but not the page's own routes.
     """
 
-    def __init__(self, token: str | None) -> None:
-        self._token = token
+    def __init__(
+        self, token: str | None, hosts: Sequence[str] = (), origins: Sequence[str] = ()
+    ) -> None:
+        self._token, self._hosts, self._origins = token, LOOPBACK.union(hosts), origins
         self._sessions: OrderedDict[str, float] = OrderedDict()
 
     def check(self, path: str, headers: Headers) -> None:
@@ -55,7 +60,7 @@ class Access:
         Raises:
             ProblemError: 401 without token or session, 403 from another site.
         """
-        self._check_site(headers)
+        self._check_site(path, headers)
         if self._token is None or path in OPEN:
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
@@ -83,11 +88,15 @@ class Access:
         assert self._token is not None
         return hmac.compare_digest(_digest(given), _digest(self._token))
 
-    def _check_site(self, headers: Headers) -> None:
+    def _check_site(self, path: str, headers: Headers) -> None:
         host = headers.get("host", "")
-        if self._token is None and _name(host) not in LOOPBACK:
-            raise ProblemError(403, "wrong_host", "this server answers on loopback only")
+        if self._token is None and _name(host) not in self._hosts:
+            raise ProblemError(
+                403, "wrong_host", "this server answers on loopback only; --allow-host adds a name"
+            )
         origin = headers.get("origin")
+        if origin in self._origins and path.startswith("/v1/"):
+            return
         if origin and origin.partition("://")[2] != host:  # also to read
             raise ProblemError(403, "cross_site", "requests of another site are refused")
 

@@ -12,6 +12,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Resp
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match
 
 from medmoe import __version__
@@ -54,7 +55,7 @@ def create_app(
         started: Called when the server starts, before anything is answered.
     """
     service = Service(engine, settings, audit)
-    access = Access(settings.token)
+    access = Access(settings.token, settings.allow_hosts, settings.cors_origins)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -81,6 +82,12 @@ def create_app(
         mount_page(app, service, CaseStore())
     app.add_middleware(Admission, service=service)
     app.add_middleware(Transport, settings=settings, access=access, metrics=service.metrics)
+    if settings.cors_origins:  # outermost: what a browser asks beforehand has no token
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors_origins, allow_headers=["*"],
+            allow_methods=["GET", "POST", "DELETE"],
+            expose_headers=["retry-after", "x-medmoe-notice", "x-medmoe-warning", "x-request-id"],
+        )  # fmt: skip
     return app
 
 

@@ -59,8 +59,8 @@ async def complete(service: Service, request: Request) -> Response:
     call = await _read(service, request, data)
     if call.body.stream:
         first, rest = await _first(call)
-        return Stream(_events(call, first, rest), rest, media_type="text/event-stream")
-    reply = JSONResponse(await _unless_left(request, _whole(call)))
+        return Stream(_events(call, first, rest), rest, headers=_told(call))
+    reply = JSONResponse(await _unless_left(request, _whole(call)), headers=_told(call))
     call.record.answered()
     return reply
 
@@ -80,7 +80,9 @@ async def _read(service: Service, request: Request, data: bytes) -> _Call:
     warnings = _warnings(body, wanted, settings)
     wanted = min(wanted, settings.max_new_tokens)
     most, view = service.engine.most_images, body.medmoe.view()
-    sent = await asyncio.to_thread(pictures_of, body.messages, service.uploads, most)
+    sent, older = await asyncio.to_thread(pictures_of, body.messages, service.uploads, most)
+    if older:
+        warnings.append(f"{older} older images are left out: here at most {most} are read together")
     if len(sent) != 1 and any(wanted is not None for wanted in view.values()):
         raise ProblemError(
             400, "bad_window", "window, frame and plane need one image", param="medmoe"
@@ -105,6 +107,10 @@ async def _read(service: Service, request: Request, data: bytes) -> _Call:
 def _warnings(body: ChatBody, wanted: int, settings: ServerSettings) -> list[str]:
     """Return what is done otherwise than a client may think."""
     warnings = []
+    if body._ignored:
+        warnings.append(f"ignored: {', '.join(body._ignored)}")
+    if body.n > 1:
+        warnings.append(f"n {body.n}: the choices are one answer, as decoding is greedy")
     if wanted > settings.max_new_tokens:
         warnings.append(f"max_tokens {wanted} is lowered to {settings.max_new_tokens}")
     if any(m.role in _SYSTEM and "".join(_words(m)).strip() for m in body.messages):
@@ -122,6 +128,10 @@ def _chunks(call: _Call) -> AsyncGenerator[ChatChunk]:
     return call.service.stream(call.request, call.started, left)
 
 
+def _told(call: _Call) -> dict[str, str]:
+    return {"x-medmoe-warning": "; ".join(call.warnings)} if call.warnings else {}
+
+
 async def _whole(call: _Call) -> dict[str, Any]:
     text, last = "", None
     async with aclosing(_chunks(call)) as chunks:
@@ -129,9 +139,9 @@ async def _whole(call: _Call) -> dict[str, Any]:
             text += last.text
     assert last is not None
     message = {"role": "assistant", "content": text, "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": last.finish}
+    choice = {"message": message, "logprobs": None, "finish_reason": last.finish}
     return _head(call, "chat.completion") | {
-        "choices": [choice],
+        "choices": [{"index": i} | choice for i in range(call.body.n)],
         "usage": _usage(last),
         "medmoe": await _behind(call, last.answer),
     }
@@ -225,8 +235,9 @@ def _head(call: _Call, kind: str) -> dict[str, Any]:
 
 
 def _event(call: _Call, delta: dict[str, Any], finish: str | None = None, **more: Any) -> bytes:
-    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-    return _line(_head(call, "chat.completion.chunk") | {"choices": [choice]} | more)
+    choice = {"delta": delta, "logprobs": None, "finish_reason": finish}
+    choices = [{"index": i} | choice for i in range(call.body.n)]
+    return _line(_head(call, "chat.completion.chunk") | {"choices": choices} | more)
 
 
 def _line(content: dict[str, Any]) -> bytes:

@@ -162,29 +162,32 @@ class Source:
 
 def pictures_of(
     messages: Sequence[Message], uploads: UploadStore, most: int
-) -> list[tuple[int, Source]]:
-    """Return the pictures of a conversation in order, each with the message that first has it.
+) -> tuple[list[tuple[int, Source]], int]:
+    """Return the newest pictures of a conversation in order, and how many it had before them.
+
+    Each comes with the message that first has it.
 
     Args:
         uploads: Those that may be named by id.
-        most: How many it may have.
+        most: How many are kept.
 
     Raises:
-        ProblemError: It has too many, or the upload is not there.
+        ProblemError: The upload is not there.
         ImageError: It is an address, or no data URL.
     """
     # Clients that keep no state send a picture again in each turn: equal ones are one.
     places: dict[Source, int] = {}
+    last: dict[Source, None] = {}  # in the order in which each was last sent
     for place, message in enumerate(messages):
         for part in message.content:
             if isinstance(part, ImagePart | FilePart):
-                places.setdefault(_source(part, uploads), place)
-    if len(places) > most:
-        raise ProblemError(
-            400, "too_many_images",
-            f"{len(places)} images; here a conversation has at most {most}", param="messages",
-        )  # fmt: skip
-    return [(place, source) for source, place in places.items()]
+                source = _source(part, uploads)
+                places.setdefault(source, place)
+                last.pop(source, None)
+                last[source] = None
+    newest = set(list(last)[-most:])
+    kept = [(place, source) for source, place in places.items() if source in newest]
+    return kept, len(places) - len(kept)
 
 
 def _source(part: ImagePart | FilePart, uploads: UploadStore) -> Source:

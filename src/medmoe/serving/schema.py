@@ -1,8 +1,8 @@
 """Requests as the official OpenAI client sends them, checked strictly.
 
 What is neutral for a server that decodes greedily is taken (``seed``, ``temperature``, …), and so
-is every field that is null or asks for nothing. What it cannot do (tools, several choices,
-log-probabilities, …) is refused by name, never ignored.
+is every field that is null or asks for nothing. What clients send by themselves (penalties, tools
+that may be used, …) is left out and named in a warning; all else is refused by name.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
 from medmoe.data.intake.display import Plane
 from medmoe.serving.json_body import read_json
@@ -25,16 +25,22 @@ Stop = Annotated[str, Field(min_length=1, max_length=256)]
 #: What this server cannot do, and the values by which a client does not ask for it.
 _BODY: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(("audio", "prediction", "web_search_options"), ()),
-    **dict.fromkeys(("functions", "tools"), ([],)),
     **dict.fromkeys(("function_call", "tool_choice"), ("none", "auto")),
     **dict.fromkeys(("chat_template_kwargs", "logit_bias"), ({},)),
-    **dict.fromkeys(("frequency_penalty", "presence_penalty", "top_logprobs"), (0,)),
-    **dict.fromkeys(("logprobs", "store"), (False,)),
-    **dict.fromkeys(("n", "repetition_penalty"), (1,)),
-    "modalities": (["text"],), "response_format": ({"type": "text"},),
-    "parallel_tool_calls": (True, False), "skip_special_tokens": (True,),
-    "reasoning_effort": ("none", "medium"), "verbosity": ("medium",),
-    "service_tier": ("auto", "default"),
+    "top_logprobs": (0,), "logprobs": (False,), "modalities": (["text"],),
+    "response_format": ({"type": "text"},), "skip_special_tokens": (True,),
+}  # fmt: skip
+#: What clients send by themselves: left out, with a warning unless it asks for nothing.
+IGNORED: Mapping[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("functions", "include", "tools"), ([],)),
+    **dict.fromkeys(("frequency_penalty", "presence_penalty"), (0,)),
+    **dict.fromkeys(("repeat_penalty", "repetition_penalty"), (1,)),
+    **dict.fromkeys(("keep_alive", "mirostat", "mirostat_eta", "mirostat_tau", "num_batch",
+                     "num_ctx", "num_gpu", "num_keep", "num_thread", "repeat_last_n", "tfs_z",
+                     "typical_p", "use_mlock", "use_mmap"), ()),
+    "parallel_tool_calls": (True, False), "reasoning": ({},), "store": (False,),
+    "reasoning_effort": ("none", "medium"), "service_tier": ("auto", "default"),
+    "think": (False,), "truncation": ("disabled",), "verbosity": ("medium",),
 }  # fmt: skip
 _MESSAGE: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(("audio", "function_call", "tool_call_id"), ()),
@@ -138,9 +144,10 @@ class Options(BaseModel):
 
 
 class ChatBody(BaseModel):
-    """The body of `POST /v1/chat/completions`."""
+    """The body of `POST /v1/chat/completions`; what of it was left out is in ``_ignored``."""
 
     model_config = _STRICT
+    _ignored: list[str] = PrivateAttr([])
     model: str
     messages: Annotated[list[Message], Field(min_length=1, max_length=1024)]
     stream: bool | None = None
@@ -152,6 +159,7 @@ class ChatBody(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: int | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=8)] = 1
     seed: int | None = None
     user: str | None = None
     safety_identifier: str | None = None
@@ -166,15 +174,18 @@ def read_chat(data: bytes) -> ChatBody:
     Raises:
         ProblemError: It is not as `ChatBody` says; the first fault is named.
     """
-    content = _without_nulls(read_json(data))
+    content, ignored = _without_nulls(read_json(data)), list[str]()
     if isinstance(content, dict):
+        ignored += _asked_for(content, IGNORED)
         _leave_out(content, _BODY, "")
         turns = content.get("messages")
         for number, turn in enumerate(turns if isinstance(turns, list) else ()):
             if isinstance(turn, dict):
                 _leave_out(turn, _MESSAGE, f"messages.{number}.")
     try:
-        return ChatBody.model_validate(content)
+        body = ChatBody.model_validate(content)
+        body._ignored = ignored
+        return body
     except ValidationError as error:
         fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
         # Not the kind of a part, which pydantic puts behind its number. Keys are the client's own
@@ -202,12 +213,20 @@ def _leave_out(content: dict[str, Any], neutral: Mapping[str, tuple[Any, ...]], 
     Raises:
         ProblemError: One asks for something; it and its value are named.
     """
-    for key in [key for key in content if key in neutral]:
-        value, choices = content.pop(key), neutral[key]
-        # `True` equals 1 in Python, not in JSON.
-        if all(value != one or isinstance(value, bool) != isinstance(one, bool) for one in choices):
-            fix = f", or send {json.dumps(choices[0])}" if choices else ""
-            raise ProblemError(
-                400, "bad_parameter", f"{at}{key}: this server cannot do what "
-                f"{json.dumps(value)[:60]} asks for; leave it out{fix}", param=f"{at}{key}",
-            )  # fmt: skip
+    for key, value in _asked_for(content, neutral).items():
+        fix = f", or send {json.dumps(neutral[key][0])}" if neutral[key] else ""
+        raise ProblemError(
+            400, "bad_parameter", f"{at}{key}: this server cannot do what "
+            f"{json.dumps(value)[:60]} asks for; leave it out{fix}", param=f"{at}{key}",
+        )  # fmt: skip
+
+
+def _asked_for(content: dict[str, Any], neutral: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
+    """Take some fields out of an object; return those that ask for something."""
+    taken = {key: content.pop(key) for key in [key for key in content if key in neutral]}
+    # `True` equals 1 in Python, not in JSON.
+    return {
+        key: value
+        for key, value in taken.items()
+        if all(value != n or isinstance(value, bool) != isinstance(n, bool) for n in neutral[key])
+    }

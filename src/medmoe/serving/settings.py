@@ -25,6 +25,8 @@ class ServerSettings:
         max_text: Characters of all texts of a conversation together.
         max_turns: Of a conversation.
         drop_system: Whether system messages are left out of what is read.
+        allow_hosts: Names by which a server without a token answers, beside those of loopback.
+        cors_origins: Sites whose pages may use the interface, e.g. ``https://chat.example``.
     """
 
     host: str = "127.0.0.1"
@@ -38,6 +40,8 @@ class ServerSettings:
     max_text: int = 16_384
     max_turns: int = 101
     drop_system: bool = False
+    allow_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
 
     @property
     def usual_new_tokens(self) -> int:

@@ -112,9 +112,13 @@ class Stream(StreamingResponse):
     """
 
     def __init__(
-        self, pieces: AsyncGenerator[bytes], *begun: AsyncGenerator[Any], media_type: str
+        self,
+        pieces: AsyncGenerator[bytes],
+        *begun: AsyncGenerator[Any],
+        media_type: str = "text/event-stream",
+        headers: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(pieces, media_type=media_type)
+        super().__init__(pieces, headers=headers, media_type=media_type)
         self._sources = (pieces, *begun)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
