@@ -88,6 +88,13 @@ def first_line(error: object) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".")
 
 
+def first_few(names: Iterable[str], most: int = 5) -> str:
+    """Return the first names of a list, and how many more there are."""
+    every = list(names)
+    more = f" and {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(every[:most]) + more
+
+
 def one_of(value: str, choices: Iterable[str], what: str) -> str:
     """Return the line for an unknown name: the value, the choices and the nearest of them."""
     names = sorted(choices)

@@ -19,7 +19,7 @@ from medmoe.data.bad_rows import BadRows
 from medmoe.data.readers import common
 from medmoe.data.readers.checker import Checker
 from medmoe.data.readers.own_set import Content, OwnSet, with_classes
-from medmoe.errors import DataError
+from medmoe.errors import DataError, first_few
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".tif", ".tiff", ".webp", ".bmp"),
@@ -100,10 +100,9 @@ class FolderPerClass(OwnSet):
             ("files of systems are ignored", [e for e in entries if _of_system(e)]),
             ("not read, beside the classes", [e for e in other if not _of_system(e)]),
         ):
-            names = ", ".join(str(entry.relative_to(self.path)) for entry in listed[:5])
-            more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
             if listed:
-                bad.say(f"{self.path}: {what}: {names}{more}")
+                names = first_few(str(entry.relative_to(self.path)) for entry in listed)
+                bad.say(f"{self.path}: {what}: {names}")
         for _, folder in classes:
             if not any(_files(folder)):
                 bad.say(f"{folder}: holds no picture, is no class")

@@ -22,9 +22,8 @@ from pydantic import (
 
 from medmoe.data.bad_rows import BadRows
 from medmoe.data.readers.tables import CSV_SUFFIXES, any_rows
-from medmoe.errors import DataError
+from medmoe.errors import DataError, first_few
 
-_SHOWN = 5
 #: Columns of a CSV that may be empty, and those that are no text.
 _TEXTS = frozenset({"prediction", "answer"})
 _READ_AS_JSON = frozenset({"confidence", "option_scores", "options", "references"})
@@ -34,9 +33,7 @@ Row = tuple[str, dict[str, Any]]  # where it stands, and what it holds
 
 def named(ids: Iterable[str]) -> str:
     """Return the first few ids, and how many more there are, for a message."""
-    every = list(ids)
-    more = f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else ""
-    return ", ".join(repr(i) for i in every[:_SHOWN]) + more
+    return first_few(map(repr, ids))
 
 
 def read_rows(path: Path, what: str) -> list[Row]:

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from medmoe.errors import CheckpointError, ConfigError
+from medmoe.errors import CheckpointError, ConfigError, first_few
 from medmoe.model.locate import read_json
 
 #: In the order in which transformers looks for them.
@@ -188,9 +188,7 @@ def check_finite(source: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def shown(names: Iterable[str]) -> str:
     """Return the first names of a list, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return first_few(names, _SHOWN)
 
 
 def file_of(source: str, suffix: str) -> Path | None:
