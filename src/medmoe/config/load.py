@@ -189,7 +189,7 @@ def check(spec: type[Spec], data: Mapping[str, Any], name: str) -> Spec:
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a resolved configuration, whatever the order of its keys."""
+    """Return the SHA-256 of resolved settings, whatever the order of its keys."""
     text = json.dumps(config, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from PIL import Image
 
+from medmoe.config.load import config_hash
 from medmoe.evaluation.ask.asker import Asker, Progress
 from medmoe.evaluation.ask.controls import controlled
 from medmoe.evaluation.ask.corruptions import corrupted
@@ -27,7 +28,6 @@ from medmoe.evaluation.ask.plan import (
     longest_answer,
     parts_of,
     protocols_of,
-    settings_sha256,
 )
 from medmoe.evaluation.ask.records import TaskRecords
 from medmoe.evaluation.files.predictions import Prediction, pair
@@ -97,7 +97,7 @@ def evaluate(plan: EvalPlan, progress: Progress) -> dict[str, Any]:
     summary = {
         "seconds": {"eval": seconds},
         **circumstances,
-        "config_sha256": settings_sha256(settings),
+        "config_sha256": config_hash(settings),
         "reliability": trusted,
         **({"corruptions": worse} if worse else {}),
         **({"pairs": pairs} if pairs else {}),

@@ -6,7 +6,6 @@ licence asks for it, it must be accepted first. Nothing that is fetched is run.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 import subprocess
@@ -23,7 +22,7 @@ from medmoe.backbones.published import PUBLISHED, Published, weights_home
 from medmoe.backbones.registry import LANGUAGE_BACKBONES, VISION_BACKBONES
 from medmoe.backbones.spec import LanguageBackbone, VisionBackbone
 from medmoe.errors import CheckpointError, ConfigError, MedMoeError, first_line, one_of
-from medmoe.model.committed import committed
+from medmoe.model.committed import committed, entry_of
 
 _KEPT = (".json", ".safetensors", ".model", ".txt", ".md", ".jinja")
 
@@ -140,8 +139,7 @@ def _assemble(known: Published, files: dict[str, Path], origin: str, folder: Pat
 
 
 def _check_sha256(path: Path, wanted: str) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = entry_of(path)["sha256"]
     if found != wanted:
         raise CheckpointError(
             f"{path.name}: its SHA-256 is {found}, published is {wanted}; fetch it again"

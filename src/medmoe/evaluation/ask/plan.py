@@ -6,8 +6,6 @@ records, seed and batches. Protocols and controls are not part of it: they may b
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,11 +170,6 @@ def hold_settings(plan: EvalPlan) -> dict[str, Any]:
         )
     write_json(path, wanted)
     return wanted
-
-
-def settings_sha256(settings: Mapping[str, Any]) -> str:
-    """Return the hash of settings as `hold_settings` returns them."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def _settings_of(plan: EvalPlan) -> dict[str, Any]:
