@@ -78,8 +78,7 @@ def read(
     else:
         raise undecodable("its photometric interpretation is unknown")
     apart = spacing_of(dataset, number) or aspect_of(dataset)
-    if coded is None:
-        pixels, apart = display.squared(pixels, apart, limits)
+    given_out, apart, scale = display.given_out(pixels, coded, apart, limits)
     found = ImageFacts(
         format="dicom",
         modality=modality,
@@ -93,9 +92,7 @@ def read(
         frames=header.number_of_frames,
         warnings=flags,
     )
-    if coded is None:
-        return pixels, found, None
-    return coded[0], found, replace(coded[1], apart=apart)
+    return given_out, found, scale
 
 
 def _flags(dataset: Dataset, header: Header) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -232,14 +232,21 @@ def coded(
     return out, Scale(slope, low, inverted)
 
 
-def squared(pixels: Grey, apart: Spacing, limits: Limits) -> tuple[Grey, Spacing]:
-    """Return a picture (H, W) or (H, W, 3) with square pixels, and its spacing then."""
+def given_out(
+    pixels: Grey, coded: tuple[Coded, Scale] | None, apart: Spacing, limits: Limits
+) -> tuple[Grey | Coded, Spacing, Scale | None]:
+    """Return a picture (H, W) or (H, W, 3) with square pixels, and its spacing then.
+
+    Where there are `coded` values they take its place as they lie, with what they stand for.
+    """
+    if coded is not None:
+        return coded[0], apart, replace(coded[1], apart=apart)
     height, width = pixels.shape[:2]
     size = limits.squared(width, height, apart)
     if apart is None or size == (width, height):
-        return pixels, spacing(apart)
+        return pixels, spacing(apart), None
     resized = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
-    return resized, spacing((apart[0] * height / size[1], apart[1] * width / size[0]))
+    return resized, spacing((apart[0] * height / size[1], apart[1] * width / size[0])), None
 
 
 def _blocks(values: Values) -> list[slice]:

@@ -10,7 +10,7 @@ header are not read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import nibabel
@@ -20,7 +20,7 @@ from medmoe.data.intake import display
 from medmoe.data.intake.decode import NIFTI_SIZES, Request
 from medmoe.data.intake.display import Coded, Grey, Plane, Values
 from medmoe.data.intake.facts import ImageFacts, Scale, Window
-from medmoe.data.intake.limits import GZIP, GZIP_START, Limits, Spacing, inflated, or_else
+from medmoe.data.intake.limits import GZIP, GZIP_START, Limits, inflated, or_else
 from medmoe.errors import ImageError
 
 _MAGIC_1, _MAGIC_2 = b"n+1\0", b"n+2\0"
@@ -108,9 +108,7 @@ def read(
         *(("small_matrix",) if min(pixels.shape[:2]) < _SMALL else ()),
         *(("window_ignored",) if told and shown and shown.origin == "percentile" else ()),
     )
-    apart: Spacing = volume.spacing
-    if coded is None:
-        pixels, apart = display.squared(pixels, apart, limits)
+    given_out, apart, scale = display.given_out(pixels, coded, volume.spacing, limits)
     found = ImageFacts(
         format="nifti",
         view=volume.plane if volume.known else None,
@@ -120,9 +118,7 @@ def read(
         frames=frames,
         warnings=flags,
     )
-    if coded is None:
-        return pixels, found, None
-    return coded[0], found, replace(coded[1], apart=apart)
+    return given_out, found, scale
 
 
 def _open(data: bytes, limits: Limits, plane: Plane | None) -> _Volume:
