@@ -25,7 +25,7 @@ from medmoe.domains import MEMBERS, MODALITIES, modality_name
 from medmoe.errors import ConfigError, DataError, one_of
 from medmoe.experiments.data import PHANTOM
 from medmoe.experiments.job import Job, context_of
-from medmoe.experiments.recipe import Recipe, load_recipe
+from medmoe.experiments.recipe import Recipe, load_recipe, model_settings
 from medmoe.model.checkpoint import load_model
 from medmoe.model.expert_pack import shape_of
 from medmoe.model.experts import Expert, MoeFolder, Tensors, put_in, renamed
@@ -84,19 +84,9 @@ def expert_recipe(
             f"{model} was trained on {facts.get('data', 'what it does not say')}, which is not "
             "known by name; name pictures of its domains by --old SET"
         )
-    shape = [
-        "moe_layers",
-        "num_experts_per_tok",
-        "router_layers",
-        "meta_expert",
-        "routing",
-        "image_pool",
-    ]
-    parts = (facts.get("base_model") or {}).items()
     images = (facts.get("phantom_images") or {}).get("train")
     values: dict[str, Any] = {
-        **{f"model.{key}": getattr(config, key) for key in shape},
-        **{f"model.{part}": entry["name"] for part, entry in parts if entry.get("name")},
+        **model_settings(config, facts),
         **({"data.phantom_images": images} if images else {}),
         "model.domains": [*base.domains, name],
         "vocab_size": config.text_config.vocab_size,

@@ -34,6 +34,7 @@ from medmoe.data import registry
 from medmoe.errors import ConfigError
 from medmoe.evaluation.tasks import task_spec
 from medmoe.model.checkpoint import provenance, read_config
+from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.efficientnet_lite import EfficientNetLiteConfig
 from medmoe.model.locate import find_model
 from medmoe.model.pretrained import language_of, vision_of
@@ -281,18 +282,21 @@ def origin_settings(recipe: Recipe, model: Path, phases: Sequence[str]) -> list[
         )
     goes_on = config.moe_layers or chosen[0] in ("phase1_alignment", "phase2_instruction")
     values: dict[str, Any] = {f"phases.{p}": None for p in spec.phases if p not in chosen}
-    values["model.image_pool"] = config.image_pool
+    values |= model_settings(config, facts)
     values[f"starts.{chosen[0] if goes_on else 'phase2_instruction'}"] = str(
         model if model.exists() else folder
     )
-    if config.moe_layers:
-        shape = ("moe_layers", "num_experts_per_tok", "router_layers", "meta_expert", "routing")
-        for name in shape:
-            values[f"model.{name}"] = getattr(config, name)
-    for part, known in (facts.get("base_model") or {}).items():
-        if known.get("name"):
-            values[f"model.{part}"] = known["name"]
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+def model_settings(config: MedMoeConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the shape and the backbones that a trained model has."""
+    names = ("moe_layers", "num_experts_per_tok", "router_layers", "meta_expert", "routing")
+    shape = {name: getattr(config, name) for name in (names if config.moe_layers else ())}
+    parts = (facts.get("base_model") or {}).items()
+    backbones = {part: known["name"] for part, known in parts if known.get("name")}
+    values = {"image_pool": config.image_pool, **shape, **backbones}
+    return {f"model.{name}": value for name, value in values.items()}
 
 
 def blind_twin(recipe: Recipe) -> Recipe:
