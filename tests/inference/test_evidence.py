@@ -14,8 +14,8 @@ from tests.model.tiny import DOMAINS, bare_model, dense_model, moe_model, proces
 from medmoe.errors import ConfigError, ImageError, MedMoeError
 from medmoe.inference.attribution import (
     DeletionTest,
-    answer_log_probability,
     attribute,
+    log_probability,
     region_masks,
 )
 from medmoe.inference.engine import MedMoe
@@ -96,7 +96,7 @@ def test_counterfactuals_name_each_change_and_give_the_first_answers_probability
     assert first.answer == blank.text
     assert first.differs == (blank.text != evidence.answer)
     zeros = torch.zeros_like(engine.pixel_values([picture()]))
-    kept = answer_log_probability(engine, zeros, QUESTION, evidence.answer)
+    kept = log_probability(engine, engine.encode_pixels(zeros), QUESTION, evidence.answer)
     assert first.original_probability == pytest.approx(math.exp(kept), rel=1e-3)
     assert len({row.confidence for row in evidence.counterfactuals}) > 3
 
@@ -228,7 +228,7 @@ def test_cells_are_the_mean_of_captums_ablation_of_the_picture_and_of_a_grey_one
     masks = region_masks(pixels, 8)
 
     def scored(values: torch.Tensor) -> torch.Tensor:
-        return answer_log_probability(engine, values, QUESTION, "yes")
+        return log_probability(engine, engine.encode_pixels(values), QUESTION, "yes")
 
     method = ablation.FeatureAblation(scored)
     regions = masks.int().argmax(0)[None, None]

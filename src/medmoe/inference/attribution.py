@@ -70,7 +70,7 @@ def attribute(engine: MedMoe, pixel_values: Tensor, question: str, answer: str) 
     asked = (question, answer)
     none = torch.zeros_like(regions[:1])
     masks = torch.cat([none, regions, ~none, ~regions])
-    left = answer_log_probability(engine, _greyed(pixel_values, masks), *asked)
+    left = log_probability(engine, _greyed(engine, pixel_values, masks), *asked)
     (whole, *without), (blank, *alone) = left.chunk(2)
     cells = (whole - torch.stack(without) + torch.stack(alone) - blank) / 2
     side = round(len(regions) ** 0.5)
@@ -90,23 +90,16 @@ def region_masks(pixel_values: Tensor, token_side: int) -> Tensor:
     return index == torch.arange(cells * cells)[:, None, None]
 
 
-def answer_log_probability(
-    engine: MedMoe, pixel_values: Tensor, question: str, answer: str
-) -> Tensor:
-    """Return (N,) float64: the log-probability of an answer to each picture."""
-    return log_probability(engine, engine.encode_pixels(pixel_values), question, answer)
-
-
 def log_probability(engine: MedMoe, features: Tensor, question: str, answer: str) -> Tensor:
-    """Return (N,) float64: the same of encoded pictures (N, P, D_vision)."""
+    """Return (N,) float64: an answer's log-probability to encoded pictures (N, P, D_vision)."""
     count = len(features)
     scored = engine.scored_options(features, range(count), [question] * count, [(answer,)] * count)
     return torch.tensor([scores[0] for scores, _ in scored], dtype=torch.float64)
 
 
-def _greyed(pixel_values: Tensor, masks: Tensor) -> Tensor:
-    """Return (N, 3, H, W): the picture with each mask (N, H, W) in the encoder's mean colour."""
-    return pixel_values.masked_fill(masks[:, None], 0.0)
+def _greyed(engine: MedMoe, pixel_values: Tensor, masks: Tensor) -> Tensor:
+    """Return the picture, encoded, with each mask (N, H, W) in the encoder's mean colour."""
+    return engine.encode_pixels(pixel_values.masked_fill(masks[:, None], 0.0))
 
 
 def _deletion_test(
@@ -122,6 +115,6 @@ def _deletion_test(
     orders += [torch.randperm(len(regions), generator=generator) for _ in range(ORDERS)]
     counts = [max(1, round(share * len(regions))) for share in SHARES]
     masks = torch.stack([regions[order[:n]].any(0) for order in orders for n in counts])
-    left = answer_log_probability(engine, _greyed(pixel_values, masks), *asked)
+    left = log_probability(engine, _greyed(engine, pixel_values, masks), *asked)
     drops = (whole - left).view(len(orders), len(SHARES)).mean(1)
     return DeletionTest(float(drops[0]), float(drops[1:].mean()))

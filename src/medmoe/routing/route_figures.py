@@ -111,7 +111,7 @@ def most_used(router: str, rows: Rows, looks: Mapping[str, Look]) -> Drawing:
             _cell(axes, x, y, looks[row["expert"]])
             # Without room for names the legend tells what the hatches are.
             name = "" if crowded else f"{row['expert']}\n"
-            _on_white(axes, x, y, f"{name}{_percent(row['share'])} %", 7.5)
+            _on_white(axes, x, y, f"{name}{_percent(row['share'])} %")
         if crowded:
             _legend(figure, looks)
         axes.set(xlim=(-0.5, len(modalities) - 0.5), ylim=(len(layers) - 0.5, -0.5))
@@ -209,14 +209,14 @@ def _stacked(axes: Axes, y: float, parts: Sequence[tuple[float | None, Look]]) -
             edgecolor="white", linewidth=0.8,
         )  # fmt: skip
         if share >= _LABELLED:
-            _on_white(axes, left + share / 2, y, _percent(share), 7.5)
+            _on_white(axes, left + share / 2, y, _percent(share))
         left += share
 
 
-def _on_white(axes: Axes, x: float, y: float, text: str, size: float) -> None:
+def _on_white(axes: Axes, x: float, y: float, text: str) -> None:
     """Write on a hatched area so that it can be read."""
     box = {"facecolor": "white", "edgecolor": "none", "boxstyle": "round,pad=0.15"}
-    axes.text(x, y, text, ha="center", va="center", fontsize=size, bbox=box, linespacing=1.05)
+    axes.text(x, y, text, ha="center", va="center", fontsize=7.5, bbox=box, linespacing=1.05)
 
 
 def _cell(axes: Axes, x: float, y: float, look: Look) -> None:

@@ -10,8 +10,8 @@ import pytest
 from tests.data.readers.parquet import png, write_hub
 
 from medmoe.data.bad_rows import BadRows
+from medmoe.data.exchange import read_rows
 from medmoe.data.images import open_image
-from medmoe.data.readers import hub
 from medmoe.data.readers.path_vqa import SET as path_vqa
 from medmoe.data.readers.vqa_rad import HUB as VQA_RAD_HUB
 from medmoe.data.readers.vqa_rad import SET as vqa_rad
@@ -76,7 +76,7 @@ def test_a_split_or_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
 
 def test_a_hub_id_without_network_is_one_line() -> None:
     with pytest.raises(DataError, match="cannot be read as Parquet"):
-        next(hub.rows(Path("nobody/no-such-set"), "train"))
+        next(read_rows(Path("nobody/no-such-set"), "train"))
 
 
 def write_original(root: Path, rows: list[Any]) -> Path:

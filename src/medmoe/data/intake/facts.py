@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from medmoe.domains import MODALITY_NAMES, modality_name
 
 Format = Literal["png", "jpeg", "tiff", "webp", "bmp", "dicom", "nifti", "pixels"]
-WindowOrigin = Literal["given", "file", "voi_lut", "percentile", "full_range"]
+WindowOrigin = Literal["given", "file", "voi_lut", "percentile"]
 
 #: Flag -> what a person reads.
 WARNINGS: dict[str, str] = {
@@ -36,7 +36,6 @@ _ORIGINS: dict[str, str] = {
     "file": "from the file",
     "voi_lut": "a lookup table of the file",
     "percentile": "fitted to the values",
-    "full_range": "all values",
 }
 _FORMATS = {"dicom": "DICOM", "nifti": "NIfTI", "webp": "WebP", "pixels": "pixels"}
 

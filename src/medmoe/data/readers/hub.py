@@ -8,7 +8,6 @@ answer is yes or no. The pictures stay encoded.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,6 @@ from medmoe.data.readers import common
 from medmoe.data.readers.known_set import KnownSet
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.errors import DataError
-
-
-def rows(folder: Path, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Stream the rows of one split, each with its place; images as ``{"bytes", "path"}``.
-
-    Raises:
-        DataError: There is no such split, or nothing can be read.
-    """
-    for number, row in enumerate(read_rows(folder, split), 1):
-        yield f"{folder / 'data'} {split} row {number}", row
 
 
 def read(
@@ -54,4 +43,8 @@ def read(
         asked = (texts["question"], texts["answer"], split)
         return known.record(f"{known.NAME}/{split}/{number}", image, *asked, place=place)
 
-    return common.usable(bad.made(rows(folder, split), record), folder, bad)
+    rows = (
+        (f"{folder / 'data'} {split} row {number}", row)
+        for number, row in enumerate(read_rows(folder, split), 1)
+    )
+    return common.usable(bad.made(rows, record), folder, bad)
