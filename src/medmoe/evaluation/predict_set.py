@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -31,6 +30,7 @@ from medmoe.evaluation.files.json_lines import read_rows
 from medmoe.evaluation.files.predictions import Prediction
 from medmoe.evaluation.reliability.measure import confidence_of
 from medmoe.evaluation.tasks import TaskSpec
+from medmoe.files import write_text
 from medmoe.processes import from_main, is_main
 
 SUFFIXES = (".csv", ".jsonl")
@@ -108,9 +108,7 @@ def _put(
 ) -> None:
     is_table = out.suffix.lower() == ".csv"
     text = _table(reader, records, predictions, flat) if is_table else _lines(part, flat)
-    staged = part / out.name
-    staged.write_text(text, encoding="utf-8", newline="")
-    os.replace(staged, out)
+    write_text(out, text)
     shutil.rmtree(part)
 
 

@@ -30,6 +30,7 @@ from medmoe.files import csv_text, write_json, write_text
 from medmoe.inference.engine import MedMoe
 from medmoe.inference.evidence import NOTE
 from medmoe.model.checkpoint import read_config, verify
+from medmoe.model.committed import put_in_place, staging_of
 
 Progress = Callable[[str, int, int], None]  # which model, images done, images in all
 
@@ -238,7 +239,7 @@ def _result(
 
 def _write_figures(folder: Path, shown: Sequence[RouteFigure]) -> None:
     """Write all files of the figures, and only then put them in the place of older ones."""
-    staging = folder.with_name(f".{folder.name}.staging")
+    staging = staging_of(folder)
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
@@ -248,8 +249,7 @@ def _write_figures(folder: Path, shown: Sequence[RouteFigure]) -> None:
             for stem, drawn in figure.drawings.items():
                 (staging / f"{stem}.svg").write_text(drawn.svg + "\n", encoding="utf-8")
                 (staging / f"{stem}.png").write_bytes(drawn.png)
-        shutil.rmtree(folder, ignore_errors=True)
-        staging.rename(folder)
+        put_in_place(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
