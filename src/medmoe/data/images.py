@@ -12,6 +12,7 @@ held to the limits for files.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 from PIL import Image
 
 from medmoe.data.cache import ImageCache, key_of
@@ -33,8 +35,9 @@ from medmoe.errors import ImageError
 
 ImageSource = Path | bytes | Pixels | Image.Image
 
-#: Raised where the same file gives other pixels than before: every cached one is then made anew.
-DECODING_VERSION = 2
+#: What decides the pixels of a file besides it. The number is raised where the same file gives
+#: other pixels than before: every cached one is then made anew.
+DECODING: dict[str, Any] = {"decoding": 2, "pillow": PIL.__version__}
 
 #: Of so few levels of each colour a picture shows nothing: it is flat.
 _FLAT_LEVELS = 4
@@ -162,6 +165,12 @@ def _naming(record: ImageRecord) -> Iterator[None]:
         yield
     except ImageError as error:
         raise ImageError(error.code, f"image {record.id}: {error}") from None
+
+
+def digest_of(picture: Image.Image) -> bytes:
+    """Return what tells a picture in memory from others: by its mode, size and pixels."""
+    head = f"{picture.mode} {picture.size}".encode()
+    return hashlib.sha256(head + picture.tobytes()).digest()
 
 
 def hint_of(path: Path) -> Hint | None:

@@ -26,11 +26,10 @@ from typing import IO, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import PIL
 from PIL import Image
 
 from medmoe.data.cache import ImageCache, default_cache
-from medmoe.data.images import DECODING_VERSION, made_of
+from medmoe.data.images import DECODING, made_of
 from medmoe.data.picture_index import (
     CROPPED,
     SIDE,
@@ -169,8 +168,7 @@ def _packed(picture: Image.Image) -> Pixels:
 @cache
 def _policy() -> str:
     """Return everything besides a file that decides its fingerprint."""
-    versions = {"decoding": DECODING_VERSION, "pillow": PIL.__version__}
-    return json.dumps({"fingerprint": FINGERPRINT_VERSION, "small": SMALL_SIDE, **versions})
+    return json.dumps({"fingerprint": FINGERPRINT_VERSION, "small": SMALL_SIDE, **DECODING})
 
 
 def _grey(picture: Image.Image) -> npt.NDArray[np.uint8]:

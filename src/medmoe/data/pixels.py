@@ -16,14 +16,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import PIL
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from medmoe.data.cache import ImageCache, default_cache
-from medmoe.data.images import DECODING_VERSION, made_of
+from medmoe.data.images import DECODING, made_of
 from medmoe.data.intake.sandbox import default_pool
 from medmoe.data.schema import ImageRecord, Pixels
 
@@ -112,8 +111,7 @@ def squared(picture: Image.Image, image_processor: Any) -> Pixels:
 
 def cache_policy(image_processor: Any) -> str:
     """Return everything besides a file that decides its pixels in a table."""
-    versions = {"decoding": DECODING_VERSION, "pillow": PIL.__version__}
-    return json.dumps(image_processor.to_dict() | versions, sort_keys=True, default=str)
+    return json.dumps(image_processor.to_dict() | DECODING, sort_keys=True, default=str)
 
 
 def augmented(unit: Tensor, draws: Tensor, strength: float) -> Tensor:

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from medmoe.data.images import digest_of
 from medmoe.inference.answer import Routing
 
 #: Pictures whose encoding is kept (about 2.4 MB each at CLIP-L's size, float32).
@@ -41,7 +42,7 @@ class PictureCache:
 
     def features(self, images: Sequence[Image.Image]) -> Tensor | None:
         """Return the features (N, P, D_vision) of pictures, None of no picture."""
-        keys = [_content(image) for image in images]
+        keys = [digest_of(image) for image in images]
         new = {k: i for k, i in zip(keys, images, strict=True) if k not in self._kept}
         if new:
             self._kept.update(zip(new, self._encode(list(new.values())), strict=True))
@@ -51,11 +52,6 @@ class PictureCache:
         while len(self._kept) > KEPT_PICTURES:
             self._kept.popitem(last=False)
         return torch.stack(features) if features else None
-
-
-def _content(image: Image.Image) -> bytes:
-    head = f"{image.mode} {image.size}".encode()
-    return hashlib.sha256(head + image.tobytes()).digest()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property, partial
-from hashlib import sha256
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from medmoe.data.images import open_record
+from medmoe.data.images import digest_of, open_record
 from medmoe.data.schema import Record, images_of, question_text, spoken
 from medmoe.errors import ConfigError, DataError
 from medmoe.evaluation.ask.answers import BATCHES, AnswerFile, chunks_by_image
@@ -141,15 +140,11 @@ def ask_chunk(
         return list(map(_prediction, records, answers))
     # A control shows the same picture in the place of many, and to a blind twin all are the same.
     blind = engine.model.config.vision_config.model_type == BlindConfig.model_type
-    shown = [b"" if blind else _digest(picture) for picture in pictures]
+    shown = [b"" if blind else digest_of(picture) for picture in pictures]
     different = dict(zip(shown, pictures, strict=True))
     places = {digest: place for place, digest in enumerate(different)}
     rows = {image.id: places[digest] for image, digest in zip(images, shown, strict=True)}
     return predict(engine, records, engine.encode(list(different.values())), rows)
-
-
-def _digest(picture: Image.Image) -> bytes:
-    return sha256(f"{picture.mode} {picture.size} ".encode() + picture.tobytes()).digest()
 
 
 def predict(

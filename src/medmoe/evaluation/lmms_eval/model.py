@@ -8,7 +8,6 @@ rounds, several pictures, audio and video are refused.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from PIL import Image
 from torch import device as Device
 from tqdm import tqdm
 
-from medmoe.data.images import to_rgb
+from medmoe.data.images import digest_of, to_rgb
 from medmoe.errors import ConfigError
 from medmoe.evaluation.ask.answers import BATCHES, chunks_by_image
 from medmoe.inference.engine import SHORT_ANSWER, MedMoe
@@ -124,7 +123,7 @@ def _question(
     if picture is None:
         return _Question(place, text, f"none {place}", None)
     image = to_rgb(picture)
-    digest = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+    digest = digest_of(image).hex()
 
     def again() -> Image.Image:
         anew, _ = _turn(messages_of(documents[document]), task)
