@@ -9,8 +9,9 @@ from typing import Any, NoReturn
 
 from medmoe.cli.flags import SHARED, positive_int, value
 from medmoe.errors import ConfigError
+from medmoe.notice import RESEARCH_ONLY
 
-FOOTER = "Research use only, not a medical device."
+FOOTER = RESEARCH_ONLY
 
 
 class Parser(argparse.ArgumentParser):

@@ -19,9 +19,9 @@ from PIL import Image
 
 from medmoe.data.images import open_record
 from medmoe.data.schema import Record
+from medmoe.notice import RESEARCH_ONLY
 
 _COLUMNS, _DOTS, _WIDTH = 5, 100, 34
-_FOOT = "Research use only, not a medical device."
 _NO_FONT = "No font here has Chinese letters: install one, e.g. fonts-noto-cjk."
 #: Common fonts with Chinese letters: of Linux distributions, macOS and Windows.
 CHINESE_FONTS = (
@@ -53,7 +53,7 @@ def contact_sheet(records: Sequence[Record], title: str, count: int, seed: int) 
         size = 2.3 * max(columns, 2), 3.1 * rows + 0.5
         figure = Figure(size, _DOTS, layout="constrained")
         figure.suptitle(title, fontsize=10)
-        figure.supxlabel(f"{_FOOT} {_NO_FONT}" if lacks else _FOOT, fontsize=7)
+        figure.supxlabel(f"{RESEARCH_ONLY} {_NO_FONT}" if lacks else RESEARCH_ONLY, fontsize=7)
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis in axes:
             axis.set_axis_off()

@@ -28,9 +28,9 @@ from medmoe.evaluation.routes.embedding import Embedding, embed, mapped_images
 from medmoe.evaluation.routes.observe import Observation, image_states, observe
 from medmoe.files import csv_text, write_json, write_text
 from medmoe.inference.engine import MedMoe
-from medmoe.inference.evidence import NOTE
 from medmoe.model.checkpoint import read_config, verify
 from medmoe.model.committed import put_in_place, staging_of
+from medmoe.notice import RESEARCH_ONLY
 
 Progress = Callable[[str, int, int], None]  # which model, images done, images in all
 
@@ -233,7 +233,7 @@ def _result(
         "silhouettes": [] if embedding is None else embedding.silhouettes,
         "figures": {figure.stem: figure.rows for figure in shown},
         "notes": notes,
-        "use": NOTE,
+        "use": RESEARCH_ONLY,
     }
 
 

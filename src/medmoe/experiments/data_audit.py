@@ -23,8 +23,8 @@ from medmoe.data.schema import Pixels, Record, images_of
 from medmoe.errors import DataError
 from medmoe.evaluation.pages.page import render_page
 from medmoe.evaluation.score.answer_audit import audit_answers
+from medmoe.notice import RESEARCH_ONLY
 
-NOTE = "Research use only, not a medical device."
 _SHOWN_PAIRS = 12
 _THUMB = 132
 
@@ -83,7 +83,7 @@ def audit(parts: Mapping[str, Sequence[Record]], bad: BadRows) -> Audit:
         "bad_rows": list(bad.reasons),
         "known_faults": dict(bad.known_faults),
         "notes": list(bad.notes),
-        "note": NOTE,
+        "note": RESEARCH_ONLY,
     }
     return Audit(parts, result, overlaps)
 

@@ -41,6 +41,7 @@ from medmoe.model.checkpoint import check_replaceable, provenance, read_config
 from medmoe.model.cost.parameters import activated_parameters, total_parameters
 from medmoe.model.locate import is_adapter
 from medmoe.model.pretrained import language_of, vision_of
+from medmoe.notice import RESEARCH_ONLY
 from medmoe.processes import is_main
 from medmoe.training.context import Progress, RunSettings
 from medmoe.training.guards import named_out_of_memory
@@ -50,8 +51,6 @@ from medmoe.training.trackers import tracker_folders
 from medmoe.training.trainer import PhaseResult
 
 logger = logging.getLogger(__name__)
-
-_USE = "Research use only, not a medical device."
 
 
 #: Is told what a run will do, and then every point of its course.
@@ -241,7 +240,7 @@ def _provenance(
         **({"experts": experts} if experts else {}),
         "notes": list(dict.fromkeys(filter(None, notes))),
         "shared_images": facts["data"]["shared_images"],
-        "use": _USE,
+        "use": RESEARCH_ONLY,
     }
 
 
@@ -320,7 +319,7 @@ def _summary(plan: TrainPlan, source: tuple[str | None, bool]) -> dict[str, Any]
         "model": "model/" if model.is_dir() else f"{plan.phases[-1]}/model/",
         "phases": phases,
         "scores": [],
-        "note": _USE,
+        "note": RESEARCH_ONLY,
     }
 
 

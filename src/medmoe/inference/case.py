@@ -19,7 +19,7 @@ from medmoe.data.intake.display import Plane, WindowChoice
 from medmoe.data.intake.facts import ImageFacts
 from medmoe.inference.answer import Routing, all_warnings, told_confidence
 from medmoe.inference.chat import ChatChunk, ChatRequest, Turn
-from medmoe.inference.evidence import NOTE
+from medmoe.notice import RESEARCH_ONLY
 from medmoe.numbers import probability
 
 #: Raised with any change that a reader of the files would notice.
@@ -143,7 +143,7 @@ def case_to_json(
     """
     content: dict[str, Any] = {
         "version": VERSION,
-        "note": NOTE,
+        "note": RESEARCH_ONLY,
         "model": model,
         "exchanges": [exchange.to_json() for exchange in exchanges],
     }
@@ -152,7 +152,7 @@ def case_to_json(
 
 def case_to_text(model: str, exchanges: Sequence[Exchange]) -> str:
     """Return a case as plain lines, to be pasted into a message."""
-    lines = [NOTE, f"Model: {model}"]
+    lines = [RESEARCH_ONLY, f"Model: {model}"]
     for exchange in exchanges:
         lines += ["", f"Question: {exchange.question}", f"Answer: {exchange.answer or '(empty)'}"]
         if exchange.confidence is not None:

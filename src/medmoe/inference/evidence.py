@@ -21,9 +21,9 @@ from medmoe.errors import ConfigError
 from medmoe.inference.answer import told_confidence
 from medmoe.inference.attribution import Attribution, attribute, log_probability
 from medmoe.inference.engine import ImageInput, MedMoe, Routing, room_for
+from medmoe.notice import RESEARCH_ONLY
 from medmoe.routing.hooks import forced_expert, meta_expert_off
 
-NOTE = "Research use only, not a medical device."
 BEAM = 5
 
 
@@ -74,7 +74,7 @@ class Evidence:
     routing: Routing | None
     attribution: Attribution
     counterfactuals: tuple[Counterfactual, ...]
-    note: str = NOTE
+    note: str = RESEARCH_ONLY
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as an object for JSON."""

@@ -29,6 +29,7 @@ from medmoe.model.committed import (
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.experts import Expert, MoeFolder, Tensors, renamed, tensors_hash
 from medmoe.model.moe import activation_of
+from medmoe.notice import RESEARCH_ONLY
 
 TENSORS, FACTS, SIGNATURE = "expert.safetensors", "expert.json", "signature.json"
 _FIX = "copy the pack again"
@@ -65,7 +66,7 @@ def export_expert(model: MoeFolder, name: str, out: Path, key: Path | None) -> d
         "shape": shape_of(model.config),
         "licence": licence_of(base_model, licences),
         "base_provenance": {k: known[k] for k in _OF_BASE if k in known},
-        "use": "Research use only, not a medical device.",
+        "use": RESEARCH_ONLY,
     }
     with committed(out) as staging:
         save_file({k: t.contiguous() for k, t in tensors.items()}, staging / TENSORS)
