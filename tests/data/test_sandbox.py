@@ -45,8 +45,8 @@ def acting(monkeypatch: pytest.MonkeyPatch, action: str) -> None:
     program = sandbox._PROGRAM.replace(
         "from medmoe.data.intake.worker import main;",
         "import os, signal, time, ctypes, numpy; from medmoe.data.intake import worker; "
-        "from medmoe.data.intake.worker import main; real = worker._decode; "
-        f"worker._decode = lambda d, *r: ({action}) if d.startswith(b'odd') else real(d, *r);",
+        "from medmoe.data.intake.worker import main; real = worker.decode; "
+        f"worker.decode = lambda d, *r: ({action}) if d.startswith(b'odd') else real(d, *r);",
     )
     assert program != sandbox._PROGRAM
     monkeypatch.setattr(sandbox, "_PROGRAM", program)

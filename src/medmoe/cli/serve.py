@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,8 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_shared("--dtype")
     _add_vllm_arguments(parser)
+    parser.add_value("--dicomweb URL", "ask and write to this DICOMweb server (docs/dicomweb.md)")
+    parser.add_value("--dicomweb-login FILE", "user:password for it, or Bearer and a token", Path)
     parser.add_switch("--no-page", "only the interface, no page at /")
 
 
@@ -119,8 +122,9 @@ def run(args: argparse.Namespace) -> int:
     settings = ServerSettings(
         host=args.host, port=args.port, token=_token(args), max_new_tokens=args.max_new_tokens,
         deadline_seconds=args.deadline, drain_seconds=args.drain,
-        drop_system=args.system_messages == "drop",
+        drop_system=args.system_messages == "drop", dicomweb=args.dicomweb,
         allow_hosts=tuple(args.allow_host), cors_origins=tuple(args.cors_origin),
+        dicomweb_login=args.dicomweb_login and _secret(args.dicomweb_login),
     )  # fmt: skip
     _hide_token(args, settings.token)
     from medmoe.model.checkpoint import verify
@@ -133,6 +137,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"{error.name} is not installed; run pip install 'medmoe[serve]'"
         ) from None
+    if args.dicomweb and find_spec("highdicom") is None:
+        raise ConfigError("highdicom is not installed; run pip install 'medmoe[dicomweb]'")
     args.model = find_seeing(args.model)
     verify(args.model)
     _check_port(settings.host, settings.port)
@@ -211,12 +217,16 @@ def _token(args: argparse.Namespace) -> str | None:
     """
     if args.token_file is None:
         return args.token or os.environ.get(TOKEN_VARIABLE) or None
+    return _secret(args.token_file)
+
+
+def _secret(file: Path) -> str:
     try:
-        return str(args.token_file.read_text(encoding="utf-8").strip())
+        return file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise ConfigError(
-            f"cannot read the token file {str(args.token_file)!r} ({reason}); give another"
+            f"cannot read the token file {str(file)!r} ({reason}); give another"
         ) from None
 
 

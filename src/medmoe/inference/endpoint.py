@@ -61,7 +61,7 @@ class Endpoint:
         self._headers = {"Content-Type": "application/json"}
         self._headers |= {"Authorization": f"Bearer {key}"} if key else {}
         self._batch_size = batch_size
-        self._opener = build_opener(_NoRedirect)
+        self._opener = build_opener(NoRedirect)
 
     def answers(
         self,
@@ -115,7 +115,9 @@ class Endpoint:
         return Reply("", math.nan, None, failed=failed[:200])
 
 
-class _NoRedirect(HTTPRedirectHandler):
+class NoRedirect(HTTPRedirectHandler):
+    """Keeps an opener of urllib at the address that it was given."""
+
     def redirect_request(self, *_: Any) -> None:
         """Follow none: the reply is then an error that names its status."""
 

@@ -75,6 +75,10 @@ def create_app(
     _files(app, service)
     _sign_in(app, access)
     answer_problems(app)
+    if settings.dicomweb is not None:
+        from medmoe.serving.dicomweb.route import mount_dicomweb
+
+        mount_dicomweb(app, service, settings.dicomweb)
     if page:
         from medmoe.serving.page.cases import CaseStore
         from medmoe.serving.page.mount import mount_page

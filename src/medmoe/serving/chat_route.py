@@ -60,7 +60,7 @@ async def complete(service: Service, request: Request) -> Response:
     if call.body.stream:
         first, rest = await _first(call)
         return Stream(_events(call, first, rest), rest, headers=_told(call))
-    reply = JSONResponse(await _unless_left(request, _whole(call)), headers=_told(call))
+    reply = JSONResponse(await unless_left(request, _whole(call)), headers=_told(call))
     call.record.answered()
     return reply
 
@@ -182,7 +182,7 @@ async def _events(
     yield b"data: [DONE]\n\n"
 
 
-async def _unless_left(request: Request, work: Any) -> Any:
+async def unless_left(request: Request, work: Any) -> Any:
     """Return what some work gives, and stop it when the client leaves."""
 
     async def left() -> None:

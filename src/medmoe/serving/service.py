@@ -187,14 +187,15 @@ class Service:
             self._log_failed = True
 
 
-CHAT_PATH = "/v1/chat/completions"
+CHAT_PATH, DICOMWEB_PATH = "/v1/chat/completions", "/v1/dicomweb"
+_LET_IN = {("POST", CHAT_PATH), ("POST", DICOMWEB_PATH)}
 
 
 class Admission:
     """An ASGI layer inside `medmoe.serving.transport.Transport`.
 
     Args:
-        app: The routes; that of chat finds the request's `Record` in its state.
+        app: The routes; those that answer find the request's `Record` in its state.
     """
 
     def __init__(self, app: App, service: Service) -> None:
@@ -206,7 +207,7 @@ class Admission:
         Raises:
             EngineError: 429 or 503.
         """
-        if scope["type"] != "http" or (scope["method"], route_path(scope)) != ("POST", CHAT_PATH):
+        if scope["type"] != "http" or (scope["method"], route_path(scope)) not in _LET_IN:
             return await self._app(scope, receive, send)
         self._service.check_open()
         state = scope["state"]

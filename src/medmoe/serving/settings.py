@@ -27,6 +27,7 @@ class ServerSettings:
         drop_system: Whether system messages are left out of what is read.
         allow_hosts: Names by which a server without a token answers, beside those of loopback.
         cors_origins: Sites whose pages may use the interface, e.g. ``https://chat.example``.
+        dicomweb, dicomweb_login: Address of a DICOMweb server, and what it wants to see.
     """
 
     host: str = "127.0.0.1"
@@ -42,6 +43,8 @@ class ServerSettings:
     drop_system: bool = False
     allow_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
+    dicomweb: str | None = None
+    dicomweb_login: str | None = None
 
     @property
     def usual_new_tokens(self) -> int:

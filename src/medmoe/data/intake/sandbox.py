@@ -20,8 +20,9 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,6 +30,9 @@ from medmoe.data.intake import facts, protocol
 from medmoe.data.intake.decode import Decoded, Request
 from medmoe.data.intake.limits import Limits
 from medmoe.errors import IMAGE_STATUS, ConfigError, ImageError
+
+T = TypeVar("T")
+Body = memoryview | bytes
 
 _START_SECONDS = 60.0
 _END_SECONDS = 2.0
@@ -56,7 +60,7 @@ class _GoneError(Exception):
 class _Worker:
     """One decoder process and the socket to it."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, also: Sequence[str]) -> None:
         if sys.platform == "win32":
             raise ConfigError(
                 "pictures are decoded in a process with limits, which Windows cannot set; use "
@@ -67,9 +71,10 @@ class _Worker:
         for end in (self._channel, other):  # a picture in one piece: fewer turns between the two
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
         paths = [os.path.abspath(path) for path in sys.path]
+        told = [json.dumps(paths), str(limits.memory_bytes), *also]
         with other:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-c", _PROGRAM, json.dumps(paths), str(limits.memory_bytes)],
+                [sys.executable, "-I", "-c", _PROGRAM, *told],
                 stdin=other.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -93,14 +98,14 @@ class _Worker:
         """Whether the process still runs."""
         return self._process.poll() is None
 
-    def ask(self, data: bytes, request: Request) -> tuple[dict[str, Any], memoryview]:
+    def ask(self, data: bytes, wanted: dict[str, Any]) -> tuple[dict[str, Any], memoryview]:
         """Return the process's answer.
 
         Raises:
             _GoneError: It ended.
             TimeoutError: It did not answer in time.
         """
-        head = {"request": asdict(request), "limits": asdict(self._limits)}
+        head = wanted | {"limits": asdict(self._limits)}
         deadline = time.monotonic() + self._limits.wall_seconds
         try:
             self._channel.settimeout(self._limits.wall_seconds)
@@ -157,10 +162,13 @@ class DecoderPool:
     Args:
         workers: At most so many processes at once; by default one for each core.
         limits: Of every picture.
+        also: Modules whose tasks can be asked for (`medmoe.data.intake.worker.main`).
     """
 
-    def __init__(self, workers: int | None = None, limits: Limits | None = None) -> None:
-        self.limits = limits or Limits()
+    def __init__(
+        self, workers: int | None = None, limits: Limits | None = None, also: Sequence[str] = ()
+    ) -> None:
+        self.limits, self._also = limits or Limits(), also
         self.workers = workers or cores()
         self._reset()
         _POOLS.add(self)
@@ -177,14 +185,18 @@ class DecoderPool:
         Raises:
             ImageError: It cannot be used, or its decoder died.
         """
+        return self.do("picture", data, asdict(request or Request()), _checked)
+
+    def do(self, task: str, data: bytes, values: dict[str, Any], read: Callable[..., T]) -> T:
+        """Return what ``read`` (`told`) finds in what a task makes of a file; else as `decode`."""
         self.limits.check_file(len(data))
         with self._slots:
             worker = self._take()
             last = False
             try:
-                head, body = worker.ask(data, request or Request())
+                head, body = worker.ask(data, {"task": task, "values": values})
                 last = bool(head.get("last"))
-                decoded = _checked(head, body)
+                found = read(head, body)
             except ImageError:
                 (self._drop if last else self._give_back)(worker)
                 raise
@@ -196,7 +208,7 @@ class DecoderPool:
                     raise _lost(self.limits, by, isinstance(error, TimeoutError)) from None
                 raise
             self._give_back(worker)
-            return decoded
+            return found
 
     def probe(self) -> dict[str, bool]:
         """Have a new process try what no decoder may do.
@@ -204,7 +216,7 @@ class DecoderPool:
         Returns:
             By what was tried, whether the system refused it.
         """
-        worker = _Worker(self.limits)
+        worker = _Worker(self.limits, self._also)
         try:
             return worker.probe()
         finally:
@@ -222,7 +234,7 @@ class DecoderPool:
             with self._lock:
                 worker = self._idle.pop() if self._idle else None
             if worker is None:
-                worker = _Worker(self.limits)
+                worker = _Worker(self.limits, self._also)
                 with self._lock:
                     self._all.add(worker)
                 return worker
@@ -288,13 +300,19 @@ def cores() -> int:
     return len(affinity(0)) if affinity else (os.cpu_count() or 1)
 
 
-def _checked(head: dict[str, Any], body: memoryview | bytes) -> Decoded:
-    """Return what a decoder process sent, which is believed in nothing."""
+def told(head: dict[str, Any], body: Body) -> tuple[dict[str, Any], Body]:
+    """Return what a decoder process sent, or raise the error that it is."""
     if "code" in head:
         code, message = str(head["code"]), str(head["message"])
         if code not in IMAGE_STATUS or len(message) > _MAX_MESSAGE:
             raise ValueError("no error of ours")
         raise ImageError(code, message)
+    return head, body
+
+
+def _checked(head: dict[str, Any], body: Body) -> Decoded:
+    """Return the picture that a decoder process sent, which is believed in nothing."""
+    told(head, body)
     height, width, *colours = (int(length) for length in head["shape"])
     if colours not in ([], [3]) or height < 1 or width < 1:
         raise ValueError("no picture")

@@ -14,26 +14,35 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from medmoe.data.intake import protocol, walls
-from medmoe.data.intake.decode import Decoded, Request, decode, prepare
+from medmoe.data.intake.decode import Request, decode, prepare
 from medmoe.data.intake.limits import Limits
 from medmoe.errors import ImageError
 
 # Before the walls, behind which no file can be opened. Windows has no such module, and no decoder.
 resource: Any = None if sys.platform == "win32" else importlib.import_module("resource")
 
+Task = Callable[..., tuple[dict[str, Any], bytes | memoryview]]
 _OPEN_FILES = 64  # imports, the socket; a picture needs none
 
 
 def main(argv: list[str]) -> None:
-    """Serve until the parent closes the socket; ``argv`` holds the memory limit in bytes."""
+    """Serve until the parent closes the socket.
+
+    ``argv`` holds the memory limit in bytes, and modules whose ``TASKS`` can be asked for too.
+    """
     channel = socket.socket(fileno=0)
     prepare()
+    tasks: dict[str, Task] = {"picture": _picture}
+    for module in map(importlib.import_module, argv[1:]):
+        module.prepare()
+        tasks |= module.TASKS
     close_calls = walls.raise_walls()
     _give_up(int(argv[0]))
     close_calls()
@@ -46,7 +55,7 @@ def main(argv: list[str]) -> None:
         if "probe" in head:
             _probe(channel)
             continue
-        if not _answer(channel, head, bytes(body)):
+        if not _answer(channel, head, bytes(body), tasks):
             return  # out of memory: what is left of it is in pieces
 
 
@@ -67,11 +76,17 @@ def _probe(channel: socket.socket) -> None:
     protocol.send(channel, {})
 
 
-def _answer(channel: socket.socket, head: dict[str, Any], data: bytes) -> bool:
-    """Decode one file and send what came of it; False where the process should end."""
+def _answer(
+    channel: socket.socket, head: dict[str, Any], data: bytes, tasks: dict[str, Task]
+) -> bool:
+    """Do what is asked of one file and send what came of it; False where the process should end."""
     try:
         limits = Limits(**head["limits"])
-        decoded = _decode(data, Request(**head["request"]), limits)
+        signal.setitimer(signal.ITIMER_PROF, limits.cpu_seconds)  # its signal ends the process
+        try:
+            told, made = tasks[head["task"]](data, limits, **head["values"])
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
     except ImageError as error:
         protocol.send(channel, {"code": error.code, "message": str(error)})
     except MemoryError:
@@ -83,17 +98,13 @@ def _answer(channel: socket.socket, head: dict[str, Any], data: bytes) -> bool:
         text = f"the decoder failed ({type(error).__name__}); export the image anew"
         protocol.send(channel, {"code": "undecodable", "message": text})
     else:
-        pixels = np.ascontiguousarray(decoded.pixels)
-        scale = decoded.scale and asdict(decoded.scale)
-        head = {"shape": pixels.shape, "facts": asdict(decoded.facts), "scale": scale}
-        protocol.send(channel, head, pixels.data.cast("B"))
+        protocol.send(channel, told, made)
     return True
 
 
-def _decode(data: bytes, request: Request, limits: Limits) -> Decoded:
-    """Decode within the processor time; beyond it SIGPROF ends the process."""
-    signal.setitimer(signal.ITIMER_PROF, limits.cpu_seconds)
-    try:
-        return decode(data, request, limits)
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
+def _picture(data: bytes, limits: Limits, **request: Any) -> tuple[dict[str, Any], memoryview]:
+    decoded = decode(data, Request(**request), limits)
+    pixels = np.ascontiguousarray(decoded.pixels)
+    scale = decoded.scale and asdict(decoded.scale)
+    told = {"shape": pixels.shape, "facts": asdict(decoded.facts), "scale": scale}
+    return told, pixels.data.cast("B")

@@ -106,18 +106,18 @@ def mount_page(app: FastAPI, service: Service, cases: CaseStore) -> None:
 
     @app.post("/page/pixels", include_in_schema=False)
     async def pixels(request: Request) -> Response:
-        said = await _read(request, Call)
+        said = await read_call(request, Call)
         shown = await actions.pixels(said.handle, said.frame, said.plane)
         return Response(shown, media_type="application/octet-stream")
 
     @app.post("/page/call/{name}", include_in_schema=False)
     async def call(name: str, request: Request) -> Response:
-        said = await _read(request, Call)
+        said = await read_call(request, Call)
         return JSONResponse((await _called(name, said, actions)).to_json())
 
     @app.post("/page/ask", include_in_schema=False)
     async def ask(request: Request) -> Response:
-        said = await _read(request, Call)
+        said = await read_call(request, Call)
         updates = actions.ask(said.question, said.handle, said.explain, said.again)
         return Stream(_lines(updates), media_type="application/x-ndjson")
 
@@ -130,7 +130,7 @@ def mount_page(app: FastAPI, service: Service, cases: CaseStore) -> None:
 
     @app.post("/page/export", include_in_schema=False)
     async def export(request: Request) -> Response:
-        wanted = await _read(request, Export)
+        wanted = await read_call(request, Export)
         case = actions.cases.get(wanted.handle)
         if case is None or not case.exchanges:
             raise ProblemError(404, "no_case", "There is no answer to save yet.")
@@ -206,7 +206,7 @@ async def _beats(cases: CaseStore, case: OpenCase) -> AsyncGenerator[bytes]:
             await asyncio.sleep(_BEAT_SECONDS)
 
 
-async def _read(request: Request, kind: type[Body]) -> Body:
+async def read_call(request: Request, kind: type[Body]) -> Body:
     """Return the body of a call.
 
     Raises:
@@ -220,9 +220,10 @@ async def _read(request: Request, kind: type[Body]) -> Body:
             raise ProblemError(413, "request_too_large", "the request is too large")
     try:
         return kind.model_validate_json(bytes(data))
-    except ValidationError:
-        names = ", ".join(kind.model_fields)
-        raise ProblemError(400, "bad_request", f"no object of {names}, of the page's") from None
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ascii(fault["loc"][0]).strip("'")[:40] if fault["loc"] else "the body"
+        raise ProblemError(400, "bad_request", f"{where}: {fault['msg'][:200].lower()}") from None
 
 
 def _exported(case: OpenCase, model: str, wanted: Export) -> Response:
