@@ -72,7 +72,7 @@ def pack_batch(samples: Sequence[Packed], pad_token_id: int) -> dict[str, Tensor
         everywhere but on answers; ``attention_mask`` (B, 1, S, S) bool, true where a token (row)
         may see another (column): padding sees itself only and is seen by none.
     """
-    length = max(len(s.prefix) + sum(len(q.ids) for q in s.segments) for s in samples)
+    length = max(map(packed_length, samples))
     ids = torch.full((len(samples), length), pad_token_id)
     labels = torch.full((len(samples), length), IGNORE)
     positions = torch.zeros((len(samples), length), dtype=torch.int64)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from medmoe.data.images import open_record
+from medmoe.data.readers.chat import IMAGE_MARK
 from medmoe.data.schema import ImageRecord, Record, spoken, turns_of
 from medmoe.errors import DataError, first_line, one_of
 from medmoe.files import write_json, write_text
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 Target = Literal["llama_factory", "swift", "trl"]
-IMAGE_MARK = "<image>"
 
 #: Columns with plain text, in the order of the file.
 _OF_RECORD = (

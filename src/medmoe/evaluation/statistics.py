@@ -140,6 +140,11 @@ def difference_interval(
     return low, high
 
 
+def finite(number: float | Floats) -> float | None:
+    """Return a number as JSON has it: None for what is not defined."""
+    return float(number) if math.isfinite(number) else None
+
+
 def in_percent(share: float | None) -> float | None:
     """Return a share in percent, rounded so that files stay readable."""
     return None if share is None else round(100.0 * share, DECIMALS)

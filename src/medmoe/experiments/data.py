@@ -27,10 +27,11 @@ from medmoe.data.readers.common import hash_share
 from medmoe.data.schema import ImageRecord, Record, Task, images_of, with_images
 from medmoe.domains import domain_of
 from medmoe.errors import DataError
+from medmoe.evaluation.files.known_records import PHANTOM
 from medmoe.model.pretrained import vision_of
 from medmoe.training.phases.phase2_router import choose_labelled
 
-PHANTOM, HELD_OUT = "phantom", "held_out"
+HELD_OUT = "held_out"
 Use = Literal["train", "apart", "test", "measure"]
 #: What a set is named for -> the splits that are meant where the recipe names none.
 _SPLITS_FOR: dict[Use, tuple[str, ...]] = {

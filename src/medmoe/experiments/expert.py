@@ -7,7 +7,6 @@ What trains stands in `medmoe.training.new_expert`, what is written and proven i
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +22,9 @@ from medmoe.data.readers.common import hash_share
 from medmoe.data.schema import Record, images_of
 from medmoe.domains import MEMBERS, MODALITIES, modality_name
 from medmoe.errors import ConfigError, DataError, one_of
-from medmoe.experiments.data import PHANTOM
+from medmoe.evaluation.files.known_records import PHANTOM
 from medmoe.experiments.job import Job, context_of
-from medmoe.experiments.recipe import Recipe, load_recipe, model_settings
+from medmoe.experiments.recipe import Recipe, as_settings, load_recipe, model_settings
 from medmoe.model.checkpoint import load_model
 from medmoe.model.expert_pack import shape_of
 from medmoe.model.experts import Expert, MoeFolder, Tensors, put_in, renamed
@@ -97,8 +96,8 @@ def expert_recipe(
         "phases.phase4_expert.data": [*records],
         "starts.phase4_expert": str(model if model.exists() else base.folder),
     }
-    own = [f"{key}={json.dumps(value)}" for key, value in values.items()]
-    return load_recipe(str(Path(recipes.__file__).with_name("expert.yaml")), [*own, *settings])
+    changes = [*as_settings(values), *settings]
+    return load_recipe(str(Path(recipes.__file__).with_name("expert.yaml")), changes)
 
 
 def run_expert(job: Job) -> PhaseResult:

@@ -232,6 +232,11 @@ def record_settings(spec: TrainSpec, records: Sequence[str]) -> list[str]:
     if spec.scored:
         values["notes"] = ["The tiny model, all its parts trained from scratch on your data alone."]
         values["scored"] = dict(_scored(name) for name in records)
+    return as_settings(values)
+
+
+def as_settings(values: Mapping[str, Any]) -> list[str]:
+    """Return values as the ``key=value`` changes of a recipe."""
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
 
@@ -286,7 +291,7 @@ def origin_settings(recipe: Recipe, model: Path, phases: Sequence[str]) -> list[
     values[f"starts.{chosen[0] if goes_on else 'phase2_instruction'}"] = str(
         model if model.exists() else folder
     )
-    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    return as_settings(values)
 
 
 def model_settings(config: MedMoeConfig, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,9 +24,10 @@ from medmoe.config.schema import PhaseName
 from medmoe.config.train_schema import TrainSpec
 from medmoe.data.bad_rows import BadRows
 from medmoe.data.schema import images_of
+from medmoe.evaluation.files.known_records import PHANTOM
 from medmoe.evaluation.pages.report import write_report
 from medmoe.evaluation.pages.run_report import report_of_run
-from medmoe.experiments.data import PHANTOM, TrainData, read_data
+from medmoe.experiments.data import TrainData, read_data
 from medmoe.experiments.handover import check_input, is_finished, publish_model
 from medmoe.experiments.job import Job
 from medmoe.experiments.outlook import Outlook, outlook

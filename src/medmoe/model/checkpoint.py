@@ -19,7 +19,6 @@ from jinja2 import TemplateError
 from safetensors import SafetensorError, safe_open
 
 from medmoe.errors import CheckpointError, first_line
-from medmoe.files import json_object
 from medmoe.model.adapter import WEIGHTS, base_of, check_adapter, with_adapter
 from medmoe.model.card import CARD, model_card
 from medmoe.model.committed import (
@@ -39,6 +38,7 @@ from medmoe.model.locate import (
     is_adapter,
     read_json,
     refuse_other,
+    training_of,
 )
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.model.processing_medmoe import MedMoeProcessor
@@ -246,10 +246,7 @@ def read_config(directory: Path) -> MedMoeConfig:
 
 def provenance(directory: Path) -> dict[str, Any]:
     """Return what a model directory says about its training; empty where it says nothing."""
-    if is_adapter(directory):
-        return provenance(base_of(directory))
-    training = (json_object(directory / PROVENANCE) or {}).get("training")
-    return training if isinstance(training, dict) else {}
+    return provenance(base_of(directory)) if is_adapter(directory) else training_of(directory)
 
 
 def verify(directory: Path) -> None:

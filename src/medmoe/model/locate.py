@@ -45,7 +45,7 @@ def find_seeing(source: Path | str) -> Path:
         CheckpointError: As there; or it is a blind twin, whose answers would pass for seen ones.
     """
     folder = find_model(source)
-    if _training(folder).get("blind"):
+    if training_of(folder).get("blind"):
         raise CheckpointError(
             f"{source} is a blind twin, which sees no picture and only stands for what questions "
             "give away; give the model that it is the twin of"
@@ -103,7 +103,7 @@ def find_twin(model: Path) -> Path | None:
     Args:
         model: Folder of a seeing model.
     """
-    facts = _training(model)
+    facts = training_of(model)
     if facts.get("blind") or not facts.get("blind_twin"):
         return None
     run = model.parent.parent if model.parent.name == facts.get("phase") else model.parent
@@ -111,15 +111,16 @@ def find_twin(model: Path) -> Path | None:
     names, bases = (f"*/{facts.get('phase')}/model", "*/model"), (run, run.parent)
     found = (path for name in names for base in bases for path in sorted(base.glob(name)))
     for folder in found:
-        known = _training(folder)
+        known = training_of(folder)
         if known.get("blind") and [known.get(n) for n in ("blind_twin", "seed")] == wanted:
             return folder
     return None
 
 
-def _training(folder: Path) -> dict[str, Any]:
-    facts: dict[str, Any] = (json_object(folder / PROVENANCE) or {}).get("training") or {}
-    return facts
+def training_of(folder: Path) -> dict[str, Any]:
+    """Return what a model's own folder says about its training; empty where it says nothing."""
+    training = (json_object(folder / PROVENANCE) or {}).get("training")
+    return training if isinstance(training, dict) else {}
 
 
 def refuse_other(folder: Path) -> None:
@@ -171,7 +172,7 @@ def _no_folder(path: Path) -> str:
 
 def _part(folder: Path) -> str | None:
     """Say which part of a model a phase has left here, if it is no whole model."""
-    phase = _training(folder).get("phase")
+    phase = training_of(folder).get("phase")
     parts = {
         "phase0_encoder": "a vision encoder",
         "phase0_adapt": "a vision encoder",

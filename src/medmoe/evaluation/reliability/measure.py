@@ -26,7 +26,7 @@ from medmoe.evaluation.reliability.calibration import (
 )
 from medmoe.evaluation.score.auc import label_probabilities
 from medmoe.evaluation.score.measures import is_right
-from medmoe.evaluation.statistics import shares_of
+from medmoe.evaluation.statistics import finite, shares_of
 
 #: Points of a curve that a summary keeps.
 _POINTS = 200
@@ -104,7 +104,7 @@ def _of_kind(
 def _calibration(answered: Answered, seed: int) -> dict[str, Any]:
     low, high = ece_interval(answered, seed=seed)
     return {
-        "ece": ece(answered), "ece_low": _finite(low), "ece_high": _finite(high),
+        "ece": ece(answered), "ece_low": finite(low), "ece_high": finite(high),
         "brier": brier(answered),
         "bins": [asdict(part) for part in bins_of(answered)],
     }  # fmt: skip
@@ -141,7 +141,3 @@ def confidence_of(prediction: Prediction) -> float:
     if prediction.confidence is not None:
         return prediction.confidence
     return float(label_probabilities([list(prediction.option_scores or ())]).max())
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None

@@ -9,7 +9,6 @@ Shapes: N images, L MoE layers, C token kinds, E experts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from medmoe.data.schema import ImageRecord
 from medmoe.domains import domain_of
 from medmoe.evaluation.routes.observe import Observation
+from medmoe.evaluation.statistics import finite
 from medmoe.routing.statistics import expert_share, routing_entropy, specialisation
 from medmoe.routing.trace import KINDS
 
@@ -71,8 +71,8 @@ def token_shares(
                         "expert": expert,
                         "image_tokens": image,
                         "text_tokens": text,
-                        "image_share": _value(shares["image"][e]),
-                        "text_share": _value(shares["text"][e]),
+                        "image_share": finite(shares["image"][e]),
+                        "text_share": finite(shares["text"][e]),
                         "text_part": 100 * text / (image + text) if image + text else None,
                     }
                 )
@@ -121,10 +121,10 @@ def by_layer(observation: Observation, domains: Sequence[str], seed: int) -> lis
                 {
                     "layer": layer,
                     "tokens": name,
-                    "load_entropy": _value(routing_entropy(counts.sum(0))),
+                    "load_entropy": finite(routing_entropy(counts.sum(0))),
                     "bits": index.bits,
                     "domain_bits": index.domain_bits,
-                    "normalised": _value(index.normalised),
+                    "normalised": finite(index.normalised),
                     "by_chance": index.by_chance,
                     "p": index.p,
                     "images": index.n,
@@ -138,8 +138,3 @@ def _of_modality(observation: Observation, modality: str) -> npt.NDArray[np.int6
     own = [image.modality == modality for image in observation.images]
     counts: npt.NDArray[np.int64] = observation.counts[np.array(own)].sum(0)
     return counts
-
-
-def _value(number: float | npt.NDArray[np.float64]) -> float | None:
-    """Return a number as JSON has it: None for what is not defined."""
-    return None if math.isnan(float(number)) else float(number)
