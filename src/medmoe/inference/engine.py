@@ -46,7 +46,10 @@ ImageInput = Path | str | bytes | Pixels | Image.Image
 #: What a question is about: an image, several in order, or none.
 Shown = ImageInput | Sequence[ImageInput] | None
 #: Rows of the images of a question, and its prompt.
-_Asked = tuple[tuple[int, ...], tuple[int, ...]]
+Asked = tuple[tuple[int, ...], tuple[int, ...]]
+#: The same rows, a question and the answers to it that are scored; and what is told of them.
+Options = tuple[tuple[int, ...], str, tuple[str, ...]]
+Scored = tuple[tuple[float, ...], tuple[Routing | None, ...]]
 
 
 class MedMoe:
@@ -220,7 +223,7 @@ class MedMoe:
             experts: Also say which expert took which share of the image, layer by layer.
         """
         none: list[Any] = [()] * len(rows)
-        asked: list[_Asked] = []
+        asked: list[Asked] = []
         for row, question, turns, more in zip(
             rows, questions, earlier or none, further or none, strict=True
         ):
@@ -228,7 +231,7 @@ class MedMoe:
             ids = self.prompt(question, turns, with_image=row is not None, further=places)
             asked.append((() if row is None else (row, *(other for _, other in more)), ids))
         different = list(dict.fromkeys(asked))  # what is asked twice is answered once
-        answers: dict[_Asked, Answer] = {}
+        answers: dict[Asked, Answer] = {}
         for batch in self._batches(different):
             given = self._generate(batch, features, experts)
             answers.update(zip(batch, given, strict=True))
@@ -242,7 +245,7 @@ class MedMoe:
         questions: Sequence[str],
         options: Sequence[Sequence[str]],
         further: Sequence[Sequence[int]] = (),
-    ) -> list[tuple[tuple[float, ...], tuple[Routing | None, ...]]]:
+    ) -> list[Scored]:
         """Return each option's summed log-likelihood as the answer to its question.
 
         Beside it where the router sent each of the question's images meanwhile.
@@ -250,25 +253,28 @@ class MedMoe:
         Args:
             further: Of each question the rows of its further images, in order.
         """
-        pad = self.processor.tokenizer.pad_token_id
         shown = [(row, *more) for row, more in zip(rows, further or [()] * len(rows), strict=True)]
-        asked = list(zip(shown, questions, map(tuple, options), strict=True))
+        asked: list[Options] = list(zip(shown, questions, map(tuple, options), strict=True))
         different = list(dict.fromkeys(asked))
-        scored: dict[Any, tuple[tuple[float, ...], tuple[Routing | None, ...]]] = {}
+        scored: dict[Options, Scored] = {}
         for start in range(0, len(different), self.batch_size):
             part = different[start : start + self.batch_size]
-            packed = []
-            for (row, *more), question, choices in part:
-                count = 1 + len(more)
-                segments = tuple(self.segment(question, option, count) for option in choices)
-                packed.append(Packed(row, self.tokenizer.prefix(count), segments, tuple(more)))
-            batch = pack_batch(packed, pad)
-            chosen = features[[row for sample in packed for row in sample.images]]
-            log_likelihood, routings = self._token_log_likelihood(batch, chosen)
-            sums, told = _segment_sums(packed, log_likelihood), iter(routings)
-            own = [tuple(islice(told, len(sample.images))) for sample in packed]
-            scored.update(zip(part, zip(sums, own, strict=True), strict=True))
+            scored.update(zip(part, self._scored(part, features), strict=True))
         return [scored[one] for one in asked]
+
+    def _scored(self, asked: Sequence[Options], features: Tensor) -> list[Scored]:
+        """Score the options of some questions, as one batch."""
+        packed = []
+        for (row, *more), question, choices in asked:
+            count = 1 + len(more)
+            segments = tuple(self.segment(question, option, count) for option in choices)
+            packed.append(Packed(row, self.tokenizer.prefix(count), segments, tuple(more)))
+        batch = pack_batch(packed, self.processor.tokenizer.pad_token_id)
+        chosen = features[[row for sample in packed for row in sample.images]]
+        log_likelihood, routings = self._token_log_likelihood(batch, chosen)
+        sums, told = _segment_sums(packed, log_likelihood), iter(routings)
+        own = [tuple(islice(told, len(sample.images))) for sample in packed]
+        return list(zip(sums, own, strict=True))
 
     def new_cache(self) -> Any:
         """Return an empty key-value cache for `read`."""
@@ -347,7 +353,7 @@ class MedMoe:
         mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
         return ids.to(self.model.device), mask.to(self.model.device)
 
-    def _batches(self, asked: Iterable[_Asked]) -> Iterable[list[_Asked]]:
+    def _batches(self, asked: Iterable[Asked]) -> Iterable[list[Asked]]:
         """Yield what is asked about one image, about several, and in words, of like length."""
         asked, longest = list(asked), dict[tuple[int, ...], int]()
         for rows, prompt in asked:
@@ -371,7 +377,7 @@ class MedMoe:
         return tokens <= int(text.sliding_window)
 
     def _generate(
-        self, batch: Sequence[_Asked], features: Tensor | None, experts: bool
+        self, batch: Sequence[Asked], features: Tensor | None, experts: bool
     ) -> list[Answer]:
         """Answer prompts, all about one image each, or about several, or in words only."""
         rows, prompts = [row for own, _ in batch for row in own], [prompt for _, prompt in batch]

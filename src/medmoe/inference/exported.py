@@ -25,7 +25,7 @@ from transformers import GenerationConfig
 from medmoe.errors import CheckpointError, ConfigError, first_line
 from medmoe.inference.answer import Answer, Routing, read_check, read_routings
 from medmoe.inference.chat import ChatBatch, ChatRow
-from medmoe.inference.engine import MedMoe, room_for
+from medmoe.inference.engine import Asked, MedMoe, Options, Scored, room_for
 from medmoe.model.checkpoint import read_config, read_processor, verify
 from medmoe.model.configuration_medmoe import MedMoeConfig
 from medmoe.model.domain_check import DomainCheck
@@ -235,24 +235,14 @@ class ExportedMedMoe(MedMoe):
             routings[:] = read_routings(decisions, checks, self.domains, experts=experts)
 
     @torch.inference_mode()
-    def scored_options(
-        self,
-        features: Tensor,
-        rows: Sequence[int],
-        questions: Sequence[str],
-        options: Sequence[Sequence[str]],
-        further: Sequence[Sequence[int]] = (),
-    ) -> list[tuple[tuple[float, ...], tuple[Routing | None, ...]]]:
-        """Return each option's summed log-likelihood, as `MedMoe.scored_options`."""
-        shown = [(row, *more) for row, more in zip(rows, further or [()] * len(rows), strict=True)]
+    def _scored(self, asked: Sequence[Options], features: Tensor) -> list[Scored]:
+        """Score the options of some questions, of one after the other."""
         return [
-            self._scored(features[list(images)], question, tuple(choices))
-            for images, question, choices in zip(shown, questions, options, strict=True)
+            self._scored_one(features[list(images)], question, options)
+            for images, question, options in asked
         ]
 
-    def _scored(
-        self, features: Tensor, question: str, options: tuple[str, ...]
-    ) -> tuple[tuple[float, ...], tuple[Routing | None, ...]]:
+    def _scored_one(self, features: Tensor, question: str, options: tuple[str, ...]) -> Scored:
         count = len(features)
         segments = [self.segment(question, option, count) for option in options]
         prefix = self.tokenizer.prefix(count)
@@ -271,7 +261,7 @@ class ExportedMedMoe(MedMoe):
 
     def _generate(
         self,
-        batch: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
+        batch: Sequence[Asked],
         features: Tensor | None,
         experts: bool,
     ) -> list[Answer]:
