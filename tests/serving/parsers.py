@@ -14,13 +14,14 @@ from medmoe.serving.access import Access
 from medmoe.serving.app import _uploaded
 from medmoe.serving.json_body import read_json
 from medmoe.serving.problems import ProblemError, check_type
+from medmoe.serving.settings import ServerSettings
 
 Call = Callable[[], object]
 
 
 def _asks(**headers: str) -> Call:
     named = Headers({"host": "clinic"} | headers)
-    access = Access("a-token-of-many-signs")
+    access = Access(ServerSettings(token="a-token-of-many-signs"))
     return lambda: access.check("/v1/models", named)
 
 

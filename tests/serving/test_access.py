@@ -209,8 +209,9 @@ def test_other_names_and_sites_are_the_operators_word_alone(tiny_model: Path) ->
         refused = [status(origin=other), status(method="OPTIONS", origin=other, **before)]
         assert [one.status_code for one in refused] == [403, 400]
         assert all("access-control-allow-origin" not in one.headers for one in refused)
-    # The page's own routes, the form and the numbers stay closed to it.
-    assert status("/metrics", origin=site).status_code == 403
+    # The page's own routes, the form, the numbers and DICOMweb stay closed to it.
+    for path in ("/", "/page/ask", "/login", "/metrics", "/v1/dicomweb", "/v1/dicomweb/series"):
+        assert status(path, origin=site).json()["error"]["code"] == "cross_site"
 
 
 def test_an_allowed_site_needs_the_token_all_the_same(tiny_model: Path) -> None:

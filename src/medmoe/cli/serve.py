@@ -21,12 +21,11 @@ if TYPE_CHECKING:
 
 TOKEN_VARIABLE = "MEDMOE_TOKEN"
 _VLLM_FLAGS = (
-    "tensor_parallel_size",
-    "pipeline_parallel_size",
-    "data_parallel_size",
-    "max_model_len",
-    "gpu_memory_utilization",
-    "dtype",
+    ("--tensor-parallel-size N", flags.positive_int, "GPUs that share each layer"),
+    ("--pipeline-parallel-size N", flags.positive_int, "GPUs that share the layers"),
+    ("--data-parallel-size N", flags.positive_int, "copies of the model"),
+    ("--max-model-len N", flags.positive_int, "longest conversation in tokens"),
+    ("--gpu-memory-utilization SHARE", flags.positive_float, "of the GPU's memory, 0 to 1"),
 )
 
 
@@ -91,13 +90,7 @@ def _add_limits(parser: Parser) -> None:
 
 def _add_vllm_arguments(parser: Parser) -> None:
     group = parser.add_argument_group("with --engine vllm (docs/serving_vllm.md)")
-    for flag, parse, what in (
-        ("--tensor-parallel-size N", flags.positive_int, "GPUs that share each layer"),
-        ("--pipeline-parallel-size N", flags.positive_int, "GPUs that share the layers"),
-        ("--data-parallel-size N", flags.positive_int, "copies of the model"),
-        ("--max-model-len N", flags.positive_int, "longest conversation in tokens"),
-        ("--gpu-memory-utilization SHARE", flags.positive_float, "of the GPU's memory, 0 to 1"),
-    ):
+    for flag, parse, what in _VLLM_FLAGS:
         parser.add_value(flag, what, parse, group=group)
     parser.add_value(
         "--vllm KEY=VALUE",
@@ -195,7 +188,8 @@ def _vllm_options(args: argparse.Namespace) -> dict[str, Any]:
     """
     import yaml
 
-    given = {name: getattr(args, name) for name in _VLLM_FLAGS}
+    names = [flag[2:].split()[0].replace("-", "_") for flag, _, _ in _VLLM_FLAGS]
+    given = {name: getattr(args, name) for name in (*names, "dtype")}
     options = {name: value for name, value in given.items() if value is not None}
     for pair in args.vllm:
         key, equals, text = pair.partition("=")

@@ -63,6 +63,7 @@ class Answer:
         routing: None for a dense model or a question without an image.
         cut: Whether the longest answer ended it, not the model.
         further: Routings of a conversation's further images; each image is decided on apart.
+        options: Where it was chosen among some: all with their shares, the likeliest first.
     """
 
     text: str
@@ -70,6 +71,13 @@ class Answer:
     routing: Routing | None
     cut: bool = False
     further: tuple[Routing | None, ...] = ()
+    options: tuple[tuple[str, float], ...] = ()
+
+
+def ranked(options: Sequence[str], scores: Sequence[float]) -> tuple[tuple[str, float], ...]:
+    """Return options with their shares, which sum to 1, by log-likelihoods; the likeliest first."""
+    shares = torch.tensor(scores, dtype=torch.float64).softmax(0).tolist()
+    return tuple(sorted(zip(options, shares, strict=True), key=lambda pair: -pair[1]))
 
 
 def told_confidence(confidence: float, *facts: ImageFacts | None) -> float | None:

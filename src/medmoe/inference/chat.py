@@ -47,6 +47,8 @@ class ChatRequest:
         image: The picture that it is about, as `open_picture` gives it; None for words only.
         further: Further pictures, each with the turn before whose words it stands, in order.
         stop: Texts that end the answer, none empty: it is cut before the first of them.
+        options: The answer is the likeliest of these; none: it is in free words.
+        logprobs: Whether the last piece tells of each token.
     """
 
     turns: tuple[Turn, ...]
@@ -54,6 +56,8 @@ class ChatRequest:
     max_new_tokens: int = 64
     stop: tuple[str, ...] = ()
     further: tuple[tuple[int, Image.Image], ...] = ()
+    options: tuple[str, ...] = ()
+    logprobs: bool = False
 
     @property
     def images(self) -> tuple[Image.Image, ...]:
@@ -77,6 +81,8 @@ class ChatRequest:
             raise ConfigError("a turn of the conversation is empty; leave it out or fill it")
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens ({self.max_new_tokens}) must be at least 1")
+        if self.options and (self.image is None or len(self.turns) > 1):
+            raise ConfigError("options need one question about a picture; leave other turns out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,7 @@ class ChatChunk:
         finish: With the last piece: ``stop``, or ``length`` where the answer was cut.
         answer: With the last piece.
         prompt_tokens: With the last piece, as ``completion_tokens``: the image's are counted in.
+        tokens: With the last piece, where asked for: all of the answer's, and how log-probable.
     """
 
     text: str
@@ -94,6 +101,7 @@ class ChatChunk:
     answer: Answer | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    tokens: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(eq=False, slots=True)
@@ -111,10 +119,11 @@ class ChatRow:
     max_new_tokens: int
     stop: tuple[str, ...] = ()
     said: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
     shown: str = ""
-    log_probability: float = 0.0
     routings: tuple[Routing | None, ...] = ()
     pictures: tuple[bytes, ...] = ()
+    logprobs: bool = False
 
 
 def stream_chat(engine: MedMoe, request: ChatRequest) -> Generator[ChatChunk]:
@@ -149,12 +158,12 @@ def prepare(
     further = [turn for turn, _ in request.further]
     ids = tokenizer.conversation(turns, with_image=request.image is not None, further=further)
     room = room_for(request.max_new_tokens, len(ids), limit)
-    return ChatRow(ids, features, room, request.stop)
+    return ChatRow(ids, features, room, request.stop, logprobs=request.logprobs)
 
 
 def take_token(row: ChatRow, token: int, log_prob: float, tokenizer: Any) -> ChatChunk:
     """Take one more token and its log-probability into a row; return what the answer gains."""
-    row.log_probability += log_prob
+    row.log_probs.append(log_prob)
     if ended := token == tokenizer.eos_token_id:
         finish: Finish | None = "stop"
     else:
@@ -174,9 +183,11 @@ def take_token(row: ChatRow, token: int, log_prob: float, tokenizer: Any) -> Cha
         return ChatChunk(new)
     first, *others = row.routings or (None,)
     cut_off = finish == "length"
-    answer = Answer(text, math.exp(row.log_probability), first, cut_off, tuple(others))
+    answer = Answer(text, math.exp(sum(row.log_probs)), first, cut_off, tuple(others))
+    told = zip(map(tokenizer.decode, row.said), row.log_probs, strict=False)
+    tokens = tuple(told) if row.logprobs else ()
     said = len(row.said) + ended
-    return ChatChunk(text[len(row.shown) :], finish, answer, len(row.ids), said)
+    return ChatChunk(text[len(row.shown) :], finish, answer, len(row.ids), said, tokens)
 
 
 def _held_back(text: str, stop: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from medmoe.data.images import open_picture
 from medmoe.errors import ConfigError
-from medmoe.inference.answer import told_confidence
+from medmoe.inference.answer import ranked, told_confidence
 from medmoe.inference.attribution import Attribution, attribute, log_probability
 from medmoe.inference.engine import ImageInput, MedMoe, Routing, room_for
 from medmoe.notice import RESEARCH_ONLY
@@ -231,9 +231,8 @@ def _answers(
         return [(answer.text, answer.confidence, ()) for answer in answers]
     found: list[_Answered] = []
     for scores, _ in engine.scored_options(features, rows, questions, [options] * len(features)):
-        shares = torch.tensor(scores, dtype=torch.float64).softmax(0).tolist()
-        ranked = sorted(zip(options, shares, strict=True), key=lambda pair: -pair[1])
-        found.append((*ranked[0], tuple(Alternative(*pair) for pair in ranked)))
+        among = ranked(options, scores)
+        found.append((*among[0], tuple(Alternative(*pair) for pair in among)))
     return found
 
 

@@ -13,18 +13,19 @@ import hmac
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
 from html import escape
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
 from medmoe.serving.problems import ProblemError
-from medmoe.serving.settings import LOOPBACK, NOTICE
+from medmoe.serving.settings import LOOPBACK, NOTICE, ServerSettings
 
 COOKIE = "medmoe_session"
 #: What anybody may reach: health, and the form that a token is typed into.
 OPEN = frozenset({"/health/live", "/health/ready", "/login"})
+#: What pages of a site that the operator names may use: not the page's own routes, nor DICOMweb.
+_SHARED = ("/v1/chat/", "/v1/responses", "/v1/models", "/v1/files")
 SESSION_SECONDS = 12 * 3600.0
 MAX_SESSIONS = 1000
 _STYLE = (
@@ -40,18 +41,11 @@ LOGIN_POLICY = (
 
 
 class Access:
-    """Decides whether a request may pass.
+    """Decides whether a request may pass."""
 
-    Args:
-        token: None where none is needed.
-        hosts: Names by which a server without a token answers, beside those of loopback.
-        origins: Sites whose pages may use the interface, but not the page's own routes.
-    """
-
-    def __init__(
-        self, token: str | None, hosts: Sequence[str] = (), origins: Sequence[str] = ()
-    ) -> None:
-        self._token, self._hosts, self._origins = token, LOOPBACK.union(hosts), origins
+    def __init__(self, settings: ServerSettings) -> None:
+        self._token, self._origins = settings.token, settings.cors_origins
+        self._hosts = LOOPBACK.union(settings.allow_hosts)
         self._sessions: OrderedDict[str, float] = OrderedDict()
 
     def check(self, path: str, headers: Headers) -> None:
@@ -95,7 +89,7 @@ class Access:
                 403, "wrong_host", "this server answers on loopback only; --allow-host adds a name"
             )
         origin = headers.get("origin")
-        if origin in self._origins and path.startswith("/v1/"):
+        if origin in self._origins and path.startswith(_SHARED):
             return
         if origin and origin.partition("://")[2] != host:  # also to read
             raise ProblemError(403, "cross_site", "requests of another site are refused")

@@ -30,8 +30,9 @@ from medmoe.serving.audit import AuditLog
 from medmoe.serving.chat_engine import ChatEngine
 from medmoe.serving.chat_route import complete
 from medmoe.serving.problems import ProblemError, check_type, problem_of
+from medmoe.serving.responses import events, read_response, whole
 from medmoe.serving.schema import ChatBody
-from medmoe.serving.service import CHAT_PATH, Admission, Service
+from medmoe.serving.service import CHAT_PATH, RESPONSES_PATH, Admission, Service
 from medmoe.serving.settings import NOTICE, ServerSettings
 from medmoe.serving.transport import Transport
 
@@ -55,7 +56,7 @@ def create_app(
         started: Called when the server starts, before anything is answered.
     """
     service = Service(engine, settings, audit)
-    access = Access(settings.token, settings.allow_hosts, settings.cors_origins)
+    access = Access(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -124,9 +125,9 @@ def _openai(app: FastAPI, service: Service) -> None:
             "evidence": service.engine.explains, "notice": NOTICE,
         },
     }  # fmt: skip
-    body = {"content": {"application/json": {"schema": ChatBody.model_json_schema(
-        ref_template="#/components/schemas/{model}")}}, "required": True}  # fmt: skip
-    _lift_definitions(app, body)
+    place = "#/paths/~1v1~1chat~1completions/post/requestBody/content/application~1json/schema"
+    schema = ChatBody.model_json_schema(ref_template=place + "/$defs/{model}")
+    body = {"content": {"application/json": {"schema": schema}}, "required": True}
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -142,8 +143,13 @@ def _openai(app: FastAPI, service: Service) -> None:
 
     @app.post(CHAT_PATH, openapi_extra={"requestBody": body})
     async def chat(request: Request) -> Response:
-        """Answer a conversation about at most one image."""
+        """Answer a conversation about some images."""
         return await complete(service, request)
+
+    @app.post(RESPONSES_PATH)
+    async def respond(request: Request) -> Response:
+        """Answer a conversation, asked and told as OpenAI's responses are; nothing is kept."""
+        return await complete(service, request, read_response, whole, events)
 
 
 def _files(app: FastAPI, service: Service) -> None:
@@ -253,17 +259,3 @@ async def _uploaded(request: Request) -> bytes:
         return await file.read()
     finally:
         await form.close()
-
-
-def _lift_definitions(app: FastAPI, body: dict[str, Any]) -> None:
-    """Put the parts of the body's schema where OpenAPI keeps them."""
-    schema = body["content"]["application/json"]["schema"]
-    parts = schema.pop("$defs", {})
-    make = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        schema = make()
-        schema.setdefault("components", {}).setdefault("schemas", {}).update(parts)
-        return schema
-
-    app.openapi = openapi  # type: ignore[method-assign]

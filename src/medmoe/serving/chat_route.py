@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
@@ -46,8 +46,16 @@ class _Call:
     created: int = field(default_factory=lambda: int(time.time()))
 
 
-async def complete(service: Service, request: Request) -> Response:
-    """Answer a chat request that `medmoe.serving.service.Admission` let in.
+async def complete(
+    service: Service,
+    request: Request,
+    read: Callable[[bytes], ChatBody] = read_chat,
+    whole: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    events: Callable[[AsyncGenerator[dict[str, Any]]], AsyncGenerator[bytes]] | None = None,
+) -> Response:
+    """Answer a request that `medmoe.serving.service.Admission` let in.
+
+    Another interface makes a chat request of its own, and its answer, or a stream's, of chat's.
 
     Raises:
         ProblemError: It is refused.
@@ -56,20 +64,20 @@ async def complete(service: Service, request: Request) -> Response:
     check_type(request, "application/json")
     data = await request.body()
     service.check_open()  # others came while its body did
-    call = await _read(service, request, data)
-    if call.body.stream:
-        first, rest = await _first(call)
-        return Stream(_events(call, first, rest), rest, headers=_told(call))
-    reply = JSONResponse(await unless_left(request, _whole(call)), headers=_told(call))
-    call.record.answered()
-    return reply
-
-
-async def _read(service: Service, request: Request, data: bytes) -> _Call:
     started = time.perf_counter()
     # Large bodies are mostly a picture: reading them would hold up everybody else.
-    large = len(data) > 2**18
-    body = await asyncio.to_thread(read_chat, data) if large else read_chat(data)
+    body = await asyncio.to_thread(read, data) if len(data) > 2**18 else read(data)
+    call = await _call(service, request, body, started)
+    told = {"x-medmoe-warning": "; ".join(call.warnings)} if call.warnings else {}
+    if body.stream:
+        first = await anext(rest := _chunks(call))  # a refusal is still a status
+        return Stream((events or _lines)(_chunks_of(call, first, rest)), rest, headers=told)
+    answer = await unless_left(request, _whole(call))
+    call.record.answered()
+    return JSONResponse(whole(answer), headers=told)
+
+
+async def _call(service: Service, request: Request, body: ChatBody, started: float) -> _Call:
     if body.model != service.engine.facts.id:
         raise ProblemError(404, "model_not_found", "no such model; see /v1/models", param="model")
     if body.medmoe.evidence and not service.engine.explains:
@@ -87,16 +95,18 @@ async def _read(service: Service, request: Request, data: bytes) -> _Call:
         raise ProblemError(
             400, "bad_window", "window, frame and plane need one image", param="medmoe"
         )  # fmt: skip
-    if len(sent) > 1 and body.medmoe.evidence:
-        raise ProblemError(400, "bad_parameter", "evidence is on one image", param="medmoe")
+    if body.medmoe.evidence and (len(sent) > 1 or body.response_format):
+        said = "evidence is on an answer in words about one image"
+        raise ProblemError(400, "bad_parameter", said, param="medmoe")
     open_one = service.decoding.open
     pictures = [await open_one(source.data, hint=source.hint, **view) for _, source in sent]
     images = [picture.image for picture in pictures]
     # The first stands before the first words, as in training; the others before those sent along.
     further = [(turn_of[message], image) for (message, _), image in zip(sent, images, strict=True)]
     chat = ChatRequest(
-        turns, images[0] if images else None, wanted, tuple(body.stop), tuple(further[1:])
-    )
+        turns, images[0] if images else None, wanted, tuple(body.stop), tuple(further[1:]),
+        tuple(body.response_format), body.logprobs,
+    )  # fmt: skip
     record: Record = request.state.record
     record.image = service.image_hash(chat.images)
     name = request.state.request_id.replace("req-", "chatcmpl-")
@@ -128,57 +138,57 @@ def _chunks(call: _Call) -> AsyncGenerator[ChatChunk]:
     return call.service.stream(call.request, call.started, left)
 
 
-def _told(call: _Call) -> dict[str, str]:
-    return {"x-medmoe-warning": "; ".join(call.warnings)} if call.warnings else {}
-
-
 async def _whole(call: _Call) -> dict[str, Any]:
     text, last = "", None
     async with aclosing(_chunks(call)) as chunks:
         async for last in chunks:
             text += last.text
     assert last is not None
-    message = {"role": "assistant", "content": text, "refusal": None}
-    choice = {"message": message, "logprobs": None, "finish_reason": last.finish}
+    message = {
+        "role": "assistant",
+        "content": call.body.response_format.get(text, text),
+        "refusal": None,
+    }
     return _head(call, "chat.completion") | {
-        "choices": [{"index": i} | choice for i in range(call.body.n)],
+        "choices": _choices(call, last, message=message),
         "usage": _usage(last),
         "medmoe": await _behind(call, last.answer),
     }
 
 
-async def _first(call: _Call) -> tuple[ChatChunk, AsyncGenerator[ChatChunk]]:
-    """Return the first piece of an answer and the others, so that a refusal is still a status."""
-    chunks = _chunks(call)
-    try:
-        return await anext(chunks), chunks
-    except BaseException:
-        await chunks.aclose()
-        raise
-
-
-async def _events(
+async def _chunks_of(
     call: _Call, first: ChatChunk, rest: AsyncGenerator[ChatChunk]
-) -> AsyncGenerator[bytes]:
-    """Yield the answer as server-sent events; an error after the first word is the last event."""
+) -> AsyncGenerator[dict[str, Any]]:
+    """Yield the answer in chunks; an error after the first word is the last one."""
+    head, written = _head(call, "chat.completion.chunk"), call.body.response_format
+
+    def said(chunk: ChatChunk, **more: Any) -> dict[str, Any]:
+        delta = more | {"content": written.get(chunk.text, chunk.text)}
+        return head | {"choices": _choices(call, None, delta=delta)}
+
     try:
-        yield _event(call, {"role": "assistant", "content": first.text})
+        yield said(first, role="assistant")
         last = first
         if first.finish is None:
             async for last in rest:
                 if last.text:
-                    yield _event(call, {"content": last.text})
+                    yield said(last)
         await rest.aclose()  # the place is free while the answer is explained
         async with asyncio.timeout_at(call.ends):
             behind = await _behind(call, last.answer)
-        yield _event(call, {}, last.finish, medmoe=behind)
+        yield head | {"choices": _choices(call, last, delta={}), "medmoe": behind}
         if call.body.stream_options and call.body.stream_options.include_usage:
-            head = _head(call, "chat.completion.chunk")
-            yield _line(head | {"choices": [], "usage": _usage(last)})
+            yield head | {"choices": [], "usage": _usage(last)}
         call.record.answered()  # before the last line: clients hang up at it
     except (MedMoeError, TimeoutError) as error:
         call.record.refused(error)
-        yield _line(problem_of(error).to_json())
+        yield problem_of(error).to_json()
+
+
+async def _lines(chunks: AsyncGenerator[dict[str, Any]]) -> AsyncGenerator[bytes]:
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            yield f"data: {json.dumps(chunk, allow_nan=False)}\n\n".encode()
     yield b"data: [DONE]\n\n"
 
 
@@ -209,15 +219,18 @@ async def _behind(call: _Call, answer: Answer | None) -> dict[str, Any]:
     for fact, routing in zip_longest(facts, routings):
         told.append({"routing": asdict(routing) if routing else None})
         told[-1]["picture"] = asdict(fact) if fact else None
+    confidence = told_confidence(answer.confidence, *facts) if answer else None
     behind: dict[str, Any] = {
         "notice": NOTICE,
         "decoding": "greedy",
-        "confidence": told_confidence(answer.confidence, *facts) if answer else None,
+        "confidence": confidence,
         **told[0],
         "warnings": call.warnings + all_warnings(facts, routings),
     }
     if told[1:]:
         behind["further"] = told[1:]
+    if answer and answer.options:
+        behind["options"] = None if confidence is None else dict(answer.options)
     if call.body.medmoe.evidence:
         behind["evidence"] = None
         if call.pictures:
@@ -234,14 +247,15 @@ def _head(call: _Call, kind: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _event(call: _Call, delta: dict[str, Any], finish: str | None = None, **more: Any) -> bytes:
-    choice = {"delta": delta, "logprobs": None, "finish_reason": finish}
-    choices = [{"index": i} | choice for i in range(call.body.n)]
-    return _line(_head(call, "chat.completion.chunk") | {"choices": choices} | more)
-
-
-def _line(content: dict[str, Any]) -> bytes:
-    return f"data: {json.dumps(content, allow_nan=False)}\n\n".encode()
+def _choices(call: _Call, last: ChatChunk | None, **said: Any) -> list[dict[str, Any]]:
+    """Return what was said as the choices; with the last piece why it ended, and each token."""
+    tokens = [
+        {"token": text, "logprob": log_prob, "bytes": list(text.encode()), "top_logprobs": []}
+        for text, log_prob in (last.tokens if last else ())
+    ]
+    said["logprobs"] = {"content": tokens, "refusal": None} if tokens else None
+    said["finish_reason"] = last.finish if last else None
+    return [{"index": i} | said for i in range(call.body.n)]
 
 
 def _usage(last: ChatChunk) -> dict[str, int]:

@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from medmoe.errors import MedMoeError
+from medmoe.inference.answer import Answer, ranked
 from medmoe.inference.chat import ChatBatch, ChatChunk, ChatRequest, ChatRow, prepare
 from medmoe.inference.engine import MedMoe
 from medmoe.inference.kept import MOST_SECONDS
@@ -229,6 +231,9 @@ class _Answers:
         for job in jobs:
             features = next(parts) if job.request.images else None
             try:
+                if features is not None and job.request.options:
+                    job.give(_chosen(self._model, job.request, features))
+                    continue
                 row = prepare(job.request, features, self._model.tokenizer, self._model.limit)
             except MedMoeError as error:
                 job.give(error)
@@ -256,3 +261,15 @@ class _Answers:
             job.give(error)
         self.jobs.clear()
         self._batch = ChatBatch(self._model)
+
+
+def _chosen(engine: MedMoe, request: ChatRequest, features: Tensor) -> ChatChunk:
+    """Return the likeliest of a request's options as its whole answer, its pictures encoded."""
+    question, count = request.turns[0].text, len(features)
+    scored = engine.scored_options(features, [0], [question], [request.options], [range(1, count)])
+    ((scores, (first, *further)),) = scored
+    among = ranked(request.options, scores)
+    segment = engine.segment(question, among[0][0], count)
+    read = len(engine.tokenizer.prefix(count)) + len(segment.ids) - segment.answer_length
+    answer = Answer(*among[0], first, False, tuple(further), among)
+    return ChatChunk(answer.text, "stop", answer, read, segment.answer_length)

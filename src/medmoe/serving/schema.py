@@ -8,27 +8,28 @@ that may be used, …) is left out and named in a warning; all else is refused b
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic_core import PydanticCustomError
 
 from medmoe.data.intake.display import Plane
 from medmoe.serving.json_body import read_json
 from medmoe.serving.problems import ProblemError
 
-_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Frame = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Number = Annotated[float, Field(ge=-1e9, le=1e9)]
 Tokens = Annotated[int, Field(ge=1, le=2**63 - 1)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 #: What this server cannot do, and the values by which a client does not ask for it.
 _BODY: Mapping[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("audio", "prediction", "web_search_options"), ()),
+    **dict.fromkeys(("audio", "conversation", "prediction", "previous_response_id",
+                     "web_search_options"), ()),
     **dict.fromkeys(("function_call", "tool_choice"), ("none", "auto")),
     **dict.fromkeys(("chat_template_kwargs", "logit_bias"), ({},)),
-    "top_logprobs": (0,), "logprobs": (False,), "modalities": (["text"],),
-    "response_format": ({"type": "text"},), "skip_special_tokens": (True,),
+    "background": (False,), "modalities": (["text"],), "skip_special_tokens": (True,),
+    "top_logprobs": (0,),
 }  # fmt: skip
 #: What clients send by themselves: left out, with a warning unless it asks for nothing.
 IGNORED: Mapping[str, tuple[Any, ...]] = {
@@ -49,45 +50,44 @@ _MESSAGE: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-class TextPart(BaseModel):
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class TextPart(_Strict):
     """Words of a message."""
 
-    model_config = _STRICT
     type: Literal["text"]
     text: str
 
 
-class ImageUrl(BaseModel):
+class ImageUrl(_Strict):
     """A picture as a data URL; addresses are refused."""
 
-    model_config = _STRICT
     url: str
     detail: Literal["auto", "low", "high", "original"] | None = None
 
 
-class ImagePart(BaseModel):
+class ImagePart(_Strict):
     """A picture inside the request."""
 
-    model_config = _STRICT
     type: Literal["image_url"]
     image_url: Annotated[
         ImageUrl, BeforeValidator(lambda given: {"url": given} if isinstance(given, str) else given)
     ]
 
 
-class FileName(BaseModel):
+class FileName(_Strict):
     """A picture that was uploaded before; a name of the client's is dropped."""
 
-    model_config = _STRICT
     file_id: str | None = None
     file_data: str | None = None
     filename: str | None = None
 
 
-class FilePart(BaseModel):
+class FilePart(_Strict):
     """A picture by the id of its upload, or as a data URL in `file_data`."""
 
-    model_config = _STRICT
     type: Literal["file"]
     file: FileName
 
@@ -104,24 +104,22 @@ def _list(given: Any) -> Any:
     return [given] if isinstance(given, str) else given
 
 
-class Message(BaseModel):
+class Message(_Strict):
     """One message of the conversation."""
 
-    model_config = _STRICT
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[list[Part], Field(max_length=64), BeforeValidator(_parts)] = []
     name: str | None = None
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(_Strict):
     """What the end of a streamed answer tells."""
 
-    model_config = _STRICT
     include_usage: bool = False
     include_obfuscation: bool | None = None
 
 
-class Options(BaseModel):
+class Options(_Strict):
     """The field ``medmoe`` of a chat request, which OpenAI's interface does not have.
 
     Attributes:
@@ -131,7 +129,6 @@ class Options(BaseModel):
         plane: Of a NIfTI volume, by default that of its acquisition.
     """
 
-    model_config = _STRICT
     evidence: bool = False
     window: str | Annotated[list[Number], Field(min_length=2, max_length=2)] | None = None
     frame: Frame | None = None
@@ -143,10 +140,37 @@ class Options(BaseModel):
         return {"window": window, "frame": self.frame, "plane": self.plane}
 
 
-class ChatBody(BaseModel):
+def _options(given: Any) -> dict[str, str]:
+    """Return what a response format lets the model choose among, with the JSON of each."""
+    if given == {"type": "text"}:
+        return {}
+    try:
+        schema, key = given["json_schema"]["schema"], None
+        parts, words = schema.get("$defs", {}), {"true": "yes", "false": "no"}
+        if "properties" in schema:
+            ((key, schema),) = schema["properties"].items()
+        schema = parts.get(schema.get("$ref", "").removeprefix("#/$defs/"), schema)
+        values = (True, False) if schema.get("type") == "boolean" else schema["enum"]
+        plain = all(isinstance(one, str | int | float) for one in values)
+        said = {
+            words.get(json.dumps(one), str(one)): json.dumps(
+                one if key is None else {key: one}, ensure_ascii=False
+            )
+            for one in values
+        }
+        if plain and 2 <= len(said) == len(values) <= 64 and all(map(str.strip, said)):
+            return said
+    except (LookupError, TypeError, ValueError, AttributeError):
+        pass
+    raise PydanticCustomError(
+        "no_options", 'send {"type": "text"}, or a json_schema that leaves one enum of 2 to 64 '
+        "values or one boolean open, alone or as the one property of an object",
+    )  # fmt: skip
+
+
+class ChatBody(_Strict):
     """The body of `POST /v1/chat/completions`; what of it was left out is in ``_ignored``."""
 
-    model_config = _STRICT
     _ignored: list[str] = PrivateAttr([])
     model: str
     messages: Annotated[list[Message], Field(min_length=1, max_length=1024)]
@@ -160,6 +184,8 @@ class ChatBody(BaseModel):
     top_k: int | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=8)] = 1
+    logprobs: bool = False
+    response_format: Annotated[dict[str, str], BeforeValidator(_options, dict[str, Any])] = {}
     seed: int | None = None
     user: str | None = None
     safety_identifier: str | None = None
@@ -168,14 +194,15 @@ class ChatBody(BaseModel):
     medmoe: Options = Options()
 
 
-def read_chat(data: bytes) -> ChatBody:
-    """Return the body of a chat request.
+def read_chat(data: bytes, as_chat: Callable[[dict[str, Any]], Any] = dict) -> ChatBody:
+    """Return the body of a chat request, which `as_chat` makes of another interface's.
 
     Raises:
         ProblemError: It is not as `ChatBody` says; the first fault is named.
     """
     content, ignored = _without_nulls(read_json(data)), list[str]()
     if isinstance(content, dict):
+        content = as_chat(content)
         ignored += _asked_for(content, IGNORED)
         _leave_out(content, _BODY, "")
         turns = content.get("messages")

@@ -187,8 +187,8 @@ class Service:
             self._log_failed = True
 
 
-CHAT_PATH, DICOMWEB_PATH = "/v1/chat/completions", "/v1/dicomweb"
-_LET_IN = {("POST", CHAT_PATH), ("POST", DICOMWEB_PATH)}
+CHAT_PATH, RESPONSES_PATH, DICOMWEB_PATH = "/v1/chat/completions", "/v1/responses", "/v1/dicomweb"
+_LET_IN = {("POST", path) for path in (CHAT_PATH, RESPONSES_PATH, DICOMWEB_PATH)}
 
 
 class Admission:

@@ -35,8 +35,9 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _log = logging.getLogger(__name__)
 #: Routes that are counted by name; all else is "page" or "other".
-_COUNTED = ("/v1/chat/completions", "/v1/models", "/v1/files", "/v1/dicomweb", "/health/live",
-            "/health/ready", "/metrics", "/login", "/logout", "/openapi.json")  # fmt: skip
+_COUNTED = ("/v1/chat/completions", "/v1/responses", "/v1/models", "/v1/files", "/v1/dicomweb",
+            "/health/live", "/health/ready", "/metrics", "/login", "/logout",
+            "/openapi.json")  # fmt: skip
 #: A body up to this size that nobody asked for is read to its end, if that comes within a second.
 SMALL_BODY, REST_SECONDS = 2**20, 1.0
 #: Of every body, whatever the others hold: a question in words has fewer.

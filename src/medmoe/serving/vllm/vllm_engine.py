@@ -112,6 +112,8 @@ class VllmEngine(ChatEngine):
     ) -> AsyncGenerator[ChatChunk]:
         """Answer a conversation, as `ChatEngine.stream` says."""
         self.check_room()
+        if request.options:
+            raise ConfigError("vLLM chooses among no options; a server with --engine local does")
         row = prepare(request, None, self._count, self._llm.model_config.max_model_len)
         request = replace(request, max_new_tokens=row.max_new_tokens)
         end = None if deadline is None else asyncio.get_running_loop().time() + deadline
