@@ -75,7 +75,8 @@ def page(rows: list[Row]) -> str:
         "which names commits.",
         "Percent with 95 % intervals clustered on the image; in brackets the difference to the "
         "first row, paired question by question. Measured before the stand-in language model got "
-        "its wider initial scale (see the changelog), and not repeated since. "
+        "its wider initial scale and the phantom the patient's sides (see the changelog), and not "
+        "repeated since. "
         "One seed, some sixty differences: about three "
         "would leave zero outside by chance. A model of six million weights trained for minutes: "
         "it shows what the recipes do and how such a table is made, not what the paper found; "

@@ -50,6 +50,13 @@ export function card(exchange: Exchange | null, explains: boolean, pending: stri
         "This describes the model, not the patient: a confident answer with a clear map can be wrong, and a confidence is the model’s own probability of these words, not the share of such answers that are right.",
       ),
     ),
+    h(
+      "p",
+      { class: "soft" },
+      t(
+        "Left and right in words are the patient’s: in a usual frontal picture or axial slice, the patient’s left is on the viewer’s right.",
+      ),
+    ),
   ];
   return parts.filter((part): part is HTMLElement => part !== null);
 }

@@ -12,9 +12,10 @@ import numpy.typing as npt
 import pytest
 from scipy import ndimage
 
+from medmoe.data import phantom
 from medmoe.data.phantom import FINDINGS, SPLITS, draw_plan, read_phantom
 from medmoe.data.phantom.anatomy import Anatomy, anatomies
-from medmoe.data.phantom.plan import ORGANS, PLANES, Lesion, Plan, plan_image
+from medmoe.data.phantom.plan import FACING, ORGANS, PLANES, Lesion, Plan, plan_image
 from medmoe.data.schema import ImageRecord, Record
 from medmoe.domains import DOMAINS
 from medmoe.errors import ConfigError, DataError
@@ -203,7 +204,7 @@ def test_question_types_words_and_answers_are_few_and_short(train: list[Record])
     types = {r.question_type for r in vqa}
     expected = {"presence", "count", "side", "size", "organ", "plane", "modality", "kind"}
     assert types == expected | {"location"}
-    assert all(len(r.answer.split()) <= 2 and r.answer == r.answer.lower() for r in vqa)
+    assert all(len(r.answer.split()) <= 3 and r.answer == r.answer.lower() for r in vqa)
     text = " ".join(f"{r.question} {r.answer}" for r in train).lower()
     assert len(set(re.findall(r"[a-z-]+", text))) < 150
 
@@ -279,15 +280,44 @@ def test_stated_count_side_and_quadrant_are_drawn(size: int) -> None:
         rows = np.nonzero(parts)[0]
         clear = 3.0 * size / 64
         assert (columns < middle - clear).all() or (columns > middle + clear).all(), plan
-        assert (columns.mean() < middle) == (plan.side == "left")
+        # The patient's left is seen on the right; the viewer's left on the left.
+        on_the_left = "right" if plan.plane in FACING else "viewer's left"
+        assert (columns.mean() < middle) == (plan.side == on_the_left)
         if plan.quadrant:
-            half, side = plan.quadrant.split()
-            assert side == plan.side
+            *whose, half, side = plan.quadrant.split()
+            assert " ".join([*whose, side]) == plan.side
             assert (
                 (rows < middle - clear).all() if half == "upper" else (rows > middle + clear).all()
             )
             quadrants[plan.quadrant] += 1
-    assert len(quadrants) == 4
+    assert len(quadrants) == 8
+
+
+@pytest.mark.parametrize("size", [48, 64, 96, 224])
+def test_letters_of_the_patients_sides_stand_off_the_body(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = [
+        Plan("test", 0, *scene, anatomy, "normal", None, None, None, ())
+        for scene, anatomy in product(_SCENES, anatomies("test")[::25])
+    ]
+    marked = [draw_plan(plan, seed=SEED, size=size, noise=False) for plan in plans]
+    monkeypatch.setattr(phantom, "stamp", lambda *_: None)
+    for plan, picture in zip(plans, marked, strict=True):
+        bare = draw_plan(plan, seed=SEED, size=size, noise=False)
+        rows, columns = np.nonzero(picture != bare)[:2]
+        found = {"R" if column < size / 2 else "L" for column in columns}
+        letters = {"xray": {"L"}}.get(plan.domain, {"L", "R"})
+        assert found == (letters if plan.plane in FACING else set()), plan
+        for letter in found:
+            own = (columns < size / 2) == (letter == "R")
+            box = np.s_[
+                rows[own].min() : rows[own].max() + 1, min(columns[own]) : max(columns[own]) + 1
+            ]
+            high, wide = bare[box].shape
+            assert (high / 5, wide / 3) == (max(1, size // 64),) * 2
+            assert bare[box].max() < 30, plan  # air
+            assert set(picture[box].ravel()) - set(bare[box].ravel()) == {255}
 
 
 def test_small_and_large_findings_have_a_gap_between_their_extents() -> None:

@@ -111,7 +111,8 @@ def test_rewritten_phantom_questions_have_the_truth_of_their_picture() -> None:
     for r in rewritten(records, "negated"):
         facts = r.image.labels
         asked = re.search(r"(?:no|any) (finding|nodule|ring|band)", r.question)
-        placed = re.search(r"not on the (left|right)|not (small|large)", r.question)
+        side = r"((?:viewer's )?(?:left|right)) side"
+        placed = re.search(rf"not on the (?:patient's )?{side}|not (small|large)", r.question)
         if asked:
             there = facts["finding"] != "normal" and asked[1] in ("finding", facts["finding"])
         else:
@@ -120,9 +121,9 @@ def test_rewritten_phantom_questions_have_the_truth_of_their_picture() -> None:
         assert r.answer == ("no" if there else "yes"), r.question
         checked += 1
     for r in rewritten(records, "swapped_words"):
-        side = re.search(r"on the (left|right) side", r.question)
-        assert side, r.question
-        assert r.image.labels["side"] != side[1]
+        found = re.search(rf"on the (?:patient's )?{side}", r.question)
+        assert found, r.question
+        assert r.image.labels["side"] != found[1]
         assert r.answer == "no"
         checked += 1
     assert checked > 150

@@ -57,6 +57,8 @@ def test_options_change_places_where_both_are_sure(question: str, expected: str 
             "Is the finding on the left side of the image?",
             "Is the finding on the right side of the image?",
         ),
+        ("Is the mass on the patient's left side?", "Is the mass on the patient's right side?"),
+        ("Is the mass on the viewer's right side?", "Is the mass on the viewer's left side?"),
         ("Is the ct scan normal?", None),  # says of the CT that it is normal
         ("Is this CT scan enhanced by IV contrast?", None),
         ("Is the chest xray underexposed?", None),

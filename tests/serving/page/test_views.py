@@ -13,6 +13,8 @@ from PIL import Image
 
 from medmoe.data.images import Picture
 from medmoe.data.intake.facts import ImageFacts
+from medmoe.data.phantom import draw_plan, read_phantom
+from medmoe.data.phantom.plan import plan_image
 from medmoe.inference.answer import Answer, OutOfDomain, Routing
 from medmoe.inference.case import Exchange, case_to_json, case_to_text
 from medmoe.inference.chat import ChatChunk
@@ -68,6 +70,31 @@ def test_a_picture_has_the_shape_of_what_it_shows(size: tuple[int, int], shape: 
     width, height = true_size(picture(*size))
     assert width / height == pytest.approx(shape, rel=0.01)  # whole pixels
     assert max(width, height) <= MAX_SIDE
+
+
+def test_left_is_the_patients_left_in_picture_answer_and_card() -> None:
+    """A frontal radiograph as it is looked at: the patient's left is on the viewer's right."""
+    records = [
+        record
+        for record in read_phantom("test", 400, seed=7)
+        if (record.image.labels["plane"], record.image.labels.get("side")) == ("frontal", "left")
+    ]
+    assert len({record.image.id for record in records}) > 10
+    for record in {record.image.id: record for record in records}.values():
+        plan = plan_image("test", int(record.image.id[-6:]), 7)
+        pixels = np.asarray(record.image.source).astype(int)
+        change = np.abs(pixels - draw_plan(plan, seed=7, findings=False))
+        assert (np.nonzero(change > 40)[1] > 32).all()
+        assert (pixels == 255)[:, 60].sum() >= 5, "the stem of the L"
+        assert "left" in record.image.labels.get("quadrant", "left")
+    asked = {r.question: r.answer for r in records if r.question_type == "side"}
+    assert asked == {
+        "Is the finding on the patient's left or right side?": "left",
+        "Is the finding on the patient's left side?": "yes",
+        "Is the finding on the patient's right side?": "no",
+    }
+    card = evidence_html(Exchange("where?", "left", complete=True))
+    assert "the patient’s left is on the viewer’s right" in card
 
 
 def test_regions_lie_over_the_picture_as_it_is_drawn_and_end_at_its_border() -> None:

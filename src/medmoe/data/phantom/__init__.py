@@ -12,8 +12,8 @@ from functools import lru_cache
 
 from medmoe.data.phantom import ct, mri, pathology, questions, xray
 from medmoe.data.phantom.anatomy import SPLITS, Split
-from medmoe.data.phantom.canvas import canvas
-from medmoe.data.phantom.plan import FINDINGS, Plan, generator, plan_image
+from medmoe.data.phantom.canvas import canvas, stamp
+from medmoe.data.phantom.plan import FACING, FINDINGS, Plan, generator, plan_image
 from medmoe.data.schema import ImageRecord, Pixels, Record
 from medmoe.errors import ConfigError, DataError, one_of
 
@@ -28,6 +28,9 @@ _DRAW: dict[str, Callable[..., Pixels]] = {
     "pathology": pathology.draw,
     "xray": xray.draw,
 }
+
+#: Heights of the letters of the sides where the body fills the upper corners.
+_BESIDE = {("abdomen", "coronal"): 0.0, ("knee", "frontal"): 0.6}
 
 
 def read_phantom(split: str, count: int, *, seed: int, size: int = 64) -> list[Record]:
@@ -69,9 +72,16 @@ def _drawn(split: Split, count: int, seed: int, size: int) -> tuple[Record, ...]
 def draw_plan(
     plan: Plan, *, seed: int, size: int = 64, findings: bool = True, noise: bool = True
 ) -> Pixels:
-    """Draw one plan; without findings or noise, everything else stays the same."""
+    """Draw one plan; without findings or noise, everything else stays the same.
+
+    Where a plane shows the patient's sides, letters say which is which: L and R beside a slice, as
+    viewers write them, L alone on a radiograph, where R would say that it is of the right knee.
+    """
     rng = generator(seed, 1, plan.split, plan.index)
-    return _DRAW[plan.domain](plan, canvas(size), rng, findings, noise)
+    picture = _DRAW[plan.domain](plan, canvas(size), rng, findings, noise)
+    for letter in ("L" if plan.domain == "xray" else "LR") if plan.plane in FACING else "":
+        stamp(picture, letter, _BESIDE.get((plan.organ, plan.plane), -1))
+    return picture
 
 
 def _checked(split: str, count: int, seed: int, size: int) -> Split:

@@ -14,9 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from medmoe.data.phantom.plan import Plan
+from medmoe.data.schema import Pixels
 
 #: Images are float32 throughout: a plain number beside one leaves it so, a NumPy scalar would not.
 Field = npt.NDArray[np.floating[Any]]
+
+#: Letters of 3 × 5 dots.
+_LETTERS = {"L": "#  #  #  #  ###", "R": "## # ### # ## #"}
 
 
 class Canvas:
@@ -166,3 +170,17 @@ def canvas(size: int) -> Canvas:
 def paint(picture: Field, mask: Field, value: float | Field) -> None:
     """Replace what lies under the mask by a value, in place."""
     picture += mask * (value - picture)
+
+
+def stamp(picture: Pixels, letter: str, height: float) -> None:
+    """Write the letter of a side of the patient in white, in place: R at the left edge, L right.
+
+    Args:
+        height: Of its centre, -1 to 1; nearer to an end than half a letter, it begins there.
+    """
+    size, dot = len(picture), max(1, len(picture) // 64)
+    dots = np.reshape([*_LETTERS[letter]], (5, 3)) == "#"
+    mask = np.kron(dots, np.ones((dot, dot), bool))
+    top = max(size // 64, round((height + 1) * size / 2) - len(mask) // 2)
+    left = size // 64 if letter == "R" else size - size // 64 - 3 * dot
+    picture[top : top + 5 * dot, left : left + 3 * dot][mask] = 255

@@ -3,7 +3,8 @@
 A plan is a pure function of (seed, split, index). Finding, count, side and size run through all
 their combinations once per block of 48 images of a domain, in shuffled order, so that answers are
 balanced in any longer run of images. Positions are in the frame of the image: x to the right and y
-down, both from -1 to 1; left and right always mean left and right of the image.
+down, both from -1 to 1. Left is the patient's left, which is on the viewer's right in a plane that
+faces the viewer; in a plane without a left of the patient it is said to be the viewer's.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from medmoe.domains import DOMAINS
 #: The classes of the classification task, in label order.
 FINDINGS: tuple[str, ...] = ("normal", "nodule", "ring", "band")
 COUNTS: tuple[str, ...] = ("zero", "one", "two", "three")
+#: Halves of the picture; what they are called depends on its plane.
 SIDES: tuple[str, ...] = ("left", "right")
 SIZES: tuple[str, ...] = ("small", "large")
 
@@ -36,6 +38,8 @@ PLANES: dict[str, tuple[str, str]] = {
     "pathology": ("low power", "high power"),
     "xray": ("frontal", "lateral"),
 }
+#: Planes that face the viewer: the patient's left is on the viewer's right.
+FACING = ("axial", "coronal", "frontal")
 
 _CELLS = tuple(product(FINDINGS, (1, 2, 3), SIDES, SIZES))
 #: Half extent of a round finding and half length of a band, (lowest, highest), in half images.
@@ -104,8 +108,15 @@ def plan_image(split: Split, index: int, seed: int) -> Plan:
         return Plan(split, index, domain, organ, plane, anatomy, finding, None, None, None, ())
     heights, half = _heights(count, size, rng)
     lesions = tuple(_lesion(finding, side, size, y, rng) for y in heights)
-    quadrant = f"{half} {side}" if half else None
-    return Plan(split, index, domain, organ, plane, anatomy, finding, side, size, quadrant, lesions)
+    told = sides(plane)[SIDES.index(side)]
+    word = told.split()[-1]
+    quadrant = told.replace(word, f"{half} {word}") if half else None
+    return Plan(split, index, domain, organ, plane, anatomy, finding, told, size, quadrant, lesions)
+
+
+def sides(plane: str) -> tuple[str, str]:
+    """Return what the left and the right half of a picture in a plane are called."""
+    return ("right", "left") if plane in FACING else ("viewer's left", "viewer's right")
 
 
 def _heights(count: int, size: str, rng: np.random.Generator) -> tuple[list[float], str | None]:
@@ -127,7 +138,7 @@ def _heights(count: int, size: str, rng: np.random.Generator) -> tuple[list[floa
 
 
 def _lesion(finding: str, side: str, size: str, y: float, rng: np.random.Generator) -> Lesion:
-    """Return one finding at a height, on a side, clear of the vertical axis."""
+    """Return one finding at a height, on a side of the viewer, clear of the vertical axis."""
     if finding == "band":
         along = rng.uniform(*_HALF_LENGTH[size])
         across = along * (0.36 if size == "small" else 0.27)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medmoe.data.phantom.plan import COUNTS, FINDINGS, SIDES, SIZES, Plan
+from medmoe.data.phantom.plan import COUNTS, FACING, FINDINGS, SIZES, Plan, sides
 from medmoe.data.schema import AnswerType, ImageRecord, Record, Task
 
 MODALITY_WORDS = {"ct": "ct", "mri": "mri", "pathology": "pathology", "xray": "x-ray"}
@@ -22,11 +22,12 @@ MODALITY_WORDS = {"ct": "ct", "mri": "mri", "pathology": "pathology", "xray": "x
 _PER_IMAGE = 8
 
 
-#: Which of the two, and whether it is one of them; sides are always those of the image.
-_SIDE = (
-    "Is the finding on the left or the right side of the image?",
-    "Is the finding on the {} side of the image?",
-)
+_IS = "Is the finding on the {} side?"
+#: Which of the two, and whether it is one of them, with the patient's sides in view and without.
+_SIDE = {
+    True: ("Is the finding on the patient's left or right side?", _IS.format("patient's {}")),
+    False: ("Is the finding on the viewer's left or right side?", _IS.format("{}")),
+}
 _SIZE = "Is the finding small or large?", "Is the finding {}?"
 
 
@@ -93,7 +94,8 @@ def _caption(plan: Plan, rng: np.random.Generator) -> str:
 def _questions(plan: Plan, rng: np.random.Generator) -> list[_Item]:
     items = [*_about_findings(plan, rng), *_presence(plan, rng)]
     if plan.side is not None and plan.size is not None:
-        items.append(_which("side", plan.side, SIDES, _SIDE, rng))
+        words = _SIDE[plan.plane in FACING]
+        items.append(_which("side", plan.side, sides(plan.plane), words, rng))
         items.append(_which("size", plan.size, SIZES, _SIZE, rng))
     general = list(_general(plan, rng))
     room = _PER_IMAGE - len(items)
@@ -117,11 +119,7 @@ def _about_findings(plan: Plan, rng: np.random.Generator) -> Iterator[_Item]:
     kind = _pick(rng, "Which kind of finding is shown?", "What is the kind of finding?")
     yield _Item(kind, plan.finding, "open", "kind")
     if plan.quadrant:
-        place = _pick(
-            rng,
-            "Which quadrant of the image shows the finding?",
-            "In which quadrant of the image is the finding?",
-        )
+        place = _pick(rng, "Which quadrant shows the finding?", "In which quadrant is the finding?")
         yield _Item(place, plan.quadrant, "open", "location")
 
 

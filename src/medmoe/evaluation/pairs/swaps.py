@@ -91,7 +91,7 @@ _OF_IMAGE = re.compile(
 #: One finding lies on one side; "is there an effusion on the left" may be true of both.
 _SIDE = re.compile(
     r"(?:is|was) the (?:largest |main )?(?:finding|lesion|mass|tumou?r|nodule|cyst|opacity)"
-    r"(?: located| seen| shown)? (?:on|in) the (?:patient's )?(?P<word>left|right)"
+    r"(?: located| seen| shown)? (?:on|in) the (?:(?:patient|viewer)'s )?(?P<word>left|right)"
     r"(?: side)?(?: of (?:the|this) [\w-]+)?\??",
     re.IGNORECASE,
 )
