@@ -5,9 +5,19 @@ from __future__ import annotations
 NONE = "–"
 
 
+def count(value: int) -> str:
+    """Return a number of things as ``1,976``."""
+    return f"{value:,}"
+
+
+def fixed(value: float | None, digits: int) -> str:
+    """Return a value with so many decimals; a dash where there is none."""
+    return NONE if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
 def percent(value: float | None) -> str:
     """Return a value in percent with one decimal; a dash where there is none."""
-    return NONE if value is None else f"{value:.1f}"
+    return fixed(value, 1)
 
 
 def points(value: float | None) -> str:

@@ -30,7 +30,7 @@ def modules_after(code: str) -> list[str]:
     """Return the modules that a fresh interpreter holds after running `code`."""
     probe = f"{code}\nimport json, sys\nprint('\\n' + json.dumps(sorted(sys.modules)))"
     done = subprocess.run(
-        [sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=240
     )
     modules: list[str] = json.loads(done.stdout.splitlines()[-1])
     return modules

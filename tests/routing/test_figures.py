@@ -78,8 +78,8 @@ def test_figures_on_one_page_share_no_id() -> None:
     assert not found[0] & found[1]
 
 
-def test_confusion_writes_the_counts() -> None:
-    assert {"41", "2", "3", "57"} <= set(texts(confusion()))
+def test_confusion_writes_the_counts_and_percent_of_their_row() -> None:
+    assert {"41", "2", "3", "57", "95.3", "4.7", "5.0", "95.0"} <= set(texts(confusion()))
 
 
 def test_curve_writes_its_last_value_and_says_what_it_left_out() -> None:

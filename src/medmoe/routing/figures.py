@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from medmoe import numbers
 from medmoe.routing.figure_style import (
     BLUE,
     INK,
@@ -45,7 +46,7 @@ def learning_curve(name: str, points: Points, validation: Points = (), strict: P
     """
     words = f"{name}, {_curve_in_words(points)}"
     if strict:
-        words += f"; {name}, strict score at the end {strict[-1][1]:.1f} %"
+        words += f"; {name}, strict score at the end {numbers.percent(strict[-1][1])} %"
     panels = 2 if strict else 1
     with panel(2.25 * panels, nrows=panels, squeeze=False) as (figure, grid):
         loss, *below = grid[:, 0]
@@ -60,17 +61,17 @@ def learning_curve(name: str, points: Points, validation: Points = (), strict: P
         return to_svg(figure, f"Learning curve: loss by training step. {words}")
 
 
-def confusion_matrix(counts: npt.ArrayLike, domains: Sequence[str]) -> str:
-    """Draw the confusion matrix (D, D): images by true domain (row) and the router's (column).
+def confusion_matrix(counts: npt.ArrayLike, names: Sequence[str], of: str = "Router") -> str:
+    """Draw a confusion matrix (D, D): images by what is true (row) and what was chosen (column).
 
-    Cells of this one SVG element hold counts; the shade is the share of the row.
+    Cells of this one SVG element hold counts, and below them percent of the row; so does the shade.
     """
     from matplotlib import colormaps
     from matplotlib.patches import Rectangle
 
     matrix = np.asarray(counts, dtype=np.float64)
     right, n = int(np.trace(matrix)), int(matrix.sum())
-    with panel(1.2 + 0.45 * len(domains)) as (figure, axes):
+    with panel(1.2 + 0.45 * len(names)) as (figure, axes):
         for (row, column), share in np.ndenumerate(expert_share(matrix)):
             own, colour = row == column, colormaps["Blues"](0.02 + 0.9 * float(share))
             axes.add_patch(
@@ -80,17 +81,19 @@ def confusion_matrix(counts: npt.ArrayLike, domains: Sequence[str]) -> str:
                     edgecolor=ORANGE if own else "#c4c7c5", linewidth=2.0 if own else 0.5,
                 )
             )  # fmt: skip
+            below = numbers.percent(None if np.isnan(share) else 100 * float(share))
             axes.text(
-                column, row, f"{matrix[row, column]:.0f}", ha="center", va="center",
+                column, row, f"{numbers.count(int(matrix[row, column]))}\n{below}",
+                ha="center", va="center", fontsize=min(9.0, 64 / len(names)),
                 fontweight="bold" if own else "normal", color="white" if share > 0.55 else INK,
             )  # fmt: skip
-        ends = (-0.55, len(domains) - 0.45)
+        ends = (-0.55, len(names) - 0.45)
         axes.set(xlim=ends, ylim=ends[::-1])
         # Labels this long would run into each other.
-        label_cells(axes, domains, domains, tilted=sum(map(len, domains)) > 34)
-        axes.set_xlabel("domain chosen by the router")
-        axes.set_ylabel("true domain")
-        return to_svg(figure, f"Router confusion matrix: {right} of {n} images on the diagonal")
+        label_cells(axes, names, names, tilted=sum(map(len, names)) > 34)
+        axes.set(xlabel="chosen", ylabel="true")
+        words = f"{of} confusion matrix: {numbers.count(right)} of {numbers.count(n)} images"
+        return to_svg(figure, f"{words} on the diagonal")
 
 
 def _draw_curve(axes: Axes, name: str, points: Matrix) -> None:

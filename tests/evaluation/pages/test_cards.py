@@ -142,7 +142,7 @@ def test_the_template_holds_no_digit_but_the_level_of_confidence(source: Path) -
     [
         "developer", "intended use", "out of scope", "clinical risk", "bias mitigation",
         "Usefulness, usability and efficacy", "Fairness and equity", "Safety and reliability",
-        "4 017 672 weights in all, 2 727 432", "ct, mri", "not given", "58.8", "84.2",
+        "4,017,672 weights in all, 2,727,432", "ct, mri", "not given", "58.8", "84.2",
         "does not clear the question-only baseline", "Shared images are counted.",
         "Research use only, not a medical device",
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import io
 import re
 from html.parser import HTMLParser
@@ -126,7 +127,11 @@ def test_page_needs_nothing_from_elsewhere() -> None:
     )
     assert addresses == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     page = Page(html)
-    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    assert not {"link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    assert not re.search(r"fetch|XMLHttp|import|eval|localStorage|cookie", script)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'\"" in html
     sources = [attrs["src"] for _, attrs in page.tags if "src" in attrs]
     assert len(sources) == 2
     assert all(source.startswith("data:image/png;base64,") for source in sources)
@@ -137,7 +142,7 @@ def test_page_needs_nothing_from_elsewhere() -> None:
 @pytest.mark.parametrize(
     "number",
     [
-        "71", "phantom", "3f2a9c1d7e4b", "9f86d081884c", "6 812 416", "4 051 200",
+        "71", "phantom", "3f2a9c1d7e4b", "9f86d081884c", "6,812,416", "4,051,200",
         "2 min 21 s", "48.5 s", "7.2 s", "1 min 15 s", "4 min 32 s", "99.5", "98.2–100.0", "417",
         "96.2", "94.2–98.2", "94.5", "92.5–96.5", "53.5", "51.5–55.5", "88.8", "31.2", "613",
         "51.5", "57.8", "30.5", "0.625", "1.5", "83", "17", "6", "94", "211", "4", "1", "201",
@@ -185,6 +190,24 @@ def test_text_from_data_is_escaped() -> None:
     assert page.text.count(attack) >= 9
     assert all(attrs.get("src", "data:").startswith("data:") for _, attrs in page.tags)
     assert not any("onerror" in attrs for _, attrs in page.tags)
+
+
+def test_pictures_and_curves_stand_before_the_tables() -> None:
+    html = render_report(report_data())
+    places = [html.index(f'<h2 id="{part}">') for part in ("examples", "curves", "routing")]
+    assert places == sorted(places)
+    assert places[-1] < html.index('<h2 id="results">') < html.index('<h2 id="run">')
+
+
+def test_a_count_is_written_one_way() -> None:
+    router = {
+        "accuracy": 99.5, "low": 98.25, "high": 100.0, "n": 2417,
+        "domains": list(DOMAINS), "confusion": [[1211, 4], [1, 1201]],
+    }  # fmt: skip
+    summary = {**report_data().summary, "scores": [score(n=1613)], "router": router}
+    text = Page(render_report(report_data(summary=summary))).text
+    assert {"1,613", "2,417", "1,211"} <= set(re.findall(r"[\d,.]+", text))
+    assert not re.search(r"1613|2417|1211", text)
 
 
 def test_right_and_wrong_differ_in_more_than_colour() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from medmoe.evaluation.pages.report import (
     write_report,
 )
 from medmoe.evaluation.pages.run_report import report_of_run
+from medmoe.evaluation.pages.sections.failures import failures_section
 from medmoe.evaluation.pages.sections.paper import paper_section
 from medmoe.evaluation.pages.table import Table
 
@@ -65,7 +67,7 @@ def test_what_a_run_lacks_is_left_out(run: Path, file: str) -> None:
     (run / file).unlink()
     html = render_report(report_of_run(run, records=ASKED))
     assert ("Learning curves" in html) == (file != "metrics.jsonl")
-    assert ("Examples" in html) == (file == "metrics.jsonl")
+    assert (">Examples<" in html) == (file == "metrics.jsonl")
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]"])
@@ -155,3 +157,29 @@ def test_a_system_that_is_no_moe_leads_the_page_where_it_stands_alone(tmp_path: 
     html = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "answers, slake test closed accuracy (strict)" in html
     assert "<b>71.2 %</b>" in html
+
+
+def test_wrong_answers_are_listed_the_most_confident_first(run: Path) -> None:
+    html = render_report(report_of_run(run, records=ASKED))
+    (section,) = re.findall(r'<h2 id="failures">.*?(?=<h2)', html, re.DOTALL)
+    wrong = [r for r in ASKED[::2] if r.answer != "no"]  # "no such" begins with it
+    assert f"{len(wrong)} answers are not right" in section
+    assert section.count("<td") == 6 * len(wrong)
+    assert all(r.image.id in section for r in wrong)
+
+
+def test_a_classification_has_its_confusion_matrix(tmp_path: Path) -> None:
+    records = [r for r in read_phantom("test", 60, seed=SEED, size=32) if r.options]
+    scores = [tuple(float(option == "ring") for option in r.options) for r in records]
+    told = [Prediction(r.id, "ring", option_scores=s) for r, s in zip(records, scores, strict=True)]
+    section = failures_section({"phantom_classification": list(zip(records, told, strict=True))})
+    assert section is not None
+    (figure,) = section.figures
+    rings = sum(r.answer == "ring" for r in records)
+    assert f"confusion matrix: {rings} of 60 images on the diagonal" in figure.svg
+    assert ">100.0</" in figure.svg
+    free = failures_section(
+        {"own": [(replace(r, options=()), Prediction(r.id, "x")) for r in records]}
+    )
+    assert free is not None
+    assert free.figures == []

@@ -28,6 +28,7 @@ from medmoe.evaluation.pages.report_rows import (
 )
 from medmoe.evaluation.pages.sections.router import router_lines
 from medmoe.files import json_object, write_text
+from medmoe.numbers import count
 
 #: The file that `write_applied_card` writes.
 APPLIED_CARD = "applied_card.html"
@@ -140,7 +141,7 @@ def applied_card(
         domains=list(domains or model.get("domains", [])),
         top_k=model.get("num_experts_per_tok"),
         parts=[model[key] for key in ("language_model", "vision_encoder") if key in model],
-        parameters={k: f"{sizes[k]:,}".replace(",", " ") for k in _SIZES} if sizes else {},
+        parameters={k: count(sizes[k]) for k in _SIZES} if sizes else {},
         results=arranged,
         ours=arranged.tables.get(OUR_PROTOCOL),
         parts_of_questions=[arranged.tables[k] for k in (BY_TYPE, BY_PART) if k in arranged.tables],

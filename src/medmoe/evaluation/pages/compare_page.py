@@ -10,7 +10,7 @@ from medmoe.evaluation.files.known_records import known_records, picture_of, wit
 from medmoe.evaluation.pages.page import render_page
 from medmoe.evaluation.pages.table import FAILS, Table
 from medmoe.files import write_text
-from medmoe.numbers import NONE, gain, percent, points
+from medmoe.numbers import NONE, count, gain, percent, points
 
 MAX_FLIPS = 60
 
@@ -76,8 +76,8 @@ def difference_table(comparison: Comparison) -> Table:
             _side(row.b, row.b_runs),
             (FAILS if row.worse else "") + gain(row.difference, row.low, row.high),
             NONE if row.p is None else f"{row.p:.2g}",
-            str(row.n),
-            str(row.images),
+            count(row.n),
+            count(row.images),
         )
         for row in comparison.differences
     ]
@@ -91,7 +91,7 @@ def difference_table(comparison: Comparison) -> Table:
 def wins_table(comparison: Comparison) -> Table:
     """Return how many questions both sides, one side or neither answer right."""
     rows = [
-        (row.subset, *map(str, (row.both_right, row.only_a, row.only_b, row.both_wrong, row.n)))
+        (row.subset, *map(count, (row.both_right, row.only_a, row.only_b, row.both_wrong, row.n)))
         for row in comparison.wins
     ]
     columns = ("Subset", "Both right", "Only A", "Only B", "Both wrong", "n")

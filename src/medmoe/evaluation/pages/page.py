@@ -1,13 +1,15 @@
 """What every HTML page of ours shares: one self-contained file, its frame and pictures.
 
-A page opens offline in any browser, light and dark, and prints well: no script, font, style or
+A page opens offline in any browser, light and dark, and prints well: no font, script, style or
 image from elsewhere; figures are inline SVG, pictures are data URIs, numbers are plain text. What
-stands on a page is decided by its own module; all of them extend ``templates/base.html.j2``.
+stands on a page is decided by its own module; all of them extend ``templates/base.html.j2``. The
+report alone has a script, a few lines of our own inline, and names its hash to the browser.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from functools import cache
 from typing import Any
@@ -19,7 +21,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from medmoe.evaluation.pages.table import FAILS
-from medmoe.numbers import percent, probability
+from medmoe.numbers import count, percent, probability
 
 Picture = bytes | npt.NDArray[np.uint8]
 
@@ -55,12 +57,16 @@ def _environment() -> Environment:
     environment.filters.update(
         picture=data_uri,
         percent=percent,
+        count=count,
         number=_number,
         probability=probability,
         code=_code,
         markdown=_markdown,
         lower_words=lambda name: name.lower() if name[1:].islower() else name,
     )
+    script = environment.get_template("tables.js.j2").render()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment.globals.update(script=Markup(script), script_hash=f"sha256-{digest}")  # our own
     return environment
 
 

@@ -1,6 +1,7 @@
 """One self-contained ``report.html``: what a run learned, how well, and which expert did what.
 
-It opens offline in any browser and prints well: no script, font, style or image from elsewhere;
+It opens offline in any browser and prints well: no script, font, style or image from elsewhere
+(long tables are sorted and filtered by a few lines of our own, and read as well without them);
 figures are inline SVG (the paper's figures 4 and 5 among them), pictures are data URIs. It draws no
 conclusion that the intervals do not bear, and it computes no score.
 """
@@ -17,6 +18,7 @@ from medmoe.evaluation.pages.report_rows import interval, results
 from medmoe.evaluation.pages.sections.router import router_lines
 from medmoe.evaluation.pages.table import Table
 from medmoe.files import write_text
+from medmoe.numbers import count
 from medmoe.routing import figures
 from medmoe.routing.figure_style import Drawing
 
@@ -144,7 +146,7 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     parameters = summary.get("parameters") or {}
     facts = [("data", summary.get("data")), ("seed", summary.get("seed"))]
     facts += [
-        (f"parameters {kind}", f"{parameters[kind]:,}".replace(",", " "))
+        (f"parameters {kind}", count(parameters[kind]))
         for kind in ("total", "activated")
         if parameters.get(kind) is not None
     ]

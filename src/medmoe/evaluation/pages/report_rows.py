@@ -14,7 +14,7 @@ from typing import Any
 from medmoe import numbers
 from medmoe.evaluation.pages.table import FAILS, Table
 from medmoe.evaluation.score.measures import MAIN_SUBSETS
-from medmoe.numbers import percent, points, with_interval
+from medmoe.numbers import count, percent, points, with_interval
 
 Score = Mapping[str, Any]
 Key = tuple[str, ...]
@@ -214,7 +214,7 @@ def place(task: str, split: str) -> str:
 
 
 def _n(score: Score) -> str:
-    return str(score.get("n", "–"))
+    return count(score["n"]) if "n" in score else numbers.NONE
 
 
 def _number(score: Score) -> str:
@@ -339,7 +339,7 @@ def _comparison_sentences(comparisons: Sequence[Mapping[str, Any]]) -> Iterator[
         verdict = "the interval holds zero, so neither is shown to be better"
         if row["low"] > 0 or row["high"] < 0:
             verdict = f"{b if row['low'] > 0 else a} is better in this run"
-        yield f"{text} ({inside}, n = {row['n']}): {verdict}."
+        yield f"{text} ({inside}, n = {count(row['n'])}): {verdict}."
 
 
 def _control_row(score: Score, table: Scores) -> tuple[str, ...]:

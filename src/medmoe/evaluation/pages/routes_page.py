@@ -11,6 +11,7 @@ from medmoe.evaluation.pages.table import Table
 from medmoe.evaluation.routes import tables
 from medmoe.evaluation.routes.embedding import Embedding
 from medmoe.evaluation.routes.observe import Observation
+from medmoe.numbers import count, fixed, interval, percent
 from medmoe.routing import route_figures
 from medmoe.routing.figure_style import Drawing, Look, expert_looks
 
@@ -116,11 +117,11 @@ def load_table(rows: list[Row]) -> Table:
             (
                 f"layer {row['layer']}",
                 row["tokens"],
-                _number(row["load_entropy"]),
-                _number(row["bits"]),
-                _number(row["normalised"]),
-                _number(row["by_chance"], 3),
-                _number(row["p"], 3),
+                fixed(row["load_entropy"], 2),
+                fixed(row["bits"], 2),
+                fixed(row["normalised"], 2),
+                fixed(row["by_chance"], 3),
+                fixed(row["p"], 3),
                 str(row["images"]),
             )
             for row in rows
@@ -146,11 +147,11 @@ def curve_figure(rows: list[Row]) -> RouteFigure:
         ("Labels", "Images used", "Accuracy, %", "95 %", "n"),
         [
             (
-                str(row["labels"]),
-                str(row["images"]),
-                f"{row['accuracy']:.1f}",
-                f"{row['low']:.1f}–{row['high']:.1f}",
-                str(row["n"]),
+                count(row["labels"]),
+                count(row["images"]),
+                percent(row["accuracy"]),
+                interval(row["low"], row["high"]),
+                count(row["n"]),
             )
             for row in rows
         ],
@@ -209,10 +210,6 @@ def _tiles(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 def _interval(row: Mapping[str, Any], name: str) -> str:
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     return f"{row[name]:.2f} ({low:.2f} to {high:.2f})".replace("-", "−")
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def _file_name(modality: str) -> str:

@@ -22,6 +22,7 @@ from medmoe.evaluation.files.run_files import read_side
 from medmoe.evaluation.files.truth import own_truth
 from medmoe.evaluation.pages.report import Example, ReportData, Section
 from medmoe.evaluation.pages.sections.corruptions import corruptions_section
+from medmoe.evaluation.pages.sections.failures import Answered, failures_section
 from medmoe.evaluation.pages.sections.judge import judge_section
 from medmoe.evaluation.pages.sections.pairs import pairs_section
 from medmoe.evaluation.pages.sections.paper import paper_section
@@ -50,22 +51,26 @@ def report_of_run(
         DataError: There is no summary, or a file of the run cannot be read.
     """
     summary = _summary(folder)
+    known = {record.id: record for record in records}
+    answered = _answered(folder, known)
+    reports = {row["task"] for row in summary.get("scores", []) if row["protocol"] == "report"}
+    wrong = failures_section({t: of for t, of in answered.items() if t not in reports})
     return ReportData(
         title=title or f"{summary.get('data', 'Run')}: {folder.resolve().name}",
         summary=summary,
         curves=_points(folder, "loss"),
         validation=_points(folder, "validation_loss"),
         strict=_points(folder, "strict_score"),
-        sections=sections_of(summary),
-        examples=_examples(folder, records, int(summary.get("seed") or 0)),
+        sections=sections_of(summary, wrong),
+        examples=_examples(answered, known, int(summary.get("seed") or 0)),
         notes=[str(note) for note in summary.get("notes", [])],
     )
 
 
-def sections_of(summary: Mapping[str, Any]) -> list[Section]:
+def sections_of(summary: Mapping[str, Any], *first: Section | None) -> list[Section]:
     """Return the parts of a report that a summary has something for, in their order."""
     sections = (
-        reliability_section(summary), corruptions_section(summary), pairs_section(summary),
+        *first, reliability_section(summary), corruptions_section(summary), pairs_section(summary),
         judge_section(summary), paper_section(summary.get("scores", [])),
     )  # fmt: skip
     return [section for section in sections if section is not None]
@@ -91,19 +96,23 @@ def _points(folder: Path, key: str) -> dict[str, list[tuple[int, float]]]:
     return points
 
 
-def _examples(folder: Path, records: Sequence[Record], seed: int) -> list[Example]:
-    """Return some answered questions of each task, drawn by the seed alone."""
+def _answered(folder: Path, known: Mapping[str, Record]) -> Answered:
+    """Return the leading system's answers by task, with their questions where these are known."""
     try:
         files = read_side(str(folder)).runs[0]
     except DataError:  # a run without answers
-        return []
+        return {}
+    lead = {n.removeprefix("moe-"): p for n, p in files.items() if not n.startswith("sft-")}
+    read = {name: pair(own_truth(path), read_predictions(path)) for name, path in lead.items()}
+    return {name: [(with_question(r, known), p) for r, p in of] for name, of in read.items()}
+
+
+def _examples(answered: Answered, known: Mapping[str, Record], seed: int) -> list[Example]:
+    """Return some answered questions of each task, drawn by the seed alone."""
     chosen: list[tuple[Record, Prediction]] = []
     rng = random.Random(seed)
-    lead = [path for name, path in files.items() if not name.startswith("sft-")]
-    for path in lead:
-        pairs = pair(own_truth(path), read_predictions(path))
+    for pairs in answered.values():
         chosen += rng.sample(pairs, min(EXAMPLES_PER_TASK, len(pairs)))
-    known = {record.id: record for record in records}
     examples = []
     for record, prediction in chosen:
         routing = prediction.routing or {}
@@ -111,7 +120,7 @@ def _examples(folder: Path, records: Sequence[Record], seed: int) -> list[Exampl
             examples.append(
                 Example(
                     picture=picture,
-                    question=with_question(record, known).question,
+                    question=record.question,
                     prediction=prediction.text,
                     truth=record.answer,
                     correct=is_right(record, prediction),

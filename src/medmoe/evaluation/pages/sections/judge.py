@@ -7,7 +7,7 @@ from typing import Any
 
 from medmoe.evaluation.pages.report import Section
 from medmoe.evaluation.pages.table import Table
-from medmoe.numbers import NONE
+from medmoe.numbers import NONE, count, fixed, percent
 
 _COST = (
     *("Answers", "Judge", "asked", "tokens sent", "tokens back", "no verdict"),
@@ -23,10 +23,10 @@ def judge_section(summary: Mapping[str, Any]) -> Section | None:
     """
     cost, verdicts = [], []
     for name, did in (summary.get("judged") or {}).items():
-        kappa = NONE if did["kappa"] is None else f"{did['kappa']:.2f}"
-        only = (f"{did[f'right_for_{who}_only']:,}" for who in ("judge", "strict"))
-        counts = (f"{did[key]:,}" for key in _KEYS)
-        agreement = f"{did['agreement_with_strict']:.1f}"
+        kappa = fixed(did["kappa"], 2)
+        only = (count(did[f"right_for_{who}_only"]) for who in ("judge", "strict"))
+        counts = (count(did[key]) for key in _KEYS)
+        agreement = percent(did["agreement_with_strict"])
         cost.append((name, did["model"], *counts, agreement, kappa, *only))
         for each, row in did["verdicts"].items():
             said = {"yes": "right", "no": "wrong"}.get(row["judge"], NONE)

@@ -9,6 +9,7 @@ from medmoe.evaluation.pages.report import Section
 from medmoe.evaluation.pages.report_rows import place, value_cell
 from medmoe.evaluation.pages.table import Table
 from medmoe.evaluation.pairs.rewriting import PAIRINGS
+from medmoe.numbers import count
 
 _WORDS = (
     "A model that understands a question answers it in other words as well. Negated: “Is there a "
@@ -64,7 +65,7 @@ def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
     metric, words = PAIRINGS[entry["pair"]].must
     names = ("right_as_asked", "right_rewritten", "both_right", metric)
     cells = [value_cell(entry["scores"].get(name)) for name in names]
-    return (_named(entry["pair"]), words, f"{entry['n']} of {entry['of']}", *cells)
+    return (_named(entry["pair"]), words, f"{count(entry['n'])} of {count(entry['of'])}", *cells)
 
 
 def _place(entry: Mapping[str, Any]) -> str:

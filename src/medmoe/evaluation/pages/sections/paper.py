@@ -9,7 +9,7 @@ from medmoe.evaluation.pages.report import Section
 from medmoe.evaluation.pages.report_rows import lead_system, system_name, value_cell
 from medmoe.evaluation.pages.table import Table
 from medmoe.evaluation.tasks import TASKS, paper_rows
-from medmoe.numbers import NONE
+from medmoe.numbers import NONE, count, fixed
 
 
 def paper_section(scores: Sequence[Mapping[str, Any]]) -> Section | None:
@@ -37,9 +37,9 @@ def paper_section(scores: Sequence[Mapping[str, Any]]) -> Section | None:
                     f"{row.subset} {row.metric}",
                     row.protocol,
                     f"{row.system} (table {row.table})",
-                    f"{row.value:.2f}",
+                    fixed(row.value, 2),
                     value_cell(own),
-                    str(own.get("n", NONE)),
+                    count(own["n"]) if own else NONE,
                 )
             )
     if not rows:

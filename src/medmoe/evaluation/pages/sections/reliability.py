@@ -8,7 +8,7 @@ from typing import Any
 from medmoe.evaluation.pages.report import Figure, Section
 from medmoe.evaluation.pages.table import Table
 from medmoe.evaluation.reliability.calibration import LEAST_T, MOST_T
-from medmoe.numbers import NONE, percent, with_interval
+from medmoe.numbers import NONE, count, fixed, percent, with_interval
 from medmoe.routing.figure_style import BLUE, GREY, ORANGE, panel, to_svg
 
 _WORDS = (
@@ -25,7 +25,7 @@ _GUARANTEE = (
 
 #: Fewer answers in a bin say too little to be drawn like the others.
 _FEW = 10
-_LEAST_RISK_SHOWN = 0.05
+_LEAST_RISK_SHOWN = 5.0  # percent
 
 
 def reliability_section(summary: Mapping[str, Any]) -> Section | None:
@@ -71,53 +71,53 @@ def _row(kind: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
         100 * before[k] if before[k] is not None else None for k in ("ece", "ece_low", "ece_high")
     )
     return (
-        kind, str(entry["n"]), _share(entry["accuracy"]), _share(entry["mean_confidence"]),
-        with_interval(*ece), f"{before['brier']:.3f}",
-        f"{100 * entry['curve']['area']:.2f}",  # small areas differ in hundredths of a percent
+        kind, count(entry["n"]), _share(entry["accuracy"]), _share(entry["mean_confidence"]),
+        with_interval(*ece), fixed(before["brier"], 3),
+        fixed(100 * entry["curve"]["area"], 2),  # small areas differ in hundredths of a percent
         _temperature(entry.get("temperature")),
-        _share(after.get("ece")), f"{after['brier']:.3f}" if after else NONE,
+        _share(after.get("ece")), fixed(after.get("brier"), 3),
     )  # fmt: skip
 
 
 def _abstained(kind: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
     given = entry["abstention"]
-    head = (kind, _share(given["target"]), str(given["images"]))
+    head = (kind, _share(given["target"]), count(given["images"]))
     if given["threshold"] is None:
         return (*head, "cannot be reached", *3 * (NONE,))
     return (
-        *head, f"{min(given['threshold'], 1.0):.3f}", _share(given["coverage"]),
+        *head, fixed(min(given["threshold"], 1.0), 3), _share(given["coverage"]),
         _share(given["wrong"]), _share(given["risk"]),
     )  # fmt: skip
 
 
 def _diagram(task: str, kind: str, entry: Mapping[str, Any]) -> Figure:
     with panel(3.1, nrows=2, height_ratios=(3, 1), sharex=True) as (figure, (upper, lower)):
-        upper.plot([0, 1], [0, 1], ":", color=GREY)
+        upper.plot([0, 100], [0, 100], ":", color=GREY)
         for key, colour, marker in (("before", BLUE, "o"), ("after", ORANGE, "s")):
             if key not in entry:
                 continue
             parts = entry[key]["bins"]
             label = "as given" if key == "before" else f"at T {_temperature(entry['temperature'])}"
             upper.plot(
-                [part["confidence"] for part in parts], [part["accuracy"] for part in parts],
+                [100 * p["confidence"] for p in parts], [100 * p["accuracy"] for p in parts],
                 color=colour, linewidth=1, zorder=1,
             )  # fmt: skip
             for part in parts:
                 fill = "white" if part["n"] < _FEW else colour
                 upper.plot(
-                    part["confidence"], part["accuracy"], marker=marker, color=colour,
+                    100 * part["confidence"], 100 * part["accuracy"], marker=marker, color=colour,
                     markerfacecolor=fill, markersize=5, linestyle="none", clip_on=False, zorder=3,
                 )  # fmt: skip
             upper.plot([], [], marker=marker, color=colour, label=label, markersize=5, linewidth=1)
-        upper.set(ylabel="share right", xlim=(0, 1), ylim=(0, 1))
+        upper.set(ylabel="% right", xlim=(0, 100), ylim=(0, 100))
         upper.legend()
         parts = entry["before"]["bins"]
         lower.bar(
-            [part["low"] for part in parts], [part["n"] for part in parts],
-            width=[part["high"] - part["low"] for part in parts], align="edge", color=BLUE,
+            [100 * part["low"] for part in parts], [part["n"] for part in parts],
+            width=[100 * (p["high"] - p["low"]) for p in parts], align="edge", color=BLUE,
             edgecolor="white",
         )  # fmt: skip
-        lower.set(xlabel="confidence", ylabel="answers")
+        lower.set(xlabel="confidence, %", ylabel="answers")
         svg = to_svg(figure, f"Reliability diagram of {task}, {kind} answers")
     caption = (
         f"{task}, {kind}: share right by confidence, hollow where fewer than {_FEW} answers stand "
@@ -129,17 +129,18 @@ def _diagram(task: str, kind: str, entry: Mapping[str, Any]) -> Figure:
 def _curve(task: str, kind: str, entry: Mapping[str, Any]) -> Figure:
     with panel(2.6) as (figure, axes):
         curve = entry["curve"]
-        axes.step(curve["coverage"], curve["risk"], where="post", color=BLUE)
+        answered, wrong = ([100 * share for share in curve[k]] for k in ("coverage", "risk"))
+        axes.step(answered, wrong, where="post", color=BLUE)
         given = entry.get("abstention", {})
         if given.get("risk") is not None:
             axes.plot(
-                [given["coverage"]], [given["risk"]], "s", color=ORANGE, label="threshold",
-                clip_on=False, zorder=3,
+                [100 * given["coverage"]], [100 * given["risk"]], "s", color=ORANGE,
+                label="threshold", clip_on=False, zorder=3,
             )  # fmt: skip
             axes.legend()
         # A scale of tenths of a percent would make one wrong answer look like a cliff.
-        top = max(_LEAST_RISK_SHOWN, 1.05 * max(curve["risk"]))
-        axes.set(xlabel="share answered", ylabel="share of these wrong", xlim=(0, 1), ylim=(0, top))
+        top = max(_LEAST_RISK_SHOWN, 1.05 * max(wrong))
+        axes.set(xlabel="% answered", ylabel="% of these wrong", xlim=(0, 100), ylim=(0, top))
         svg = to_svg(figure, f"Risk–coverage curve of {task}, {kind} answers")
     caption = f"{task}, {kind}: share of wrong answers when only the most confident are given."
     return Figure(caption, svg)

@@ -8,7 +8,7 @@ from typing import Any
 from medmoe.evaluation.pages.report_rows import interval
 from medmoe.evaluation.routes.router_score import SOURCES
 from medmoe.model.domain_check import check_sentence
-from medmoe.numbers import percent
+from medmoe.numbers import count, percent
 
 
 def router_lines(router: Mapping[str, Any] | None) -> list[str]:
@@ -37,7 +37,7 @@ def router_lines(router: Mapping[str, Any] | None) -> list[str]:
 
 def _score(row: Mapping[str, Any]) -> str:
     """Return a row's accuracy and what stands beside it."""
-    text = f"accuracy {percent(row['accuracy'])} % ({interval(row)}, n = {row['n']})"
+    text = f"accuracy {percent(row['accuracy'])} % ({interval(row)}, n = {count(row['n'])})"
     if "recall" not in row:  # of an older run
         return text
     apart = row["apart"]
