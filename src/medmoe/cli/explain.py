@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from medmoe.cli import flags
-from medmoe.cli.console import tell, tell_answer
+from medmoe.cli.console import asking_bar, tell, tell_answer
 from medmoe.cli.parser import FOOTER, Parser
 from medmoe.files import write_text
 
@@ -42,14 +43,16 @@ def run(args: argparse.Namespace) -> int:
     model = find_seeing(args.model)
     engine = MedMoe.load(model)
     out = flags.make_out_dir(args.out)
-    evidence = explain(engine, picture.image, args.question, args.options)
+    with asking_bar() as update:
+        on_progress = partial(update, "changed pictures")
+        evidence = explain(engine, picture.image, args.question, args.options, on_progress)
     warnings = warnings_of(picture.facts, evidence.routing)
-    shown = Exchange(
+    exchange = Exchange(
         evidence.question, evidence.answer, True, evidence.confidence, evidence.routing,
         picture.facts, tuple(warnings), evidence.to_dict(),
     )  # fmt: skip
     # Not the model's path: it may name a person.
-    write_text(out / "evidence.html", export_html(name_of(model), [shown], picture))
+    write_text(out / "evidence.html", export_html(name_of(model), [exchange], picture))
     image = asdict(picture.facts) | {"warnings": warnings}
     result = {"version": 1, "image": image} | evidence.to_dict()
     flags.write_json(out / "evidence.json", result)

@@ -12,6 +12,7 @@ Shapes: N pictures, H and W pixels of the square that the encoder sees, R region
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -59,22 +60,40 @@ class Attribution:
     method: str = "region ablation, last and first step"
 
 
-def attribute(engine: MedMoe, pixel_values: Tensor, question: str, answer: str) -> Attribution:
+def attribute(
+    engine: MedMoe,
+    pixel_values: Tensor,
+    question: str,
+    answer: str,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Attribution:
     """Return how much each region of a picture carries an answer.
 
     Args:
         pixel_values: (1, 3, H, W), as `MedMoe.pixel_values` gives them.
+        on_progress: Told how many changed pictures the model has seen, and of how many.
     """
     config = engine.model.config
     regions = region_masks(pixel_values, config.vision_config.patch_size * config.image_pool)
-    asked = (question, answer)
     none = torch.zeros_like(regions[:1])
     masks = torch.cat([none, regions, ~none, ~regions])
-    left = log_probability(engine, _greyed(engine, pixel_values, masks), *asked)
-    (whole, *without), (blank, *alone) = left.chunk(2)
+    seen, total = 0, len(masks) + (1 + ORDERS) * len(SHARES)
+
+    def left_with(greyed: Tensor) -> Tensor:
+        nonlocal seen
+        left = []
+        for part in greyed.split(engine.batch_size):
+            pictures = pixel_values.masked_fill(part[:, None], 0.0)  # the encoder's mean colour
+            shown = engine.encode_pixels(pictures)
+            left.append(log_probability(engine, shown, question, answer))
+            seen += len(part)
+            on_progress(seen, total)
+        return torch.cat(left)
+
+    (whole, *without), (blank, *alone) = left_with(masks).chunk(2)
     cells = (whole - torch.stack(without) + torch.stack(alone) - blank) / 2
     side = round(len(regions) ** 0.5)
-    deletion = _deletion_test(engine, pixel_values, regions, cells, whole, asked)
+    deletion = _deletion_test(regions, cells, whole, left_with)
     rows = cells.view(side, side).tolist()
     return Attribution(tuple(tuple(row) for row in rows), deletion)
 
@@ -97,24 +116,13 @@ def log_probability(engine: MedMoe, features: Tensor, question: str, answer: str
     return torch.tensor([scores[0] for scores, _ in scored], dtype=torch.float64)
 
 
-def _greyed(engine: MedMoe, pixel_values: Tensor, masks: Tensor) -> Tensor:
-    """Return the picture, encoded, with each mask (N, H, W) in the encoder's mean colour."""
-    return engine.encode_pixels(pixel_values.masked_fill(masks[:, None], 0.0))
-
-
 def _deletion_test(
-    engine: MedMoe,
-    pixel_values: Tensor,
-    regions: Tensor,
-    cells: Tensor,
-    whole: Tensor,
-    asked: tuple[str, str],
+    regions: Tensor, cells: Tensor, whole: Tensor, left_with: Callable[[Tensor], Tensor]
 ) -> DeletionTest:
     generator = torch.Generator().manual_seed(0)
     orders = [cells.argsort(descending=True, stable=True)]
     orders += [torch.randperm(len(regions), generator=generator) for _ in range(ORDERS)]
     counts = [max(1, round(share * len(regions))) for share in SHARES]
     masks = torch.stack([regions[order[:n]].any(0) for order in orders for n in counts])
-    left = log_probability(engine, _greyed(engine, pixel_values, masks), *asked)
-    drops = (whole - left).view(len(orders), len(SHARES)).mean(1)
+    drops = (whole - left_with(masks)).view(len(orders), len(SHARES)).mean(1)
     return DeletionTest(float(drops[0]), float(drops[1:].mean()))

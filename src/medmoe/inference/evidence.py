@@ -7,7 +7,7 @@ For research use only, not a medical device: evidence on a model is no evidence 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -84,13 +84,18 @@ class Evidence:
 
 
 def explain(
-    engine: MedMoe, image: ImageInput, question: str, options: Sequence[str] = ()
+    engine: MedMoe,
+    image: ImageInput,
+    question: str,
+    options: Sequence[str] = (),
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evidence:
     """Return the evidence behind the answer to one question about one image.
 
     Args:
         image: As `MedMoe.answer` takes it.
         options: The closed set of answers of a classification; none: the answer is free.
+        on_progress: Told how many changed pictures the model has seen, and of how many.
 
     Raises:
         ConfigError: The question is empty, or the options are fewer than two, empty or repeated; or
@@ -117,7 +122,7 @@ def explain(
         confidence=told,
         alternatives=alternatives,
         routing=engine.route(features)[0],
-        attribution=attribute(engine, pixels, question, answer),
+        attribution=attribute(engine, pixels, question, answer, on_progress),
         counterfactuals=counterfactuals,
     )
 
