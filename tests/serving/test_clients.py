@@ -95,9 +95,10 @@ def test_the_commands_of_the_document_are_answered(
     if shutil.which("curl") is None:
         pytest.skip("no curl here")
     text = (repository / "docs" / "serving.md").read_text().partition("## Asking otherwise")[2]
-    commands = re.findall(r"^```bash\n(.*?)^```", text.partition("\n## ")[0], re.M | re.S)
+    commands = re.findall(r"^```sh\n(.*?)^```", text.partition("\n## ")[0], re.M | re.S)
     picture = tmp_path / "picture.png"
     picture.write_bytes(png())
+    assert commands
     for command in commands:
         changed = command.replace("http://127.0.0.1:8000", server.address).replace(
             "runs/demo/examples/ct.png", str(picture)
