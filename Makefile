@@ -63,7 +63,7 @@ endef
 # A worker that died is not replaced: pytest-xdist then waits for ever for what it had left of a module.
 # Workers died in modules that came after those with a browser, which therefore have a process of their
 # own. Where $(ARGS) names tests of one kind only, the other ends with 5: nothing was collected.
-test: $(STAMP)  ## everything that proves the product right (at most 20 minutes, no network)
+test: $(STAMP)  ## everything that proves the product right (about 25 minutes, no network)
 	$(PYTEST) -n 2 --dist loadscope --max-worker-restart=0 --ignore=tests/stress -m 'not browser' $(ARGS) || test $$? -eq 5
 	$(PYTEST) --ignore=tests/stress -m browser $(ARGS) || test $$? -eq 5
 

@@ -196,7 +196,7 @@ def test_report_shows_pictures_curves_and_scores_and_needs_no_network(run: Run) 
     assert html.count("data:image/png;base64,") > TEST_IMAGES
     for word in (*PHASES, "phantom_vqa", "MoE", "SFT", "medmoe ask", "not a medical device"):
         assert word in html
-    assert "<script" not in html
+    assert html.count("<script") == 1  # a few lines of our own, named to the browser by their hash
     assert 'src="http' not in html
 
 
@@ -251,7 +251,8 @@ def test_ask_gives_the_answer_of_the_engine(
         Image.fromarray(record.image.source).save(picture)
         result = tmp_path / f"{number}.json"
         words = ["ask", str(run.out / "model"), str(picture), record.question]
-        assert main([*words, "--json", str(result)]) == 0
+        longest = ["--max-new-tokens", str(engine.max_new_tokens)]
+        assert main([*words, *longest, "--json", str(result)]) == 0
         out = capsys.readouterr().out
         assert out.startswith(f"{expected.text}\n")
         assert "Research use only, not a medical device." in out

@@ -66,7 +66,9 @@ def run(args: argparse.Namespace) -> int:
     }
     if others := facts[1:]:
         result["further_images"] = [asdict(one) for one in others]
-    flags.write_json(args.json, asdict(answer) | result)
+    said = asdict(answer)
+    del said["options"]  # it was not chosen among some
+    flags.write_json(args.json, said | result)
     return 0
 
 
