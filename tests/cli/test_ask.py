@@ -61,8 +61,9 @@ def test_pictures_may_stand_within_the_question(
     ("word", "reason"),
     [
         ("{picture}", "no question is given; write it behind the picture, in quotes"),
-        ("Is there a mass?", "names no picture that is there; give one before the question"),
+        ("Is there a mass?", "names no picture that is there; give one before it"),
         ("Is there a mass in lost.png?", "names no picture that is there"),
+        (300 * "Is there a mass? ", "names no picture that is there"),  # too long for a file's name
         ("{picture} {picture}", "the question is empty; give one in quotes"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -76,16 +77,14 @@ def _asked(args: argparse.Namespace) -> tuple[list[Path], str]:
     """Return the pictures and the question, in words of their own or the ones amid the other."""
     pictures, question = [Path(args.image)], args.question
     if question is None:
-        if pictures[0].exists() or " " not in args.image:
+        if os.path.exists(args.image) or " " not in args.image:
             raise ConfigError(
                 "no question is given; write it behind the picture, in quotes; see "
                 "`medmoe ask --help`"
             )
         pictures, question = pictures_amid(args.image)
         if not pictures:
-            raise ConfigError(
-                f"{args.image!r} names no picture that is there; give one before the question"
-            )
+            raise ConfigError("the question names no picture that is there; give one before it")
     if not question.strip():
         raise ConfigError("the question is empty; give one in quotes")
     return [*pictures, *args.further], question
