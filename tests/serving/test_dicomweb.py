@@ -232,6 +232,7 @@ def test_report_and_card_are_kept_and_say_what_was_answered(pacs: Pacs, asking: 
     assert report.SeriesInstanceUID != card.SeriesInstanceUID
     said = texts(report)
     assert said[0] == ("Notice", f"{NOTICE}.")
+    assert dict(said)["Left and right"].startswith("the patient's")
     assert ("Question", "Is it large?") in said
     (answer,) = (text for name, text in said if name == "Answer")
     shown = "".join(sign if sign.isprintable() else " " for sign in told["answer"])

@@ -141,6 +141,7 @@ def _lines(model: str, exchange: Exchange) -> list[str]:
             lines.append(f"With {one['change']}: {one['answer']}, {probability(one['confidence'])}")
         passed = "passed" if evidence["attribution"]["deletion"]["passed"] else "not passed"
         lines.append(f"Regions: orange for the answer, blue against; deletion test {passed}")
+    lines.append("Left and right: the patient's, in a usual axial slice left is the viewer's right")
     return [_line(line) for line in lines if line]
 
 
