@@ -23,12 +23,35 @@ os.environ["MEDMOE_CACHE"] = "off"
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+#: A file of the tests that have passed, a line each: these are left out, and what passes is added. So
+#: what a worker of pytest-xdist left when it died can be run by another.
+PASSED = os.environ.get("MEDMOE_TESTS_PASSED")
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest chooses by mark
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what drives a browser."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what drives a browser, and leave out what has passed before."""
     for item in items:
         if isinstance(item, pytest.Function) and "browser" in item.fixturenames:
             item.add_marker(pytest.mark.browser)
+    if PASSED and Path(PASSED).exists():
+        passed = set(Path(PASSED).read_text(encoding="utf-8").splitlines())
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in passed])
+        items[:] = [item for item in items if item.nodeid not in passed]
+
+
+_called: set[str] = set()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Keep what passed, to its end, in the process that gathers the results of all workers."""
+    if not PASSED or "PYTEST_XDIST_WORKER" in os.environ or not report.passed:
+        return
+    if report.when == "call":
+        _called.add(report.nodeid)
+    elif report.when == "teardown" and report.nodeid in _called:
+        with Path(PASSED).open("a", encoding="utf-8") as file:
+            file.write(f"{report.nodeid}\n")
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which need not be here
