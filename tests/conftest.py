@@ -23,8 +23,8 @@ os.environ["MEDMOE_CACHE"] = "off"
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-#: A file of the tests that have passed, a line each: these are left out, and what passes is added. So
-#: what a worker of pytest-xdist left when it died can be run by another.
+#: A file of the tests that have passed, a line each: these are left out, and what passes is added.
+#: So what a worker of pytest-xdist left when it died can be run by another.
 PASSED = os.environ.get("MEDMOE_TESTS_PASSED")
 
 

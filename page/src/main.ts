@@ -447,6 +447,11 @@ function wireLooks(): void {
 /** Say all that was said in the code in the language of the page. */
 function redraw(): void {
   at("model").textContent = t("Model: {0}", facts.model);
+  at("drift").hidden = !facts.drift;
+  if (facts.drift) {
+    const what = facts.drift.alarms.map(([domain, quantity]) => `${t(domain)}: ${t(quantity)}`);
+    at("drift").textContent = t("Drift watch: on {0} the pictures asked about were unlike the model’s validation pictures ({1}). Answers may be worse than was measured.", facts.drift.day, what.join("; "));
+  }
   at("examples").replaceChildren(
     ...Object.entries(facts.examples).map(([name, [label]]) => {
       const button = h("button", { type: "button", "aria-label": t("Example: {0}", t(label)) }, t(label));

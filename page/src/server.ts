@@ -94,6 +94,7 @@ export interface About {
   explains: boolean;
   presets: Record<string, Pair>;
   examples: Record<string, [string, string]>;
+  drift: { day: string; alarms: [string, string][] } | null; // of the last day, where it has an alarm
 }
 
 /** A frame as the viewer shows it: grey in 16 bits before its window, or 8 bits. */

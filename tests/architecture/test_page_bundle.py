@@ -11,6 +11,7 @@ import pytest
 from scripts.page_hash import BUILT, hash_of_sources
 
 from medmoe.data.intake.facts import WARNINGS
+from medmoe.serving.drift import QUANTITIES
 from medmoe.serving.page.actions import ENDED, EXAMPLES
 
 MOST_BYTES = 1_500_000
@@ -62,7 +63,13 @@ def words(repository: Path) -> set[str]:
 
 def test_all_words_of_the_page_are_there_in_chinese(repository: Path, words: set[str]) -> None:
     table = json.loads((repository / "page" / "src" / "zh.json").read_text(encoding="utf-8"))
-    server = {*WARNINGS.values(), ENDED, "Stopped.", *(label for label, _ in EXAMPLES.values())}
+    server = {
+        *QUANTITIES.values(),
+        *WARNINGS.values(),
+        ENDED,
+        "Stopped.",
+        *(label for label, _ in EXAMPLES.values()),
+    }
     assert len(words) > 100
     assert (words | server) - set(table) == set()
     for english, chinese in table.items():  # what is put into a sentence is in both

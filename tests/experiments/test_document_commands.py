@@ -29,7 +29,7 @@ from medmoe.experiments.recipe import load_recipe
 DOCUMENTS = (
     "README.md", "docs/training.md", "docs/routes.md", "docs/scoring.md", "docs/experts.md",
     "docs/small_machines.md", "docs/weights.md", "docs/your_own_data.md", "docs/reproduce.md",
-    "docs/serving.md", "docs/dicomweb.md",
+    "docs/serving.md", "docs/drift.md", "docs/dicomweb.md",
     "docs/add_a_backbone.md", "CONTRIBUTING.md",
 )  # fmt: skip
 

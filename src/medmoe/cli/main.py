@@ -47,6 +47,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "cost": ("medmoe.cli.cost", "count a model's weights, memory and FLOPs, beside others"),
     "data": ("medmoe.cli.data", "list, check, show, audit, fetch or export data sets"),
     "audit": ("medmoe.cli.audit", "verify a server's audit log"),
+    "monitor": ("medmoe.cli.monitor", "tell whether what a server is asked about has drifted"),
     "doctor": ("medmoe.cli.doctor", "show versions, hardware and data, and what is missing"),
 }
 

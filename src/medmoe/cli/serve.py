@@ -64,6 +64,11 @@ def add_arguments(parser: Parser) -> None:
         default="200ms",
     )
     parser.add_count("--audit-size", 100, "MiB after which the log goes on in a new file")
+    parser.add_value(
+        "--monitor FILE",
+        "watch for drift: what `medmoe monitor reference` wrote (docs/drift.md)",
+        Path,
+    )
     parser.add_choice(
         "--system-messages",
         ("keep", "drop"),
@@ -123,6 +128,7 @@ def run(args: argparse.Namespace) -> int:
     from medmoe.model.checkpoint import verify
     from medmoe.model.locate import find_seeing
     from medmoe.serving.audit import AuditLog
+    from medmoe.serving.monitor import Monitor
 
     try:
         from medmoe.serving.server import Server, quiet_logs
@@ -141,15 +147,18 @@ def run(args: argparse.Namespace) -> int:
     if args.audit_log is not None:
         each_line, size = args.audit_sync == "line", args.audit_size * 2**20
         audit = AuditLog(args.audit_log, each_line=each_line, max_bytes=size)
+    monitor = None if args.monitor is None else Monitor(args.monitor, engine.facts.sha256)
     address = f"http://{f'[{args.host}]' if ':' in args.host else args.host}:{args.port}"
     server = Server(
-        engine, settings, audit=audit, page=not args.no_page,
+        engine, settings, audit=audit, monitor=monitor, page=not args.no_page,
         on_ready=lambda: tell(f"ready: {address}"),
     )  # fmt: skip
     tell(f"loading {args.model} for {address} …  {FOOTER}")
     server.run()
     if audit is not None:
         audit.close()
+    if monitor is not None:
+        monitor.close()
     if server.failure is not None:
         raise server.failure
     tell(f"ended. {FOOTER}")
@@ -163,6 +172,8 @@ def _engine(args: argparse.Namespace) -> ChatEngine:
         from medmoe.serving.vllm.vllm_engine import VllmEngine
 
         refuse_exported(args.model)
+        if args.monitor is not None:
+            raise ConfigError("--engine vllm shows no router's choices; leave --monitor out")
         return VllmEngine(
             args.model, name=args.name, max_batch=args.max_batch, max_waiting=args.max_waiting,
             options=options,

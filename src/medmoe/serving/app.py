@@ -29,6 +29,7 @@ from medmoe.serving.access import (
 from medmoe.serving.audit import AuditLog
 from medmoe.serving.chat_engine import ChatEngine
 from medmoe.serving.chat_route import complete
+from medmoe.serving.monitor import Monitor
 from medmoe.serving.problems import ProblemError, check_type, problem_of
 from medmoe.serving.responses import events, read_response, whole
 from medmoe.serving.schema import ChatBody
@@ -44,6 +45,7 @@ def create_app(
     settings: ServerSettings,
     *,
     audit: AuditLog | None = None,
+    monitor: Monitor | None = None,
     page: bool = True,
     started: Callable[[], None] | None = None,
 ) -> FastAPI:
@@ -52,10 +54,11 @@ def create_app(
     Args:
         engine: Answers; it is not started here.
         audit: None where no log is kept.
+        monitor: None where drift is not watched.
         page: Whether the page is mounted at `/`.
         started: Called when the server starts, before anything is answered.
     """
-    service = Service(engine, settings, audit)
+    service = Service(engine, settings, audit, monitor)
     access = Access(settings)
 
     @asynccontextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from medmoe.serving.chat_engine import ChatEngine
+from medmoe.serving.monitor import Monitor
 
 _BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
@@ -17,9 +18,11 @@ class Metrics:
 
     Args:
         engine: Asked for its load when the numbers are read.
+        monitor: Asked for what has drifted; None where that is not watched.
     """
 
-    def __init__(self, engine: ChatEngine) -> None:
+    def __init__(self, engine: ChatEngine, monitor: Monitor | None = None) -> None:
+        self._monitor = monitor
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "medmoe_requests", "Requests by route and status.", ("route", "status"),
@@ -46,7 +49,29 @@ class Metrics:
         running.set_function(lambda: float(engine.load().running))
         ready = Gauge("medmoe_ready", "1 where the model answers.", registry=self.registry)
         ready.set_function(lambda: float(engine.state == "ready"))
+        if monitor is not None:
+            labels = ("domain", "quantity", "statistic")
+            self._drift, self._alarm = (
+                Gauge(name, what, labels, registry=self.registry)
+                for name, what in (
+                    ("medmoe_drift", "Distance of the last whole day from the reference."),
+                    ("medmoe_drift_alarm", "1 where that distance is an alarm."),
+                )
+            )
+            unwritten = Gauge(
+                "medmoe_monitor_unwritten", "1 where the watch's file cannot be written.",
+                registry=self.registry,
+            )  # fmt: skip
+            unwritten.set_function(lambda: float(monitor.unwritten))
 
     def text(self) -> bytes:
         """Return the numbers as Prometheus reads them."""
+        if self._monitor is not None and (verdict := self._monitor.verdict):
+            self._drift.clear()
+            self._alarm.clear()
+            for one in verdict.compared:
+                for name, value in one.statistics.items():
+                    self._drift.labels(one.domain, one.quantity, name).set(value)
+                    alarm = float(name in one.alarms)
+                    self._alarm.labels(one.domain, one.quantity, name).set(alarm)
         return bytes(generate_latest(self.registry))

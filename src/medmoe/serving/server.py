@@ -16,6 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from medmoe.serving.app import create_app
 from medmoe.serving.audit import AuditLog
 from medmoe.serving.chat_engine import ChatEngine
+from medmoe.serving.monitor import Monitor
 from medmoe.serving.settings import ServerSettings
 
 HEADER_SECONDS = 10.0
@@ -126,6 +127,7 @@ class Server(uvicorn.Server):
     Args:
         engine: Loaded while health can already be asked.
         audit: None where no log is kept.
+        monitor: None where drift is not watched.
         page: Whether the page is mounted.
         on_ready: Called when the model answers.
 
@@ -139,13 +141,16 @@ class Server(uvicorn.Server):
         settings: ServerSettings,
         *,
         audit: AuditLog | None = None,
+        monitor: Monitor | None = None,
         page: bool = True,
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         self.failure: Exception | None = None
         self._engine, self._settings, self._on_ready = engine, settings, on_ready
         self._tasks: set[asyncio.Task[None]] = set()
-        app = create_app(engine, settings, audit=audit, page=page, started=self._begin_loading)
+        app = create_app(
+            engine, settings, audit=audit, monitor=monitor, page=page, started=self._begin_loading
+        )
         self._service = app.state.service
         config = uvicorn.Config(
             app, host=settings.host, port=settings.port, http=_Protocol, ws="none",

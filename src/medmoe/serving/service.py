@@ -26,6 +26,7 @@ from medmoe.inference.chat import ChatChunk, ChatRequest
 from medmoe.serving.audit import AuditLog
 from medmoe.serving.chat_engine import ChatEngine, late, not_ready
 from medmoe.serving.metrics import Metrics
+from medmoe.serving.monitor import Monitor
 from medmoe.serving.pictures import Decoding, UploadStore
 from medmoe.serving.problems import problem_of
 from medmoe.serving.settings import ServerSettings
@@ -62,13 +63,18 @@ class Service:
 
     Args:
         audit: None where no log is kept.
+        monitor: None where drift is not watched.
     """
 
     def __init__(
-        self, engine: ChatEngine, settings: ServerSettings, audit: AuditLog | None
+        self,
+        engine: ChatEngine,
+        settings: ServerSettings,
+        audit: AuditLog | None,
+        monitor: Monitor | None = None,
     ) -> None:
-        self.engine, self.settings = engine, settings
-        self.metrics = Metrics(engine)
+        self.engine, self.settings, self.monitor = engine, settings, monitor
+        self.metrics = Metrics(engine, monitor)
         self.uploads = UploadStore()
         self.decoding = Decoding(settings.deadline_seconds, self.metrics)
         self.under_way = 0
@@ -114,6 +120,8 @@ class Service:
                     if chunk.finish is not None:
                         self.metrics.tokens.labels("prompt").inc(chunk.prompt_tokens)
                         self.metrics.tokens.labels("completion").inc(chunk.completion_tokens)
+                        if self.monitor is not None and chunk.answer is not None:
+                            self.monitor.see(request, chunk.answer)
                     yield chunk
 
     async def page_stream(self, request: ChatRequest) -> AsyncGenerator[ChatChunk]:

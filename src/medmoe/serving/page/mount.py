@@ -147,7 +147,8 @@ def _own_files(app: FastAPI, service: Service) -> None:
 
     @app.get("/page/about", include_in_schema=False)
     async def told() -> Response:
-        return JSONResponse(about)
+        watch = service.monitor
+        return JSONResponse(about | {"drift": watch.standing() if watch else None})
 
     @app.get("/page/{name}", include_in_schema=False)
     async def own_file(name: str, request: Request) -> Response:
