@@ -29,7 +29,7 @@ from medmoe.experiments.recipe import load_recipe
 DOCUMENTS = (
     "README.md", "docs/training.md", "docs/routes.md", "docs/scoring.md", "docs/experts.md",
     "docs/small_machines.md", "docs/weights.md", "docs/your_own_data.md", "docs/reproduce.md",
-    "docs/serving.md", "docs/drift.md", "docs/dicomweb.md",
+    "docs/serving.md", "docs/drift.md", "docs/dicomweb.md", "docs/bundle.md",
     "docs/add_a_backbone.md", "CONTRIBUTING.md",
 )  # fmt: skip
 
@@ -48,6 +48,7 @@ NOT_RUN = {
     "--judge": "needs a server: tests/serving/test_judged_by_serve.py",
     "reproduce table": "hours; table 1 is rehearsed: tests/cli/test_rehearsal.py",
     "medmoe ask model IMAGE": "needs small_real",
+    "medmoe bundle": "fetches wheels: tests/cli/test_bundle.py",
     "--dicomweb": "needs Orthanc: tests/serving/test_dicomweb.py",
     "audit verify": "of such a server's log: tests/serving/test_audit.py",
     "--host 0.0.0.0": "opens this machine to others: tests/serving/test_access.py",

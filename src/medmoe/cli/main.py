@@ -38,6 +38,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "medmoe.cli.export",
         "write a model as graphs of 8- or 4-bit weights, for small machines",
     ),
+    "bundle": ("medmoe.cli.bundle", "pack all that a machine without a network needs, or check it"),
     "weights": ("medmoe.cli.weights", "list and fetch pretrained backbones, with their licences"),
     "eval": ("medmoe.cli.eval", "ask a model all questions of a task and score its answers"),
     "predict": ("medmoe.cli.predict", "answer a table of questions whose truth is not known"),
