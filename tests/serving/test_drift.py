@@ -136,9 +136,8 @@ def simulated_year(seed: int) -> int:
 
 @pytest.mark.slow
 def test_a_year_without_change_has_no_more_alarms_than_stated() -> None:
-    # Stated is a mean of one day a year: a Poisson number of mean 2 is above 7 in 0.1 % of cases.
-    found = [simulated_year(seed) for seed in range(2)]
-    assert sum(found) <= 7 * FALSE_ALARM_DAYS, found
+    found = [simulated_year(seed) for seed in range(2)]  # the seeds are fixed, and so are the days
+    assert sum(found) <= 2 * FALSE_ALARM_DAYS, found
 
 
 @pytest.mark.parametrize("sizes", [(40, 35), (60, 400), (500, 30)])

@@ -85,13 +85,7 @@ class Tally(_Part):
 
 
 class Watch(_Part):
-    """A whole file.
-
-    Attributes:
-        model: Its SHA-256.
-        edges: By domain and quantity: bin i holds values above edge i - 1, up to edge i.
-        days: By UTC.
-    """
+    """A whole file; bin i of a quantity holds values above ``edges[i - 1]``, up to ``edges[i]``."""
 
     medmoe_monitor: Literal[1] = 1
     model: str
@@ -121,12 +115,7 @@ class Watch(_Part):
 
 
 def seen(image: Image.Image, routing: Routing | None, confidence: float | None) -> Seen:
-    """Return an RGB picture as it is counted.
-
-    Args:
-        routing: None for a model without router.
-        confidence: Of the answer; None where it is not known, or of another kind.
-    """
+    """Return an RGB picture as it is counted; None for what is not known of it."""
     small = image.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
     values = np.asarray(small.convert("L"), dtype=np.float32) / 255
     steps = np.abs(np.diff(values, axis=0)).mean() + np.abs(np.diff(values, axis=1)).mean()
@@ -166,14 +155,9 @@ def reference_of(model: str, pictures: Sequence[Seen], domains: Sequence[str]) -
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One quantity of one domain, held against the reference.
+    """One quantity of one domain: pictures of how many days, means of reference and days.
 
-    Attributes:
-        pictures: Of the day, and of days before it where it alone has too few; ``days`` in all.
-        before, after: Means of reference and day.
-        statistics: By `STATISTICS`.
-        chances: Their p-values; of those that are no alarm only as exact as that needs.
-        alarms: Those of them that are one.
+    The ``chances`` of its `STATISTICS` are p-values; those ``alarms`` are at or below the rate.
     """
 
     domain: str

@@ -11,6 +11,12 @@ from medmoe.serving.chat_engine import ChatEngine
 from medmoe.serving.monitor import Monitor
 
 _BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_OF = ("domain", "quantity", "statistic")
+_DRIFT = (
+    ("drift", "Distance of the last whole day from the reference.", _OF),
+    ("drift_alarm", "1 where that distance is an alarm.", _OF),
+    ("monitor_unwritten", "1 where the watch's file cannot be written.", ()),
+)
 
 
 class Metrics:
@@ -50,18 +56,10 @@ class Metrics:
         ready = Gauge("medmoe_ready", "1 where the model answers.", registry=self.registry)
         ready.set_function(lambda: float(engine.state == "ready"))
         if monitor is not None:
-            labels = ("domain", "quantity", "statistic")
-            self._drift, self._alarm = (
-                Gauge(name, what, labels, registry=self.registry)
-                for name, what in (
-                    ("medmoe_drift", "Distance of the last whole day from the reference."),
-                    ("medmoe_drift_alarm", "1 where that distance is an alarm."),
-                )
+            self._drift, self._alarm, unwritten = (
+                Gauge(f"medmoe_{name}", what, labels, registry=self.registry)
+                for name, what, labels in _DRIFT
             )
-            unwritten = Gauge(
-                "medmoe_monitor_unwritten", "1 where the watch's file cannot be written.",
-                registry=self.registry,
-            )  # fmt: skip
             unwritten.set_function(lambda: float(monitor.unwritten))
 
     def text(self) -> bytes:
@@ -71,7 +69,7 @@ class Metrics:
             self._alarm.clear()
             for one in verdict.compared:
                 for name, value in one.statistics.items():
-                    self._drift.labels(one.domain, one.quantity, name).set(value)
-                    alarm = float(name in one.alarms)
-                    self._alarm.labels(one.domain, one.quantity, name).set(alarm)
+                    labels = one.domain, one.quantity, name
+                    self._drift.labels(*labels).set(value)
+                    self._alarm.labels(*labels).set(name in one.alarms)
         return bytes(generate_latest(self.registry))

@@ -114,7 +114,7 @@ class Monitor:
         if self.verdict is None or not self.verdict.alarms:
             return None
         alarms = [[one.domain, QUANTITIES[one.quantity]] for one in self.verdict.alarms]
-        return {"day": self.verdict.day.isoformat(), "alarms": alarms}
+        return {"day": f"{self.verdict.day}", "alarms": alarms}
 
     def _run(self) -> None:
         saved, ended = time.monotonic(), False
