@@ -25,6 +25,7 @@ import pytest
 from tests.cli.running import refused_by
 
 from medmoe.bundle import FOLDER, SUMS, entry_in_tar
+from medmoe.bundle.papers import licence_of
 from medmoe.bundle.verify import verify_bundle
 from medmoe.bundle.wheels import needed
 from medmoe.cli.main import main
@@ -115,6 +116,8 @@ def test_lock_bill_and_licences_say_what_is_in_it(model: Path, bundle: Path) -> 
     bill = json.loads(found["sbom.cdx.json"])
     *libraries, described = bill["components"]
     assert sorted(part["hashes"][0]["content"] for part in libraries) == sorted(carried.values())
+    stated = {part["name"]: part["licenses"] for part in libraries}
+    assert stated["packaging"] == [{"expression": licence_of(distribution("packaging"))}]
     files = {part["name"]: part["hashes"][0]["content"] for part in described["components"]}
     assert files == {p.name: sha256(p.read_bytes()) for p in model.iterdir() if p.name in files}
     assert {*files} | {"MANIFEST.json"} == {p.name for p in model.iterdir()}
@@ -137,6 +140,17 @@ def test_what_serve_needs_is_carried_and_nothing_for_gpus() -> None:
     assert not {"pytest", "ruff", "openvino", "triton"} & {*found}
     assert not [name for name in found if name.startswith("nvidia")]
     assert {need for needs in found.values() for need in needs} <= {*found}
+
+
+def test_a_licence_is_an_spdx_expression_where_there_is_one() -> None:
+    dists = [distribution(name) for name in needed()]
+    for dist in dists:
+        expression = dist.metadata.get_all("License-Expression")
+        assert licence_of(dist) == (expression or [licence_of(dist)])[0]
+        assert licence_of(dist) != "not stated"
+        assert "\n" not in licence_of(dist)
+    both = [d for d in dists if {"License-Expression", "Classifier"} <= {*d.metadata}]
+    assert any("License ::" in c for d in both for c in d.metadata.get_all("Classifier") or ())
 
 
 Change = Callable[[dict[str, bytes], list[tarfile.TarInfo]], None]

@@ -22,9 +22,10 @@ cd "$(dirname "$0")"
 again='copy the bundle again and unpack it into an empty folder'
 odd=$(find . ! -type f ! -type d | head -n 1)
 [ -z "$odd" ] || fail "$odd is no plain file; $again"
-bad=$(sha256sum -c SHA256SUMS 2> /dev/null | sed -n '/: OK$/!{p;q;}')
+sums=$(sha256sum -c SHA256SUMS 2> /dev/null || :)
+bad=$(printf '%s\n' "$sums" | sed -n '/: OK$/!{p;q;}')
 [ -z "$bad" ] || fail "$bad (SHA-256); $again"
-good=$(sha256sum -c SHA256SUMS 2> /dev/null | wc -l)
+good=$(printf '%s\n' "$sums" | grep -c ': OK$' || :)
 there=$(find . -type f ! -path ./SHA256SUMS | wc -l)
 [ "$good" -gt 0 ] && [ "$good" -eq "$there" ] ||
     fail "$there files are here, and SHA256SUMS has $good of them; $again"

@@ -78,13 +78,9 @@ def make_bundle(
         raise refused(error, f"write {str(out)!r}", "place by --out FILE") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    facts = {
-        "out": str(out),
-        "files": len(files) + len(texts),
-        "wheels": len(found),
-        **entry_of(out),
-    }
-    return {**facts, "python": _python(), "machine": platform.machine()}
+    system = {"python": _python(), "machine": platform.machine()}
+    counts = {"files": len(files) + len(texts), "wheels": len(found)}
+    return {"out": str(out), **counts, **system, **entry_of(out)}
 
 
 def _documents(docs: Path | None) -> dict[str, Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +14,7 @@ from medmoe.bundle.wheels import Wheel
 from medmoe.model.card import licence_in
 
 _TEXTS = re.compile(r"licen[cs]e|copying|notice|terms", re.IGNORECASE)
+_SPDX = "License-Expression"
 
 
 def licences(wheels: Sequence[Wheel], model: Path) -> dict[str, bytes]:
@@ -20,16 +22,11 @@ def licences(wheels: Sequence[Wheel], model: Path) -> dict[str, bytes]:
     files, table = dict[str, bytes](), ""
     for wheel in wheels:
         folder = f"{wheel.name}-{wheel.version}"
-        for file in wheel.dist.files or ():
-            top, *names = file.parts
-            if top.endswith("-info") and _TEXTS.search("/".join(names)):
-                files[f"{folder}/{'/'.join(names)}"] = file.read_binary()
-        known = (
-            f"in `{folder}/`"
-            if any(n.startswith(f"{folder}/") for n in files)
-            else "none in its wheel"
-        )
-        table += f"| {wheel.name} {wheel.version} | {licence_of(wheel)} | {known} |\n"
+        paths = [(file, *file.as_posix().partition("-info/")) for file in wheel.dist.files or ()]
+        texts = [(name, file) for file, _, _, name in paths if _TEXTS.search(name)]
+        files |= {f"{folder}/{name}": file.read_binary() for name, file in texts}
+        known = f"in `{folder}/`" if texts else "none in its wheel"
+        table += f"| {wheel.name} {wheel.version} | {licence_of(wheel.dist)} | {known} |\n"
     notices = [f"`model/{p.name}`" for p in sorted(model.iterdir()) if _TEXTS.search(p.name)]
     known = ", ".join([*notices, "`model/README.md`"])
     table += f"| the model | {licence_in(model) or 'not recorded'} | {known} |\n"
@@ -37,12 +34,12 @@ def licences(wheels: Sequence[Wheel], model: Path) -> dict[str, bytes]:
     return {**files, "LICENCES.md": (head + table).encode()}
 
 
-def licence_of(wheel: Wheel) -> str:
-    """Return what a package says of its licence, in one line."""
-    facts = wheel.dist.metadata
-    classes = [c.rpartition(" :: ")[2] for c in facts.get_all("Classifier") or () if "License" in c]
-    said = (facts[key] for key in ("License-Expression", "License") if key in facts)
-    return (", ".join(classes) or next(said, "not stated")).strip().partition("\n")[0]
+def licence_of(dist: Distribution) -> str:
+    """Return what a package says of its licence, in one line: an SPDX expression where it can."""
+    said = {key: dist.metadata.get_all(key) or [""] for key in (_SPDX, "Classifier", "License")}
+    classes = [c.rpartition(" :: ")[2] for c in said["Classifier"] if c.startswith("License")]
+    text = said[_SPDX][0] or ", ".join(classes) or said["License"][0] or "not stated"
+    return str(text).strip().partition("\n")[0]
 
 
 def bill_of_materials(
@@ -59,17 +56,15 @@ def bill_of_materials(
     parts: list[dict[str, Any]] = []
     for wheel in wheels:
         named = {"type": "library", "name": wheel.name, "version": wheel.version}
-        ref, licence = refs[wheel.name], licence_of(wheel)
-        spdx = "License-Expression" in wheel.dist.metadata
+        ref, licence = refs[wheel.name], licence_of(wheel.dist)
+        spdx = _SPDX in wheel.dist.metadata
         stated = [{"expression": licence} if spdx else {"license": {"name": licence}}]
         more = {"licenses": stated, "hashes": _hashes(wheel.sha256)}
         parts.append({**named, "bom-ref": ref, "purl": ref, **more})
     files = [{"type": "file", "name": n, "hashes": _hashes(h)} for n, h in sorted(sums.items())]
     described = {"type": "machine-learning-model", "bom-ref": "model", "name": model}
     whole = {"type": "application", "bom-ref": "bundle", "name": "medmoe-bundle"}
-    edges = [
-        {"ref": r, "dependsOn": sorted(refs[n] for n in needs[name])} for name, r in refs.items()
-    ]
+    edges = [{"ref": refs[n], "dependsOn": sorted(refs[o] for o in needs[n])} for n in refs]
     content = {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
