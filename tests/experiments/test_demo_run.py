@@ -357,7 +357,7 @@ def test_a_run_killed_while_it_writes_leaves_nothing_half_written(run: Run, tmp_
 def test_the_blind_twin_stands_beside_every_score_and_is_asked_once(
     run: Run, tmp_path: Path
 ) -> None:
-    shutil.copytree(run.out, tmp_path / "demo")
+    shutil.copytree(run.out, tmp_path / "demo", ignore=shutil.ignore_patterns("eval"))
     plan = micro_plan(tmp_path / "demo")
     twin = demo.blind_plan(plan)
     demo.train_demo(twin, silent)

@@ -23,6 +23,7 @@ from medmoe.evaluation.ask.asker import Asker, Progress
 from medmoe.evaluation.ask.controls import controlled
 from medmoe.evaluation.ask.corruptions import corrupted
 from medmoe.evaluation.ask.plan import (
+    TWIN,
     EvalPlan,
     hold_settings,
     longest_answer,
@@ -122,7 +123,7 @@ def _blind_answers(
     """Return what the blind twin answers; the file is named by the twin, which may be another."""
     if twin is None or plan.twin is None:
         return None
-    path = plan.out / task.spec.name / "blind_twin" / f"{identity(plan.twin)[:12]}.jsonl"
+    path = plan.out / task.spec.name / TWIN / f"{identity(plan.twin)[:12]}.jsonl"
     return twin.ask(f"{task.spec.name}, blind twin", task.records, path)
 
 

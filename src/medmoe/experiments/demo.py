@@ -22,7 +22,7 @@ from medmoe.data.schema import ImageRecord, Record, images_of
 from medmoe.domains import DOMAINS
 from medmoe.errors import ConfigError
 from medmoe.evaluation.ask.asker import Progress as Asked
-from medmoe.evaluation.ask.plan import EvalPlan
+from medmoe.evaluation.ask.plan import TWIN, EvalPlan
 from medmoe.evaluation.ask.records import TaskRecords, task_of, task_records
 from medmoe.evaluation.compare import pooled
 from medmoe.evaluation.evaluate import evaluate
@@ -196,7 +196,7 @@ def _evaluated(
     folder.mkdir(parents=True, exist_ok=True)
     model = plan.out / phase / "model"
     # The twin is asked once for all systems.
-    for answers in (plan.out / "eval" / "moe").glob("*/blind_twin/*.jsonl"):
+    for answers in (plan.out / "eval" / "moe").glob(f"*/{TWIN}/*.jsonl"):
         task = folder / answers.relative_to(plan.out / "eval" / "moe")
         if not task.exists():
             task.parent.mkdir(parents=True, exist_ok=True)
@@ -252,7 +252,7 @@ def _gather_predictions(out: Path, tasks: Sequence[TaskRecords], routed: RoutedI
             named |= {f"-{name}": answers / "controls" / f"{name}.jsonl" for name in controls}
             for suffix, path in named.items():
                 link_or_copy(path, folder / f"{system}-{task.spec.name}{suffix}.jsonl")
-    for answers in (out / "eval" / "moe").glob("*/blind_twin/*.jsonl"):
+    for answers in (out / "eval" / "moe").glob(f"*/{TWIN}/*.jsonl"):
         link_or_copy(answers, folder / f"blind_twin-{answers.parents[1].name}.jsonl")
     write_text(folder / "moe-router.jsonl", routed.lines())
 

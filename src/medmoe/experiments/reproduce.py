@@ -22,7 +22,7 @@ from medmoe.config.schema import PhaseName
 from medmoe.domains import domain_of
 from medmoe.errors import CheckpointError, ConfigError, DataError
 from medmoe.evaluation.ask.asker import Progress as Asked
-from medmoe.evaluation.ask.plan import EvalPlan
+from medmoe.evaluation.ask.plan import TWIN, EvalPlan
 from medmoe.evaluation.ask.records import TaskRecords, task_records
 from medmoe.evaluation.compare import Difference, pooled
 from medmoe.evaluation.evaluate import evaluate
@@ -111,7 +111,7 @@ class _Job:
         with self.asking() as asked:
             evaluate(plan, asked)
         files = [answers / "predictions.jsonl"]
-        files += [answers / "blind_twin" / f"{identity(twin)[:12]}.jsonl"] if twin else []
+        files += [answers / TWIN / f"{identity(twin)[:12]}.jsonl"] if twin else []
         return [read_predictions(file) for file in files]
 
     def scores(self, phase: PhaseName, task: str) -> list[Any]:

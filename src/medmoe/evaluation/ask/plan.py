@@ -21,6 +21,8 @@ from medmoe.inference.engine import LONG_ANSWER, SHORT_ANSWER
 from medmoe.model.checkpoint import identity, provenance
 
 SETTINGS = "settings.json"
+#: A task's folder of what the blind twin answers.
+TWIN = "blind_twin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,14 +164,22 @@ def hold_settings(plan: EvalPlan) -> dict[str, Any]:
     path = out / SETTINGS
     if path.is_file() and any(out.rglob("*.jsonl")):  # a start that answered nothing binds nobody
         return _same(path, wanted, any_length=plan.max_new_tokens is None)
-    others = sorted(file.name for file in out.iterdir() if not file.name.startswith("."))
-    others = [name for name in others if name != SETTINGS]
+    others = sorted(
+        file.name
+        for file in out.iterdir()
+        if not file.name.startswith(".") and file.name != SETTINGS and not _holds_twin_only(file)
+    )
     if others:
         raise ConfigError(
             f"{out} holds no evaluation but other files ({others[0]}); give another --out"
         )
     write_json(path, wanted)
     return wanted
+
+
+def _holds_twin_only(path: Path) -> bool:
+    """Whether a task's folder holds no answers but the blind twin's, the same beside all models."""
+    return path.is_dir() and [entry.name for entry in path.iterdir()] == [TWIN]
 
 
 def _settings_of(plan: EvalPlan) -> dict[str, Any]:
