@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from tests.model import test_gemma
 from tests.model.tiny import dense_model, moe_model, processor
+from transformers import AutoTokenizer, GemmaTokenizer
 
 from medmoe.cli.main import main
 from medmoe.errors import CheckpointError, ConfigError
@@ -25,7 +26,7 @@ from medmoe.inference.evidence import explain
 from medmoe.inference.exported import ExportedMedMoe
 from medmoe.model.checkpoint import load_model, save_model
 from medmoe.model.domain_check import fit_domain_check
-from medmoe.model.export import export_openvino
+from medmoe.model.export import export_openvino, name_plain_tokenizer
 
 pytest.importorskip("openvino", reason="the extra `export` is not installed")
 pytest.importorskip("nncf", reason="the extra `export` is not installed")
@@ -120,6 +121,34 @@ def test_other_models_answer_alike_too(kind: str, tmp_path: Path) -> None:
     assert_answers_alike(*pair(tmp_path / "model", tmp_path / "out"))
 
 
+def test_a_tokenizer_of_a_class_of_its_own_is_read_without_a_second_copy(tmp_path: Path) -> None:
+    """Gemma's keeps its words and merges in Python too, which takes as much as the rest of it."""
+    words = [
+        "<pad>",
+        "<eos>",
+        "<bos>",
+        "<unk>",
+        "<image>",
+        "\u2581",
+        *"Ideghstanr?",
+        "an",
+        "\u2581an",
+    ]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    own = GemmaTokenizer(vocab=vocabulary, merges=[("a", "n"), ("\u2581", "an")])
+    own.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    own.save_pretrained(tmp_path)
+    assert isinstance(AutoTokenizer.from_pretrained(tmp_path), GemmaTokenizer)
+    name_plain_tokenizer(tmp_path / "tokenizer_config.json", own.padding_side)
+    found = AutoTokenizer.from_pretrained(tmp_path)
+    assert not hasattr(found, "_merges")
+    assert found.padding_side == own.padding_side
+    for text in ("Is there an  ant?", "<image>an \u00e9", " <bos>and"):
+        ids = own(text)["input_ids"]
+        assert found(text)["input_ids"] == ids
+        assert found.decode(ids) == own.decode(ids)
+
+
 def about(*texts: str, image: Image.Image) -> ChatRequest:
     roles = ("user", "assistant")
     turns = tuple(Turn(roles[i % 2], text) for i, text in enumerate(texts))  # type: ignore[arg-type]
@@ -192,7 +221,7 @@ def refused(*args, **kwargs): print("CALLED", args, flush=True); raise OSError("
 socket.socket.connect = socket.getaddrinfo = refused
 from pathlib import Path
 from medmoe.inference.engine import MedMoe
-from medmoe.model.export import export_openvino
+from medmoe.model.export import export_openvino, name_plain_tokenizer
 export_openvino(Path({str(model_folder)!r}), Path({str(tmp_path / "out")!r}), "int8")
 MedMoe.load({str(tmp_path / "out")!r}).answer(None, "why?")
 import openvino.tools.ovc.telemetry_utils as told
