@@ -25,9 +25,9 @@ import pytest
 from tests.cli.running import refused_by
 
 from medmoe.bundle import FOLDER, SUMS, entry_in_tar
-from medmoe.bundle.papers import licence_of
+from medmoe.bundle.papers import licence_of, licences
 from medmoe.bundle.verify import verify_bundle
-from medmoe.bundle.wheels import needed
+from medmoe.bundle.wheels import Wheel, needed
 from medmoe.cli.main import main
 from medmoe.errors import CheckpointError
 
@@ -127,6 +127,9 @@ def test_lock_bill_and_licences_say_what_is_in_it(model: Path, bundle: Path) -> 
     table = found["licences/LICENCES.md"].decode()
     assert "| medmoe 0.1.0 | Apache-2.0 | in `medmoe-0.1.0/` |" in table
     assert any(name.startswith("licences/packaging-") for name in found)
+    lent = [Wheel("x", "1", bundle, distribution(n), "", 0) for n in ("setuptools", "packaging")]
+    assert "x-1/licenses/LICENSE.APACHE" in licences(lent[1:], model)
+    assert "x-1/licenses/LICENSE.APACHE" not in licences(lent[:1], model)  # of what it vendors
     assert b"not a medical device" in found["README.md"]
     assert not {n for n in ("README.md", "install.sh") if b"@PYTHON@" in found[n]}
     with zipfile.ZipFile(io.BytesIO(found["wheels/medmoe-0.1.0-py3-none-any.whl"])) as wheel:

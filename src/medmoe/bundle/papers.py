@@ -23,7 +23,8 @@ def licences(wheels: Sequence[Wheel], model: Path) -> dict[str, bytes]:
     for wheel in wheels:
         folder = f"{wheel.name}-{wheel.version}"
         paths = [(file, *file.as_posix().partition("-info/")) for file in wheel.dist.files or ()]
-        texts = [(name, file) for file, _, _, name in paths if _TEXTS.search(name)]
+        own = ((name, file) for file, top, _, name in paths if "/" not in top)  # none of vendored
+        texts = [(name, file) for name, file in own if _TEXTS.search(name)]
         files |= {f"{folder}/{name}": file.read_binary() for name, file in texts}
         known = f"in `{folder}/`" if texts else "none in its wheel"
         table += f"| {wheel.name} {wheel.version} | {licence_of(wheel.dist)} | {known} |\n"
