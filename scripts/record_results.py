@@ -222,8 +222,7 @@ def page(rows: list[Row]) -> str:
         "score; `predictions/` holds the answers, so that each can be scored again untrained.",
         "Percent; 95 % intervals clustered on the image; `strict` and `label_score` protocols. "
         "Minutes are those of the run as it was; more than the plan's: on shared cores. "
-        "Phantom scores are of pictures without L and R, whose sides were the viewer's (see the "
-        "changelog), and not repeated since. Research use only, not a medical device.",
+        "Research use only, not a medical device.",
     ]
     for runs in runs_of(rows):
         first = runs[0][0]
