@@ -1,6 +1,7 @@
 """A model's exported graphs against the model itself: a whole answer, reading, and decoding.
 
-On folders of your own, as `medmoe export` wrote them, and phantom pictures. A whole answer is one
+On folders of your own, as `medmoe export` wrote them, or on the demonstration's model with random
+weights; phantom pictures. A whole answer is one
 picture, one question and five tokens; reading is a prompt of 512 tokens; decoding is 64 tokens
 behind a short prompt, one at a time. What a run holds in memory is printed beside them.
 """
@@ -9,14 +10,18 @@ from __future__ import annotations
 
 import argparse
 import resource
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from support.timing import QUICK_REPEATS, REPEATS, hardware, ratios
+from support.tiny import tiny
 
 from medmoe.data.phantom import read_phantom
 from medmoe.inference.engine import MedMoe
+from medmoe.model.checkpoint import save_model
+from medmoe.model.export import export_openvino
 
 QUESTION = "Is there any nodule?"
 READ, SAID = 512, 64
@@ -24,7 +29,7 @@ READ, SAID = 512, 64
 
 def reading(engine: MedMoe) -> Callable[[], object]:
     """Return a function that reads a prompt of `READ` tokens."""
-    ids = torch.randint(10, 1000, (1, READ), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(10, 100, (1, READ), generator=torch.Generator().manual_seed(0))
     positions = torch.arange(READ)[None]
     return lambda: engine.read(ids, None, torch.ones_like(ids), positions, engine.new_cache())
 
@@ -32,7 +37,7 @@ def reading(engine: MedMoe) -> Callable[[], object]:
 @torch.inference_mode()
 def decoding(engine: MedMoe) -> Callable[[], object]:
     """Return a function that says `SAID` tokens, one at a time."""
-    start = torch.randint(10, 1000, (1, 32), generator=torch.Generator().manual_seed(0))
+    start = torch.randint(10, 100, (1, 32), generator=torch.Generator().manual_seed(0))
 
     def run() -> None:
         cache = engine.new_cache()
@@ -46,18 +51,25 @@ def decoding(engine: MedMoe) -> Callable[[], object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path, help="folder of the model")
-    parser.add_argument("exported", type=Path, help="folder that `medmoe export` wrote of it")
+    parser.add_argument("model", type=Path, nargs="?", help="folder of the model")
+    parser.add_argument("exported", type=Path, nargs="?", help="what `medmoe export` wrote of it")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_REPEATS} repeats only")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: 2)")
     values = parser.parse_args()
     torch.set_num_threads(values.threads)
     repeats = QUICK_REPEATS if values.quick else REPEATS
     print(f"{hardware()}; {repeats} interleaved repeats; median [lowest, highest]")
-    engines = {
-        name: MedMoe.load(folder, max_new_tokens=5)
-        for name, folder in (("exported", values.exported), ("model", values.model))
-    }
+    with tempfile.TemporaryDirectory() as folder:
+        model, exported = values.model, values.exported
+        if exported is None:
+            model, exported = Path(folder) / "model", Path(folder) / "exported"
+            made = tiny(8)
+            save_model(made.moe, made.processor, model, {})
+            export_openvino(model, exported)
+        engines = {
+            name: MedMoe.load(where, max_new_tokens=5)
+            for name, where in (("exported", exported), ("model", model))
+        }
     picture = read_phantom("train", 1, seed=7)[0].image.source
     ways: dict[str, Callable[[MedMoe], Callable[[], object]]] = {
         "whole answer": lambda engine: lambda: engine.answer(picture, QUESTION),
