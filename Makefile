@@ -27,6 +27,7 @@ SBOM := dist/sbom.cdx.json
 # Two workers on two cores: more threads per worker would only fight for them.
 TEST_ENV := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
+XDIST := --dist loadscope --max-worker-restart=0 --ignore=tests/stress
 
 .DEFAULT_GOAL := help
 .PHONY: help demo install test check docs page fix test-vllm test-lmms stress bench bench-quick lock sbom advisories digests tree clean
@@ -61,10 +62,12 @@ define environment
 endef
 
 # A worker that died is not replaced: pytest-xdist then waits for ever for what it had left of a module.
-# Workers died in modules that came after those with a browser, which therefore have a process of their
-# own. Where $(ARGS) names tests of one kind only, the other ends with 5: nothing was collected.
+# Workers died in modules that came after those with OpenVINO, which therefore have a process of their
+# own, as those with a browser. Where $(ARGS) names tests of one kind only, the others end with 5:
+# nothing was collected.
 test: $(STAMP)  ## everything that proves the product right (about 25 minutes, no network)
-	$(PYTEST) -n 2 --dist loadscope --max-worker-restart=0 --ignore=tests/stress -m 'not browser' $(ARGS) || test $$? -eq 5
+	$(PYTEST) -n 2 $(XDIST) -m 'not browser and not openvino' $(ARGS) || test $$? -eq 5
+	$(PYTEST) -n 1 $(XDIST) -m openvino $(ARGS) || test $$? -eq 5
 	$(PYTEST) --ignore=tests/stress -m browser $(ARGS) || test $$? -eq 5
 
 test-vllm: $(VLLM_STAMP)  ## the real vLLM (CPU build, in .venv-vllm) against our own engine: same tokens

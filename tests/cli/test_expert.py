@@ -90,6 +90,7 @@ def test_verbs_take_a_model_with_an_expert_more(
     assert "ultrasound" in (tmp_path / "r" / "routes.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.openvino
 def test_its_exported_graphs_answer_as_it_does(
     larger: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

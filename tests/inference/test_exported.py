@@ -30,6 +30,7 @@ from medmoe.model.export import export_openvino, name_plain_tokenizer
 
 pytest.importorskip("openvino", reason="the extra `export` is not installed")
 pytest.importorskip("nncf", reason="the extra `export` is not installed")
+pytestmark = pytest.mark.openvino
 
 QUESTIONS = ("Is there a mass?", "Where?", "Which organ is it, and in which plane was it taken?")
 
@@ -221,7 +222,7 @@ def refused(*args, **kwargs): print("CALLED", args, flush=True); raise OSError("
 socket.socket.connect = socket.getaddrinfo = refused
 from pathlib import Path
 from medmoe.inference.engine import MedMoe
-from medmoe.model.export import export_openvino, name_plain_tokenizer
+from medmoe.model.export import export_openvino
 export_openvino(Path({str(model_folder)!r}), Path({str(tmp_path / "out")!r}), "int8")
 MedMoe.load({str(tmp_path / "out")!r}).answer(None, "why?")
 import openvino.tools.ovc.telemetry_utils as told
