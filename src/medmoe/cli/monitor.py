@@ -81,7 +81,7 @@ def _reference(args: argparse.Namespace) -> int:
         few = (
             "" if edges else f" (too few: about {2 * LEAST} are needed, only its share is watched)"
         )
-        tell(f"{domain}: {watch.reference.mix[domain]:,} pictures{few}")
+        tell(f"{domain}, pictures: {watch.reference.mix[domain]:,}{few}")
     tell(f"next: medmoe serve {args.model} --monitor {args.out}")
     tell(FOOTER)
     return 0
@@ -123,13 +123,15 @@ def _report(args: argparse.Namespace) -> int:
             verdict = judge(watch, day)
             found = [one.sentence() for one in verdict.alarms]
             alarm, few = bool(found), ", ".join(verdict.too_few)
-            said = [f"{len(found)} alarms" if found else "no alarm" * bool(verdict.compared)]
+            said = [f"alarms: {len(found)}" if found else "no alarm" * bool(verdict.compared)]
             state = "; ".join(filter(None, [*said, f"too few: {few}" * bool(few)]))
             told |= asdict(verdict) | {"day": f"{day}", "alarms": found}
             notes += [f"{day} {sentence}" for sentence in found]
         mix = ", ".join(f"{name} {n:,}" for name, n in sorted(tally.mix.items()))
         rows.append([f"{day}", mix, state, f"{tally.left_out:,}"])
         days.append(told | {"left_out": tally.left_out})
+    if not rows:
+        notes.append(f"no day yet: medmoe serve MODEL --monitor {args.file}")
     columns = ("Day", "Pictures", "Found", "Left out")
     Screen().table(Table(columns, rows, text_columns=3, notes=notes))
     tell(FOOTER)
