@@ -9,7 +9,8 @@ import torch
 from tests.model.tiny import Family, moe_model, pixels, processor, prompt_ids
 
 from medmoe.model.checkpoint import load_model, save_model
-from medmoe.model.experts import Expert, MoeFolder, put_in, renamed, tensors_hash
+from medmoe.model.expert_tensors import renamed, tensors_hash
+from medmoe.model.experts import Expert, MoeFolder, put_in
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 from medmoe.routing import record_routing
 

@@ -18,7 +18,8 @@ from medmoe.errors import CheckpointError, ConfigError
 from medmoe.model.checkpoint import save_model
 from medmoe.model.committed import MANIFEST, committed, write_json
 from medmoe.model.expert_pack import FACTS, TENSORS, export_expert, read_pack
-from medmoe.model.experts import MoeFolder, put_in, tensors_hash
+from medmoe.model.expert_tensors import tensors_hash
+from medmoe.model.experts import MoeFolder, put_in
 
 
 def test_a_pack_goes_into_its_base_and_gives_the_same_model(tmp_path: Path) -> None:

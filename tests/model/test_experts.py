@@ -22,7 +22,8 @@ from medmoe.errors import CheckpointError, ConfigError, MedMoeError
 from medmoe.model.checkpoint import load_model, save_model
 from medmoe.model.committed import committed
 from medmoe.model.expert_pack import export_expert, read_pack
-from medmoe.model.experts import Expert, MoeFolder, put_in, take_out, tensors_hash
+from medmoe.model.expert_tensors import tensors_hash
+from medmoe.model.experts import Expert, MoeFolder, put_in, take_out
 from medmoe.model.modeling_medmoe import MedMoeForConditionalGeneration
 
 

@@ -16,8 +16,11 @@ import httpx
 import psutil
 import pytest
 from pydicom.data import get_testdata_file
+from tests.model.growing import ALL, grown
 from tests.serving.support import TOKEN, Running, ask, data_url, png, question, running
 
+from medmoe.cli.main import main
+from medmoe.model.checkpoint import identity
 from medmoe.serving.audit import verify
 
 
@@ -204,3 +207,65 @@ def test_an_altered_model_is_not_served(
     (copy / "config.json").write_text((copy / "config.json").read_text() + " ")
     assert cli.main(["serve", str(copy), "--port", "8999"]) == 2
     assert "config.json: its SHA-256 differs" in capsys.readouterr().err
+
+
+def test_experts_are_changed_under_load_and_no_request_is_lost(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = shutil.copytree(tiny_model, tmp_path / "tiny" / "model")
+    packs = []
+    for name in ("ultrasound", "angiography"):
+        grown(base, tmp_path / name, ALL, name)
+        packs.append(tmp_path / f"{name}.pack")
+        words = ["expert", "export", tmp_path / name, name, "--out", packs[-1]]
+        assert main([*map(str, words)]) == 0
+
+    def take_in(action: str, *words: object) -> str:
+        """Change the site's experts and return the hash of its model."""
+        assert main(["expert", action, str(base), *map(str, words), "--site", "north"]) == 0
+        return identity(base.parent / "sites" / "north")
+
+    hashes, log = [take_in("import", packs[0])], tmp_path / "audit.jsonl"
+    flags = ("--site", "north", "--name", "tiny", "--audit-log", str(log), "--no-page")
+    replies: list[httpx.Response] = []
+    with running(base, tmp_path / "server", *flags, "--max-waiting", "64") as server:
+
+        def client(number: int) -> None:
+            while not ended.is_set():
+                long = question(f"left lung {number}", png(seed=number), max_tokens=40)
+                url = f"{server.address}/v1/chat/completions"
+                replies.append(httpx.post(url, json=long | {"stream": number % 2 == 0}, timeout=60))
+
+        ended = threading.Event()
+        clients = [threading.Thread(target=client, args=(number,)) for number in range(4)]
+        for one in clients:
+            one.start()
+        for words in (("import", packs[1]), ("remove", "ultrasound", "--to", "meta")):
+            hashes.append(take_in(*words))
+            server.process.send_signal(signal.SIGHUP)
+            end = time.monotonic() + 60
+            while f"changed to model {hashes[-1]}" not in server.said():
+                assert time.monotonic() < end, server.said()
+                time.sleep(0.05)
+            before = len(replies)
+            while len(replies) < before + 8:
+                assert time.monotonic() < end
+                time.sleep(0.05)
+        (base.parent / "sites" / "north" / "config.json").write_text("{}")
+        server.process.send_signal(signal.SIGHUP)
+        while "not changed, the model before goes on" not in server.said():
+            assert time.monotonic() < end, server.said()
+            time.sleep(0.05)
+        assert ask(server.address, image=png()).status_code == 200
+        ended.set()
+        for one in clients:
+            one.join(60)
+    assert [reply.status_code for reply in replies] == [200] * len(replies)
+    assert verify(log).fault is None
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    served = [line["model"] for line in lines if line["event"] == "chat"]
+    assert list(dict.fromkeys(served)) == hashes
+    assert [line["model"] for line in lines if line["event"] == "changed"] == hashes[1:]
+    # What a reply says of its expert is true of the model that the log names.
+    whole = [reply.json()["medmoe"] for reply in replies if "json" in reply.headers["content-type"]]
+    assert {told["routing"]["domain"] for told in whole} == {"ultrasound", "angiography"}

@@ -22,7 +22,7 @@ from medmoe.bundle.wheels import Wheel, fetch, needed
 from medmoe.errors import ConfigError
 from medmoe.files import refused
 from medmoe.model.committed import MANIFEST, check_files, entry_of, read_manifest
-from medmoe.model.locate import find_model, is_adapter, name_of
+from medmoe.model.locate import find_model, is_adapter, name_of, refuse_site
 
 _FIX = "copy the model folder again"
 
@@ -54,6 +54,7 @@ def make_bundle(
     model, needs = find_model(source), needed()
     if is_adapter(model):
         raise ConfigError(f"{model} is an adapter of another model; give a whole model")
+    refuse_site(model, "a bundle needs")
     for folder in (wheels, docs):
         if folder is not None and not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder; give one, or leave its flag out")

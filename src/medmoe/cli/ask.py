@@ -17,7 +17,7 @@ from medmoe.errors import ConfigError
 
 def add_arguments(parser: Parser) -> None:
     """Add the arguments of `ask`."""
-    parser.add_shared("model")
+    parser.add_shared("model", "--site")
     parser.add_shared(
         "image", type=str, help="picture; or the question, with the paths of pictures in it"
     )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: Parser) -> None:
     """Add the arguments of `chat`."""
-    parser.add_shared("model")
+    parser.add_shared("model", "--site")
     parser.add_value(
         "image IMAGE",
         "picture to begin with, as of `ask` (default: none; /image PATH opens one)",

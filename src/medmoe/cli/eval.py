@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: Parser) -> None:
     """Add the arguments of `eval`."""
-    parser.add_shared("model")
+    parser.add_shared("model", "--site")
     parser.add_value(
         "--model-api URL",
         "ask the MODEL of an OpenAI-compatible endpoint, which is sent the pictures, e.g. "

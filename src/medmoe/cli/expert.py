@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,14 @@ def add_arguments(parser: Parser) -> None:
             inner.add_choice(
                 "--to", ("meta", "next"), "its tokens go to the meta expert, or the next best"
             )
+        if name in ("list", "export"):
+            inner.add_shared("--site")
+        else:
+            inner.add_value(
+                "--site NAME",
+                "change this site's experts, which lie beside MODEL; MODEL stays as it is",
+                flags.reader(str, re.compile(r"[\w-]+").fullmatch, "a site's name, e.g. north"),
+            )
         if name == "export":
             inner.add_value("--out DIR", "folder of the pack to write", Path)
             inner.add_value("--sign KEY", "sign it with this Ed25519 key (PEM)", Path)
@@ -72,9 +81,11 @@ def _training_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what is asked, and print what changed and what is proven to be the same."""
-    from medmoe.model.locate import find_model
+    from medmoe.model.locate import find_model, find_site
 
-    result = _ACTIONS.get(args.action, _edit)(find_model(args.model), args)
+    of_site = args.action in ("list", "export") and args.site
+    folder = find_site(args.model, args.site) if of_site else find_model(args.model)
+    result = _ACTIONS.get(args.action, _edit)(folder, args)
     tell(FOOTER)
     flags.write_json(args.json, result | {"note": FOOTER})
     return 0
@@ -82,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _list(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     from medmoe.model.experts import MoeFolder
+    from medmoe.model.locate import sites_of
 
     experts = MoeFolder(folder).experts()
     for entry in experts:
@@ -94,7 +106,9 @@ def _list(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
             f"{entry['name']:12}  {', '.join(entry['modality'])}; {entry['parameters']:,} "
             f"parameters in layers {layers}; {origin}; sha256 {entry['sha256']}"
         )
-    return {"experts": experts}
+    sites = sites_of(folder)
+    tell(f"sites: {', '.join(sites) or 'none'}")
+    return {"experts": experts, "sites": sites}
 
 
 def _export(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -142,17 +156,25 @@ def _add(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 def _edit(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     from medmoe.model.expert_pack import read_pack
     from medmoe.model.experts import MoeFolder, put_in, take_out
+    from medmoe.model.locate import BASE, site_folder
 
     if args.out is None and not args.model.exists():
         raise ConfigError(f"{args.model} lies in the hub's cache; name a folder by --out DIR")
-    out = args.out or folder
+    out, base, site = args.out or folder, None, None
+    if args.site is not None:
+        if args.out is not None or (folder / BASE).is_file():
+            raise ConfigError(
+                "a site lies beside a whole model; give that, and --site without --out"
+            )
+        out, base = site_folder(folder, args.site), folder.resolve()
+        site = out if (out / BASE).is_file() else None
     with flags.alone_in(out):
-        model = MoeFolder(folder)
+        model = MoeFolder(site or folder)
         if args.action == "remove":
-            told = take_out(model, out, args.name, args.to)
+            told = take_out(model, out, args.name, args.to, base)
         else:
             pack = read_pack(args.pack, model, args.trust)
-            told = put_in(model, out, pack, swap=args.action == "swap")
+            told = put_in(model, out, pack, swap=args.action == "swap", base=base)
     _show(out, told)
     return told | {"out": str(out)}
 

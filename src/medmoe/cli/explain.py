@@ -15,7 +15,7 @@ from medmoe.files import write_text
 
 def add_arguments(parser: Parser) -> None:
     """Add the arguments of `explain`."""
-    parser.add_shared("model", "image", "question", *flags.VIEW)
+    parser.add_shared("model", "--site", "image", "question", *flags.VIEW)
     parser.add_value(
         "--option ANSWER",
         "choose among these answers only; give it once for each (default: a free answer)",

@@ -12,7 +12,7 @@ from medmoe.cli.parser import FOOTER, Parser
 
 def add_arguments(parser: Parser) -> None:
     """Add the arguments of `export`."""
-    parser.add_shared("model")
+    parser.add_shared("model", "--site")
     parser.add_value("--out DIR", "folder to write; ask, chat, eval and serve take it", Path)
     parser.add_argument(
         "--format", choices=("openvino",), default="openvino", help="of the graphs (default)"

@@ -109,6 +109,10 @@ SHARED: dict[str, dict[str, Any]] = {
         "choices": ("axial", "coronal", "sagittal"),
         "help": "plane of a NIfTI volume (default: that of its acquisition)",
     },
+    "--site": value(
+        "NAME",
+        "with the experts of this site, which lie beside MODEL (`medmoe expert import --site`)",
+    ),
     "--max-new-tokens": value(
         "N",
         "longest answer, in tokens (default: 32 for sets that the model was trained on, else 512)",

@@ -27,7 +27,7 @@ def add_arguments(parser: Parser) -> None:
     actions = parser.add_actions(_LINES)
     reference, report = actions["reference"], actions["report"]
     split = "split to read (default: %(default)s)"
-    reference.add_shared("model", "--task", "--limit", "--data")
+    reference.add_shared("model", "--site", "--task", "--limit", "--data")
     reference.add_shared("--split", default="validation", help=split)
     reference.add_shared("--seed", **flags.OF_MODEL)
     reference.add_value("--out FILE", "file for serve --monitor; a new one", Path, required=True)

@@ -13,7 +13,7 @@ from medmoe.processes import is_main
 
 def add_arguments(parser: Parser) -> None:
     """Add the arguments of `predict`."""
-    parser.add_shared("model")
+    parser.add_shared("model", "--site")
     parser.add_value("set SET", "your own table, with or without answers, or any other set")
     parser.add_value(
         "--out FILE",

@@ -14,7 +14,7 @@ from medmoe.cli.parser import FOOTER, Parser
 
 def add_arguments(parser: Parser) -> None:
     """Add the arguments of `routes`."""
-    parser.add_shared("model", *flags.TASKS)
+    parser.add_shared("model", "--site", *flags.TASKS)
     parser.add_value(
         "--before DIR",
         "phase-2 model or its run: the states before the router are its (default: MODEL's)",

@@ -31,7 +31,7 @@ _VLLM_FLAGS = (
 
 def add_arguments(parser: Parser) -> None:
     """Add the arguments of `serve`."""
-    parser.add_shared("model")
+    parser.add_shared("model", "--site")
     parser.add_value(
         "--host HOST", "address to bind to; beyond loopback it needs a token", default="127.0.0.1"
     )
@@ -151,7 +151,8 @@ def run(args: argparse.Namespace) -> int:
     address = f"http://{f'[{args.host}]' if ':' in args.host else args.host}:{args.port}"
     server = Server(
         engine, settings, audit=audit, monitor=monitor, page=not args.no_page,
-        on_ready=lambda: tell(f"ready: {address}"),
+        on_ready=lambda: tell(f"ready: {address}"), say=tell,
+        again=None if args.engine == "vllm" else partial(_engine_again, args),
     )  # fmt: skip
     tell(f"loading {args.model} for {address} …  {FOOTER}")
     server.run()
@@ -189,6 +190,16 @@ def _engine(args: argparse.Namespace) -> ChatEngine:
         args.model, name=args.name, max_batch=args.max_batch, max_waiting=args.max_waiting,
         load_model=partial(MedMoe.load, args.model, dtype=dtype),
     )  # fmt: skip
+
+
+def _engine_again(args: argparse.Namespace) -> ChatEngine:
+    """Return an engine of what the model's folder holds now."""
+    from medmoe.model.checkpoint import verify
+
+    if args.monitor is not None:
+        raise ConfigError("a drift watch is of one model; end this server and start another")
+    verify(args.model)
+    return _engine(args)
 
 
 def _vllm_options(args: argparse.Namespace) -> dict[str, Any]:

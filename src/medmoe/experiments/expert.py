@@ -27,7 +27,8 @@ from medmoe.experiments.job import Job, context_of
 from medmoe.experiments.recipe import Recipe, as_settings, load_recipe, model_settings
 from medmoe.model.checkpoint import load_model
 from medmoe.model.expert_pack import shape_of
-from medmoe.model.experts import Expert, MoeFolder, Tensors, put_in, renamed
+from medmoe.model.expert_tensors import Tensors, renamed
+from medmoe.model.experts import Expert, MoeFolder, put_in
 from medmoe.model.locate import find_model
 from medmoe.processes import processes
 from medmoe.routing.hooks import ffn_inputs

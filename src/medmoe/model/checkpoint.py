@@ -17,6 +17,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from jinja2 import TemplateError
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from medmoe.errors import CheckpointError, first_line
 from medmoe.model.adapter import WEIGHTS, base_of, check_adapter, with_adapter
@@ -29,8 +30,16 @@ from medmoe.model.committed import (
     write_json,
 )
 from medmoe.model.configuration_medmoe import MedMoeConfig
+from medmoe.model.expert_tensors import (
+    OWN_TENSORS,
+    Tensors,
+    by_stored_names,
+    kept_by,
+    read_tensors,
+)
 from medmoe.model.locate import (
     ADAPTER,
+    BASE,
     CONFIG,
     EXPORT,
     PICKLES,
@@ -109,7 +118,8 @@ def load_model(
 ) -> tuple[MedMoeForConditionalGeneration, MedMoeProcessor]:
     """Return the model (eval mode) and processor of a verified model directory.
 
-    An adapter's folder gives its base, with the adapter merged in.
+    An adapter's folder gives its base, with the adapter merged in; a site's its base, with the
+    site's experts.
 
     Args:
         dtype: Of the weights, by PyTorch's name; None is the one they were saved in. Router and
@@ -125,9 +135,16 @@ def load_model(
     verify(directory)
     refuse_exported(directory)
     processor = read_processor(directory)
+    of_site: dict[str, Any] = {}
+    if (directory / BASE).is_file():
+        config = read_config(directory)
+        of_site = {
+            "config": config,
+            "state_dict": by_stored_names(tensors_of(directory, config), config),
+        }
     try:
         model = MedMoeForConditionalGeneration.from_pretrained(
-            directory, local_files_only=True, dtype=dtype or "auto"
+            None if of_site else directory, local_files_only=True, dtype=dtype or "auto", **of_site
         )
     except _BROKEN as error:
         reason = " ".join(str(error).split())[:_MAX_REASON]
@@ -137,6 +154,30 @@ def load_model(
         ) from None
     check_fit(directory, model, processor)
     return model.eval(), processor
+
+
+def tensors_of(directory: Path, config: MedMoeConfig) -> Tensors:
+    """Return the tensors of a model folder by names of experts; of a site's with its base's."""
+    if not (directory / BASE).is_file():
+        return read_tensors(directory, config)
+    base = base_of_site(directory)
+    tensors = read_tensors(base, read_config(base)) | load_file(directory / OWN_TENSORS)
+    return kept_by(config, tensors)
+
+
+def base_of_site(directory: Path) -> Path:
+    """Return the folder of the model that a site's experts belong to.
+
+    Raises:
+        CheckpointError: It is gone, or another model stands there.
+    """
+    named = read_json(directory / BASE)
+    base, fix = directory / str(named.get("folder")), "put the model that it was made beside there"
+    if not (base / MANIFEST).is_file():
+        raise CheckpointError(f"{directory}: its base {base.resolve()} is gone; {fix} again")
+    if identity(base) != named.get("identity"):
+        raise CheckpointError(f"{directory}: its base {base.resolve()} is another model now; {fix}")
+    return base
 
 
 def refuse_exported(directory: Path) -> None:
@@ -252,7 +293,7 @@ def provenance(directory: Path) -> dict[str, Any]:
 def verify(directory: Path) -> None:
     """Check a model directory against its manifest without running anything in it.
 
-    Of an adapter its base is checked, and that its own files are there.
+    Of an adapter its base is checked, and that its own files are there; of a site both.
 
     Raises:
         CheckpointError: Names the offending file and what to do.
@@ -279,6 +320,9 @@ def verify(directory: Path) -> None:
         for name in listed
         if name.endswith((_SAFETENSORS, *PICKLES))
     )
+    if BASE in listed:
+        verify(base := base_of_site(directory))
+        weights += sum(path.stat().st_size for path in base.glob(f"*{_SAFETENSORS}"))
     _check_sizes(directory / CONFIG, read_json(directory / CONFIG), weights)
 
 

@@ -27,7 +27,8 @@ from medmoe.model.committed import (
     write_json,
 )
 from medmoe.model.configuration_medmoe import MedMoeConfig
-from medmoe.model.experts import Expert, MoeFolder, Tensors, renamed, tensors_hash
+from medmoe.model.expert_tensors import Tensors, renamed, tensors_hash
+from medmoe.model.experts import Expert, MoeFolder
 from medmoe.model.moe import activation_of
 from medmoe.notice import RESEARCH_ONLY
 

@@ -1,26 +1,23 @@
 """One expert of a model folder: named, hashed, put in, exchanged or taken out.
 
-No model is built and no weight computed: tensors are copied, under names that do not depend on the
-experts' order, ``….experts.ct.up_proj.weight`` and for a row of a router ``….gate.fc1.bias[ct]``.
-A new folder is committed only once hashes have shown that no other tensor changed.
+No model is built and no weight computed: tensors are copied. A new folder is committed only once
+hashes have shown that no other tensor changed. A site's folder holds the tensors of its own experts
+alone, and names the model that has all others.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors.torch import save_file
 
 from medmoe.domains import MEMBERS
 from medmoe.errors import CheckpointError, ConfigError, GuardError, first_line, one_of
@@ -33,17 +30,21 @@ from medmoe.model.checkpoint import (
     provenance,
     read_config,
     refuse_exported,
+    tensors_of,
     verify,
 )
 from medmoe.model.committed import committed, read_manifest, write_json
 from medmoe.model.configuration_medmoe import MedMoeConfig
-from medmoe.model.hashes import take_in
-from medmoe.model.locate import CONFIG, PROVENANCE, is_adapter, read_json
+from medmoe.model.expert_tensors import (
+    OWN_TENSORS,
+    Tensors,
+    by_stored_names,
+    owner,
+    tensors_hash,
+)
+from medmoe.model.locate import BASE, CONFIG, PROVENANCE, is_adapter, read_json
 
-_STORED = re.compile(r"(.*\.mlp\.experts\.)(\d+)(\..+)")
-_OWNED = re.compile(r"\.mlp\.experts\.([^.]+)\.|\[(.+)\]$")
 _FIX = "copy the model directory again"
-Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class MoeFolder:
         if not self.config.moe_layers:
             raise CheckpointError(f"{folder}: a dense model has no experts; give a phase 3 model")
         self.domains, self.removed = self.config.domains or [], self.config.removed_experts or {}
-        self.tensors = _read(folder, self.config)
+        self.tensors = tensors_of(folder, self.config)
 
     def expert(self, name: str) -> Tensors:
         """Return the tensors of an expert, with its rows.
@@ -122,30 +123,15 @@ class MoeFolder:
             raise ConfigError(f"the expert {name} was removed from {self.folder}; {fix}")
 
 
-def owner(key: str) -> str | None:
-    """Return the expert that a tensor belongs to, None for all others."""
-    match = _OWNED.search(key)
-    return match and (match[1] or match[2])
-
-
-def renamed(key: str, old: str, new: str) -> str:
-    """Return the name of another expert's tensor in the same place."""
-    return key.replace(f".experts.{old}.", f".experts.{new}.").replace(f"[{old}]", f"[{new}]")
-
-
-def tensors_hash(tensors: Tensors) -> str:
-    """Return the SHA-256 of tensors: names, types, shapes and bytes, in any order."""
-    digest = hashlib.sha256()
-    take_in(digest, sorted(tensors.items()))
-    return digest.hexdigest()
-
-
-def put_in(model: MoeFolder, out: Path, expert: Expert, *, swap: bool = False) -> dict[str, Any]:
+def put_in(
+    model: MoeFolder, out: Path, expert: Expert, *, swap: bool = False, base: Path | None = None
+) -> dict[str, Any]:
     """Write a model with one expert more; return what changed and what is proven to be the same.
 
     Args:
         out: May be the model's own folder, which is then replaced at once.
         swap: Its namesake goes.
+        base: The whole model that ``out``, a site's folder, is to name; None writes a whole one.
 
     Raises:
         ConfigError: The name is taken, or none has it; or its rows would change others' weights.
@@ -164,10 +150,12 @@ def put_in(model: MoeFolder, out: Path, expert: Expert, *, swap: bool = False) -
         )
     tensors, domains = model.tensors | expert.tensors, list(dict.fromkeys([*model.domains, name]))
     what = "exchanged" if swap else "added"
-    return _write(model, out, tensors, domains, model.removed, expert, what)
+    return _write(model, out, base, tensors, domains, model.removed, expert, what)
 
 
-def take_out(model: MoeFolder, out: Path, name: str, to: str) -> dict[str, Any]:
+def take_out(
+    model: MoeFolder, out: Path, name: str, to: str, base: Path | None = None
+) -> dict[str, Any]:
     """Write a model without an expert; else as `put_in`.
 
     Its rows stay where others were trained with them, and where tokens go to the meta expert.
@@ -192,12 +180,13 @@ def take_out(model: MoeFolder, out: Path, name: str, to: str) -> dict[str, Any]:
         if owner(k) not in gone and (k not in own or k[-1] == "]")
     }
     expert = Expert(name, {}, [], {})
-    return _write(model, out, tensors, left, removed, expert, f"removed, to {to}")
+    return _write(model, out, base, tensors, left, removed, expert, f"removed, to {to}")
 
 
 def _write(
     model: MoeFolder,
     out: Path,
+    base: Path | None,
     tensors: Tensors,
     domains: list[str],
     removed: Mapping[str, str],
@@ -218,17 +207,20 @@ def _write(
     facts = _facts(model, domains, expert, what)
     with committed(out) as staging:
         for name in listed:
-            if ".safetensors" not in name:
+            if ".safetensors" not in name and name != BASE:
                 shutil.copyfile(model.folder / name, staging / name)
         text = json.dumps(content, indent=2, sort_keys=True) + "\n"
         (staging / CONFIG).write_text(text, encoding="utf-8")
         config = read_config(staging)
-        _store(tensors, config, staging, model.folder)
+        if base is not None:
+            link = {"folder": os.path.relpath(base, out.parent.resolve() / out.name)}
+            write_json(staging / BASE, link | {"identity": identity(base)})
+        _store(tensors, config, staging, model.folder, base)
         write_json(staging / PROVENANCE, {"domains": domains, "training": facts})
         complete = (staging / PROCESSOR).is_file()
         card = model_card(meta_model(config), facts, complete=complete)
         (staging / CARD).write_text(card, encoding="utf-8")
-        told = _proven(model.tensors, _read(staging, config), expert.name)
+        told = _proven(model.tensors, tensors_of(staging, config), expert.name)
     after = read_manifest(out, _FIX)
     keys = {k: [old.get(k), v] for k, v in changes.items() if old.get(k) != v}
     other = sorted(name for name in after if after[name] != listed.get(name))
@@ -247,34 +239,22 @@ def _facts(model: MoeFolder, domains: list[str], expert: Expert, what: str) -> d
     return old | merged
 
 
-def _read(folder: Path, config: MedMoeConfig) -> Tensors:
-    last, found = f".mlp.gate.fc{config.router_layers}.", Tensors()
-    for path in sorted(folder.glob("*.safetensors")):
-        for key, tensor in load_file(path).items():
-            if match := _STORED.match(key):
-                name = (config.domains or [])[int(match[2])]
-                found[f"{match[1]}{name}{match[3]}"] = tensor
-            elif last in key:
-                rows = zip(config.router_rows, tensor, strict=True)
-                found |= {f"{key}[{row}]": part for row, part in rows}
-            else:
-                found[key] = tensor
-    return found
+def _store(
+    tensors: Tensors, config: MedMoeConfig, staging: Path, old: Path, base: Path | None
+) -> None:
+    """Write a site's own tensors, or all by the names that models are loaded by.
 
-
-def _store(tensors: Tensors, config: MedMoeConfig, staging: Path, old: Path) -> None:
-    """Write tensors by the names that models are loaded by, in files as large as the old ones."""
-    stored, order = Tensors(), config.domains or []
-    for key, tensor in tensors.items():
-        name = owner(key)
-        if key.endswith("]"):
-            whole = key.partition("[")[0]
-            stored[whole] = torch.stack([tensors[f"{whole}[{row}]"] for row in config.router_rows])
-        else:
-            stored[renamed(key, name, str(order.index(name))) if name else key] = tensor
-    sizes = [path.stat().st_size for path in old.glob("*.safetensors")]
-    largest = max(sizes) if len(sizes) > 1 else sum(t.nbytes for t in stored.values()) + 1
+    The files are as large as the old ones.
+    """
     try:
+        if base is not None:
+            held = tensors_of(base, read_config(base))
+            own = {k: t for k, t in tensors.items() if k not in held or not t.equal(held[k])}
+            save_file({k: t.contiguous() for k, t in own.items()}, staging / OWN_TENSORS)
+            return
+        stored = by_stored_names(tensors, config)
+        sizes = [path.stat().st_size for path in old.glob("*.safetensors")]
+        largest = max(sizes) if len(sizes) > 1 else sum(t.nbytes for t in stored.values()) + 1
         save_torch_state_dict(stored, staging, max_shard_size=largest)
     except SafetensorError as error:
         raise GuardError(

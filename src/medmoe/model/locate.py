@@ -16,6 +16,8 @@ from medmoe.model.committed import MANIFEST, replaced_by
 CONFIG, PROVENANCE, ADAPTER = "config.json", "medmoe.json", "adapter_config.json"
 #: Stands in a folder of exported graphs and says what they are.
 EXPORT = "export.json"
+#: Stands in a site's folder and names the model that its experts belong to.
+BASE = "base.json"
 MODEL_TYPE = "medmoe"
 #: Endings of files that may hold pickles, which can run code when they are read.
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -53,6 +55,32 @@ def find_seeing(source: Path | str) -> Path:
     return folder
 
 
+def site_folder(model: Path, name: str) -> Path:
+    """Return where the experts of a site lie: beside the model's folder, which stays as it is."""
+    return model.parent / "sites" / name
+
+
+def sites_of(model: Path) -> list[str]:
+    """Return the names of a model's sites."""
+    return sorted(path.parent.name for path in model.parent.glob(f"sites/*/{BASE}"))
+
+
+def find_site(source: Path | str, name: str) -> Path:
+    """Return the folder of a site's model: that of ``source`` with the site's own experts.
+
+    Raises:
+        CheckpointError: There is no such model, or it has no such site.
+    """
+    model = find_model(source)
+    if not (site_folder(model, name) / BASE).is_file():
+        known = ", ".join(sites_of(model)) or "none yet"
+        raise CheckpointError(
+            f"{source} has no site {name} (its sites: {known}); make one by `medmoe expert import "
+            f"{source} PACK --site {name}`"
+        )
+    return site_folder(model, name)
+
+
 def find_other(source: Path | str) -> Path | None:
     """Return the folder of a model of another kind that transformers can ask; None of any else."""
     from transformers.models.auto import modeling_auto
@@ -82,8 +110,13 @@ def model_of(directory: Path) -> Path:
 
 
 def name_of(directory: Path) -> str:
-    """Return what to call a model by its folder: ``…/model`` by its run, of the hub by its name."""
+    """Return what to call a model by its folder: ``…/model`` by its run, of the hub by its name.
+
+    A site's is the model's name, ``@`` and the site's.
+    """
     path = directory.resolve()
+    if path.parent.name == "sites" and (path / BASE).is_file():
+        return f"{path.parent.parent.name}@{path.name}"
     folder = path.parent if path.name == "model" else path
     if folder.parent.name == "snapshots":  # of the hub's cache, whose folders are commits
         folder = folder.parent.parent
@@ -93,6 +126,15 @@ def name_of(directory: Path) -> str:
 def is_adapter(folder: Path) -> bool:
     """Return whether a folder holds a LoRA adapter, as PEFT saves one."""
     return (folder / ADAPTER).is_file()
+
+
+def refuse_site(folder: Path, who: str) -> None:
+    """Raise a `CheckpointError` of what needs all weights in one folder."""
+    if (folder / BASE).is_file():
+        raise CheckpointError(
+            f"{folder} holds a site's own experts only, and {who} all weights in one folder; write "
+            "that by `medmoe expert import MODEL PACK --out DIR`"
+        )
 
 
 def find_twin(model: Path) -> Path | None:

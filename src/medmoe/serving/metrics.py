@@ -5,6 +5,8 @@ Labels are routes, methods and statuses, never anything that a client chose.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from medmoe.serving.chat_engine import ChatEngine
@@ -23,11 +25,11 @@ class Metrics:
     """The numbers of one server.
 
     Args:
-        engine: Asked for its load when the numbers are read.
+        engine: Gives the one that answers, asked for its load when the numbers are read.
         monitor: Asked for what has drifted; None where that is not watched.
     """
 
-    def __init__(self, engine: ChatEngine, monitor: Monitor | None = None) -> None:
+    def __init__(self, engine: Callable[[], ChatEngine], monitor: Monitor | None = None) -> None:
         self._monitor = monitor
         self.registry = CollectorRegistry()
         self.requests = Counter(
@@ -50,11 +52,11 @@ class Metrics:
             registry=self.registry,
         )  # fmt: skip
         waiting = Gauge("medmoe_waiting", "Requests that wait.", registry=self.registry)
-        waiting.set_function(lambda: float(engine.load().waiting + engine.load().explaining))
+        waiting.set_function(lambda: float(engine().load().waiting + engine().load().explaining))
         running = Gauge("medmoe_running", "Requests being answered.", registry=self.registry)
-        running.set_function(lambda: float(engine.load().running))
+        running.set_function(lambda: float(engine().load().running))
         ready = Gauge("medmoe_ready", "1 where the model answers.", registry=self.registry)
-        ready.set_function(lambda: float(engine.state == "ready"))
+        ready.set_function(lambda: float(engine().state == "ready"))
         if monitor is not None:
             self._drift, self._alarm, unwritten = (
                 Gauge(f"medmoe_{name}", what, labels, registry=self.registry)

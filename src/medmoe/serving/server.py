@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sys
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -13,9 +15,10 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from medmoe.errors import first_line
 from medmoe.serving.app import create_app
 from medmoe.serving.audit import AuditLog
-from medmoe.serving.chat_engine import ChatEngine
+from medmoe.serving.chat_engine import ChatEngine, not_ready
 from medmoe.serving.monitor import Monitor
 from medmoe.serving.settings import ServerSettings
 
@@ -130,6 +133,9 @@ class Server(uvicorn.Server):
         monitor: None where drift is not watched.
         page: Whether the page is mounted.
         on_ready: Called when the model answers.
+        again: Makes another engine when SIGHUP asks for it, of what the model's folder holds then;
+            None where that is not possible.
+        say: Is told what came of that.
 
     Attributes:
         failure: Why the model could not be loaded, None if it could.
@@ -144,9 +150,12 @@ class Server(uvicorn.Server):
         monitor: Monitor | None = None,
         page: bool = True,
         on_ready: Callable[[], None] = lambda: None,
+        again: Callable[[], ChatEngine] | None = None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.failure: Exception | None = None
-        self._engine, self._settings, self._on_ready = engine, settings, on_ready
+        self._again, self._say, self._changing = again, say, asyncio.Lock()
+        self._settings, self._on_ready = settings, on_ready
         self._tasks: set[asyncio.Task[None]] = set()
         app = create_app(
             engine, settings, audit=audit, monitor=monitor, page=page, started=self._begin_loading
@@ -169,23 +178,43 @@ class Server(uvicorn.Server):
         asyncio.get_event_loop().call_soon_threadsafe(lambda: self._spawn(self._drain()))
 
     def _begin_loading(self) -> None:
+        main = threading.current_thread() is threading.main_thread()
+        if self._again is not None and main and sys.platform != "win32":
+            asyncio.get_running_loop().add_signal_handler(
+                signal.SIGHUP, lambda: self._spawn(self._change())
+            )
         self._spawn(self._load())
 
     async def _load(self) -> None:
         try:
-            await self._engine.start()
+            await self._service.engine.start()
         except Exception as error:  # a model that nobody foresaw ends the server too
             self.failure = error
             self.should_exit = True
             return
         self._on_ready()
 
+    async def _change(self) -> None:
+        """Answer by what the folder holds now; where that cannot be loaded, go on as before."""
+        assert self._again is not None
+        async with self._changing:
+            try:
+                if self._service.state != "ready":
+                    raise not_ready(self._service.state)
+                engine = await asyncio.to_thread(self._again)
+                await engine.start()
+            except Exception as error:
+                self._say(f"not changed, the model before goes on: {first_line(error)}")
+                return
+            self._say(f"changed to model {engine.facts.sha256}")
+            await self._service.change_engine(engine)
+
     async def _drain(self) -> None:
         end = asyncio.get_running_loop().time() + self._settings.drain_seconds
-        self._engine.drain()
+        self._service.engine.drain()
         while self._service.under_way and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(0.02)
-        await self._engine.stop()
+        await self._service.engine.stop()
         self.should_exit = True
 
     def _spawn(self, work: Any) -> None:

@@ -13,8 +13,10 @@ import asyncio
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -33,6 +35,8 @@ from medmoe.serving.settings import ServerSettings
 from medmoe.serving.transport import App, Receive, Scope, Send, route_path
 
 _log = logging.getLogger(__name__)
+_LOOK_SECONDS = 0.05
+_BEGUN_WITH: ContextVar[ChatEngine | None] = ContextVar("engine", default=None)
 
 
 @dataclass(slots=True)
@@ -73,13 +77,32 @@ class Service:
         audit: AuditLog | None,
         monitor: Monitor | None = None,
     ) -> None:
-        self.engine, self.settings, self.monitor = engine, settings, monitor
-        self.metrics = Metrics(engine, monitor)
+        self.settings, self.monitor = settings, monitor
+        self._engine, self._open = engine, Counter[ChatEngine]()
+        self.metrics = Metrics(lambda: self.engine, monitor)
         self.uploads = UploadStore()
         self.decoding = Decoding(settings.deadline_seconds, self.metrics)
         self.under_way = 0
         self._audit = audit
         self._log_failed = False
+
+    @property
+    def engine(self) -> ChatEngine:
+        """The engine; of a chat request under way the one that it began with."""
+        begun_with = _BEGUN_WITH.get()
+        return begun_with if begun_with and self._open[begun_with] else self._engine
+
+    async def change_engine(self, engine: ChatEngine) -> None:
+        """Answer by another engine from the next request on; end the old one after its last.
+
+        Args:
+            engine: Started.
+        """
+        old, self._engine = self._engine, engine
+        self.note("changed")
+        while self._open[old]:
+            await asyncio.sleep(_LOOK_SECONDS)
+        await old.stop()
 
     @property
     def state(self) -> str:
@@ -145,9 +168,21 @@ class Service:
     def _answering(self) -> Iterator[None]:
         self.under_way += 1
         try:
-            yield
+            with self._holding():
+                yield
         finally:
             self.under_way -= 1
+
+    @contextmanager
+    def _holding(self) -> Iterator[ChatEngine]:
+        """Keep the engine until the end of what begins with it."""
+        engine = self.engine
+        _BEGUN_WITH.set(engine)
+        self._open[engine] += 1
+        try:
+            yield engine
+        finally:
+            self._open[engine] -= 1
 
     @contextmanager
     def audited(self, request_id: str, ends: float = inf) -> Iterator[Record]:
@@ -157,27 +192,28 @@ class Service:
             ends: Its deadline, by the event loop's clock.
         """
         record, started = Record(), time.perf_counter()
-        try:
-            yield record
-        except asyncio.CancelledError:
-            if asyncio.get_running_loop().time() >= ends:
-                record.refused(late())
-            raise
-        except ClientDisconnect:
-            raise
-        except Exception as error:
-            record.refused(error)
-            raise
-        finally:
-            self._write(
-                "chat",
-                request=request_id,
-                model=self.engine.facts.sha256,
-                image=record.image,
-                status=record.status,
-                code=record.code,
-                latency_ms=round(1000 * (time.perf_counter() - started), 1),
-            )
+        with self._holding() as engine:
+            try:
+                yield record
+            except asyncio.CancelledError:
+                if asyncio.get_running_loop().time() >= ends:
+                    record.refused(late())
+                raise
+            except ClientDisconnect:
+                raise
+            except Exception as error:
+                record.refused(error)
+                raise
+            finally:
+                self._write(
+                    "chat",
+                    request=request_id,
+                    model=engine.facts.sha256,
+                    image=record.image,
+                    status=record.status,
+                    code=record.code,
+                    latency_ms=round(1000 * (time.perf_counter() - started), 1),
+                )
 
     def note(self, event: str) -> None:
         """Write a line about the server itself."""

@@ -30,7 +30,7 @@ from medmoe.inference.chat import (
     token_biases,
 )
 from medmoe.model.checkpoint import read_config, verify
-from medmoe.model.locate import is_adapter
+from medmoe.model.locate import is_adapter, refuse_site
 from medmoe.model.processing_medmoe import MedMoeProcessor
 from medmoe.serving.chat_engine import ChatEngine, Load, failed, late, not_ready
 
@@ -65,6 +65,7 @@ class VllmEngine(ChatEngine):
                 f"{directory} is an adapter, and vLLM reads whole models; make one of it by "
                 f"`medmoe adopt {directory} --out DIR`"
             )
+        refuse_site(directory, "vLLM reads")
         super().__init__(directory, name, **limits)
         self._directory, self._config = directory, read_config(directory)
         self._config.refuse_routing_by_picture("vLLM")
