@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 import torch
 from PIL import Image
 from tests.cli.running import refused_by
-from tests.model.growing import ALL, grown, run
+from tests.model.growing import ALL, NONE, grown, run
 
 from medmoe.cli.main import main
+from medmoe.evaluation.compare import compare_runs
+from medmoe.model.checkpoint import identity
 from medmoe.model.committed import MANIFEST
 
 refused = refused_by("expert")
@@ -123,3 +126,54 @@ def test_a_base_that_is_gone_or_another_is_refused(
     shutil.move(moved, tmp_path / "away")
     assert main(["chat", str(tmp_path / "elsewhere" / "sites" / "north")]) == 2
     assert "is gone; put the model that it was made beside there" in capsys.readouterr().err
+
+
+def test_a_pack_says_how_its_expert_was_tested_and_a_worse_one_is_not_written(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grown(base, tmp_path / "quiet", NONE)
+    task = ["--test", "phantom_vqa", "--limit", 40, "--seed", 3]
+    shipped = told(
+        capsys, "expert", "export", tmp_path / "quiet", "ultrasound", "--out", tmp_path / "p", *task
+    )
+    assert "the same. Neither is shown to be better. Too few pictures to show a loss." in shipped
+    assert "tested: its report is in the pack" in shipped
+    report = json.loads((tmp_path / "p" / "expert.json").read_text())["evaluation"]
+    assert not report["worse"]
+    assert sum(row["n"] for row in report["rows"]) == 40
+    assert all(row["same_answers"] == row["n"] for row in report["rows"])
+    assert report["with"] == identity(tmp_path / "quiet")
+    taken = told(capsys, "expert", "import", base, tmp_path / "p", "--site", "north")
+    assert "tested by its maker, no old domain worse; pictures: phantom_vqa ct (" in taken
+    said = json.loads((base.parent / "sites" / "north" / "medmoe.json").read_text())
+    kept = said["training"]["experts"]["ultrasound"]["imported"]["evaluation"]
+    assert kept == report
+
+
+def test_an_expert_that_makes_an_old_domain_worse_is_neither_shipped_nor_taken_in(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = pack_of(base, tmp_path, "ultrasound")
+    assert "the pack says of no test" in told(capsys, "expert", "import", base, pack, "--site", "a")
+    files = {path.name: path.read_bytes() for path in base.iterdir()}
+
+    # An untrained model has nothing to lose: what it answers without the expert is made the truth.
+    def answered_right(name: str, records: Any, a: Any, b: Any, seed: int) -> Any:
+        truth = {said.id: said.text for said in a[0]}
+        own = [replace(r, answer=truth[r.id], answer_type="open", options=()) for r in records]
+        return compare_runs(name, own, a, b, seed)
+
+    monkeypatch.setattr("medmoe.evaluation.expert_gate.compare_runs", answered_right)
+    task = ["--test", "phantom_vqa", "--limit", "300", "--seed", "3"]
+    for words in (
+        ["import", base, pack],
+        ["import", base, pack, "--site", "b"],
+        ["export", tmp_path / "whole", "ultrasound", "--out", tmp_path / "q"],
+    ):
+        assert main(["expert", *map(str, words), *task]) == 1
+        out = capsys.readouterr().out
+        assert "an old domain is worse: nothing is written" in out
+        assert "B is worse than A: phantom_vqa, " in out
+    assert {path.name: path.read_bytes() for path in base.iterdir()} == files
+    assert not (tmp_path / "q").exists()
+    assert not (base.parent / "sites" / "b" / "config.json").exists()

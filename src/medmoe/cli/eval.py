@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     _check_flags(args)
     other = _other(args)
     model, twin = (args.model, None) if other else _ours(args)
-    seed, tasks, calibration = _records(args, model)
+    seed, tasks, calibration = read_tasks(args, model)
     plan = EvalPlan(
         model=model,
         out=args.out,
@@ -194,7 +194,7 @@ def _twin(args: argparse.Namespace, model: Path) -> Path | None:
     return twin
 
 
-def _records(
+def read_tasks(
     args: argparse.Namespace, model: Path
 ) -> tuple[int, dict[str, TaskRecords], dict[str, TaskRecords]]:
     """Return the seed, and by task the records to ask and those to calibrate on."""

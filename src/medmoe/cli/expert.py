@@ -7,13 +7,17 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from medmoe.cli import flags
+from medmoe.cli.compare import WORSE
 from medmoe.cli.console import tell
 from medmoe.cli.parser import FOOTER, Parser
 from medmoe.errors import ConfigError
 
+#: Pictures of a domain; on fewer no loss but a total one is told from chance.
+_ENOUGH = 20
 _LINES = {
     "list": "Name the experts: modality, layers, parameters, SHA-256, origin",
     "export": "Write one expert as a pack: tensors, origin, licence, hash of its base, signature",
@@ -50,6 +54,8 @@ def add_arguments(parser: Parser) -> None:
                 "change this site's experts, which lie beside MODEL; MODEL stays as it is",
                 flags.reader(str, re.compile(r"[\w-]+").fullmatch, "a site's name, e.g. north"),
             )
+        if name in ("export", "import", "swap"):
+            _gate_arguments(inner)
         if name == "export":
             inner.add_value("--out DIR", "folder of the pack to write", Path)
             inner.add_value("--sign KEY", "sign it with this Ed25519 key (PEM)", Path)
@@ -58,6 +64,19 @@ def add_arguments(parser: Parser) -> None:
                 "--out DIR", "model folder to write (default: MODEL itself, replaced at once)", Path
             )
         inner.add_shared("--json")
+
+
+def _gate_arguments(parser: Parser) -> None:
+    parser.add_value(
+        "--test TASK",
+        "ask this task, as `eval --task`, with and without the expert; where a domain of the "
+        "others is worse, end with 1 and write nothing; may be repeated",
+        action="append",
+        default=[],
+        dest="task",
+    )
+    parser.add_shared("--split", "--limit", "--data", "--allow-outside", "--seed", **flags.OF_MODEL)
+    parser.set_defaults(calibrate=None)
 
 
 def _training_arguments(parser: Parser) -> None:
@@ -88,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     result = _ACTIONS.get(args.action, _edit)(folder, args)
     tell(FOOTER)
     flags.write_json(args.json, result | {"note": FOOTER})
-    return 0
+    return WORSE if (result.get("evaluation") or {}).get("worse") else 0
 
 
 def _list(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -113,14 +132,23 @@ def _list(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 def _export(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     from medmoe.model.expert_pack import export_expert
-    from medmoe.model.experts import MoeFolder
+    from medmoe.model.experts import MoeFolder, take_out, whole_model
 
     if args.out is None:
         raise ConfigError("export writes a folder of its own; name it: --out DIR")
-    facts = export_expert(MoeFolder(folder), args.name, args.out, args.sign)
+    model, tested = MoeFolder(folder), None
+    if args.task:
+        with TemporaryDirectory(prefix="medmoe-") as name:
+            without = Path(name) / "without"
+            take_out(model, without, args.name, "next", base=whole_model(folder))
+            tested = _tested(without, folder, args.name, args)
+        if tested["worse"]:
+            return {"evaluation": tested}
+    facts = export_expert(model, args.name, args.out, args.sign, tested)
     tell(f"written: {args.out}, expert {args.name}, sha256 {facts['sha256']}")
     tell(f"base: {facts['base']}; licence: {facts['licence'] or 'not recorded'}")
     tell("signed" if args.sign else "not signed; sign it by --sign KEY")
+    tell("tested: its report is in the pack" if tested else "not tested; do it by --test TASK")
     return facts | {"out": str(args.out)}
 
 
@@ -155,7 +183,7 @@ def _add(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 def _edit(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     from medmoe.model.expert_pack import read_pack
-    from medmoe.model.experts import MoeFolder, put_in, take_out
+    from medmoe.model.experts import MoeFolder, put_in, take_out, whole_model
     from medmoe.model.locate import BASE, site_folder
 
     if args.out is None and not args.model.exists():
@@ -171,12 +199,59 @@ def _edit(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     with flags.alone_in(out):
         model = MoeFolder(site or folder)
         if args.action == "remove":
-            told = take_out(model, out, args.name, args.to, base)
+            told = take_out(model, out, args.name, args.to, base=base)
         else:
-            pack = read_pack(args.pack, model, args.trust)
-            told = put_in(model, out, pack, swap=args.action == "swap", base=base)
+            pack, swap = read_pack(args.pack, model, args.trust), args.action == "swap"
+            tested, makers = None, pack.facts["imported"]["evaluation"]
+            if args.task:
+                with TemporaryDirectory(prefix="medmoe-") as name:
+                    put_in(model, Path(name) / "with", pack, swap=swap, base=whole_model(folder))
+                    tested = _tested(site or folder, Path(name) / "with", pack.name, args)
+                if tested["worse"]:
+                    return {"evaluation": tested}
+            told = put_in(model, out, pack, swap=swap, base=base) | {"evaluation": tested}
+            tell(_said_of(makers))
     _show(out, told)
     return told | {"out": str(out)}
+
+
+def _tested(without: Path, model: Path, name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Ask both models, print what differs domain by domain, and return the report."""
+    from medmoe.cli.console import asking_bar
+    from medmoe.cli.eval import read_tasks
+    from medmoe.cli.tables import Screen
+    from medmoe.evaluation.expert_gate import gate
+    from medmoe.evaluation.pages.compare_page import difference_table, verdict
+    from medmoe.training.saving.run_dir import git_commit
+
+    seed, tasks, _ = read_tasks(args, model)
+    questions = 2 * sum(len(task.records) for task in tasks.values())
+    with TemporaryDirectory(prefix="medmoe-") as out, asking_bar(questions) as asked:
+        report, compared = gate(
+            without, model, name, [*tasks.values()], Path(out), seed, git_commit()[0], asked
+        )
+    for comparison in compared:
+        Screen().table(difference_table(comparison))
+    tell(f"A is the model without {name}, B with it")
+    for row, comparison in zip(report["rows"], compared, strict=True):
+        what = "new" if row["new"] else "old"
+        few = " Too few pictures to show a loss." if row["images"] < _ENOUGH else ""
+        tell(
+            f"{row['task']}, {row['domain']} ({what}; {row['images']:,} pictures): "
+            f"{row['same_answers']:,} of {row['n']:,} answers are the same. "
+            f"{verdict(comparison.differences)}{few}"
+        )
+    if report["worse"]:
+        tell("an old domain is worse: nothing is written")
+    return report
+
+
+def _said_of(report: dict[str, Any] | None) -> str:
+    """Return what a pack says of its own test."""
+    if report is None:
+        return "the pack says of no test; test it here by --test TASK"
+    rows = (f"{row['task']} {row['domain']} ({row['images']:,})" for row in report["rows"])
+    return f"tested by its maker, no old domain worse; pictures: {', '.join(rows)}"
 
 
 def _show(out: Path, told: dict[str, Any]) -> None:

@@ -38,12 +38,19 @@ _KEYS = "make one by `openssl genpkey -algorithm ed25519`, and `openssl pkey -pu
 _OF_BASE = ("base_model", "licences", "data", "data_sha256", "commit", "seed", "phases", "notes")
 
 
-def export_expert(model: MoeFolder, name: str, out: Path, key: Path | None) -> dict[str, Any]:
+def export_expert(
+    model: MoeFolder,
+    name: str,
+    out: Path,
+    key: Path | None,
+    evaluation: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Write an expert's pack, signed where a private key is given; return its facts.
 
     Args:
         out: A new folder, or that of a pack, which is replaced.
         key: Ed25519, PEM.
+        evaluation: What `medmoe.evaluation.expert_gate` found; None where it was not asked.
 
     Raises:
         ConfigError: There is no such expert, one it was trained beside is gone, or the key is none.
@@ -65,6 +72,7 @@ def export_expert(model: MoeFolder, name: str, out: Path, key: Path | None) -> d
         "version": 1,
         "base": model.base_hash({*rows} - {name}),
         "shape": shape_of(model.config),
+        "evaluation": evaluation,
         "licence": licence_of(base_model, licences),
         "base_provenance": {k: known[k] for k in _OF_BASE if k in known},
         "use": RESEARCH_ONLY,
@@ -133,6 +141,7 @@ def read_pack(folder: Path, model: MoeFolder, trusted: Path | None) -> Expert:
         )
     _check(folder, name, tensors, model)
     came = {"pack": entry_of(folder / MANIFEST)["sha256"], "signed_by": signed_by}
+    came["evaluation"] = facts.get("evaluation")
     return Expert(name, tensors, rows, {**origin, "imported": came})
 
 

@@ -25,6 +25,7 @@ from medmoe.model.blueprint import meta_model
 from medmoe.model.card import CARD, model_card
 from medmoe.model.checkpoint import (
     PROCESSOR,
+    base_of_site,
     check_replaceable,
     identity,
     provenance,
@@ -121,6 +122,11 @@ class MoeFolder:
         if name in self.removed:
             fix = "go on with the model from before"
             raise ConfigError(f"the expert {name} was removed from {self.folder}; {fix}")
+
+
+def whole_model(folder: Path) -> Path:
+    """Return the folder of the whole model behind a folder: of a site its base, else itself."""
+    return (base_of_site(folder) if (folder / BASE).is_file() else folder).resolve()
 
 
 def put_in(
