@@ -176,4 +176,4 @@ def test_an_expert_that_makes_an_old_domain_worse_is_neither_shipped_nor_taken_i
         assert "B is worse than A: phantom_vqa, " in out
     assert {path.name: path.read_bytes() for path in base.iterdir()} == files
     assert not (tmp_path / "q").exists()
-    assert not (base.parent / "sites" / "b" / "config.json").exists()
+    assert not (base.parent / "sites" / "b").exists()

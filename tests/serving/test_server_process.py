@@ -242,7 +242,7 @@ def test_experts_are_changed_under_load_and_no_request_is_lost(
             one.start()
         for words in (("import", packs[1]), ("remove", "ultrasound", "--to", "meta")):
             hashes.append(take_in(*words))
-            server.process.send_signal(signal.SIGHUP)
+            server.process.send_signal(signal.SIGUSR1)
             end = time.monotonic() + 60
             while f"changed to model {hashes[-1]}" not in server.said():
                 assert time.monotonic() < end, server.said()
@@ -252,7 +252,7 @@ def test_experts_are_changed_under_load_and_no_request_is_lost(
                 assert time.monotonic() < end
                 time.sleep(0.05)
         (base.parent / "sites" / "north" / "config.json").write_text("{}")
-        server.process.send_signal(signal.SIGHUP)
+        server.process.send_signal(signal.SIGUSR1)
         while "not changed, the model before goes on" not in server.said():
             assert time.monotonic() < end, server.said()
             time.sleep(0.05)

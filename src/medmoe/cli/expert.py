@@ -243,6 +243,7 @@ def _tested(without: Path, model: Path, name: str, args: argparse.Namespace) -> 
         )
     if report["worse"]:
         tell("an old domain is worse: nothing is written")
+        flags.remove_empty_folders()
     return report
 
 

@@ -152,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
     server = Server(
         engine, settings, audit=audit, monitor=monitor, page=not args.no_page,
         on_ready=lambda: tell(f"ready: {address}"), say=tell,
-        again=None if args.engine == "vllm" else partial(_engine_again, args),
+        again=partial(_engine_again, args),
     )  # fmt: skip
     tell(f"loading {args.model} for {address} …  {FOOTER}")
     server.run()
@@ -196,8 +196,9 @@ def _engine_again(args: argparse.Namespace) -> ChatEngine:
     """Return an engine of what the model's folder holds now."""
     from medmoe.model.checkpoint import verify
 
-    if args.monitor is not None:
-        raise ConfigError("a drift watch is of one model; end this server and start another")
+    if args.engine == "vllm" or args.monitor is not None:
+        what = "a drift watch" if args.monitor is not None else "vLLM"
+        raise ConfigError(f"{what} is of one model; end this server and start another")
     verify(args.model)
     return _engine(args)
 

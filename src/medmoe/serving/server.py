@@ -133,7 +133,7 @@ class Server(uvicorn.Server):
         monitor: None where drift is not watched.
         page: Whether the page is mounted.
         on_ready: Called when the model answers.
-        again: Makes another engine when SIGHUP asks for it, of what the model's folder holds then;
+        again: Makes another engine when SIGUSR1 asks for it, of what the model's folder holds then;
             None where that is not possible.
         say: Is told what came of that.
 
@@ -181,7 +181,7 @@ class Server(uvicorn.Server):
         main = threading.current_thread() is threading.main_thread()
         if self._again is not None and main and sys.platform != "win32":
             asyncio.get_running_loop().add_signal_handler(
-                signal.SIGHUP, lambda: self._spawn(self._change())
+                signal.SIGUSR1, lambda: self._spawn(self._change())
             )
         self._spawn(self._load())
 
