@@ -206,6 +206,8 @@ class Server(uvicorn.Server):
             except Exception as error:
                 self._say(f"not changed, the model before goes on: {first_line(error)}")
                 return
+            if self._service.state != "ready":  # told to end meanwhile
+                return await engine.stop()
             self._say(f"changed to model {engine.facts.sha256}")
             await self._service.change_engine(engine)
 
