@@ -116,7 +116,7 @@ def test_phase_3_sees_every_question_nine_times() -> None:
 HASHES = {
     "tiny_phantom": ("12320e53d91d", "8776e4a349bd", "461ac910d727"),
     "tiny_real": ("37501c525366", "7e2e215b9366", "1b80acc3de2e"),
-    "small_real": ("66d3f9c8e79e", "b46a55666768", "ac444b440f94"),
+    "small_real": ("0b1b1fb405e9", "072100b03558", "e25a366aa293"),
     "small_real_disjoint": ("5405205220d9", "638ac718b934", "db9c2129341d"),
     "small_real_disjoint_sft": ("c296d68b484f", "None", "714c3f3356b3"),
     "demo_phantom": ("c0573757d3f4", "cec573e68cb1", "3cad46a2b182"),

@@ -51,23 +51,16 @@ def gate(
         plan = EvalPlan(folder, out / part, tasks, seed=seed, commit=commit)
         evaluate(plan, lambda task, *done, part=part: progress(f"{task}, {part} {name}", *done))
         sides.append(out / part)
-    domains = read_config(model).domains or []
     rows: list[dict[str, Any]] = []
     found: list[Comparison] = []
-    worse = False
     for task in tasks:
         paths = [side / task.spec.name / "predictions.jsonl" for side in sides]
-        before, after = map(read_predictions, paths)
-        for domain in (*domains, OTHER):
-            own = [r for r in task.records if domain == _domain(r, domains)]
-            if not own:
-                continue
+        for domain, own in _by_domain(task, read_config(model).domains or []).items():
             wanted = {record.id for record in own}
-            a, b = ([p for p in said if p.id in wanted] for said in (before, after))
+            a, b = ([p for p in read_predictions(path) if p.id in wanted] for path in paths)
             compared = compare_runs(f"{task.spec.name}, {domain}", own, [a], [b], seed)
             found.append(compared)
-            worse |= domain != name and bool(losses(compared.differences))
-            texts = [{p.id: p.text for p in part} for part in (a, b)]
+            texts = [{p.id: p.text for p in said} for said in (a, b)]
             rows.append(
                 {
                     "task": task.spec.name,
@@ -81,9 +74,10 @@ def gate(
                     "differences": [row.to_dict() for row in compared.differences],
                 }
             )
+    both = zip(rows, found, strict=True)
     report = {
         "version": 1,
-        "worse": worse,
+        "worse": any(losses(one.differences) for row, one in both if not row["new"]),
         "seed": seed,
         "commit": commit,
         "without": identity(without),
@@ -93,5 +87,9 @@ def gate(
     return report, found
 
 
-def _domain(record: Record, domains: Sequence[str]) -> str:
-    return domain_of(record.image.modality, domains) or OTHER
+def _by_domain(task: TaskRecords, domains: Sequence[str]) -> dict[str, list[Record]]:
+    """Return a task's records by the domain of their picture, in the experts' order."""
+    found: dict[str, list[Record]] = {domain: [] for domain in (*domains, OTHER)}
+    for record in task.records:
+        found[domain_of(record.image.modality, domains) or OTHER].append(record)
+    return {domain: records for domain, records in found.items() if records}
