@@ -146,6 +146,14 @@ def record_reproduction(folder: Path) -> None:
         how["seeds"] = " ".join(map(str, found["seeds"]))
         every = [how | row | _share(row) for row in found["rows"]]
         rows = [{name: _plain(row.get(name)) for name in REPRODUCED} for row in every]
+        # What could not be run this time may have been before, of models that lie elsewhere now.
+        same = ("name", "size", "seeds", "family", "what")
+        before = {
+            tuple(row[key] for key in same): row
+            for row in read("reproduce.csv", REPRODUCED)
+            if row["value"]
+        }
+        rows = [r if r["value"] else before.get(tuple(r[k] for k in same), r) for r in rows]
         _keep("reproduce.csv", REPRODUCED, ("name", "size"), rows)
     for path in sorted(folder.glob("*/summary.json")):
         summary = json.loads(path.read_text(encoding="utf-8"))
@@ -257,9 +265,10 @@ def reproduce_page(rows: list[Row]) -> str:
             lines += [about["note"], ""] if "note" in about else []
             lines += [line(drawn.columns), line(["---"] * len(drawn.columns))]
             lines += [line(cells) for cells in drawn.rows]
-            first = own[0]
-            lines += ["", f"Commit `{first['commit'][:12]}`, {first['hardware']}, seeds "
-                      f"{first['seeds'].replace(' ', ', ')}."]  # fmt: skip
+            ran = [row for row in own if row["value"]] or own
+            commits = dict.fromkeys(f"`{row['commit'][:12]}` ({row['hardware']})" for row in ran)
+            seeds = own[0]["seeds"].replace(" ", ", ")
+            lines += ["", f"Commit {', '.join(commits)}, seeds {seeds}."]
     return "\n".join(lines) + "\n"
 
 
