@@ -75,7 +75,8 @@ def _gate_arguments(parser: Parser) -> None:
         default=[],
         dest="task",
     )
-    parser.add_shared("--split", "--limit", "--data", "--allow-outside", "--seed", **flags.OF_MODEL)
+    parser.add_shared("--split", "--limit", "--data", "--allow-outside")
+    parser.add_shared("--seed", **flags.OF_MODEL)
     parser.set_defaults(calibrate=None)
 
 
@@ -251,7 +252,10 @@ def _said_of(report: dict[str, Any] | None) -> str:
     """Return what a pack says of its own test."""
     if report is None:
         return "the pack says of no test; test it here by --test TASK"
-    rows = (f"{row['task']} {row['domain']} ({row['images']:,})" for row in report["rows"])
+    try:
+        rows = [f"{row['task']} {row['domain']} ({row['images']:,})" for row in report["rows"]]
+    except (KeyError, TypeError, ValueError):
+        return "what the pack says of its test is not readable; test it here by --test TASK"
     return f"tested by its maker, no old domain worse; pictures: {', '.join(rows)}"
 
 
