@@ -3,7 +3,7 @@
 `python scripts/bytes_moved.py BEFORE AFTER OUT.png` takes two model folders.
 
 Every tensor of both folders is hashed, and every row of a router by itself. Grey is the same bytes
-in both, colour is what came. The picture of docs/experts.md is drawn so.
+in both, colour is what came or changed. The picture of docs/experts.md is drawn so.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from medmoe.model.expert_tensors import owner, tensors_hash
-from medmoe.model.experts import MoeFolder
+from medmoe.model.expert_tensors import owner
+from medmoe.model.experts import MoeFolder, moved
 from medmoe.routing.figure_style import INK
 
 GREYS = ("#c4c7c5", "#dadce0")
 NEW, RED = "#E69F00", "#b3261e"
-PARTS = ("vision_tower", "projector", "meta_expert", "gate")
+PARTS = ("vision_tower", "projector", "meta_expert", "gate", "domain_check")
 NAMES = {
     "vision_tower": "vision encoder", "projector": "projector", "meta_expert": "meta expert",
-    "language_model": "language model", "gate": "routers",
+    "language_model": "language model", "gate": "routers", "domain_check": "out-of-domain check",
 }  # fmt: skip
 
 
@@ -45,15 +45,12 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
     before, after = (MoeFolder(path) for path in (args.before, args.after))
-    old, new = ({k: tensors_hash({"": t}) for k, t in f.tensors.items()} for f in (before, after))
-    came = {k: t for k, t in after.tensors.items() if k not in old}
-    changed = [k for k in old if k in new and old[k] != new[k]]
-    gone = [k for k in old if k not in new]
-    same = sum(t.nbytes for k, t in after.tensors.items() if old.get(k) == new[k])
-    moved = sum(t.nbytes for t in came.values())
+    found = moved(before.tensors, after.tensors)
+    came, changed = found["came"], [*found["changed"], *found["went"]]
+    same, new = (sum(after.tensors[k].nbytes for k in found[kind]) for kind in ("same", "came"))
     (name,) = {owner(key) for key in came}
-    print(f"the same {same:,} bytes in {len(old) - len(changed) - len(gone)} tensors and rows; "
-          f"came {moved:,} in {len(came)}; changed {len(changed)}; gone {len(gone)}")  # fmt: skip
+    print(f"the same {same:,} bytes in {len(found['same'])} tensors and rows; came {new:,} in "
+          f"{len(came)}; changed or went: {len(changed)}")  # fmt: skip
     order = [*dict.fromkeys(map(part_of, after.tensors))]
     order.sort(key=lambda part: (part.startswith("expert"), part == "gate"))
     total = sum(t.nbytes for t in after.tensors.values())
@@ -76,7 +73,7 @@ def main() -> None:
             strips.text(-0.01, y, what, ha="right", va="center")
         strips.set_title(
             f"All weights, by bytes: {same / 2**20:,.1f} MiB the same before and after, "
-            f"{moved / 2**20:,.1f} MiB came, {len(changed) + len(gone)} tensors changed or went",
+            f"{new / 2**20:,.1f} MiB came, {len(changed)} tensors changed or went",
             fontsize=8, loc="left",
         )  # fmt: skip
         gate = next(k.partition("[")[0] for k in came if k.endswith("]"))

@@ -13,11 +13,14 @@ import torch
 from PIL import Image
 from tests.cli.running import refused_by
 from tests.model.growing import ALL, NONE, grown, run
+from tests.model.tiny import moe_model, processor
 
 from medmoe.cli.main import main
 from medmoe.evaluation.compare import compare_runs
-from medmoe.model.checkpoint import identity
+from medmoe.model.checkpoint import identity, load_model, save_model
 from medmoe.model.committed import MANIFEST
+from medmoe.model.expert_tensors import renamed
+from medmoe.model.experts import Expert, MoeFolder, put_in
 
 refused = refused_by("expert")
 
@@ -68,6 +71,23 @@ def test_each_site_answers_by_its_own_experts_and_the_model_stays(
         assert weights[0] < 0.2 * weights[1]
     told(capsys, *asked)
     assert json.loads(out.read_text())["routing"]["domain"] in ("ct", "mri", "pathology", "xray")
+
+
+def test_a_sites_model_of_half_precision_is_that_of_the_whole_folder(tmp_path: Path) -> None:
+    base = tmp_path / "run" / "model"
+    save_model(moe_model("stablelm").to(torch.bfloat16), processor(), base, {})
+    files, folders = MoeFolder(base), [tmp_path / "whole", tmp_path / "run" / "sites" / "north"]
+    own = files.expert("ct").items()
+    tensors = {renamed(k, "ct", "ultrasound"): t.clone() for k, t in own}
+    expert = Expert("ultrasound", tensors, [*files.domains, "ultrasound"], {})
+    for folder, link in zip(folders, (None, base), strict=True):
+        put_in(files, folder, expert, base=link)
+    whole, of_site = (load_model(folder)[0].state_dict() for folder in folders)
+    assert whole.keys() == of_site.keys()
+    assert {t.dtype for t in whole.values()} == {torch.bfloat16, torch.float32}
+    for name, tensor in whole.items():
+        assert of_site[name].dtype == tensor.dtype
+        assert torch.equal(of_site[name], tensor)
 
 
 def test_a_site_takes_several_packs_and_lets_them_go(

@@ -247,6 +247,8 @@ def test_experts_are_changed_under_load_and_no_request_is_lost(
             while f"changed to model {hashes[-1]}" not in server.said():
                 assert time.monotonic() < end, server.said()
                 time.sleep(0.05)
+            (listed,) = httpx.get(f"{server.address}/v1/models").json()["data"]
+            assert listed["medmoe"]["sha256"] == hashes[-1]
             before = len(replies)
             while len(replies) < before + 8:
                 assert time.monotonic() < end

@@ -53,6 +53,7 @@ def add_arguments(parser: Parser) -> None:
                 "--site NAME",
                 "change this site's experts, which lie beside MODEL; MODEL stays as it is",
                 flags.reader(str, re.compile(r"[\w-]+").fullmatch, "a site's name, e.g. north"),
+                dest="changed_site",
             )
         if name in ("export", "import", "swap"):
             _gate_arguments(inner)
@@ -101,11 +102,9 @@ def _training_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what is asked, and print what changed and what is proven to be the same."""
-    from medmoe.model.locate import find_model, find_site
+    from medmoe.model.locate import find_model
 
-    of_site = args.action in ("list", "export") and args.site
-    folder = find_site(args.model, args.site) if of_site else find_model(args.model)
-    result = _ACTIONS.get(args.action, _edit)(folder, args)
+    result = _ACTIONS.get(args.action, _edit)(find_model(args.model), args)
     tell(FOOTER)
     flags.write_json(args.json, result | {"note": FOOTER})
     return WORSE if (result.get("evaluation") or {}).get("worse") else 0
@@ -126,8 +125,8 @@ def _list(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
             f"{entry['name']:12}  {', '.join(entry['modality'])}; {entry['parameters']:,} "
             f"parameters in layers {layers}; {origin}; sha256 {entry['sha256']}"
         )
-    sites = sites_of(folder)
-    tell(f"sites: {', '.join(sites) or 'none'}")
+    if sites := sites_of(folder):
+        tell(f"sites: {', '.join(sites)}")
     return {"experts": experts, "sites": sites}
 
 
@@ -190,12 +189,12 @@ def _edit(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     if args.out is None and not args.model.exists():
         raise ConfigError(f"{args.model} lies in the hub's cache; name a folder by --out DIR")
     out, base, site = args.out or folder, None, None
-    if args.site is not None:
+    if args.changed_site is not None:
         if args.out is not None or (folder / BASE).is_file():
             raise ConfigError(
                 "a site lies beside a whole model; give that, and --site without --out"
             )
-        out, base = site_folder(folder, args.site), folder.resolve()
+        out, base = site_folder(folder, args.changed_site), folder.resolve()
         site = out if (out / BASE).is_file() else None
     with flags.alone_in(out):
         model = MoeFolder(site or folder)

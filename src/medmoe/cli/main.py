@@ -182,7 +182,7 @@ def _dispatch(words: list[str]) -> int:
     _without_a_notebooks_settings()
     if verb not in _FETCHING:
         _without_foreign_bars()
-    if verb != "expert" and getattr(args, "site", None):
+    if getattr(args, "site", None):
         from medmoe.model.locate import find_site
 
         args.model = find_site(args.model, args.site)

@@ -269,15 +269,22 @@ def _store(
         ) from None
 
 
-def _proven(old: Tensors, new: Tensors, name: str) -> dict[str, Any]:
-    """Return which tensors came, changed and went; refuse those that are not of the expert."""
+def moved(old: Tensors, new: Tensors) -> dict[str, list[str]]:
+    """Return by their SHA-256 which tensors came, changed and went, and which are the same."""
     before, after = ({k: tensors_hash({"": t}) for k, t in part.items()} for part in (old, new))
     came, went = sorted(after.keys() - before.keys()), sorted(before.keys() - after.keys())
     changed = sorted(key for key in after.keys() & before.keys() if after[key] != before[key])
-    if foreign := [key for key in (*came, *went, *changed) if owner(key) != name]:
+    same = sorted(after.keys() - {*came, *changed})
+    return {"same": same, "came": came, "changed": changed, "went": went}
+
+
+def _proven(old: Tensors, new: Tensors, name: str) -> dict[str, Any]:
+    """Return what moved, of what stayed how many; refuse what moved and is not of the expert."""
+    found = moved(old, new)
+    others = (key for kind in ("came", "went", "changed") for key in found[kind])
+    if foreign := [key for key in others if owner(key) != name]:
         raise CheckpointError(
             f"{len(foreign)} tensors of other parts would change, first: {foreign[0]}; nothing is "
             "written"
         )
-    same = len(after) - len(came) - len(changed)
-    return {"same": same, "came": came, "changed": changed, "went": went}
+    return found | {"same": len(found["same"])}

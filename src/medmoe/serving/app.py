@@ -120,14 +120,6 @@ def _health(app: FastAPI, service: Service) -> None:
 
 
 def _openai(app: FastAPI, service: Service) -> None:
-    model = service.engine.facts
-    described = {
-        "id": model.id, "object": "model", "created": 0, "owned_by": "medmoe",
-        "medmoe": {
-            "sha256": model.sha256, "domains": list(model.domains),
-            "evidence": service.engine.explains, "notice": NOTICE,
-        },
-    }  # fmt: skip
     place = "#/paths/~1v1~1chat~1completions/post/requestBody/content/application~1json/schema"
     schema = ChatBody.model_json_schema(ref_template=place + "/$defs/{model}")
     body = {"content": {"application/json": {"schema": schema}}, "required": True}
@@ -135,14 +127,14 @@ def _openai(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         """List the one model."""
-        return {"object": "list", "data": [described]}
+        return {"object": "list", "data": [_described(service.engine)]}
 
     @app.get("/v1/models/{name}")
     async def one_model(name: str) -> dict[str, Any]:
         """Return the model."""
-        if name != model.id:
+        if name != service.engine.facts.id:
             raise ProblemError(404, "model_not_found", "no such model; see /v1/models")
-        return described
+        return _described(service.engine)
 
     @app.post(CHAT_PATH, openapi_extra={"requestBody": body})
     async def chat(request: Request) -> Response:
@@ -153,6 +145,18 @@ def _openai(app: FastAPI, service: Service) -> None:
     async def respond(request: Request) -> Response:
         """Answer a conversation, asked and told as OpenAI's responses are; nothing is kept."""
         return await complete(service, request, read_response, whole, events)
+
+
+def _described(engine: ChatEngine) -> dict[str, Any]:
+    """Return a model as it is listed."""
+    model = engine.facts
+    return {
+        "id": model.id, "object": "model", "created": 0, "owned_by": "medmoe",
+        "medmoe": {
+            "sha256": model.sha256, "domains": list(model.domains),
+            "evidence": engine.explains, "notice": NOTICE,
+        },
+    }  # fmt: skip
 
 
 def _files(app: FastAPI, service: Service) -> None:

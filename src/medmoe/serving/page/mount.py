@@ -138,16 +138,15 @@ def mount_page(app: FastAPI, service: Service, cases: CaseStore) -> None:
 
 
 def _own_files(app: FastAPI, service: Service) -> None:
-    about = {"model": service.engine.facts.id, "explains": service.engine.explains}
-    about |= {"presets": WINDOW_PRESETS, "examples": EXAMPLES}
-
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page(request: Request) -> Response:
         return _built("index.html", request)
 
     @app.get("/page/about", include_in_schema=False)
     async def told() -> Response:
-        watch = service.monitor
+        watch, engine = service.monitor, service.engine
+        about = {"model": engine.facts.id, "explains": engine.explains}
+        about |= {"presets": WINDOW_PRESETS, "examples": EXAMPLES}
         return JSONResponse(about | {"drift": watch.standing() if watch else None})
 
     @app.get("/page/{name}", include_in_schema=False)
