@@ -11,7 +11,7 @@ from tests.training.faults import PHASES, SAVE_EVERY, STEPS, settings
 from medmoe.config.load import check
 from medmoe.config.train_schema import RunSpec
 from medmoe.errors import CheckpointError, ConfigError, GuardError
-from medmoe.training.saving.checkpoints import CheckpointFolder
+from medmoe.training.saving.checkpoints import CheckpointFolder, refuse_changed
 
 PHASE = "phase1_alignment"
 
@@ -121,6 +121,25 @@ def test_a_resume_with_changed_values_names_them_and_is_refused_unless_allowed(
         PHASES[PHASE](other, toy.silent)
     allowed = settings(folder, facts={"config_sha256": "abc"}, allow_changed=True)
     assert PHASES[PHASE](allowed, toy.silent)[1].resumed_from == STEPS
+
+
+def test_of_many_changed_values_the_message_names_the_first_few(tmp_path: Path) -> None:
+    then = {"data": {"a/train": "0" * 64, "b/train": "1" * 64}, "trained": {"w": [1]}, "samples": 3}
+    now = {
+        "data": {"a/train": "2" * 64, "b/train": "1" * 64},
+        "trained": {f"w{i}": [i] for i in range(500)},
+        "samples": list(range(500)),
+    }
+    with pytest.raises(CheckpointError) as refused:
+        refuse_changed(then, now, tmp_path)
+    line = str(refused.value)
+    assert (
+        f"503 values differ from those it was trained with (data.a/train: {'0' * 64} then" in line
+    )
+    assert "b/train: 1" not in line
+    assert "samples: 3 then, [0, 1, 2" in line
+    assert "and 500 more); set them back" in line
+    assert len(line) < 700
 
 
 def test_frozen_weights_that_changed_are_refused(run: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medmoe.errors import CheckpointError
+from medmoe.errors import CheckpointError, first_few
 from medmoe.model.committed import (
     check_files,
     committed,
@@ -130,15 +130,21 @@ def refuse_changed(then: Mapping[str, Any], now: Mapping[str, Any], directory: P
     """Refuse to resume a run whose circumstances differ from the checkpoint's.
 
     Raises:
-        CheckpointError: Names every key that differs, with both values.
+        CheckpointError: Names the first few values that differ, as they were and as they are.
     """
-    changed = [
-        f"{key}: {then.get(key)} then, {now.get(key)} now"
-        for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key)
-    ]
+    changed = list(_changes(then, now))
     if changed:
         raise CheckpointError(
             f"{directory}: {len(changed)} values differ from those it was trained with "
-            f"({'; '.join(changed)}); set them back, or use --allow-changed"
+            f"({first_few(changed, 3)}); set them back, or use --allow-changed"
         )
+
+
+def _changes(then: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> Iterator[str]:
+    """Yield a text for each value that differs; of mappings, for each of their values."""
+    for key in sorted(then.keys() | now.keys()):
+        old, new = then.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _changes(old, new, f"{within}{key}.")
+        elif old != new:
+            yield f"{within}{key}: {old!s:.80} then, {new!s:.80} now"
