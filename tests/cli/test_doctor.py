@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import platform
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -136,6 +138,27 @@ def test_too_little_room_is_a_note_with_the_amount(
     row = next(check for check in machine.check_hardware(tmp_path) if check.name == name)
     assert row.status == "note"
     assert "1000000 GiB" in row.fix
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="GLIBC_TUNABLES is of the GNU C library"
+)
+def test_small_pages_are_a_note_and_what_it_says_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    (row,) = machine.check_allocation()
+    assert row.status == "note"
+    name, _, value = row.fix.partition("export ")[2].partition(" ")[0].partition("=")
+    monkeypatch.setenv(name, value)
+    assert [row.status for row in machine.check_allocation()] == ["ok"]
+    # The loader knows all three, and has taken them.
+    loader = next(Path("/lib64").glob("ld-linux-*.so.2"), None) or Path(
+        "/lib/ld-linux-aarch64.so.1"
+    )
+    said = subprocess.run([loader, "--list-tunables"], capture_output=True, text=True, check=True)
+    found = dict(line.split(": ", 1) for line in said.stdout.splitlines() if ": " in line)
+    for name in ("mmap_threshold", "trim_threshold"):
+        assert found[f"glibc.malloc.{name}"].split()[0] == hex(4 * 2**30)
+    assert found["glibc.malloc.hugetlb"].split()[0] == "0x1"
 
 
 def test_data_sets_are_found_by_their_marker(tmp_path: Path) -> None:

@@ -13,7 +13,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from medmoe.cli import flags
-from medmoe.cli.machine import Check, check_decoder, check_hardware, check_packages, check_torch
+from medmoe.cli.machine import (
+    Check,
+    check_allocation,
+    check_decoder,
+    check_hardware,
+    check_packages,
+    check_torch,
+)
 from medmoe.cli.parser import Parser
 from medmoe.errors import DataError
 
@@ -29,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the report, write `--json`, and return 1 if something required is missing."""
     python = Check("python", f"{platform.python_version()} ({sys.executable})")
     checks = [*check_data(args.data), python, *check_packages(), *check_torch()]
-    checks += [*check_hardware(Path.cwd()), check_decoder()]
+    checks += [*check_hardware(Path.cwd()), *check_allocation(), check_decoder()]
     usable = not any(check.status == "missing" for check in checks)
     result = {"version": 1, "usable": usable, "checks": [asdict(check) for check in checks]}
     flags.write_json(args.json, result)
