@@ -29,7 +29,7 @@ LIMIT_MS = 5.0
 def files(folder: Path, count: int) -> dict[str, list[bytes]]:
     """Return files by kind."""
     name, records = pictures(folder, count)
-    photos = [Path(record.source).read_bytes() for record in records]
+    photos = [Path(str(record.source)).read_bytes() for record in records]
     grey = np.random.default_rng(0).integers(0, 4096, (512, 512)).astype(np.int16)
     odd = Path(pydicom.__file__).parent / "data" / "test_files"
     Image.fromarray(grey.astype(np.uint8)).save(folder / "grey.png")

@@ -43,7 +43,7 @@ class AtOnce(Ahead):
     """Draws a sample when it is asked for."""
 
     def __getitem__(self, index: int) -> Any:
-        return self._schedule[index]
+        return self.schedule[index]
 
 
 def context_of(parts: Tiny, images: list[ImageRecord], features: Any) -> PhaseContext:
@@ -88,11 +88,11 @@ def compare(parts: Tiny, images: list[ImageRecord], features: Any, repeats: int)
             features.begin(sample.image)
 
     def ahead() -> Any:
-        engine.Ahead = Ahead
+        setattr(engine, "Ahead", Ahead)  # noqa: B010
         return train(context, packed_schedule(context), collate, begin)
 
     def at_once() -> Any:
-        engine.Ahead = AtOnce
+        setattr(engine, "Ahead", AtOnce)  # noqa: B010
         return train(context, packed_schedule(context), collate)
 
     def nothing() -> Any:
@@ -114,7 +114,7 @@ def main() -> None:
     vision = vision_backbone("tiny_clip_64")
     with tempfile.TemporaryDirectory() as folder:
         name, images = pictures(Path(folder), BATCH * STEPS)
-        default_pool().decode(Path(images[0].source).read_bytes())
+        default_pool().decode(Path(str(images[0].source)).read_bytes())
         print(f"{name}, {STEPS} steps of {BATCH}")
         tower = parts.dense.model.vision_tower
         on_demand = FeaturesOnDemand(tower, vision, parts.processor.image_processor, images)

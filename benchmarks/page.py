@@ -63,15 +63,16 @@ def scan(side: int, rng: np.random.Generator) -> bytes:
     """Return a square CT picture of 12 bits in 16 as a DICOM file."""
     grey = rng.normal(2000, 300, (side, side)) + np.linspace(-1500, 1500, side)
     grey = grey.clip(0, 4095).astype(np.uint16)
-    return dicom(
+    file: bytes = dicom(
         grey, Modality="CT", WindowCenter=2000, WindowWidth=4000, PixelSpacing=[0.14, 0.14]
     )
+    return file
 
 
 def seen_after(page: Any, picture: bytes) -> float:
     """Return the milliseconds from choosing a file to its first drawing."""
     file = {"name": "x.dcm", "mimeType": "", "buffer": picture}
-    page.set_input_files("#picture-file", file)  # type: ignore[arg-type]
+    page.set_input_files("#picture-file", file)
     page.wait_for_function("() => window.drawn.length > 0")
     return float(page.evaluate("() => window.drawn[0] - window.chosen"))
 

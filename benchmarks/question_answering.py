@@ -66,7 +66,7 @@ def operations(run: Callable[[], object]) -> int:
     """Return the floating-point operations of one run."""
     with FlopCounterMode(display=False) as counted:
         run()
-    return counted.get_total_flops()
+    return int(counted.get_total_flops())
 
 
 def main() -> None:
@@ -82,12 +82,12 @@ def main() -> None:
         inverse = f"{1 / ratio.median:6.2f}  [{1 / ratio.high:.2f}, {1 / ratio.low:.2f}]"
         print(f"{size:<8}{same[size]:>3} of {QUESTIONS:<10}{inverse}")
     ways = about_one(tiny(2, "smollm2_135m"))
-    texts = {name: [answer.text for answer in run()] for name, run in ways.items()}
+    said = {name: [answer.text for answer in run()] for name, run in ways.items()}
     found = ratios(ways, "read once", values.repeats)
     print(f"{ABOUT_ONE} questions about one picture, ÷ read once (at least {AT_LEAST:g})")
     for name in list(ways)[:2]:
-        same = sum(map(str.__eq__, texts[name], texts["read once"]))
-        print(f"{name:<16}{same} of {ABOUT_ONE} the same   {found[name]}")
+        equal = sum(map(str.__eq__, said[name], said["read once"]))
+        print(f"{name:<16}{equal} of {ABOUT_ONE} the same   {found[name]}")
     both = evidence_and_answer(tiny(1))
     found = ratios(both, "answer", values.repeats)
     work = operations(both["explain"]) / operations(both["answer"])

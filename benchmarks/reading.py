@@ -50,11 +50,11 @@ def seconds(run: Callable[[], Any]) -> float:
 def consumed(parts: Tiny, phases: int, repeats: int) -> dict[str, tuple[float, float]]:
     """Return the pictures a second a step takes by phase: with kept features, and encoding."""
     pixels, size = parts.pixels, len(parts.pixels)
-    encode = lambda: parts.dense.model.encode_images(pixels)  # noqa: E731
+    encode = partial(parts.dense.model.encode_images, pixels)
     with torch.no_grad():
         encode()
         encoding = statistics.median(seconds(encode) for _ in range(repeats))
-    rates = {}
+    rates: dict[str, tuple[float, float]] = {}
     for phase, questions in PHASES[:phases]:
         model = parts.moe if phase == "phase3_moe" else parts.dense
         set_trainable(model, phase)
@@ -84,7 +84,7 @@ def main() -> None:
     torch.set_num_threads(default_pool().workers)
     with tempfile.TemporaryDirectory() as folder:
         name, records = pictures(Path(folder), 400)
-        default_pool().decode(Path(records[0].source).read_bytes())
+        default_pool().decode(Path(str(records[0].source)).read_bytes())
         print(f"{name}, pictures a second; {default_pool().workers} decoders and threads")
         for model, side, size, phases in MODELS:
             rates = consumed(tiny(size, model), phases, values.repeats)

@@ -22,8 +22,8 @@ from medmoe.evaluation.score.table import score_table
 from medmoe.evaluation.statistics import (
     Floats,
     cluster_indices,
-    clustered_bootstraps,
-    resampled_clusters,
+    clustered_bootstrap,
+    drawn_counts,
 )
 
 PAIRS, PER_IMAGE, RESAMPLES, SEED = 10_000, 3, 2000, 7
@@ -34,11 +34,11 @@ WORDS = (
 )
 
 
-def pairs() -> tuple[list[Record], list[Prediction]]:
+def pairs(count: int = PAIRS) -> tuple[list[Record], list[Prediction]]:
     """Return made-up questions with answers of one to six words, no two alike."""
     rng = random.Random(SEED)
     records, predictions = [], []
-    for i in range(PAIRS):
+    for i in range(count):
         closed = rng.random() < 0.5
         answer = (
             rng.choice(["yes", "no"])
@@ -74,7 +74,8 @@ def plain_loop(values: Floats, images: list[str]) -> Floats:
     """Return the intervals (M, 2), resample by resample and metric by metric."""
     index, count = cluster_indices(images)
     members = [np.flatnonzero(index == cluster) for cluster in range(count)]
-    draws = np.concatenate(list(resampled_clusters(count, seed=SEED, resamples=RESAMPLES)))
+    times = np.concatenate(list(drawn_counts(count, seed=SEED, resamples=RESAMPLES)))
+    draws = [np.repeat(np.arange(count), row.astype(int)) for row in times]
     ends = []
     for column in values.T:
         means = [
@@ -105,13 +106,13 @@ def main() -> None:
     data = rng.random((few, METRICS))
     images = [record.image.id for record in records[:few]]
     one = data[:, :1]
-    together = clustered_bootstraps(one, images, seed=SEED, resamples=RESAMPLES)
+    together = clustered_bootstrap(one, images, seed=SEED, resamples=RESAMPLES)
     # Means summed in another order
     assert np.allclose(together, plain_loop(one, images), atol=1e-12), "not the same intervals"
     runs = {
         "loop": lambda: plain_loop(one, images),
-        "one metric": lambda: clustered_bootstraps(one, images, seed=SEED, resamples=RESAMPLES),
-        f"{METRICS} metrics": lambda: clustered_bootstraps(
+        "one metric": lambda: clustered_bootstrap(one, images, seed=SEED, resamples=RESAMPLES),
+        f"{METRICS} metrics": lambda: clustered_bootstrap(
             data, images, seed=SEED, resamples=RESAMPLES
         ),
     }

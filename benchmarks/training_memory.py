@@ -91,7 +91,7 @@ def real(
     *_, patches, questions = SIZES[size]
     torch.manual_seed(0)
     model = MedMoeForConditionalGeneration(config)
-    held = sum(parameter.nbytes for parameter in model.parameters())
+    held: int = sum(parameter.nbytes for parameter in model.parameters())
     segment = Segment(tuple(range(QUESTION)), ANSWER)
     sample = Packed(0, (config.image_token_id,) * patches, (segment,) * questions)
     features = torch.randn(1, patches, config.vision_config.hidden_size)
@@ -107,7 +107,8 @@ def real(
         run_phase(run, model, schedule, PackingCollator(features, 0))
     events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
-    return held + max(accumulate(event.nbytes() for event in events))
+    more: int = max(accumulate(event.nbytes() for event in events))
+    return held + more
 
 
 def planned(

@@ -7,6 +7,7 @@ and in bfloat16 where the processor has units for it. Random weights, pictures o
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ def main() -> None:
 
             torch.testing.assert_close(ours(), plain(model, pixels), atol=1e-3, rtol=1e-3)
             ways: dict[str, Callable[[], Any]] = {
-                "plain": lambda pixels=pixels: plain(model, pixels),
+                "plain": partial(plain, model, pixels),
                 "ours": ours,
             }
             line = f"{count:<10}"

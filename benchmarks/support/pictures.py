@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from medmoe.data.phantom import read_phantom
@@ -29,5 +30,5 @@ def pictures(folder: Path, count: int) -> tuple[str, list[ImageRecord]]:
         images = {r.image.id: r.image for r in read_phantom("train", count, seed=7, size=SIDE)}
         for number, image in enumerate(images.values()):
             files.append(folder / f"{number}.jpg")
-            Image.fromarray(image.source).convert("RGB").save(files[-1], quality=90)
+            Image.fromarray(np.asarray(image.source)).convert("RGB").save(files[-1], quality=90)
     return f"{len(files)} pictures of {name}", [ImageRecord(path.name, path) for path in files]
