@@ -18,7 +18,7 @@ Status = Literal["ok", "note", "missing"]
 GIB = 2**30
 MIN_MEMORY_GIB = 4  # the demo's peak, with room for the rest of the machine
 MIN_DISK_GIB = 2  # checkpoints and report of one demo
-#: With it steps of training on a CPU take 0.55 to 0.8 of the time, and up to twice the memory.
+#: Steps of training on a CPU take 0.55 to 0.8 of the time with it, and twice the memory or more.
 KEEPS_HUGE_PAGES = (
     "glibc.malloc.hugetlb=1:"
     "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
@@ -124,7 +124,7 @@ def check_allocation() -> list[Check]:
     name, set_to = "memory allocation", os.environ.get("GLIBC_TUNABLES", "")
     if "glibc.malloc.hugetlb" in set_to:
         return [Check(name, set_to)]
-    fix = f"before training: export GLIBC_TUNABLES={KEEPS_HUGE_PAGES} (read docs/training.md)"
+    fix = f"export GLIBC_TUNABLES={KEEPS_HUGE_PAGES} (costs memory: docs/training.md)"
     return [
         Check(name, "in small pages: training on a CPU takes up to 1.8 times as long", "note", fix)
     ]
