@@ -23,13 +23,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from medmoe.backbones.registry import language_backbone, vision_backbone
+from medmoe.cli.machine import KEEPS_HUGE_PAGES
 from medmoe.model.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteModel, SameConv
 
-_KEEP = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
 SETTINGS = {
     "default": "",
     "huge pages": "glibc.malloc.hugetlb=1",
-    "huge pages, memory kept": f"glibc.malloc.hugetlb=1:{_KEEP}",
+    "huge pages, memory kept": KEEPS_HUGE_PAGES,
 }
 WARM, STEPS = 3, 6
 
